@@ -1,0 +1,277 @@
+//! Every constant that the crate shares with Xen's headers: its name here, and its name there where that differs.
+//!
+//! A text in place of a name is a C expression, for values that the headers do not give a name to.
+
+use crate::fact::{Fact, constants};
+
+constants! {
+    addr {
+        HYPERVISOR_VIRT_START, HYPERVISOR_VIRT_END, RESERVED_L4_FIRST = "(HYPERVISOR_VIRT_START >> 39) & 511",
+        RESERVED_L4_LAST = "((HYPERVISOR_VIRT_END - 1) >> 39) & 511", MACH2PHYS_VIRT_START,
+        MACH2PHYS_VIRT_END, MACH2PHYS_NR_ENTRIES,
+    }
+    callback {
+        CALLBACKOP_REGISTER = "CALLBACKOP_register", CALLBACKOP_UNREGISTER = "CALLBACKOP_unregister",
+        CALLBACKTYPE_EVENT = "CALLBACKTYPE_event", CALLBACKTYPE_FAILSAFE = "CALLBACKTYPE_failsafe",
+        CALLBACKTYPE_SYSCALL = "CALLBACKTYPE_syscall",
+        CALLBACKTYPE_SYSENTER_DEPRECATED = "CALLBACKTYPE_sysenter_deprecated",
+        CALLBACKTYPE_NMI = "CALLBACKTYPE_nmi", CALLBACKTYPE_SYSENTER = "CALLBACKTYPE_sysenter",
+        CALLBACKTYPE_SYSCALL32 = "CALLBACKTYPE_syscall32", CALLBACKF_MASK_EVENTS = "CALLBACKF_mask_events",
+    }
+    console {
+        CONSOLEIO_WRITE = "CONSOLEIO_write", CONSOLEIO_READ = "CONSOLEIO_read",
+        XENCONS_IN_SIZE = "sizeof(((struct xencons_interface *)0)->in)",
+        XENCONS_OUT_SIZE = "sizeof(((struct xencons_interface *)0)->out)",
+    }
+    context {
+        FPU_CONTEXT_SIZE = "sizeof(((struct vcpu_guest_context *)0)->fpu_ctxt)",
+        GDT_FRAME_SLOTS = "sizeof(((struct vcpu_guest_context *)0)->gdt_frames) / sizeof(xen_pfn_t)",
+        VGCF_I387_VALID = "VGCF_i387_valid", VGCF_IN_KERNEL = "VGCF_in_kernel",
+        VGCF_FAILSAFE_DISABLES_EVENTS = "VGCF_failsafe_disables_events",
+        VGCF_SYSCALL_DISABLES_EVENTS = "VGCF_syscall_disables_events", VGCF_ONLINE = "VGCF_online",
+    }
+    cpuid {
+        XEN_CPUID_FIRST_LEAF, XEN_CPUID_MAX_NUM_LEAVES, XEN_CPUID_SIGNATURE_EBX, XEN_CPUID_SIGNATURE_ECX,
+        XEN_CPUID_SIGNATURE_EDX, XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD,
+        XEN_CPUID_MACHINE_ADDRESS_WIDTH_MASK, XEN_HVM_DEBUGCONS_IOPORT,
+    }
+    domid {
+        DOMID_FIRST_RESERVED, DOMID_SELF, DOMID_IO, DOMID_XEN, DOMID_COW, DOMID_INVALID, DOMID_IDLE,
+        DOMID_MASK,
+    }
+    elfnote {
+        XEN_ELFNOTE_INFO, XEN_ELFNOTE_ENTRY, XEN_ELFNOTE_HYPERCALL_PAGE, XEN_ELFNOTE_VIRT_BASE,
+        XEN_ELFNOTE_PADDR_OFFSET, XEN_ELFNOTE_XEN_VERSION, XEN_ELFNOTE_GUEST_OS, XEN_ELFNOTE_GUEST_VERSION,
+        XEN_ELFNOTE_LOADER, XEN_ELFNOTE_PAE_MODE, XEN_ELFNOTE_FEATURES, XEN_ELFNOTE_BSD_SYMTAB,
+        XEN_ELFNOTE_HV_START_LOW, XEN_ELFNOTE_L1_MFN_VALID, XEN_ELFNOTE_SUSPEND_CANCEL, XEN_ELFNOTE_INIT_P2M,
+        XEN_ELFNOTE_MOD_START_PFN, XEN_ELFNOTE_SUPPORTED_FEATURES, XEN_ELFNOTE_PHYS32_ENTRY, XEN_ELFNOTE_MAX,
+    }
+    event {
+        EVTCHNOP_BIND_INTERDOMAIN = "EVTCHNOP_bind_interdomain", EVTCHNOP_BIND_VIRQ = "EVTCHNOP_bind_virq",
+        EVTCHNOP_BIND_PIRQ = "EVTCHNOP_bind_pirq", EVTCHNOP_CLOSE = "EVTCHNOP_close",
+        EVTCHNOP_SEND = "EVTCHNOP_send", EVTCHNOP_STATUS = "EVTCHNOP_status",
+        EVTCHNOP_ALLOC_UNBOUND = "EVTCHNOP_alloc_unbound", EVTCHNOP_BIND_IPI = "EVTCHNOP_bind_ipi",
+        EVTCHNOP_BIND_VCPU = "EVTCHNOP_bind_vcpu", EVTCHNOP_UNMASK = "EVTCHNOP_unmask",
+        EVTCHNOP_RESET = "EVTCHNOP_reset", EVTCHNOP_INIT_CONTROL = "EVTCHNOP_init_control",
+        EVTCHNOP_EXPAND_ARRAY = "EVTCHNOP_expand_array", EVTCHNOP_SET_PRIORITY = "EVTCHNOP_set_priority",
+        EVTCHN_2L_NR_CHANNELS, BIND_PIRQ_WILL_SHARE = "BIND_PIRQ__WILL_SHARE",
+        EVTCHNSTAT_CLOSED = "EVTCHNSTAT_closed", EVTCHNSTAT_UNBOUND = "EVTCHNSTAT_unbound",
+        EVTCHNSTAT_INTERDOMAIN = "EVTCHNSTAT_interdomain", EVTCHNSTAT_PIRQ = "EVTCHNSTAT_pirq",
+        EVTCHNSTAT_VIRQ = "EVTCHNSTAT_virq", EVTCHNSTAT_IPI = "EVTCHNSTAT_ipi", EVTCHN_FIFO_PRIORITY_MAX,
+        EVTCHN_FIFO_PRIORITY_DEFAULT, EVTCHN_FIFO_PRIORITY_MIN, EVTCHN_FIFO_MAX_QUEUES, EVTCHN_FIFO_PENDING,
+        EVTCHN_FIFO_MASKED, EVTCHN_FIFO_LINKED, EVTCHN_FIFO_BUSY, EVTCHN_FIFO_LINK_BITS,
+        EVTCHN_FIFO_LINK_MASK, EVTCHN_FIFO_NR_CHANNELS,
+    }
+    features {
+        XENFEAT_NR_SUBMAPS,
+    }
+    grant {
+        GNTTAB_NR_RESERVED_ENTRIES, GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE,
+        GTF_INVALID = "GTF_invalid", GTF_PERMIT_ACCESS = "GTF_permit_access",
+        GTF_ACCEPT_TRANSFER = "GTF_accept_transfer", GTF_TRANSITIVE = "GTF_transitive",
+        GTF_TYPE_MASK = "GTF_type_mask", GTF_READONLY = "GTF_readonly", GTF_READING = "GTF_reading",
+        GTF_WRITING = "GTF_writing", GTF_PWT, GTF_PCD, GTF_PAT, GTF_SUB_PAGE = "GTF_sub_page",
+        GTF_TRANSFER_COMMITTED = "GTF_transfer_committed", GTF_TRANSFER_COMPLETED = "GTF_transfer_completed",
+        GNTTABOP_MAP_GRANT_REF = "GNTTABOP_map_grant_ref",
+        GNTTABOP_UNMAP_GRANT_REF = "GNTTABOP_unmap_grant_ref", GNTTABOP_SETUP_TABLE = "GNTTABOP_setup_table",
+        GNTTABOP_DUMP_TABLE = "GNTTABOP_dump_table", GNTTABOP_TRANSFER = "GNTTABOP_transfer",
+        GNTTABOP_COPY = "GNTTABOP_copy", GNTTABOP_QUERY_SIZE = "GNTTABOP_query_size",
+        GNTTABOP_UNMAP_AND_REPLACE = "GNTTABOP_unmap_and_replace",
+        GNTTABOP_SET_VERSION = "GNTTABOP_set_version",
+        GNTTABOP_GET_STATUS_FRAMES = "GNTTABOP_get_status_frames",
+        GNTTABOP_GET_VERSION = "GNTTABOP_get_version", GNTTABOP_SWAP_GRANT_REF = "GNTTABOP_swap_grant_ref",
+        GNTTABOP_CACHE_FLUSH = "GNTTABOP_cache_flush", GNTST_OKAY = "GNTST_okay",
+        GNTST_GENERAL_ERROR = "GNTST_general_error", GNTST_BAD_DOMAIN = "GNTST_bad_domain",
+        GNTST_BAD_GNTREF = "GNTST_bad_gntref", GNTST_BAD_HANDLE = "GNTST_bad_handle",
+        GNTST_BAD_VIRT_ADDR = "GNTST_bad_virt_addr", GNTST_BAD_DEV_ADDR = "GNTST_bad_dev_addr",
+        GNTST_NO_DEVICE_SPACE = "GNTST_no_device_space", GNTST_PERMISSION_DENIED = "GNTST_permission_denied",
+        GNTST_BAD_PAGE = "GNTST_bad_page", GNTST_BAD_COPY_ARG = "GNTST_bad_copy_arg",
+        GNTST_ADDRESS_TOO_BIG = "GNTST_address_too_big", GNTST_EAGAIN = "GNTST_eagain",
+        GNTST_NO_SPACE = "GNTST_no_space", GNTMAP_DEVICE_MAP = "GNTMAP_device_map",
+        GNTMAP_HOST_MAP = "GNTMAP_host_map", GNTMAP_READONLY = "GNTMAP_readonly",
+        GNTMAP_APPLICATION_MAP = "GNTMAP_application_map", GNTMAP_CONTAINS_PTE = "GNTMAP_contains_pte",
+        GNTMAP_GUEST_AVAIL_MASK = "GNTMAP_guest_avail_mask", GNTCOPY_SOURCE_GREF = "GNTCOPY_source_gref",
+        GNTCOPY_DEST_GREF = "GNTCOPY_dest_gref", GNTTAB_CACHE_CLEAN, GNTTAB_CACHE_INVAL,
+        GNTTAB_CACHE_SOURCE_GREF,
+    }
+    hvm_start {
+        XEN_HVM_START_MAGIC_VALUE, XEN_HVM_MEMMAP_TYPE_RAM, XEN_HVM_MEMMAP_TYPE_RESERVED,
+        XEN_HVM_MEMMAP_TYPE_ACPI, XEN_HVM_MEMMAP_TYPE_NVS, XEN_HVM_MEMMAP_TYPE_UNUSABLE,
+        XEN_HVM_MEMMAP_TYPE_DISABLED, XEN_HVM_MEMMAP_TYPE_PMEM,
+    }
+    memory {
+        XENMEM_INCREASE_RESERVATION = "XENMEM_increase_reservation",
+        XENMEM_DECREASE_RESERVATION = "XENMEM_decrease_reservation",
+        XENMEM_MAXIMUM_RAM_PAGE = "XENMEM_maximum_ram_page",
+        XENMEM_CURRENT_RESERVATION = "XENMEM_current_reservation",
+        XENMEM_MAXIMUM_RESERVATION = "XENMEM_maximum_reservation",
+        XENMEM_MACHPHYS_MFN_LIST = "XENMEM_machphys_mfn_list",
+        XENMEM_POPULATE_PHYSMAP = "XENMEM_populate_physmap", XENMEM_ADD_TO_PHYSMAP = "XENMEM_add_to_physmap",
+        XENMEM_MEMORY_MAP = "XENMEM_memory_map", XENMEM_MACHINE_MEMORY_MAP = "XENMEM_machine_memory_map",
+        XENMEM_EXCHANGE = "XENMEM_exchange", XENMEM_MACHPHYS_MAPPING = "XENMEM_machphys_mapping",
+        XENMEM_SET_MEMORY_MAP = "XENMEM_set_memory_map", XENMEM_MAXIMUM_GPFN = "XENMEM_maximum_gpfn",
+        XENMEM_REMOVE_FROM_PHYSMAP = "XENMEM_remove_from_physmap",
+        XENMEM_SET_POD_TARGET = "XENMEM_set_pod_target", XENMEM_GET_POD_TARGET = "XENMEM_get_pod_target",
+        XENMEM_ADD_TO_PHYSMAP_BATCH = "XENMEM_add_to_physmap_batch",
+        XENMEM_CLAIM_PAGES = "XENMEM_claim_pages",
+        XENMEM_MACHPHYS_COMPAT_MFN_LIST = "XENMEM_machphys_compat_mfn_list",
+        XENMEM_GET_VNUMAINFO = "XENMEM_get_vnumainfo",
+        XENMEM_RESERVED_DEVICE_MEMORY_MAP = "XENMEM_reserved_device_memory_map",
+        XENMEM_ACQUIRE_RESOURCE = "XENMEM_acquire_resource",
+        XENMEMF_ADDRESS_BITS_MASK = "XENMEMF_get_address_bits(~0u)",
+        XENMEMF_NODE_SHIFT = "__builtin_ctz(XENMEMF_node(0))",
+        XENMEMF_POPULATE_ON_DEMAND = "XENMEMF_populate_on_demand",
+        XENMEMF_EXACT_NODE_REQUEST = "XENMEMF_exact_node_request", XENMEMF_VNODE = "XENMEMF_vnode",
+        XENMAPSPACE_SHARED_INFO = "XENMAPSPACE_shared_info",
+        XENMAPSPACE_GRANT_TABLE = "XENMAPSPACE_grant_table", XENMAPSPACE_GMFN = "XENMAPSPACE_gmfn",
+        XENMAPSPACE_GMFN_RANGE = "XENMAPSPACE_gmfn_range",
+        XENMAPSPACE_GMFN_FOREIGN = "XENMAPSPACE_gmfn_foreign", XENMAPSPACE_DEV_MMIO = "XENMAPSPACE_dev_mmio",
+        XENMAPIDX_GRANT_TABLE_STATUS = "XENMAPIDX_grant_table_status", E820_RAM = "XEN_HVM_MEMMAP_TYPE_RAM",
+        E820_RESERVED = "XEN_HVM_MEMMAP_TYPE_RESERVED", E820_ACPI = "XEN_HVM_MEMMAP_TYPE_ACPI",
+        E820_NVS = "XEN_HVM_MEMMAP_TYPE_NVS", E820_UNUSABLE = "XEN_HVM_MEMMAP_TYPE_UNUSABLE",
+    }
+    mmu {
+        MMU_NORMAL_PT_UPDATE, MMU_MACHPHYS_UPDATE, MMU_PT_UPDATE_PRESERVE_AD, MMU_PT_UPDATE_NO_TRANSLATE,
+        FOREIGNDOM_FD_MASK = "(domid_t)~0u", MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE,
+        MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MMUEXT_NEW_BASEPTR, MMUEXT_TLB_FLUSH_LOCAL,
+        MMUEXT_INVLPG_LOCAL, MMUEXT_TLB_FLUSH_MULTI, MMUEXT_INVLPG_MULTI, MMUEXT_TLB_FLUSH_ALL,
+        MMUEXT_INVLPG_ALL, MMUEXT_FLUSH_CACHE, MMUEXT_SET_LDT, MMUEXT_NEW_USER_BASEPTR, MMUEXT_CLEAR_PAGE,
+        MMUEXT_COPY_PAGE, MMUEXT_FLUSH_CACHE_GLOBAL, MMUEXT_MARK_SUPER, MMUEXT_UNMARK_SUPER, UVMF_NONE,
+        UVMF_TLB_FLUSH, UVMF_INVLPG, UVMF_FLUSHTYPE_MASK, UVMF_MULTI, UVMF_LOCAL, UVMF_ALL,
+    }
+    multicall {
+        MULTICALL_ARGS = "sizeof(((struct multicall_entry *)0)->args) / sizeof(xen_ulong_t)",
+    }
+    nmi {
+        XENNMI_REGISTER_CALLBACK = "XENNMI_register_callback",
+        XENNMI_UNREGISTER_CALLBACK = "XENNMI_unregister_callback",
+        XEN_NMIREASON_IO_ERROR = "XEN_NMIREASON_io_error", XEN_NMIREASON_PCI_SERR = "XEN_NMIREASON_pci_serr",
+        XEN_NMIREASON_UNKNOWN = "XEN_NMIREASON_unknown",
+    }
+    physdev {
+        PHYSDEVOP_IRQ_UNMASK_NOTIFY, PHYSDEVOP_IRQ_STATUS_QUERY = "PHYSDEVOP_irq_status_query",
+        PHYSDEVOP_SET_IOPL = "PHYSDEVOP_set_iopl", PHYSDEVOP_SET_IOBITMAP = "PHYSDEVOP_set_iobitmap",
+        PHYSDEVOP_APIC_READ = "PHYSDEVOP_apic_read", PHYSDEVOP_APIC_WRITE = "PHYSDEVOP_apic_write",
+        PHYSDEVOP_ALLOC_IRQ_VECTOR = "PHYSDEVOP_alloc_irq_vector",
+        PHYSDEVOP_FREE_IRQ_VECTOR = "PHYSDEVOP_free_irq_vector", PHYSDEVOP_EOI = "PHYSDEVOP_eoi",
+        PHYSDEVOP_MAP_PIRQ = "PHYSDEVOP_map_pirq", PHYSDEVOP_UNMAP_PIRQ = "PHYSDEVOP_unmap_pirq",
+        PHYSDEVOP_MANAGE_PCI_ADD = "PHYSDEVOP_manage_pci_add",
+        PHYSDEVOP_MANAGE_PCI_REMOVE = "PHYSDEVOP_manage_pci_remove",
+        PHYSDEVOP_PIRQ_EOI_GMFN_V1 = "PHYSDEVOP_pirq_eoi_gmfn_v1",
+        PHYSDEVOP_RESTORE_MSI = "PHYSDEVOP_restore_msi",
+        PHYSDEVOP_MANAGE_PCI_ADD_EXT = "PHYSDEVOP_manage_pci_add_ext",
+        PHYSDEVOP_SETUP_GSI = "PHYSDEVOP_setup_gsi", PHYSDEVOP_GET_FREE_PIRQ = "PHYSDEVOP_get_free_pirq",
+        PHYSDEVOP_PCI_MMCFG_RESERVED = "PHYSDEVOP_pci_mmcfg_reserved",
+        PHYSDEVOP_PCI_DEVICE_ADD = "PHYSDEVOP_pci_device_add",
+        PHYSDEVOP_PCI_DEVICE_REMOVE = "PHYSDEVOP_pci_device_remove",
+        PHYSDEVOP_RESTORE_MSI_EXT = "PHYSDEVOP_restore_msi_ext",
+        PHYSDEVOP_PIRQ_EOI_GMFN_V2 = "PHYSDEVOP_pirq_eoi_gmfn_v2", PHYSDEVOP_DBGP_OP = "PHYSDEVOP_dbgp_op",
+        PHYSDEVOP_PREPARE_MSIX = "PHYSDEVOP_prepare_msix", PHYSDEVOP_RELEASE_MSIX = "PHYSDEVOP_release_msix",
+        XENIRQSTAT_NEEDS_EOI = "XENIRQSTAT_needs_eoi", XENIRQSTAT_SHARED = "XENIRQSTAT_shared",
+        MAP_PIRQ_TYPE_MSI, MAP_PIRQ_TYPE_GSI, MAP_PIRQ_TYPE_UNKNOWN, MAP_PIRQ_TYPE_MSI_SEG,
+        MAP_PIRQ_TYPE_MULTI_MSI,
+    }
+    platform {
+        XENPF_INTERFACE_VERSION, XENPF_SETTIME32 = "XENPF_settime32", XENPF_ADD_MEMTYPE = "XENPF_add_memtype",
+        XENPF_DEL_MEMTYPE = "XENPF_del_memtype", XENPF_READ_MEMTYPE = "XENPF_read_memtype",
+        XENPF_MICROCODE_UPDATE = "XENPF_microcode_update", XENPF_PLATFORM_QUIRK = "XENPF_platform_quirk",
+        XENPF_GET_CPU_VERSION = "XENPF_get_cpu_version", XENPF_EFI_RUNTIME_CALL = "XENPF_efi_runtime_call",
+        XENPF_FIRMWARE_INFO = "XENPF_firmware_info", XENPF_ENTER_ACPI_SLEEP = "XENPF_enter_acpi_sleep",
+        XENPF_CHANGE_FREQ = "XENPF_change_freq", XENPF_GETIDLETIME = "XENPF_getidletime",
+        XENPF_SET_PROCESSOR_PMINFO = "XENPF_set_processor_pminfo", XENPF_GET_CPUINFO = "XENPF_get_cpuinfo",
+        XENPF_CPU_ONLINE = "XENPF_cpu_online", XENPF_CPU_OFFLINE = "XENPF_cpu_offline",
+        XENPF_CPU_HOTADD = "XENPF_cpu_hotadd", XENPF_MEM_HOTADD = "XENPF_mem_hotadd",
+        XENPF_CORE_PARKING = "XENPF_core_parking", XENPF_RESOURCE_OP = "XENPF_resource_op",
+        XENPF_SETTIME64 = "XENPF_settime64", XENPF_GET_SYMBOL = "XENPF_get_symbol",
+    }
+    pmu {
+        XENPMU_MODE_GET = "XENPMU_mode_get", XENPMU_MODE_SET = "XENPMU_mode_set",
+        XENPMU_FEATURE_GET = "XENPMU_feature_get", XENPMU_FEATURE_SET = "XENPMU_feature_set",
+        XENPMU_INIT = "XENPMU_init", XENPMU_FINISH = "XENPMU_finish", XENPMU_LVTPC_SET = "XENPMU_lvtpc_set",
+        XENPMU_FLUSH = "XENPMU_flush",
+    }
+    sched {
+        SCHEDOP_YIELD = "SCHEDOP_yield", SCHEDOP_BLOCK = "SCHEDOP_block",
+        SCHEDOP_SHUTDOWN = "SCHEDOP_shutdown", SCHEDOP_POLL = "SCHEDOP_poll",
+        SCHEDOP_REMOTE_SHUTDOWN = "SCHEDOP_remote_shutdown", SCHEDOP_SHUTDOWN_CODE = "SCHEDOP_shutdown_code",
+        SCHEDOP_WATCHDOG = "SCHEDOP_watchdog", SCHEDOP_PIN_OVERRIDE = "SCHEDOP_pin_override",
+        SHUTDOWN_POWEROFF = "SHUTDOWN_poweroff", SHUTDOWN_REBOOT = "SHUTDOWN_reboot",
+        SHUTDOWN_SUSPEND = "SHUTDOWN_suspend", SHUTDOWN_CRASH = "SHUTDOWN_crash",
+        SHUTDOWN_WATCHDOG = "SHUTDOWN_watchdog", SHUTDOWN_SOFT_RESET = "SHUTDOWN_soft_reset", SHUTDOWN_MAX,
+    }
+    segment {
+        FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_DS32, FLAT_RING3_DS64, FLAT_RING3_SS32, FLAT_RING3_SS64,
+        FLAT_KERNEL_CS, FLAT_KERNEL_DS, FLAT_KERNEL_SS, FLAT_USER_CS, FLAT_USER_DS, FLAT_USER_SS,
+        FIRST_RESERVED_GDT_PAGE, FIRST_RESERVED_GDT_BYTE, FIRST_RESERVED_GDT_ENTRY,
+        GDT_FRAMES = "FIRST_RESERVED_GDT_PAGE",
+        DESCRIPTORS_PER_FRAME = "FIRST_RESERVED_GDT_ENTRY / FIRST_RESERVED_GDT_PAGE", SEGBASE_FS,
+        SEGBASE_GS_USER, SEGBASE_GS_KERNEL, SEGBASE_GS_USER_SEL,
+    }
+    shared_info {
+        XEN_LEGACY_MAX_VCPUS,
+        EVTCHN_WORDS = "sizeof(((struct shared_info *)0)->evtchn_mask) / sizeof(xen_ulong_t)",
+        EVTCHN_BITS_PER_WORD = "sizeof(xen_ulong_t) * 8", XEN_PVCLOCK_TSC_STABLE_BIT,
+        XEN_PVCLOCK_GUEST_STOPPED,
+    }
+    start_info {
+        MAX_GUEST_CMDLINE, SIF_PRIVILEGED, SIF_INITDOMAIN, SIF_MULTIBOOT_MOD, SIF_MOD_START_PFN,
+        SIF_VIRT_P2M_4TOOLS, SIF_PM_MASK,
+    }
+    trap {
+        TRAP_VECTORS = "sizeof(((struct vcpu_guest_context *)0)->trap_ctxt) / sizeof(struct trap_info)",
+        TI_DPL_MASK = "TI_GET_DPL((&(struct trap_info){ .flags = 0xff }))",
+        TI_IF = "TI_GET_IF((&(struct trap_info){ .flags = 0xff }))",
+        FRAME_CS_UPCALL_MASK_SHIFT = "8 * (offsetof(struct cpu_user_regs, saved_upcall_mask) - offsetof(struct cpu_user_regs, cs))",
+        VGCF_IN_SYSCALL = "VGCF_in_syscall",
+    }
+    vcpu {
+        VCPUOP_INITIALISE = "VCPUOP_initialise", VCPUOP_UP = "VCPUOP_up", VCPUOP_DOWN = "VCPUOP_down",
+        VCPUOP_IS_UP = "VCPUOP_is_up", VCPUOP_GET_RUNSTATE_INFO = "VCPUOP_get_runstate_info",
+        VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA = "VCPUOP_register_runstate_memory_area",
+        VCPUOP_SET_PERIODIC_TIMER = "VCPUOP_set_periodic_timer",
+        VCPUOP_STOP_PERIODIC_TIMER = "VCPUOP_stop_periodic_timer",
+        VCPUOP_SET_SINGLESHOT_TIMER = "VCPUOP_set_singleshot_timer",
+        VCPUOP_STOP_SINGLESHOT_TIMER = "VCPUOP_stop_singleshot_timer",
+        VCPUOP_REGISTER_VCPU_INFO = "VCPUOP_register_vcpu_info", VCPUOP_SEND_NMI = "VCPUOP_send_nmi",
+        VCPUOP_GET_PHYSID = "VCPUOP_get_physid",
+        VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA = "VCPUOP_register_vcpu_time_memory_area",
+        RUNSTATE_RUNNING = "RUNSTATE_running", RUNSTATE_RUNNABLE = "RUNSTATE_runnable",
+        RUNSTATE_BLOCKED = "RUNSTATE_blocked", RUNSTATE_OFFLINE = "RUNSTATE_offline",
+        RUNSTATE_COUNT = "sizeof(((struct vcpu_runstate_info *)0)->time) / sizeof(uint64_t)",
+        XEN_RUNSTATE_UPDATE, VCPU_SSHOTTMR_FUTURE = "VCPU_SSHOTTMR_future",
+    }
+    version {
+        XENVER_VERSION = "XENVER_version", XENVER_EXTRAVERSION = "XENVER_extraversion",
+        XENVER_COMPILE_INFO = "XENVER_compile_info", XENVER_CAPABILITIES = "XENVER_capabilities",
+        XENVER_CHANGESET = "XENVER_changeset", XENVER_PLATFORM_PARAMETERS = "XENVER_platform_parameters",
+        XENVER_GET_FEATURES = "XENVER_get_features", XENVER_PAGESIZE = "XENVER_pagesize",
+        XENVER_GUEST_HANDLE = "XENVER_guest_handle", XENVER_COMMANDLINE = "XENVER_commandline",
+        XENVER_BUILD_ID = "XENVER_build_id", XEN_EXTRAVERSION_LEN, XEN_CAPABILITIES_INFO_LEN,
+        XEN_CHANGESET_INFO_LEN, XEN_COMMANDLINE_LEN = "sizeof(xen_commandline_t)",
+    }
+    virq {
+        VIRQ_TIMER, VIRQ_DEBUG, VIRQ_CONSOLE, VIRQ_DOM_EXC, VIRQ_TBUF, VIRQ_DEBUGGER, VIRQ_XENOPROF,
+        VIRQ_CON_RING, VIRQ_PCPU_STATE, VIRQ_MEM_EVENT, VIRQ_ARGO, VIRQ_ENOMEM, VIRQ_XENPMU, VIRQ_ARCH_0,
+        VIRQ_ARCH_7, NR_VIRQS,
+    }
+    vm_assist {
+        VMASST_CMD_ENABLE = "VMASST_CMD_enable", VMASST_CMD_DISABLE = "VMASST_CMD_disable",
+        VMASST_TYPE_4GB_SEGMENTS = "VMASST_TYPE_4gb_segments",
+        VMASST_TYPE_4GB_SEGMENTS_NOTIFY = "VMASST_TYPE_4gb_segments_notify",
+        VMASST_TYPE_WRITABLE_PAGETABLES = "VMASST_TYPE_writable_pagetables",
+        VMASST_TYPE_PAE_EXTENDED_CR3 = "VMASST_TYPE_pae_extended_cr3",
+        VMASST_TYPE_ARCHITECTURAL_IOPL = "VMASST_TYPE_architectural_iopl",
+        VMASST_TYPE_RUNSTATE_UPDATE_FLAG = "VMASST_TYPE_runstate_update_flag",
+        VMASST_TYPE_M2P_STRICT = "VMASST_TYPE_m2p_strict",
+    }
+    xenstore {
+        XS_CONTROL, XS_DIRECTORY, XS_READ, XS_GET_PERMS, XS_WATCH, XS_UNWATCH, XS_TRANSACTION_START,
+        XS_TRANSACTION_END, XS_INTRODUCE, XS_RELEASE, XS_GET_DOMAIN_PATH, XS_WRITE, XS_MKDIR, XS_RM,
+        XS_SET_PERMS, XS_WATCH_EVENT, XS_ERROR, XS_IS_DOMAIN_INTRODUCED, XS_RESUME, XS_SET_TARGET,
+        XS_RESET_WATCHES, XS_DIRECTORY_PART, XS_INVALID, XS_WATCH_PATH, XS_WATCH_TOKEN, XENSTORE_RING_SIZE,
+        XENSTORE_PAYLOAD_MAX, XENSTORE_ABS_PATH_MAX, XENSTORE_REL_PATH_MAX,
+        XENSTORE_SERVER_FEATURE_RECONNECTION, XENSTORE_SERVER_FEATURE_ERROR, XENSTORE_CONNECTED,
+        XENSTORE_RECONNECT, XENSTORE_ERROR_NONE, XENSTORE_ERROR_COMM, XENSTORE_ERROR_RINGIDX,
+        XENSTORE_ERROR_PROTO,
+    }
+}

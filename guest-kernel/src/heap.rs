@@ -1,0 +1,57 @@
+//! The heap: a run of frames in the direct map.
+//!
+//! Interrupt handlers never allocate, which is why there is no lock: on a bare machine one would cost two
+//! privileged instructions each time.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::{NonNull, null_mut};
+
+use linked_list_allocator::Heap;
+
+use crate::frames::{FrameAllocator, PAGE_SIZE};
+use crate::memory::direct_map;
+use crate::single::Single;
+
+/// Frames given to the heap: 512 KiB.
+const FRAMES: u64 = 128;
+
+struct KernelHeap(Single<Heap>);
+
+#[global_allocator]
+static HEAP: KernelHeap = KernelHeap(Single::new(Heap::empty()));
+
+// SAFETY: the allocator underneath keeps the contract; one processor, and handlers stay away.
+unsafe impl GlobalAlloc for KernelHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the reference ends before anything else can run that allocates.
+        let heap = unsafe { self.0.get() };
+        heap.allocate_first_fit(layout).map_or(null_mut(), NonNull::as_ptr)
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as in `alloc`.
+        let heap = unsafe { self.0.get() };
+        if let Some(block) = NonNull::new(block) {
+            // SAFETY: the caller hands back what `alloc` returned for this layout.
+            unsafe { heap.deallocate(block, layout) }
+        }
+    }
+}
+
+/// Gives the heap its memory. False when there is no run of frames for it.
+///
+/// # Safety
+/// Called once, before the first allocation, with all free frames mapped.
+pub unsafe fn init(frames: &mut FrameAllocator<'_>) -> bool {
+    let Some(first) = frames.allocate_run(FRAMES) else { return false };
+    // SAFETY: the frames are mapped and were just taken for this, and nobody else allocates.
+    unsafe { HEAP.0.get().init(direct_map(first) as *mut u8, (FRAMES * PAGE_SIZE) as usize) }
+    true
+}
+
+/// Bytes in use and bytes in all.
+pub fn usage() -> (usize, usize) {
+    // SAFETY: the reference ends before anything else can run that allocates.
+    let heap = unsafe { HEAP.0.get() };
+    (heap.used(), heap.size())
+}

@@ -1,0 +1,56 @@
+//! From the first instruction of shared code to what the boot is for, and the end.
+
+use core::panic::PanicInfo;
+
+use crate::command::Purpose;
+use crate::machine::{Boot, Current, Machine, Shutdown};
+use crate::memory::Memory;
+use crate::{heap, println, selftest, shell, workload};
+
+/// What the kernel has.
+pub struct Kernel {
+    /// Its memory.
+    pub memory: Memory,
+    /// When it was started, by the machine's clock.
+    pub started: u64,
+}
+
+/// Where a machine layer's entry code goes, once the console can be written to.
+///
+/// # Safety
+/// Called once, on a stack of at least 32 KiB, with interrupts off.
+pub unsafe fn start(boot: Boot, mmu: <Current as Machine>::Mmu) -> ! {
+    // First of all, before memory is looked at: whoever started us sees that we are alive.
+    println!(
+        "paravane guest ({}) {}: {} MiB of memory",
+        Current::NAME,
+        env!("CARGO_PKG_VERSION"),
+        boot.frames / 256
+    );
+    Current::install_handlers();
+    // SAFETY: called once, as we are.
+    let mut memory = match unsafe { Memory::take(&boot, mmu) } {
+        Ok(memory) => memory,
+        Err(error) => panic!("cannot map memory: {error:?}"),
+    };
+    // SAFETY: called once, all memory is mapped, and nothing has been allocated yet.
+    assert!(unsafe { heap::init(&mut memory.frames) }, "no memory for the heap");
+    let mut kernel = Kernel { memory, started: Current::clock() };
+    Current::interrupts_on();
+    match Purpose::from_cmdline(boot.cmdline) {
+        Purpose::Shell => shell::run(&mut kernel),
+        Purpose::Bench(name) => workload::run(&mut kernel, name),
+        Purpose::Test(name) => selftest::run(&mut kernel, name),
+    }
+    Current::shutdown(Shutdown::PowerOff)
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    Current::interrupts_off();
+    match info.location() {
+        Some(at) => println!("panic: {} at {}:{}", info.message(), at.file(), at.line()),
+        None => println!("panic: {}", info.message()),
+    }
+    Current::shutdown(Shutdown::Crash)
+}

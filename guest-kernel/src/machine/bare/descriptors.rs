@@ -1,0 +1,138 @@
+//! GDT, TSS and IDT (SDM vol. 3, chapters 3, 6 and 8).
+
+use core::arch::asm;
+use core::mem::size_of;
+
+use crate::single::Single;
+
+use super::traps;
+
+const CODE: u16 = 0x08;
+const DATA: u16 = 0x10;
+const TSS: u16 = 0x18;
+
+/// Interrupts get a stack of their own, and exceptions another: prebuilt code keeps values in the 128 bytes
+/// below RSP (the red zone), which whatever is pushed on the interrupted stack would destroy. Handlers run
+/// with interrupts off, so no stack is entered twice but by an exception within an exception, which is fatal.
+const INTERRUPT_STACK: u8 = 1;
+const EXCEPTION_STACK: u8 = 2;
+
+#[repr(C, align(16))]
+struct Stack([u8; 16 * 1024]);
+
+/// The 64-bit TSS (SDM vol. 3, 8.7): here only to hold the handlers' stacks.
+#[repr(C, packed)]
+struct TaskState {
+    reserved0: u32,
+    rsp: [u64; 3],
+    reserved1: u64,
+    ist: [u64; 7],
+    reserved2: u64,
+    reserved3: u16,
+    io_map_base: u16,
+}
+
+static GDT: Single<[u64; 5]> = Single::new([
+    0,
+    0x00af_9b00_0000_ffff, // 64-bit code, DPL 0
+    0x00cf_9300_0000_ffff, // data, DPL 0
+    0,
+    0,
+]);
+static TASK: Single<TaskState> = Single::new(TaskState {
+    reserved0: 0,
+    rsp: [0; 3],
+    reserved1: 0,
+    ist: [0; 7],
+    reserved2: 0,
+    reserved3: 0,
+    io_map_base: size_of::<TaskState>() as u16, // no I/O permission map
+});
+static IDT: Single<[[u64; 2]; traps::VECTORS]> = Single::new([[0; 2]; traps::VECTORS]);
+static STACKS: Single<[Stack; 2]> = Single::new([const { Stack([0; 16 * 1024]) }; 2]);
+
+/// What LGDT and LIDT load.
+#[repr(C, packed)]
+struct TablePointer {
+    limit: u16,
+    base: u64,
+}
+
+impl TablePointer {
+    fn to<T>(table: &Single<T>) -> Self {
+        Self { limit: size_of::<T>() as u16 - 1, base: table.as_ptr() as u64 }
+    }
+}
+
+/// Builds and loads all of them.
+pub fn load() {
+    // SAFETY: called once, before any interrupt or exception can use the tables.
+    unsafe {
+        let stacks = STACKS.as_ptr() as u64;
+        let task = TASK.get();
+        let size = size_of::<Stack>() as u64;
+        task.ist = [stacks + size, stacks + 2 * size, 0, 0, 0, 0, 0];
+        let [_, _, _, low, high] = GDT.get();
+        (*low, *high) = task_descriptor(TASK.as_ptr() as u64);
+        for (vector, gate) in IDT.get().iter_mut().enumerate() {
+            *gate = interrupt_gate(traps::entry_point(vector), stack_for(vector));
+        }
+        load_segments();
+        asm!("lidt [{}]", in(reg) &TablePointer::to(&IDT), options(nostack, readonly));
+    }
+}
+
+/// Makes every exception fatal to the machine.
+pub fn load_empty_idt() {
+    let none = TablePointer { limit: 0, base: 0 };
+    // SAFETY: this is what the caller wants.
+    unsafe { asm!("lidt [{}]", in(reg) &none, options(nostack, readonly)) };
+}
+
+/// # Safety
+/// GDT and TSS are complete.
+unsafe fn load_segments() {
+    // SAFETY: code and data stay flat; CS and SS are reloaded by IRETQ, with flags of our own (IF off) since
+    // reading the present ones would not trap where it has to.
+    unsafe {
+        asm!(
+            "lgdt [{gdt}]",
+            "mov {scratch}, rsp",
+            "push {data}",
+            "push {scratch}",
+            "push 2",
+            "push {code}",
+            "lea {scratch}, [rip + 2f]",
+            "push {scratch}",
+            "iretq",
+            "2:",
+            "ltr {task:x}",
+            gdt = in(reg) &TablePointer::to(&GDT),
+            scratch = out(reg) _,
+            code = const CODE,
+            data = const DATA,
+            task = in(reg) TSS,
+        );
+    }
+}
+
+const fn stack_for(vector: usize) -> u8 {
+    if vector < traps::FIRST_IRQ { EXCEPTION_STACK } else { INTERRUPT_STACK }
+}
+
+/// An available 64-bit TSS (SDM vol. 3, 8.2.3).
+const fn task_descriptor(base: u64) -> (u64, u64) {
+    let limit = size_of::<TaskState>() as u64 - 1;
+    let low = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
+    (low, base >> 32)
+}
+
+/// A present interrupt gate of DPL 0 (SDM vol. 3, 6.14.1).
+const fn interrupt_gate(handler: u64, stack: u8) -> [u64; 2] {
+    let low = handler & 0xffff
+        | (CODE as u64) << 16
+        | (stack as u64) << 32
+        | 0x8e << 40
+        | (handler >> 16 & 0xffff) << 48;
+    [low, handler >> 32]
+}

@@ -1,0 +1,91 @@
+//! Page tables that are plain memory.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::frames::{Frame, PAGE_SIZE};
+use crate::memory::direct_map;
+use crate::paging::{Mmu, Stale};
+
+/// The frame of the L4 in use, as we last set it.
+static ROOT: AtomicU64 = AtomicU64::new(0);
+
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// A processor's own page tables. There is no such thing as a table that is not ours to write, so that
+/// several of the primitives have nothing to do.
+pub struct BareMmu(());
+
+impl BareMmu {
+    /// For a machine that uses `root`.
+    pub fn new(root: Frame) -> Self {
+        ROOT.store(root.0, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+fn slot(table: Frame, index: usize) -> *mut u64 {
+    (direct_map(table) as *mut u64).wrapping_add(index)
+}
+
+impl Mmu for BareMmu {
+    fn entry(&self, frame: Frame, bits: u64) -> u64 {
+        frame.0 << 12 | bits
+    }
+
+    fn frame(&self, entry: u64) -> Frame {
+        Frame((entry & ADDRESS) >> 12)
+    }
+
+    fn read(&self, table: Frame, index: usize) -> u64 {
+        // SAFETY: tables are frames of memory, all of which the direct map maps; `index` is below 512.
+        unsafe { slot(table, index).read_volatile() }
+    }
+
+    fn clear(&mut self, table: Frame) {
+        // SAFETY: a frame of memory, and `paging` has just allocated it.
+        unsafe { (direct_map(table) as *mut u8).write_bytes(0, PAGE_SIZE as usize) };
+    }
+
+    fn fill(&mut self, table: Frame, index: usize, entry: u64) {
+        self.write(table, index, entry);
+    }
+
+    fn write(&mut self, table: Frame, index: usize, entry: u64) {
+        // SAFETY: as in `read`; what the entry maps is the concern of `paging`'s callers.
+        unsafe { slot(table, index).write_volatile(entry) };
+    }
+
+    fn adopt(&mut self, _: Frame) {}
+    fn release(&mut self, _: Frame) {}
+    fn pin(&mut self, _: Frame) {}
+    fn unpin(&mut self, _: Frame) {}
+
+    fn flush(&mut self, stale: Stale) {
+        match stale {
+            Stale::Nothing => {}
+            // SAFETY: drops a translation.
+            Stale::Page(va) => unsafe { asm!("invlpg [{}]", in(reg) va, options(nostack, preserves_flags)) },
+            Stale::Everything => self.switch(Frame(ROOT.load(Ordering::Relaxed))),
+        }
+    }
+
+    fn switch(&mut self, root: Frame) {
+        ROOT.store(root.0, Ordering::Relaxed);
+        // SAFETY: every address space shares the kernel's part.
+        unsafe { asm!("mov cr3, {}", in(reg) root.0 << 12, options(nostack, preserves_flags)) };
+    }
+}
+
+/// The frame of the L4 in use, as the processor says.
+pub fn read_root() -> Frame {
+    let cr3: u64;
+    // SAFETY: reading CR3 has no effect.
+    unsafe { asm!("mov {}, cr3", out(reg) cr3, options(nomem, nostack, preserves_flags)) };
+    Frame((cr3 & ADDRESS) >> 12)
+}
+
+/// The frame of the L4 in use, as we last set it.
+pub fn expected_root() -> Frame {
+    Frame(ROOT.load(Ordering::Relaxed))
+}

@@ -1,0 +1,95 @@
+//! The bare machine: a PC, driven at ring 0 as if nobody else were there.
+//!
+//! An ordinary kernel's machine layer: descriptor tables of its own, two 8259s, an 8254, a 16550, plain
+//! stores to page tables. It is correct on hardware. It keeps, besides, to what a processor cannot execute
+//! *differently* at CPL 3 without trapping (Popek and Goldberg, 1974): no PUSHF, POPF, SGDT, SIDT, SLDT, STR,
+//! SMSW, LAR, LSL, VERR, VERW, no reading of CS or SS, no far transfer within a ring. So a hypervisor that
+//! runs it at CPL 3 sees every instruction whose meaning would change.
+
+use core::arch::asm;
+
+use crate::machine::{Machine, Shutdown};
+
+mod descriptors;
+mod entry;
+mod mmu;
+mod pic;
+mod pit;
+mod port;
+mod start_info;
+mod traps;
+mod tsc;
+mod uart;
+
+pub use mmu::BareMmu;
+
+/// A PC.
+pub struct Bare;
+
+impl Machine for Bare {
+    const NAME: &'static str = "bare";
+    type Mmu = BareMmu;
+
+    fn install_handlers() {
+        descriptors::load();
+        pic::init();
+        tsc::calibrate();
+        uart::enable_interrupts();
+    }
+
+    fn remove_handlers() {
+        descriptors::load_empty_idt();
+    }
+
+    fn console_write(bytes: &[u8]) {
+        uart::write(bytes);
+    }
+
+    fn console_receive() {
+        uart::receive();
+    }
+
+    fn interrupts_on() {
+        // SAFETY: the IDT is loaded; handlers share nothing but atomics with what they interrupt.
+        unsafe { asm!("sti") };
+    }
+
+    fn interrupts_off() {
+        // SAFETY: what must not be interrupted may follow.
+        unsafe { asm!("cli") };
+    }
+
+    fn wait() {
+        // SAFETY: as `interrupts_on`. STI takes effect after the next instruction (SDM vol. 2B, STI), so that
+        // no interrupt can slip in between and leave HLT waiting for another.
+        unsafe { asm!("sti", "hlt", "cli") };
+    }
+
+    fn clock() -> u64 {
+        tsc::nanoseconds()
+    }
+
+    fn arm_timer(deadline: u64) {
+        pit::arm(deadline);
+    }
+
+    /// Reading CR3 is the least that a kernel at CPL 3 cannot do by itself: one register, no side effect.
+    fn null_call() -> bool {
+        mmu::read_root() == mmu::expected_root()
+    }
+
+    fn shutdown(how: Shutdown) -> ! {
+        // SAFETY: the ports at which this PC is switched off, reset, and told that its guest crashed.
+        unsafe {
+            match how {
+                Shutdown::PowerOff => port::write_u16(0x604, 0x2000),
+                Shutdown::Reboot => port::write_u8(0x64, 0xfe),
+                Shutdown::Crash => port::write_u8(0xf4, 3),
+            }
+        }
+        loop {
+            // SAFETY: a machine that did not go away is to do nothing more.
+            unsafe { asm!("cli", "hlt") };
+        }
+    }
+}

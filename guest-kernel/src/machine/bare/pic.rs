@@ -1,0 +1,41 @@
+//! The two 8259 interrupt controllers, in their PC wiring.
+
+use super::port;
+use super::traps::FIRST_IRQ;
+
+/// The 8254's request line.
+pub const TIMER_IRQ: u8 = 0;
+/// COM1's request line.
+pub const SERIAL_IRQ: u8 = 4;
+
+const PRIMARY_COMMAND: u16 = 0x20;
+const PRIMARY_DATA: u16 = 0x21;
+const SECONDARY_COMMAND: u16 = 0xa0;
+const SECONDARY_DATA: u16 = 0xa1;
+const END_OF_INTERRUPT: u8 = 0x20;
+
+/// Moves the requests away from the exceptions' vectors and masks all but the two that are used.
+pub fn init() {
+    let writes = [
+        (PRIMARY_COMMAND, 0x11), // ICW1: edge triggered, cascaded, ICW4 follows
+        (SECONDARY_COMMAND, 0x11),
+        (PRIMARY_DATA, FIRST_IRQ as u8), // ICW2: first vector
+        (SECONDARY_DATA, FIRST_IRQ as u8 + 8),
+        (PRIMARY_DATA, 1 << 2), // ICW3: the secondary is on line 2
+        (SECONDARY_DATA, 2),
+        (PRIMARY_DATA, 0x01), // ICW4: 8086 mode
+        (SECONDARY_DATA, 0x01),
+        (PRIMARY_DATA, !(1 << TIMER_IRQ | 1 << SERIAL_IRQ)), // OCW1: mask
+        (SECONDARY_DATA, 0xff),
+    ];
+    for (port, value) in writes {
+        // SAFETY: the controllers' initialisation sequence, with interrupts off.
+        unsafe { port::write_u8(port, value) };
+    }
+}
+
+/// Lets the primary controller deliver again (a non-specific end of interrupt).
+pub fn acknowledge() {
+    // SAFETY: called once for each request delivered.
+    unsafe { port::write_u8(PRIMARY_COMMAND, END_OF_INTERRUPT) };
+}

@@ -1,0 +1,139 @@
+//! Where exceptions and interrupts arrive.
+
+use core::arch::{asm, global_asm};
+
+use crate::exception::{self, Exception};
+use crate::time;
+
+use super::{pic, pit, uart};
+
+/// How many vectors have a gate: 32 exceptions, 16 interrupt requests.
+pub const VECTORS: usize = 48;
+/// The first vector of an interrupt request.
+pub const FIRST_IRQ: usize = 32;
+
+const PAGE_FAULT: u64 = 14;
+const TIMER: u64 = FIRST_IRQ as u64 + pic::TIMER_IRQ as u64;
+const SERIAL: u64 = FIRST_IRQ as u64 + pic::SERIAL_IRQ as u64;
+
+/// What the stubs below leave on the stack, lowest address first.
+#[repr(C)]
+struct Frame {
+    registers: [u64; 15],
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+// One stub of 16 bytes for each vector pushes a zero where the processor pushes no error code (the constant
+// has a bit for each vector where it does: SDM vol. 3, table 6-1) and the vector. The common part saves the
+// general registers, and the vector registers too, which compiled Rust uses anywhere.
+global_asm!(
+    ".pushsection .text.traps, \"ax\", @progbits",
+    ".p2align 4",
+    "trap_stubs:",
+    ".set vector, 0",
+    ".rept {vectors}",
+    ".p2align 4",
+    ".if ((0x60227d00 >> vector) & 1) == 0",
+    "push 0",
+    ".endif",
+    ".byte 0x6a, vector", // push imm8
+    "jmp trap_common",
+    ".set vector, vector + 1",
+    ".endr",
+    "trap_common:",
+    "push rax",
+    "push rcx",
+    "push rdx",
+    "push rbx",
+    "push rbp",
+    "push rsi",
+    "push rdi",
+    "push r8",
+    "push r9",
+    "push r10",
+    "push r11",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "mov rbp, rsp",
+    "sub rsp, 512",
+    "and rsp, -16",
+    "fxsave64 [rsp]",
+    "cld",
+    "mov rdi, rbp",
+    "call {dispatch}",
+    "fxrstor64 [rsp]",
+    "mov rsp, rbp",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop r11",
+    "pop r10",
+    "pop r9",
+    "pop r8",
+    "pop rdi",
+    "pop rsi",
+    "pop rbp",
+    "pop rbx",
+    "pop rdx",
+    "pop rcx",
+    "pop rax",
+    "add rsp, 16",
+    "iretq",
+    ".popsection",
+    vectors = const VECTORS,
+    dispatch = sym dispatch,
+);
+
+unsafe extern "C" {
+    safe static trap_stubs: u8;
+}
+
+/// The address of a vector's stub.
+pub fn entry_point(vector: usize) -> u64 {
+    &raw const trap_stubs as u64 + vector as u64 * 16
+}
+
+extern "C" fn dispatch(frame: &mut Frame) {
+    match frame.vector {
+        vector if vector < FIRST_IRQ as u64 => handle_exception(frame),
+        TIMER => {
+            pic::acknowledge();
+            if pit::expired() {
+                time::interrupt();
+            }
+        }
+        SERIAL => {
+            pic::acknowledge();
+            uart::receive();
+        }
+        // Everything else is masked, so this is a spurious request, which must not be acknowledged.
+        _ => {}
+    }
+}
+
+fn handle_exception(frame: &mut Frame) {
+    let mut exception = Exception {
+        vector: frame.vector as u8,
+        error_code: frame.error_code,
+        rip: frame.rip,
+        address: if frame.vector == PAGE_FAULT { fault_address() } else { 0 },
+    };
+    exception::handle(&mut exception);
+    frame.rip = exception.rip;
+}
+
+fn fault_address() -> u64 {
+    let address;
+    // SAFETY: reading CR2 has no effect.
+    unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack, preserves_flags)) };
+    address
+}

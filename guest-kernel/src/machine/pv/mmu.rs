@@ -1,0 +1,109 @@
+//! Page tables that the hypervisor checks: every change of a live one waits in the SDK's queue until a flush
+//! makes all of them in one call.
+
+use paravane_guest::abi::pte;
+use paravane_guest::memory::{Mfn, Pfn};
+use paravane_guest::paging::{self, PagingError};
+use paravane_guest::queue::FlushReason;
+
+use crate::frames::Frame;
+use crate::paging::{MAX_COUNTERS, Mmu, Stale};
+
+/// The SDK's page-table primitives, for frames that are pseudo-physical.
+///
+/// A refusal is a bug in this kernel, and ends it.
+pub struct PvMmu(paging::Mmu<'static>);
+
+impl PvMmu {
+    /// Over the SDK's.
+    pub const fn new(mmu: paging::Mmu<'static>) -> Self {
+        Self(mmu)
+    }
+}
+
+const fn pfn(frame: Frame) -> Pfn {
+    Pfn(frame.0)
+}
+
+#[track_caller]
+fn done<T>(outcome: Result<T, PagingError>) -> T {
+    match outcome {
+        Ok(value) => value,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+impl Mmu for PvMmu {
+    /// Why the queue was flushed, how often.
+    const COUNTERS: &'static [&'static str] = &["flush-explicit", "flush-full", "flush-order"];
+
+    fn counters(&mut self) -> [u64; MAX_COUNTERS] {
+        let flushes = &self.0.queue().stats().flushes;
+        [FlushReason::Explicit, FlushReason::Overflow, FlushReason::Order]
+            .map(|reason| flushes[reason as usize])
+    }
+
+    fn entry(&self, frame: Frame, bits: u64) -> u64 {
+        done(self.0.mfn(pfn(frame))).maddr() | bits
+    }
+
+    fn frame(&self, entry: u64) -> Frame {
+        match self.0.memory().pfn(Mfn(pte::mfn(entry))) {
+            Some(Pfn(number)) => Frame(number),
+            None => panic!("the entry {entry:#x} leads out of this domain's memory"),
+        }
+    }
+
+    fn read(&self, table: Frame, index: usize) -> u64 {
+        self.0.read(pfn(table), index)
+    }
+
+    fn clear(&mut self, table: Frame) {
+        // SAFETY: `paging` has just allocated the frame.
+        unsafe { self.0.clear(pfn(table)) };
+    }
+
+    fn fill(&mut self, table: Frame, index: usize, entry: u64) {
+        // SAFETY: `paging` fills tables before it has them adopted only.
+        unsafe { self.0.fill(pfn(table), index, entry) };
+    }
+
+    fn write(&mut self, table: Frame, index: usize, entry: u64) {
+        // SAFETY: a table of `paging`'s; what it maps is the concern of `paging`'s callers.
+        done(unsafe { self.0.write(pfn(table), index, entry) });
+    }
+
+    fn adopt(&mut self, table: Frame) {
+        // SAFETY: `paging` does not fill a table that it has had adopted.
+        done(unsafe { self.0.make_read_only(pfn(table)) });
+    }
+
+    fn release(&mut self, table: Frame) {
+        // SAFETY: `paging` releases the tables of roots that it has had unpinned.
+        done(unsafe { self.0.make_writable(pfn(table)) });
+    }
+
+    fn pin(&mut self, root: Frame) {
+        // SAFETY: `paging` has had all tables below the root adopted.
+        done(unsafe { self.0.pin(pfn(root), 4) });
+    }
+
+    fn unpin(&mut self, root: Frame) {
+        // SAFETY: `paging` gives up address spaces that are not in use.
+        done(unsafe { self.0.unpin(pfn(root)) });
+    }
+
+    fn flush(&mut self, stale: Stale) {
+        match stale {
+            Stale::Nothing => {}
+            Stale::Page(va) => self.0.queue().invalidate(va),
+            Stale::Everything => self.0.queue().invalidate_all(),
+        }
+        done(self.0.flush());
+    }
+
+    fn switch(&mut self, root: Frame) {
+        // SAFETY: every address space of `paging`'s shares the kernel's part.
+        done(unsafe { self.0.switch(pfn(root)) });
+    }
+}

@@ -1,0 +1,141 @@
+//! The paravirtual machine: a hypervisor that is asked, over the SDK.
+//!
+//! Everything that the bare machine does with privileged instructions and devices is a hypercall, an event or
+//! a shared page here; the SDK has them. This layer translates and decides nothing.
+
+use paravane_guest::abi::hypercall::SET_TRAP_TABLE;
+use paravane_guest::abi::virq::VIRQ_TIMER;
+use paravane_guest::hypercall::Hypervisor;
+use paravane_guest::memory::Pfn;
+use paravane_guest::queue::Queue;
+use paravane_guest::trap::{EXCEPTIONS, TrapFrame};
+use paravane_guest::{console, event, hypercall, paging, power, time, trap};
+
+use crate::exception::{self, Exception};
+use crate::frames::{Frame, PAGE_SIZE};
+use crate::kernel;
+use crate::machine::{Boot, Machine, Shutdown};
+use crate::single::Single;
+
+mod mmu;
+
+pub use mmu::PvMmu;
+
+static QUEUE: Single<Queue<Hypervisor>> = Single::new(Queue::new(Hypervisor));
+
+/// The kernel's entry point: see [`paravane_guest::entry!`].
+pub fn main(start: paravane_guest::Boot) -> ! {
+    let [_, free] = start.free_frames();
+    let boot = Boot {
+        cmdline: start.cmdline().text(),
+        frames: start.memory().frames(),
+        first_free: Frame(free.start),
+        module: start.module().map_or(Frame(0)..Frame(0), |module| frames_of(&start, module)),
+        root: Frame(start.root().0),
+    };
+    // SAFETY: `main` runs once, so nobody else has the queue; the root is the one in use, and the direct map
+    // begins at the base that the kernel is linked at.
+    let mmu = unsafe { paging::Mmu::new(QUEUE.get(), start.memory(), Pfn(boot.root.0)) };
+    // SAFETY: once, on the SDK's boot stack, events masked as a domain starts.
+    unsafe { kernel::start(boot, PvMmu::new(mmu)) }
+}
+
+fn frames_of(start: &paravane_guest::Boot, module: &[u8]) -> core::ops::Range<Frame> {
+    let first = module.as_ptr().addr() as u64 - start.memory().virt_base();
+    Frame(first / PAGE_SIZE)..Frame((first + module.len() as u64).div_ceil(PAGE_SIZE))
+}
+
+/// A domain of a hypervisor with Xen's interface.
+pub struct Pv;
+
+impl Machine for Pv {
+    const NAME: &'static str = "pv";
+    type Mmu = PvMmu;
+
+    fn install_handlers() {
+        (0..EXCEPTIONS as u8).for_each(|vector| {
+            trap::set_handler(vector, Some(on_exception));
+        });
+        let outcome = trap::install()
+            .and_then(|()| event::install())
+            // Xen starts a periodic timer with the vCPU.
+            .and_then(|()| time::stop_periodic_timer(0))
+            .and_then(|()| event::handle_virq(VIRQ_TIMER, |_| crate::time::interrupt()));
+        if let Err(errno) = outcome {
+            panic!("the hypervisor refused our handlers: {errno}");
+        }
+        if let Some(port) = console::port() {
+            event::handle(port, |_| Pv::console_receive());
+        }
+    }
+
+    fn remove_handlers() {
+        // SAFETY: without a table no exception reaches code of ours; that is what the caller wants.
+        let _ = unsafe { hypercall::call(SET_TRAP_TABLE, [0]) };
+    }
+
+    fn console_write(bytes: &[u8]) {
+        console::write(bytes);
+    }
+
+    fn console_receive() {
+        let mut bytes = [0; 64];
+        loop {
+            let room = crate::console::room().min(bytes.len());
+            let count = console::read(&mut bytes[..room]);
+            if count == 0 {
+                return;
+            }
+            bytes[..count].iter().for_each(|&byte| crate::console::received(byte));
+        }
+    }
+
+    fn interrupts_on() {
+        event::enable();
+    }
+
+    fn interrupts_off() {
+        event::disable();
+    }
+
+    fn wait() {
+        if let Err(errno) = event::block() {
+            panic!("the hypervisor does not let us wait: {errno}");
+        }
+        event::disable();
+    }
+
+    fn clock() -> u64 {
+        time::now()
+    }
+
+    fn arm_timer(deadline: u64) {
+        if let Err(errno) = time::set_timer(deadline) {
+            panic!("the hypervisor refused a timer: {errno}");
+        }
+    }
+
+    /// The version of the hypervisor: no argument in memory, no side effect. Our notes ask for Xen 3 or later.
+    fn null_call() -> bool {
+        hypercall::version::version().is_ok_and(|(major, _)| major >= 3)
+    }
+
+    fn shutdown(how: Shutdown) -> ! {
+        match how {
+            Shutdown::PowerOff => power::power_off(),
+            Shutdown::Reboot => power::reboot(),
+            Shutdown::Crash => power::crash(),
+        }
+    }
+}
+
+fn on_exception(frame: &mut TrapFrame) {
+    let mut exception = Exception {
+        vector: frame.vector as u8,
+        error_code: frame.error_code,
+        rip: frame.rip,
+        address: frame.fault_address(),
+    };
+    exception::handle(&mut exception);
+    frame.rip = exception.rip;
+}

@@ -1,0 +1,364 @@
+//! Address spaces: the x86-64 page tables of this kernel, four levels, 4 KiB pages (SDM vol. 3, 4.5).
+//!
+//! The same code drives both machines. What differs is behind [`Mmu`], and the difference is one rule: a
+//! table that the processor may walk is *live*, and a live table is changed by [`Mmu::write`] only, which a
+//! paravirtual machine queues and a bare one performs on the spot. So nothing here reads an entry back
+//! between writing it and the next [`Mmu::flush`]. Tables that are not live yet are ordinary memory.
+
+use crate::frames::{Frame, FrameAllocator, PAGE_SIZE};
+
+mod span;
+#[cfg(test)]
+mod tests;
+
+pub use span::Span;
+
+/// Entries in a table.
+pub const ENTRIES: usize = 512;
+/// Bytes that one L4 slot spans.
+pub const SLOT_SIZE: u64 = 1 << 39;
+/// L4 slots of an address space that are its own. Slot 0 is the kernel's and the same in all of them; the
+/// upper half belongs to others (on a paravirtual machine, to the hypervisor).
+const PRIVATE_SLOTS: core::ops::Range<usize> = 1..ENTRIES / 2;
+const KERNEL_SLOT: usize = 0;
+
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+// Set from the start: nobody here reads them, and a processor, or who stands in for one, need not set them.
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const TABLE: u64 = PRESENT | WRITABLE | ACCESSED;
+
+/// What may be done with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read and execute.
+    ReadOnly,
+    /// Read, write and execute.
+    ReadWrite,
+}
+
+impl Access {
+    const fn bits(self) -> u64 {
+        match self {
+            Self::ReadOnly => PRESENT | ACCESSED,
+            Self::ReadWrite => PRESENT | WRITABLE | ACCESSED | DIRTY,
+        }
+    }
+
+    const fn of(entry: u64) -> Self {
+        if entry & WRITABLE == 0 { Self::ReadOnly } else { Self::ReadWrite }
+    }
+}
+
+/// Which cached translations must be gone once a flush is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stale {
+    /// None: entries only went from absent to present, which a processor does not cache (SDM vol. 3, 4.10.4.3).
+    Nothing,
+    /// The one of the page at this address.
+    Page(u64),
+    /// All.
+    Everything,
+}
+
+/// What a machine does about page tables; `paging` knows the rest.
+pub trait Mmu {
+    /// What the machine counts of its own doings here; nothing where there is nothing to count.
+    const COUNTERS: &'static [&'static str] = &[];
+    /// Those counts since the start, in the same order.
+    fn counters(&mut self) -> [u64; MAX_COUNTERS] {
+        [0; MAX_COUNTERS]
+    }
+    /// The entry that refers to `frame`, with the given flag bits.
+    fn entry(&self, frame: Frame, bits: u64) -> u64;
+    /// The frame that a present entry refers to.
+    fn frame(&self, entry: u64) -> Frame;
+    /// Reads an entry of any table.
+    fn read(&self, table: Frame, index: usize) -> u64;
+    /// Zeroes a frame that is to become a table.
+    fn clear(&mut self, table: Frame);
+    /// Writes an entry of a table that is not live.
+    fn fill(&mut self, table: Frame, index: usize, entry: u64);
+    /// Writes an entry of a live table; in effect, at the latest, when the next [`flush`](Self::flush) returns.
+    fn write(&mut self, table: Frame, index: usize, entry: u64);
+    /// Makes a frame a table that may become live: from now on it is not written but through the machine.
+    fn adopt(&mut self, table: Frame);
+    /// Makes a table that is no longer live an ordinary frame again.
+    fn release(&mut self, table: Frame);
+    /// Declares `root` the L4 of an address space whose tables have all been adopted.
+    fn pin(&mut self, root: Frame);
+    /// Takes that back.
+    fn unpin(&mut self, root: Frame);
+    /// Brings everything since the last flush into effect, in order, and drops `stale` translations.
+    fn flush(&mut self, stale: Stale);
+    /// Makes the processor use `root`, once everything before is in effect.
+    fn switch(&mut self, root: Frame);
+}
+
+/// How many things a machine may count.
+pub const MAX_COUNTERS: usize = 3;
+
+/// Why a page could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// No frame is left for a page table.
+    OutOfFrames,
+    /// No table leads to this address: see [`AddressSpace::reserve`].
+    NoTable(u64),
+}
+
+/// What a range of pages is mapped to.
+#[derive(Clone, Copy)]
+enum Leaves {
+    /// Left as it is: only the tables are wanted.
+    Untouched,
+    /// Neighbouring frames from this one on.
+    Run(Frame, Access),
+}
+
+/// One tree of page tables.
+#[derive(Debug)]
+pub struct AddressSpace {
+    root: Frame,
+    live: bool,
+}
+
+impl AddressSpace {
+    /// The one that the kernel was started in.
+    pub const fn adopt_boot(root: Frame) -> Self {
+        Self { root, live: true }
+    }
+
+    /// A new one that shares the kernel's slot with `kernel` and has nothing else. It is not live: what is
+    /// mapped before the first [`activate`](Self::activate) costs plain stores only.
+    ///
+    /// # Errors
+    /// When there is no frame for its root.
+    pub fn new(mmu: &mut impl Mmu, frames: &mut FrameAllocator<'_>, kernel: &Self) -> Result<Self, MapError> {
+        let root = new_table(mmu, frames)?;
+        mmu.fill(root, KERNEL_SLOT, mmu.read(kernel.root, KERNEL_SLOT));
+        Ok(Self { root, live: false })
+    }
+
+    /// The L4's frame.
+    pub const fn root(&self) -> Frame {
+        self.root
+    }
+
+    /// Maps the pages of `span` to neighbouring frames from `first` on, making tables as needed.
+    ///
+    /// Missing tables are filled before they are linked, so a big range costs a live space one write for each
+    /// new table only. In effect after the next flush.
+    ///
+    /// # Errors
+    /// When tables run out; part of the range may be mapped then.
+    pub fn map_run(
+        &mut self,
+        mmu: &mut impl Mmu,
+        frames: &mut FrameAllocator<'_>,
+        span: Span,
+        first: Frame,
+        access: Access,
+    ) -> Result<(), MapError> {
+        self.build(mmu, frames, self.root, 4, self.live, span, Leaves::Run(first, access))
+    }
+
+    /// Makes every table that the pages of `span` need, and maps nothing.
+    ///
+    /// # Errors
+    /// When tables run out.
+    pub fn reserve(
+        &mut self,
+        mmu: &mut impl Mmu,
+        frames: &mut FrameAllocator<'_>,
+        span: Span,
+    ) -> Result<(), MapError> {
+        self.build(mmu, frames, self.root, 4, self.live, span, Leaves::Untouched)
+    }
+
+    /// Maps one page to which tables lead already. In effect after the next flush.
+    ///
+    /// # Errors
+    /// When no table leads there.
+    pub fn map(&mut self, mmu: &mut impl Mmu, va: u64, frame: Frame, access: Access) -> Result<(), MapError> {
+        let (table, index) = self.leaf(mmu, va).ok_or(MapError::NoTable(va))?;
+        let entry = mmu.entry(frame, access.bits());
+        self.store(mmu, table, index, entry);
+        Ok(())
+    }
+
+    /// Changes what may be done with a mapped page; false when it is not mapped.
+    pub fn protect(&mut self, mmu: &mut impl Mmu, va: u64, access: Access) -> bool {
+        let Some((table, index)) = self.leaf(mmu, va) else { return false };
+        let entry = mmu.read(table, index);
+        if entry & PRESENT == 0 {
+            return false;
+        }
+        self.store(mmu, table, index, entry & !WRITABLE | access.bits());
+        true
+    }
+
+    /// Unmaps a page and returns the frame that was there.
+    pub fn unmap(&mut self, mmu: &mut impl Mmu, va: u64) -> Option<Frame> {
+        let (table, index) = self.leaf(mmu, va)?;
+        let entry = mmu.read(table, index);
+        if entry & PRESENT == 0 {
+            return None;
+        }
+        self.store(mmu, table, index, 0);
+        Some(mmu.frame(entry))
+    }
+
+    /// Where a page leads, as the tables say.
+    pub fn translate(&self, mmu: &impl Mmu, va: u64) -> Option<(Frame, Access)> {
+        let (table, index) = self.leaf(mmu, va)?;
+        let entry = mmu.read(table, index);
+        (entry & PRESENT != 0).then(|| (mmu.frame(entry), Access::of(entry)))
+    }
+
+    /// Makes the processor use this address space. From the first time on it is live.
+    pub fn activate(&mut self, mmu: &mut impl Mmu) {
+        if !self.live {
+            each_private_table(mmu, self.root, &mut |mmu, table| mmu.adopt(table));
+            mmu.pin(self.root);
+            self.live = true;
+        }
+        mmu.switch(self.root);
+        mmu.flush(Stale::Nothing);
+    }
+
+    /// Frees the tables of an address space that is not in use. The frames it maps are not its own.
+    pub fn destroy(self, mmu: &mut impl Mmu, frames: &mut FrameAllocator<'_>) {
+        if self.live {
+            mmu.unpin(self.root);
+            each_private_table(mmu, self.root, &mut |mmu, table| mmu.release(table));
+            mmu.flush(Stale::Nothing);
+        }
+        each_private_table(mmu, self.root, &mut |_, table| free_table(frames, table));
+    }
+
+    /// The table and index of the entry that maps `va`, if tables lead there.
+    fn leaf(&self, mmu: &impl Mmu, va: u64) -> Option<(Frame, usize)> {
+        let mut table = self.root;
+        for level in (2..=4).rev() {
+            let entry = mmu.read(table, index(va, level));
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            table = mmu.frame(entry);
+        }
+        Some((table, index(va, 1)))
+    }
+
+    fn store(&self, mmu: &mut impl Mmu, table: Frame, index: usize, entry: u64) {
+        if self.live { mmu.write(table, index, entry) } else { mmu.fill(table, index, entry) }
+    }
+
+    /// Fills the part of `table` that `span` covers. Visits every entry once, so that no queued write is read.
+    #[allow(clippy::too_many_arguments)]
+    fn build(
+        &self,
+        mmu: &mut impl Mmu,
+        frames: &mut FrameAllocator<'_>,
+        table: Frame,
+        level: u8,
+        live: bool,
+        span: Span,
+        leaves: Leaves,
+    ) -> Result<(), MapError> {
+        for (index, part) in span.split(level) {
+            let leaves = leaves.skip(part.start - span.start);
+            let old = if level == 1 { 0 } else { mmu.read(table, index) };
+            if old & PRESENT != 0 {
+                self.build(mmu, frames, mmu.frame(old), level - 1, live, part, leaves)?;
+                continue;
+            }
+            let new = match leaves {
+                Leaves::Run(frame, access) if level == 1 => mmu.entry(frame, access.bits()),
+                Leaves::Untouched if level == 1 => continue,
+                _ => self.new_subtree(mmu, frames, level - 1, live, part, leaves)?,
+            };
+            if live { mmu.write(table, index, new) } else { mmu.fill(table, index, new) }
+        }
+        Ok(())
+    }
+
+    /// A new table with everything below it, complete before it is linked; the entry that links it.
+    fn new_subtree(
+        &self,
+        mmu: &mut impl Mmu,
+        frames: &mut FrameAllocator<'_>,
+        level: u8,
+        parent_live: bool,
+        span: Span,
+        leaves: Leaves,
+    ) -> Result<u64, MapError> {
+        let table = new_table(mmu, frames)?;
+        if let Err(error) = self.build(mmu, frames, table, level, false, span, leaves) {
+            each_table(mmu, table, level, &mut |_, table| free_table(frames, table));
+            return Err(error);
+        }
+        if parent_live {
+            each_table(mmu, table, level, &mut |mmu, table| mmu.adopt(table));
+        }
+        Ok(mmu.entry(table, TABLE))
+    }
+}
+
+impl Leaves {
+    /// The leaves that remain after `bytes` of them.
+    fn skip(self, bytes: u64) -> Self {
+        match self {
+            Self::Untouched => Self::Untouched,
+            Self::Run(first, access) => Self::Run(Frame(first.0 + bytes / PAGE_SIZE), access),
+        }
+    }
+}
+
+/// The index of the entry of a table of `level` on the way to `va`.
+const fn index(va: u64, level: u8) -> usize {
+    (va >> span::shift(level)) as usize % ENTRIES
+}
+
+fn new_table(mmu: &mut impl Mmu, frames: &mut FrameAllocator<'_>) -> Result<Frame, MapError> {
+    let table = frames.allocate().ok_or(MapError::OutOfFrames)?;
+    mmu.clear(table);
+    Ok(table)
+}
+
+fn free_table(frames: &mut FrameAllocator<'_>, table: Frame) {
+    if let Err(error) = frames.free(table) {
+        panic!("a page table was freed twice: {error:?}");
+    }
+}
+
+/// Calls `f` for a table and all tables below it, those first.
+fn each_table<M: Mmu>(mmu: &mut M, table: Frame, level: u8, f: &mut impl FnMut(&mut M, Frame)) {
+    if level > 1 {
+        each_child(mmu, table, level, 0..ENTRIES, f);
+    }
+    f(mmu, table);
+}
+
+/// Calls `f` for the tables of an address space that are its own, the root last.
+fn each_private_table<M: Mmu>(mmu: &mut M, root: Frame, f: &mut impl FnMut(&mut M, Frame)) {
+    each_child(mmu, root, 4, PRIVATE_SLOTS, f);
+    f(mmu, root);
+}
+
+fn each_child<M: Mmu>(
+    mmu: &mut M,
+    table: Frame,
+    level: u8,
+    slots: core::ops::Range<usize>,
+    f: &mut impl FnMut(&mut M, Frame),
+) {
+    for index in slots {
+        let entry = mmu.read(table, index);
+        if entry & PRESENT != 0 {
+            let child = mmu.frame(entry);
+            each_table(mmu, child, level - 1, f);
+        }
+    }
+}

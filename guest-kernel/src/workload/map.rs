@@ -1,0 +1,98 @@
+//! Map scattered pages to scattered frames, write to and read from each, make them read-only, unmap them.
+//!
+//! Each of the three changes is one batch for the machine: the order in which a kernel does it when it
+//! populates, write-protects (for a fork, a snapshot) and tears down a mapping. The tables exist beforehand,
+//! so every operation is exactly one entry written three times.
+
+use crate::exception::{can_read, can_write};
+use crate::kernel::Kernel;
+use crate::memory::{Memory, SCRATCH, direct_map};
+use crate::paging::{Access, Stale};
+
+use super::scatter::{self, Page};
+use super::{Failure, Outcome, Workload, measure};
+
+pub const SMALL: Workload = Workload {
+    name: "map-512",
+    what: "map, touch, protect and unmap 512 scattered pages",
+    unit: "page",
+    run: |kernel| run(kernel, 512),
+};
+
+pub const LARGE: Workload = Workload {
+    name: "map-4096",
+    what: "map, touch, protect and unmap 4096 scattered pages",
+    unit: "page",
+    run: |kernel| run(kernel, 4096),
+};
+
+fn run(kernel: &mut Kernel, count: u64) -> Result<Outcome, Failure> {
+    let memory = &mut kernel.memory;
+    let Memory { mmu, frames, space, .. } = memory;
+    space.reserve(mmu, frames, scatter::window(SCRATCH, count))?;
+    crate::paging::Mmu::flush(mmu, Stale::Nothing);
+    let pages = scatter::pages(frames, SCRATCH, count)?;
+    let verified = rehearse(memory, &pages).and_then(|()| {
+        let (done, measured) = measure(memory, |memory| exercise(memory, &pages, |_, _| true));
+        done.and_then(|()| verify(&pages)).map(|()| Outcome::new(count, measured))
+    });
+    scatter::release(&mut memory.frames, &pages);
+    verified
+}
+
+/// The measured body. `check` is asked about every page after protection.
+fn exercise(
+    memory: &mut Memory,
+    pages: &[Page],
+    mut check: impl FnMut(&Memory, &Page) -> bool,
+) -> Result<(), Failure> {
+    use crate::paging::Mmu;
+    let Memory { mmu, space, .. } = memory;
+    for page in pages {
+        space.map(mmu, page.va, page.frame, Access::ReadWrite)?;
+    }
+    mmu.flush(Stale::Nothing);
+    for page in pages {
+        // SAFETY: the page was just mapped to a frame of ours.
+        unsafe { (page.va as *mut u64).write_volatile(page.pattern) };
+    }
+    let protected = pages.iter().filter(|page| space.protect(mmu, page.va, Access::ReadOnly)).count();
+    mmu.flush(Stale::Everything);
+    // SAFETY: still mapped, and nobody writes.
+    let kept = pages.iter().all(|page| unsafe { (page.va as *const u64).read_volatile() } == page.pattern);
+    let checked = pages.iter().all(|page| check(memory, page));
+    let Memory { mmu, space, .. } = memory;
+    let unmapped = pages.iter().filter(|page| space.unmap(mmu, page.va) == Some(page.frame)).count();
+    mmu.flush(Stale::Everything);
+    Failure::unless(kept, "data-lost")?;
+    Failure::unless(checked, "not-protected")?;
+    Failure::unless(protected == pages.len() && unmapped == pages.len(), "entry-lost")
+}
+
+/// One run with a close look at protection, which would disturb the measured one: every entry, and, since
+/// entries are not yet translations, whether writing to some of the pages faults.
+fn rehearse(memory: &mut Memory, pages: &[Page]) -> Result<(), Failure> {
+    exercise(memory, pages, |memory, page| {
+        memory.space.translate(&memory.mmu, page.va) == Some((page.frame, Access::ReadOnly))
+    })?;
+    let mut turn = 0;
+    exercise(memory, pages, |_, page| {
+        turn += 1;
+        // SAFETY: if it can be written, it is ours.
+        turn % sampling(pages) != 0 || !unsafe { can_write(page.va, 0) }
+    })
+}
+
+/// After the run: the data is where it belongs, seen through the direct map, and the pages are gone.
+fn verify(pages: &[Page]) -> Result<(), Failure> {
+    // SAFETY: the direct map maps all memory, and the frames are ours.
+    let at = |page: &Page| unsafe { (direct_map(page.frame) as *const u64).read_volatile() };
+    Failure::unless(pages.iter().all(|page| at(page) == page.pattern), "wrong-frame")?;
+    let gone = pages.iter().step_by(sampling(pages)).all(|page| !can_read(page.va));
+    Failure::unless(gone, "still-mapped")
+}
+
+/// Every how manieth page is tried out by a fault: 64 in all.
+const fn sampling(pages: &[Page]) -> usize {
+    pages.len() / 64
+}

@@ -1,0 +1,140 @@
+//! Workloads: what the two machines are compared by.
+//!
+//! Each has three parts: set-up, a measured body between two marks, and verification. Only the body is
+//! measured, and what it did is verified by other means than those it used. Workloads are deterministic:
+//! the same operations in the same order on every machine and in every run. No workload knows its machine.
+
+use crate::exception::tell;
+use crate::kernel::Kernel;
+use crate::machine::{Current, Machine};
+use crate::memory::Memory;
+use crate::paging::{MAX_COUNTERS, Mmu};
+use crate::println;
+
+mod address_space;
+mod console;
+mod map;
+mod null_call;
+mod scatter;
+mod timer;
+
+/// A workload.
+pub struct Workload {
+    /// What to call it.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub what: &'static str,
+    /// What one of its operations is.
+    pub unit: &'static str,
+    run: fn(&mut Kernel) -> Result<Outcome, Failure>,
+}
+
+/// What a verified run amounts to.
+struct Outcome {
+    /// Operations done between the marks.
+    ops: u64,
+    /// What that took.
+    measured: Measured,
+    /// Anything else worth printing.
+    figures: &'static [&'static str],
+    values: [u64; 3],
+}
+
+impl Outcome {
+    const fn new(ops: u64, measured: Measured) -> Self {
+        Self { ops, measured, figures: &[], values: [0; 3] }
+    }
+}
+
+/// What a body took.
+#[derive(Clone, Copy)]
+struct Measured {
+    ns: u64,
+    /// What the machine counted meanwhile.
+    counters: [u64; MAX_COUNTERS],
+}
+
+type CurrentMmu = <Current as Machine>::Mmu;
+
+/// Why a run does not count: one word.
+struct Failure(&'static str);
+
+impl Failure {
+    /// `Err` unless `holds`.
+    fn unless(holds: bool, otherwise: &'static str) -> Result<(), Self> {
+        if holds { Ok(()) } else { Err(Self(otherwise)) }
+    }
+}
+
+impl From<crate::paging::MapError> for Failure {
+    fn from(_: crate::paging::MapError) -> Self {
+        Self("no-frames-for-page-tables")
+    }
+}
+
+/// All of them.
+pub const ALL: &[Workload] = &[
+    null_call::WORKLOAD,
+    console::WORKLOAD,
+    map::SMALL,
+    map::LARGE,
+    address_space::WORKLOAD,
+    timer::WORKLOAD,
+];
+
+/// Code of the mark before a measured body.
+const BEGIN: u8 = 1;
+/// Code of the mark after it.
+const END: u8 = 2;
+
+/// Runs a body between the marks; what it returned and what it took.
+fn measure<R>(memory: &mut Memory, body: impl FnOnce(&mut Memory) -> R) -> (R, Measured) {
+    let counted = memory.mmu.counters();
+    tell(BEGIN);
+    let before = Current::clock();
+    let result = body(memory);
+    let ns = Current::clock().saturating_sub(before);
+    tell(END);
+    let mut counters = memory.mmu.counters();
+    counters.iter_mut().zip(counted).for_each(|(count, before)| *count -= before);
+    (result, Measured { ns, counters })
+}
+
+/// Runs the named workload, or `all`, and prints one line for each.
+pub fn run(kernel: &mut Kernel, name: &str) {
+    let mut found = false;
+    for workload in ALL.iter().filter(|w| name == "all" || name == w.name) {
+        found = true;
+        report(workload, (workload.run)(kernel));
+    }
+    if !found {
+        println!("bench: name={name} ops=0 ok=false why=no-such-workload");
+    }
+}
+
+/// Prints what there is to run.
+pub fn list() {
+    for workload in ALL {
+        println!("  {:<16}{}", workload.name, workload.what);
+    }
+}
+
+fn report(workload: &Workload, outcome: Result<Outcome, Failure>) {
+    let Workload { name, unit, .. } = workload;
+    match outcome {
+        Err(Failure(why)) => println!("bench: name={name} ops=0 ok=false why={why}"),
+        Ok(Outcome { ops, measured: Measured { ns, counters }, figures, values }) => {
+            let counters = Figures(CurrentMmu::COUNTERS, counters);
+            let figures = Figures(figures, values);
+            println!("bench: name={name} ops={ops} ok=true unit={unit} ns={ns}{figures}{counters}");
+        }
+    }
+}
+
+struct Figures(&'static [&'static str], [u64; 3]);
+
+impl core::fmt::Display for Figures {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.0.iter().zip(self.1).try_for_each(|(name, value)| write!(f, " {name}={value}"))
+    }
+}

@@ -1,0 +1,19 @@
+//! Ask the machine for the least that only it can answer, and check the answer.
+
+use crate::kernel::Kernel;
+use crate::machine::{Current, Machine};
+use crate::memory::Memory;
+
+use super::{Failure, Outcome, Workload, measure};
+
+const CALLS: u64 = 1000;
+
+pub const WORKLOAD: Workload =
+    Workload { name: "null-call", what: "ask the machine the least, 1000 times", unit: "call", run };
+
+fn run(kernel: &mut Kernel) -> Result<Outcome, Failure> {
+    let calls = |_: &mut Memory| (0..CALLS).filter(|_| Current::null_call()).count() as u64;
+    let (right, measured) = measure(&mut kernel.memory, calls);
+    Failure::unless(right == CALLS, "wrong-answer")?;
+    Ok(Outcome::new(CALLS, measured))
+}

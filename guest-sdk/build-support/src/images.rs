@@ -1,0 +1,244 @@
+//! Builds kernel images from the `build.rs` of a program that embeds them.
+//!
+//! The inner build is an ordinary Cargo build of a package of this workspace in a target directory of its
+//! own (so that it can never wait for the outer build's lock), with the flags that make a kernel. The outer
+//! build's environment must not leak into it: Cargo tells a build script about *its* package and profile in
+//! variables that an inner Cargo or rustc would take for its own.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, io};
+
+/// The target: the host's own, so that a stock toolchain has a `core` for it.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The workspace profile that kernels are built with.
+const PROFILE: &str = "guest";
+
+/// Code generation of every kernel, whatever machine layer or technique it is for.
+///
+/// Position-independent code can be linked at any base, as the prebuilt `core` is. An interrupt handler of a
+/// kernel runs on the stack that it interrupted: no red zone. Frame pointers give backtraces.
+const FLAGS: &[&str] = &[
+    "--cfg=guest",
+    "-Cpanic=abort",
+    "-Crelocation-model=pic",
+    "-Cno-redzone=yes",
+    "-Cforce-unwind-tables=no",
+    "-Cforce-frame-pointers=yes",
+];
+
+/// Variables of the outer build that an inner one must not see, by prefix and by name.
+const FOREIGN_PREFIXES: &[&str] = &[
+    "CARGO_FEATURE_",
+    "CARGO_CFG_",
+    "CARGO_PKG_",
+    "CARGO_PROFILE_",
+    "CARGO_BUILD_",
+    "CARGO_TARGET_",
+    "DEP_",
+];
+const FOREIGN: &[&str] = &[
+    "CARGO_ENCODED_RUSTFLAGS",
+    "CARGO_MANIFEST_DIR",
+    "CARGO_MANIFEST_PATH",
+    "CARGO_MANIFEST_LINKS",
+    "CARGO_PRIMARY_PACKAGE",
+    "CLIPPY_ARGS",
+    "DEBUG",
+    "HOST",
+    "NUM_JOBS",
+    "OPT_LEVEL",
+    "OUT_DIR",
+    "PROFILE",
+    "RUSTC_LINKER",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "RUSTDOC",
+    "RUSTFLAGS",
+    "TARGET",
+];
+
+/// An image could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A variable that Cargo sets for every build script is missing.
+    #[error("{0} is not set: images can be built by a Cargo build script only")]
+    NotABuildScript(&'static str),
+    /// Cargo could not be started.
+    #[error("cannot run {cargo}: {error}")]
+    Spawn {
+        /// The program.
+        cargo: PathBuf,
+        /// What the operating system said.
+        error: io::Error,
+    },
+    /// The inner build failed; its own messages were passed on.
+    #[error("building `{package}` as a guest failed: its errors are above")]
+    Failed {
+        /// The guest package.
+        package: String,
+    },
+    /// A file or directory of the inner build could not be used.
+    #[error("cannot use {path} for the guest build: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        error: io::Error,
+    },
+}
+
+/// One build of a package of kernels.
+#[derive(Clone, Debug)]
+pub struct Guest<'a> {
+    /// The directory of the package, as a path from the calling package's manifest.
+    pub directory: &'a str,
+    /// The package's name.
+    pub package: &'a str,
+    /// Its binaries to build.
+    pub bins: &'a [&'a str],
+    /// Further `--cfg` values, e.g. `machine="pv"`.
+    pub cfgs: &'a [&'a str],
+    /// What the images' file names begin with in `OUT_DIR`: `PREFIX` + binary + `.elf`.
+    pub prefix: &'a str,
+}
+
+impl Guest<'_> {
+    /// Builds the images into `OUT_DIR` and tells Cargo what they were made from.
+    ///
+    /// # Errors
+    /// When the inner build cannot be run or fails.
+    pub fn build(&self) -> Result<(), ImageError> {
+        let out = PathBuf::from(variable("OUT_DIR")?);
+        let directory = resolve(&PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join(self.directory))?;
+        let target_dir = out.join("guest");
+        let cargo = PathBuf::from(variable("CARGO")?);
+        let status = self
+            .command(&cargo, &directory, &target_dir)
+            .status()
+            .map_err(|error| ImageError::Spawn { cargo, error })?;
+        if !status.success() {
+            return Err(ImageError::Failed { package: self.package.to_owned() });
+        }
+        declare_manifests(&directory);
+        let built = target_dir.join(TARGET).join(PROFILE);
+        for bin in self.bins {
+            let image = built.join(bin);
+            copy_if_changed(&image, &out.join(format!("{}{bin}.elf", self.prefix)))?;
+            declare_sources(&built.join(format!("{bin}.d")))?;
+        }
+        Ok(())
+    }
+
+    fn command(&self, cargo: &Path, directory: &Path, target_dir: &Path) -> Command {
+        let mut command = Command::new(cargo);
+        command.args(["build", "--quiet", "--locked", "--profile", PROFILE, "--target", TARGET]);
+        command.args(["--package", self.package]);
+        command.args(self.bins.iter().flat_map(|bin| ["--bin", *bin]));
+        command.arg("--manifest-path").arg(directory.join("Cargo.toml"));
+        command.arg("--target-dir").arg(target_dir);
+        for (name, _) in env::vars_os().filter(|(name, _)| is_foreign(name)) {
+            command.env_remove(name);
+        }
+        command.env("CARGO_BUILD_BUILD_DIR", target_dir);
+        command.env("CARGO_ENCODED_RUSTFLAGS", self.flags());
+        command
+    }
+
+    fn flags(&self) -> String {
+        let cfgs = self.cfgs.iter().map(|cfg| format!("--cfg={cfg}"));
+        FLAGS.iter().map(|flag| (*flag).to_owned()).chain(cfgs).collect::<Vec<_>>().join("\x1f")
+    }
+}
+
+fn variable(name: &'static str) -> Result<OsString, ImageError> {
+    env::var_os(name).ok_or(ImageError::NotABuildScript(name))
+}
+
+/// Without `..`, so that the directory's ancestors are its real ones.
+fn resolve(directory: &Path) -> Result<PathBuf, ImageError> {
+    directory.canonicalize().map_err(|error| ImageError::File { path: directory.to_owned(), error })
+}
+
+fn is_foreign(name: &OsString) -> bool {
+    name.to_str().is_some_and(|name| {
+        FOREIGN.contains(&name) || FOREIGN_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    })
+}
+
+/// Leaves an equal file alone, so that what embeds it is not compiled again.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<(), ImageError> {
+    let fail = |path: &Path| {
+        let path = path.to_owned();
+        move |error| ImageError::File { path, error }
+    };
+    let new = fs::read(from).map_err(fail(from))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    fs::write(to, new).map_err(fail(to))
+}
+
+/// The manifests and the lock file from the package up to its workspace's root.
+fn declare_manifests(directory: &Path) {
+    for ancestor in directory.ancestors() {
+        println!("cargo::rerun-if-changed={}", ancestor.join("Cargo.toml").display());
+        let lock = ancestor.join("Cargo.lock");
+        if lock.exists() {
+            println!("cargo::rerun-if-changed={}", lock.display());
+            return;
+        }
+    }
+}
+
+/// Turns the inner build's dependency file into the outer build's reasons to run again.
+fn declare_sources(dep_info: &Path) -> Result<(), ImageError> {
+    let text = fs::read_to_string(dep_info)
+        .map_err(|error| ImageError::File { path: dep_info.to_owned(), error })?;
+    for source in sources(&text) {
+        println!("cargo::rerun-if-changed={source}");
+    }
+    Ok(())
+}
+
+/// The prerequisites of a make rule, `\ ` standing for a blank in a name.
+fn sources(dep_info: &str) -> Vec<String> {
+    let Some((_, list)) = dep_info.split_once(": ") else {
+        return Vec::new();
+    };
+    let line = list.lines().next().unwrap_or_default().replace("\\ ", "\0");
+    line.split_whitespace().map(|name| name.replace('\0', " ")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dep_info_is_read_with_blanks_in_names() {
+        let text = "/t/kernel: /a/b.rs /c\\ d/e.rs /f.ld\n\n/a/b.rs:\n";
+        assert_eq!(sources(text), ["/a/b.rs", "/c d/e.rs", "/f.ld"]);
+        assert!(sources("no rule").is_empty());
+    }
+
+    #[test]
+    fn the_outer_build_does_not_leak_in() {
+        for name in ["CARGO_CFG_TARGET_OS", "CARGO_PROFILE_DEV_DEBUG", "RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER"]
+        {
+            assert!(is_foreign(&name.into()), "{name}");
+        }
+        for name in ["PATH", "HOME", "CARGO_HOME", "RUSTUP_TOOLCHAIN", "CARGO_MAKEFLAGS", "CARGO_NET_OFFLINE"]
+        {
+            assert!(!is_foreign(&name.into()), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_machine_layer_gets_the_same_flags_but_its_own_cfg() {
+        let guest = |cfgs| Guest { directory: "..", package: "p", bins: &["b"], cfgs, prefix: "" };
+        let (pv, bare) = (guest(&["machine=\"pv\""]).flags(), guest(&["machine=\"bare\""]).flags());
+        assert_eq!(pv.replace("\"pv\"", "\"bare\""), bare);
+        assert_eq!(pv.split('\x1f').count(), FLAGS.len() + 1);
+    }
+}

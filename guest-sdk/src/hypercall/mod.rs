@@ -1,0 +1,51 @@
+//! Hypercalls: a typed function for each that a kernel makes, one file per family.
+//!
+//! [`Hypercalls`] is the boundary itself. Kernels use [`Hypervisor`]; tests on a host put their own stand-in
+//! there. The functions here make their call at once; calls that can wait belong in a [`crate::queue`].
+
+pub mod console;
+pub mod event;
+pub mod memory;
+mod raw;
+pub mod sched;
+pub mod trap;
+pub mod vcpu;
+pub mod version;
+
+use paravane_abi::Errno;
+
+pub use raw::Hypervisor;
+pub(crate) use raw::hypercall_page;
+
+/// Something that answers hypercalls.
+pub trait Hypercalls {
+    /// Makes hypercall `number`; the result is a value or a negated error number ([`Errno::from_result`]).
+    ///
+    /// # Safety
+    /// Addresses among the arguments must be valid for what the call reads and writes there, and what the call
+    /// does to the domain's memory and state must be sound for the code that runs after it.
+    unsafe fn call(&mut self, number: u64, args: [u64; 6]) -> i64;
+}
+
+/// Makes a hypercall with up to six arguments.
+///
+/// # Errors
+/// What the hypervisor answers.
+///
+/// # Safety
+/// As for [`Hypercalls::call`].
+pub unsafe fn call<const N: usize>(number: u64, args: [u64; N]) -> Result<u64, Errno> {
+    let mut all = [0; 6];
+    all.iter_mut().zip(args).for_each(|(slot, arg)| *slot = arg);
+    // SAFETY: the caller's promise.
+    Errno::from_result(unsafe { Hypervisor.call(number, all) })
+}
+
+/// Makes a hypercall of the form `(operation, address of a structure)`.
+///
+/// # Safety
+/// `argument` must be the structure that the operation takes; as for [`Hypercalls::call`] otherwise.
+unsafe fn operation<T>(number: u64, op: u32, argument: &mut T) -> Result<u64, Errno> {
+    // SAFETY: the structure is ours to read and write; the rest is the caller's promise.
+    unsafe { call(number, [u64::from(op), (&raw mut *argument).addr() as u64]) }
+}

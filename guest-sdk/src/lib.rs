@@ -1,0 +1,94 @@
+//! Safe Rust over the Xen x86-64 PV interface, for kernels that run on Paravane and on Xen.
+//!
+//! A paravirtual kernel runs at CPL 3 and asks for what other kernels do by privileged instructions. This crate
+//! is that asking: start of day, exceptions, events, time, page tables, the console. It is `no_std`, needs no
+//! allocator, and decides nothing that is a kernel's to decide.
+//!
+//! # A kernel
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//!
+//! use paravane_guest::{Boot, power, println};
+//!
+//! paravane_guest::entry!(main);
+//! paravane_guest::panic_handler!();
+//!
+//! fn main(boot: Boot) -> ! {
+//!     println!("hello, {} pages", boot.memory().frames());
+//!     power::power_off()
+//! }
+//! ```
+//!
+//! Its `build.rs` is one call, `paravane_guest_build::link::kernel(link::LOW)`; it builds with stable Rust for
+//! `x86_64-unknown-linux-gnu`, the flags being `--cfg=guest -Cpanic=abort -Cno-redzone=yes`.
+//!
+//! # Principles
+//!
+//! 1. **A transition is the unit of cost.** What can be had without one is: the virtual interrupt flag and the
+//!    clock are memory. What can wait is queued ([`queue`]) and goes as one multicall, in which neighbouring
+//!    page-table updates are one `mmu_update`. Mapping 512 scattered pages is one transition.
+//! 2. **Nothing is Paravane's own.** Every call is in Xen's public headers, with Xen's semantics.
+//! 3. **The hypervisor may refuse.** Every call that can fail says so, and a queued update that failed is named.
+//! 4. **Unsafe code has an address.** Assembly is in [`image`], `hypercall/raw.rs`, `trap/entry.rs` and
+//!    `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in `shared.rs`. The rest
+//!    speaks to these.
+//! 5. **One vCPU.** Handlers, queue and shared page are the boot vCPU's.
+//!
+//! # Map
+//!
+//! | A kernel wants to | and finds it in |
+//! | --- | --- |
+//! | start, know its memory, command line and module | [`entry!`], [`Boot`], [`cmdline`] |
+//! | print, log, read what is typed | [`println!`], [`console`] |
+//! | panic, power off | [`panic_handler!`], [`power`] |
+//! | handle exceptions | [`trap`] |
+//! | handle events, wait for them, exclude them | [`event`] |
+//! | know the time, set a timer | [`time`] |
+//! | map, protect and unmap pages; switch address spaces | [`paging`] |
+//! | make several calls in one transition | [`queue`] |
+//! | make any other hypercall | [`hypercall`], [`abi`] |
+//!
+//! The heap is the kernel's choice: frames of [`Boot::free_frames`], mapped by
+//! [`paging::Mmu::extend_direct_map`], under whatever `GlobalAlloc` it likes.
+//!
+//! # Order of a start
+//!
+//! 1. `entry!` leaves the domain builder's one-page stack, maps the shared page, finds the console.
+//! 2. [`trap::install`], so that a fault becomes a message; [`event::install`], so that ports can be handled.
+//! 3. [`Boot::mmu`], `extend_direct_map`, and an allocator over the frames.
+//! 4. Ports bound and handled, then [`event::enable`].
+//! 5. [`event::block`] wherever there is nothing to do.
+//!
+//! # What interrupted code must not notice
+//!
+//! Upcalls and exceptions push their frame on the stack that is in use. Paravane leaves the 128 bytes below it
+//! alone, Xen does not: on Xen a kernel, and the prebuilt `core` in it, must not keep data there. A kernel that
+//! has events enabled only while it waits in [`event::block`] is safe in either case; `-Cno-redzone=yes` with
+//! link-time optimization leaves no such code in ours, which a test of the images checks.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod boot;
+pub mod cmdline;
+pub mod console;
+pub mod event;
+pub mod hypercall;
+pub mod image;
+pub mod memory;
+#[cfg(test)]
+mod mock;
+pub mod paging;
+pub mod power;
+pub mod queue;
+#[cfg(guest)]
+mod runtime;
+mod shared;
+pub mod time;
+pub mod trap;
+
+/// The numbers and layouts of the interface.
+pub use paravane_abi as abi;
+
+pub use boot::Boot;

@@ -1,0 +1,149 @@
+//! Frames, and where a kernel sees them.
+//!
+//! A *pseudo-physical* frame number ([`Pfn`]) counts the domain's own memory from 0; a *machine* frame number
+//! ([`Mfn`]) is what page tables hold. The two lists that translate between them are the domain's own
+//! physical-to-machine list and the hypervisor's machine-to-physical table. A kernel built with this SDK sees
+//! frame `p` at `VIRT_BASE + p * 4096` once it is mapped there (the *direct map*).
+//!
+//! The only place of the SDK that turns a frame into a pointer.
+
+use core::fmt;
+
+use paravane_abi::addr::{INVALID_P2M_ENTRY, PAGE_SHIFT, PAGE_SIZE};
+
+/// A pseudo-physical frame number: the domain's own count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pfn(pub u64);
+
+/// A machine frame number: what a page-table entry holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mfn(pub u64);
+
+impl Mfn {
+    /// The machine address of the frame's first byte.
+    pub const fn maddr(self) -> u64 {
+        self.0 << PAGE_SHIFT
+    }
+}
+
+impl fmt::Display for Pfn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pfn {:#x}", self.0)
+    }
+}
+
+impl fmt::Display for Mfn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mfn {:#x}", self.0)
+    }
+}
+
+/// The domain's memory as its kernel sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    virt_base: u64,
+    window: *mut u64,
+    p2m: *const u64,
+    frames: u64,
+    m2p: *const u64,
+    machine_frames: u64,
+}
+
+// SAFETY: the pointers are to tables that live as long as the domain and are read with volatile accesses; what is
+// written through `window` is one aligned word at a time.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+/// Where the tables behind a [`Memory`] are.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables {
+    /// Virtual address of pseudo-physical address 0.
+    pub virt_base: u64,
+    /// The same as the kernel can dereference it.
+    pub window: *mut u64,
+    /// The physical-to-machine list.
+    pub p2m: *const u64,
+    /// How many frames it lists.
+    pub frames: u64,
+    /// The machine-to-physical table.
+    pub m2p: *const u64,
+    /// How many machine frames it covers.
+    pub machine_frames: u64,
+}
+
+impl Memory {
+    /// Describes the domain's memory.
+    ///
+    /// # Safety
+    /// For as long as the value or a copy of it is used: `p2m` is readable for `frames` words, `m2p` for
+    /// `machine_frames` words, and `window` reaches every frame that methods here are asked to access.
+    pub const unsafe fn new(tables: Tables) -> Self {
+        let Tables { virt_base, window, p2m, frames, m2p, machine_frames } = tables;
+        Self { virt_base, window, p2m, frames, m2p, machine_frames }
+    }
+
+    /// How many frames the domain was given.
+    pub const fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// Virtual address of pseudo-physical address 0.
+    pub const fn virt_base(&self) -> u64 {
+        self.virt_base
+    }
+
+    /// The machine frame behind a pseudo-physical one.
+    pub fn mfn(&self, pfn: Pfn) -> Option<Mfn> {
+        if pfn.0 >= self.frames {
+            return None;
+        }
+        // SAFETY: in bounds by the test above, readable by the contract of `new`.
+        let mfn = unsafe { self.p2m.add(usize::try_from(pfn.0).ok()?).read_volatile() };
+        (mfn != INVALID_P2M_ENTRY).then_some(Mfn(mfn))
+    }
+
+    /// The domain's own frame that a machine frame is, if it is one: both tables must agree.
+    pub fn pfn(&self, mfn: Mfn) -> Option<Pfn> {
+        if mfn.0 >= self.machine_frames {
+            return None;
+        }
+        // SAFETY: in bounds by the test above, readable by the contract of `new`.
+        let pfn = Pfn(unsafe { self.m2p.add(usize::try_from(mfn.0).ok()?).read_volatile() });
+        (self.mfn(pfn) == Some(mfn)).then_some(pfn)
+    }
+
+    /// Where the direct map has a frame, whether or not it is mapped there yet.
+    pub const fn va(&self, pfn: Pfn) -> u64 {
+        self.virt_base.wrapping_add(pfn.0 * PAGE_SIZE)
+    }
+
+    /// The frame that the direct map has at an address.
+    pub const fn pfn_at(&self, va: u64) -> Option<Pfn> {
+        let pfn = va.wrapping_sub(self.virt_base) >> PAGE_SHIFT;
+        if va >= self.virt_base && pfn < self.frames { Some(Pfn(pfn)) } else { None }
+    }
+
+    /// Reads one word of a frame that is mapped in the direct map.
+    pub(crate) fn load(&self, pfn: Pfn, index: usize) -> u64 {
+        // SAFETY: `word` is inside a frame of the domain, reachable by the contract of `new`.
+        unsafe { self.word(pfn, index).read_volatile() }
+    }
+
+    /// Writes one word of a frame that is mapped writable in the direct map and that the caller owns.
+    pub(crate) fn store(&self, pfn: Pfn, index: usize, value: u64) {
+        // SAFETY: as for `load`; the caller owns the frame's contents.
+        unsafe { self.word(pfn, index).write_volatile(value) }
+    }
+
+    /// Fills a frame that the caller owns with zeroes.
+    pub(crate) fn zero(&self, pfn: Pfn) {
+        // SAFETY: as for `store`, for all 512 words of the frame.
+        unsafe { self.word(pfn, 0).write_bytes(0, 512) }
+    }
+
+    fn word(&self, pfn: Pfn, index: usize) -> *mut u64 {
+        assert!(pfn.0 < self.frames && index < 512, "{pfn} is not a frame of this domain");
+        self.window.wrapping_add(pfn.0 as usize * 512 + index)
+    }
+}

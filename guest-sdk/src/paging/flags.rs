@@ -1,0 +1,36 @@
+//! What may be done with a page, and the entry that says so.
+
+use bitflags::bitflags;
+use paravane_abi::pte;
+
+use crate::memory::Mfn;
+
+bitflags! {
+    /// What may be done with a page besides reading it.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct PageFlags: u64 {
+        /// Stores.
+        const WRITE = pte::RW;
+        /// Accesses by user mode.
+        const USER = pte::USER;
+        /// No instruction fetches.
+        const NO_EXECUTE = pte::NX;
+    }
+}
+
+impl PageFlags {
+    /// Kernel data.
+    pub const DATA: Self = Self::WRITE.union(Self::NO_EXECUTE);
+
+    /// The flags of an entry.
+    pub const fn of(entry: u64) -> Self {
+        Self::from_bits_truncate(entry)
+    }
+
+    /// The entry that maps a frame so. Accessed and dirty bits are set from the start: nobody reads them here,
+    /// and setting them later costs the processor a locked store, or the host a fault.
+    pub const fn entry(self, frame: Mfn) -> u64 {
+        let dirty = if self.contains(Self::WRITE) { pte::DIRTY } else { 0 };
+        pte::make(frame.0, self.bits() | pte::PRESENT | pte::ACCESSED | dirty)
+    }
+}

@@ -1,0 +1,63 @@
+//! The page that this domain and the hypervisor share.
+//!
+//! A page of the image stands at a known address; start-of-day puts the shared frame behind it. Every access
+//! is one atomic operation on one field. The only place that knows the page's layout.
+
+use core::cell::UnsafeCell;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+
+use paravane_abi::shared_info::{EVTCHN_WORDS, SharedInfo, VcpuInfo, VcpuTimeInfo};
+
+/// The page. Its address is the kernel's, its frame the hypervisor's.
+#[repr(C, align(4096))]
+pub(crate) struct SharedPage(UnsafeCell<[u8; 4096]>);
+
+// SAFETY: only reached by the atomic references below.
+unsafe impl Sync for SharedPage {}
+
+pub(crate) static SHARED: SharedPage = SharedPage(UnsafeCell::new([0; 4096]));
+
+/// Offset of the upcall mask, for assembly.
+pub(crate) const UPCALL_MASK: usize = offset_of!(VcpuInfo, evtchn_upcall_mask);
+/// Offset of the upcall-pending flag, for assembly.
+pub(crate) const UPCALL_PENDING: usize = offset_of!(VcpuInfo, evtchn_upcall_pending);
+
+macro_rules! field {
+    ($name:ident, $atomic:ty, $offset:expr) => {
+        pub(crate) fn $name(&self) -> &$atomic {
+            const { assert!($offset + size_of::<$atomic>() <= 4096 && $offset % align_of::<$atomic>() == 0) };
+            // SAFETY: in bounds and aligned by the assertion; nobody makes a plain reference to these bytes.
+            unsafe { &*self.0.get().cast::<u8>().add($offset).cast::<$atomic>() }
+        }
+    };
+}
+
+impl SharedPage {
+    /// Where the page is.
+    pub(crate) fn address(&self) -> u64 {
+        self.0.get().addr() as u64
+    }
+
+    field!(upcall_mask, AtomicU8, UPCALL_MASK);
+    field!(upcall_pending, AtomicU8, UPCALL_PENDING);
+    field!(pending_selector, AtomicU64, offset_of!(VcpuInfo, evtchn_pending_sel));
+    field!(fault_address, AtomicU64, offset_of!(VcpuInfo, arch));
+    field!(time_version, AtomicU32, offset_of!(VcpuInfo, time));
+    field!(pending, [AtomicU64; EVTCHN_WORDS], offset_of!(SharedInfo, evtchn_pending));
+    field!(mask, [AtomicU64; EVTCHN_WORDS], offset_of!(SharedInfo, evtchn_mask));
+    field!(wall_version, AtomicU32, offset_of!(SharedInfo, wc_version));
+    field!(wall_seconds, AtomicU32, offset_of!(SharedInfo, wc_sec));
+    field!(wall_nanoseconds, AtomicU32, offset_of!(SharedInfo, wc_nsec));
+    field!(wall_seconds_high, AtomicU32, offset_of!(SharedInfo, wc_sec_hi));
+
+    /// A copy of the time fields, possibly torn: the caller compares versions.
+    pub(crate) fn time_copy(&self) -> VcpuTimeInfo {
+        // SAFETY: in bounds; a torn copy of plain data is still data.
+        unsafe {
+            self.0.get().cast::<u8>().add(offset_of!(VcpuInfo, time)).cast::<VcpuTimeInfo>().read_volatile()
+        }
+    }
+}
+
+const _: () = assert!(offset_of!(SharedInfo, vcpu_info) == 0, "vCPU 0 is first");

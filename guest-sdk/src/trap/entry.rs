@@ -1,0 +1,228 @@
+//! The entry code: from the frame that the hypervisor pushed to [`dispatch`] and back.
+//!
+//! The hypervisor pushes rcx, r11, an error code for some exceptions, rip, cs, rflags, rsp, ss, below the red
+//! zone of what it interrupted (public/arch-x86/xen-x86_64.h; see `paravane_abi::trap`). The two words of rcx
+//! and r11 become the frame's vector and error code once the registers hold them.
+//!
+//! The way back, when the kernel interrupted itself, is an IRETQ without a hypercall: same privilege, same
+//! selectors, and the only further state is the upcall mask. Unmasking and returning are two steps, so an event
+//! that arrived meanwhile is looked for between them, and handled in another turn. An upcall *within* these
+//! steps (labels 3 to 8) finds a state that it may save and restore like any other, but it
+//! returns by the `iret` hypercall, which unmasks and returns in one step: so such upcalls do not pile up.
+//! User mode is always returned to by `iret`.
+//!
+//! The vector state is saved with FXSAVE: handlers may use SSE, and must not use AVX.
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use paravane_abi::hypercall::{HYPERCALL_ENTRY_SIZE, IRET};
+
+use super::{EVENT_VECTOR, FAILSAFE_VECTOR, TrapFrame, dispatch};
+use crate::hypercall::hypercall_page;
+use crate::shared::{SHARED, UPCALL_MASK, UPCALL_PENDING};
+
+/// An entry point: an address, and never called by Rust.
+type Entry = unsafe extern "C" fn() -> !;
+
+/// Entry code of an exception without an error code.
+#[unsafe(naked)]
+unsafe extern "C" fn plain<const VECTOR: u64>() -> ! {
+    naked_asm!(
+        "mov rcx, [rsp]",
+        "mov r11, [rsp + 8]",
+        "mov qword ptr [rsp], {vector}",
+        "mov qword ptr [rsp + 8], 0",
+        "jmp {common}",
+        vector = const VECTOR,
+        common = sym common,
+    )
+}
+
+/// Entry code of an exception with an error code.
+#[unsafe(naked)]
+unsafe extern "C" fn with_error<const VECTOR: u64>() -> ! {
+    naked_asm!(
+        "pop rcx",
+        "mov r11, [rsp]",
+        "mov qword ptr [rsp], {vector}",
+        "jmp {common}",
+        vector = const VECTOR,
+        common = sym common,
+    )
+}
+
+/// Entry code of the failsafe callback: four selectors lie between r11 and rip.
+#[unsafe(naked)]
+unsafe extern "C" fn failsafe() -> ! {
+    naked_asm!(
+        "mov rcx, [rsp]",
+        "mov r11, [rsp + 8]",
+        "add rsp, 32",
+        "mov qword ptr [rsp], {vector}",
+        "mov qword ptr [rsp + 8], 0",
+        "jmp {common}",
+        vector = const FAILSAFE_VECTOR,
+        common = sym common,
+    )
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn common() -> ! {
+    naked_asm!(
+        "cld",
+        "push rdi",
+        "push rsi",
+        "push rdx",
+        "push rcx",
+        "push rax",
+        "push r8",
+        "push r9",
+        "push r10",
+        "push r11",
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "mov rbx, rsp",
+        "lea rbp, [rip + {shared}]",
+        "sub rsp, 512",
+        "and rsp, -16",
+        "fxsave64 [rsp]",
+        // One turn: handle, then see how to return.
+        "2:",
+        "mov rdi, rbx",
+        "call {dispatch}",
+        "test byte ptr [rbx + {cs}], 3",
+        "jnz 6f",
+        "lea rax, [rip + 3f]",
+        "lea rcx, [rip + 8f]",
+        "mov rdx, [rbx + {rip}]",
+        "cmp rdx, rax",
+        "jb 5f",
+        "cmp rdx, rcx",
+        "jb 6f",
+        "5:",
+        "cmp byte ptr [rbx + {cs} + 4], 0",
+        "jne 4f",
+        // Events were not masked: unmask, and take another turn for one that came too early.
+        "mov byte ptr [rbp + {mask}], 0",
+        "3:",
+        "cmp byte ptr [rbp + {pending}], 0",
+        "je 7f",
+        "mov byte ptr [rbp + {mask}], 1",
+        "mov qword ptr [rbx + {vector}], {event}",
+        "jmp 2b",
+        "4:",
+        "mov byte ptr [rbp + {mask}], 1",
+        // Back to the kernel, with the selectors that it runs on.
+        "7:",
+        "fxrstor64 [rsp]",
+        "mov rsp, rbx",
+        "22: mov eax, cs",
+        "mov [rsp + {cs}], rax",
+        "23: mov eax, ss",
+        "mov [rsp + {ss}], rax",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "pop r11",
+        "pop r10",
+        "pop r9",
+        "pop r8",
+        "pop rax",
+        "pop rcx",
+        "pop rdx",
+        "pop rsi",
+        "pop rdi",
+        "add rsp, 16",
+        "24: iretq",
+        "8:",
+        // Back by hypercall: its entry finds flags, rip, ... on the stack and pushes rcx, r11, rax itself.
+        "6:",
+        "fxrstor64 [rsp]",
+        "mov rsp, rbx",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "pop r11",
+        "pop r10",
+        "pop r9",
+        "pop r8",
+        "pop rax",
+        "pop rcx",
+        "pop rdx",
+        "pop rsi",
+        "pop rdi",
+        "add rsp, 8",
+        "mov qword ptr [rsp], 0",
+        "jmp {page} + {iret}",
+        // For `paravane audit`: what looks sensitive here and is meant.
+        ".pushsection .paravane.audit, \"\", @progbits",
+        ".quad 22b",
+        ".asciz \"the selector that this code runs on is the one that the IRETQ below needs\"",
+        ".quad 23b",
+        ".asciz \"the selector that this code runs on is the one that the IRETQ below needs\"",
+        ".quad 24b",
+        ".asciz \"it returns to the privilege and the selectors that it runs on\"",
+        ".popsection",
+        shared = sym SHARED,
+        page = sym hypercall_page,
+        dispatch = sym dispatch,
+        cs = const offset_of!(TrapFrame, cs),
+        ss = const offset_of!(TrapFrame, ss),
+        rip = const offset_of!(TrapFrame, rip),
+        vector = const offset_of!(TrapFrame, vector),
+        event = const EVENT_VECTOR,
+        mask = const UPCALL_MASK,
+        pending = const UPCALL_PENDING,
+        iret = const IRET as usize * HYPERCALL_ENTRY_SIZE,
+    )
+}
+
+/// Where events enter.
+pub(crate) fn event_entry() -> u64 {
+    address(plain::<EVENT_VECTOR>)
+}
+
+/// Where the failsafe callback enters.
+pub(crate) fn failsafe_entry() -> u64 {
+    address(failsafe)
+}
+
+/// Vectors and entry points of the exceptions (SDM vol. 3, 6.3; NMI has a callback of its own).
+pub(super) fn exceptions() -> impl Iterator<Item = (u8, u64)> {
+    let all: [(u8, Entry); 18] = [
+        (0, plain::<0>),
+        (1, plain::<1>),
+        (3, plain::<3>),
+        (4, plain::<4>),
+        (5, plain::<5>),
+        (6, plain::<6>),
+        (7, plain::<7>),
+        (8, with_error::<8>),
+        (10, with_error::<10>),
+        (11, with_error::<11>),
+        (12, with_error::<12>),
+        (13, with_error::<13>),
+        (14, with_error::<14>),
+        (16, plain::<16>),
+        (17, with_error::<17>),
+        (18, plain::<18>),
+        (19, plain::<19>),
+        (21, with_error::<21>),
+    ];
+    all.into_iter().map(|(vector, entry)| (vector, address(entry)))
+}
+
+fn address(entry: Entry) -> u64 {
+    (entry as *const ()).addr() as u64
+}

@@ -1,0 +1,131 @@
+//! The linear sweep: decodes code piece by piece and collects what is found.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
+
+use super::code::Piece;
+use super::declared::Declared;
+use super::{Audit, Class, ClassSummary, Coverage, Finding, LISTED, Subject};
+use crate::memory::PAGE_SIZE;
+
+/// Counts for one class.
+#[derive(Debug, Default)]
+struct Count {
+    all: u64,
+    uncertain: u64,
+    deliberate: u64,
+    /// By where they begin; code without a symbol is one.
+    functions: BTreeSet<Option<u64>>,
+}
+
+/// A sweep in progress.
+pub(super) struct Sweep {
+    /// The page whose contents the hypervisor replaces: what is in it does not count.
+    hypercall_page: Option<u64>,
+    declared: Declared,
+    counts: BTreeMap<Class, Count>,
+    findings: Vec<Finding>,
+    coverage: Coverage,
+    formatter: NasmFormatter,
+}
+
+impl Sweep {
+    pub fn new(hypercall_page: Option<u64>, declared: Declared) -> Self {
+        Self {
+            hypercall_page,
+            declared,
+            counts: BTreeMap::new(),
+            findings: Vec::new(),
+            coverage: Coverage::default(),
+            formatter: NasmFormatter::new(),
+        }
+    }
+
+    /// Sweeps one piece of code.
+    pub fn piece(&mut self, piece: &Piece<'_>) {
+        self.cover(piece);
+        let mut decoder = Decoder::with_ip(64, piece.code, piece.start, DecoderOptions::NONE);
+        let mut certain = piece.symbol.is_some();
+        let mut instruction = Instruction::default();
+        while decoder.can_decode() {
+            let at = decoder.position();
+            decoder.decode_out(&mut instruction);
+            if instruction.is_invalid() {
+                certain = false;
+                self.coverage.undecodable_bytes += 1;
+                decoder.set_ip(piece.start + at as u64 + 1);
+                if decoder.set_position(at + 1).is_err() {
+                    break;
+                }
+                continue;
+            }
+            self.coverage.instructions += 1;
+            if let Some(class) = Class::of(&instruction)
+                && !self.is_replaced(instruction.ip())
+            {
+                self.found(piece, &instruction, class, certain);
+            }
+        }
+    }
+
+    fn cover(&mut self, piece: &Piece<'_>) {
+        let len = piece.code.len() as u64;
+        self.coverage.code_bytes += len;
+        if piece.symbol.is_some() {
+            self.coverage.named_bytes += len;
+            self.coverage.functions += 1;
+        }
+    }
+
+    fn is_replaced(&self, address: u64) -> bool {
+        self.hypercall_page
+            .and_then(|page| address.checked_sub(page))
+            .is_some_and(|offset| offset < PAGE_SIZE)
+    }
+
+    fn found(&mut self, piece: &Piece<'_>, instruction: &Instruction, class: Class, certain: bool) {
+        let deliberate = self.declared.reason(instruction.ip());
+        let count = self.counts.entry(class).or_default();
+        count.all += 1;
+        count.deliberate += u64::from(deliberate.is_some());
+        count.uncertain += u64::from(!certain);
+        count.functions.insert(piece.symbol.map(|s| s.value));
+        if self.findings.len() == LISTED {
+            return;
+        }
+        let mut text = String::new();
+        self.formatter.format(instruction, &mut text);
+        self.findings.push(Finding {
+            address: instruction.ip(),
+            function: piece.symbol.map(|s| s.readable()),
+            offset: instruction.ip() - piece.symbol.map_or(piece.start, |s| s.value),
+            line: None,
+            instruction: text,
+            class,
+            effect: class.effect(),
+            certain,
+            deliberate: deliberate.map(str::to_owned),
+        });
+    }
+
+    /// What was found, put in order.
+    pub fn finish(mut self, subject: Subject) -> Audit {
+        self.findings.sort_by_key(|f| f.address);
+        let summary = |(class, count): (&Class, &Count)| ClassSummary {
+            class: *class,
+            effect: class.effect(),
+            name: class.name(),
+            instead: class.instead(),
+            count: count.all,
+            uncertain: count.uncertain,
+            deliberate: count.deliberate,
+            functions: count.functions.len() as u64,
+        };
+        let mut classes: Vec<ClassSummary> = self.counts.iter().map(summary).collect();
+        classes.sort_by_key(|c| (c.effect, Reverse(c.count)));
+        let total = classes.iter().map(|c| c.count).sum();
+        Audit { subject, classes, findings: self.findings, total, coverage: self.coverage }
+    }
+}

@@ -1,0 +1,102 @@
+//! An audit as text: class by class where each instruction is and what to use in its place, then the sums.
+
+use std::fmt::{self, Write};
+
+use super::{Audit, ClassSummary, Effect, Finding, Policy, Subject};
+
+/// Formats everything; of each class at most `limit` findings.
+pub fn text(audit: &Audit, name: &str, policy: &Policy, limit: usize) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write(&mut out, audit, name, policy, limit);
+    out
+}
+
+fn write(out: &mut String, audit: &Audit, name: &str, policy: &Policy, limit: usize) -> fmt::Result {
+    let coverage = &audit.coverage;
+    writeln!(out, "{name}: {}", subject(audit.subject))?;
+    writeln!(
+        out,
+        "{} instructions in {}; {} bytes of code, {} of them in no function, {} undecodable",
+        coverage.instructions,
+        functions(coverage.functions),
+        coverage.code_bytes,
+        coverage.code_bytes.saturating_sub(coverage.named_bytes),
+        coverage.undecodable_bytes,
+    )?;
+    for effect in Effect::ALL {
+        let mut classes = audit.classes.iter().filter(|c| c.effect == effect).peekable();
+        if classes.peek().is_some() {
+            writeln!(out, "\nAt CPL 3 this {}:", effect.describe())?;
+        }
+        classes.try_for_each(|class| write_class(out, audit, class, limit))?;
+    }
+    write_summary(out, audit, policy)
+}
+
+fn write_class(out: &mut String, audit: &Audit, class: &ClassSummary, limit: usize) -> fmt::Result {
+    writeln!(out, "\n  {}: {}: {}", class.class.id(), class.name, count(class))?;
+    writeln!(out, "  instead: {}", class.instead)?;
+    let mut findings = audit.findings.iter().filter(|f| f.class == class.class);
+    let shown: Vec<&Finding> = findings.by_ref().take(limit).collect();
+    let width = shown.iter().map(|f| f.instruction.len()).max().unwrap_or(0);
+    for finding in &shown {
+        write_finding(out, finding, width)?;
+    }
+    let rest = class.count.saturating_sub(shown.len() as u64);
+    if rest != 0 {
+        writeln!(out, "    and {rest} more")?;
+    }
+    Ok(())
+}
+
+fn count(class: &ClassSummary) -> String {
+    let mut text = format!("{} in {}", class.count, functions(class.functions));
+    for (n, what) in [(class.deliberate, "deliberate"), (class.uncertain, "perhaps not code")] {
+        if n != 0 {
+            text += &format!(", {n} {what}");
+        }
+    }
+    text
+}
+
+fn functions(n: u64) -> String {
+    if n == 1 { "1 function".to_owned() } else { format!("{n} functions") }
+}
+
+fn write_finding(out: &mut String, finding: &Finding, width: usize) -> fmt::Result {
+    let Finding { address, instruction, function, offset, line, .. } = finding;
+    let function = function.as_deref().unwrap_or("no function");
+    write!(out, "    {address:#x}  {instruction:<width$}  {function}+{offset:#x}")?;
+    if let Some(line) = line {
+        write!(out, "  {line}")?;
+    }
+    if !finding.certain {
+        write!(out, "  (perhaps not code)")?;
+    }
+    match &finding.deliberate {
+        Some(reason) => writeln!(out, "\n      deliberate, the image says: {reason}"),
+        None => writeln!(out),
+    }
+}
+
+fn write_summary(out: &mut String, audit: &Audit, policy: &Policy) -> fmt::Result {
+    writeln!(out, "\n{:>8} {:>11} {:>8}", "found", "deliberate", "matter")?;
+    for effect in Effect::ALL {
+        let sum = |f: &dyn Fn(&ClassSummary) -> u64| -> u64 {
+            audit.classes.iter().filter(|c| c.effect == effect).map(f).sum()
+        };
+        let (found, deliberate) = (sum(&|c| c.count), sum(&|c| c.deliberate));
+        let matter = sum(&|c| policy.matter(c));
+        writeln!(out, "{found:>8} {deliberate:>11} {matter:>8}  {}", effect.describe())?;
+    }
+    Ok(())
+}
+
+const fn subject(subject: Subject) -> &'static str {
+    match subject {
+        Subject::Paravirtual => "a paravirtual kernel (it has Xen's notes)",
+        Subject::Bare => "a bare-PC kernel (it has the notes of the bare boot protocol)",
+        Subject::Other => "an ELF file, not an image for Paravane yet",
+    }
+}

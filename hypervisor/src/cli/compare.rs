@@ -1,0 +1,201 @@
+//! `paravane compare`: the comparison, with progress on a terminal.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use clap::builder::PossibleValuesParser;
+use serde::Serialize;
+
+use super::choice::TransportArg;
+use super::progress::ProgressLine;
+use super::{print, size, status};
+use crate::compare::{
+    Comparison, Machine, Settings, SideBySide, WORKLOADS, Workload, compare, side_text, techniques, text,
+};
+use crate::monitor::{self, EngineChoice};
+
+const EXAMPLES: &str = "\
+Examples:
+  paravane compare                                   every workload, a table for each
+  paravane compare --workload map-512 --repeat 5     the median of five
+  paravane compare --engine all                      the same on every engine that works here, side by side
+  paravane compare --json > result.json              everything, every run included
+
+The JSON of one engine has `host`, `engine` and `workloads`. That of several (or of `all`, however many that \
+turn out to be) has `host`, `engines`, a list of the former, and `trap_differences`.
+
+Exit status: 0 if every result was right, 1 if not or if no guest could be started, 2 for a usage error.";
+
+/// `--engine` where there may be several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Engines {
+    /// The best that works here, as for `run`
+    Auto,
+    /// KVM, through /dev/kvm
+    Kvm,
+    /// A sandboxed process; needs no /dev/kvm
+    Process,
+    /// KVM and processes, as far as they work here
+    All,
+}
+
+impl Engines {
+    const fn choices(self) -> &'static [EngineChoice] {
+        match self {
+            Self::Auto => &[EngineChoice::Auto],
+            Self::Kvm => &[EngineChoice::Kvm],
+            Self::Process => &[EngineChoice::Process],
+            Self::All => &[EngineChoice::Kvm, EngineChoice::Process],
+        }
+    }
+}
+
+/// Arguments of `paravane compare`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct CompareArgs {
+    /// Only these workloads [default: all]
+    #[arg(long, short, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = workload_names())]
+    workload: Vec<String>,
+    /// Measure each so many times and show the median
+    #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    repeat: u16,
+    /// Print JSON, with the raw figures of every run
+    #[arg(long)]
+    json: bool,
+    /// List workloads and techniques, measure nothing
+    #[arg(long)]
+    list: bool,
+    /// Memory of each guest, as for `run`
+    #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = size::memory)]
+    mem: u64,
+    /// What runs the guests' code; several engines are shown side by side
+    #[arg(long, value_enum, num_args = 1.., value_delimiter = ',', default_value = "auto")]
+    engine: Vec<Engines>,
+    /// How hypercalls enter the host on KVM
+    #[arg(long, value_enum, default_value_t)]
+    transport: TransportArg,
+    /// How long one boot may take
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = size::duration)]
+    timeout: Duration,
+}
+
+fn workload_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(WORKLOADS.map(|w| w.name))
+}
+
+/// Compares; the exit status of the process.
+pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
+    if args.list {
+        print(&list())?;
+        return Ok(0);
+    }
+    let engines = engines(&args.engine);
+    let machine = |engine: &EngineChoice| Machine {
+        mem_bytes: args.mem,
+        engine: *engine,
+        transport: args.transport.into(),
+        deadline: args.timeout,
+    };
+    let settings = Settings {
+        workloads: selected(&args.workload),
+        repeat: usize::from(args.repeat),
+        machines: engines.iter().map(machine).collect(),
+    };
+    let mut line = ProgressLine::stderr();
+    let comparisons = compare(&settings, monitor::run, |p| {
+        line.show(p.done, p.total, &format!("{} by {} on {}", p.workload, p.technique, p.engine.name()));
+    });
+    drop(line);
+    if args.json {
+        tell_problems(&comparisons);
+    }
+    let all = args.engine.contains(&Engines::All);
+    let ok = match <[_; 1]>::try_from(comparisons) {
+        Ok([one]) if !all => {
+            show(args.json, &one, text)?;
+            one.ok()
+        }
+        several => {
+            let several = several.map_or_else(|several| several, Vec::from);
+            let side = SideBySide::new(several, all).context("no engine was named")?;
+            show(args.json, &side, side_text)?;
+            side.ok()
+        }
+    };
+    Ok(if ok { 0 } else { status::HOST_ERROR })
+}
+
+fn show<T: Serialize>(json: bool, result: &T, text: impl Fn(&T) -> String) -> anyhow::Result<()> {
+    let out = if json { format!("{}\n", serde_json::to_string_pretty(result)?) } else { text(result) };
+    Ok(print(&out)?)
+}
+
+/// In the text they stand where they belong; a JSON file is not read at once.
+fn tell_problems(comparisons: &[Comparison]) {
+    for comparison in comparisons {
+        for workload in &comparison.workloads {
+            for problem in &workload.problems {
+                eprintln!("paravane: {} on {}: {problem}", workload.name, comparison.asked);
+            }
+        }
+    }
+}
+
+/// The engines that were named, each once.
+fn engines(args: &[Engines]) -> Vec<EngineChoice> {
+    let mut engines = Vec::new();
+    for engine in args.iter().flat_map(|arg| arg.choices()) {
+        if !engines.contains(engine) {
+            engines.push(*engine);
+        }
+    }
+    engines
+}
+
+/// The workloads with these names, in the order of the list; all if there are no names.
+fn selected(names: &[String]) -> Vec<Workload> {
+    let wanted = |w: &Workload| names.is_empty() || names.iter().any(|name| name == w.name);
+    WORKLOADS.into_iter().filter(wanted).collect()
+}
+
+fn list() -> String {
+    let mut out = "Workloads\n".to_owned();
+    for w in WORKLOADS {
+        out += &format!("  {:<14} {}\n", w.name, w.about);
+    }
+    out += "Techniques\n";
+    for t in techniques() {
+        out += &format!("  {:<14} {}\n", t.name, t.about);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workloads_are_selected_by_name() {
+        assert_eq!(selected(&[]).len(), WORKLOADS.len());
+        let names = ["timer-1000".to_owned(), "null-call".to_owned()];
+        assert_eq!(selected(&names).iter().map(|w| w.name).collect::<Vec<_>>(), ["null-call", "timer-1000"]);
+    }
+
+    #[test]
+    fn engines_are_taken_once_each() {
+        use EngineChoice::{Auto, Kvm, Process};
+        assert_eq!(engines(&[Engines::All]), [Kvm, Process]);
+        assert_eq!(engines(&[Engines::Process, Engines::All, Engines::Process]), [Process, Kvm]);
+        assert_eq!(engines(&[Engines::Auto]), [Auto]);
+    }
+
+    #[test]
+    fn the_list_names_everything() {
+        let list = list();
+        for name in ["map-4096", "address-space", "pv", "trap"] {
+            assert!(list.lines().any(|l| l.split_whitespace().next() == Some(name)), "{name}");
+        }
+    }
+}

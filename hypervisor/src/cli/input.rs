@@ -1,0 +1,183 @@
+//! From the keyboard to the guest: the reading thread, and the escape key that it looks for.
+
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::console::ConsoleInput;
+use crate::engine::Kick;
+
+const ESCAPE: u8 = 0x01;
+
+/// Shown for Ctrl-A h.
+const HELP: &str = "\r
+paravane: Ctrl-A x       leave: end the guest\r
+          Ctrl-A s       print statistics of the run so far\r
+          Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
+          Ctrl-A h       this help\r
+";
+
+/// What a typed byte means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Typed {
+    Byte(u8),
+    Nothing,
+    Leave,
+    Statistics,
+    Help,
+}
+
+/// Tells what is meant for us from what is meant for the guest.
+#[derive(Debug, Default)]
+struct Escapes {
+    armed: bool,
+}
+
+impl Escapes {
+    fn feed(&mut self, byte: u8) -> Typed {
+        if !std::mem::take(&mut self.armed) {
+            self.armed = byte == ESCAPE;
+            return if self.armed { Typed::Nothing } else { Typed::Byte(byte) };
+        }
+        match byte {
+            ESCAPE | b'a' => Typed::Byte(ESCAPE),
+            b'x' | b'X' => Typed::Leave,
+            b's' | b'S' => Typed::Statistics,
+            b'h' | b'H' | b'?' => Typed::Help,
+            _ => Typed::Nothing,
+        }
+    }
+}
+
+/// What the user asked for at the keyboard.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Requests {
+    /// Ctrl-A x was typed.
+    pub(super) left: Arc<AtomicBool>,
+    /// Ctrl-A s was typed: statistics are wanted now.
+    pub(super) statistics: Arc<AtomicBool>,
+}
+
+/// The thread that reads standard input for a guest.
+pub(super) struct Reader {
+    /// Where typed bytes go.
+    pub(super) input: ConsoleInput,
+    /// Whom to wake for them.
+    pub(super) kicker: Arc<dyn Kick>,
+    /// What ends the domain, together with a kick.
+    pub(super) stop: Arc<AtomicBool>,
+    /// What the user may ask for.
+    pub(super) requests: Requests,
+    /// Whether Ctrl-A is ours; only so on a terminal, a pipe may carry any byte.
+    pub(super) escapes: bool,
+}
+
+impl Reader {
+    /// Starts reading. The thread ends with its input; the process does not wait for it.
+    pub(super) fn spawn(self) -> io::Result<()> {
+        let source = std::fs::File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        std::thread::Builder::new().name("console input".to_owned()).spawn(move || self.run(source))?;
+        Ok(())
+    }
+
+    fn run(self, mut source: impl Read) {
+        let mut escapes = Escapes::default();
+        let mut buffer = [0u8; 1024];
+        loop {
+            let n = match source.read(&mut buffer) {
+                // End of input does not end the guest: it may have work left.
+                Ok(0) => return,
+                Ok(n) => n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return,
+            };
+            let typed = buffer.get(..n).unwrap_or_default();
+            if self.escapes {
+                let for_guest: Vec<u8> = typed.iter().filter_map(|b| self.act(escapes.feed(*b))).collect();
+                self.deliver(&for_guest);
+            } else {
+                self.deliver(typed);
+                // Back-pressure: what is piped in waits in the pipe, not in our memory.
+                self.input.wait_until_empty();
+            }
+        }
+    }
+
+    fn deliver(&self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.input.push(bytes);
+            self.kicker.kick();
+        }
+    }
+
+    fn act(&self, typed: Typed) -> Option<u8> {
+        match typed {
+            Typed::Byte(byte) => return Some(byte),
+            Typed::Nothing => {}
+            Typed::Leave => {
+                self.requests.left.store(true, Ordering::Release);
+                self.stop.store(true, Ordering::Release);
+                self.kicker.kick();
+            }
+            Typed::Statistics => {
+                self.requests.statistics.store(true, Ordering::Release);
+                self.kicker.kick();
+            }
+            Typed::Help => eprint!("{HELP}"),
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct CountKicks(AtomicU64);
+
+    impl Kick for CountKicks {
+        fn kick(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn arm(&self, _: u64) {}
+    }
+
+    fn type_in(text: &[u8]) -> (Vec<u8>, Requests, bool, u64) {
+        let (input, kicks, stop) = (ConsoleInput::default(), Arc::new(CountKicks::default()), Arc::default());
+        let requests = Requests::default();
+        let reader = Reader {
+            input: input.clone(),
+            kicker: kicks.clone(),
+            stop: Arc::clone(&stop),
+            requests: requests.clone(),
+            escapes: true,
+        };
+        reader.run(text);
+        let got = std::iter::from_fn(|| input.pop()).collect();
+        (got, requests, stop.load(Ordering::Relaxed), kicks.0.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn ordinary_keys_reach_the_guest() {
+        let (got, _, stopped, kicks) = type_in(b"ls\r\x03\x04");
+        assert_eq!((got.as_slice(), stopped, kicks), (&b"ls\r\x03\x04"[..], false, 1));
+    }
+
+    #[test]
+    fn the_escape_key_is_ours_unless_doubled() {
+        let (got, requests, stopped, _) = type_in(b"a\x01\x01b\x01zc\x01s");
+        assert_eq!(got, b"a\x01bc");
+        assert!(requests.statistics.load(Ordering::Relaxed) && !stopped);
+    }
+
+    #[test]
+    fn leaving_stops_and_kicks() {
+        let (got, requests, stopped, kicks) = type_in(b"\x01x");
+        assert!(got.is_empty() && stopped && requests.left.load(Ordering::Relaxed));
+        assert_eq!(kicks, 1);
+    }
+}

@@ -1,0 +1,133 @@
+//! The command line: arguments to a `Config`, a report to text and an exit status; nothing else.
+//!
+//! No meaning of a guest's doing lives here. What a command says goes to standard output, what it says about
+//! itself to standard error.
+
+mod audit;
+mod choice;
+mod compare;
+mod doctor;
+mod input;
+mod output;
+mod progress;
+mod registers;
+mod run;
+mod signals;
+mod size;
+mod stats;
+mod status;
+mod terminal;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use stats::Origin;
+
+/// A paravirtualizing hypervisor in the manner of Xen, on KVM or without it.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, propagate_version = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  paravane run              boot the built-in guest to its shell (Ctrl-A x leaves)
+  paravane compare          what hypercalls save over trap-and-emulate, measured here and now
+  paravane audit KERNEL     what in a kernel's code has to be replaced by hypercalls, and by which
+  paravane doctor           what this machine offers, and what to change
+
+`paravane help COMMAND` tells the rest, exit statuses included.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a guest, its console on this terminal
+    Run(run::RunArgs),
+    /// Measure workloads paravirtually and by trap-and-emulate, and compare
+    Compare(compare::CompareArgs),
+    /// Find what in a kernel's code needs a trap, or goes wrong, when it runs deprivileged
+    Audit(audit::AuditArgs),
+    /// Say what this machine offers for running guests
+    Doctor(doctor::DoctorArgs),
+}
+
+/// The program: parses its arguments, does as they say.
+pub fn main(origin: Origin) -> ExitCode {
+    let command = Cli::parse().command;
+    if !matches!(command, Command::Run(_)) {
+        signals::default_sigpipe();
+    }
+    let result = match &command {
+        Command::Run(args) => run::run(args, &origin),
+        Command::Compare(args) => compare::run(args),
+        Command::Audit(args) => audit::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("paravane: {error:#}");
+            ExitCode::from(status::HOST_ERROR)
+        }
+    }
+}
+
+/// Prints a command's result.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn usual_invocations_parse() {
+        for line in [
+            "paravane run",
+            "paravane run --bare --mem 1G --stats --timeout 10s",
+            "paravane run kernel.elf -m 32 --cmdline=-quiet --initrd f --engine process --transport pio",
+            "paravane compare --workload map-512 null-call --repeat 5 --json --engine kvm",
+            "paravane compare --engine kvm,process",
+            "paravane compare --engine all --repeat 3",
+            "paravane compare --list",
+            "paravane audit",
+            "paravane audit --bare --json",
+            "paravane audit kernel.elf --deny mixed,silent --allow flags identify --all",
+            "paravane doctor",
+            "paravane doctor --json",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors() {
+        for line in [
+            "paravane run --bare kernel.elf",
+            "paravane run --mem 1.5G",
+            "paravane run --timeout 0",
+            "paravane run --engine xen",
+            "paravane compare --workload fork-bomb",
+            "paravane compare --repeat 0",
+            "paravane audit --bare kernel.elf",
+            "paravane audit --deny everything",
+            "paravane audit --allow silent",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! `paravane run`: a guest, its console on ours.
+//!
+//! The guest's first byte is what a user waits for, so nothing that can wait is done before it: no thread, no
+//! formatting, no file that was not asked for.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::choice::{EngineArg, TransportArg};
+use super::input::{Reader, Requests};
+use super::output::{Output, OutputState};
+use super::stats::{self, Origin, Statistics};
+use super::status::{self, Interruption};
+use super::terminal::{self, RawMode};
+use super::{signals, size};
+use crate::console::ConsoleInput;
+use crate::images;
+use crate::monitor::{self, Config, Peek, Report};
+
+const EXAMPLES: &str = "\
+Examples:
+  paravane run                           the reference guest's shell, paravirtual
+  paravane run --bare                    the same kernel on a bare PC, trapped and emulated
+  paravane run --cmdline bench=null-call --stats
+  paravane run my-kernel.elf --mem 256M --initrd root.img --timeout 10s
+
+On a terminal, Ctrl-A x leaves and Ctrl-A h shows the other keys; everything else goes to the guest.
+In a pipe every byte goes to the guest, which goes on when its input ends.
+";
+
+/// Arguments of `paravane run`.
+#[derive(Debug, clap::Args)]
+#[command(args_override_self = true, after_long_help = format!("{EXAMPLES}\n{}", status::HELP))]
+pub(super) struct RunArgs {
+    /// The kernel: an ELF file with Xen's notes (paravirtual) or Paravane's (bare PC) [default: the built-in
+    /// reference guest]
+    image: Option<PathBuf>,
+    /// Run the built-in guest's bare-PC build: trap-and-emulate instead of hypercalls
+    #[arg(long, conflicts_with = "image")]
+    bare: bool,
+    /// Guest memory: a number and K, M, G or T (powers of 1024); a bare number is MiB
+    #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = size::memory)]
+    mem: u64,
+    /// The kernel's command line
+    #[arg(long, short, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    cmdline: String,
+    /// A file to hand to the kernel as its initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// What runs the guest's code
+    #[arg(long, value_enum, default_value_t)]
+    engine: EngineArg,
+    /// How hypercalls enter the host on KVM
+    #[arg(long, value_enum, default_value_t)]
+    transport: TransportArg,
+    /// End the guest after this long: a number and ms, s, m or h; a bare number is seconds
+    #[arg(long, value_name = "TIME", value_parser = size::duration)]
+    timeout: Option<Duration>,
+    /// Print start-up times, exits by cause, batch sizes, and the registers of a guest that came to a bad end, to
+    /// standard error at the end
+    #[arg(long)]
+    stats: bool,
+    /// Write the same as JSON to a file
+    #[arg(long, value_name = "FILE")]
+    stats_json: Option<PathBuf>,
+}
+
+/// Runs a guest to its end; the exit status of the process.
+pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
+    let (image, image_name) = load_image(args)?;
+    let initrd = match &args.initrd {
+        None => None,
+        Some(path) => {
+            Some(std::fs::read(path).with_context(|| format!("cannot read initrd {}", path.display()))?)
+        }
+    };
+    // A file that cannot be written is better known before the guest has run for an hour.
+    let json = match &args.stats_json {
+        None => None,
+        Some(path) => Some(
+            File::create(path).with_context(|| format!("cannot write statistics to {}", path.display()))?,
+        ),
+    };
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let requests = Requests::default();
+    let output = OutputState::default();
+    let sink = Output::stdout(output.clone(), Arc::clone(&stop)).context("standard output is closed")?;
+    signals::install(Arc::clone(&stop));
+    let raw = RawMode::enter();
+    restore_terminal_on_panic();
+
+    let input = ConsoleInput::default();
+    let reader_parts = (input.clone(), Arc::clone(&stop), requests.clone(), raw.is_some());
+    let config = Config {
+        image,
+        image_name: image_name.clone(),
+        mem_bytes: args.mem,
+        cmdline: args.cmdline.clone(),
+        initrd,
+        engine: args.engine.into(),
+        transport: args.transport.into(),
+        sink: Box::new(sink),
+        input,
+        on_ready: Some(Box::new(signals::set_kicker)),
+        once_running: Some(Box::new(move |kicker| {
+            let (input, stop, requests, escapes) = reader_parts;
+            let reader = Reader { input, kicker, stop, requests, escapes };
+            if let Err(error) = reader.spawn() {
+                eprint!("paravane: no console input: {error}\r\n");
+            }
+        })),
+        stop,
+        deadline: args.timeout,
+        peek: Some(Peek {
+            wanted: Arc::clone(&requests.statistics),
+            show: Box::new(|ledger, ns| eprint!("{}", stats::so_far(ledger, ns))),
+        }),
+        count_memory: args.stats || args.stats_json.is_some(),
+    };
+    let result = monitor::run(config);
+    drop(raw);
+    let report = result?;
+
+    let by = Interruption { signal: signals::received(), left: requests.left.load(Ordering::Acquire) };
+    let statistics = Statistics::new(&image_name, &report, origin, output.first_byte());
+    if args.stats {
+        eprint!("{statistics}");
+    }
+    if let Some(file) = json {
+        statistics.write_json(file).context("cannot write the statistics file")?;
+    }
+    conclude(&report, by, output.failure())
+}
+
+fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
+    match &args.image {
+        None if args.bare => Ok((Cow::Borrowed(images::BARE), "built-in bare guest".to_owned())),
+        None => Ok((Cow::Borrowed(images::PV), "built-in guest".to_owned())),
+        Some(path) => {
+            let bytes =
+                std::fs::read(path).with_context(|| format!("cannot read image {}", path.display()))?;
+            Ok((Cow::Owned(bytes), path.display().to_string()))
+        }
+    }
+}
+
+/// Says on standard error what a user should know of the end, and makes it an exit status.
+fn conclude(report: &Report, by: Interruption, lost: Option<io::Error>) -> anyhow::Result<u8> {
+    let code = status::of(&report.end, by);
+    if code != 0 && !quiet(code) {
+        let what =
+            if code == status::TIMEOUT { "timed out".to_owned() } else { status::describe(&report.end) };
+        eprintln!("paravane: {what}");
+    }
+    match lost {
+        // The reader went away, which is its right; SIGPIPE has set the status.
+        Some(error) if error.kind() != io::ErrorKind::BrokenPipe && by.signal.is_none() && !by.left => {
+            Err(anyhow::Error::new(error).context("console output was lost"))
+        }
+        _ => Ok(code),
+    }
+}
+
+/// Whether an end needs no words, because whoever caused it knows.
+fn quiet(code: u8) -> bool {
+    code > status::SIGNAL_BASE && !io::stderr().is_terminal()
+        || code == status::SIGNAL_BASE + libc::SIGPIPE as u8
+}
+
+fn restore_terminal_on_panic() {
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        terminal::restore();
+        previous(info);
+    }));
+}

@@ -1,0 +1,272 @@
+//! What `--stats` prints and `--stats-json` writes about one run.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::registers::Registers;
+use super::status;
+use crate::ledger::{BatchSizes, Ledger, Region, exit_table, nanos};
+use crate::monitor::{HostMemory, Report};
+
+/// Where a run's clock starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// When `main` was entered.
+    main: Instant,
+    /// CPU time that the process had used by then, in nanoseconds.
+    cpu_before_main_ns: u64,
+}
+
+impl Origin {
+    /// Now: to be called first in `main`.
+    ///
+    /// The kernel dates a process's start to a clock tick only (10 ms), which is longer than all of our
+    /// start-up; the CPU time used so far is the finest thing known about what came before.
+    pub fn here() -> Self {
+        let main = Instant::now();
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `time` is room for one timespec.
+        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        let cpu_before_main_ns = seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0);
+        Self { main, cpu_before_main_ns }
+    }
+}
+
+/// The statistics of one run.
+#[derive(Debug, Serialize)]
+pub(super) struct Statistics<'a> {
+    schema: u32,
+    image: &'a str,
+    end: String,
+    /// Where it was, unless it ended of its own will.
+    registers: Option<Registers<'a>>,
+    engine: Engine<'a>,
+    startup: Startup<'a>,
+    /// Bytes of the host's memory as the guest ended.
+    memory: Option<HostMemory>,
+    run_ns: u64,
+    whole: Region,
+    /// What the guest bracketed with marks.
+    region: Option<Region>,
+    /// Name and value, as the host's kernel has them.
+    kernel_statistics: &'a [(String, u64)],
+}
+
+#[derive(Debug, Serialize)]
+struct Engine<'a> {
+    name: &'a str,
+    transport: &'a str,
+    detail: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct Startup<'a> {
+    cpu_before_main_ns: u64,
+    main_to_first_output_ns: Option<u64>,
+    /// Name and duration of the monitor's steps, in order.
+    steps: &'a [(&'static str, u64)],
+}
+
+impl<'a> Statistics<'a> {
+    pub(super) fn new(image: &'a str, report: &'a Report, origin: &Origin, first: Option<Instant>) -> Self {
+        let main_to_first_output_ns = first.map(|t| {
+            let waited = t.saturating_duration_since(origin.main);
+            u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX)
+        });
+        Self {
+            schema: 1,
+            image,
+            end: status::describe(&report.end),
+            registers: report.last.as_ref().map(Registers),
+            engine: Engine {
+                name: report.engine.name,
+                transport: report.engine.transport,
+                detail: &report.engine.detail,
+            },
+            startup: Startup {
+                cpu_before_main_ns: origin.cpu_before_main_ns,
+                main_to_first_output_ns,
+                steps: &report.startup,
+            },
+            memory: report.memory,
+            run_ns: report.run_ns,
+            whole: report.ledger.whole(report.run_ns),
+            region: report.ledger.region(),
+            kernel_statistics: &report.kernel_statistics,
+        }
+    }
+
+    pub(super) fn write_json(&self, mut to: impl Write) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut to, self)?;
+        to.write_all(b"\n")
+    }
+}
+
+impl fmt::Display for Statistics<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Engine { name, transport, detail } = &self.engine;
+        writeln!(f, "\n{}: {}", self.image, self.end)?;
+        writeln!(f, "engine {name}, transport {transport}: {detail}\n")?;
+        self.fmt_startup(f)?;
+        if let Some(registers) = &self.registers {
+            write!(f, "{registers}")?;
+        }
+        self.fmt_memory(f)?;
+        writeln!(f, "\nExits of the whole run, {}", nanos(self.whole.ns))?;
+        write!(f, "{}", exit_table(&self.whole))?;
+        fmt_batches(f, &self.whole.batches)?;
+        if let Some(region) = &self.region {
+            writeln!(f, "\nExits between the guest's marks, {}", nanos(region.ns))?;
+            write!(f, "{}", exit_table(region))?;
+            fmt_batches(f, &region.batches)?;
+        }
+        let counted: Vec<_> = self.kernel_statistics.iter().filter(|(_, n)| *n != 0).collect();
+        if !counted.is_empty() {
+            writeln!(f, "\nCounted by the host's kernel (exits that never reached us included)")?;
+            for (name, value) in counted {
+                writeln!(f, "{value:>14}  {name}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Statistics<'_> {
+    fn fmt_startup(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Startup { cpu_before_main_ns, main_to_first_output_ns, steps } = &self.startup;
+        writeln!(f, "Start-up")?;
+        writeln!(f, "{:>14}  before main: CPU time of exec and linking", nanos(*cpu_before_main_ns))?;
+        for (name, ns) in *steps {
+            writeln!(f, "{:>14}  {name}", nanos(*ns))?;
+        }
+        match main_to_first_output_ns {
+            Some(ns) => writeln!(f, "{:>14}  from main to the guest's first output", nanos(*ns)),
+            None => writeln!(f, "{:>14}  the guest printed nothing", ""),
+        }
+    }
+
+    fn fmt_memory(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(HostMemory { guest, beyond_guest, program }) = self.memory else { return Ok(()) };
+        writeln!(f, "\nThe host's memory as the guest ended")?;
+        writeln!(f, "{}  of the guest's own, all that was touched", mib(guest))?;
+        writeln!(
+            f,
+            "{}  beyond the guest's, of which {} program and libraries",
+            mib(beyond_guest),
+            mib(program).trim_start()
+        )
+    }
+}
+
+/// Mebibytes, as a column.
+fn mib(bytes: u64) -> String {
+    format!("{:>10.2} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// What Ctrl-A s prints of a run that goes on.
+pub(super) fn so_far(ledger: &Ledger, ns: u64) -> String {
+    let whole = ledger.whole(ns);
+    let mut out = format!("\nExits so far, {}\n{}", nanos(ns), exit_table(&whole));
+    // Writing to a String cannot fail.
+    let _ = fmt_batches(&mut out, &whole.batches);
+    out
+}
+
+fn fmt_batches(f: &mut impl fmt::Write, batches: &[BatchSizes]) -> fmt::Result {
+    for b in batches {
+        writeln!(
+            f,
+            "{}: {:.1} on average, median {}, largest {} ({} in all)",
+            b.kind,
+            b.mean(),
+            b.median,
+            b.max,
+            b.batches
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::DomainEnd;
+    use crate::engine::{EngineInfo, Regs};
+    use crate::ledger::{BatchKind, Cause, MARK_BEGIN, MARK_END};
+    use crate::monitor::LastState;
+
+    fn report() -> Report {
+        let mut ledger = Ledger::new();
+        ledger.record(Cause::Kick, 700);
+        ledger.mark(MARK_BEGIN, 0);
+        ledger.record(Cause::Hypercall(13), 5_000);
+        ledger.batch(BatchKind::Multicall, 12);
+        ledger.mark(MARK_END, 90_000);
+        Report {
+            end: DomainEnd::PowerOff,
+            ledger,
+            startup: vec![("memory", 20_000), ("engine", 400_000)],
+            engine: EngineInfo {
+                name: "kvm",
+                transport: "pio",
+                detail: "software KVM".to_owned(),
+                ..EngineInfo::default()
+            },
+            memory: Some(HostMemory { guest: 1 << 20, beyond_guest: 5 << 20, program: 3 << 19 }),
+            kernel_statistics: vec![("exits".to_owned(), 9), ("halts".to_owned(), 0)],
+            last: Some(LastState { regs: Regs { rax: 7, ..Regs::default() }, place: None }),
+            run_ns: 1_000_000,
+            first_output_ns: None,
+        }
+    }
+
+    #[test]
+    fn the_text_has_all_of_it() {
+        let (report, origin) = (report(), Origin::here());
+        let text = Statistics::new("guest", &report, &origin, None).to_string();
+        for part in [
+            "guest: the guest powered off",
+            "engine kvm, transport pio: software KVM",
+            "400 us  engine",
+            "the guest printed nothing",
+            "Registers at the end, in code without a symbol\n",
+            "5.00 MiB  beyond the guest's, of which 1.50 MiB program",
+            "whole run, 1.00 ms",
+            "hypercall multicall",
+            "calls per multicall: 12.0 on average, median 12, largest 12 (1 in all)",
+            "guest's marks, 90.0 us",
+            "9  exits",
+        ] {
+            assert!(text.contains(part), "{part:?} missing in:\n{text}");
+        }
+        assert!(!text.contains("halts"), "what never happened is not listed");
+    }
+
+    #[test]
+    fn a_run_that_goes_on_can_be_looked_at() {
+        let text = so_far(&report().ledger, 2_000_000);
+        for part in ["Exits so far, 2.00 ms", "kick", "calls per multicall: 12.0"] {
+            assert!(text.contains(part), "{part:?} missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_json_has_the_same() {
+        let (report, origin) = (report(), Origin::here());
+        let mut bytes = Vec::new();
+        Statistics::new("guest", &report, &origin, Some(origin.main)).write_json(&mut bytes).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(json["startup"]["main_to_first_output_ns"], 0);
+        assert_eq!(json["memory"]["beyond_guest"], 5 << 20);
+        assert_eq!(json["startup"]["steps"][1], serde_json::json!(["engine", 400_000]));
+        assert_eq!(json["whole"]["exits"].as_array().unwrap().len(), 2);
+        assert_eq!(json["region"]["exits"][0]["cause"], "hypercall multicall");
+        assert_eq!(json["registers"]["rax"], "0x7");
+        assert_eq!(json["engine"]["transport"], "pio");
+        assert_eq!(json["kernel_statistics"][1], serde_json::json!(["halts", 0]));
+    }
+}

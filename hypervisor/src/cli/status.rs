@@ -1,0 +1,99 @@
+//! What `paravane` tells its parent: one exit status for each way in which a run can end.
+
+use crate::domain::DomainEnd;
+
+/// The host's side failed: no usable engine, an unreadable image, lost console output.
+pub(super) const HOST_ERROR: u8 = 1;
+/// The guest reported a crash or panic of its own, or its watchdog ran out.
+pub(super) const GUEST_CRASH: u8 = 3;
+/// The hypervisor ended the guest because it broke a rule.
+pub(super) const KILLED: u8 = 4;
+/// The guest asked to be rebooted.
+pub(super) const REBOOT: u8 = 5;
+/// The guest asked to be suspended.
+pub(super) const SUSPEND: u8 = 6;
+/// The time of `--timeout` was up; the number that timeout(1) uses.
+pub(super) const TIMEOUT: u8 = 124;
+/// Added to the number of the signal that ended the run, as shells do.
+pub(super) const SIGNAL_BASE: u8 = 128;
+
+/// The section of `--help` that documents all this.
+pub(super) const HELP: &str = "\
+Exit status:
+  0      the guest powered itself off, or you left it with Ctrl-A x
+  1      the host failed: no usable engine, an unreadable image, lost output
+  2      the command line makes no sense
+  3      the guest crashed: it said so, or its watchdog ran out
+  4      the hypervisor killed the guest, which broke a rule
+  5      the guest asked to be rebooted (it is not started again)
+  6      the guest asked to be suspended
+  101    paravane itself failed: a bug, please report it
+  124    the time given by --timeout was up
+  128+N  signal N ended the run (130 for SIGINT, 143 for SIGTERM)";
+
+/// Who ended a domain that did not end itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Interruption {
+    /// The signal that did, if any.
+    pub(super) signal: Option<u8>,
+    /// Whether the user left with Ctrl-A x.
+    pub(super) left: bool,
+}
+
+/// The exit status for a domain's end.
+pub(super) fn of(end: &DomainEnd, by: Interruption) -> u8 {
+    match (end, by) {
+        (DomainEnd::PowerOff, _) => 0,
+        (DomainEnd::Reboot, _) => REBOOT,
+        (DomainEnd::Suspend, _) => SUSPEND,
+        (DomainEnd::GuestCrash | DomainEnd::Watchdog, _) => GUEST_CRASH,
+        (DomainEnd::Killed(_), _) => KILLED,
+        (DomainEnd::Interrupted, Interruption { signal: Some(n), .. }) => SIGNAL_BASE.saturating_add(n),
+        (DomainEnd::Interrupted, Interruption { left: true, .. }) => 0,
+        (DomainEnd::Interrupted, _) => TIMEOUT,
+    }
+}
+
+/// One line about a domain's end, for people.
+pub(crate) fn describe(end: &DomainEnd) -> String {
+    match end {
+        DomainEnd::PowerOff => "the guest powered off".to_owned(),
+        DomainEnd::Reboot => "the guest asked to be rebooted".to_owned(),
+        DomainEnd::Suspend => "the guest asked to be suspended".to_owned(),
+        DomainEnd::GuestCrash => "the guest crashed".to_owned(),
+        DomainEnd::Watchdog => "the guest's watchdog ran out".to_owned(),
+        DomainEnd::Killed(why) => format!("the hypervisor killed the guest: {why}"),
+        DomainEnd::Interrupted => "interrupted".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_end_is_told_apart() {
+        let ends = [
+            DomainEnd::PowerOff,
+            DomainEnd::Reboot,
+            DomainEnd::Suspend,
+            DomainEnd::GuestCrash,
+            DomainEnd::Killed(String::new()),
+            DomainEnd::Interrupted,
+        ];
+        let codes: HashSet<u8> = ends.iter().map(|e| of(e, Interruption::default())).collect();
+        assert_eq!(codes.len(), ends.len());
+        assert!(!codes.contains(&2), "2 is clap's");
+    }
+
+    #[test]
+    fn who_interrupted_matters() {
+        let by = |signal, left| of(&DomainEnd::Interrupted, Interruption { signal, left });
+        assert_eq!((by(Some(15), false), by(Some(2), true), by(None, true)), (143, 130, 0));
+        assert_eq!(by(None, false), TIMEOUT);
+        let signalled = Interruption { signal: Some(2), left: false };
+        assert_eq!(of(&DomainEnd::PowerOff, signalled), 0, "a guest that made it is not blamed");
+    }
+}

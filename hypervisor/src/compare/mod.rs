@@ -1,0 +1,89 @@
+//! Workloads by techniques: the same kernel, the same work, two ways of being virtualized.
+//!
+//! Each measurement is one boot of the reference guest with `bench=NAME` on its command line. The guest brackets
+//! its work with marks and prints one line about the result, which it has verified itself; the ledger knows what
+//! happened between the marks. Techniques are known by name only: what one is, is its image.
+//!
+//! What may not be done here: treating one technique, workload or host specially, or printing a number that was
+//! not measured in this run.
+
+mod comparison;
+mod host;
+mod outcome;
+#[cfg(test)]
+mod played;
+mod sample;
+mod side;
+mod side_table;
+mod table;
+
+pub use comparison::{
+    Comparison, EngineFacts, Progress, RunFigures, Saving, Settings, TechniqueResult, WholeBoot,
+    WorkloadResult, compare,
+};
+pub use host::HostFacts;
+pub use outcome::{Outcome, OutcomeError};
+pub use sample::{Failure, Machine, Sample, measure};
+pub use side::{LeftOut, SideBySide, TrapDifference};
+pub use side_table::side_text;
+pub use table::text;
+
+/// A way of virtualizing the reference guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Technique {
+    /// What it is called.
+    pub name: &'static str,
+    /// What it is.
+    pub about: &'static str,
+    /// The guest's image for it.
+    pub image: &'static [u8],
+}
+
+/// The techniques; the first is compared against the last.
+pub const fn techniques() -> [Technique; 2] {
+    [
+        Technique {
+            name: "pv",
+            about: "paravirtual: the kernel asks, by hypercalls",
+            image: crate::images::PV,
+        },
+        Technique {
+            name: "trap",
+            about: "trap-and-emulate: the kernel trips, instruction by instruction",
+            image: crate::images::BARE,
+        },
+    ]
+}
+
+/// Something that the reference guest can do and verify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// What `bench=` calls it.
+    pub name: &'static str,
+    /// What it does.
+    pub about: &'static str,
+}
+
+/// The workloads of the reference guest.
+pub const WORKLOADS: [Workload; 6] = [
+    Workload { name: "null-call", about: "ask the machine the least, 1000 times" },
+    Workload { name: "console-4k", about: "print 4096 bytes in one write" },
+    Workload { name: "map-512", about: "map, touch, protect and unmap 512 scattered pages" },
+    Workload { name: "map-4096", about: "map, touch, protect and unmap 4096 scattered pages" },
+    Workload { name: "address-space", about: "make, use and destroy 16 address spaces of 128 pages" },
+    Workload { name: "timer-1000", about: "1000 timer interrupts, 100 us each" },
+];
+
+/// What the numbers do not mean; part of every report.
+pub const NOTES: [&str; 5] = [
+    "Both techniques run the same kernel source, compiled with the same flags, on the same engine at CPL 3; \
+     they differ in whether the kernel asks (hypercall) or trips (privileged instruction, protected page table).",
+    "A kernel at ring 0 under hardware virtualization (VT-x, SVM) with nested paging needs no trap for page-table \
+     stores, CLI/STI or context switches; `trap` is what it costs without that hardware, not what KVM guests pay.",
+    "Times are wall time between the guest's marks; \"in host\" is the part that the hypervisor itself worked. \
+     The rest is guest code and the way in and out.",
+    "What an exit costs depends on the engine and on the host's own virtualization; compare ratios and counts \
+     between machines, not times.",
+    "With several repetitions, what is shown of a technique is the one run whose time is the median; \
+     the others are in the JSON.",
+];

@@ -1,0 +1,122 @@
+//! One boot: a technique doing a workload once.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::outcome::{Outcome, OutcomeError, printable};
+use super::{Technique, Workload};
+use crate::console::{CaptureSink, ConsoleInput};
+use crate::domain::DomainEnd;
+use crate::engine::EngineInfo;
+use crate::ledger::Region;
+use crate::monitor::{Config, EngineChoice, Report, TransportChoice};
+
+/// What each guest is started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Guest memory in bytes.
+    pub mem_bytes: u64,
+    /// Which engine.
+    pub engine: EngineChoice,
+    /// Which transport.
+    pub transport: TransportChoice,
+    /// How long one boot may take.
+    pub deadline: Duration,
+}
+
+/// What one boot measured.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// What the guest said.
+    pub outcome: Outcome,
+    /// What the ledger saw between the marks.
+    pub region: Region,
+    /// What ran it.
+    pub engine: EngineInfo,
+    /// How many exits reached us in the whole boot, outside of the marks too.
+    pub whole_traps: u64,
+    /// What the host's kernel counted in the whole boot.
+    pub kernel_statistics: Vec<(String, u64)>,
+    /// From the image to the guest's first instruction, in nanoseconds.
+    pub startup_ns: u64,
+}
+
+/// Why a boot measured nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The guest could not be started.
+    #[error("the guest could not be started: {0}")]
+    Start(String),
+    /// It ended in another way than by powering off.
+    #[error("the guest did not finish: {end:?}; its last words: {last_words}")]
+    End {
+        /// How it ended.
+        end: DomainEnd,
+        /// The end of its console output.
+        last_words: String,
+    },
+    /// Its result cannot be read.
+    #[error("{0}")]
+    Outcome(#[from] OutcomeError),
+    /// It says that it failed, or found its own results wrong.
+    #[error("the guest says that it failed: {0}")]
+    Wrong(String),
+    /// It did not bracket its work.
+    #[error("the guest set no pair of marks around its work, so that nothing was measured")]
+    NoRegion,
+}
+
+/// Boots `technique`'s guest for `workload` by means of `boot`.
+pub fn measure<E: std::fmt::Display>(
+    technique: &Technique,
+    workload: &Workload,
+    machine: &Machine,
+    boot: &mut impl FnMut(Config) -> Result<Report, E>,
+) -> Result<Sample, Failure> {
+    let console = CaptureSink::default();
+    let config = Config {
+        image: Cow::Borrowed(technique.image),
+        image_name: format!("built-in {} guest", technique.name),
+        mem_bytes: machine.mem_bytes,
+        cmdline: format!("bench={}", workload.name),
+        initrd: None,
+        engine: machine.engine,
+        transport: machine.transport,
+        sink: Box::new(console.clone()),
+        input: ConsoleInput::default(),
+        on_ready: None,
+        once_running: None,
+        stop: Arc::default(),
+        deadline: Some(machine.deadline),
+        peek: None,
+        count_memory: false,
+    };
+    let report = boot(config).map_err(|e| Failure::Start(e.to_string()))?;
+    let text = console.text();
+    if report.end != DomainEnd::PowerOff {
+        return Err(Failure::End { end: report.end, last_words: last_words(&text) });
+    }
+    let mut outcome = Outcome::parse(&text, workload.name)?;
+    if !outcome.ok {
+        let why = outcome.details.remove("why");
+        return Err(Failure::Wrong(why.unwrap_or_else(|| "it gives no reason".to_owned())));
+    }
+    let region = report.ledger.region().ok_or(Failure::NoRegion)?;
+    let startup_ns = report.startup.iter().fold(0u64, |sum, (_, ns)| sum.saturating_add(*ns));
+    Ok(Sample {
+        outcome,
+        region,
+        engine: report.engine,
+        whole_traps: report.ledger.exits(),
+        kernel_statistics: report.kernel_statistics,
+        startup_ns,
+    })
+}
+
+/// The last lines of a guest's output, on one line.
+fn last_words(console: &str) -> String {
+    let mut lines: Vec<&str> = console.lines().rev().filter(|l| !l.trim().is_empty()).take(3).collect();
+    lines.reverse();
+    if lines.is_empty() { "none".to_owned() } else { printable(&lines.join(" / ")) }
+}

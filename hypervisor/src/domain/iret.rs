@@ -1,0 +1,89 @@
+//! Leaving the guest's handlers: the `iret` hypercall, and the failsafe callback where it cannot be done.
+//!
+//! The frame is in public/arch-x86/xen-x86_64.h (`struct iret_context`).
+
+use paravane_abi::addr;
+use paravane_abi::segment::{FLAT_USER_CS, FLAT_USER_SS};
+use paravane_abi::trap::{IretContext, VGCF_IN_SYSCALL};
+use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
+
+use super::frames::{IF, IOPL, IOPL_SHIFT, RPL, VM};
+use super::pv::PvDomain;
+
+/// DS, ES, FS and GS in the failsafe callback's frame: null, as a 64-bit guest left them.
+const NULL_SEGMENTS: [u64; 4] = [0; 4];
+
+impl PvDomain {
+    /// The `iret` hypercall: takes its frame off the guest's stack and continues where it says.
+    pub fn iret(&mut self) {
+        let sp = self.vcpu.regs.rsp;
+        let Ok(frame) = self.read_guest_obj::<IretContext>(sp) else {
+            return self.kill(format_args!("iret with an unreadable frame at {sp:#x}"));
+        };
+        // A kernel's own frames carry its selector with the privilege level cleared (see `enter_handler`).
+        let to_user = frame.cs & RPL == RPL;
+        if to_user && self.tables.user_root().is_none() {
+            return self.kill("iret to user mode, for which the guest has set no page tables,");
+        }
+        if to_user {
+            self.switch_mode(false);
+        }
+        self.load(&frame);
+        if let Err(e) = self.upcall.set_mask(&self.memory, frame.rflags & IF == 0) {
+            return self.kill(e);
+        }
+        self.vcpu.nmi.masked = false;
+        if !self.can_run() {
+            self.fail_safe();
+        }
+    }
+
+    /// Loads the registers of a frame.
+    fn load(&mut self, frame: &IretContext) {
+        if self.vcpu.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL) {
+            self.vcpu.io.level = (frame.rflags >> IOPL_SHIFT & 3) as u8;
+        }
+        let regs = &mut self.vcpu.regs;
+        regs.rax = frame.rax;
+        regs.rip = frame.rip;
+        regs.rflags = frame.rflags & !(IOPL | VM) | IF;
+        regs.rsp = frame.rsp;
+        if frame.flags & VGCF_IN_SYSCALL == 0 {
+            regs.r11 = frame.r11;
+            regs.rcx = frame.rcx;
+            self.vcpu.cs = selector(frame.cs);
+            self.vcpu.ss = selector(frame.ss);
+        } else {
+            // What SYSRET does.
+            regs.r11 = frame.rflags;
+            regs.rcx = frame.rip;
+            self.vcpu.cs = FLAT_USER_CS;
+            self.vcpu.ss = FLAT_USER_SS;
+        }
+    }
+
+    /// Whether a processor could go on with what was loaded.
+    fn can_run(&self) -> bool {
+        let v = &self.vcpu;
+        let flat = v.cs == FLAT_USER_CS && v.ss == FLAT_USER_SS;
+        addr::is_canonical(v.regs.rip) && (flat || self.is_code_64(v.cs) && self.is_stack(v.ss))
+    }
+
+    fn fail_safe(&mut self) {
+        let callback = self.vcpu.failsafe;
+        if callback.address == 0 {
+            let (cs, ss) = (self.vcpu.cs, self.vcpu.ss);
+            return self.kill(format_args!(
+                "iret to a context that cannot be loaded (cs {cs:#x}, ss {ss:#x}), and no failsafe callback,"
+            ));
+        }
+        self.enter_handler(callback, &NULL_SEGMENTS);
+    }
+}
+
+/// The selector in a frame's word; the rest of the word is the hypervisor's or padding.
+///
+/// A guest runs with privilege level 3, whichever it names.
+fn selector(word: u64) -> u16 {
+    (word & 0xffff | RPL) as u16
+}

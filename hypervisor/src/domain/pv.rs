@@ -1,0 +1,149 @@
+//! A paravirtual domain: everything that its hypercalls, faults and events act on.
+//!
+//! One vCPU for now. The state is plain data; what happens to it is written in `hypercall`, `emulate::pv`,
+//! `domain::{frames, iret}` and `monitor::pv`, each a function of the domain and what the guest asked, none
+//! knowing the engine.
+
+use std::ops::Range;
+
+use super::DomainEnd;
+use super::free_frames::FreeFrames;
+use super::vcpu::PvVcpu;
+use crate::console::{ConsoleInput, ConsoleSink};
+use crate::engine::{Paging, Regs};
+use crate::event::EventChannels;
+use crate::event::upcall::Upcall;
+use crate::ledger::Ledger;
+use crate::memory::{MachineMemory, Maddr, Mfn};
+use crate::mmu::direct::{DirectPaging, Stop, VcpuTables};
+use crate::time::{Clock, Timers};
+
+/// The number of the only guest domain.
+pub const DOMID: u16 = 1;
+
+/// A domain and its one vCPU.
+pub struct PvDomain {
+    /// Its world.
+    pub memory: MachineMemory,
+    /// Frame types and validated page tables.
+    pub mmu: DirectPaging,
+    /// The tables that the vCPU uses.
+    pub tables: VcpuTables,
+    /// What the engine must hear before the next entry.
+    pub paging: Paging,
+    /// The vCPU.
+    pub vcpu: PvVcpu,
+    /// Event channels.
+    pub events: EventChannels,
+    /// Where the vCPU's event bits lie.
+    pub upcall: Upcall,
+    /// System time.
+    pub clock: Clock,
+    /// Timers, in system time.
+    pub timers: Timers,
+    /// The console's two ends.
+    pub console: PvConsole,
+    /// Every exit and batch.
+    pub ledger: Ledger,
+    /// Facts that the guest may ask for.
+    pub facts: Facts,
+    /// The frames that the guest gave back.
+    pub free_frames: FreeFrames,
+    /// A page of the guest's that it shares to hear of physical interrupts, of which there are none.
+    pub pirq_eoi_map: Option<Mfn>,
+    /// The reason of an end to come, noted in advance (SCHEDOP_shutdown_code).
+    pub shutdown_code: Option<u32>,
+    /// Set once the domain's life is over.
+    pub end: Option<DomainEnd>,
+}
+
+/// What a domain is made from; all else of it starts empty.
+pub struct PvParts {
+    /// Its world, with the image in it.
+    pub memory: MachineMemory,
+    /// Frame types, the first page tables validated.
+    pub mmu: DirectPaging,
+    /// The first page tables.
+    pub tables: VcpuTables,
+    /// What the engine must hear.
+    pub paging: Paging,
+    /// The first registers.
+    pub regs: Regs,
+    /// The shared info page.
+    pub shared_info: Maddr,
+    /// System time.
+    pub clock: Clock,
+    /// The console's two ends.
+    pub console: PvConsole,
+    /// Facts that the guest may ask for.
+    pub facts: Facts,
+}
+
+/// Facts that do not change.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Linear address of the machine-to-physical table.
+    pub m2p_va: u64,
+    /// The frames that hold it.
+    pub m2p: Range<u64>,
+    /// Rate of the time-stamp counter that the guest reads, in kHz.
+    pub tsc_khz: u64,
+    /// Length of the hypercall page's instruction that enters the host.
+    pub call_length: u64,
+}
+
+/// The console: a ring shared with the guest, and the host's side.
+pub struct PvConsole {
+    /// The ring's page.
+    pub ring: Maddr,
+    /// Takes output.
+    pub sink: Box<dyn ConsoleSink>,
+    /// Gives input.
+    pub input: ConsoleInput,
+}
+
+impl PvDomain {
+    /// A domain about to run its first instruction.
+    ///
+    /// # Errors
+    /// When the console's frame cannot be held: the host writes the ring's indices by frame, so for the whole
+    /// of the domain's life it must not become a page table.
+    pub fn new(mut parts: PvParts) -> Result<Self, Stop> {
+        parts.mmu.get_writable(&parts.memory, &mut parts.paging, parts.console.ring.mfn())?;
+        // Nothing has run yet: no translation can be stale.
+        parts.paging.done();
+        Ok(Self {
+            free_frames: FreeFrames::new(parts.memory.frames()),
+            memory: parts.memory,
+            mmu: parts.mmu,
+            tables: parts.tables,
+            paging: parts.paging,
+            vcpu: PvVcpu::new(parts.regs),
+            events: EventChannels::new(),
+            upcall: Upcall { shared_info: parts.shared_info, vcpu_info: parts.shared_info },
+            clock: parts.clock,
+            timers: Timers::default(),
+            console: parts.console,
+            ledger: Ledger::new(),
+            facts: parts.facts,
+            pirq_eoi_map: None,
+            shutdown_code: None,
+            end: None,
+        })
+    }
+
+    /// Sets or clears CR0.TS, as the guest sees it and for the engine.
+    pub fn set_task_switched(&mut self, set: bool) {
+        self.vcpu.control.task_switched = set;
+        self.paging.set_task_switched(set);
+    }
+
+    /// Ends the domain for a rule that it broke; `what` says which, the place is added.
+    ///
+    /// The one place where a guest is killed for what it did.
+    pub fn kill(&mut self, what: impl std::fmt::Display) {
+        if self.end.is_none() {
+            self.end = Some(DomainEnd::Killed(format!("{what} at rip {:#x}", self.vcpu.regs.rip)));
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What a selector means: the guest's descriptor tables, and the flat descriptors behind them.
+//!
+//! No selector of a guest is ever loaded into a processor here (code always runs on flat 64-bit segments).
+//! They are looked up all the same where loading one could fail or where its base counts, so that a guest
+//! meets what Xen would show it. Facts: SDM vol. 3, 3.4.2 and 3.4.5; public/arch-x86/xen.h.
+
+use paravane_abi::segment::{
+    DESCRIPTORS_PER_FRAME, FIRST_RESERVED_GDT_ENTRY, FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64,
+};
+
+use super::pv::PvDomain;
+use crate::memory::Maddr;
+
+/// In a selector: the local table instead of the global one.
+const LOCAL: u16 = 1 << 2;
+/// Selectors up to this one are null.
+const LAST_NULL: u16 = 3;
+
+const WRITABLE: u64 = 1 << 41;
+const CODE: u64 = 1 << 43;
+const NOT_SYSTEM: u64 = 1 << 44;
+const DPL: u64 = 0b11 << 45;
+const PRESENT: u64 = 1 << 47;
+const LONG: u64 = 1 << 53;
+const DEFAULT_32: u64 = 1 << 54;
+
+/// The hypervisor's flat descriptors of privilege level 3, accessed.
+const FLAT_CODE_64: u64 = 0x00af_fb00_0000_ffff;
+const FLAT_CODE_32: u64 = 0x00cf_fb00_0000_ffff;
+const FLAT_DATA: u64 = 0x00cf_f300_0000_ffff;
+
+impl PvDomain {
+    /// The descriptor that a selector names; `None` where there is none that the guest may use.
+    fn descriptor(&self, selector: u16) -> Option<u64> {
+        if selector <= LAST_NULL {
+            return None;
+        }
+        let index = selector >> 3;
+        if selector & LOCAL != 0 {
+            let (base, entries) = self.tables.ldt();
+            let va = base.checked_add(u64::from(index) * 8)?;
+            let at = self.translate_in_kernel(va, false).ok().filter(|_| u32::from(index) < entries)?;
+            return self.memory.load_u64(at).ok();
+        }
+        if u32::from(index) >= FIRST_RESERVED_GDT_ENTRY {
+            return match selector & !LAST_NULL {
+                s if s == FLAT_RING3_CS64 & !LAST_NULL => Some(FLAT_CODE_64),
+                s if s == FLAT_RING3_CS32 & !LAST_NULL => Some(FLAT_CODE_32),
+                s if s == FLAT_RING3_SS64 & !LAST_NULL => Some(FLAT_DATA),
+                _ => None,
+            };
+        }
+        let per_frame = usize::try_from(DESCRIPTORS_PER_FRAME).ok()?;
+        let frame = self.tables.gdt_frames().nth(usize::from(index) / per_frame)?;
+        let offset = u64::from(index) % u64::from(DESCRIPTORS_PER_FRAME) * 8;
+        self.memory.load_u64(Maddr(frame.maddr().0 + offset)).ok()
+    }
+
+    fn usable(&self, selector: u16) -> Option<u64> {
+        let wanted = PRESENT | NOT_SYSTEM | DPL;
+        self.descriptor(selector).filter(|d| d & wanted == wanted)
+    }
+
+    /// Whether CS could hold this selector at CPL 3 in 64-bit mode. 32-bit user programs are not supported.
+    pub fn is_code_64(&self, selector: u16) -> bool {
+        self.usable(selector).is_some_and(|d| d & (CODE | LONG | DEFAULT_32) == CODE | LONG)
+    }
+
+    /// Whether SS could hold this selector at CPL 3.
+    pub fn is_stack(&self, selector: u16) -> bool {
+        self.usable(selector).is_some_and(|d| d & (CODE | WRITABLE) == WRITABLE)
+    }
+
+    /// The base that loading this selector into a data segment register gives: 0 where it cannot be loaded.
+    pub fn segment_base(&self, selector: u16) -> u64 {
+        let loadable = |d: &u64| d & CODE == 0 || d & WRITABLE != 0;
+        self.usable(selector).filter(loadable).map_or(0, |d| (d >> 16 & 0xff_ffff) | (d >> 32 & 0xff00_0000))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::pv_testing::TestDomain;
+
+    #[test]
+    fn the_flat_selectors_are_always_there() {
+        let t = TestDomain::new();
+        assert!(t.is_code_64(FLAT_RING3_CS64));
+        assert!(!t.is_code_64(FLAT_RING3_CS32), "no 32-bit code");
+        assert!(t.is_stack(FLAT_RING3_SS64) && !t.is_stack(FLAT_RING3_CS64));
+        for selector in [0, 3, 0x33, 0x37, 0xe03b, 0xffff] {
+            assert!(!t.is_code_64(selector) && !t.is_stack(selector), "{selector:#x}");
+        }
+    }
+
+    #[test]
+    fn descriptors_of_the_guest_are_looked_up() {
+        let mut t = TestDomain::new();
+        t.unmap(20);
+        let [code, data] = [0x00af_9b00_0000_ffff, 0x12c0_9334_5678_ffff];
+        t.poke(20, 6, code);
+        t.poke(20, 5, data);
+        t.poke(20, 7, 0x00cf_9b00_0000_ffff);
+        t.set_gdt(&[20], 8);
+        assert!(t.is_code_64(0x33) && !t.is_code_64(0x2b) && !t.is_code_64(0x3b));
+        assert!(t.is_stack(0x2b) && !t.is_stack(0x33) && !t.is_stack(0x1003));
+        assert_eq!(t.segment_base(0x2b), 0x1234_5678);
+        assert_eq!((t.segment_base(0), t.segment_base(0x43), t.segment_base(0x2f)), (0, 0, 0));
+    }
+}

@@ -1,0 +1,179 @@
+//! Delivering exceptions and interrupts through the guest's IDT (SDM vol. 3, 6.14).
+
+use paravane_abi::addr::is_canonical;
+
+use super::access::{Rights, Trap};
+use super::cpu::rflags;
+use super::exception::{Death, Exception, Stop, vector};
+use super::segment::{error_of, is_null};
+
+/// Where an event comes from: decides about privileges, error codes and double faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The CPU found a fault.
+    Exception,
+    /// A device.
+    External,
+    /// INT n, INT3 or INTO; frames return to this address, after the instruction.
+    Software { next_rip: u64 },
+}
+
+/// A gate of the IDT (SDM vol. 3, 6.14.1).
+struct Gate {
+    handler: u64,
+    selector: u16,
+    stack: u8,
+    masks_interrupts: bool,
+}
+
+/// Offset of RSP0 and of IST1 in a 64-bit TSS (SDM vol. 3, 7.7).
+const TSS_RSP0: u64 = 4;
+const TSS_IST1: u64 = 36;
+
+/// Error-code bits: the event came from outside; the selector index is a vector.
+const EXTERNAL: u32 = 1;
+const IN_IDT: u32 = 2;
+
+impl Trap<'_> {
+    /// Delivers an exception that the running code raised, or what comes of trying.
+    pub fn raise(&mut self, exception: Exception) -> Result<(), Death> {
+        self.deliver(exception, Origin::Exception)
+    }
+
+    /// Delivers an event; faults on the way are delivered instead, up to the triple fault.
+    pub fn deliver(&mut self, event: Exception, origin: Origin) -> Result<(), Death> {
+        let (mut event, mut origin) = (event, origin);
+        // Benign, contributory, page fault, double fault: no chain is longer (SDM vol. 3, table 6-5).
+        for _ in 0..5 {
+            let second = match self.try_deliver(event, origin) {
+                Ok(()) => return Ok(()),
+                Err(Stop::Dead(death)) => return Err(death),
+                Err(Stop::Exception(second)) => second,
+            };
+            if second.vector == vector::PAGE {
+                self.cpu.cr2 = second.address;
+            }
+            let first_is_fault = origin == Origin::Exception;
+            if first_is_fault && event.vector == vector::DOUBLE_FAULT {
+                break;
+            }
+            event = if first_is_fault && second.doubles(event) { Exception::double_fault() } else { second };
+            origin = Origin::Exception;
+        }
+        Err(Death::TripleFault {
+            vector: event.vector,
+            rip: self.regs.rip,
+            cr2: self.cpu.cr2,
+            rsp: self.regs.rsp,
+            idt: self.cpu.idt.base,
+        })
+    }
+
+    fn try_deliver(&mut self, event: Exception, origin: Origin) -> Result<(), Stop> {
+        if event.vector == vector::PAGE && origin == Origin::Exception {
+            self.cpu.cr2 = event.address;
+        }
+        let external = if matches!(origin, Origin::Software { .. }) { 0 } else { EXTERNAL };
+        let gate = self.gate(event.vector, origin, external)?;
+        let to_user = self.target_is_user(gate.selector, external)?;
+        let stack = self.handler_stack(&gate, to_user, external)?;
+        if !is_canonical(gate.handler) {
+            return Err(Exception::protection(external).into());
+        }
+        let rip = if let Origin::Software { next_rip } = origin { next_rip } else { self.regs.rip };
+        let rsp = self.push_frame(stack & !15, rip, event.error)?;
+
+        self.regs.rsp = rsp;
+        self.regs.rip = gate.handler;
+        if self.cpu.user && !to_user {
+            self.cpu.selectors.ss = 0;
+        }
+        self.cpu.selectors.cs = gate.selector & !3 | if to_user { 3 } else { 0 };
+        self.regs.rflags &= !(rflags::TF | rflags::RF | rflags::NT | rflags::AC);
+        if gate.masks_interrupts {
+            self.cpu.interrupts = false;
+        }
+        (self.cpu.shadowed_rip, self.cpu.halted) = (None, false);
+        self.set_user(to_user)
+    }
+
+    fn gate(&mut self, vector: u8, origin: Origin, external: u32) -> Result<Gate, Stop> {
+        let error = u32::from(vector) << 3 | IN_IDT | external;
+        let offset = u64::from(vector) * 16;
+        if offset + 15 > u64::from(self.cpu.idt.limit) {
+            return Err(Exception::protection(error).into());
+        }
+        let at = self.cpu.idt.base.wrapping_add(offset);
+        let low = self.read_value(at, 8, Rights::System)?;
+        let high = self.read_value(at.wrapping_add(8), 8, Rights::System)?;
+        let (kind, dpl) = (low >> 40 & 0x1f, (low >> 45 & 3) as u16);
+        let software = matches!(origin, Origin::Software { .. });
+        if !matches!(kind, 0xe | 0xf) || (software && dpl < self.cpu.cpl()) {
+            return Err(Exception::protection(error).into());
+        }
+        if low & 1 << 47 == 0 {
+            return Err(Exception::not_present(error).into());
+        }
+        let handler = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
+        Ok(Gate {
+            handler,
+            selector: (low >> 16) as u16,
+            stack: (low >> 32 & 7) as u8,
+            masks_interrupts: kind == 0xe,
+        })
+    }
+
+    /// Checks the handler's code segment; whether it runs at CPL 3.
+    fn target_is_user(&mut self, selector: u16, external: u32) -> Result<bool, Stop> {
+        if is_null(selector) {
+            return Err(Exception::protection(external).into());
+        }
+        let error = error_of(selector) | external;
+        let d = self.descriptor(selector).map_err(|stop| match stop {
+            Stop::Exception(e) if e.vector == vector::PROTECTION => Exception::protection(error).into(),
+            other => other,
+        })?;
+        let level = if d.is_conforming() { self.cpu.cpl() } else { d.dpl() };
+        if !d.is_code() || !d.is_64_bit() || level > self.cpu.cpl() || !matches!(level, 0 | 3) {
+            return Err(Exception::protection(error).into());
+        }
+        if !d.present() {
+            return Err(Exception::not_present(error).into());
+        }
+        Ok(level == 3)
+    }
+
+    /// The stack pointer before the frame is pushed: the gate's own, the kernel's, or the current one.
+    fn handler_stack(&mut self, gate: &Gate, to_user: bool, external: u32) -> Result<u64, Stop> {
+        let offset = match gate.stack {
+            0 if self.cpu.user && !to_user => TSS_RSP0,
+            0 => return Ok(self.regs.rsp),
+            n => TSS_IST1 + 8 * (u64::from(n) - 1),
+        };
+        let task = self.cpu.task;
+        if is_null(task.selector) || offset + 7 > u64::from(task.limit) {
+            return Err(Exception::invalid_tss(error_of(task.selector) | external).into());
+        }
+        self.read_value(task.base.wrapping_add(offset), 8, Rights::System)
+    }
+
+    /// Pushes SS, RSP, RFLAGS, CS, RIP and the error code below `top`; returns the new stack pointer.
+    fn push_frame(&mut self, top: u64, rip: u64, error: Option<u32>) -> Result<u64, Stop> {
+        let words = [
+            u64::from(error.unwrap_or(0)),
+            rip,
+            self.cpu.selectors.cs.into(),
+            self.cpu.flags(self.regs),
+            self.regs.rsp,
+            self.cpu.selectors.ss.into(),
+        ];
+        let mut bytes = [0u8; 48];
+        for (part, word) in bytes.chunks_exact_mut(8).zip(words) {
+            part.copy_from_slice(&word.to_le_bytes());
+        }
+        let frame = if error.is_some() { &bytes[..] } else { &bytes[8..] };
+        let rsp = top.wrapping_sub(frame.len() as u64);
+        self.write(rsp, frame, Rights::System).map_err(super::transfer::as_stack_fault)?;
+        Ok(rsp)
+    }
+}

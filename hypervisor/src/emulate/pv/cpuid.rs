@@ -1,0 +1,109 @@
+//! CPUID, where a paravirtual guest asks the hypervisor for it.
+//!
+//! CPUID does not trap at CPL 3, so that a guest puts a prefix before it (public/arch-x86/xen.h): UD2 and the
+//! letters "xen". The hypervisor's own leaves are in public/arch-x86/cpuid.h.
+
+use std::arch::x86_64::{__cpuid_count, CpuidResult};
+
+use iced_x86::Mnemonic;
+use paravane_abi::cpuid::*;
+use paravane_abi::version::make_version;
+
+use super::{Emulated, Ended, decode, finish};
+use crate::domain::pv::PvDomain;
+use crate::engine::guest_cpuid::{self, MAX_BASIC};
+use crate::ledger::{Cause, PrivOp};
+
+/// CR4.OSXSAVE, and the bit of leaf 1 that shows it.
+const CR4_OSXSAVE: u64 = 1 << 18;
+const OSXSAVE: u32 = 1 << 27;
+pub(super) const XSAVE: u32 = 1 << 26;
+/// Bits of a machine address: more than any engine's machine has.
+const MACHINE_ADDRESS_WIDTH: u32 = 40;
+/// The MSR that takes the address of a hypercall page.
+pub(super) const HYPERCALL_PAGE_MSR: u32 = 0x4000_0000;
+
+/// Emulates CPUID behind its prefix; `None` if that is not what is at RIP.
+pub(super) fn forced(d: &mut PvDomain) -> Option<Emulated> {
+    let rip = d.vcpu.regs.rip;
+    if d.read_guest_obj::<[u8; XEN_EMULATE_PREFIX.len()]>(rip) != Ok(XEN_EMULATE_PREFIX) {
+        return None;
+    }
+    let insn = decode::at(d, rip.wrapping_add(XEN_EMULATE_PREFIX.len() as u64))?;
+    if insn.mnemonic() != Mnemonic::Cpuid {
+        return None;
+    }
+    emulate(d);
+    finish(d, &insn, Ended::Done);
+    Some(Cause::PrivilegedInstruction(PrivOp::Cpuid).into())
+}
+
+/// CPUID itself.
+pub(super) fn emulate(d: &mut PvDomain) {
+    let regs = &d.vcpu.regs;
+    let r = leaf(d, (regs.rax & 0xffff_ffff) as u32, (regs.rcx & 0xffff_ffff) as u32);
+    let regs = &mut d.vcpu.regs;
+    (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (r.eax.into(), r.ebx.into(), r.ecx.into(), r.edx.into());
+}
+
+fn leaf(d: &PvDomain, function: u32, index: u32) -> CpuidResult {
+    let beyond = XEN_CPUID_FIRST_LEAF + XEN_CPUID_MAX_NUM_LEAVES;
+    match function {
+        XEN_CPUID_FIRST_LEAF..0x8000_0000 if function <= beyond => {
+            hypervisor(d, function - XEN_CPUID_FIRST_LEAF, index)
+        }
+        0x8000_0000 => guest_cpuid::filter(function, index, __cpuid_count(0, 0)),
+        1 => {
+            let mut r = guest_cpuid::filter(1, index, __cpuid_count(1, 0));
+            if r.ecx & XSAVE != 0 && d.vcpu.control.cr4 & CR4_OSXSAVE != 0 {
+                r.ecx |= OSXSAVE;
+            }
+            r
+        }
+        // A processor that has no such leaf answers with another's.
+        2..=MAX_BASIC if __cpuid_count(0, 0).eax < function => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
+        _ => guest_cpuid::filter(function, index, __cpuid_count(function, index)),
+    }
+}
+
+/// The hypervisor's leaves, by distance from the first.
+fn hypervisor(d: &PvDomain, number: u32, index: u32) -> CpuidResult {
+    let none = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+    match (number, index) {
+        (0, _) => CpuidResult {
+            eax: XEN_CPUID_FIRST_LEAF + XEN_CPUID_MAX_NUM_LEAVES,
+            ebx: XEN_CPUID_SIGNATURE_EBX,
+            ecx: XEN_CPUID_SIGNATURE_ECX,
+            edx: XEN_CPUID_SIGNATURE_EDX,
+        },
+        (XEN_CPUID_LEAF_VERSION, _) => {
+            let (major, minor) = crate::hypercall::VERSION;
+            CpuidResult { eax: make_version(major, minor), ..none }
+        }
+        (XEN_CPUID_LEAF_HYPERCALL, _) => CpuidResult {
+            eax: 1,
+            ebx: HYPERCALL_PAGE_MSR,
+            ecx: XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD,
+            edx: 0,
+        },
+        // The TSC is the host's own: not emulated.
+        (XEN_CPUID_LEAF_TSC, 0) => CpuidResult { ecx: khz(d), ..none },
+        (XEN_CPUID_LEAF_TSC, 1) => {
+            let time = d.clock.published(0);
+            let [low, high] = halves(time.tsc_timestamp.wrapping_neg());
+            let shift = i32::from(time.tsc_shift).cast_unsigned() & 0xff;
+            CpuidResult { eax: low, ebx: high, ecx: time.tsc_to_system_mul, edx: shift }
+        }
+        (XEN_CPUID_LEAF_TSC, 2) => CpuidResult { eax: khz(d), ..none },
+        (XEN_CPUID_LEAF_PV, _) => CpuidResult { ebx: MACHINE_ADDRESS_WIDTH, ..none },
+        _ => none,
+    }
+}
+
+fn khz(d: &PvDomain) -> u32 {
+    u32::try_from(d.facts.tsc_khz).unwrap_or(u32::MAX)
+}
+
+fn halves(value: u64) -> [u32; 2] {
+    [(value & 0xffff_ffff) as u32, (value >> 32) as u32]
+}

@@ -1,0 +1,103 @@
+//! What is done for a paravirtual kernel's exceptions before the kernel hears of them.
+//!
+//! A kernel written for Xen asks by hypercalls, and still executes a few privileged instructions that Xen
+//! completes for it. What is not completed here is the guest's own exception, unchanged. One file per kind:
+//!
+//! | exception | what is completed | where |
+//! | --- | --- | --- |
+//! | #UD | CPUID behind the emulation prefix | `cpuid.rs` |
+//! | #UD, #GP | INT n, where the host does not deliver it | `interrupt.rs` |
+//! | #GP | port I/O: nothing is there | `port.rs` |
+//! | #GP | RDMSR and WRMSR of the few that a domU has | `msr.rs` |
+//! | #GP | CLI, STI, CLTS, WBINVD, MOV CR, MOV DR, XSETBV, CPUID | `privileged.rs` |
+//! | #PF | a kernel's store to an L1 table, when it asked for that | `page_table.rs` |
+//!
+//! Which instructions those are, and what each does, was learnt from Xen's behaviour towards a domU (4.17).
+//! What may not be done here: naming an engine, trusting anything that the guest says, allocating.
+
+mod cpuid;
+mod decode;
+mod interrupt;
+mod msr;
+mod page_table;
+mod port;
+mod privileged;
+#[cfg(test)]
+mod tests;
+
+use iced_x86::Instruction;
+use paravane_abi::trap::{TRAP_DEBUG, TRAP_GP_FAULT, TRAP_INVALID_OP, TRAP_PAGE_FAULT};
+
+use super::cpu::rflags;
+use crate::domain::pv::PvDomain;
+use crate::engine::Fault;
+use crate::ledger::Cause;
+
+/// What an exception turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emulated {
+    /// For the ledger.
+    pub cause: Cause,
+    /// The mark that the guest set, if it was one.
+    pub mark: Option<u8>,
+}
+
+impl From<Cause> for Emulated {
+    fn from(cause: Cause) -> Self {
+        Self { cause, mark: None }
+    }
+}
+
+/// How an instruction that was taken on ended.
+enum Ended {
+    /// Done: the next instruction comes.
+    Done,
+    /// A part of a repeated instruction is done, or nothing yet: it comes again.
+    Again,
+    /// It raised this instead of the exception that brought it here.
+    Fault(Fault),
+}
+
+const PROTECTION: Fault = Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 };
+const UNDEFINED: Fault = Fault { vector: TRAP_INVALID_OP, error_code: 0, address: 0 };
+
+/// Handles an exception: completes the instruction, or lets the guest have it.
+pub fn handle(d: &mut PvDomain, fault: Fault) -> Emulated {
+    let emulated = match fault.vector {
+        TRAP_INVALID_OP => cpuid::forced(d).or_else(|| interrupt::software(d, fault)),
+        TRAP_GP_FAULT if fault.error_code == 0 => general_protection(d),
+        TRAP_GP_FAULT => interrupt::software(d, fault),
+        TRAP_PAGE_FAULT => page_table::store(d, fault),
+        _ => None,
+    };
+    emulated.unwrap_or_else(|| {
+        d.deliver_fault(fault);
+        Cause::GuestFault { vector: fault.vector }.into()
+    })
+}
+
+fn general_protection(d: &mut PvDomain) -> Option<Emulated> {
+    let insn = decode::at_rip(d)?;
+    if let Some((emulated, ended)) = port::access(d, &insn) {
+        finish(d, &insn, ended);
+        return Some(emulated);
+    }
+    let (op, ended) = privileged::instruction(d, &insn)?;
+    finish(d, &insn, ended);
+    Some(Cause::PrivilegedInstruction(op).into())
+}
+
+/// Ends an instruction as the processor would.
+fn finish(d: &mut PvDomain, insn: &Instruction, ended: Ended) {
+    match ended {
+        Ended::Done => {
+            d.vcpu.regs.rip = insn.next_ip();
+            d.vcpu.regs.rflags &= !rflags::RF;
+            if d.vcpu.regs.rflags & rflags::TF != 0 {
+                d.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
+            }
+        }
+        Ended::Again => {}
+        Ended::Fault(fault) => d.deliver_fault(fault),
+    }
+}

@@ -1,0 +1,186 @@
+//! Privileged instructions other than those of ports and MSRs.
+//!
+//! CLI and STI do nothing: the mask that counts is in memory, and a kernel that relied on POPF to restore it
+//! could not be helped (POPF does not trap). HLT, INVLPG, LGDT and the rest raise #GP, as on Xen: there are
+//! hypercalls for what they do.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::{Ended, PROTECTION, UNDEFINED, cpuid, msr, port};
+use crate::domain::pv::PvDomain;
+use crate::emulate::cpu::{cr0, cr4};
+use crate::emulate::operand::{read_register, write_register};
+use crate::engine::guest_cpuid::{MAX_BASIC, XCR0_MASK};
+use crate::hypercall::{read_debug_register, write_debug_register};
+use crate::ledger::PrivOp;
+use crate::memory::Maddr;
+use crate::mmu::direct::Stop;
+
+/// CR0 but for TS, as code on Xen finds it: PG, AM, WP, NE, ET, MP, PE.
+const CR0: u64 = cr0::PG | 1 << 18 | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;
+/// Bits of CR4 that a guest may have as it likes: TSD, DE, FSGSBASE, OSXSAVE. Others it finds as they are.
+const CR4_CHANGEABLE: u64 = CR4_TSD | 1 << 3 | 1 << 16 | CR4_OSXSAVE;
+const CR4_TSD: u64 = 1 << 2;
+const CR4_OSXSAVE: u64 = 1 << 18;
+/// What every guest has set.
+const CR4_FIXED: u64 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+
+/// Performs an instruction; `None` if it is the guest's #GP.
+pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivOp, Ended)> {
+    match insn.mnemonic() {
+        Mnemonic::Cli if d.vcpu.io.level >= port::level_needed(d) => return Some((PrivOp::Cli, Ended::Done)),
+        Mnemonic::Sti if d.vcpu.io.level >= port::level_needed(d) => return Some((PrivOp::Sti, Ended::Done)),
+        Mnemonic::Rdtsc if !tsc_is_disabled(d) => {
+            let tsc = crate::time::rdtsc().wrapping_add(d.clock.tsc_offset());
+            let regs = &mut d.vcpu.regs;
+            (regs.rax, regs.rdx) = (tsc & 0xffff_ffff, tsc >> 32);
+            return Some((PrivOp::Other, Ended::Done));
+        }
+        Mnemonic::Cpuid => {
+            cpuid::emulate(d);
+            return Some((PrivOp::Cpuid, Ended::Done));
+        }
+        // What follows is the kernel's.
+        _ if !d.vcpu.kernel_mode => return None,
+        _ => {}
+    }
+    Some(match insn.mnemonic() {
+        Mnemonic::Mov => return mov(d, insn),
+        Mnemonic::Clts => {
+            d.set_task_switched(false);
+            (PrivOp::Clts, Ended::Done)
+        }
+        // The caches are the host's. Kernels do this in timing loops, and it has no effect that they could see.
+        Mnemonic::Wbinvd => (PrivOp::Wbinvd, Ended::Done),
+        Mnemonic::Rdmsr => (PrivOp::Rdmsr, msr::read(d)?),
+        Mnemonic::Wrmsr => (PrivOp::Wrmsr, msr::write(d)?),
+        Mnemonic::Xsetbv => (PrivOp::Xsetbv, xsetbv(d)),
+        _ => return None,
+    })
+}
+
+/// CR4.TSD: the kernel alone may read the counter.
+fn tsc_is_disabled(d: &PvDomain) -> bool {
+    !d.vcpu.kernel_mode && d.vcpu.control.cr4 & CR4_TSD != 0
+}
+
+/// MOV to and from control and debug registers.
+fn mov(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivOp, Ended)> {
+    if insn.op0_kind() != OpKind::Register || insn.op1_kind() != OpKind::Register {
+        return None;
+    }
+    let (to, from) = (insn.op0_register(), insn.op1_register());
+    if from.is_cr() {
+        let value = read_control(d, from)?;
+        write_register(&mut d.vcpu.regs, to, value);
+        return Some((PrivOp::MovFromCr, Ended::Done));
+    }
+    if to.is_cr() {
+        let value = read_register(&d.vcpu.regs, from);
+        return Some((PrivOp::MovToCr, write_control(d, to, value)?));
+    }
+    let ended = if from.is_dr() {
+        let value = read_debug_register(d, number(from)?).ok()?;
+        write_register(&mut d.vcpu.regs, to, value);
+        Ended::Done
+    } else if to.is_dr() {
+        let value = read_register(&d.vcpu.regs, from);
+        write_debug_register(d, number(to)?, value).ok()?;
+        Ended::Done
+    } else {
+        return None;
+    };
+    Some((PrivOp::MovDr, ended))
+}
+
+fn number(register: Register) -> Option<u32> {
+    u32::try_from(register.number()).ok()
+}
+
+fn read_control(d: &PvDomain, register: Register) -> Option<u64> {
+    let control = &d.vcpu.control;
+    Some(match register {
+        Register::CR0 => CR0 | if control.task_switched { cr0::TS } else { 0 },
+        Register::CR2 => control.cr2,
+        Register::CR3 => d.tables.kernel_root().maddr().0,
+        Register::CR4 => control.cr4,
+        _ => return None,
+    })
+}
+
+/// Sets a control register. `None` refuses: of CR0 only TS can change.
+fn write_control(d: &mut PvDomain, register: Register, value: u64) -> Option<Ended> {
+    match register {
+        Register::CR0 if value & !cr0::TS == CR0 => d.set_task_switched(value & cr0::TS != 0),
+        Register::CR2 => d.set_cr2(value),
+        Register::CR3 => return new_root(d, value),
+        Register::CR4 => {
+            let changeable = if has_xsave() { CR4_CHANGEABLE } else { CR4_CHANGEABLE & !CR4_OSXSAVE };
+            d.vcpu.control.cr4 = CR4_FIXED | value & changeable;
+        }
+        _ => return None,
+    }
+    Some(Ended::Done)
+}
+
+fn has_xsave() -> bool {
+    std::arch::x86_64::__cpuid_count(1, 0).ecx & cpuid::XSAVE != 0
+}
+
+/// MOV to CR3 is MMUEXT_NEW_BASEPTR.
+fn new_root(d: &mut PvDomain, value: u64) -> Option<Ended> {
+    let op = paravane_abi::mmu::MmuextOp {
+        cmd: paravane_abi::mmu::MMUEXT_NEW_BASEPTR,
+        arg1: Maddr(value).mfn().0,
+        ..Default::default()
+    };
+    match d.mmu.mmuext_one(&d.memory, &mut d.paging, &mut d.tables, &op) {
+        Ok(()) => Some(Ended::Done),
+        Err(Stop::Restart) => Some(Ended::Again),
+        Err(Stop::Refused(_)) => None,
+    }
+}
+
+/// The engine has given the guest all the state components that it may have: a guest that wants fewer gets
+/// them all the same.
+fn xsetbv(d: &PvDomain) -> Ended {
+    if d.vcpu.control.cr4 & CR4_OSXSAVE == 0 {
+        return Ended::Fault(UNDEFINED);
+    }
+    let regs = &d.vcpu.regs;
+    let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
+    let supported = u64::from(std::arch::x86_64::__cpuid_count(MAX_BASIC, 0).eax) & XCR0_MASK;
+    if regs.rcx & 0xffff_ffff == 0 && is_consistent(value) && value & !supported == 0 {
+        Ended::Done
+    } else {
+        Ended::Fault(PROTECTION)
+    }
+}
+
+/// What XCR0 may hold (SDM vol. 1, 13.3): x87 always, AVX with SSE, the three parts of AVX-512 with AVX.
+fn is_consistent(value: u64) -> bool {
+    let has = |bits: u64| value & bits == bits;
+    let avx512 = value & 0xe0;
+    has(1) && (!has(4) || has(2)) && (avx512 == 0 || avx512 == 0xe0 && has(4))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::is_consistent;
+
+    #[test]
+    fn state_components_come_in_order() {
+        for (value, fine) in [
+            (1, true),
+            (3, true),
+            (7, true),
+            (0xe7, true),
+            (0, false),
+            (5, false),
+            (0x27, false),
+            (0xe3, false),
+        ] {
+            assert_eq!(is_consistent(value), fine, "{value:#x}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Making a vCPU leave the guest: a signal to its thread, now or at a deadline.
+//!
+//! The handler sets `kvm_run.immediate_exit`, which closes the race of a signal that comes just before
+//! KVM_RUN (KVM API documentation, "immediate_exit"). It does nothing else, and nothing else may be added:
+//! it runs between any two instructions of the vCPU's thread.
+
+use std::cell::Cell;
+use std::io;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kvm_bindings::kvm_run;
+
+use crate::engine::Kick;
+
+thread_local! {
+    /// The `immediate_exit` byte of the vCPU that this thread runs; null when it runs none.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+extern "C" fn on_signal(_: libc::c_int) {
+    // `const` initialisation and no destructor: no allocation and no registration happens here.
+    let _ = IMMEDIATE_EXIT.try_with(|cell| {
+        let byte = cell.get();
+        if !byte.is_null() {
+            // SAFETY: non-null only between `KvmKick::new` and `detach`, while the vCPU's shared page is mapped;
+            // KVM reads the byte, nothing else writes it except this same thread.
+            unsafe { byte.write_volatile(1) }
+        }
+    });
+}
+
+fn signal() -> libc::c_int {
+    libc::SIGRTMIN() + 2
+}
+
+fn install_handler() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: a zeroed sigaction is a valid value; the handler is async-signal-safe (see its comment).
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
+            libc::sigaction(signal(), &action, ptr::null_mut());
+        }
+    });
+}
+
+/// Kicks the vCPU of the thread that made it.
+#[derive(Debug)]
+pub struct KvmKick {
+    thread: libc::pid_t,
+    timer: libc::timer_t,
+    attached: AtomicBool,
+    /// A signal is on its way and was not answered yet: another would only take up room in the host's queue of
+    /// them, which all processes of a user share.
+    pending: AtomicBool,
+}
+
+// SAFETY: the timer handle is a number to the kernel; `timer_settime` and `tgkill` may be called by any thread.
+unsafe impl Send for KvmKick {}
+// SAFETY: as above; the only mutable state is atomic.
+unsafe impl Sync for KvmKick {}
+
+impl KvmKick {
+    /// Attaches the calling thread to the vCPU whose shared page is `run`.
+    pub fn new(run: &mut kvm_run) -> io::Result<Self> {
+        install_handler();
+        IMMEDIATE_EXIT.with(|cell| cell.set(&raw mut run.immediate_exit));
+        // SAFETY: no arguments, cannot fail.
+        let thread = unsafe { libc::gettid() };
+        // SAFETY: a zeroed sigevent is a valid value, then filled for SIGEV_THREAD_ID (timer_create(2)).
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = signal();
+        event.sigev_notify_thread_id = thread;
+        let mut timer: libc::timer_t = ptr::null_mut();
+        // SAFETY: both pointers are to live locals of the right type.
+        if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { thread, timer, attached: AtomicBool::new(true), pending: AtomicBool::new(false) })
+    }
+
+    /// For the vCPU, once `immediate_exit` is clear again and before it returns for this kick.
+    ///
+    /// In this order a kick in between is one that is being answered; in the other it would be lost, and all
+    /// after it.
+    pub fn answered(&self) {
+        self.pending.store(false, Ordering::SeqCst);
+    }
+
+    /// Ends the attachment, before the vCPU's shared page goes away. Must run on the vCPU's thread.
+    pub fn detach(&self) {
+        if self.attached.swap(false, Ordering::AcqRel) {
+            IMMEDIATE_EXIT.with(|cell| cell.set(ptr::null_mut()));
+            // SAFETY: the timer is ours and deleted once, because of the swap above.
+            unsafe { libc::timer_delete(self.timer) };
+        }
+    }
+}
+
+impl Kick for KvmKick {
+    fn kick(&self) {
+        if self.attached.load(Ordering::Acquire) && !self.pending.swap(true, Ordering::SeqCst) {
+            // SAFETY: plain system call; a thread that is gone is an error that we may ignore.
+            let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread, signal()) };
+            if sent != 0 {
+                // The queue of signals is full: the next kick has to try again.
+                self.pending.store(false, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn arm(&self, ns: u64) {
+        const NS_PER_S: u64 = 1_000_000_000;
+        if !self.attached.load(Ordering::Acquire) {
+            return;
+        }
+        let value = libc::timespec {
+            tv_sec: i64::try_from(ns / NS_PER_S).unwrap_or(i64::MAX),
+            tv_nsec: (ns % NS_PER_S) as i64,
+        };
+        let spec =
+            libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        // SAFETY: the timer lives until `detach`; `spec` is a live local.
+        unsafe { libc::timer_settime(self.timer, 0, &spec, ptr::null_mut()) };
+    }
+}

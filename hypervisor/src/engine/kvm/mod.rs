@@ -1,0 +1,344 @@
+//! The KVM engine: guest code at CPL 3 in a VM whose ring 0 holds only the gate.
+//!
+//! Nothing of the host's sits between the guest and KVM_RUN: registers travel in the shared page
+//! (KVM_CAP_SYNC_REGS), so an exit costs one system call. The ways out of the guest:
+//!
+//! 1. The hypercall page's stub: on the `pio` transport `OUT` to [`gate::EXIT_PORT`] at CPL 3, which the TSS allows,
+//!    on `vmcall` a SYSCALL (see [`transport`]).
+//! 2. SYSCALL arrives in the gate, which leaves by the same instruction, or by VMCALL.
+//! 3. An `OUT` in one of the gate's vector stubs: an exception arrived, its frame is on the gate's stack.
+//! 4. A signal: a kick.
+//!
+//! The way back is to set the guest's registers and segments in the shared page. Through the gate goes only the
+//! answer to a VMCALL, which KVM completes where it was issued, and an entry before which page-table entries must
+//! be stored again (see [`coherence`]).
+//! There is no irqchip and no in-kernel device: a vCPU never halts in KVM.
+
+mod coherence;
+mod context;
+mod cpuid;
+mod gate;
+mod host;
+mod kick;
+mod setup;
+mod stats;
+mod tables;
+mod transport;
+mod tsc;
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
+
+pub use self::host::{HostKind, host_kind};
+pub use self::setup::KvmError;
+pub use self::transport::Transport;
+
+use self::coherence::{Plan, Planner};
+use self::context::{canonical, cr0, enter_gate, from_kvm, read_frame, set_ring, to_kvm, write_words};
+use self::gate::Answer;
+use self::kick::KvmKick;
+use self::tables::GateTables;
+use super::{Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
+use crate::domain::layout::HypervisorLayout;
+use crate::memory::MachineMemory;
+
+/// One vCPU in a VM of its own.
+pub struct KvmEngine {
+    // Dropped in this order: the vCPU before its VM.
+    kick: Arc<KvmKick>,
+    vcpu: VcpuFd,
+    vm: VmFd,
+    info: EngineInfo,
+    transport: Transport,
+    gate: GateTables,
+    tss_type: u8,
+    planner: Planner,
+    /// RIP of a VMCALL that waits for its answer: KVM completes it at the next entry, whatever RIP is then.
+    call: Option<u64>,
+    /// A signal came while an exception was on its way out: it is owed to the caller.
+    kick_owed: bool,
+    /// Where a slot can be added and deleted to make KVM drop what it has cached.
+    spare_slot: kvm_userspace_memory_region,
+}
+
+impl KvmEngine {
+    /// Sets up a VM over `memory` with one vCPU that runs on the calling thread, and a way into the host: the
+    /// one that is asked for, or else the best.
+    pub fn new(
+        memory: &MachineMemory,
+        layout: &HypervisorLayout,
+        transport: Option<Transport>,
+    ) -> Result<Self, KvmError> {
+        let vm = setup::machine(memory)?;
+        let transport = transport::prepare(transport, &vm)?;
+        let gate = GateTables::install(memory, layout, transport)?;
+        let tss_type = context::tss_type();
+        let mut vcpu = setup::processor(&vm, gate.syscall().start, tss_type)?;
+        let (tsc_khz, tsc_offset) = setup::clock(&vcpu)?;
+        let kick = KvmKick::new(vcpu.get_kvm_run())
+            .map_err(|error| KvmError::Refused { step: "timer_create", error })?;
+        let spare_slot = kvm_userspace_memory_region {
+            slot: 1,
+            flags: 0,
+            guest_phys_addr: memory.len().next_multiple_of(1 << 30),
+            memory_size: crate::memory::PAGE_SIZE,
+            userspace_addr: memory.host_address(),
+        };
+        let info = EngineInfo {
+            name: "kvm",
+            transport: transport.name(),
+            detail: host::describe().to_owned(),
+            call_length: transport::CALL_LENGTH,
+            m2p_va: tables::M2P_VA,
+            lower_half_end: 1 << 47,
+            upper_half: true,
+            tsc_khz,
+            tsc_offset,
+        };
+        Ok(Self {
+            kick: Arc::new(kick),
+            vcpu,
+            vm,
+            info,
+            transport,
+            gate,
+            tss_type,
+            planner: Planner::new(),
+            call: None,
+            kick_owed: false,
+            spare_slot,
+        })
+    }
+
+    /// Makes KVM drop every translation that it has cached of any page table.
+    fn zap(&mut self) -> Result<(), &'static str> {
+        let gone = kvm_userspace_memory_region { memory_size: 0, ..self.spare_slot };
+        // SAFETY: the slot covers the first page of machine memory, which outlives this call; it is deleted again.
+        let added = unsafe { self.vm.set_user_memory_region(self.spare_slot) };
+        // SAFETY: as above; deleting a slot touches no memory.
+        let deleted = unsafe { self.vm.set_user_memory_region(gone) };
+        added.and(deleted).map_err(|_| "KVM refused to drop its cached translations")
+    }
+
+    /// Loads `regs`: straight into guest context, or through the gate when there is work for it or a VMCALL to
+    /// answer.
+    fn load(&mut self, regs: &Regs, paging: &Paging, memory: &MachineMemory) -> Result<(), &'static str> {
+        let apply = self.plan(paging, memory)?;
+        let call = self.call.take();
+        let ring = if apply || call.is_some() { 0 } else { 3 };
+        let cr3 = paging.root().maddr().0;
+        let cr0 = cr0(paging.task_switched());
+        let (fs, gs) = (canonical(regs.fs_base), canonical(regs.gs_base));
+        let shared = self.vcpu.sync_regs_mut();
+        let sregs = &mut shared.sregs;
+        let dirty = sregs.cs.dpl != ring
+            || sregs.cr0 != cr0
+            || sregs.cr3 != cr3
+            || sregs.fs.base != fs
+            || sregs.gs.base != gs;
+        if dirty {
+            set_ring(sregs, ring);
+            sregs.cr0 = cr0;
+            sregs.cr3 = cr3;
+            sregs.fs.base = fs;
+            sregs.gs.base = gs;
+            sregs.tr.type_ = self.tss_type;
+        }
+        to_kvm(regs, &mut shared.regs);
+        if ring == 0 {
+            let rip = call.unwrap_or(self.gate.apply());
+            enter_gate(regs, &mut shared.regs, rip, memory, &self.gate)
+                .map_err(|_| "the gate's stack is not in memory")?;
+        }
+        if call.is_some() {
+            let answer = if apply { Answer::Apply } else { Answer::Return };
+            self.vcpu.get_kvm_run().__bindgen_anon_1.hypercall.ret = answer as u64;
+        }
+        self.vcpu.set_sync_dirty_reg(SyncReg::Register);
+        if dirty {
+            self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+        }
+        Ok(())
+    }
+
+    /// Sees to it that no stale translation will be used; whether the gate has a work list to apply.
+    fn plan(&mut self, paging: &Paging, memory: &MachineMemory) -> Result<bool, &'static str> {
+        let plan = if paging.is_stale() {
+            Plan::Zap
+        } else {
+            self.planner.plan(paging.writes(), paging.reused_tables(), tables::PHYSMAP_VA)
+        };
+        let list = match plan {
+            Plan::Nothing => return Ok(false),
+            Plan::Apply(list) => list,
+            // What KVM caches is dropped here, what the TLB holds of nested paging by the gate.
+            Plan::Zap => &[0, 0],
+        };
+        write_words(memory, self.gate.work(), list).map_err(|_| "the gate's work list is not in memory")?;
+        if plan == Plan::Zap {
+            self.zap()?;
+        }
+        Ok(true)
+    }
+
+    /// Runs until the guest stops; the registers are then in the shared page.
+    fn run(&mut self) -> Stop {
+        loop {
+            let stop = match self.vcpu.run() {
+                Ok(VcpuExit::IoOut(port, _)) if port == u16::from(gate::EXIT_PORT) => Stop::Gate,
+                Ok(VcpuExit::Hypercall(_)) => Stop::Call,
+                Ok(VcpuExit::Intr) => Stop::Interrupted,
+                Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Stop::Interrupted,
+                Ok(VcpuExit::Shutdown) => Stop::Dead("triple fault in the gate"),
+                Ok(VcpuExit::InternalError) => Stop::Dead("KVM could not go on (KVM_EXIT_INTERNAL_ERROR)"),
+                Ok(VcpuExit::FailEntry(..)) => {
+                    Stop::Dead("KVM could not enter the guest (KVM_EXIT_FAIL_ENTRY)")
+                }
+                Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => {
+                    Stop::Dead("the guest's page tables led outside machine memory")
+                }
+                Ok(_) => Stop::Dead("KVM stopped for a reason that Paravane does not know"),
+                Err(_) => Stop::Dead("KVM_RUN failed"),
+            };
+            self.clear_dirty();
+            if !matches!(stop, Stop::Interrupted) {
+                return stop;
+            }
+            self.vcpu.set_kvm_immediate_exit(0);
+            self.kick.answered();
+            if !self.exit_is_coming() {
+                return Stop::Interrupted;
+            }
+            self.kick_owed = true;
+        }
+    }
+
+    /// Whether the guest was interrupted on its way out: an exception or a SYSCALL has happened and has not
+    /// reached us. It must: what it has done to the registers cannot be taken back.
+    fn exit_is_coming(&mut self) -> bool {
+        let shared = self.vcpu.sync_regs();
+        let rip = shared.regs.rip;
+        // An exception that KVM is about to deliver would be delivered to whatever runs next.
+        let exception = shared.events.exception;
+        let queued = exception.injected != 0 || exception.pending != 0;
+        let in_vector_stub =
+            shared.sregs.cs.dpl == 0 && rip.wrapping_sub(tables::TEXT_VA) < 32 * gate::VECTOR_STRIDE;
+        queued || in_vector_stub || self.gate.syscall().contains(&rip)
+    }
+
+    fn clear_dirty(&mut self) {
+        self.vcpu.get_kvm_run().kvm_dirty_regs = 0;
+    }
+
+    /// What an `OUT` to the exit port meant, told by where it was.
+    fn decode(&mut self, regs: &mut Regs, memory: &MachineMemory) -> Exit {
+        let shared = self.vcpu.sync_regs();
+        let rip = shared.regs.rip;
+        from_kvm(&shared.regs, &shared.sregs, regs);
+        if rip == tables::SYSCALL_VA + gate::OUT_LEN {
+            regs.rip = regs.rcx;
+            regs.rflags = regs.r11;
+            return Exit::Syscall;
+        }
+        if shared.sregs.cs.dpl == 3 {
+            return Exit::Hypercall;
+        }
+        let stub = rip.wrapping_sub(tables::TEXT_VA + gate::OUT_LEN);
+        match u8::try_from(stub / gate::VECTOR_STRIDE) {
+            Ok(vector @ 0..32) if stub.is_multiple_of(gate::VECTOR_STRIDE) => {
+                read_frame(vector, shared.sregs.cr2, regs, memory, &self.gate)
+            }
+            _ => Exit::Dead("an exit from an unknown place in ring 0"),
+        }
+    }
+
+    /// The gate's VMCALL: a SYSCALL, whose rax, rbx and rcx are where the gate put them.
+    fn decode_call(&mut self, regs: &mut Regs, memory: &MachineMemory) -> Exit {
+        let shared = self.vcpu.sync_regs();
+        self.call = Some(shared.regs.rip);
+        from_kvm(&shared.regs, &shared.sregs, regs);
+        let Ok([rax, rbx, rcx]) = memory.read_obj::<[u64; 3]>(self.gate.scratch()) else {
+            return Exit::Dead("the gate's scratch words are not in memory");
+        };
+        *regs = Regs { rax, rbx, rcx, rip: rcx, rflags: regs.r11, ..*regs };
+        Exit::Syscall
+    }
+}
+
+/// How a KVM_RUN ended.
+enum Stop {
+    Gate,
+    Call,
+    Interrupted,
+    Dead(&'static str),
+}
+
+impl Engine for KvmEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn hypercall_stub(&self, number: u32) -> [u8; 32] {
+        transport::hypercall_stub(self.transport, number)
+    }
+
+    fn enter(&mut self, regs: &mut Regs, paging: &mut Paging, memory: &MachineMemory) -> Exit {
+        if std::mem::take(&mut self.kick_owed) {
+            return Exit::Kick;
+        }
+        if canonical(regs.rip) != regs.rip {
+            // What the fetch would do; some processors refuse to enter with such a RIP instead.
+            const GENERAL_PROTECTION: u8 = 13;
+            return Exit::Fault(Fault { vector: GENERAL_PROTECTION, error_code: 0, address: 0 });
+        }
+        if let Err(why) = self.load(regs, paging, memory) {
+            return Exit::Dead(why);
+        }
+        match self.run() {
+            Stop::Gate => {
+                paging.done();
+                self.decode(regs, memory)
+            }
+            Stop::Call => {
+                paging.done();
+                self.decode_call(regs, memory)
+            }
+            Stop::Interrupted => {
+                let shared = self.vcpu.sync_regs();
+                // On the gate's way back the guest has not moved: its registers and the requests stand, and the
+                // next entry stores the same values again.
+                if shared.sregs.cs.dpl == 3 {
+                    paging.done();
+                    from_kvm(&shared.regs, &shared.sregs, regs);
+                }
+                Exit::Kick
+            }
+            Stop::Dead(why) => Exit::Dead(why),
+        }
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        self.kick.clone()
+    }
+
+    fn reserved_l4_entries(&self) -> [u64; 16] {
+        self.gate.reserved_l4_entries()
+    }
+
+    fn kernel_statistics(&self) -> Vec<(String, u64)> {
+        let mut all = stats::read(&self.vm);
+        all.extend(stats::read(&self.vcpu));
+        all
+    }
+}
+
+impl Drop for KvmEngine {
+    fn drop(&mut self) {
+        self.kick.detach();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! Setting up a VM and its vCPU: everything that is done once, and what can go wrong with it.
+
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_userspace_memory_region, kvm_xcr, kvm_xcrs};
+use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
+
+use super::context::{Features, initial_sregs};
+use super::tables::selector;
+use super::{cpuid, tsc};
+use crate::memory::{BadMachineAddress, MachineMemory};
+
+/// Why the KVM engine could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// There is no /dev/kvm.
+    #[error("there is no /dev/kvm: this machine offers no KVM; load a kvm module, or use --engine process")]
+    Absent,
+    /// /dev/kvm may not be opened.
+    #[error(
+        "cannot open /dev/kvm: permission denied; add yourself to the kvm group, or use --engine process"
+    )]
+    Permission,
+    /// Another failure to open it.
+    #[error("cannot open /dev/kvm: {0}; try --engine process")]
+    Open(std::io::Error),
+    /// A capability is missing.
+    #[error("this KVM lacks {0}, which Paravane needs; use a newer kernel, or --engine process")]
+    Missing(&'static str),
+    /// VMCALL was asked for and cannot work.
+    #[error("--transport vmcall needs {0}; use --transport pio")]
+    Vmcall(&'static str),
+    /// A set-up call failed.
+    #[error("KVM refused {step}: {error}; try --engine process")]
+    Refused {
+        /// The call.
+        step: &'static str,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
+    /// The layout does not fit machine memory.
+    #[error("cannot install the gate: {0}")]
+    Gate(#[from] BadMachineAddress),
+}
+
+pub(super) fn refused(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> KvmError {
+    move |e| KvmError::Refused { step, error: std::io::Error::from_raw_os_error(e.errno()) }
+}
+
+fn no_table<E: std::fmt::Debug>(step: &'static str) -> impl Fn(E) -> KvmError {
+    move |e| KvmError::Refused { step, error: std::io::Error::other(format!("{e:?}")) }
+}
+
+/// A new VM whose memory is machine memory.
+pub fn machine(memory: &MachineMemory) -> Result<VmFd, KvmError> {
+    let vm = open()?.create_vm().map_err(refused("KVM_CREATE_VM"))?;
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: memory.len(),
+        userspace_addr: memory.host_address(),
+    };
+    // SAFETY: the region is machine memory, which the engine's owner keeps mapped as long as the engine.
+    unsafe { vm.set_user_memory_region(region) }.map_err(refused("KVM_SET_USER_MEMORY_REGION"))?;
+    Ok(vm)
+}
+
+/// A vCPU in long mode whose SYSCALL goes to `syscall_va`.
+pub fn processor(vm: &VmFd, syscall_va: u64, tss_type: u8) -> Result<VcpuFd, KvmError> {
+    let mut vcpu = vm.create_vcpu(0).map_err(refused("KVM_CREATE_VCPU"))?;
+    let (entries, xcr0) = cpuid::table();
+    let table = CpuId::from_entries(&entries).map_err(no_table("CPUID table"))?;
+    vcpu.set_cpuid2(&table).map_err(refused("KVM_SET_CPUID2"))?;
+    set_msrs(&vcpu, syscall_va)?;
+    let xsave = xcr0 != 1 && set_xcr0(&vcpu, xcr0);
+    for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
+        vcpu.set_sync_valid_reg(reg);
+    }
+    let features = Features { xsave, fsgsbase: cpuid::has_fsgsbase(&entries), tss_type };
+    vcpu.sync_regs_mut().sregs = initial_sregs(features);
+    vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+    Ok(vcpu)
+}
+
+/// Rate of the guest's time-stamp counter in kHz, and how far it is ahead of the host's.
+pub fn clock(vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
+    let khz = vcpu.get_tsc_khz().map_err(refused("KVM_GET_TSC_KHZ"))?;
+    Ok((khz.into(), tsc::align(vcpu)))
+}
+
+fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|e| match e.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Absent,
+        libc::EACCES | libc::EPERM => KvmError::Permission,
+        errno => KvmError::Open(std::io::Error::from_raw_os_error(errno)),
+    })?;
+    for (cap, name) in [(Cap::SyncRegs, "KVM_CAP_SYNC_REGS"), (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT")]
+    {
+        if !kvm.check_extension(cap) {
+            return Err(KvmError::Missing(name));
+        }
+    }
+    Ok(kvm)
+}
+
+const MSR_STAR: u32 = 0xc000_0081;
+const MSR_LSTAR: u32 = 0xc000_0082;
+const MSR_CSTAR: u32 = 0xc000_0083;
+const MSR_SFMASK: u32 = 0xc000_0084;
+
+fn set_msrs(vcpu: &VcpuFd, syscall_va: u64) -> Result<(), KvmError> {
+    // SYSCALL takes CS from STAR[47:32] and SS 8 above it; SFMASK clears IF, TF, DF, AC, NT (SDM vol. 2, SYSCALL).
+    let star = u64::from(selector::USER32_CS) << 48 | u64::from(selector::KERNEL_CS) << 32;
+    // CSTAR as well: a guest may jump to compatibility mode, where AMD's SYSCALL goes to CSTAR at CPL 0, and the
+    // linear address 0 that it would find there otherwise is the guest's.
+    let entries =
+        [(MSR_STAR, star), (MSR_LSTAR, syscall_va), (MSR_CSTAR, syscall_va), (MSR_SFMASK, 0x4_4700)]
+            .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
+    let msrs = Msrs::from_entries(&entries).map_err(no_table("MSR table"))?;
+    match vcpu.set_msrs(&msrs).map_err(refused("KVM_SET_MSRS"))? {
+        4 => Ok(()),
+        _ => Err(KvmError::Missing("the SYSCALL registers (STAR, LSTAR, CSTAR, SFMASK)")),
+    }
+}
+
+/// Lets the guest use the vector state that the table announces; false if KVM will not have it.
+fn set_xcr0(vcpu: &VcpuFd, xcr0: u64) -> bool {
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0] = kvm_xcr { xcr: 0, reserved: 0, value: xcr0 };
+    vcpu.set_xcrs(&xcrs).is_ok()
+}

@@ -1,0 +1,329 @@
+//! What the gate needs around it: descriptor tables, a stack, and page tables for the reserved slots.
+//!
+//! Everything lies in the linear range that Xen reserves for itself (L4 slots 256..=271):
+//!
+//! | slot | what | guest may |
+//! | --- | --- | --- |
+//! | 257 | machine-to-physical table | read |
+//! | 260 | gate: SYSCALL entry of the `pio` transport | execute |
+//! | 260 | gate: text, descriptor tables, stack, work list | nothing |
+//! | 262 | all machine memory, for the gate's page-table stores | nothing |
+//!
+//! Slot 256, where Xen has its M2P, does not work for guests of some software KVMs.
+
+use std::ops::Range;
+
+use paravane_abi::pte;
+
+use super::gate;
+use super::host;
+use super::transport::Transport;
+use crate::domain::layout::HypervisorLayout;
+use crate::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
+
+const fn slot_va(slot: u64) -> u64 {
+    0xffff_0000_0000_0000 | slot << 39
+}
+
+/// Linear address of the machine-to-physical table.
+pub const M2P_VA: u64 = slot_va(257);
+/// Linear address of the gate's first page.
+pub const GATE_VA: u64 = slot_va(260);
+/// Linear address at which the gate sees machine address 0.
+pub const PHYSMAP_VA: u64 = slot_va(262);
+
+/// SYSCALL's target on the `pio` transport.
+pub const SYSCALL_VA: u64 = GATE_VA;
+/// The supervisor text.
+pub const TEXT_VA: u64 = GATE_VA + PAGE_SIZE;
+/// GDT, TSS and IDT.
+pub const DESCRIPTORS_VA: u64 = GATE_VA + 2 * PAGE_SIZE;
+/// The gate's one-page stack; at its bottom the scratch words of the `vmcall` transport.
+pub const STACK_VA: u64 = GATE_VA + 3 * PAGE_SIZE;
+const _: () = assert!(STACK_VA - TEXT_VA == gate::SCRATCH_OFFSET);
+/// Where the CPU starts to push an exception's frame.
+pub const STACK_TOP_VA: u64 = STACK_VA + PAGE_SIZE;
+/// The work list of `apply`.
+pub const WORK_VA: u64 = GATE_VA + 4 * PAGE_SIZE;
+/// Pages of the work list.
+pub const WORK_PAGES: u64 = 2;
+
+// Frames, counted from the engine's first.
+const SYSCALL_FRAME: u64 = 0;
+const TEXT_FRAME: u64 = 1;
+const DESCRIPTORS_FRAME: u64 = 2;
+const STACK_FRAME: u64 = 3;
+const WORK_FRAME: u64 = 4;
+const L3_M2P: u64 = WORK_FRAME + WORK_PAGES;
+const L2_M2P: u64 = L3_M2P + 1;
+const L3_GATE: u64 = L2_M2P + 1;
+const L2_GATE: u64 = L3_GATE + 1;
+const L1_GATE: u64 = L2_GATE + 1;
+const L3_PHYSMAP: u64 = L1_GATE + 1;
+const FIRST_L2_PHYSMAP: u64 = L3_PHYSMAP + 1;
+
+/// Offset of the IDT in the descriptor page.
+const IDT_OFFSET: u64 = 0x800;
+/// Offset of the TSS in the descriptor page.
+const TSS_OFFSET: u64 = 0x100;
+
+/// GDT selectors: Linux's, because a software KVM shows the host's own selectors to CPL 3 code anyway.
+pub mod selector {
+    /// Ring 0 code.
+    pub const KERNEL_CS: u16 = 0x10;
+    /// Ring 0 stack.
+    pub const KERNEL_SS: u16 = 0x18;
+    /// 32-bit code at CPL 3: the base from which SYSRET counts.
+    pub const USER32_CS: u16 = 0x23;
+    /// Data at CPL 3.
+    pub const USER_SS: u16 = 0x2b;
+    /// 64-bit code at CPL 3.
+    pub const USER_CS: u16 = 0x33;
+    /// The TSS.
+    pub const TSS: u16 = 0x40;
+}
+
+/// Last valid offset of the GDT.
+pub const GDT_LIMIT: u16 = 0x4f;
+/// Last valid offset of the IDT: 32 vectors.
+pub const IDT_LIMIT: u16 = 32 * 16 - 1;
+/// Linear address of the IDT.
+pub const IDT_VA: u64 = DESCRIPTORS_VA + IDT_OFFSET;
+/// Linear address of the TSS.
+pub const TSS_VA: u64 = DESCRIPTORS_VA + TSS_OFFSET;
+/// Bytes of the I/O bitmap: enough for ports up to the exit port; ports past the limit are denied
+/// (SDM vol. 1, 19.5.2), and the byte after the bitmap must be all ones.
+const IO_BITMAP_BYTES: u64 = gate::EXIT_PORT as u64 / 8 + 2;
+/// Last valid offset of the TSS.
+pub const TSS_LIMIT: u16 = (104 + IO_BITMAP_BYTES - 1) as u16;
+
+/// The gate as it lies in machine memory.
+#[derive(Clone, Debug)]
+pub struct GateTables {
+    base: u64,
+    syscall: Range<u64>,
+    reserved: [u64; 16],
+}
+
+impl GateTables {
+    /// Writes the gate, its tables and the page tables of the reserved slots into the engine's frames.
+    pub fn install(
+        memory: &MachineMemory,
+        layout: &HypervisorLayout,
+        transport: Transport,
+    ) -> Result<Self, BadMachineAddress> {
+        let base = layout.engine.start;
+        let frame = |n: u64| Mfn(base + n).maddr();
+        memory.write(frame(SYSCALL_FRAME), gate::syscall_text())?;
+        memory.write(frame(TEXT_FRAME), gate::supervisor_text())?;
+        write_descriptors(memory, frame(DESCRIPTORS_FRAME), transport)?;
+
+        let table = |n: u64, flags: u64| frame(n).0 | flags;
+        let user = pte::PRESENT | pte::RW | pte::USER | pte::ACCESSED;
+        let supervisor = pte::PRESENT | pte::RW | pte::ACCESSED;
+        let put =
+            |table: u64, index: u64, entry: u64| memory.store_u64(Maddr(frame(table).0 + index * 8), entry);
+
+        put(L3_GATE, 0, table(L2_GATE, user))?;
+        put(L2_GATE, 0, table(L1_GATE, user))?;
+        if transport == Transport::Pio {
+            put(L1_GATE, 0, table(SYSCALL_FRAME, pte::PRESENT | pte::USER | pte::ACCESSED))?;
+        }
+        put(L1_GATE, 1, table(TEXT_FRAME, pte::PRESENT | pte::ACCESSED))?;
+        for n in 0..2 + WORK_PAGES {
+            put(L1_GATE, 2 + n, table(DESCRIPTORS_FRAME + n, supervisor | pte::DIRTY | pte::NX))?;
+        }
+
+        let gib = layout.total.div_ceil(1 << 18);
+        for n in 0..gib {
+            put(L3_PHYSMAP, n, table(FIRST_L2_PHYSMAP + n, supervisor))?;
+        }
+        for n in 0..layout.total.div_ceil(512) {
+            let entry = n << 21 | supervisor | pte::DIRTY | pte::PSE | pte::NX;
+            put(FIRST_L2_PHYSMAP + n / 512, n % 512, entry)?;
+        }
+
+        map_m2p(memory, layout, base, FIRST_L2_PHYSMAP + gib)?;
+
+        let mut reserved = [0; 16];
+        reserved[257 - 256] = table(L3_M2P, pte::PRESENT | pte::USER | pte::ACCESSED);
+        reserved[260 - 256] = table(L3_GATE, user);
+        reserved[262 - 256] = table(L3_PHYSMAP, supervisor);
+        Ok(Self { base, syscall: syscall_range(transport), reserved })
+    }
+
+    /// The entries of slots 256..=271 of every L4 table.
+    pub fn reserved_l4_entries(&self) -> [u64; 16] {
+        self.reserved
+    }
+    /// Machine address of the stack page's end: exception frames lie just below.
+    pub fn stack_top(&self) -> Maddr {
+        Maddr(Mfn(self.base + STACK_FRAME).maddr().0 + PAGE_SIZE)
+    }
+    /// From where SYSCALL arrives to where it leaves for the host (exclusive): RIP is there as long as the host has
+    /// not heard of it.
+    pub fn syscall(&self) -> Range<u64> {
+        self.syscall.clone()
+    }
+    /// Linear address of `apply`.
+    pub fn apply(&self) -> u64 {
+        TEXT_VA + gate::apply_offset()
+    }
+    /// Machine address of the words in which the `vmcall` transport keeps registers.
+    pub fn scratch(&self) -> Maddr {
+        Mfn(self.base + STACK_FRAME).maddr()
+    }
+    /// Machine address of the work list.
+    pub fn work(&self) -> Maddr {
+        Mfn(self.base + WORK_FRAME).maddr()
+    }
+}
+
+fn syscall_range(transport: Transport) -> Range<u64> {
+    match transport {
+        Transport::Pio => SYSCALL_VA..SYSCALL_VA + gate::OUT_LEN,
+        Transport::Vmcall => {
+            let (entry, call) = gate::call_offsets(host::is_amd());
+            TEXT_VA + entry..TEXT_VA + call + 1
+        }
+    }
+}
+
+/// Maps the M2P's frames, read-only at CPL 3; its L1 tables start at engine frame `first_l1`.
+fn map_m2p(
+    memory: &MachineMemory,
+    layout: &HypervisorLayout,
+    base: u64,
+    first_l1: u64,
+) -> Result<(), BadMachineAddress> {
+    let frame = |n: u64| Mfn(base + n).maddr().0;
+    let read_only = pte::PRESENT | pte::USER | pte::ACCESSED;
+    memory.store_u64(Maddr(frame(L3_M2P)), frame(L2_M2P) | read_only)?;
+    for (n, mfn) in layout.m2p.clone().enumerate() {
+        let (l1, index) = (first_l1 + n as u64 / 512, n as u64 % 512);
+        if index == 0 {
+            memory.store_u64(Maddr(frame(L2_M2P) + n as u64 / 512 * 8), frame(l1) | read_only)?;
+        }
+        memory.store_u64(Maddr(frame(l1) + index * 8), Mfn(mfn).maddr().0 | read_only | pte::NX)?;
+    }
+    Ok(())
+}
+
+/// GDT (SDM vol. 3, 3.4.5), TSS with I/O bitmap (8.7) and IDT (6.14.1).
+fn write_descriptors(
+    memory: &MachineMemory,
+    page: Maddr,
+    transport: Transport,
+) -> Result<(), BadMachineAddress> {
+    let put = |offset: u64, value: u64| memory.store_u64(Maddr(page.0 + offset), value);
+    const CODE64: u64 = 0x00af_9b00_0000_ffff;
+    const DATA: u64 = 0x00cf_9300_0000_ffff;
+    const CODE32: u64 = 0x00cf_9b00_0000_ffff;
+    const DPL3: u64 = 3 << 45;
+    put(u64::from(selector::KERNEL_CS), CODE64)?;
+    put(u64::from(selector::KERNEL_SS), DATA)?;
+    put(u64::from(selector::USER32_CS & !3), CODE32 | DPL3)?;
+    put(u64::from(selector::USER_SS & !3), DATA | DPL3)?;
+    put(u64::from(selector::USER_CS & !3), CODE64 | DPL3)?;
+    const BUSY_TSS: u64 = 0x8b << 40;
+    let limit = u64::from(TSS_LIMIT);
+    let low = limit | (TSS_VA & 0xff_ffff) << 16 | BUSY_TSS | (TSS_VA >> 24 & 0xff) << 56;
+    put(u64::from(selector::TSS), low)?;
+    put(u64::from(selector::TSS) + 8, TSS_VA >> 32)?;
+
+    let tss = page.0 + TSS_OFFSET;
+    memory.write_obj(Maddr(tss + 4), &STACK_TOP_VA)?;
+    memory.write_obj(Maddr(tss + 102), &104u16)?;
+    let mut bitmap = [0xffu8; IO_BITMAP_BYTES as usize];
+    if transport == Transport::Pio {
+        bitmap[usize::from(gate::EXIT_PORT / 8)] &= !(1 << (gate::EXIT_PORT % 8));
+    }
+    memory.write(Maddr(tss + 104), &bitmap)?;
+
+    for vector in 0..32u64 {
+        let handler = TEXT_VA + vector * gate::VECTOR_STRIDE;
+        // INT3 and INTO are the two that software may raise without privilege (SDM vol. 3, 6.12.1.2).
+        let dpl: u64 = if vector == 3 || vector == 4 { 3 } else { 0 };
+        let low = (handler & 0xffff)
+            | u64::from(selector::KERNEL_CS) << 16
+            | (0x8e | dpl << 5) << 40
+            | (handler >> 16 & 0xffff) << 48;
+        put(IDT_OFFSET + vector * 16, low)?;
+        put(IDT_OFFSET + vector * 16 + 8, handler >> 32)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Backing;
+
+    fn walk(memory: &MachineMemory, reserved: &[u64; 16], va: u64) -> Option<(u64, bool)> {
+        let index = |level: u32| va >> (12 + 9 * (level - 1)) & 511;
+        let mut entry = reserved[usize::try_from(index(4) - 256).ok()?];
+        let mut user = true;
+        for level in (1..=3).rev() {
+            if entry & pte::PRESENT == 0 {
+                return None;
+            }
+            user &= entry & pte::USER != 0;
+            if level == 1 && entry & pte::PSE != 0 {
+                return Some(((entry & pte::ADDR_MASK) + (va & 0x1f_ffff), user));
+            }
+            entry = memory.load_u64(Maddr((entry & pte::ADDR_MASK) + index(level) * 8)).ok()?;
+        }
+        let present = entry & pte::PRESENT != 0;
+        present.then_some(((entry & pte::ADDR_MASK) + (va & 0xfff), user && entry & pte::USER != 0))
+    }
+
+    #[test]
+    fn only_the_syscall_entry_and_the_m2p_are_the_guests_to_see() {
+        for transport in [Transport::Pio, Transport::Vmcall] {
+            let layout = HypervisorLayout::new(1 << 14, 0);
+            let memory = MachineMemory::new(layout.hypervisor_frames(), 1 << 14, Backing::Anonymous).unwrap();
+            let tables = GateTables::install(&memory, &layout, transport).unwrap();
+            let reserved = tables.reserved_l4_entries();
+            let at = |va| walk(&memory, &reserved, va);
+            assert_eq!(at(SYSCALL_VA), (transport == Transport::Pio).then_some((0, true)));
+            for va in [TEXT_VA, DESCRIPTORS_VA, STACK_VA, WORK_VA] {
+                assert!(matches!(at(va), Some((_, false))), "{va:#x}");
+            }
+            assert_eq!(at(WORK_VA + WORK_PAGES * PAGE_SIZE), None);
+            for (n, mfn) in layout.m2p.clone().enumerate() {
+                assert_eq!(at(M2P_VA + n as u64 * PAGE_SIZE), Some((mfn * PAGE_SIZE, true)));
+            }
+            let last = (layout.total - 1) * PAGE_SIZE + 8;
+            assert_eq!(at(PHYSMAP_VA + last), Some((last, false)));
+        }
+    }
+
+    fn open_ports(transport: Transport) -> Vec<u64> {
+        let layout = HypervisorLayout::new(64, 0);
+        let memory = MachineMemory::new(layout.hypervisor_frames(), 64, Backing::Anonymous).unwrap();
+        GateTables::install(&memory, &layout, transport).unwrap();
+        let tss = DESCRIPTORS_FRAME * PAGE_SIZE + TSS_OFFSET;
+        let base: u16 = memory.read_obj(Maddr(tss + 102)).unwrap();
+        (0..0x10000u64)
+            .filter(|port| {
+                let offset = u64::from(base) + port / 8;
+                offset < u64::from(TSS_LIMIT)
+                    && memory.read_obj::<u8>(Maddr(tss + offset)).unwrap() >> (port % 8) & 1 == 0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_io_bitmap_opens_the_port_that_the_transport_needs() {
+        assert_eq!(open_ports(Transport::Pio), [u64::from(gate::EXIT_PORT)]);
+        assert_eq!(open_ports(Transport::Vmcall), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn a_syscall_is_on_its_way_until_the_instruction_that_leaves() {
+        assert_eq!(syscall_range(Transport::Pio), SYSCALL_VA..SYSCALL_VA + 2);
+        let vmcall = syscall_range(Transport::Vmcall);
+        let inside = TEXT_VA..TEXT_VA + gate::supervisor_text().len() as u64;
+        assert!(inside.contains(&vmcall.start) && inside.contains(&vmcall.end), "{vmcall:x?}");
+    }
+}

@@ -1,0 +1,78 @@
+//! The engine's contract, run on this engine by each transport that works here.
+
+use std::io::Write as _;
+
+use super::*;
+use crate::engine::testing::{CODE_VA, TEXT, World, code};
+use crate::memory::{Backing, Maddr};
+
+/// Past the harness's capture, as a skip must not look like a pass.
+fn skip(why: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "SKIP: {why}");
+}
+
+fn world(transport: Transport) -> Option<World> {
+    let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
+        KvmEngine::new(memory, layout, Some(transport)).map(|e| Box::new(e) as Box<dyn Engine>)
+    };
+    match World::new(Backing::Anonymous, make) {
+        Ok(world) => Some(world),
+        Err(why @ (KvmError::Absent | KvmError::Permission | KvmError::Vmcall(_))) => {
+            skip(&why);
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A guest can jump to 32-bit code of its own, where SYSCALL goes elsewhere (to CSTAR, AMD) or nowhere (Intel). It
+/// never leads to ring 0 at an address of the guest's.
+fn syscall_in_compatibility_mode(w: &mut World) {
+    if host::usable_kind() == HostKind::Software {
+        return skip(&"no compatibility mode on a software KVM: a guest that tries it dies");
+    }
+    let frame = w.frame();
+    w.map(0, frame, TEXT);
+    w.memory.write(frame.maddr(), &code!("mov rbx, cr0", "cli")).unwrap();
+    w.regs.rax = CODE_VA + 0x100;
+    w.load(&code!("push 0x23", "push rax", "retfq"));
+    let page = w.mfn_of(CODE_VA).maddr();
+    w.memory.write(Maddr(page.0 + 0x100), &code!("syscall")).unwrap();
+    w.regs.rbx = 0x5a5a;
+    let exit = w.run();
+    let undefined = Exit::Fault(Fault { vector: 6, error_code: 0, address: 0 });
+    assert!(exit == Exit::Syscall || exit == undefined, "{exit:?} at {:#x}", w.regs.rip);
+    assert_eq!(w.regs.rbx, 0x5a5a);
+}
+
+macro_rules! by_transport {
+    ($module:ident, $transport:path) => {
+        mod $module {
+            use super::*;
+
+            fn world() -> Option<World> {
+                super::world($transport)
+            }
+
+            crate::engine::testing::contract!(world);
+
+            #[test]
+            fn syscall_in_compatibility_mode() {
+                if let Some(mut w) = world() {
+                    super::syscall_in_compatibility_mode(&mut w);
+                }
+            }
+
+            #[test]
+            #[ignore = "a measurement: run it alone, in release"]
+            fn measure() {
+                if let Some(mut w) = world() {
+                    crate::engine::testing::measure::print(&mut w);
+                }
+            }
+        }
+    };
+}
+
+by_transport!(pio, Transport::Pio);
+by_transport!(vmcall, Transport::Vmcall);

@@ -1,0 +1,280 @@
+//! Engines run code at CPL 3 and map pages; nothing else.
+//!
+//! An [`Engine`] enters a virtual CPU and comes back with an [`Exit`] that says, in the architecture's own
+//! terms, why the code stopped. It knows nothing of hypercalls, events, emulation or devices: every meaning
+//! lives above it, once. Page tables are ordinary frames of machine memory in the x86-64 format; whoever
+//! changes an entry writes it there first and tells the engine through [`Paging`], which is how an engine
+//! that caches translations (a shadow-paging KVM, a mirror of mappings in a process) learns of it.
+//!
+//! What may not be done here: looking at a domain, deciding what an exit means, allocating or logging
+//! between two entries.
+
+use std::sync::Arc;
+
+use crate::memory::{MachineMemory, Maddr, Mfn};
+
+pub mod guest_cpuid;
+pub mod kvm;
+pub mod process;
+#[cfg(test)]
+pub(crate) mod testing;
+
+/// The registers that a kernel at CPL 3 and the host share: what an exit saves and an entry restores.
+///
+/// Vector state stays in the engine. Selectors are not here: code always runs on flat 64-bit CPL 3
+/// segments, and the selectors that a guest believes in are the monitor's business.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Regs {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
+    pub rsp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+    /// FS.base; the guest may change it natively (WRFSBASE).
+    pub fs_base: u64,
+    /// GS.base; the guest may change it natively (WRGSBASE).
+    pub gs_base: u64,
+}
+
+/// A fault that the hardware raised while guest code ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The exception's vector, 0..=31 (SDM vol. 3, 6.3).
+    pub vector: u8,
+    /// The error code; 0 for vectors without one.
+    pub error_code: u32,
+    /// CR2 as the fault left it; meaningful for vector 14 only.
+    pub address: u64,
+}
+
+/// Why guest code stopped. `regs` are then the guest's own, as they were at that point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The hypercall page's stub: number in rax, `regs.rip` after the stub's trap instruction, which is
+    /// [`EngineInfo::call_length`] bytes long. Where that instruction is a SYSCALL, the next.
+    Hypercall,
+    /// A SYSCALL instruction; `regs.rip` is the instruction after it and `regs.rflags` the flags at it
+    /// (rcx and r11 hold both too, as the architecture has it).
+    Syscall,
+    /// An exception; `regs.rip` is what the architecture pushes for it (the instruction itself for faults).
+    Fault(Fault),
+    /// The engine was kicked (see [`Kick`]) or the host interrupted it: nothing happened in the guest.
+    Kick,
+    /// The virtual CPU cannot go on: the engine lost its state. Ends the guest, not the host.
+    Dead(&'static str),
+}
+
+/// One page-table entry that was written, in machine memory already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PteWrite {
+    /// Machine address of the entry, 8-byte aligned.
+    pub entry: Maddr,
+    /// What it held before.
+    pub old: u64,
+    /// What it holds now.
+    pub new: u64,
+    /// Level of the table that holds it: 1..=4.
+    pub level: u8,
+}
+
+/// What an engine must hear before it enters the guest again. Filled by the MMU code, emptied by the engine.
+///
+/// Capacity is fixed when it is made: past it the whole translation cache is declared stale instead, so that
+/// nothing here allocates and nothing that a guest does can make it grow.
+#[derive(Debug)]
+pub struct Paging {
+    writes: Vec<PteWrite>,
+    reused: Vec<Mfn>,
+    stale: bool,
+    flush: Flush,
+    root: Mfn,
+    task_switched: bool,
+}
+
+/// How much of what a CPU may have cached of translations must go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flush {
+    /// Nothing.
+    #[default]
+    None,
+    /// The translation of one linear address.
+    Page(u64),
+    /// All of them.
+    All,
+}
+
+impl Paging {
+    /// How many entry writes are told one by one before the engine drops everything it has cached.
+    pub const CAPACITY: usize = 4096;
+    /// How many reused tables are told one by one before the engine drops everything it has cached.
+    pub const REUSED_CAPACITY: usize = 256;
+
+    /// An empty set of requests for an address space whose L4 is `root`.
+    pub fn new(root: Mfn) -> Self {
+        Self {
+            writes: Vec::with_capacity(Self::CAPACITY),
+            reused: Vec::with_capacity(Self::REUSED_CAPACITY),
+            stale: false,
+            flush: Flush::None,
+            root,
+            task_switched: false,
+        }
+    }
+    /// Notes that an entry was written (the value is in machine memory already).
+    pub fn wrote(&mut self, write: PteWrite) {
+        if write.old == write.new {
+            return;
+        }
+        if self.writes.len() == Self::CAPACITY {
+            self.invalidate_all();
+        }
+        if !self.stale {
+            self.writes.push(write);
+        }
+    }
+    /// Notes that a frame is a page table again, after a time as something else.
+    ///
+    /// In between the host may have written to it unseen (a device's data, a cleared page), and entries that
+    /// it wrote as the frame became a table are not told one by one: what an engine remembers of this frame
+    /// as a table from before must go.
+    pub fn reused_table(&mut self, table: Mfn) {
+        if self.reused.len() == Self::REUSED_CAPACITY {
+            self.invalidate_all();
+        }
+        if !self.stale {
+            self.reused.push(table);
+        }
+    }
+    /// Asks that cached translations be dropped, merging with what was asked before.
+    pub fn flush(&mut self, scope: Flush) {
+        self.flush = match (self.flush, scope) {
+            (a, Flush::None) => a,
+            (Flush::None, b) => b,
+            (a, b) if a == b => a,
+            _ => Flush::All,
+        };
+    }
+    /// Sets the L4 frame that the CPU walks from now on (MOV to CR3: flushes).
+    pub fn set_root(&mut self, root: Mfn) {
+        self.root = root;
+        self.flush = Flush::All;
+    }
+    /// Sets or clears CR0.TS: while it is set, the use of x87 or vector state raises #NM.
+    ///
+    /// An engine that cannot make it so ignores this: the guest then finds the state usable, and never traps.
+    pub fn set_task_switched(&mut self, set: bool) {
+        self.task_switched = set;
+    }
+    /// CR0.TS.
+    pub fn task_switched(&self) -> bool {
+        self.task_switched
+    }
+    /// Declares everything that an engine has cached of any page table stale.
+    pub fn invalidate_all(&mut self) {
+        self.stale = true;
+        self.flush = Flush::All;
+        self.writes.clear();
+        self.reused.clear();
+    }
+    /// The L4 frame in use.
+    pub fn root(&self) -> Mfn {
+        self.root
+    }
+    /// The entry writes since the last entry, in order; empty when [`Paging::is_stale`].
+    pub fn writes(&self) -> &[PteWrite] {
+        &self.writes
+    }
+    /// The frames that became page tables again since the last entry; empty when [`Paging::is_stale`].
+    pub fn reused_tables(&self) -> &[Mfn] {
+        &self.reused
+    }
+    /// Whether everything cached is stale, whatever [`Paging::writes`] says.
+    pub fn is_stale(&self) -> bool {
+        self.stale
+    }
+    /// The widest flush that was asked for.
+    pub fn flush_scope(&self) -> Flush {
+        self.flush
+    }
+    /// For the engine, once it has done all that was asked.
+    pub fn done(&mut self) {
+        self.writes.clear();
+        self.reused.clear();
+        self.stale = false;
+        self.flush = Flush::None;
+    }
+}
+
+/// Makes a vCPU leave the guest soon; may be used from any thread and from a signal handler.
+pub trait Kick: Send + Sync {
+    /// Makes the current, or else the next, [`Engine::enter`] return [`Exit::Kick`].
+    fn kick(&self);
+    /// Arranges for such a kick `ns` nanoseconds from now; 0 disarms. One deadline at a time.
+    fn arm(&self, ns: u64);
+}
+
+/// What an engine is and where it lets the layers above put things.
+#[derive(Clone, Debug, Default)]
+pub struct EngineInfo {
+    /// "kvm" or "process".
+    pub name: &'static str,
+    /// How the hypercall page enters the host, e.g. "pio", "vmcall", "syscall".
+    pub transport: &'static str,
+    /// One line about the host's side, e.g. "software KVM (kvm_pvm)".
+    pub detail: String,
+    /// Length of the hypercall page's instruction that enters the host: how far back a call that is to be issued
+    /// again begins.
+    pub call_length: u64,
+    /// Linear address at which the guest finds the machine-to-physical table.
+    pub m2p_va: u64,
+    /// First linear address past what a guest can use below the hypervisor's range (exclusive).
+    pub lower_half_end: u64,
+    /// Whether kernels linked in the upper half (0xffffffff80000000) can run.
+    pub upper_half: bool,
+    /// Rate of the time-stamp counter that the guest reads, in kHz.
+    pub tsc_khz: u64,
+    /// What to add (wrapping) to the host's RDTSC to get the guest's.
+    pub tsc_offset: u64,
+}
+
+/// Something that runs one vCPU's code at CPL 3 and maps its pages.
+///
+/// The contract: `enter` first makes visible everything in `paging` (and calls [`Paging::done`]), loads
+/// `regs`, runs until something stops the guest, stores the guest's registers back and says what it was.
+/// It does not allocate, log, or take a lock that another vCPU can hold for long.
+pub trait Engine {
+    /// Who this is and what the layers above need to know of it.
+    fn info(&self) -> &EngineInfo;
+    /// The 32 bytes of the hypercall page's entry `number`; the rest of the entry is INT3.
+    fn hypercall_stub(&self, number: u32) -> [u8; 32];
+    /// Runs the guest until it stops.
+    fn enter(&mut self, regs: &mut Regs, paging: &mut Paging, memory: &MachineMemory) -> Exit;
+    /// The handle by which other threads and timers make this vCPU leave the guest.
+    fn kicker(&self) -> Arc<dyn Kick>;
+    /// The hypervisor's own entries for slots 256..=271 of every L4 table in use, in order.
+    ///
+    /// An engine that needs none (its gate lives elsewhere) returns zeroes.
+    fn reserved_l4_entries(&self) -> [u64; 16];
+    /// The processes beside this one in which the guest runs, as Linux numbers them.
+    fn processes(&self) -> Vec<u32> {
+        Vec::new()
+    }
+    /// Exits that never reached us, as the host's kernel counts them, by name; empty if it does not.
+    fn kernel_statistics(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+}

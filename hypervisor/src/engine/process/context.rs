@@ -1,0 +1,257 @@
+//! From a hand-over to what the architecture would say: registers, and a trap.
+//!
+//! All of it is read from memory that the guest can write. A forged frame yields a forged exit, which is
+//! nothing that guest code could not have brought about by honest means; what matters here is that no value
+//! is used as an address or a length before it was bounded. Linux's signal frame: `struct rt_sigframe`
+//! (asm/sigcontext.h, asm/ucontext.h); error codes and vectors as the processor raised them.
+
+use super::area::{Area, offset_in_room, room};
+use super::child::HandOver;
+use super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED};
+use crate::engine::{Fault, Regs};
+
+/// RFLAGS bits that CPL 3 may set by POPF or IRETQ: CF PF AF ZF SF TF DF OF NT RF AC ID.
+const SETTABLE_FLAGS: u64 = 0x0025_4dd5;
+/// Bit 1, always set, and IF.
+const FIXED_FLAGS: u64 = 0x202;
+const TRAP_FLAG: u64 = 0x100;
+
+const USER_CS: u64 = 0x33;
+const USER_SS: u64 = 0x2b;
+
+/// #PF error-code bits that come from the access rather than from the tables: W, U, I.
+const PF_WRITE: u32 = 1 << 1;
+const PF_FETCH: u32 = 1 << 4;
+
+/// Where an FPU state is after a hand-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FpuAt {
+    /// In the registers of the process, with a copy at [`room::FPU_OUT`].
+    Registers,
+    /// In the signal frame, at this offset of the room; the registers were reset.
+    Frame(u64),
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trap {
+    Hypercall,
+    Syscall,
+    /// A page fault: the address, and whether it was a store or an instruction fetch.
+    Page {
+        address: u64,
+        write: bool,
+        fetch: bool,
+    },
+    Fault(Fault),
+    Kick,
+    /// A kick on the way in: the registers are what they were to be.
+    KickBeforeEntry,
+}
+
+/// A hand-over, decoded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stop {
+    pub trap: Trap,
+    /// Meaningless for [`Trap::KickBeforeEntry`].
+    pub regs: Regs,
+    pub fpu: FpuAt,
+}
+
+/// Decodes a hand-over; `None` for one that the stub never makes: the guest made it up, and its state is lost.
+pub(super) fn decode(area: &Area, h: &HandOver, fpu_size: u64) -> Option<Stop> {
+    match h.kind {
+        KIND_HYPERCALL => {
+            Some(Stop { trap: Trap::Hypercall, regs: saved_by_stub(area, h), fpu: FpuAt::Registers })
+        }
+        KIND_KICKED => {
+            Some(Stop { trap: Trap::KickBeforeEntry, regs: Regs::default(), fpu: FpuAt::Registers })
+        }
+        signal => from_signal(area, h, i32::try_from(signal).ok()?, fpu_size),
+    }
+}
+
+fn saved_by_stub(area: &Area, h: &HandOver) -> Regs {
+    let word = |i: u64| area.room(room::EXIT + i * 8);
+    Regs {
+        rax: word(0),
+        rbx: word(1),
+        rcx: word(2),
+        rdx: word(3),
+        rsi: word(4),
+        rdi: word(5),
+        rbp: word(6),
+        r8: word(7),
+        r9: word(8),
+        r10: word(9),
+        r11: word(10),
+        r12: word(11),
+        r13: word(12),
+        r14: word(13),
+        r15: word(14),
+        rsp: word(15),
+        rip: word(16),
+        rflags: word(17),
+        fs_base: h.fs_base,
+        gs_base: h.gs_base,
+    }
+}
+
+/// Offsets in a ucontext.
+const GREGS: u64 = 40;
+const CS: u64 = 184;
+const ERR: u64 = 192;
+const TRAPNO: u64 = 200;
+const CR2: u64 = 216;
+const FPSTATE: u64 = 224;
+const UCONTEXT_SIZE: u64 = 304;
+/// Offsets in a siginfo.
+const SI_CODE: u64 = 8;
+const SI_CALL_ADDR: u64 = 16;
+const SI_ARCH: u64 = 28;
+const SIGINFO_SIZE: u64 = 128;
+
+fn from_signal(area: &Area, h: &HandOver, signal: i32, fpu_size: u64) -> Option<Stop> {
+    let uc = offset_in_room(h.ucontext, UCONTEXT_SIZE)?;
+    let info = offset_in_room(h.siginfo, SIGINFO_SIZE)?;
+    let image = area.room(uc + FPSTATE);
+    let fpu = match offset_in_room(image, fpu_size) {
+        Some(offset) if image.is_multiple_of(64) => FpuAt::Frame(offset),
+        _ => return None,
+    };
+    let mut regs = saved_by_linux(area, uc, h);
+    let code = area.room(info + SI_CODE) as i32;
+    let trap = if signal == KICK_SIGNAL || code <= 0 {
+        // Only we, or the host's administrator, send signals: whatever it was, nothing happened in the guest.
+        Trap::Kick
+    } else if signal == libc::SIGSYS {
+        let arch = (area.room(info + SI_ARCH)) as u32;
+        let call = area.room(info + SI_CALL_ADDR);
+        system_call(&mut regs, arch, call, area.room(uc + CS) & 0xffff)
+    } else {
+        exception(area, uc)
+    };
+    Some(Stop { trap, regs, fpu })
+}
+
+fn saved_by_linux(area: &Area, uc: u64, h: &HandOver) -> Regs {
+    let word = |i: u64| area.room(uc + GREGS + i * 8);
+    Regs {
+        r8: word(0),
+        r9: word(1),
+        r10: word(2),
+        r11: word(3),
+        r12: word(4),
+        r13: word(5),
+        r14: word(6),
+        r15: word(7),
+        rdi: word(8),
+        rsi: word(9),
+        rbp: word(10),
+        rbx: word(11),
+        rdx: word(12),
+        rax: word(13),
+        rcx: word(14),
+        rsp: word(15),
+        rip: word(16),
+        rflags: word(17),
+        fs_base: h.fs_base,
+        gs_base: h.gs_base,
+    }
+}
+
+const GENERAL_PROTECTION: u8 = 13;
+const PAGE_FAULT: u8 = 14;
+
+/// A SIGSYS: which instruction it was, and what that means to code at CPL 3.
+fn system_call(regs: &mut Regs, arch: u32, call: u64, cs: u64) -> Trap {
+    const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+    const VSYSCALL: u64 = 0xffff_ffff_ff60_0000;
+    const INT_80_ERROR: u32 = 0x80 << 3 | 2;
+    if arch == AUDIT_ARCH_X86_64 && call & !0xfff == VSYSCALL {
+        // Linux emulates calls of this page, return included. There is nothing in the guest's world.
+        (regs.rip, regs.rsp) = (call, regs.rsp.wrapping_sub(8));
+        return Trap::Page { address: call, write: false, fetch: true };
+    }
+    if arch == AUDIT_ARCH_X86_64 && cs == USER_CS {
+        return Trap::Syscall;
+    }
+    if cs == USER_CS {
+        // INT 0x80: a vector without a gate that CPL 3 may use.
+        regs.rip = regs.rip.wrapping_sub(2);
+        return general_protection(INT_80_ERROR);
+    }
+    // SYSENTER, or a 32-bit code segment: neither exists for a guest. Linux has lost rip and rsp by now.
+    general_protection(0)
+}
+
+fn general_protection(error_code: u32) -> Trap {
+    Trap::Fault(Fault { vector: GENERAL_PROTECTION, error_code, address: 0 })
+}
+
+fn exception(area: &Area, uc: u64) -> Trap {
+    let error_code = area.room(uc + ERR) as u32;
+    let address = area.room(uc + CR2);
+    match u8::try_from(area.room(uc + TRAPNO)) {
+        Ok(PAGE_FAULT) => {
+            Trap::Page { address, write: error_code & PF_WRITE != 0, fetch: error_code & PF_FETCH != 0 }
+        }
+        Ok(vector @ 0..32) => {
+            let has_code = matches!(vector, 8 | 10..=13 | 17);
+            Trap::Fault(Fault { vector, error_code: if has_code { error_code } else { 0 }, address: 0 })
+        }
+        _ => general_protection(0),
+    }
+}
+
+/// Whether a stop happened inside the stub, so that its registers are not guest code's.
+pub(super) fn inside_stub(stop: &Stop) -> bool {
+    stub::contains(stop.regs.rip)
+}
+
+/// Whether a stop is the single step of a guest that entered the stub with TF set.
+pub(super) fn is_single_step(stop: &Stop) -> bool {
+    matches!(stop.trap, Trap::Fault(Fault { vector: 1, .. }))
+}
+
+/// Writes what a resumption loads: `regs`, and the FPU image at `load_fpu` if the state is not in place.
+pub(super) fn store(area: &Area, regs: &Regs, bases: (u64, u64), load_fpu: u64) {
+    let gprs = [
+        regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp, regs.r8, regs.r9, regs.r10,
+        regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+    ];
+    for (i, value) in (0u64..).zip(gprs) {
+        area.set_room(room::RESUME + i * 8, value);
+    }
+    let flags = regs.rflags & SETTABLE_FLAGS | FIXED_FLAGS;
+    for (i, value) in (0u64..).zip([regs.rip, USER_CS, flags, regs.rsp, USER_SS]) {
+        area.set_room(room::IRET + i * 8, value);
+    }
+    let changed = u64::from(regs.fs_base != bases.0) | u64::from(regs.gs_base != bases.1) << 1;
+    area.set_room(room::FS, regs.fs_base);
+    area.set_room(room::GS, regs.gs_base);
+    area.set_room(room::LOAD_BASES, changed);
+    area.set_room(room::LOAD_FPU, load_fpu);
+    area.set_room(room::KICKED, 0);
+}
+
+/// Whether a stop inside the stub came while the guest's state was being loaded.
+pub(super) fn is_loading(stop: &Stop) -> bool {
+    stub::is_loading(stop.regs.rip)
+}
+
+/// Clears the trap flag.
+pub(super) fn without_trap_flag(regs: &mut Regs) {
+    regs.rflags &= !TRAP_FLAG;
+}
+
+/// Sets the trap flag, which the stub's own entry loses.
+pub(super) fn with_trap_flag(regs: &mut Regs) {
+    regs.rflags |= TRAP_FLAG;
+}
+
+/// Whether `regs` can be loaded at all: addresses that the processor would refuse fault before the guest
+/// runs its first instruction.
+pub(super) fn loadable(regs: &Regs) -> bool {
+    [regs.rip, regs.fs_base, regs.gs_base].iter().all(|va| paravane_abi::addr::is_canonical(*va))
+}

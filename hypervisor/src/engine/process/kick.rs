@@ -1,0 +1,202 @@
+//! Kicks: making the guest thread stop, from any thread, from a signal handler, or at a deadline.
+//!
+//! A kick marks itself pending and signals the guest's process. The stub turns the signal into a hand-over;
+//! where it is in our own code it leaves a mark for its way back into the guest and goes on. A guest that
+//! hides in our code could so outlast a kick, which is why kicks *insist*: until one is answered the signal
+//! comes again every millisecond, and a process that used [`PATIENCE_NS`] of CPU time meanwhile is killed.
+//!
+//! Deadlines and insistence are POSIX timers whose signal goes to the vCPU's own thread: nothing on the exit
+//! path. Their handler may run late, even after its engine is gone, so what it touches is static.
+//! What may not be done here: locks, allocation, waiting (but for the end of an engine).
+
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::RawFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use super::stub::KICK_SIGNAL;
+use super::sys;
+use crate::engine::Kick;
+
+/// How often an unanswered kick is repeated.
+const INSIST_NS: i64 = 1_000_000;
+/// CPU time that a process may use before it answers a kick.
+const PATIENCE_NS: u64 = 300_000_000;
+/// How many engines one program can have at a time.
+const SLOTS: usize = 256;
+const NOBODY: RawFd = -1;
+
+/// One engine's kick state.
+#[derive(Debug)]
+struct Slot {
+    taken: AtomicBool,
+    pending: AtomicBool,
+    /// The pidfd of the process that runs guest code now, or [`NOBODY`]; and its pid, for its CPU time.
+    target: AtomicI32,
+    pid: AtomicU32,
+    /// The process's CPU time when a kick was first repeated; 0 before that.
+    since: AtomicU64,
+    /// The kernel's id of the timer that repeats.
+    insist: AtomicI32,
+    /// How many kicks may be using the target: it is not closed before they are done.
+    users: AtomicU32,
+}
+
+static ALL: [Slot; SLOTS] = [const {
+    Slot {
+        taken: AtomicBool::new(false),
+        pending: AtomicBool::new(false),
+        target: AtomicI32::new(NOBODY),
+        pid: AtomicU32::new(0),
+        since: AtomicU64::new(0),
+        insist: AtomicI32::new(-1),
+        users: AtomicU32::new(0),
+    }
+}; SLOTS];
+
+impl Slot {
+    fn kick(&self) {
+        if self.pending.swap(true, SeqCst) {
+            // Whoever kicked first has signalled, and insists.
+            return;
+        }
+        self.users.fetch_add(1, SeqCst);
+        let target = self.target.load(SeqCst);
+        if target != NOBODY {
+            sys::signal(target, KICK_SIGNAL);
+            sys::set_timer(self.insist.load(SeqCst), INSIST_NS, INSIST_NS);
+        }
+        self.users.fetch_sub(1, SeqCst);
+    }
+
+    /// Repeats a kick that was not answered yet. Runs in the vCPU's thread.
+    fn insist(&self) {
+        let target = self.target.load(SeqCst);
+        if target == NOBODY || !self.pending.load(SeqCst) {
+            return;
+        }
+        let used = sys::cpu_time_ns(self.pid.load(SeqCst));
+        let since = self.since.load(SeqCst);
+        if since == 0 {
+            self.since.store(used.max(1), SeqCst);
+        }
+        let patience_is_over = since != 0 && used.saturating_sub(since) > PATIENCE_NS;
+        sys::signal(target, if patience_is_over { libc::SIGKILL } else { KICK_SIGNAL });
+    }
+}
+
+/// The signal of the timers: one of the real-time signals, unused by Rust and by libc.
+fn timer_signal() -> i32 {
+    libc::SIGRTMIN() + 6
+}
+
+/// What a timer's signal carries: which slot, and which of its two timers.
+fn value(slot: usize, insists: bool) -> usize {
+    slot << 1 | usize::from(insists)
+}
+
+extern "C" fn on_timer(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid siginfo, and its value is only read as a number; errno is this
+    // thread's own.
+    unsafe {
+        let value = (*info).si_value().sival_ptr.addr();
+        if let (libc::SI_TIMER, Some(slot)) = ((*info).si_code, ALL.get(value >> 1)) {
+            let errno = *libc::__errno_location();
+            if value & 1 == 1 {
+                slot.insist()
+            } else {
+                slot.kick()
+            }
+            *libc::__errno_location() = errno;
+        }
+    }
+}
+
+fn install_handler() -> io::Result<()> {
+    static RESULT: OnceLock<i32> = OnceLock::new();
+    let errno = *RESULT.get_or_init(|| {
+        // SAFETY: plain data, for which all zeroes is a value.
+        let mut action: libc::sigaction = unsafe { zeroed() };
+        action.sa_sigaction = on_timer as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+        // SAFETY: the handler only touches atomics and makes system calls, and keeps errno.
+        match unsafe { libc::sigaction(timer_signal(), &raw const action, std::ptr::null_mut()) } {
+            0 => 0,
+            _ => io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL),
+        }
+    });
+    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+}
+
+/// The handle that other threads hold.
+#[derive(Debug)]
+pub(super) struct ProcessKick {
+    index: usize,
+    slot: &'static Slot,
+    deadline: i32,
+}
+
+impl ProcessKick {
+    /// For the calling thread, which will run the vCPU.
+    pub fn new() -> io::Result<Self> {
+        install_handler()?;
+        sys::unblock_signal(timer_signal());
+        let free = |(_, slot): &(usize, &'static Slot)| !slot.taken.swap(true, SeqCst);
+        let Some((index, slot)) = ALL.iter().enumerate().find(free) else {
+            return Err(io::Error::from_raw_os_error(libc::EUSERS));
+        };
+        slot.pending.store(false, SeqCst);
+        // From here on dropping `kick` gives the slot back.
+        let mut kick = Self { index, slot, deadline: -1 };
+        slot.insist.store(sys::make_timer(timer_signal(), value(kick.index, true))?, SeqCst);
+        kick.deadline = sys::make_timer(timer_signal(), value(kick.index, false))?;
+        Ok(kick)
+    }
+    /// Whether a kick waits; takes it.
+    pub fn take(&self) -> bool {
+        if !self.slot.pending.load(SeqCst) {
+            return false;
+        }
+        sys::set_timer(self.slot.insist.load(SeqCst), 0, 0);
+        self.slot.since.store(0, SeqCst);
+        self.slot.pending.swap(false, SeqCst)
+    }
+    /// Says whom a kick must signal from now on. Ask [`ProcessKick::take`] after this and before entering.
+    pub fn aim(&self, pidfd: RawFd, pid: u32) {
+        self.slot.pid.store(pid, SeqCst);
+        self.slot.target.store(pidfd, SeqCst);
+    }
+    /// Takes the aim away.
+    pub fn rest(&self) {
+        self.slot.target.store(NOBODY, SeqCst);
+    }
+    /// The same for good: when this returns nobody uses a pidfd any more, and they may be closed.
+    pub fn retire(&self) {
+        self.rest();
+        while self.slot.users.load(SeqCst) != 0 {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+impl Kick for ProcessKick {
+    fn kick(&self) {
+        self.slot.kick();
+    }
+    fn arm(&self, ns: u64) {
+        sys::set_timer(self.deadline, i64::try_from(ns).unwrap_or(i64::MAX), 0);
+    }
+}
+
+impl Drop for ProcessKick {
+    fn drop(&mut self) {
+        for timer in [self.deadline, self.slot.insist.swap(-1, SeqCst)] {
+            if timer >= 0 {
+                sys::delete_timer(timer);
+            }
+        }
+        self.slot.target.store(NOBODY, SeqCst);
+        self.slot.taken.store(false, SeqCst);
+    }
+}

@@ -1,0 +1,406 @@
+//! The process engine: a deprivileged kernel is, to Linux, just a process.
+//!
+//! The guest's address spaces are sandboxed child processes, one for each page-table root in use; guest
+//! memory is one memfd. Nothing in a child is trusted: its guest thread can make no system call but the
+//! hand-over, which blocks it until the monitor answers, and its mappings are changed by a second thread
+//! that obeys the monitor alone. The threat model is in `docs/process-engine.md`.
+//!
+//! A tour, outside in: this file enters the guest and decodes nothing; [`space`] is one address space;
+//! [`child`] its process; [`script`] how that process locks itself up, [`filter`] with which rules;
+//! [`stub`] our code in it, [`area`] our memory in it; [`context`] turns a hand-over into registers and a
+//! trap; [`mirror`] keeps its mappings equal to the guest's page tables; [`kick`] stops it.
+//!
+//! What may not be done here: interpreting an exit, or believing a guest process.
+
+mod area;
+#[cfg(test)]
+mod attacks;
+mod child;
+mod context;
+mod filter;
+mod kick;
+#[cfg(test)]
+mod lifecycle;
+mod mirror;
+mod probe;
+mod script;
+mod space;
+mod stub;
+mod sys;
+#[cfg(test)]
+mod tests;
+mod tsc;
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use self::area::{GUEST_END, M2P_VA, room};
+use self::child::{Child, Image};
+use self::context::{FpuAt, Stop, Trap};
+use self::kick::ProcessKick;
+use self::mirror::{Filled, Mirror};
+use self::script::M2p;
+use self::space::Space;
+use self::sys::Ended;
+use super::{Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
+use crate::domain::layout::HypervisorLayout;
+use crate::memory::{MachineMemory, Mfn, PAGE_SIZE};
+
+pub use self::child::SpawnError;
+pub use self::probe::{Features, Unavailable, probe};
+
+/// How many address spaces are kept as processes. A guest that uses more still runs: the one that was not
+/// used for longest gives its process up.
+const MAX_SPACES: usize = 16;
+/// How often in a row a page may fault that is mapped already, before the guest is given up.
+const MAX_REPEATS: u32 = 64;
+
+/// The process engine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessEngineError {
+    /// The host cannot do it.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// Machine memory cannot be shared.
+    #[error("machine memory is not a memfd; create it with Backing::Memfd for the process engine")]
+    NotShared,
+    /// The first guest process could not be made.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The timer or its signal could not be set up.
+    #[error("cannot set up the engine's timer: {0}; allow timer_create and sigaction")]
+    Timer(io::Error),
+    /// A descriptor could not be duplicated.
+    #[error("cannot duplicate the memfd of guest memory: {0}; raise the limit of open files")]
+    Descriptor(io::Error),
+}
+
+/// Where the guest's FPU state is.
+#[derive(Clone, Copy, Debug)]
+struct Fpu {
+    space: usize,
+    at: FpuAt,
+}
+
+/// Runs one vCPU in child processes. Bound to the thread that made it: the children die with that thread.
+#[derive(Debug)]
+pub struct ProcessEngine {
+    info: EngineInfo,
+    image: Image,
+    memory: OwnedFd,
+    m2p: M2p,
+    spaces: Vec<Space>,
+    current: usize,
+    mirror: Mirror,
+    kick: Arc<ProcessKick>,
+    fpu: Fpu,
+    fpu_size: u64,
+    /// The guest entered the stub while single-stepping.
+    stepping: bool,
+    entries: u64,
+    dead: Option<&'static str>,
+    unpinned: Option<libc::cpu_set_t>,
+    _thread: PhantomData<*const ()>,
+}
+
+impl ProcessEngine {
+    /// An engine for a guest in `memory`, run by the calling thread, which it pins to its CPU: a hand-over
+    /// between two CPUs costs dozens of times one on the same.
+    pub fn new(memory: &MachineMemory, layout: &HypervisorLayout) -> Result<Self, ProcessEngineError> {
+        let start = tsc::Instant::now();
+        let features = Features::detect()?;
+        let memfd = memory.memfd().ok_or(ProcessEngineError::NotShared)?;
+        let m2p = M2p {
+            offset: Mfn(layout.m2p.start).maddr().0,
+            len: (layout.m2p.end - layout.m2p.start).max(1) * PAGE_SIZE,
+        };
+        let kick = Arc::new(ProcessKick::new().map_err(ProcessEngineError::Timer)?);
+        let unpinned = sys::pin_to_this_cpu();
+        let image = Image::new()?;
+        let mut spaces = Vec::with_capacity(MAX_SPACES);
+        spaces.push(Space::new(Child::spawn(&image, memfd, m2p)?));
+        Ok(Self {
+            info: EngineInfo {
+                name: "process",
+                transport: "stub",
+                detail: features.describe(),
+                call_length: stub::CALL_LENGTH,
+                m2p_va: M2P_VA,
+                lower_half_end: GUEST_END,
+                upper_half: false,
+                tsc_khz: start.khz_since(),
+                tsc_offset: 0,
+            },
+            image,
+            memory: memfd.try_clone_to_owned().map_err(ProcessEngineError::Descriptor)?,
+            m2p,
+            spaces,
+            current: 0,
+            mirror: Mirror::new(layout.hypervisor_frames(), layout.shared_info),
+            kick,
+            fpu: Fpu { space: 0, at: FpuAt::Registers },
+            fpu_size: features.fpu_size(),
+            stepping: false,
+            entries: 0,
+            dead: None,
+            unpinned,
+            _thread: PhantomData,
+        })
+    }
+
+    /// Makes the address space of `root` the current one.
+    fn select(&mut self, root: Mfn) {
+        self.entries += 1;
+        let is_root = |s: &Space| s.root == Some(root);
+        if !self.spaces.get(self.current).is_some_and(is_root) {
+            self.current = match self.spaces.iter().position(is_root) {
+                Some(known) => known,
+                None => self.adopt(root),
+            };
+        }
+        if let Some(space) = self.spaces.get_mut(self.current) {
+            space.last_used = self.entries;
+        }
+    }
+
+    /// Finds a process for a root that has none: a free one, a new one, or the one unused for longest.
+    #[cold]
+    fn adopt(&mut self, root: Mfn) -> usize {
+        let free = self.spaces.iter().position(|s| s.root.is_none());
+        let index = free.or_else(|| self.spawn()).unwrap_or_else(|| {
+            let oldest = self.spaces.iter().enumerate().min_by_key(|(_, s)| s.last_used);
+            let index = oldest.map_or(0, |(i, _)| i);
+            self.mirror.drop_space(&mut self.spaces, index);
+            index
+        });
+        if let Some(space) = self.spaces.get_mut(index) {
+            space.root = Some(root);
+        }
+        index
+    }
+
+    fn spawn(&mut self) -> Option<usize> {
+        if self.spaces.len() >= MAX_SPACES {
+            return None;
+        }
+        // A host that has no room for one more process has room for the guest in those that there are.
+        let child = Child::spawn(&self.image, self.memory.as_fd(), self.m2p).ok()?;
+        self.spaces.push(Space::new(child));
+        Some(self.spaces.len() - 1)
+    }
+
+    /// Puts the guest's FPU state within reach of the current process; the address to load it from, or 0.
+    fn carry_fpu(&mut self) -> u64 {
+        let Fpu { space, at } = self.fpu;
+        let offset = match at {
+            FpuAt::Registers => room::FPU_OUT,
+            FpuAt::Frame(offset) => offset,
+        };
+        let load = if space == self.current {
+            if at == FpuAt::Registers { 0 } else { area::room_va(offset) }
+        } else {
+            let pair = (self.spaces.get(self.current), self.spaces.get(space));
+            if let (Some(to), Some(from)) = pair {
+                to.child.area().take_fpu(from.child.area(), offset, self.fpu_size);
+            }
+            area::room_va(room::FPU_IN)
+        };
+        self.fpu = Fpu { space: self.current, at: FpuAt::Registers };
+        load
+    }
+
+    /// One way into the guest and out again.
+    fn go(&mut self, regs: &Regs) -> Result<Stop, Exit> {
+        let load_fpu = self.carry_fpu();
+        let current = self.current;
+        if self.spaces.get(current).is_some_and(|s| s.batch.overflowed()) {
+            self.mirror.drop_space(&mut self.spaces, current);
+        }
+        let Some(space) = self.spaces.get_mut(current) else { return Err(Exit::Dead(LOST)) };
+        context::store(space.child.area(), regs, space.bases, load_fpu);
+        space.resume();
+        let handed_over = space.child.wait();
+        self.kick.rest();
+        let Some(handed_over) = handed_over else {
+            let reason = why_dead(space.child.ended());
+            return Err(self.die(reason));
+        };
+        space.bases = (handed_over.fs_base, handed_over.gs_base);
+        let Some(stop) = context::decode(space.child.area(), &handed_over, self.fpu_size) else {
+            return Err(self.die("the guest made up an exit that the engine's stub never makes"));
+        };
+        self.fpu = Fpu { space: current, at: stop.fpu };
+        Ok(stop)
+    }
+
+    fn die(&mut self, reason: &'static str) -> Exit {
+        self.dead = Some(reason);
+        Exit::Dead(reason)
+    }
+
+    /// What a stop means; `None` if the guest goes on, with what `regs` hold then.
+    fn judge(
+        &mut self,
+        stop: Stop,
+        regs: &mut Regs,
+        memory: &MachineMemory,
+        repeats: &mut u32,
+    ) -> Option<Exit> {
+        if stop.trap != Trap::KickBeforeEntry && context::inside_stub(&stop) {
+            return self.judge_inside_stub(stop, regs, memory, repeats);
+        }
+        if stop.trap != Trap::KickBeforeEntry {
+            *regs = stop.regs;
+        }
+        match stop.trap {
+            // A signal whose kick another exit answered already leaves nothing to tell.
+            Trap::Kick | Trap::KickBeforeEntry => self.kick.take().then_some(Exit::Kick),
+            Trap::Hypercall => {
+                if std::mem::take(&mut self.stepping) {
+                    context::with_trap_flag(regs);
+                }
+                Some(Exit::Hypercall)
+            }
+            Trap::Syscall => Some(Exit::Syscall),
+            Trap::Fault(fault) => Some(Exit::Fault(fault)),
+            Trap::Page { address, write, fetch } => self.page_fault(address, (write, fetch), memory, repeats),
+        }
+    }
+
+    /// A stop with rip in our own code: the state to load was bad, or the guest went there (and stayed there,
+    /// if it is a kick).
+    #[cold]
+    fn judge_inside_stub(
+        &mut self,
+        stop: Stop,
+        regs: &mut Regs,
+        memory: &MachineMemory,
+        repeats: &mut u32,
+    ) -> Option<Exit> {
+        const REFUSED: Fault = Fault { vector: 13, error_code: 0, address: 0 };
+        if context::is_loading(&stop) {
+            // The guest's registers are still those it was to get.
+            let fault = if let Trap::Fault(fault) = stop.trap { fault } else { REFUSED };
+            return Some(Exit::Fault(fault));
+        }
+        *regs = stop.regs;
+        if context::is_single_step(&stop) {
+            context::without_trap_flag(regs);
+            self.stepping = true;
+            return None;
+        }
+        match stop.trap {
+            Trap::Page { address, write, fetch } => {
+                let exit = self.page_fault(address, (write, fetch), memory, repeats)?;
+                Some(if let Exit::Dead(_) = exit { exit } else { Exit::Fault(REFUSED) })
+            }
+            _ => Some(Exit::Fault(REFUSED)),
+        }
+    }
+
+    fn page_fault(
+        &mut self,
+        address: u64,
+        access: (bool, bool),
+        memory: &MachineMemory,
+        repeats: &mut u32,
+    ) -> Option<Exit> {
+        let fault = |error_code| Some(Exit::Fault(Fault { vector: 14, error_code, address }));
+        if self.m2p.contains(address) {
+            // Mapped in every process, and read-only: only a store or a fetch comes here.
+            return fault(0b101 | u32::from(access.0) << 1 | u32::from(access.1) << 4);
+        }
+        match self.mirror.fault(&mut self.spaces, self.current, memory, address, access) {
+            Filled::Mapped => None,
+            Filled::Again if *repeats < MAX_REPEATS => {
+                *repeats += 1;
+                None
+            }
+            Filled::Again => Some(self.die("the guest's process faults on a page that it has")),
+            Filled::Fault(error_code) => fault(error_code),
+            Filled::Unmappable => Some(self.die(
+                "the guest uses linear addresses that the process engine cannot give it (below 0x10000, from \
+                 0x7e0000000000 up, or in the upper half); link it lower, or run it with --engine kvm",
+            )),
+        }
+    }
+}
+
+const LOST: &str = "the engine has no process left for the guest";
+
+fn why_dead(ended: Option<Ended>) -> &'static str {
+    match ended {
+        Some(Ended::Status(libc::ENOMEM)) => {
+            "the host refused memory for the guest's mappings (out of memory, or vm.max_map_count below 20000)"
+        }
+        Some(Ended::Status(_)) => "the host refused one of the guest's mappings",
+        Some(Ended::Signal(libc::SIGSEGV | libc::SIGSYS | libc::SIGBUS)) => {
+            "the guest's process destroyed its own way out (it wrote to the engine's room, or used its stack)"
+        }
+        Some(Ended::Signal(libc::SIGKILL)) => {
+            "the guest's process was killed from outside (by a user, or for want of memory)"
+        }
+        _ => "the guest's process ended from outside",
+    }
+}
+
+impl Engine for ProcessEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn hypercall_stub(&self, number: u32) -> [u8; 32] {
+        stub::hypercall_entry(number)
+    }
+
+    fn enter(&mut self, regs: &mut Regs, paging: &mut Paging, memory: &MachineMemory) -> Exit {
+        if let Some(reason) = self.dead {
+            return Exit::Dead(reason);
+        }
+        self.select(paging.root());
+        self.mirror.apply(&mut self.spaces, self.current, memory, paging);
+        paging.done();
+        let mut repeats = 0;
+        loop {
+            if !context::loadable(regs) {
+                return Exit::Fault(Fault { vector: 13, error_code: 0, address: 0 });
+            }
+            let Some(space) = self.spaces.get(self.current) else { return self.die(LOST) };
+            self.kick.aim(space.child.pidfd(), space.child.pid());
+            if self.kick.take() {
+                self.kick.rest();
+                return Exit::Kick;
+            }
+            let stop = match self.go(regs) {
+                Ok(stop) => stop,
+                Err(exit) => return exit,
+            };
+            if let Some(exit) = self.judge(stop, regs, memory, &mut repeats) {
+                return exit;
+            }
+        }
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        self.spaces.iter().map(|s| s.child.pid()).collect()
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        self.kick.clone()
+    }
+
+    fn reserved_l4_entries(&self) -> [u64; 16] {
+        [0; 16]
+    }
+}
+
+impl Drop for ProcessEngine {
+    fn drop(&mut self) {
+        self.kick.retire();
+        if let Some(before) = &self.unpinned {
+            sys::unpin(before);
+        }
+    }
+}

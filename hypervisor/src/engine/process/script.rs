@@ -1,0 +1,246 @@
+//! What a fresh guest process does to itself before it may run guest code, as data.
+//!
+//! The process starts as an exec of the stub alone (no memory, environment or thread of ours), maps its
+//! board and interprets the steps below. They are written in the order in which they are safe: privileges
+//! go before the second thread exists, host mappings before a guest thread can run, and each thread's
+//! filter comes last. Nothing here runs in the monitor; it only writes.
+
+use super::area::{
+    Area, BOARD_SIZE, CODE, CODE_SIZE, M2P_VA, ROOM, ROOM_SIZE, STEP, TASK_END, board, board_va, room,
+    room_va,
+};
+use super::filter::{self, LISTENER_FD, MEMORY_FD};
+use super::stub::{self, KICK_SIGNAL, Place, STEP_JUMP};
+
+/// The memfd of room and board in the fresh process.
+pub(super) const AREA_FD: i32 = 3;
+/// Its end of the socket that brings the listener to the monitor.
+pub(super) const SOCKET_FD: i32 = 5;
+
+/// Where the machine-to-physical table is in machine memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct M2p {
+    pub offset: u64,
+    pub len: u64,
+}
+
+impl M2p {
+    /// Whether a guest process has the table at `va`.
+    pub fn contains(self, va: u64) -> bool {
+        va.checked_sub(M2P_VA).is_some_and(|offset| offset < self.len)
+    }
+}
+
+/// One step of a script and what to call it when it fails.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    name: &'static str,
+    words: [u64; 7],
+}
+
+/// Writes structures to the board and tells their addresses.
+struct Data<'a> {
+    area: &'a Area,
+    at: u64,
+}
+
+impl Data<'_> {
+    fn put(&mut self, words: &[u64]) -> u64 {
+        let va = board_va(self.at);
+        for word in words {
+            self.area.set_board(self.at, *word);
+            self.at += 8;
+        }
+        debug_assert!(self.at <= board::SCRIPT);
+        va
+    }
+    /// A `sock_fprog` for `seccomp`.
+    fn filter(&mut self, program: &[u64]) -> u64 {
+        let code = self.put(program);
+        self.put(&[program.len() as u64, code])
+    }
+}
+
+fn step(name: &'static str, nr: i64, args: &[u64]) -> Step {
+    let mut words = [0; 7];
+    for (to, from) in words.iter_mut().zip([nr as u64].iter().chain(args)) {
+        *to = *from;
+    }
+    Step { name, words }
+}
+
+fn jump(place: Place) -> Step {
+    Step { name: "jump", words: [STEP_JUMP, stub::address(place), 0, 0, 0, 0, 0] }
+}
+
+const FIXED: u64 = (libc::MAP_SHARED | libc::MAP_FIXED) as u64;
+const READ: u64 = libc::PROT_READ as u64;
+const ALL_FDS: u64 = u32::MAX as u64;
+
+/// The signals that code at CPL 3 can cause, and the kick.
+const SIGNALS: [i32; 7] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS, KICK_SIGNAL];
+
+/// SA_RESTORER, which the kernel demands and libc hides; the stub never returns through it.
+const SA_RESTORER: u64 = 0x0400_0000;
+
+/// PR_SET_SYSCALL_USER_DISPATCH (Linux 5.11). It traps calls before any seccomp filter sees them: a container's
+/// filter that kills for some numbers cannot kill the guest for its choice, and the numbers that Linux exempts
+/// from seccomp (uretprobe, uprobe) are caught as well.
+const SET_SYSCALL_USER_DISPATCH: u64 = 59;
+
+/// Limits that make sure of what the filters already forbid.
+const LIMITS: [(u64, u64); 5] = [
+    (libc::RLIMIT_CORE as u64, 0),
+    (libc::RLIMIT_FSIZE as u64, 0),
+    (libc::RLIMIT_NOFILE as u64, 0),
+    (libc::RLIMIT_NPROC as u64, 0),
+    (libc::RLIMIT_MEMLOCK as u64, 0),
+];
+
+/// The leader's way: it sets everything up, makes the guest thread and becomes the mapper.
+fn mapper_steps(data: &mut Data<'_>, m2p: M2p) -> Vec<Step> {
+    let no_new_privs = libc::PR_SET_NO_NEW_PRIVS as u64;
+    let capabilities = (data.put(&[0x2008_0522]), data.put(&[0, 0, 0]));
+    let name = data.put(&[u64::from_le_bytes(*b"paravane"), u64::from_le_bytes(*b"-guest\0\0")]);
+    let prctl = libc::SYS_prctl;
+    let mut steps = vec![
+        step(
+            "map its room",
+            libc::SYS_mmap,
+            &[CODE + ROOM, ROOM_SIZE, READ | libc::PROT_WRITE as u64, FIXED, AREA_FD as u64, 0],
+        ),
+        step("drop inherited descriptors", libc::SYS_close_range, &[0, 2]),
+        step("drop inherited descriptors", libc::SYS_close_range, &[SOCKET_FD as u64 + 1, ALL_FDS]),
+        step("leave the session", libc::SYS_setsid, &[]),
+        step("take a name", prctl, &[libc::PR_SET_NAME as u64, name]),
+        step("renounce new privileges", prctl, &[no_new_privs, 1]),
+        step("drop capabilities", libc::SYS_capset, &[capabilities.0, capabilities.1]),
+        step("bind its life to ours", prctl, &[libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64]),
+    ];
+    let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART) as u64;
+    let action = data.put(&[stub::address(Place::Signal), flags | SA_RESTORER, CODE + CODE_SIZE - 8, 0]);
+    for signal in SIGNALS {
+        steps.push(step("set its signal handlers", libc::SYS_rt_sigaction, &[signal as u64, action, 0, 8]));
+    }
+    steps.push(step("drop the memory it began with", libc::SYS_munmap, &[0, CODE]));
+    for (from, to) in [
+        (CODE + CODE_SIZE, CODE + ROOM),
+        (CODE + ROOM + ROOM_SIZE, CODE + super::area::BOARD),
+        (CODE + super::area::BOARD + BOARD_SIZE, TASK_END),
+    ] {
+        steps.push(step("drop the memory it began with", libc::SYS_munmap, &[from, to - from]));
+    }
+    let seccomp = libc::SYS_seccomp;
+    let set_filter = u64::from(libc::SECCOMP_SET_MODE_FILTER);
+    let listen = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+    let listener = data.filter(&filter::listener());
+    let own = data.filter(&filter::mapper());
+    let message = listener_message(data);
+    let thread =
+        (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM)
+            as u64;
+    steps.extend([
+        step(
+            "map the machine-to-physical table",
+            libc::SYS_mmap,
+            &[M2P_VA, m2p.len, READ, FIXED, MEMORY_FD, m2p.offset],
+        ),
+        step("install a seccomp listener", seccomp, &[set_filter, listen, listener]),
+        step(
+            "send the seccomp listener",
+            libc::SYS_sendmsg,
+            &[SOCKET_FD as u64, message, libc::MSG_NOSIGNAL as u64],
+        ),
+        step("close its area", libc::SYS_close, &[AREA_FD as u64]),
+        step("close its socket", libc::SYS_close, &[SOCKET_FD as u64]),
+        step("start its guest thread", libc::SYS_clone, &[thread]),
+    ]);
+    let zero = data.put(&[0, 0]);
+    for (resource, _) in LIMITS {
+        steps.push(step("lower its limits", libc::SYS_setrlimit, &[resource, zero]));
+    }
+    steps.push(step("install the mapper's filter", seccomp, &[set_filter, 0, own]));
+    steps.push(jump(Place::Mapper));
+    steps
+}
+
+/// A `msghdr` that carries the listener.
+fn listener_message(data: &mut Data<'_>) -> u64 {
+    const HEADER_LEN: u64 = 20;
+    let rights = libc::SOL_SOCKET as u64 | (libc::SCM_RIGHTS as u64) << 32;
+    let control = data.put(&[HEADER_LEN, rights, LISTENER_FD]);
+    let iov = data.put(&[control, 1]);
+    data.put(&[0, 0, iov, 1, control, 24, 0])
+}
+
+/// The guest thread's way: a signal stack, no descriptors, no blocked signals, and no system calls.
+fn guest_steps(data: &mut Data<'_>) -> Vec<Step> {
+    let stack = data.put(&[room_va(room::STACK), 0, ROOM_SIZE - room::STACK]);
+    let none = data.put(&[0]);
+    let filter = data.filter(&filter::guest());
+    vec![
+        step("set its signal stack", libc::SYS_sigaltstack, &[stack, 0]),
+        step("drop the guest thread's descriptors", libc::SYS_close_range, &[0, ALL_FDS]),
+        step("unblock signals", libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as u64, none, 0, 8]),
+        step(
+            "have system calls dispatched to it",
+            libc::SYS_prctl,
+            &[SET_SYSCALL_USER_DISPATCH, 1, stub::address(Place::HandedOver), 1, board_va(board::DISPATCH)],
+        ),
+        step(
+            "install the guest's filter",
+            libc::SYS_seccomp,
+            &[u64::from(libc::SECCOMP_SET_MODE_FILTER), 0, filter],
+        ),
+        jump(Place::Ready),
+    ]
+}
+
+/// Writes both scripts to the board of a process that is about to start.
+pub(super) fn write(area: &Area, m2p: M2p) {
+    visit(area, m2p, |at, step| {
+        for (i, word) in (0u64..).zip(step.words) {
+            area.set_board(at + i * 8, word);
+        }
+    });
+}
+
+/// What the step at `va`, an address in the guest process, was to do.
+pub(super) fn name_of(area: &Area, m2p: M2p, va: u64) -> &'static str {
+    let mut name = "start";
+    visit(area, m2p, |at, step| {
+        if board_va(at) == va {
+            name = step.name;
+        }
+    });
+    name
+}
+
+fn visit(area: &Area, m2p: M2p, mut f: impl FnMut(u64, &Step)) {
+    let mut data = Data { area, at: board::DATA };
+    let scripts =
+        [(board::SCRIPT, mapper_steps(&mut data, m2p)), (board::GUEST_SCRIPT, guest_steps(&mut data))];
+    for (base, steps) in scripts {
+        for (i, step) in (0u64..).zip(&steps) {
+            f(base + i * STEP, step);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_fit_the_board() {
+        let area = Area::new().unwrap();
+        let mut data = Data { area: &area, at: board::DATA };
+        let mapper = mapper_steps(&mut data, M2p { offset: 0, len: 4096 });
+        let guest = guest_steps(&mut data);
+        assert!(data.at <= board::SCRIPT, "{:#x}", data.at);
+        assert!(board::SCRIPT + mapper.len() as u64 * STEP <= board::GUEST_SCRIPT);
+        assert!(board::GUEST_SCRIPT + guest.len() as u64 * STEP <= board::STEPS);
+        const { assert!(board::STEPS < BOARD_SIZE) };
+    }
+}

@@ -1,0 +1,262 @@
+//! Linux as this engine uses it: one thin function for each call, with safe signatures where they can be.
+//!
+//! What may not be done here: policy. A function makes its call and says what the kernel answered.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+
+/// What a system call answered, as a result.
+pub(super) fn check(answer: i64) -> io::Result<i64> {
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+}
+
+/// A memfd of `size` zero bytes.
+pub(super) fn memfd(name: &CStr, flags: u32, size: u64) -> io::Result<OwnedFd> {
+    // SAFETY: `name` is NUL-terminated; the call has no other precondition.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), flags) }.into())?;
+    // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
+    let file = unsafe { File::from_raw_fd(fd as RawFd) };
+    file.set_len(size)?;
+    Ok(file.into())
+}
+
+/// Maps `size` bytes of a memfd, shared, readable and writable.
+pub(super) fn map_shared(fd: BorrowedFd<'_>, size: u64) -> io::Result<NonNull<u8>> {
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing of ours.
+    let p = unsafe {
+        libc::mmap(std::ptr::null_mut(), size as usize, rights, libc::MAP_SHARED, fd.as_raw_fd(), 0)
+    };
+    if p == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(p.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+}
+
+/// Ends a mapping made by [`map_shared`], which nobody may use any more.
+pub(super) fn unmap(base: NonNull<u8>, size: u64) {
+    // SAFETY: the range is one that `map_shared` made, and its owner is being dropped.
+    unsafe { libc::munmap(base.as_ptr().cast(), size as usize) };
+}
+
+/// Wakes who waits on a futex that processes share.
+pub(super) fn futex_wake(word: &AtomicU32) {
+    // SAFETY: `word` is a live, aligned u32; waking has no other precondition.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1, 0, 0, 0) };
+}
+
+/// What a seccomp listener received.
+pub(super) enum Received {
+    /// A thread handed over: the notification's id and the call's arguments.
+    Call { id: u64, args: [u64; 6] },
+    /// A signal interrupted us, or the caller vanished between calling and being seen.
+    Nothing,
+    /// Nobody is left who could call.
+    Gone,
+}
+
+/// Waits for a notification.
+pub(super) fn receive(listener: BorrowedFd<'_>) -> Received {
+    // SAFETY: plain data, for which all zeroes is a value; the kernel demands zeroes.
+    let mut notif: libc::seccomp_notif = unsafe { zeroed() };
+    // SAFETY: the pointer is to a structure of the size that the request encodes.
+    let answer = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut notif) };
+    if answer == 0 {
+        return Received::Call { id: notif.id, args: notif.data.args };
+    }
+    match io::Error::last_os_error().raw_os_error() {
+        Some(libc::EINTR | libc::EAGAIN) => Received::Nothing,
+        _ => Received::Gone,
+    }
+}
+
+/// Answers a notification: its caller goes on with 0 as result. `false` if there is no caller any more.
+pub(super) fn answer(listener: BorrowedFd<'_>, id: u64) -> bool {
+    let answer = libc::seccomp_notif_resp { id, val: 0, error: 0, flags: 0 };
+    // SAFETY: the pointer is to a structure of the size that the request encodes.
+    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw const answer) == 0 }
+}
+
+/// Asks that a notification's two sides run on one CPU by turns (Linux 6.6); older kernels decline.
+pub(super) fn hand_over_synchronously(listener: BorrowedFd<'_>) {
+    const SYNC_WAKE_UP: u64 = 1;
+    // SAFETY: this request takes its argument by value.
+    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, SYNC_WAKE_UP) };
+}
+
+/// Waits until the listener has a notification or the process of `pidfd` ended.
+pub(super) fn wait_readable(listener: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) {
+    let want = |fd: BorrowedFd<'_>| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut fds = [want(listener), want(pidfd)];
+    // SAFETY: the array is live and its length is passed.
+    unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+}
+
+/// Receives one descriptor from `socket`; `None` when the other side closed it without sending one.
+pub(super) fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    #[repr(C, align(8))]
+    struct Control([u8; 24]);
+    let (mut byte, mut control) = ([0u8; 1], Control([0; 24]));
+    let mut iov = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    // SAFETY: plain data, for which all zeroes is a value.
+    let mut message: libc::msghdr = unsafe { zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut iov, 1);
+    (message.msg_control, message.msg_controllen) = ((&raw mut control).cast(), size_of::<Control>());
+    loop {
+        // SAFETY: every pointer in `message` is to a live local of the length given with it.
+        let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+        match check(got as i64) {
+            Ok(0) => return Ok(None),
+            Ok(_) => break,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.raw_os_error() == Some(libc::ECONNRESET) => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+    // SAFETY: `message` was filled by the kernel and its control buffer is live.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    if header.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: not null, so it is the header that lies in `control`; the only kind that this socket carries
+    // is one descriptor, freshly installed for us.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned()) }))
+}
+
+/// Sends `signal` to the process of `pidfd`. May be called from a signal handler.
+pub(super) fn signal(pidfd: RawFd, signal: i32) {
+    // SAFETY: a descriptor that is not a pidfd is refused; no memory is involved.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, 0, 0) };
+}
+
+/// How a process ended, once it has; reaps it. `None` while it lives, unless `block`.
+pub(super) fn reap(pidfd: BorrowedFd<'_>, block: bool) -> Option<Ended> {
+    // SAFETY: plain data, for which all zeroes is a value.
+    let mut info: libc::siginfo_t = unsafe { zeroed() };
+    let options = libc::WEXITED | libc::__WALL | if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: `info` is live; the descriptor is borrowed.
+        let answer =
+            unsafe { libc::waitid(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, &raw mut info, options) };
+        if answer == 0 {
+            break;
+        }
+        if io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+            // Reaped by someone else in our process: it ended, and how is lost.
+            return Some(Ended::Unknown);
+        }
+    }
+    // SAFETY: waitid filled the fields that a child's end has.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    match info.si_code {
+        _ if pid == 0 => None,
+        libc::CLD_EXITED => Some(Ended::Status(status)),
+        libc::CLD_KILLED | libc::CLD_DUMPED => Some(Ended::Signal(status)),
+        _ => Some(Ended::Unknown),
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// By itself, with this status.
+    Status(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Nobody can say any more.
+    Unknown,
+}
+
+/// Pins the calling thread to the CPU that it runs on; returns where it was allowed to run before.
+pub(super) fn pin_to_this_cpu() -> Option<libc::cpu_set_t> {
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: both sets are live locals of the size given; all zeroes is the empty set.
+    unsafe {
+        let (mut before, mut one): (libc::cpu_set_t, libc::cpu_set_t) = (zeroed(), zeroed());
+        let cpu = usize::try_from(libc::sched_getcpu()).ok().filter(|cpu| *cpu < size * 8)?;
+        libc::CPU_SET(cpu, &mut one);
+        (libc::sched_getaffinity(0, size, &raw mut before) == 0
+            && libc::sched_setaffinity(0, size, &raw const one) == 0)
+            .then_some(before)
+    }
+}
+
+/// Lets the calling thread run where it could before [`pin_to_this_cpu`].
+pub(super) fn unpin(before: &libc::cpu_set_t) {
+    // SAFETY: `before` is a live set of the size given.
+    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), before) };
+}
+
+/// The running kernel's version, as (major, minor).
+pub(super) fn kernel_version() -> (u32, u32) {
+    // SAFETY: plain data, for which all zeroes is a value.
+    let mut names: libc::utsname = unsafe { zeroed() };
+    // SAFETY: `names` is live.
+    unsafe { libc::uname(&raw mut names) };
+    let mut numbers = names.release.iter().map(|c| *c as u8).take_while(|c| *c != 0);
+    let mut number = || {
+        numbers.by_ref().map_while(|c| char::from(c).to_digit(10)).fold(0u32, |n, d| n.saturating_mul(10) + d)
+    };
+    (number(), number())
+}
+
+/// A timer on the monotonic clock that sends `signal` with `value` to the calling thread. The kernel's own id,
+/// for which libc has no type that a signal handler could use.
+pub(super) fn make_timer(signal: i32, value: usize) -> io::Result<i32> {
+    // SAFETY: plain data, for which all zeroes is a value.
+    let mut event: libc::sigevent = unsafe { zeroed() };
+    event.sigev_notify = libc::SIGEV_THREAD_ID;
+    event.sigev_signo = signal;
+    event.sigev_value.sival_ptr = std::ptr::without_provenance_mut(value);
+    // SAFETY: has no precondition.
+    event.sigev_notify_thread_id = unsafe { libc::gettid() };
+    let mut timer = -1i32;
+    // SAFETY: both pointers are to live locals; the kernel stores an int.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
+    };
+    check(answer)?;
+    Ok(timer)
+}
+
+/// Sets a timer to go off in `ns` and then every `interval_ns`; 0 stops it. May be called in a signal handler.
+pub(super) fn set_timer(timer: i32, ns: i64, interval_ns: i64) {
+    let time = |ns: i64| libc::timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 };
+    let when = libc::itimerspec { it_interval: time(interval_ns), it_value: time(ns) };
+    // SAFETY: `when` is a live local; an id that is no timer is refused.
+    unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, 0) };
+}
+
+/// Ends a timer.
+pub(super) fn delete_timer(timer: i32) {
+    // SAFETY: an id that is no timer is refused.
+    unsafe { libc::syscall(libc::SYS_timer_delete, timer) };
+}
+
+/// Lets `signal` reach the calling thread.
+pub(super) fn unblock_signal(signal: i32) {
+    // SAFETY: the set is a live local that names one signal.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// CPU time that a process has used; 0 if it is gone. May be called in a signal handler.
+pub(super) fn cpu_time_ns(pid: u32) -> u64 {
+    // The id of a process's clock (clock_getcpuclockid(3) makes the same).
+    const SCHEDULED_TIME: i32 = 2;
+    let clock = (!(pid as i32)) << 3 | SCHEDULED_TIME;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a live local; an id that is no clock is refused.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}

@@ -1,0 +1,36 @@
+//! The engine's contract, run on this engine.
+
+use super::*;
+use crate::engine::testing::{World, contract};
+use crate::memory::Backing;
+use std::io::Write as _;
+
+pub(super) fn world() -> Option<World> {
+    if let Err(missing) = probe() {
+        let _ = writeln!(std::io::stderr(), "SKIP: {missing}");
+        return None;
+    }
+    let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
+        ProcessEngine::new(memory, layout).map(|e| Box::new(e) as Box<dyn Engine>)
+    };
+    Some(World::new(Backing::Memfd, make).unwrap())
+}
+
+contract!(world);
+
+#[test]
+#[ignore = "a measurement: run it alone, in release"]
+fn measure() {
+    let Some(mut w) = world() else { return };
+    crate::engine::testing::measure::print(&mut w);
+    let (mut made, mut dropped) = (f64::MAX, f64::MAX);
+    for _ in 0..30 {
+        let start = std::time::Instant::now();
+        let engine = ProcessEngine::new(&w.memory, &w.layout).unwrap();
+        made = made.min(start.elapsed().as_nanos() as f64);
+        let start = std::time::Instant::now();
+        drop(engine);
+        dropped = dropped.min(start.elapsed().as_nanos() as f64);
+    }
+    println!("engine made: best {:.0} us; dropped: best {:.0} us", made / 1000.0, dropped / 1000.0);
+}

@@ -1,0 +1,301 @@
+//! XENMEM_exchange: frames for other frames, contiguous ones perhaps.
+//!
+//! Work goes in chunks of the larger of the two extent sizes: what comes in is given back first, so that it
+//! may be a part of what goes out, and a chunk that cannot be made leaves everything as it was.
+
+use paravane_abi::errno::Errno;
+use paravane_abi::memory::{XENMEM_EXCHANGE, XenMemoryExchange, XenMemoryReservation};
+
+use super::own;
+use super::reservation::{MAX_CHUNK, frame_limit, number_at, page_of, take_back};
+use crate::domain::free_frames::MAX_ORDER;
+use crate::domain::pv::PvDomain;
+use crate::hypercall::{HypercallResult, Outcome, PREEMPT_AFTER, done};
+use crate::memory::Mfn;
+use crate::mmu::direct::Stop;
+
+/// Performs an exchange as far as one entry may go.
+pub fn exchange(d: &mut PvDomain, argument: u64) -> HypercallResult {
+    let mut x = Exchange::check(d.read_guest_obj(argument)?)?;
+    let in_per_chunk = 1u64 << (x.chunk_order - x.arg.in_.extent_order);
+    let chunks_per_entry = (PREEMPT_AFTER >> x.chunk_order).max(1);
+    let mut made = 0;
+    let mut result = Ok(());
+    while result.is_ok() && x.arg.nr_exchanged < x.arg.in_.nr_extents {
+        result = if made == chunks_per_entry { Err(Stop::Restart) } else { x.chunk(d) };
+        if result.is_ok() {
+            made += 1;
+            x.arg.nr_exchanged += in_per_chunk;
+        }
+    }
+    d.write_guest_obj(argument, &x.arg)?;
+    match result {
+        Ok(()) => done(0),
+        Err(Stop::Refused(errno)) => Err(errno),
+        Err(Stop::Restart) => Ok(Outcome::Again([XENMEM_EXCHANGE.into(), argument, 0, 0, 0, 0])),
+    }
+}
+
+/// An exchange whose two sides fit each other.
+struct Exchange {
+    arg: XenMemoryExchange,
+    /// Log2 of the frames in a chunk.
+    chunk_order: u32,
+    limit: Mfn,
+}
+
+impl Exchange {
+    fn check(arg: XenMemoryExchange) -> Result<Self, Errno> {
+        let (from, to) = (&arg.in_, &arg.out);
+        let chunk_order = from.extent_order.max(to.extent_order);
+        if chunk_order > MAX_ORDER {
+            return Err(Errno::EPERM);
+        }
+        let frames = |r: &XenMemoryReservation| r.nr_extents.checked_mul(1 << r.extent_order);
+        let total = frames(from).filter(|total| Some(*total) == frames(to)).ok_or(Errno::EINVAL)?;
+        // An interrupted call is interrupted between chunks.
+        let in_per_chunk = 1u64 << (chunk_order - from.extent_order);
+        let between = arg.nr_exchanged <= from.nr_extents && arg.nr_exchanged.is_multiple_of(in_per_chunk);
+        if !total.is_multiple_of(1 << chunk_order) || !between || from.domid != to.domid {
+            return Err(Errno::EINVAL);
+        }
+        own(from.domid)?;
+        let limit = frame_limit(to.mem_flags).ok_or(Errno::EINVAL)?;
+        Ok(Self { arg, chunk_order, limit })
+    }
+
+    /// Exchanges one chunk, or nothing.
+    fn chunk(&self, d: &mut PvDomain) -> Result<(), Stop> {
+        let (from, to) = (&self.arg.in_, &self.arg.out);
+        // No overflow: `check` has multiplied the whole.
+        let first_frame = self.arg.nr_exchanged << from.extent_order;
+        let incoming =
+            List { r: from, first: first_frame >> from.extent_order, chunk_order: self.chunk_order };
+        let outgoing = List { r: to, first: first_frame >> to.extent_order, chunk_order: self.chunk_order };
+        outgoing.check_writable(d)?;
+        let mut taken = Taken { frames: [(0, 0); MAX_CHUNK], count: 0 };
+        let mut runs = [0u64; MAX_CHUNK];
+        let moved = incoming.take(d, &mut taken).and_then(|()| outgoing.allocate(d, self.limit, &mut runs));
+        if let Err(stop) = moved {
+            taken.put_back(d);
+            return Err(stop);
+        }
+        outgoing.hand_out(d, &runs)
+    }
+}
+
+/// The numbers of one side that belong to a chunk.
+struct List<'a> {
+    r: &'a XenMemoryReservation,
+    first: u64,
+    chunk_order: u32,
+}
+
+impl List<'_> {
+    fn len(&self) -> u64 {
+        1 << (self.chunk_order - self.r.extent_order)
+    }
+    fn at(&self, n: u64) -> Result<u64, Errno> {
+        number_at(self.r, self.first + n)
+    }
+
+    fn check_writable(&self, d: &PvDomain) -> Result<(), Errno> {
+        (0..self.len()).try_for_each(|n| {
+            let at = self.at(n)?;
+            d.translate(at, true)?;
+            d.read_guest_obj::<u64>(at).map(drop)
+        })
+    }
+
+    fn take(&self, d: &mut PvDomain, taken: &mut Taken) -> Result<(), Stop> {
+        for n in 0..self.len() {
+            let first: u64 = d.read_guest_obj(self.at(n)?)?;
+            taken.take(d, first, 1 << self.r.extent_order)?;
+        }
+        Ok(())
+    }
+
+    /// Finds a run for each extent; all or none.
+    fn allocate(&self, d: &mut PvDomain, limit: Mfn, runs: &mut [u64; MAX_CHUNK]) -> Result<(), Stop> {
+        for n in 0..usize::try_from(self.len()).unwrap_or(0) {
+            let (found, rest) = runs.split_at_mut(n);
+            match d.free_frames.take(self.r.extent_order, limit).zip(rest.first_mut()) {
+                Some((Mfn(first), slot)) => *slot = first,
+                None => {
+                    for &first in found.iter() {
+                        (first..first + (1 << self.r.extent_order))
+                            .for_each(|m| d.free_frames.insert(Mfn(m)));
+                    }
+                    return Err(Errno::ENOMEM.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the runs the guest's pages, and says which they are.
+    fn hand_out(&self, d: &mut PvDomain, runs: &[u64; MAX_CHUNK]) -> Result<(), Stop> {
+        for (n, &first) in (0..self.len()).zip(runs) {
+            let at = self.at(n)?;
+            let page: u64 = d.read_guest_obj(at)?;
+            for i in 0..1u64 << self.r.extent_order {
+                d.mmu.give_to_guest(&d.memory, Mfn(first + i), page.wrapping_add(i))?;
+            }
+            d.write_guest_obj(at, &first)?;
+        }
+        Ok(())
+    }
+}
+
+/// The frames that came in, each with the page that it was.
+struct Taken {
+    frames: [(u64, u64); MAX_CHUNK],
+    count: usize,
+}
+
+impl Taken {
+    /// Takes one extent. What cannot be taken is EINVAL here, whatever it is.
+    fn take(&mut self, d: &mut PvDomain, first: u64, count: u64) -> Result<(), Stop> {
+        let end = first.checked_add(count).ok_or(Errno::EINVAL)?;
+        let slots = self.frames.iter_mut().skip(self.count);
+        for (slot, mfn) in slots.zip(first..end) {
+            *slot = (mfn, page_of(d, mfn)?);
+        }
+        match take_back(d, first, count) {
+            Ok(()) => self.count += usize::try_from(count).unwrap_or(0),
+            Err(Stop::Restart) => return Err(Stop::Restart),
+            Err(Stop::Refused(_)) => return Err(Errno::EINVAL.into()),
+        }
+        Ok(())
+    }
+
+    fn put_back(&self, d: &mut PvDomain) {
+        for &(mfn, page) in self.frames.iter().take(self.count) {
+            if d.free_frames.remove(Mfn(mfn)) {
+                let given = d.mmu.give_to_guest(&d.memory, Mfn(mfn), page);
+                debug_assert_eq!(given, Ok(()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paravane_abi::domid::DOMID_SELF;
+    use paravane_abi::hypercall as nr;
+    use paravane_abi::memory::XENMEM_DECREASE_RESERVATION;
+
+    use super::*;
+    use crate::domain::pv_testing::{FREE, L1, NOWHERE, TestDomain, va};
+
+    const IN: u64 = FREE;
+    const OUT: u64 = FREE + 1;
+
+    fn side(pfn: u64, nr_extents: u64, extent_order: u32) -> XenMemoryReservation {
+        let extent_start = va(pfn);
+        XenMemoryReservation {
+            extent_start,
+            nr_extents,
+            extent_order,
+            domid: DOMID_SELF,
+            ..Default::default()
+        }
+    }
+
+    fn order(in_: XenMemoryReservation, out: XenMemoryReservation) -> XenMemoryExchange {
+        XenMemoryExchange { in_, out, nr_exchanged: 0 }
+    }
+
+    fn exchange(t: &mut TestDomain, x: XenMemoryExchange) -> Result<u64, Errno> {
+        t.op(nr::MEMORY_OP, XENMEM_EXCHANGE, x).map(|(_, after)| after.nr_exchanged)
+    }
+
+    /// Sixteen unmapped pages, listed as what comes in.
+    fn sixteen(t: &mut TestDomain) -> Vec<u64> {
+        let frames: Vec<u64> = (16..32).map(|pfn| t.mfn(pfn)).collect();
+        for (n, mfn) in (0..).zip(&frames) {
+            t.unmap(16 + n);
+            t.poke(IN, n, *mfn);
+        }
+        frames
+    }
+
+    #[test]
+    fn single_frames_become_a_run_and_singles_again() {
+        let mut t = TestDomain::new();
+        let mut frames: Vec<u64> = (32..80).map(|pfn| t.mfn(pfn)).collect();
+        for (n, mfn) in (0..).zip(&frames) {
+            t.unmap(32 + n);
+            t.poke(IN, n, *mfn);
+        }
+        // A pool in which there is surely a run of 16.
+        let give = side(IN, 48, 0);
+        assert_eq!(t.op(nr::MEMORY_OP, XENMEM_DECREASE_RESERVATION, give).map(|r| r.0), Ok(48));
+        frames.extend(sixteen(&mut t));
+        t.poke(OUT, 0, 700);
+        assert_eq!(exchange(&mut t, order(side(IN, 16, 0), side(OUT, 1, 4))), Ok(16));
+        let first = t.peek(OUT, 0);
+        assert!(first.is_multiple_of(16) && frames.contains(&first));
+        assert_eq!((t.m2p(first), t.m2p(first + 15), t.free_frames.len()), (700, 715, 48));
+
+        t.poke(IN, 0, first);
+        for n in 0..16 {
+            t.poke(OUT, n, 900 + n);
+        }
+        assert_eq!(exchange(&mut t, order(side(IN, 1, 4), side(OUT, 16, 0))), Ok(1));
+        assert!((0..16).all(|n| t.m2p(t.peek(OUT, n)) == 900 + n));
+        assert_eq!(t.free_frames.len(), 48);
+    }
+
+    #[test]
+    fn a_chunk_that_cannot_be_made_changes_nothing() {
+        let mut t = TestDomain::new();
+        let frames = sixteen(&mut t);
+        let pages: Vec<u64> = frames.iter().map(|mfn| t.m2p(*mfn)).collect();
+        let fails = |t: &mut TestDomain, x, errno| {
+            assert_eq!(exchange(t, x), Err(errno));
+            assert_eq!(frames.iter().map(|mfn| t.m2p(*mfn)).collect::<Vec<_>>(), pages);
+            assert!(t.free_frames.is_empty());
+        };
+        // The frames as a whole hold an aligned run of 8 surely, and not one of 16 with the first one twice.
+        t.poke(IN, 15, frames[0]);
+        fails(&mut t, order(side(IN, 16, 0), side(OUT, 1, 4)), Errno::EINVAL);
+        t.poke(IN, 15, t.mfn(L1));
+        fails(&mut t, order(side(IN, 16, 0), side(OUT, 1, 4)), Errno::EINVAL);
+        t.poke(IN, 15, u64::MAX);
+        fails(&mut t, order(side(IN, 16, 0), side(OUT, 1, 4)), Errno::EINVAL);
+        t.poke(IN, 15, frames[15]);
+        let low = XenMemoryReservation { mem_flags: 13, ..side(OUT, 1, 4) };
+        fails(&mut t, order(side(IN, 16, 0), low), Errno::ENOMEM);
+        let low = XenMemoryReservation { mem_flags: 13, ..side(OUT, 16, 0) };
+        fails(&mut t, order(side(IN, 16, 0), low), Errno::ENOMEM);
+        let nowhere = XenMemoryReservation { extent_start: NOWHERE, ..side(OUT, 1, 4) };
+        fails(&mut t, order(side(IN, 16, 0), nowhere), Errno::EFAULT);
+        fails(&mut t, order(nowhere, side(OUT, 1, 4)), Errno::EFAULT);
+    }
+
+    #[test]
+    fn sides_that_do_not_fit() {
+        let mut t = TestDomain::new();
+        let domid = |domid| XenMemoryReservation { domid, ..side(IN, 1, 0) };
+        let begun =
+            |nr_exchanged| XenMemoryExchange { nr_exchanged, ..order(side(IN, 8, 0), side(OUT, 2, 2)) };
+        let cases = [
+            (order(side(IN, 2, 0), side(OUT, 1, 0)), Errno::EINVAL),
+            (order(side(IN, 1 << 60, 4), side(OUT, 1 << 60, 4)), Errno::EINVAL),
+            (order(side(IN, 1, 10), side(OUT, 1024, 0)), Errno::EPERM),
+            (order(side(IN, 1, u32::MAX), side(OUT, 1, u32::MAX)), Errno::EPERM),
+            (order(domid(DOMID_SELF), domid(1)), Errno::EINVAL),
+            (order(domid(0), domid(0)), Errno::EPERM),
+            (order(domid(9), domid(9)), Errno::ESRCH),
+            (begun(9), Errno::EINVAL),
+            (begun(3), Errno::EINVAL),
+            (order(side(IN, 1, 0), XenMemoryReservation { mem_flags: 12, ..side(OUT, 1, 0) }), Errno::EINVAL),
+        ];
+        for (x, errno) in cases {
+            assert_eq!(exchange(&mut t, x), Err(errno), "{x:?}");
+        }
+        assert_eq!(exchange(&mut t, order(side(IN, 0, 0), side(OUT, 0, 0))), Ok(0));
+        assert_eq!(t.call(nr::MEMORY_OP, [XENMEM_EXCHANGE.into(), NOWHERE]), Err(Errno::EFAULT));
+    }
+}

@@ -1,0 +1,121 @@
+//! Page tables: mmu_update, update_va_mapping, mmuext_op (public/xen.h).
+//!
+//! The lists of requests are walked here, preemptibly; what one request means is `mmu::direct`'s business.
+
+use paravane_abi::domid::{DOMID_SELF, DomId};
+use paravane_abi::errno::Errno;
+use paravane_abi::mmu::{FOREIGNDOM_FD_MASK, FOREIGNDOM_PFD_SHIFT, MmuUpdate, MmuextOp};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{HypercallResult, Outcome, PREEMPT_AFTER, done, low32};
+use crate::domain::pv::{DOMID, PvDomain};
+use crate::ledger::BatchKind;
+use crate::mmu::direct::Stop;
+
+/// Requests copied from the guest at a time.
+const CHUNK: usize = 64;
+/// Set in a count that continues an interrupted call, whose progress counter goes on (public/xen.h).
+const PREEMPTED: u32 = 1 << 31;
+
+/// Only the caller's own tables and frames: EPERM for the frames and domains that it must not touch.
+fn own(foreigndom: u64) -> Result<(), Errno> {
+    let word = low32(foreigndom);
+    let page_table_owner = word >> FOREIGNDOM_PFD_SHIFT;
+    let frame_owner = word & FOREIGNDOM_FD_MASK;
+    // The owner of the tables is given plus one; 0 is the caller.
+    let is_own = |dom: u32| dom == u32::from(DOMID_SELF as DomId) || dom == u32::from(DOMID);
+    if page_table_owner != 0 && !is_own(page_table_owner - 1) {
+        return Err(Errno::EPERM);
+    }
+    if is_own(frame_owner) { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+/// How a list of requests ended.
+enum Walked {
+    All,
+    /// Preempted, with this many done in this entry.
+    Some(u64),
+}
+
+/// Calls `one` for each of `count` requests at `list`; counts what was done in `completed`.
+fn walk<T: FromBytes + IntoBytes + Copy>(
+    d: &mut PvDomain,
+    list: u64,
+    count: u64,
+    completed: &mut u64,
+    mut one: impl FnMut(&mut PvDomain, &T) -> Result<(), Stop>,
+) -> Result<Walked, Errno> {
+    let mut chunk = [(); CHUNK].map(|()| T::new_zeroed());
+    while *completed < count {
+        if *completed >= PREEMPT_AFTER {
+            return Ok(Walked::Some(*completed));
+        }
+        let n = usize::try_from(count - *completed).map_or(CHUNK, |left| left.min(CHUNK));
+        let at = (*completed).checked_mul(size_of::<T>() as u64).and_then(|o| list.checked_add(o));
+        let requests = chunk.get_mut(..n).ok_or(Errno::EFAULT)?;
+        d.read_guest(at.ok_or(Errno::EFAULT)?, requests.as_mut_bytes())?;
+        for request in chunk.iter().take(n) {
+            match one(d, request) {
+                Ok(()) => *completed += 1,
+                Err(Stop::Refused(errno)) => return Err(errno),
+                Err(Stop::Restart) => return Ok(Walked::Some(*completed)),
+            }
+        }
+    }
+    Ok(Walked::All)
+}
+
+/// The frame of both calls: count with its continuation flag, progress counter, result.
+fn list_call<T: FromBytes + IntoBytes + Copy>(
+    d: &mut PvDomain,
+    [list, count, pdone, foreigndom, ..]: [u64; 6],
+    kind: BatchKind,
+    one: impl FnMut(&mut PvDomain, &T) -> Result<(), Stop>,
+) -> HypercallResult {
+    let word = low32(count);
+    let continued = word & PREEMPTED != 0;
+    let count = u64::from(word & !PREEMPTED);
+    own(foreigndom)?;
+    if !continued {
+        d.ledger.batch(kind, count);
+    }
+    let before: u32 = if continued && pdone != 0 { d.read_guest_obj(pdone)? } else { 0 };
+    let mut completed = 0;
+    let walked = walk(d, list, count, &mut completed, one);
+    if pdone != 0 {
+        let total = u64::from(before).saturating_add(completed);
+        d.write_guest_obj(pdone, &u32::try_from(total).unwrap_or(u32::MAX))?;
+    }
+    match walked? {
+        Walked::All => done(0),
+        Walked::Some(n) => {
+            let list = list.wrapping_add(n.wrapping_mul(size_of::<T>() as u64));
+            let left = count - n;
+            Ok(Outcome::Again([list, left | u64::from(PREEMPTED), pdone, foreigndom, 0, 0]))
+        }
+    }
+}
+
+/// mmu_update(requests, count, pdone, foreigndom).
+pub fn mmu_update(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+    list_call(d, args, BatchKind::MmuUpdate, |d, request: &MmuUpdate| {
+        d.mmu.mmu_update_one(&d.memory, &mut d.paging, request.ptr, request.val)
+    })
+}
+
+/// mmuext_op(operations, count, pdone, foreigndom).
+pub fn mmuext_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+    list_call(d, args, BatchKind::MmuExt, |d, op: &MmuextOp| {
+        d.mmu.mmuext_one(&d.memory, &mut d.paging, &mut d.tables, op)
+    })
+}
+
+/// update_va_mapping(va, entry, flags).
+pub fn update_va_mapping(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+    let [va, entry, flags, ..] = args;
+    match d.mmu.update_va_mapping(&d.memory, &mut d.paging, va, entry, flags) {
+        Ok(()) => done(0),
+        Err(Stop::Refused(errno)) => Err(errno),
+        Err(Stop::Restart) => Ok(Outcome::Again(args)),
+    }
+}

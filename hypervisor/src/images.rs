@@ -1,0 +1,10 @@
+//! The reference guest's images, built from this very source tree by `build.rs`.
+//!
+//! One kernel, compiled twice with the same flags: only its machine layer differs. Nothing but the bytes is
+//! here; `domain` reads them like any other image.
+
+/// The kernel that asks: hypercalls, event channels, direct paging.
+pub static PV: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pv-guest-kernel.elf"));
+
+/// The same kernel on a bare PC: privileged instructions and plain page-table stores.
+pub static BARE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bare-guest-kernel.elf"));

@@ -1,0 +1,203 @@
+//! The causes of exits, and a dense number for each.
+//!
+//! The numbers index the ledger's arrays; they are not stable between versions and never leave the process
+//! (what is exported is the name, see `name.rs`).
+
+/// A privileged or sensitive instruction that a deprivileged kernel tripped over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum PrivOp {
+    Cli,
+    Sti,
+    Hlt,
+    MovToCr,
+    MovFromCr,
+    Lgdt,
+    Lidt,
+    Ltr,
+    Lldt,
+    Invlpg,
+    Rdmsr,
+    Wrmsr,
+    Swapgs,
+    Iretq,
+    Sysret,
+    Clts,
+    Wbinvd,
+    SegmentLoad,
+    FarReturn,
+    SoftInt,
+    Cpuid,
+    MovDr,
+    Xsetbv,
+    Other,
+}
+
+impl PrivOp {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 24] = [
+        Self::Cli,
+        Self::Sti,
+        Self::Hlt,
+        Self::MovToCr,
+        Self::MovFromCr,
+        Self::Lgdt,
+        Self::Lidt,
+        Self::Ltr,
+        Self::Lldt,
+        Self::Invlpg,
+        Self::Rdmsr,
+        Self::Wrmsr,
+        Self::Swapgs,
+        Self::Iretq,
+        Self::Sysret,
+        Self::Clts,
+        Self::Wbinvd,
+        Self::SegmentLoad,
+        Self::FarReturn,
+        Self::SoftInt,
+        Self::Cpuid,
+        Self::MovDr,
+        Self::Xsetbv,
+        Self::Other,
+    ];
+}
+
+/// Whose I/O port was touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PortDevice {
+    /// The 16550 UART.
+    Uart,
+    /// The pair of 8259 interrupt controllers.
+    Pic,
+    /// The 8254 timer.
+    Pit,
+    /// The port by which a guest brackets a measured region.
+    Mark,
+    /// Power off, reset and crash reports.
+    Power,
+    /// Any other port.
+    Other,
+}
+
+impl PortDevice {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] = [Self::Uart, Self::Pic, Self::Pit, Self::Mark, Self::Power, Self::Other];
+}
+
+/// Whose device memory was touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MmioDevice {
+    /// A virtio device's register page.
+    Virtio,
+    /// Anything else.
+    Other,
+}
+
+impl MmioDevice {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Virtio, Self::Other];
+}
+
+/// Why the guest left the CPU to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// A hypercall, by number; numbers from [`Cause::HYPERCALLS`] on count as the last one.
+    Hypercall(u8),
+    /// A system call of a user program, handed to the guest's kernel.
+    Syscall,
+    /// An exception that is the guest's own to handle, by vector; vectors past 31 count as 31.
+    GuestFault {
+        /// The exception's vector.
+        vector: u8,
+    },
+    /// A privileged instruction, emulated.
+    PrivilegedInstruction(PrivOp),
+    /// IN and INS.
+    PortIn(PortDevice),
+    /// OUT and OUTS.
+    PortOut(PortDevice),
+    /// A store to a write-protected page table, emulated.
+    PageTableStore,
+    /// A shadow page table that lacked what the guest's own table has.
+    ShadowFill,
+    /// An access to device memory, emulated.
+    Mmio(MmioDevice),
+    /// The host took the CPU back: a timer, a signal, another thread.
+    Kick,
+    /// The engine gave the vCPU up.
+    Dead,
+}
+
+const SYSCALL: usize = Cause::HYPERCALLS;
+const FAULT: usize = SYSCALL + 1;
+const PRIVILEGED: usize = FAULT + Cause::VECTORS;
+const PORT_IN: usize = PRIVILEGED + PrivOp::ALL.len();
+const PORT_OUT: usize = PORT_IN + PortDevice::ALL.len();
+const PAGE_TABLE_STORE: usize = PORT_OUT + PortDevice::ALL.len();
+const SHADOW_FILL: usize = PAGE_TABLE_STORE + 1;
+const MMIO: usize = SHADOW_FILL + 1;
+const KICK: usize = MMIO + MmioDevice::ALL.len();
+const DEAD: usize = KICK + 1;
+
+impl Cause {
+    /// How many hypercall numbers are told apart.
+    pub const HYPERCALLS: usize = 64;
+    /// How many exception vectors are told apart.
+    pub const VECTORS: usize = 32;
+    /// How many causes there are.
+    pub const COUNT: usize = DEAD + 1;
+
+    /// This cause's number: below [`Cause::COUNT`], whatever the cause holds.
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Hypercall(nr) => at_most(nr, Self::HYPERCALLS),
+            Self::Syscall => SYSCALL,
+            Self::GuestFault { vector } => FAULT + at_most(vector, Self::VECTORS),
+            Self::PrivilegedInstruction(op) => PRIVILEGED + op as usize,
+            Self::PortIn(device) => PORT_IN + device as usize,
+            Self::PortOut(device) => PORT_OUT + device as usize,
+            Self::PageTableStore => PAGE_TABLE_STORE,
+            Self::ShadowFill => SHADOW_FILL,
+            Self::Mmio(device) => MMIO + device as usize,
+            Self::Kick => KICK,
+            Self::Dead => DEAD,
+        }
+    }
+
+    /// Every cause, in the order of [`Cause::index`].
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0u8..)
+            .take(Self::HYPERCALLS)
+            .map(Self::Hypercall)
+            .chain([Self::Syscall])
+            .chain((0u8..).take(Self::VECTORS).map(|vector| Self::GuestFault { vector }))
+            .chain(PrivOp::ALL.map(Self::PrivilegedInstruction))
+            .chain(PortDevice::ALL.map(Self::PortIn))
+            .chain(PortDevice::ALL.map(Self::PortOut))
+            .chain([Self::PageTableStore, Self::ShadowFill])
+            .chain(MmioDevice::ALL.map(Self::Mmio))
+            .chain([Self::Kick, Self::Dead])
+    }
+}
+
+const fn at_most(value: u8, count: usize) -> usize {
+    if (value as usize) < count { value as usize } else { count - 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_dense_and_in_order() {
+        let indices: Vec<usize> = Cause::all().map(Cause::index).collect();
+        assert_eq!(indices, (0..Cause::COUNT).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn numbers_out_of_range_stay_in_their_group() {
+        assert_eq!(Cause::Hypercall(255).index(), Cause::Hypercall(63).index());
+        assert_eq!(Cause::GuestFault { vector: 32 }.index(), Cause::GuestFault { vector: 31 }.index());
+    }
+}

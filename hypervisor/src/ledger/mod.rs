@@ -1,0 +1,174 @@
+//! Every exit, accounted for: by kind, by cause, by time.
+//!
+//! The monitor tells a [`Ledger`] what each exit was and how long the host worked on it; the ledger keeps
+//! fixed arrays of counts and histograms and is read when the domain has ended. A guest brackets what it wants
+//! measured with marks ([`MARK_BEGIN`], [`MARK_END`]); what happened between them is kept apart, so that a
+//! [`Region`] is exact rather than a difference of sums.
+//!
+//! What may not be done here: recording something that allocates, formats, logs or locks. Reading may.
+
+mod batch;
+mod cause;
+mod histogram;
+mod name;
+mod region;
+mod table;
+mod tally;
+mod units;
+
+pub use batch::{BatchKind, BatchSizes};
+pub use cause::{Cause, MmioDevice, PortDevice, PrivOp};
+pub use region::{ExitRow, Region};
+pub use table::exit_table;
+pub use tally::Tally;
+pub use units::{nanos, nanos_f64};
+
+use batch::Batches;
+use tally::Tallies;
+
+/// The mark that opens a measured region.
+pub const MARK_BEGIN: u8 = 1;
+/// The mark that closes it.
+pub const MARK_END: u8 = 2;
+
+/// One span of a domain's life: what is recorded while it is the current one goes here.
+#[derive(Clone, Debug, Default)]
+struct Account {
+    tallies: Tallies,
+    batches: Batches,
+}
+
+/// What a domain's vCPU did that needed the host.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    outside: Account,
+    inside: Account,
+    /// When the open region began, on the monitor's monotonic clock.
+    open_since: Option<u64>,
+    region_ns: u64,
+    stretches: u64,
+}
+
+impl Ledger {
+    /// An empty ledger; all the memory that it will ever need.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts one exit and the `ns` nanoseconds between the guest's leaving and its being entered again.
+    ///
+    /// Leave out what the guest chose to sleep: that is neither its work nor the host's. The exit of a mark
+    /// itself never belongs to a region.
+    pub fn record(&mut self, cause: Cause, ns: u64) {
+        let is_mark = matches!(cause, Cause::PortOut(PortDevice::Mark));
+        let account = if is_mark { &mut self.outside } else { self.current() };
+        account.tallies.record(cause, ns);
+    }
+
+    /// Counts one batch of `n` requests that crossed into the host together.
+    pub fn batch(&mut self, kind: BatchKind, n: u64) {
+        self.current().batches.record(kind, n);
+    }
+
+    /// Notes a mark at `now_ns` on a monotonic clock: 1 opens a region, 2 closes it, others mean nothing.
+    ///
+    /// For the fairest wall time pass the moment of re-entry for a begin and that of the exit for an end.
+    /// Several stretches add up to one region. A begin within a region and an end outside one are ignored.
+    pub fn mark(&mut self, value: u8, now_ns: u64) {
+        match (value, self.open_since) {
+            (MARK_BEGIN, None) => self.open_since = Some(now_ns),
+            (MARK_END, Some(since)) => {
+                self.region_ns = self.region_ns.saturating_add(now_ns.saturating_sub(since));
+                self.stretches += 1;
+                self.open_since = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a region has begun and not ended.
+    pub fn in_region(&self) -> bool {
+        self.open_since.is_some()
+    }
+
+    /// What happened between the marks; nothing if no region was closed, or the last one never was.
+    pub fn region(&self) -> Option<Region> {
+        if self.stretches == 0 || self.in_region() {
+            return None;
+        }
+        Some(Region::new(self.region_ns, &self.inside.tallies, &self.inside.batches))
+    }
+
+    /// The whole life of the domain, marks and regions included, which lasted `ns`.
+    pub fn whole(&self, ns: u64) -> Region {
+        let mut all = self.outside.clone();
+        all.tallies.merge(&self.inside.tallies);
+        all.batches.merge(&self.inside.batches);
+        Region::new(ns, &all.tallies, &all.batches)
+    }
+
+    /// How many exits were recorded in all.
+    pub fn exits(&self) -> u64 {
+        self.outside.tallies.total_count() + self.inside.tallies.total_count()
+    }
+
+    fn current(&mut self) -> &mut Account {
+        if self.open_since.is_some() { &mut self.inside } else { &mut self.outside }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIN: Cause = Cause::Hypercall(26);
+    const CLI: Cause = Cause::PrivilegedInstruction(PrivOp::Cli);
+    const MARK: Cause = Cause::PortOut(PortDevice::Mark);
+
+    fn bracketed(f: impl FnOnce(&mut Ledger)) -> Ledger {
+        let mut ledger = Ledger::new();
+        ledger.record(CLI, 5);
+        ledger.mark(MARK_BEGIN, 100);
+        ledger.record(MARK, 1);
+        f(&mut ledger);
+        ledger.mark(MARK_END, 350);
+        ledger.record(MARK, 1);
+        ledger
+    }
+
+    #[test]
+    fn a_region_holds_what_lies_between_the_marks() {
+        let ledger = bracketed(|l| {
+            l.record(PIN, 30);
+            l.record(PIN, 10);
+            l.batch(BatchKind::MmuExt, 3);
+        });
+        let region = ledger.region().unwrap();
+        assert_eq!((region.ns, region.traps(), region.handling_ns()), (250, 2, 40));
+        assert_eq!(region.exits.len(), 1);
+        assert_eq!((region.exits[0].min_ns, region.exits[0].max_ns), (10, 30));
+        assert_eq!(region.batches.len(), 1);
+        let whole = ledger.whole(1000);
+        assert_eq!((whole.traps(), ledger.exits(), whole.ns), (5, 5, 1000));
+        assert_eq!(whole.batches, region.batches);
+    }
+
+    #[test]
+    fn stretches_add_up_and_stray_marks_do_not_count() {
+        let mut ledger = bracketed(|l| l.mark(MARK_BEGIN, 300));
+        ledger.mark(MARK_END, 9_000);
+        ledger.mark(7, 9_001);
+        ledger.mark(MARK_BEGIN, 10_000);
+        ledger.record(CLI, 2);
+        assert_eq!(ledger.region(), None, "an open region has no result");
+        ledger.mark(MARK_END, 10_050);
+        let region = ledger.region().unwrap();
+        assert_eq!((region.ns, region.traps()), (300, 1));
+    }
+
+    #[test]
+    fn without_marks_there_is_no_region() {
+        assert_eq!(Ledger::new().region(), None);
+        assert_eq!(Ledger::new().whole(0).traps(), 0);
+    }
+}

@@ -1,0 +1,18 @@
+//! The host.
+
+pub mod audit;
+pub mod cli;
+pub mod compare;
+pub mod console;
+pub mod domain;
+pub mod emulate;
+pub mod engine;
+pub mod event;
+pub mod hypercall;
+pub mod images;
+pub mod ledger;
+pub mod memory;
+pub mod mmu;
+pub mod monitor;
+pub mod platform;
+pub mod time;

@@ -1,0 +1,212 @@
+//! `mmuext_op`: pins, roots, flushes, and clearing and copying frames.
+
+use paravane_abi::Errno;
+use paravane_abi::mmu::{
+    MMUEXT_CLEAR_PAGE, MMUEXT_COPY_PAGE, MMUEXT_FLUSH_CACHE, MMUEXT_FLUSH_CACHE_GLOBAL, MMUEXT_INVLPG_ALL,
+    MMUEXT_INVLPG_LOCAL, MMUEXT_INVLPG_MULTI, MMUEXT_MARK_SUPER, MMUEXT_NEW_BASEPTR, MMUEXT_NEW_USER_BASEPTR,
+    MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_SET_LDT,
+    MMUEXT_TLB_FLUSH_ALL, MMUEXT_TLB_FLUSH_LOCAL, MMUEXT_TLB_FLUSH_MULTI, MMUEXT_UNMARK_SUPER,
+    MMUEXT_UNPIN_TABLE, MmuextOp,
+};
+
+use super::frame::{FrameType, Level};
+use super::segdesc::{Gdt, Ldt};
+use super::update::is_guest_address;
+use super::{DirectPaging, Pass, Stop};
+use crate::engine::{Flush, Paging};
+use crate::memory::{MachineMemory, Mfn, PAGE_SIZE};
+
+/// The tables that one vCPU uses, each held by references.
+///
+/// Both roots are validated L4 tables, always: what a vCPU walks comes from here or from nowhere.
+#[derive(Debug)]
+pub struct VcpuTables {
+    kernel: Mfn,
+    user: Option<Mfn>,
+    pub(super) gdt: Gdt,
+    pub(super) ldt: Ldt,
+}
+
+impl VcpuTables {
+    /// The root that the guest's kernel runs on.
+    pub fn kernel_root(&self) -> Mfn {
+        self.kernel
+    }
+    /// The root that the guest's user mode runs on; without one it cannot be entered.
+    pub fn user_root(&self) -> Option<Mfn> {
+        self.user
+    }
+}
+
+impl DirectPaging {
+    /// Takes over the page tables that a domain is started with: validates and pins `root` and makes it the
+    /// boot vCPU's.
+    pub fn pin_initial(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        root: Mfn,
+    ) -> Result<VcpuTables, Errno> {
+        while let Err(stop) = self.pin(memory, paging, root, Level::L4) {
+            if let Stop::Refused(errno) = stop {
+                return Err(errno);
+            }
+        }
+        loop {
+            match self.attach(memory, paging, root) {
+                Ok(tables) => return Ok(tables),
+                Err(Stop::Restart) => {}
+                Err(Stop::Refused(errno)) => return Err(errno),
+            }
+        }
+    }
+
+    /// Makes `root` the kernel's root of a vCPU that has none yet.
+    pub fn attach(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        root: Mfn,
+    ) -> Result<VcpuTables, Stop> {
+        self.pass(memory, paging).table_op(root, Level::L4, |pass| {
+            pass.get_table(root, Level::L4)?;
+            pass.paging.set_root(root);
+            Ok(VcpuTables { kernel: root, user: None, gdt: Gdt::default(), ldt: Ldt::default() })
+        })
+    }
+
+    /// One operation of `mmuext_op`, for the calling domain's own frames and the calling vCPU.
+    ///
+    /// Flushes reach this vCPU; passing those of other vCPUs on is the caller's. The bitmap of the MULTI
+    /// flavours is not read: flushing more than was asked for is always right.
+    pub fn mmuext_one(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        tables: &mut VcpuTables,
+        op: &MmuextOp,
+    ) -> Result<(), Stop> {
+        let mfn = Mfn(op.arg1);
+        match op.cmd {
+            MMUEXT_PIN_L1_TABLE => self.pin(memory, paging, mfn, Level::L1),
+            MMUEXT_PIN_L2_TABLE => self.pin(memory, paging, mfn, Level::L2),
+            MMUEXT_PIN_L3_TABLE => self.pin(memory, paging, mfn, Level::L3),
+            MMUEXT_PIN_L4_TABLE => self.pin(memory, paging, mfn, Level::L4),
+            MMUEXT_UNPIN_TABLE => self.pass(memory, paging).unpin(mfn),
+            MMUEXT_NEW_BASEPTR => self.pass(memory, paging).new_kernel_root(tables, mfn),
+            MMUEXT_NEW_USER_BASEPTR => self.pass(memory, paging).new_user_root(tables, mfn),
+            MMUEXT_TLB_FLUSH_LOCAL | MMUEXT_TLB_FLUSH_MULTI | MMUEXT_TLB_FLUSH_ALL => {
+                paging.flush(Flush::All);
+                Ok(())
+            }
+            MMUEXT_INVLPG_LOCAL | MMUEXT_INVLPG_MULTI | MMUEXT_INVLPG_ALL => {
+                if is_guest_address(op.arg1) {
+                    paging.flush(Flush::Page(op.arg1));
+                }
+                Ok(())
+            }
+            MMUEXT_SET_LDT => tables.ldt.set(op.arg1, op.nr_ents()),
+            MMUEXT_CLEAR_PAGE => self.pass(memory, paging).fill(mfn, |memory| Ok(memory.zero_frame(mfn)?)),
+            MMUEXT_COPY_PAGE => self.copy_page(memory, paging, mfn, Mfn(op.arg2)),
+            // Only a domain with devices may, on Xen.
+            MMUEXT_FLUSH_CACHE | MMUEXT_FLUSH_CACHE_GLOBAL => Err(Errno::EACCES.into()),
+            MMUEXT_MARK_SUPER | MMUEXT_UNMARK_SUPER => Err(Errno::EOPNOTSUPP.into()),
+            _ => Err(Errno::ENOSYS.into()),
+        }
+    }
+
+    fn pin(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        mfn: Mfn,
+        level: Level,
+    ) -> Result<(), Stop> {
+        self.pass(memory, paging).table_op(mfn, level, |pass| {
+            pass.get_table(mfn, level)?;
+            if pass.frames.get(mfn).is_some_and(|f| f.pinned()) {
+                pass.put_table(mfn);
+                return Err(Errno::EINVAL.into());
+            }
+            pass.frames.set_pinned(mfn, true);
+            Ok(())
+        })
+    }
+
+    fn copy_page(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        to: Mfn,
+        from: Mfn,
+    ) -> Result<(), Stop> {
+        self.frames.guest(from).ok_or(Errno::EINVAL)?;
+        self.pass(memory, paging).fill(to, |memory| {
+            let page: [u8; PAGE_SIZE as usize] = memory.read_obj(from.maddr())?;
+            Ok(memory.write(to.maddr(), &page)?)
+        })
+    }
+}
+
+impl Pass<'_> {
+    /// An operation that validates the table `mfn`.
+    fn table_op<T>(
+        &mut self,
+        mfn: Mfn,
+        level: Level,
+        op: impl FnOnce(&mut Self) -> Result<T, Stop>,
+    ) -> Result<T, Stop> {
+        self.begin(Some((mfn, level)))?;
+        let result = op(self);
+        self.finish(result)
+    }
+
+    fn unpin(&mut self, mfn: Mfn) -> Result<(), Stop> {
+        self.begin(None)?;
+        if !self.frames.guest(mfn).is_some_and(|f| f.pinned()) {
+            return Err(Errno::EINVAL.into());
+        }
+        self.frames.set_pinned(mfn, false);
+        self.put_table(mfn);
+        self.finish(Ok(()))
+    }
+
+    fn new_kernel_root(&mut self, tables: &mut VcpuTables, mfn: Mfn) -> Result<(), Stop> {
+        if mfn == tables.kernel {
+            self.paging.set_root(mfn);
+            return Ok(());
+        }
+        self.table_op(mfn, Level::L4, |pass| {
+            pass.get_table(mfn, Level::L4)?;
+            pass.paging.set_root(mfn);
+            pass.put_table(std::mem::replace(&mut tables.kernel, mfn));
+            Ok(())
+        })
+    }
+
+    /// Frame 0, which is never the guest's, takes the user root away.
+    fn new_user_root(&mut self, tables: &mut VcpuTables, mfn: Mfn) -> Result<(), Stop> {
+        let new = Some(mfn).filter(|mfn| mfn.0 != 0);
+        if new == tables.user {
+            return Ok(());
+        }
+        self.table_op(mfn, Level::L4, |pass| {
+            if let Some(mfn) = new {
+                pass.get_table(mfn, Level::L4)?;
+            }
+            if let Some(old) = std::mem::replace(&mut tables.user, new) {
+                pass.put_table(old);
+            }
+            Ok(())
+        })
+    }
+
+    /// Lets `write` store to a frame that the guest may write, and to no other.
+    fn fill(&mut self, mfn: Mfn, write: impl FnOnce(&MachineMemory) -> Result<(), Stop>) -> Result<(), Stop> {
+        self.begin(None)?;
+        self.hold(mfn, FrameType::Writable).ok_or(Errno::EINVAL)?;
+        let result = write(self.memory);
+        self.frames.release(mfn);
+        self.finish(result)
+    }
+}

@@ -1,0 +1,330 @@
+//! The frame table: for every machine frame, whose it is, what it is used as, and by how many.
+//!
+//! This is the counting and nothing else: it reads no page table and knows no error number. Two counts are
+//! kept of each frame. A *reference* keeps the frame the guest's: every entry that maps it or links it, every
+//! CPU that walks it, every pin holds one. A *type reference* also keeps it what it is: writable mappings,
+//! links to tables, pins, CR3 and descriptor tables hold one. Only a frame without type references may
+//! change its type, and that rule is what keeps page tables out of the guest's hands.
+
+use crate::memory::Mfn;
+
+/// Level of a page table: an L1 table's entries map pages, the others' link tables of the level below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Level {
+    L1,
+    L2,
+    L3,
+    L4,
+}
+
+impl Level {
+    /// 1..=4, as the rest of the program counts them.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::L1 => 1,
+            Self::L2 => 2,
+            Self::L3 => 3,
+            Self::L4 => 4,
+        }
+    }
+    /// The level of the tables that this one's entries link; `None` where they map pages.
+    pub const fn below(self) -> Option<Self> {
+        match self {
+            Self::L1 => None,
+            Self::L2 => Some(Self::L1),
+            Self::L3 => Some(Self::L2),
+            Self::L4 => Some(Self::L3),
+        }
+    }
+}
+
+/// What a frame is used as. It stays what it last was until it becomes something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameType {
+    /// Never anything but read.
+    None,
+    /// Ordinary memory, mapped writable somewhere.
+    Writable,
+    /// Holds segment descriptors.
+    SegDesc,
+    /// A page table.
+    Table(Level),
+}
+
+/// Whose a frame is, and so what a guest may do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The guest's own memory.
+    Guest,
+    /// The hypervisor's, or nobody's: the guest may not name it.
+    Hypervisor,
+    /// The hypervisor's, and the guest may map it for reading and writing (the shared info page).
+    Shared,
+    /// The hypervisor's, and the guest may map it for reading (the M2P).
+    ReadOnly,
+}
+
+const COUNT_BITS: u32 = 27;
+const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
+const REF: u64 = 1;
+const TYPE_REF: u64 = 1 << COUNT_BITS;
+const TYPE_SHIFT: u32 = 2 * COUNT_BITS;
+const TYPE_MASK: u64 = 0b111 << TYPE_SHIFT;
+const VALIDATED: u64 = 1 << 57;
+const PINNED: u64 = 1 << 58;
+const WAS_TABLE: u64 = 1 << 59;
+const PARKED: u64 = 1 << 60;
+const OWNER_SHIFT: u32 = 61;
+const OWNER_MASK: u64 = 0b11 << OWNER_SHIFT;
+
+/// One frame's account, in one word. All zeroes is a frame of the guest that nobody uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frame(u64);
+
+impl Frame {
+    /// How many references there are.
+    pub const fn refs(self) -> u64 {
+        self.0 & COUNT_MAX
+    }
+    /// How many of them need the frame to stay what it is.
+    pub const fn type_refs(self) -> u64 {
+        (self.0 >> COUNT_BITS) & COUNT_MAX
+    }
+    /// What the frame is, or last was.
+    pub const fn kind(self) -> FrameType {
+        match (self.0 & TYPE_MASK) >> TYPE_SHIFT {
+            1 => FrameType::Table(Level::L1),
+            2 => FrameType::Table(Level::L2),
+            3 => FrameType::Table(Level::L3),
+            4 => FrameType::Table(Level::L4),
+            5 => FrameType::Writable,
+            6 => FrameType::SegDesc,
+            _ => FrameType::None,
+        }
+    }
+    /// What the frame is held to be: its type while there are type references, else nothing.
+    pub const fn held_as(self) -> Option<FrameType> {
+        if self.type_refs() == 0 { None } else { Some(self.kind()) }
+    }
+    /// Whether the content was checked against the type; of use while the type is held.
+    pub const fn validated(self) -> bool {
+        self.0 & VALIDATED != 0
+    }
+    /// Whether the guest has pinned it: a type reference that only an unpin drops.
+    pub const fn pinned(self) -> bool {
+        self.0 & PINNED != 0
+    }
+    /// Whether an engine may remember it as a page table from before.
+    pub const fn was_table(self) -> bool {
+        self.0 & WAS_TABLE != 0
+    }
+    /// Whether a list of unfinished work holds one of its type references.
+    pub const fn parked(self) -> bool {
+        self.0 & PARKED != 0
+    }
+    /// Whose it is.
+    pub const fn owner(self) -> Owner {
+        match (self.0 & OWNER_MASK) >> OWNER_SHIFT {
+            0 => Owner::Guest,
+            1 => Owner::Hypervisor,
+            2 => Owner::Shared,
+            _ => Owner::ReadOnly,
+        }
+    }
+
+    const fn with_kind(self, kind: FrameType) -> Self {
+        let number = match kind {
+            FrameType::None => 0,
+            FrameType::Table(level) => level.number() as u64,
+            FrameType::Writable => 5,
+            FrameType::SegDesc => 6,
+        };
+        Self(self.0 & !TYPE_MASK | number << TYPE_SHIFT)
+    }
+    const fn with_flag(self, flag: u64, set: bool) -> Self {
+        if set { Self(self.0 | flag) } else { Self(self.0 & !flag) }
+    }
+}
+
+/// What taking a type reference amounted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// The frame was that already: nothing is left to do.
+    Again,
+    /// The frame became that now; before, it was last used as this.
+    First(FrameType),
+}
+
+/// Every machine frame's [`Frame`].
+#[derive(Debug)]
+pub(super) struct FrameTable {
+    // Zeroed by the allocator, so that a frame which is never used costs no memory.
+    words: Vec<u64>,
+}
+
+impl FrameTable {
+    pub(super) fn new(frames: u64) -> Self {
+        Self { words: vec![0; usize::try_from(frames).unwrap_or(usize::MAX)] }
+    }
+    #[cfg(test)]
+    pub(super) fn len(&self) -> u64 {
+        self.words.len() as u64
+    }
+    /// The account of `mfn`, if there is such a frame.
+    pub(super) fn get(&self, mfn: Mfn) -> Option<Frame> {
+        self.words.get(usize::try_from(mfn.0).ok()?).copied().map(Frame)
+    }
+    /// The account of `mfn`, if the guest owns it.
+    pub(super) fn guest(&self, mfn: Mfn) -> Option<Frame> {
+        self.get(mfn).filter(|f| f.owner() == Owner::Guest)
+    }
+
+    /// Takes a reference. `None` when there is no such frame or the count is full.
+    pub(super) fn take(&mut self, mfn: Mfn) -> Option<()> {
+        let word = self.word(mfn)?;
+        if Frame(*word).refs() == COUNT_MAX {
+            return None;
+        }
+        *word += REF;
+        Some(())
+    }
+    /// Drops a reference.
+    pub(super) fn put(&mut self, mfn: Mfn) {
+        if let Some(word) = self.word(mfn) {
+            debug_assert!(Frame(*word).refs() > Frame(*word).type_refs(), "unbalanced put of {mfn:?}");
+            *word = word.saturating_sub(REF);
+        }
+    }
+    /// Takes a reference and a type reference to a frame of the guest, making it `kind` when it is free to change.
+    ///
+    /// `None` when the frame is not the guest's, is held as something else, or a count is full. A frame that
+    /// just became a table or a descriptor page is not validated: that is the caller's next step.
+    pub(super) fn hold(&mut self, mfn: Mfn, kind: FrameType) -> Option<Hold> {
+        let frame = self.guest(mfn)?;
+        if frame.refs() == COUNT_MAX || frame.type_refs() == COUNT_MAX {
+            return None;
+        }
+        let taken = Frame(frame.0 + REF + TYPE_REF);
+        let (taken, hold) = if frame.type_refs() == 0 {
+            let fresh = taken.with_kind(kind).with_flag(VALIDATED, kind == FrameType::Writable);
+            (fresh, Hold::First(frame.kind()))
+        } else if frame.kind() == kind && frame.validated() {
+            (taken, Hold::Again)
+        } else {
+            return None;
+        };
+        *self.word(mfn)? = taken.0;
+        Some(hold)
+    }
+    /// Drops a reference and a type reference.
+    pub(super) fn release(&mut self, mfn: Mfn) {
+        if let Some(word) = self.word(mfn) {
+            debug_assert!(Frame(*word).type_refs() > 0, "unbalanced release of {mfn:?}");
+            *word = word.saturating_sub(REF + TYPE_REF);
+        }
+    }
+    pub(super) fn set_owner(&mut self, mfn: Mfn, owner: Owner) {
+        let number: u64 = match owner {
+            Owner::Guest => 0,
+            Owner::Hypervisor => 1,
+            Owner::Shared => 2,
+            Owner::ReadOnly => 3,
+        };
+        if let Some(word) = self.word(mfn) {
+            *word = *word & !OWNER_MASK | number << OWNER_SHIFT;
+        }
+    }
+    pub(super) fn set_validated(&mut self, mfn: Mfn, set: bool) {
+        self.update(mfn, |f| f.with_flag(VALIDATED, set));
+    }
+    pub(super) fn set_pinned(&mut self, mfn: Mfn, set: bool) {
+        self.update(mfn, |f| f.with_flag(PINNED, set));
+    }
+    pub(super) fn set_was_table(&mut self, mfn: Mfn, set: bool) {
+        self.update(mfn, |f| f.with_flag(WAS_TABLE, set));
+    }
+    pub(super) fn set_parked(&mut self, mfn: Mfn, set: bool) {
+        self.update(mfn, |f| f.with_flag(PARKED, set));
+    }
+
+    fn update(&mut self, mfn: Mfn, change: impl FnOnce(Frame) -> Frame) {
+        if let Some(word) = self.word(mfn) {
+            *word = change(Frame(*word)).0;
+        }
+    }
+    fn word(&mut self, mfn: Mfn) -> Option<&mut u64> {
+        self.words.get_mut(usize::try_from(mfn.0).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const F: Mfn = Mfn(1);
+    const L1: FrameType = FrameType::Table(Level::L1);
+
+    #[test]
+    fn untouched_frames_are_free_guest_frames() {
+        let t = FrameTable::new(2);
+        let f = t.get(F).unwrap();
+        assert_eq!((f.refs(), f.type_refs(), f.kind(), f.owner()), (0, 0, FrameType::None, Owner::Guest));
+        assert!(!f.validated() && !f.pinned() && !f.was_table() && !f.parked());
+        assert_eq!(t.get(Mfn(2)), None);
+        assert_eq!(t.get(Mfn(u64::MAX)), None);
+    }
+
+    #[test]
+    fn a_held_frame_keeps_its_type() {
+        let mut t = FrameTable::new(2);
+        assert_eq!(t.hold(F, L1), Some(Hold::First(FrameType::None)));
+        assert_eq!(t.hold(F, L1), None, "not validated yet");
+        t.set_validated(F, true);
+        assert_eq!(t.hold(F, L1), Some(Hold::Again));
+        assert_eq!(t.hold(F, FrameType::Writable), None);
+        assert_eq!(t.take(F), Some(()));
+        t.release(F);
+        assert_eq!(t.get(F).unwrap().held_as(), Some(L1));
+        t.release(F);
+        assert_eq!(t.get(F).unwrap().held_as(), None);
+        assert_eq!(t.hold(F, FrameType::Writable), Some(Hold::First(L1)));
+        assert!(t.get(F).unwrap().validated());
+        assert_eq!(t.get(F).unwrap().refs(), 2);
+    }
+
+    #[test]
+    fn fields_do_not_leak_into_each_other() {
+        let mut t = FrameTable::new(2);
+        for owner in [Owner::Hypervisor, Owner::Shared, Owner::ReadOnly, Owner::Guest] {
+            t.set_owner(F, owner);
+            assert_eq!(t.get(F).unwrap().owner(), owner);
+        }
+        t.words[1] = COUNT_MAX;
+        assert_eq!(t.take(F), None, "a full count refuses, and does not wrap");
+        assert_eq!(t.hold(F, L1), None);
+        t.words[1] = COUNT_MAX * TYPE_REF;
+        assert_eq!(t.hold(F, FrameType::None), None);
+        for kind in [L1, FrameType::Table(Level::L4), FrameType::SegDesc, FrameType::Writable] {
+            t.update(F, |f| f.with_kind(kind));
+            assert_eq!(t.get(F).unwrap().kind(), kind);
+        }
+        t.set_pinned(F, true);
+        t.set_was_table(F, true);
+        t.set_parked(F, true);
+        let f = t.get(F).unwrap();
+        assert_eq!((f.refs(), f.type_refs(), f.owner()), (0, COUNT_MAX, Owner::Guest));
+        t.set_pinned(F, false);
+        let f = t.get(F).unwrap();
+        assert!(!f.pinned() && f.was_table() && f.parked() && !f.validated());
+    }
+
+    #[test]
+    fn only_the_guests_frames_can_be_held() {
+        let mut t = FrameTable::new(2);
+        for owner in [Owner::Hypervisor, Owner::Shared, Owner::ReadOnly] {
+            t.set_owner(F, owner);
+            assert_eq!(t.hold(F, FrameType::Writable), None);
+        }
+    }
+}

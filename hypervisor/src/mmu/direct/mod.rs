@@ -1,0 +1,146 @@
+//! Direct paging: the guest owns its page tables, and every change to them is validated.
+//!
+//! The guest reads its tables freely and has them mapped read-only; it changes them by asking. What holds
+//! after every operation, whatever a guest asked for:
+//!
+//! 1. A frame that is a page table or holds descriptors is mapped writable nowhere, not even by a translation
+//!    that a CPU may still have cached: a frame changes its type only when no type reference is left, and
+//!    then everything cached is flushed.
+//! 2. A present entry names a frame of the guest (or one of the few that the hypervisor shows it) and, above
+//!    L1, a validated table of the level right below. So there are no superpages, and no linear (recursive)
+//!    page tables: a table that links itself or its like is refused with EINVAL, as by a Xen built without
+//!    them.
+//! 3. Slots 256 to 271 of every L4 table hold the hypervisor's entries.
+//! 4. Every frame's two counts (see [`frame`]) are exactly what the tables, pins, roots and descriptor tables
+//!    amount to.
+//!
+//! The work of one operation is bounded: validating or taking down a table reads its 512 entries, once,
+//! and an operation that would do so more than [`BUDGET`] entries long stops with [`Stop::Restart`]. Its
+//! progress is kept as references to the tables that are done, which bounds it all by the guest's own memory.
+//!
+//! One operation at a time: `&mut self` is the lock. Type changes flush the calling vCPU only; with several
+//! vCPUs the caller must have the others outside the guest, or flush them before it lets go of the lock.
+//!
+//! What may not be done here: storing to a table without counting, or telling guests apart from attackers.
+//! Semantics and errors: public/xen.h and public/errno.h; what is left out is said where it is.
+
+use std::ops::Range;
+
+use paravane_abi::{Errno, addr};
+
+use crate::domain::layout::HypervisorLayout;
+use crate::engine::{Flush, Paging};
+use crate::memory::{BadMachineAddress, MachineMemory, Mfn};
+
+mod entry;
+mod ext;
+pub mod frame;
+mod ownership;
+mod segdesc;
+mod table;
+mod update;
+
+#[cfg(test)]
+mod tests;
+
+pub use entry::GUEST_KERNEL;
+pub use ext::VcpuTables;
+pub use segdesc::GDT_FRAMES;
+
+use frame::{Frame, FrameTable, Owner};
+use table::Work;
+
+/// How many entries one operation looks at before it stops with [`Stop::Restart`]: 512 tables, which takes less
+/// than a millisecond or so and is more than an ordinary process has.
+pub const BUDGET: u32 = 1 << 18;
+
+/// How many entries the hypervisor has in every L4 table.
+pub const RESERVED_ENTRIES: usize = addr::RESERVED_L4_LAST - addr::RESERVED_L4_FIRST + 1;
+
+/// Why an operation was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+    /// It is refused; nothing was changed.
+    #[error("the update is refused with {0}; correct the entry or the frame's use")]
+    Refused(#[from] Errno),
+    /// It was long and is not finished: do the same again, after a look at what else is to be done.
+    #[error("the operation is not finished; issue it again")]
+    Restart,
+}
+
+impl From<BadMachineAddress> for Stop {
+    /// Every address is checked before it is used, so this is an answer to a fault of ours, not the guest's.
+    fn from(_: BadMachineAddress) -> Self {
+        Self::Refused(Errno::EFAULT)
+    }
+}
+
+/// A domain's page tables: who uses which frame as what.
+#[derive(Debug)]
+pub struct DirectPaging {
+    frames: FrameTable,
+    work: Work,
+    reserved_l4: [u64; RESERVED_ENTRIES],
+    m2p: Range<u64>,
+    guest_base: u64,
+}
+
+impl DirectPaging {
+    /// The state of a machine laid out as `layout`, no frame of which is used yet.
+    ///
+    /// `reserved_l4` is what the engine wants in slots 256 to 271 of every L4 table.
+    pub fn new(layout: &HypervisorLayout, reserved_l4: [u64; RESERVED_ENTRIES]) -> Self {
+        let mut frames = FrameTable::new(layout.total);
+        let guest_base = layout.hypervisor_frames();
+        for mfn in 0..guest_base {
+            frames.set_owner(Mfn(mfn), Owner::Hypervisor);
+        }
+        for mfn in layout.m2p.clone() {
+            frames.set_owner(Mfn(mfn), Owner::ReadOnly);
+        }
+        frames.set_owner(layout.shared_info, Owner::Shared);
+        Self { frames, work: Work::new(BUDGET), reserved_l4, m2p: layout.m2p.clone(), guest_base }
+    }
+
+    /// The account of `mfn`, if there is such a frame.
+    pub fn frame(&self, mfn: Mfn) -> Option<Frame> {
+        self.frames.get(mfn)
+    }
+
+    fn pass<'a>(&'a mut self, memory: &'a MachineMemory, paging: &'a mut Paging) -> Pass<'a> {
+        Pass {
+            frames: &mut self.frames,
+            work: &mut self.work,
+            reserved_l4: &self.reserved_l4,
+            memory,
+            paging,
+        }
+    }
+}
+
+/// One operation under way: the state, and what it reads, writes and tells.
+struct Pass<'a> {
+    frames: &'a mut FrameTable,
+    work: &'a mut Work,
+    reserved_l4: &'a [u64; RESERVED_ENTRIES],
+    memory: &'a MachineMemory,
+    paging: &'a mut Paging,
+}
+
+impl Pass<'_> {
+    /// Takes a reference and a type reference; whether the frame only now became `kind`.
+    fn hold(&mut self, mfn: Mfn, kind: frame::FrameType) -> Option<bool> {
+        use frame::{FrameType, Hold};
+        let Hold::First(was) = self.frames.hold(mfn, kind)? else { return Some(false) };
+        if was != kind && was != FrameType::None {
+            // A CPU may have cached the frame as what it was: writable where it becomes a table, or as a table
+            // where the guest is about to store what it likes.
+            self.paging.flush(Flush::All);
+        }
+        if matches!(kind, FrameType::Table(_)) && self.frames.get(mfn).is_some_and(Frame::was_table) {
+            self.frames.set_was_table(mfn, false);
+            self.paging.reused_table(mfn);
+        }
+        Some(true)
+    }
+}

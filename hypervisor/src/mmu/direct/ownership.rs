@@ -1,0 +1,64 @@
+//! Frames that come and go, and frames that the host writes to.
+//!
+//! The rest of the host writes to guest memory too (a device's data, a hypercall's result). Where it goes
+//! through the guest's own page tables their rights decide; where the guest names a frame, only
+//! [`DirectPaging::get_writable`] does.
+
+use paravane_abi::{Errno, addr};
+
+use super::frame::{FrameType, Owner};
+use super::{DirectPaging, Stop};
+use crate::engine::{Flush, Paging};
+use crate::memory::{MachineMemory, Mfn};
+
+impl DirectPaging {
+    /// Takes a frame away from the guest, who must not use it any more: `decrease_reservation` and the like.
+    ///
+    /// A frame that anything still refers to is refused with EBUSY, one that is not the guest's with EINVAL.
+    pub fn take_from_guest(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        mfn: Mfn,
+    ) -> Result<(), Stop> {
+        self.pass(memory, paging).begin(None)?;
+        let frame = self.frames.guest(mfn).ok_or(Errno::EINVAL)?;
+        if frame.refs() != 0 {
+            return Err(Errno::EBUSY.into());
+        }
+        self.frames.set_owner(mfn, Owner::Hypervisor);
+        // Even a translation for reading must not outlive this.
+        paging.flush(Flush::All);
+        self.set_m2p(memory, mfn, addr::INVALID_M2P_ENTRY)
+    }
+
+    /// Gives a frame that was taken away back to the guest, as its page `pfn`. Its content is what it was.
+    pub fn give_to_guest(&mut self, memory: &MachineMemory, mfn: Mfn, pfn: u64) -> Result<(), Errno> {
+        let frame = self.frames.get(mfn).ok_or(Errno::EINVAL)?;
+        if mfn.0 < self.guest_base || frame.owner() != Owner::Hypervisor {
+            return Err(Errno::EINVAL);
+        }
+        self.frames.set_owner(mfn, Owner::Guest);
+        self.set_m2p(memory, mfn, pfn).map_err(|_| Errno::EINVAL)
+    }
+
+    /// Lets the host write to a frame that the guest named, until [`DirectPaging::put_writable`].
+    ///
+    /// Refused with EINVAL when the frame is not the guest's, or is a page table or holds descriptors.
+    pub fn get_writable(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        mfn: Mfn,
+    ) -> Result<(), Stop> {
+        let mut pass = self.pass(memory, paging);
+        pass.begin(None)?;
+        pass.hold(mfn, FrameType::Writable).ok_or(Errno::EINVAL)?;
+        Ok(())
+    }
+
+    /// Ends what one [`DirectPaging::get_writable`] began.
+    pub fn put_writable(&mut self, mfn: Mfn) {
+        self.frames.release(mfn);
+    }
+}

@@ -1,0 +1,176 @@
+//! Descriptor tables: `set_gdt`, `update_descriptor`, MMUEXT_SET_LDT.
+//!
+//! A guest's descriptors are never loaded into a processor here: its code always runs on flat CPL 3 segments.
+//! They are validated and their frames kept from plain stores all the same, so that a guest meets the errors
+//! that Xen would give it and an engine may come to load them. Of system descriptors only absent ones pass;
+//! call gates, which Xen lets a guest have, are refused. An LDT is checked as to its place alone.
+//! Facts: SDM vol. 3, 3.4.5 (segment descriptors); public/arch-x86/xen.h (FIRST_RESERVED_GDT_ENTRY).
+
+use paravane_abi::Errno;
+
+use super::frame::FrameType;
+use super::update::is_guest_address;
+use super::{DirectPaging, Pass, Stop, VcpuTables};
+use crate::engine::Paging;
+use crate::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
+
+/// How many frames a guest's GDT may have.
+pub const GDT_FRAMES: usize = 14;
+/// Descriptors in a frame.
+const PER_FRAME: usize = 512;
+/// The largest LDT (SDM vol. 3, 3.5.1).
+const LDT_MAX: u32 = 8192;
+
+const DPL: u64 = 0b11 << 45;
+/// Not a system descriptor: code or data.
+const NOT_SYSTEM: u64 = 1 << 44;
+const PRESENT: u64 = 1 << 47;
+
+/// A vCPU's GDT: frames that hold descriptors.
+#[derive(Debug, Default)]
+pub(super) struct Gdt {
+    pub(super) frames: [Option<Mfn>; GDT_FRAMES],
+}
+
+/// A vCPU's LDT: where the guest says that it is.
+#[derive(Debug, Default)]
+pub(super) struct Ldt {
+    base: u64,
+    entries: u32,
+}
+
+impl Ldt {
+    pub(super) fn set(&mut self, base: u64, entries: u32) -> Result<(), Stop> {
+        let placed = entries == 0 || base.is_multiple_of(PAGE_SIZE) && is_guest_address(base);
+        if entries > LDT_MAX || !placed {
+            return Err(Errno::EINVAL.into());
+        }
+        *self = Self { base, entries };
+        Ok(())
+    }
+}
+
+impl VcpuTables {
+    /// Linear address and number of entries of the LDT that the guest set; no entries without one.
+    pub fn ldt(&self) -> (u64, u32) {
+        (self.ldt.base, self.ldt.entries)
+    }
+    /// The frames of the GDT that the guest set, in order.
+    pub fn gdt_frames(&self) -> impl Iterator<Item = Mfn> {
+        self.gdt.frames.iter().map_while(|f| *f)
+    }
+}
+
+impl DirectPaging {
+    /// `set_gdt`: makes `frames` the vCPU's GDT of `entries` descriptors. More frames than those need are ignored.
+    pub fn set_gdt(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        tables: &mut VcpuTables,
+        frames: &[u64],
+        entries: u32,
+    ) -> Result<(), Stop> {
+        let count = usize::try_from(entries).map_err(|_| Errno::EINVAL)?.div_ceil(PER_FRAME);
+        let frames = frames.get(..count).filter(|_| count <= GDT_FRAMES).ok_or(Errno::EINVAL)?;
+        let mut pass = self.pass(memory, paging);
+        pass.begin(None)?;
+        let mut gdt = Gdt::default();
+        for (slot, &mfn) in gdt.frames.iter_mut().zip(frames) {
+            if let Err(stop) = pass.get_segdesc(Mfn(mfn)) {
+                pass.put_gdt(&gdt);
+                return Err(stop);
+            }
+            *slot = Some(Mfn(mfn));
+        }
+        pass.put_gdt(&std::mem::replace(&mut tables.gdt, gdt));
+        pass.finish(Ok(()))
+    }
+
+    /// `update_descriptor`: stores one descriptor into a descriptor page, or into memory that may become one.
+    pub fn update_descriptor(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        at: Maddr,
+        descriptor: u64,
+    ) -> Result<(), Stop> {
+        let stored = checked(descriptor).filter(|_| at.0.is_multiple_of(8)).ok_or(Errno::EINVAL)?;
+        let mut pass = self.pass(memory, paging);
+        pass.begin(None)?;
+        let mfn = at.mfn();
+        let frame = pass.frames.guest(mfn).ok_or(Errno::EINVAL)?;
+        let result = if frame.held_as() == Some(FrameType::SegDesc) {
+            memory.store_u64(at, stored)
+        } else {
+            pass.hold(mfn, FrameType::Writable).ok_or(Errno::EINVAL)?;
+            let result = memory.store_u64(at, stored);
+            pass.frames.release(mfn);
+            result
+        };
+        pass.finish(result.map_err(Stop::from))
+    }
+}
+
+impl Pass<'_> {
+    fn get_segdesc(&mut self, mfn: Mfn) -> Result<(), Stop> {
+        let fresh = self.hold(mfn, FrameType::SegDesc).ok_or(Errno::EINVAL)?;
+        if !fresh {
+            return Ok(());
+        }
+        let validated = self.validate_segdesc(mfn);
+        match validated {
+            Ok(()) => self.frames.set_validated(mfn, true),
+            Err(_) => self.frames.release(mfn),
+        }
+        validated
+    }
+
+    fn validate_segdesc(&mut self, mfn: Mfn) -> Result<(), Stop> {
+        let mut page: [u64; PER_FRAME] = self.memory.read_obj(mfn.maddr())?;
+        for descriptor in &mut page {
+            *descriptor = checked(*descriptor).ok_or(Errno::EINVAL)?;
+        }
+        Ok(self.memory.write_obj(mfn.maddr(), &page)?)
+    }
+
+    fn put_gdt(&mut self, gdt: &Gdt) {
+        for mfn in gdt.frames.iter().flatten() {
+            self.frames.release(*mfn);
+        }
+    }
+}
+
+/// The descriptor as it is stored, with the guest's privilege; `None` where it may not be had.
+fn checked(descriptor: u64) -> Option<u64> {
+    if descriptor & PRESENT == 0 {
+        // Using it faults, whatever else it says.
+        return Some(descriptor);
+    }
+    (descriptor & NOT_SYSTEM != 0).then_some(descriptor | DPL)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn descriptors_get_the_guests_privilege() {
+        let kernel_code = 0x00af_9b00_0000_ffff;
+        assert_eq!(checked(kernel_code), Some(0x00af_fb00_0000_ffff));
+        assert_eq!(checked(0), Some(0));
+        let call_gate = 0x0000_8c00_0000_0000 | PRESENT;
+        assert_eq!(checked(call_gate), None);
+        assert_eq!(checked(call_gate & !PRESENT), Some(call_gate & !PRESENT));
+    }
+
+    #[test]
+    fn an_ldt_lies_in_the_guests_range() {
+        let mut ldt = Ldt::default();
+        assert!(ldt.set(0x1000, 8192).is_ok());
+        for (base, entries) in [(0x1008, 1), (0x1000, 8193), (1 << 47, 1), (0xffff_8000_0000_0000, 1)] {
+            assert_eq!(ldt.set(base, entries), Err(Errno::EINVAL.into()));
+        }
+        assert!(ldt.set(0x123, 0).is_ok(), "no entries, no place");
+    }
+}

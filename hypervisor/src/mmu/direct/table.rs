@@ -1,0 +1,228 @@
+//! Taking references through entries: validating a table when it becomes one, taking it down when it stops.
+//!
+//! Depth is bounded by the levels. Length is bounded by a budget: what does not fit stays on one of two
+//! lists, each frame at most once, as a table that one type reference still holds in place. `kept` are tables
+//! validated for an operation that is to be restarted; `dropping` are tables nobody uses any more, to be taken
+//! down. Both are empty when nothing is unfinished, which is always but for guests with huge address spaces.
+
+use paravane_abi::{Errno, addr, pte};
+
+use super::entry;
+use super::frame::{FrameType, Level, Owner};
+use super::{Pass, Stop};
+use crate::memory::{Mfn, PAGE_SHIFT};
+
+const ENTRIES: u32 = addr::PT_ENTRIES as u32;
+
+/// What is unfinished.
+#[derive(Debug)]
+pub(super) struct Work {
+    kept: Vec<Mfn>,
+    dropping: Vec<Mfn>,
+    /// The table whose validation the next operation may take up again.
+    resume: Option<(Mfn, Level)>,
+    budget: u32,
+    /// What `budget` is at the beginning of an operation.
+    pub(super) limit: u32,
+}
+
+impl Work {
+    /// Nothing unfinished, and `limit` entries for each operation: at least four tables, lest none finish.
+    pub(super) fn new(limit: u32) -> Self {
+        Self { kept: Vec::new(), dropping: Vec::new(), resume: None, budget: 0, limit }
+    }
+    fn spend(&mut self) -> bool {
+        match self.budget.checked_sub(ENTRIES) {
+            Some(rest) => {
+                self.budget = rest;
+                true
+            }
+            None => false,
+        }
+    }
+    /// The frames that the lists hold a type reference to.
+    #[cfg(test)]
+    pub(super) fn parked(&self) -> impl Iterator<Item = Mfn> {
+        self.kept.iter().chain(&self.dropping).copied()
+    }
+}
+
+/// Whether slot `index` of a table of `level` is the guest's.
+pub(super) fn is_guest_slot(level: Level, index: usize) -> bool {
+    level != Level::L4 || !(addr::RESERVED_L4_FIRST..=addr::RESERVED_L4_LAST).contains(&index)
+}
+
+impl Pass<'_> {
+    /// Begins an operation, which validates the table `top` if it is given.
+    pub(super) fn begin(&mut self, top: Option<(Mfn, Level)>) -> Result<(), Stop> {
+        self.work.budget = self.work.limit;
+        if self.work.resume.is_some() && self.work.resume != top {
+            self.give_up_kept();
+        }
+        self.drain()
+    }
+    /// Ends an operation: takes down what it left unused, as far as the budget goes.
+    pub(super) fn finish<T>(&mut self, result: Result<T, Stop>) -> Result<T, Stop> {
+        // What remains is finished by the operations after this one.
+        let _ = self.drain();
+        result
+    }
+    /// Takes a table reference on behalf of the operation itself (a pin, a root, an entry being written).
+    pub(super) fn get_table(&mut self, mfn: Mfn, level: Level) -> Result<(), Stop> {
+        let result = self.link_table(mfn, level);
+        if result == Err(Stop::Restart) {
+            self.work.resume = Some((mfn, level));
+        } else {
+            self.give_up_kept();
+        }
+        result
+    }
+    /// Drops a table reference; the last one has the table taken down.
+    pub(super) fn put_table(&mut self, mfn: Mfn) {
+        let Some(frame) = self.frames.get(mfn) else { return };
+        if frame.type_refs() > 1 {
+            self.frames.release(mfn);
+        } else {
+            self.frames.set_parked(mfn, true);
+            self.work.dropping.push(mfn);
+        }
+    }
+    /// Takes what a present entry of a table of `level` refers to; the entry as it is to be stored.
+    fn link(&mut self, entry: u64, level: Level) -> Result<u64, Stop> {
+        if entry::has_forbidden_bits(entry, level) {
+            return Err(Errno::EINVAL.into());
+        }
+        match level.below() {
+            None => self.map_page(entry)?,
+            Some(below) => self.link_table(entry::target(entry), below)?,
+        }
+        Ok(entry::adjust(entry, level))
+    }
+    /// Drops what an entry of a table of `level` refers to.
+    pub(super) fn unlink(&mut self, entry: u64, level: Level) {
+        let mfn = entry::target(entry);
+        if !pte::is_present(entry) {
+            return;
+        }
+        if level != Level::L1 {
+            self.put_table(mfn);
+        } else if entry & pte::RW != 0 && self.frames.guest(mfn).is_some() {
+            self.frames.release(mfn);
+        } else {
+            self.frames.put(mfn);
+        }
+    }
+
+    /// Takes what a present L1 entry maps.
+    pub(super) fn map_page(&mut self, entry: u64) -> Result<(), Stop> {
+        let mfn = entry::target(entry);
+        let writable = entry & pte::RW != 0;
+        let taken = match self.frames.get(mfn).map(|f| f.owner()) {
+            // Where there is no memory there could be devices, which this guest has no right to. The highest
+            // frame is what "no such frame" looks like in an entry: a mistake, not an attempt.
+            None if mfn.0 == pte::ADDR_MASK >> PAGE_SHIFT => return Err(Errno::EINVAL.into()),
+            None => return Err(Errno::EPERM.into()),
+            Some(Owner::Guest) if writable => self.hold(mfn, FrameType::Writable).map(|_| ()),
+            Some(Owner::Guest | Owner::Shared) => self.frames.take(mfn),
+            Some(Owner::ReadOnly) if !writable => self.frames.take(mfn),
+            Some(Owner::ReadOnly | Owner::Hypervisor) => None,
+        };
+        taken.ok_or(Stop::Refused(Errno::EBUSY))
+    }
+
+    fn link_table(&mut self, mfn: Mfn, level: Level) -> Result<(), Stop> {
+        let fresh = self.hold(mfn, FrameType::Table(level)).ok_or(Errno::EINVAL)?;
+        if !fresh {
+            return Ok(());
+        }
+        let validated = if self.work.spend() { self.promote(mfn, level) } else { Err(Stop::Restart) };
+        match validated {
+            Ok(()) => self.frames.set_validated(mfn, true),
+            Err(_) => self.frames.release(mfn),
+        }
+        validated
+    }
+
+    /// Validates a frame's content as a table of `level`, taking what its entries refer to.
+    ///
+    /// No CPU walks it yet, so the engine need not hear of the stores.
+    fn promote(&mut self, mfn: Mfn, level: Level) -> Result<(), Stop> {
+        let mut table: [u64; addr::PT_ENTRIES] = self.memory.read_obj(mfn.maddr())?;
+        let mut changed = level == Level::L4;
+        for index in 0..table.len() {
+            let asked = table[index];
+            if !is_guest_slot(level, index) || !pte::is_present(asked) {
+                continue;
+            }
+            match self.link(asked, level) {
+                Ok(stored) => {
+                    changed |= stored != asked;
+                    table[index] = stored;
+                }
+                Err(stop) => {
+                    self.back_out(&table[..index], level, stop);
+                    return Err(stop);
+                }
+            }
+        }
+        if level == Level::L4 {
+            table[addr::RESERVED_L4_FIRST..=addr::RESERVED_L4_LAST].copy_from_slice(self.reserved_l4);
+        }
+        if changed {
+            self.memory.write_obj(mfn.maddr(), &table)?;
+        }
+        Ok(())
+    }
+
+    /// Undoes the first part of a validation, but keeps the tables it got done if it is to be restarted.
+    fn back_out(&mut self, done: &[u64], level: Level, stop: Stop) {
+        for (index, &entry) in done.iter().enumerate() {
+            if !is_guest_slot(level, index) || !pte::is_present(entry) {
+                continue;
+            }
+            let mfn = entry::target(entry);
+            if stop != Stop::Restart || level == Level::L1 {
+                self.unlink(entry, level);
+            } else if self.frames.get(mfn).is_some_and(|f| f.parked()) {
+                self.frames.release(mfn);
+            } else {
+                self.frames.set_parked(mfn, true);
+                self.work.kept.push(mfn);
+            }
+        }
+    }
+
+    fn give_up_kept(&mut self) {
+        self.work.resume = None;
+        self.work.dropping.append(&mut self.work.kept);
+    }
+
+    /// Drops the references of the `dropping` list.
+    fn drain(&mut self) -> Result<(), Stop> {
+        while let Some(&mfn) = self.work.dropping.last() {
+            let last = self.frames.get(mfn).is_some_and(|f| f.type_refs() == 1);
+            if last && !self.work.spend() {
+                return Err(Stop::Restart);
+            }
+            self.work.dropping.pop();
+            self.frames.set_parked(mfn, false);
+            self.frames.release(mfn);
+            if last {
+                self.demote(mfn);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what the entries of a table refer to that is none any more.
+    fn demote(&mut self, mfn: Mfn) {
+        let Some(FrameType::Table(level)) = self.frames.get(mfn).map(|f| f.kind()) else { return };
+        self.frames.set_was_table(mfn, true);
+        let Ok(table) = self.memory.read_obj::<[u64; addr::PT_ENTRIES]>(mfn.maddr()) else { return };
+        for (index, &entry) in table.iter().enumerate() {
+            if is_guest_slot(level, index) {
+                self.unlink(entry, level);
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Looking up what the guest's tables say, and giving the shadow what it lacked.
+//!
+//! A lookup does what a CPU's page walk does to the guest's own tables: it sets accessed and dirty bits.
+//! What may not be done here: deciding whether a fault is the guest's; that is in the lookup's result.
+
+use paravane_abi::pte;
+
+use super::pool::Source;
+use super::{Controls, Shadow, View, entry};
+use crate::engine::{Flush, Paging};
+use crate::memory::{MachineMemory, Maddr};
+use crate::mmu::walk::{self, Access, PseudoPhysicalTables, Translation, WalkFault};
+
+/// Why the guest may not do what it tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupError {
+    /// A page fault with this error code.
+    PageFault(u32),
+    /// The linear address is not canonical: #GP(0), or #SS(0) for a stack access.
+    NotCanonical,
+}
+
+/// Where an allowed access leads.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup {
+    translation: Translation,
+    access: Access,
+}
+
+impl Lookup {
+    /// The machine address; `None` where the guest has no memory.
+    pub fn maddr(&self) -> Option<Maddr> {
+        self.translation.maddr
+    }
+    /// The address in the guest's own terms.
+    pub fn physical(&self) -> u64 {
+        self.translation.physical
+    }
+    /// The guest's entry of `level` as this access left it.
+    fn entry(&self, level: u8) -> u64 {
+        let value = self.translation.step(level).map_or(0, |step| step.value);
+        value | self.bits_to_set(level)
+    }
+    fn bits_to_set(&self, level: u8) -> u64 {
+        if self.access.write && level == self.translation.level {
+            pte::ACCESSED | pte::DIRTY
+        } else {
+            pte::ACCESSED
+        }
+    }
+}
+
+/// What a fill came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// The shadow now allows the access.
+    Filled,
+    /// It already did: the CPU had an old translation, which the engine was asked to drop.
+    Spurious,
+}
+
+/// Whether the guest's entries allow `access`, where CR0.WP may be clear (SDM vol. 3, 4.6.1).
+fn allows(translation: &Translation, access: Access, controls: Controls) -> bool {
+    let write = access.write && (access.user || controls.write_protect);
+    translation.allows(Access { write, ..access })
+}
+
+impl Shadow {
+    /// Walks the guest's tables for `access`, setting accessed and dirty bits if it is allowed.
+    pub fn lookup(&self, mem: &MachineMemory, va: u64, access: Access) -> Result<Lookup, LookupError> {
+        // Without NXE a fetch is not told apart in error codes (SDM vol. 3, 4.7).
+        let access = Access { fetch: access.fetch && self.controls.no_execute, ..access };
+        let fault = |fault: WalkFault| match fault.error_code(access) {
+            Some(code) => LookupError::PageFault(code),
+            None => LookupError::NotCanonical,
+        };
+        let translation = walk::walk(mem, &PseudoPhysicalTables, self.space << 12, va).map_err(fault)?;
+        let mut steps = (translation.level..=4).filter_map(|level| translation.step(level));
+        if !self.controls.no_execute && steps.any(|step| step.value & pte::NX != 0) {
+            return Err(fault(WalkFault::Reserved { level: translation.level }));
+        }
+        if !allows(&translation, access, self.controls) {
+            return Err(fault(WalkFault::Denied));
+        }
+        let found = Lookup { translation, access };
+        for level in translation.level..=4 {
+            let Some(step) = translation.step(level) else { continue };
+            let bits = found.bits_to_set(level);
+            if step.value & bits != bits {
+                // The walk has just read this entry, so that it is there to be written. Nothing in the shadow
+                // derives more from a clear bit than from a set one: no entry of it goes stale by this.
+                let _ = mem.fetch_or_u64(step.entry, bits);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Gives the shadow in use the entries that `found` at `va` needs.
+    ///
+    /// `found` must be a lookup of memory ([`Lookup::maddr`]), with the rights of the view in use. A store to
+    /// a table in use must be emulated instead ([`Shadow::store`]): its leaf stays read-only here.
+    pub fn fill(&mut self, mem: &MachineMemory, paging: &mut Paging, va: u64, found: &Lookup) -> Fill {
+        let Some(root) = self.roots.current() else { return Fill::Spurious };
+        let view = self.pool.table(root).view;
+        if let Some(fill) = self.try_fill(mem, paging, root, va, found) {
+            return fill;
+        }
+        self.drop_all(mem, paging);
+        self.enter_root(mem, paging, view);
+        let Some(root) = self.roots.current() else { return Fill::Spurious };
+        // An empty pool has what one page needs (`Shadow::MIN_FRAMES`).
+        self.try_fill(mem, paging, root, va, found).unwrap_or(Fill::Spurious)
+    }
+
+    /// [`Shadow::fill`]; `None` when the pool ran out of frames half-way.
+    fn try_fill(
+        &mut self,
+        mem: &MachineMemory,
+        paging: &mut Paging,
+        root: u32,
+        va: u64,
+        found: &Lookup,
+    ) -> Option<Fill> {
+        let (view, leaf_level) = (self.pool.table(root).view, found.translation.level);
+        let mut changes = Changes::default();
+        let mut table = root;
+        for level in [4u8, 3, 2] {
+            let slot = super::slot(va, level);
+            let source = source_below(found, level);
+            let old = self.load(mem, table, slot);
+            let child = self.child_for(mem, paging, old, source, level - 1, view)?;
+            let frame = self.pool.mfn(child);
+            let guest = found.entry(level);
+            let new = match level {
+                l if l > leaf_level => entry::table(guest, frame, view, self.controls),
+                l if l == leaf_level => entry::split(guest, frame, view, self.controls),
+                _ => entry::split_table(frame),
+            };
+            changes.note(old, new);
+            self.set_entry(mem, paging, table, slot, new);
+            table = child;
+        }
+        let frame = found.maddr()?.mfn();
+        let protected = mem.mfn_to_pfn(frame).is_none_or(|pfn| self.pool.is_table(pfn));
+        let new = match leaf_level {
+            1 => entry::leaf(found.entry(1), frame, protected, view, self.controls),
+            _ => entry::split_leaf(frame, protected),
+        };
+        changes.note(self.load(mem, table, super::slot(va, 1)), new);
+        self.set_entry(mem, paging, table, super::slot(va, 1), new);
+        Some(changes.conclude(paging, va))
+    }
+
+    /// The table of `level` that shadows `source`: the one that `old` refers to, one that exists, or a new one.
+    fn child_for(
+        &mut self,
+        mem: &MachineMemory,
+        paging: &mut Paging,
+        old: u64,
+        source: Source,
+        level: u8,
+        view: View,
+    ) -> Option<u32> {
+        let fits = |&child: &u32| self.pool.table(child).source == source;
+        let child = self.child(old).filter(fits);
+        match source {
+            Source::Guest(pfn) => {
+                self.pool.reset_stores(pfn);
+                let known = child.or_else(|| self.pool.find(pfn, level, view));
+                known.or_else(|| self.derive(mem, paging, pfn, level, view))
+            }
+            Source::Split(_) => child.or_else(|| self.pool.take(source, level, view)),
+        }
+    }
+}
+
+/// What the table below `level` on the way to `found` shadows.
+fn source_below(found: &Lookup, level: u8) -> Source {
+    if level > found.translation.level {
+        return Source::Guest(pte::mfn(found.entry(level)));
+    }
+    let pages = 1u64 << (9 * u32::from(level).saturating_sub(1));
+    Source::Split((found.physical() >> 12) & !(pages - 1))
+}
+
+/// Whether entries changed, and whether some that were present did.
+#[derive(Default)]
+struct Changes {
+    any: bool,
+    present: bool,
+}
+
+impl Changes {
+    fn note(&mut self, old: u64, new: u64) {
+        self.any |= old != new;
+        self.present |= old != new && old & pte::PRESENT != 0;
+    }
+    fn conclude(self, paging: &mut Paging, va: u64) -> Fill {
+        if self.present || !self.any {
+            paging.flush(Flush::Page(va));
+        }
+        if self.any { Fill::Filled } else { Fill::Spurious }
+    }
+}

@@ -1,0 +1,107 @@
+//! What the exits of a bare guest mean: `emulate` knows; this is the loop's view of it.
+
+use super::looping::{Guest, Handled, Next};
+use super::start::{RunError, World};
+use crate::domain::DomainEnd;
+use crate::emulate::{BareBoot, BareMachine, BareOutcome};
+use crate::engine::{Exit, Paging, Regs};
+use crate::ledger::Ledger;
+use crate::memory::MachineMemory;
+use crate::mmu::shadow;
+use crate::platform::Platform;
+use crate::time::Clock;
+
+/// Shadow tables for a guest of `frames`.
+pub fn shadow_frames(frames: u64) -> u64 {
+    shadow::frames_for(frames)
+}
+
+/// A domain whose kernel believes that it owns a PC.
+pub struct BareDomain {
+    memory: MachineMemory,
+    machine: BareMachine,
+    regs: Regs,
+    paging: Paging,
+    clock: Clock,
+    ledger: Ledger,
+    end: Option<DomainEnd>,
+}
+
+impl World<'_> {
+    pub(super) fn bare(self) -> Result<BareDomain, RunError> {
+        let info = self.engine.info();
+        let mut paging = Paging::new(self.built.root);
+        let boot = BareBoot {
+            entry: self.built.entry_rip,
+            stack: self.built.rsp,
+            start_info: self.built.rsi,
+            cr3: self.built.cr3,
+        };
+        let platform = Platform::new(self.sink, self.input);
+        let reserved = self.engine.reserved_l4_entries();
+        let (machine, regs) =
+            BareMachine::new(&boot, self.layout.shadow, reserved, platform, &self.memory, &mut paging)?;
+        // Nothing has run yet: no translation can be stale.
+        paging.done();
+        Ok(BareDomain {
+            memory: self.memory,
+            machine,
+            regs,
+            paging,
+            clock: Clock::new(info.tsc_khz, info.tsc_offset),
+            ledger: Ledger::new(),
+            end: None,
+        })
+    }
+}
+
+impl Guest for BareDomain {
+    fn context(&mut self) -> (&mut Regs, &mut Paging, &MachineMemory) {
+        (&mut self.regs, &mut self.paging, &self.memory)
+    }
+
+    fn handle(&mut self, exit: Exit) -> Handled {
+        let now = self.clock.now();
+        let handled = self.machine.handle_exit(&mut self.regs, exit, &self.memory, &mut self.paging, now);
+        let mut mark = None;
+        match handled.outcome {
+            BareOutcome::Resume | BareOutcome::Halted { .. } => {}
+            BareOutcome::Mark(value) => mark = Some(value),
+            BareOutcome::Ended(end) => self.end = Some(end),
+        }
+        Handled { cause: handled.cause, mark }
+    }
+
+    fn prepare(&mut self) -> Next {
+        if self.end.is_some() {
+            return Next::End;
+        }
+        let now = self.clock.now();
+        let pending = self.machine.deliver_pending(&mut self.regs, &self.memory, &mut self.paging, now);
+        if let Err(end) = pending {
+            self.end = Some(end);
+            return Next::End;
+        }
+        let deadline = self.machine.next_deadline();
+        if self.machine.is_halted() { Next::Wait(deadline) } else { Next::Run(deadline) }
+    }
+
+    /// Input is polled before each entry.
+    fn woken(&mut self) {}
+
+    fn interrupt(&mut self) {
+        self.end.get_or_insert(DomainEnd::Interrupted);
+    }
+
+    fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    fn ledger(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    fn end(&self) -> DomainEnd {
+        self.end.clone().unwrap_or(DomainEnd::Interrupted)
+    }
+}

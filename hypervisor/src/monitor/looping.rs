@@ -1,0 +1,301 @@
+//! The loop itself, and its accounting of time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::Peek;
+use super::waker::Waker;
+use crate::domain::DomainEnd;
+use crate::engine::{Engine, Exit, Kick, Paging, Regs};
+use crate::ledger::{Cause, Ledger, MARK_BEGIN};
+use crate::memory::MachineMemory;
+use crate::time::Clock;
+
+/// What the guest wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// To run, until this system time at the latest.
+    Run(Option<u64>),
+    /// To wait for an event, until this system time at the latest.
+    Wait(Option<u64>),
+    /// Nothing: its life is over.
+    End,
+}
+
+/// What an exit turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handled {
+    /// For the ledger.
+    pub cause: Cause,
+    /// The mark that it set, if it was one.
+    pub mark: Option<u8>,
+}
+
+impl From<Cause> for Handled {
+    fn from(cause: Cause) -> Self {
+        Self { cause, mark: None }
+    }
+}
+
+/// A domain of either kind, as the loop sees it.
+pub trait Guest {
+    /// What the engine needs to enter.
+    fn context(&mut self) -> (&mut Regs, &mut Paging, &MachineMemory);
+    /// Handles an exit.
+    fn handle(&mut self, exit: Exit) -> Handled;
+    /// Fires what is due, delivers what is pending, and says what to do next.
+    fn prepare(&mut self) -> Next;
+    /// Somebody kicked: input may have come.
+    fn woken(&mut self);
+    /// Ends the domain from outside.
+    fn interrupt(&mut self);
+    /// The clock that deadlines are in.
+    fn clock(&self) -> Clock;
+    /// The books.
+    fn ledger(&mut self) -> &mut Ledger;
+    /// How its life ended.
+    fn end(&self) -> DomainEnd;
+}
+
+/// What comes from outside.
+pub struct Outside {
+    /// Ends the domain when set.
+    pub stop: Arc<AtomicBool>,
+    /// Ends the domain at this system time.
+    pub deadline: Option<u64>,
+    /// To be done once the guest is under way.
+    pub put_off: Option<PutOff>,
+    /// To be shown the ledger when it asks.
+    pub peek: Option<Peek>,
+}
+
+impl Outside {
+    /// Whether the domain is to end.
+    fn wants_the_end(&self, clock: Clock) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.deadline.is_some_and(|t| clock.now() >= t)
+    }
+
+    /// Shows the ledger if somebody asked, which comes with a kick: only then is there anything to look for.
+    /// How long that took, in nanoseconds.
+    fn look(&mut self, guest: &mut dyn Guest, running_since: u64) -> u64 {
+        let Some(Peek { wanted, show }) = &mut self.peek else { return 0 };
+        if !wanted.swap(false, Ordering::Acquire) {
+            return 0;
+        }
+        let clock = guest.clock();
+        let before = clock.now();
+        show(guest.ledger(), before.saturating_sub(running_since));
+        clock.now().saturating_sub(before)
+    }
+}
+
+/// What is put off until a guest is under way, see [`Config::once_running`](super::Config::once_running).
+pub struct PutOff {
+    /// Does it.
+    pub call: Box<dyn FnOnce() + Send>,
+    /// Set by the guest's first output.
+    pub printed: Arc<OnceLock<u64>>,
+    /// The system time at which it is done in any case.
+    pub by: u64,
+}
+
+/// An exit that was handled and whose cost is not yet known.
+struct Open {
+    handled: Handled,
+    since: u64,
+    waited: u64,
+}
+
+/// Runs a domain to its end.
+pub fn run(engine: &mut dyn Engine, guest: &mut dyn Guest, waker: &Waker, mut outside: Outside) -> DomainEnd {
+    let clock = guest.clock();
+    let start = clock.now();
+    let mut armed = None;
+    let mut open: Option<Open> = None;
+    loop {
+        if outside.wants_the_end(clock) {
+            guest.interrupt();
+        }
+        let next = guest.prepare();
+        let waits = matches!(next, Next::Wait(_));
+        let due = |p: &mut PutOff| waits || p.printed.get().is_some() || p.by <= clock.now();
+        if let Some(PutOff { call, .. }) = outside.put_off.take_if(due) {
+            let before = clock.now();
+            call();
+            if let Some(open) = &mut open {
+                open.waited += clock.now().saturating_sub(before);
+            }
+        }
+        match next {
+            Next::End => {
+                settle(guest, open.take(), clock.now());
+                return guest.end();
+            }
+            Next::Wait(until) => {
+                let before = clock.now();
+                let until = earliest(until, outside.deadline);
+                waker.wait(until.map(|t| Duration::from_nanos(t.saturating_sub(before))));
+                guest.woken();
+                outside.look(guest, start);
+                if let Some(open) = &mut open {
+                    open.waited += clock.now().saturating_sub(before);
+                }
+            }
+            Next::Run(until) => {
+                let until = earliest(until, outside.deadline);
+                let until = earliest(until, outside.put_off.as_ref().map(|p| p.by));
+                let now = clock.now();
+                if until != armed {
+                    // A deadline that is now must still reach the guest: 0 would disarm.
+                    waker.arm(until.map_or(0, |t| t.saturating_sub(now).max(1)));
+                    armed = until;
+                }
+                settle(guest, open.take(), now);
+                let (regs, paging, memory) = guest.context();
+                let exit = engine.enter(regs, paging, memory);
+                let since = clock.now();
+                let mut waited = 0;
+                if exit == Exit::Kick {
+                    // The deadline may have been what kicked: it must be armed again if it stands.
+                    armed = None;
+                    guest.woken();
+                    waited = outside.look(guest, start);
+                }
+                open = Some(Open { handled: guest.handle(exit), since, waited });
+            }
+        }
+    }
+}
+
+fn earliest(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    a.into_iter().chain(b).min()
+}
+
+/// Books a handled exit, now that the guest is about to run again.
+fn settle(guest: &mut dyn Guest, open: Option<Open>, now: u64) {
+    let Some(Open { handled, since, waited }) = open else { return };
+    let ledger = guest.ledger();
+    ledger.record(handled.cause, now.saturating_sub(since).saturating_sub(waited));
+    if let Some(mark) = handled.mark {
+        // A region begins as the guest goes on and ends as it stopped: handling a mark is not measured.
+        ledger.mark(mark, if mark == MARK_BEGIN { now } else { since });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::engine::EngineInfo;
+    use crate::memory::{Backing, Mfn};
+
+    /// A vCPU that only ever does what the test says, and an engine on which nothing but kicks happens.
+    struct Fake {
+        next: Vec<Next>,
+        regs: Regs,
+        paging: Paging,
+        memory: MachineMemory,
+        ledger: Ledger,
+    }
+
+    #[derive(Default)]
+    struct Kicks(EngineInfo);
+    struct NoKick;
+
+    impl Kick for NoKick {
+        fn kick(&self) {}
+        fn arm(&self, _: u64) {}
+    }
+
+    impl Engine for Kicks {
+        fn info(&self) -> &EngineInfo {
+            &self.0
+        }
+        fn hypercall_stub(&self, _: u32) -> [u8; 32] {
+            [0; 32]
+        }
+        fn enter(&mut self, _: &mut Regs, _: &mut Paging, _: &MachineMemory) -> Exit {
+            Exit::Kick
+        }
+        fn kicker(&self) -> Arc<dyn Kick> {
+            Arc::new(NoKick)
+        }
+        fn reserved_l4_entries(&self) -> [u64; 16] {
+            [0; 16]
+        }
+    }
+
+    impl Guest for Fake {
+        fn context(&mut self) -> (&mut Regs, &mut Paging, &MachineMemory) {
+            (&mut self.regs, &mut self.paging, &self.memory)
+        }
+        fn handle(&mut self, _: Exit) -> Handled {
+            Cause::Kick.into()
+        }
+        fn prepare(&mut self) -> Next {
+            self.next.pop().unwrap_or(Next::End)
+        }
+        fn woken(&mut self) {}
+        fn interrupt(&mut self) {}
+        fn clock(&self) -> Clock {
+            Clock::new(1_000_000, 0)
+        }
+        fn ledger(&mut self) -> &mut Ledger {
+            &mut self.ledger
+        }
+        fn end(&self) -> DomainEnd {
+            DomainEnd::PowerOff
+        }
+    }
+
+    /// How often what was put off was done, and how often the guest was entered.
+    fn turns(next: Vec<Next>, printed: bool, by: u64) -> (usize, u64) {
+        let memory = MachineMemory::new(0, 1, Backing::Anonymous).unwrap();
+        let (regs, paging, ledger) = (Regs::default(), Paging::new(Mfn(0)), Ledger::new());
+        let mut guest = Fake { next, regs, paging, memory, ledger };
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        let put_off = PutOff {
+            call: Box::new(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }),
+            printed: Arc::new(if printed { OnceLock::from(0) } else { OnceLock::new() }),
+            by,
+        };
+        let waker = Waker::new(Arc::new(NoKick)).unwrap();
+        let outside = Outside { stop: Arc::default(), deadline: None, put_off: Some(put_off), peek: None };
+        run(&mut Kicks::default(), &mut guest, &waker, outside);
+        (calls.load(Ordering::Relaxed), guest.ledger.exits())
+    }
+
+    #[test]
+    fn the_ledger_is_shown_once_for_each_request() {
+        let memory = MachineMemory::new(0, 1, Backing::Anonymous).unwrap();
+        let (regs, paging, ledger) = (Regs::default(), Paging::new(Mfn(0)), Ledger::new());
+        let next = vec![Next::Wait(Some(0)), Next::Run(None), Next::Run(None), Next::Run(None)];
+        let mut guest = Fake { next, regs, paging, memory, ledger };
+        let wanted = Arc::new(AtomicBool::new(true));
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (again, shown) = (wanted.clone(), seen.clone());
+        let show = move |ledger: &Ledger, _| {
+            shown.lock().unwrap().push(ledger.exits());
+            again.store(shown.lock().unwrap().len() < 2, Ordering::Relaxed);
+        };
+        let peek = Some(Peek { wanted: wanted.clone(), show: Box::new(show) });
+        let outside = Outside { stop: Arc::default(), deadline: None, put_off: None, peek };
+        run(&mut Kicks::default(), &mut guest, &Waker::new(Arc::new(NoKick)).unwrap(), outside);
+        assert_eq!(*seen.lock().unwrap(), [0, 1], "at the first two kicks of three");
+        assert!(!wanted.load(Ordering::Relaxed) && guest.ledger.exits() == 3);
+    }
+
+    #[test]
+    fn what_is_put_off_is_done_once_and_in_time() {
+        let busy = vec![Next::Run(None); 3];
+        assert_eq!(turns(busy.clone(), false, u64::MAX), (0, 3), "a silent guest that is gone soon");
+        assert_eq!(turns(busy.clone(), true, u64::MAX), (1, 3), "it printed");
+        assert_eq!(turns(busy, false, 0), (1, 3), "it ran for long");
+        assert_eq!(turns(vec![Next::Wait(Some(0)); 2], false, u64::MAX), (1, 0), "it waits");
+    }
+}

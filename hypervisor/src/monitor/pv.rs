@@ -1,0 +1,147 @@
+//! What the exits of a paravirtual guest mean.
+
+use paravane_abi::segment::{FLAT_USER_CS, FLAT_USER_SS};
+use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
+use paravane_abi::virq::VIRQ_TIMER;
+
+use super::looping::{Guest, Handled, Next};
+use crate::domain::DomainEnd;
+use crate::domain::pv::PvDomain;
+use crate::domain::vcpu::RunState;
+use crate::emulate::pv::Emulated;
+use crate::engine::{Exit, Fault, Paging, Regs};
+use crate::ledger::{Cause, Ledger};
+use crate::memory::MachineMemory;
+use crate::time::Clock;
+use crate::{emulate, hypercall};
+
+/// Bytes of the SYSCALL instruction.
+const SYSCALL_LENGTH: u64 = 2;
+
+impl Guest for PvDomain {
+    fn context(&mut self) -> (&mut Regs, &mut Paging, &MachineMemory) {
+        (&mut self.vcpu.regs, &mut self.paging, &self.memory)
+    }
+
+    fn handle(&mut self, exit: Exit) -> Handled {
+        match exit {
+            Exit::Hypercall if self.vcpu.kernel_mode => hypercall(self, self.facts.call_length),
+            Exit::Hypercall => self.hypercall_port_in_user_mode(),
+            Exit::Syscall if self.vcpu.kernel_mode => hypercall(self, SYSCALL_LENGTH),
+            Exit::Syscall => self.user_syscall(),
+            Exit::Fault(fault) => {
+                let Emulated { cause, mark } = emulate::pv::handle(self, fault);
+                Handled { cause, mark }
+            }
+            Exit::Kick => Cause::Kick.into(),
+            Exit::Dead(why) => {
+                self.kill(why);
+                Cause::Dead.into()
+            }
+        }
+    }
+
+    fn prepare(&mut self) -> Next {
+        if self.end.is_some() {
+            return Next::End;
+        }
+        let next = self.timers.next();
+        if next.is_some_and(|t| t <= self.clock.now()) {
+            self.expire_timers();
+        }
+        match self.vcpu.state {
+            RunState::Running => {}
+            RunState::Blocked if self.upcall_due() || self.vcpu.nmi.pending => self.run_again(),
+            RunState::Polling if self.poll_is_over() => {
+                self.timers.set_poll(None);
+                self.run_again();
+            }
+            RunState::Blocked | RunState::Polling => return Next::Wait(self.timers.next()),
+        }
+        self.check_rip();
+        self.deliver_nmi();
+        self.deliver_upcall();
+        if self.end.is_some() { Next::End } else { Next::Run(self.timers.next()) }
+    }
+
+    fn woken(&mut self) {
+        if !self.console.input.is_empty() {
+            hypercall::service_console(self);
+        }
+    }
+
+    fn interrupt(&mut self) {
+        self.end.get_or_insert(DomainEnd::Interrupted);
+    }
+
+    fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    fn ledger(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    fn end(&self) -> DomainEnd {
+        self.end.clone().unwrap_or(DomainEnd::Interrupted)
+    }
+}
+
+/// The number, as the ledger counts it: what is beyond its table is counted as the last.
+fn ledger_number(rax: u64) -> u8 {
+    u8::try_from(rax).map_or(63, |n| n.min(63))
+}
+
+fn hypercall(d: &mut PvDomain, entered_by: u64) -> Handled {
+    let cause = Cause::Hypercall(ledger_number(d.vcpu.regs.rax));
+    hypercall::perform(d, entered_by);
+    cause.into()
+}
+
+impl PvDomain {
+    fn expire_timers(&mut self) {
+        let due = self.timers.expire(self.clock.now());
+        if due.watchdog {
+            self.end.get_or_insert(DomainEnd::Watchdog);
+        }
+        if due.timer
+            && let Some(port) = self.events.virq_port(VIRQ_TIMER)
+            && let Err(e) = self.upcall.raise(&self.memory, port)
+        {
+            self.kill(e);
+        }
+        if due.poll && self.vcpu.state == RunState::Polling {
+            self.run_again();
+        }
+    }
+
+    /// Whether a poll is over: a port is pending, or an upcall or an NMI could be delivered.
+    fn poll_is_over(&self) -> bool {
+        let pending = |&port: &u32| self.upcall.is_pending(&self.memory, port) == Ok(true);
+        self.upcall_due() || self.vcpu.nmi.pending || self.vcpu.polled.ports().iter().any(pending)
+    }
+
+    /// A SYSCALL of a user program: the kernel's to handle, else as if there were no such instruction.
+    fn user_syscall(&mut self) -> Handled {
+        let callback = self.vcpu.syscall;
+        if callback.address == 0 {
+            self.vcpu.regs.rip = self.vcpu.regs.rip.wrapping_sub(SYSCALL_LENGTH);
+            self.deliver_fault(Fault { vector: TRAP_INVALID_OP, error_code: 0, address: 0 });
+        } else {
+            // SYSCALL forgets the selectors; Xen makes them flat.
+            (self.vcpu.cs, self.vcpu.ss) = (FLAT_USER_CS, FLAT_USER_SS);
+            self.enter_handler(callback, &[]);
+        }
+        Cause::Syscall.into()
+    }
+
+    /// The hypercall page's instruction, where a user program executes it, is one that it may not execute.
+    fn hypercall_port_in_user_mode(&mut self) -> Handled {
+        let rip = self.vcpu.regs.rip;
+        let with_immediate = self.read_guest_obj::<u8>(rip.wrapping_sub(2));
+        let length = if matches!(with_immediate, Ok(0xe6 | 0xe7)) { 2 } else { 1 };
+        self.vcpu.regs.rip = rip.wrapping_sub(length);
+        self.deliver_fault(Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 });
+        Cause::GuestFault { vector: TRAP_GP_FAULT }.into()
+    }
+}

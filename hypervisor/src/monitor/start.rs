@@ -1,0 +1,278 @@
+//! From a configuration to a running domain, and the report when it has ended.
+//!
+//! Start-up does what the first instruction needs and nothing else, and times each step.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use paravane_abi::shared_info::{SharedInfo, VcpuInfo};
+
+use super::looping::{self, Guest, Outside, PutOff};
+use super::waker::Waker;
+use super::{Config, HostMemory, LastState, Report, select};
+use crate::console::ConsoleSink;
+use crate::domain::DomainEnd;
+use crate::domain::builder::{self, BuildError, BuiltDomain, DomainConfig, DomainKind};
+use crate::domain::image::{Image, ImageKind};
+use crate::domain::image_error::ImageError;
+use crate::domain::layout::HypervisorLayout;
+use crate::domain::mapping::AddressLimits;
+use crate::domain::pv::{Facts, PvConsole, PvDomain, PvParts};
+use crate::domain::symbols::{locate, symbolize};
+use crate::engine::{Engine, Paging, Regs};
+use crate::event::{Binding, HostService};
+use crate::hypercall::FEATURES;
+use crate::memory::{BadMachineAddress, CreateError, MachineMemory, Maddr, PAGE_SIZE};
+use crate::mmu::direct::DirectPaging;
+use crate::time::Clock;
+
+/// A domain could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The image is not one that can be started.
+    #[error("{image}: {error}")]
+    Image {
+        /// Which image.
+        image: String,
+        /// What is wrong with it.
+        error: ImageError,
+    },
+    /// There is no memory for it.
+    #[error(transparent)]
+    Memory(#[from] CreateError),
+    /// No engine can run it.
+    #[error(transparent)]
+    Engine(#[from] select::SelectError),
+    /// It could not be put into memory.
+    #[error("{image}: {error}")]
+    Build {
+        /// Which image.
+        image: String,
+        /// What is wrong.
+        error: BuildError,
+    },
+    /// The builder's page tables were refused: a bug of ours.
+    #[error("the initial page tables were refused with {0}; this is a bug in Paravane, please report it")]
+    InitialTables(paravane_abi::errno::Errno),
+    /// The builder made no console page: a bug of ours.
+    #[error("the domain has no console page of its own; this is a bug in Paravane, please report it")]
+    NoConsole,
+    /// A bare machine could not be made.
+    #[error("{0}; this is a bug in Paravane, please report it")]
+    Bare(#[from] crate::emulate::StartError),
+    /// The layout does not fit: a bug of ours.
+    #[error("{0}; this is a bug in Paravane, please report it")]
+    Layout(#[from] BadMachineAddress),
+    /// The host has no event descriptors left.
+    #[error("cannot make an eventfd: {0}; close some files or raise the limit (ulimit -n)")]
+    Eventfd(std::io::Error),
+}
+
+/// The first linear address above the hole of those that are not canonical.
+const UPPER_HALF: u64 = 0xffff_8000_0000_0000;
+/// How long a guest that neither prints nor waits runs before what was put off is done.
+const PUT_OFF_NS: u64 = 5_000_000;
+/// The event channel of the console: the first that a domain has.
+const CONSOLE_PORT: u32 = 1;
+
+/// What an image that demands "writable_page_tables" gets: its stores to L1 tables may trap, and are done for it
+/// (public/features.h; every Linux image demands it, and Xen does not announce it to running domains either).
+const TRAPPED_STORES: u32 = 1 << paravane_abi::features::XENFEAT_WRITABLE_PAGE_TABLES;
+
+/// Times the steps of start-up.
+struct Steps {
+    last: Instant,
+    list: Vec<(&'static str, u64)>,
+}
+
+impl Steps {
+    fn done(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.list.push((name, nanos(now - self.last)));
+        self.last = now;
+    }
+}
+
+fn nanos(d: std::time::Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Notes when the first byte came through.
+struct FirstByte {
+    sink: Box<dyn ConsoleSink>,
+    start: Instant,
+    at: Arc<OnceLock<u64>>,
+}
+
+impl ConsoleSink for FirstByte {
+    fn write(&mut self, bytes: &[u8]) {
+        self.sink.write(bytes);
+        if !bytes.is_empty() {
+            self.at.get_or_init(|| nanos(self.start.elapsed()));
+        }
+    }
+}
+
+/// Runs a domain to its end.
+///
+/// # Errors
+/// When it cannot be started; whatever happens afterwards is in the [`Report`].
+pub fn run(config: Config) -> Result<Report, RunError> {
+    let start = Instant::now();
+    let mut steps = Steps { last: start, list: Vec::with_capacity(8) };
+    let name = config.image_name.clone();
+    let image =
+        Image::parse(&config.image).map_err(|error| RunError::Image { image: name.clone(), error })?;
+    steps.done("read the image");
+
+    let frames = config.mem_bytes / PAGE_SIZE;
+    let shadow = match image.kind() {
+        ImageKind::Pv(_) => 0,
+        ImageKind::Bare(_) => super::bare::shadow_frames(frames),
+    };
+    let layout = HypervisorLayout::new(frames, shadow);
+    let plan = select::plan(config.engine, config.transport, image.virt_base() >= UPPER_HALF)?;
+    let memory = MachineMemory::new(layout.hypervisor_frames(), frames, plan.backing())?;
+    steps.done("map memory");
+    let (mut engine, why) = plan.engine(&memory, &layout, config.transport)?;
+    steps.done("set up the engine");
+
+    let mut info = engine.info().clone();
+    info.detail = format!("{} ({why})", info.detail);
+    let building = DomainConfig {
+        cmdline: &config.cmdline,
+        initrd: config.initrd.as_deref(),
+        console_port: CONSOLE_PORT,
+        store_port: None,
+        features: FEATURES | TRAPPED_STORES,
+        limits: AddressLimits { lower_half_end: info.lower_half_end, upper_half: info.upper_half },
+    };
+    let built = builder::build(&building, &image, &memory, &layout, |n| engine.hypercall_stub(n))
+        .map_err(|error| RunError::Build { image: name, error })?;
+    steps.done("build the domain");
+
+    let first = Arc::new(OnceLock::new());
+    let sink = Box::new(FirstByte { sink: config.sink, start, at: first.clone() });
+    let world = World { memory, layout: layout.clone(), built, sink, input: config.input, engine: &*engine };
+    let mut guest: Box<dyn Guest> = match world.built.kind {
+        DomainKind::Pv => Box::new(world.paravirtual()?),
+        DomainKind::Bare => Box::new(world.bare()?),
+    };
+    steps.done("take over its page tables");
+
+    let waker = Arc::new(Waker::new(engine.kicker()).map_err(RunError::Eventfd)?);
+    if let Some(on_ready) = config.on_ready {
+        on_ready(waker.clone());
+    }
+    let put_off = config.once_running.map(|once_running| PutOff {
+        call: Box::new({
+            let waker = waker.clone();
+            move || once_running(waker)
+        }),
+        printed: first.clone(),
+        by: guest.clock().now() + PUT_OFF_NS,
+    });
+    let outside =
+        Outside { stop: config.stop, deadline: config.deadline.map(nanos), put_off, peek: config.peek };
+    steps.done("get ready");
+    let running = Instant::now();
+    let end = looping::run(&mut *engine, &mut *guest, &waker, outside);
+    let run_ns = nanos(running.elapsed());
+    let count = |memory| HostMemory::count(memory, &layout, &*engine);
+    let memory = config.count_memory.then(|| count(guest.context().2)).flatten();
+    Ok(Report {
+        last: last_state(&end, *guest.context().0, image.elf()),
+        memory,
+        end: name_the_place(end, guest.context().0.rip, image.elf()),
+        ledger: std::mem::take(guest.ledger()),
+        startup: steps.list,
+        kernel_statistics: engine.kernel_statistics(),
+        engine: info,
+        run_ns,
+        first_output_ns: first.get().copied(),
+    })
+}
+
+/// Where the guest was, unless it ended of its own will: then nobody asks.
+fn last_state(end: &DomainEnd, regs: Regs, elf: &[u8]) -> Option<LastState> {
+    match end {
+        DomainEnd::PowerOff | DomainEnd::Reboot | DomainEnd::Suspend => None,
+        DomainEnd::GuestCrash | DomainEnd::Watchdog | DomainEnd::Killed(_) | DomainEnd::Interrupted => {
+            Some(LastState { regs, place: locate(elf, regs.rip) })
+        }
+    }
+}
+
+/// Adds the symbol at `rip` to what a killed guest leaves behind.
+fn name_the_place(end: DomainEnd, rip: u64, elf: &[u8]) -> DomainEnd {
+    match (end, symbolize(elf, rip)) {
+        (DomainEnd::Killed(why), Some(symbol)) => DomainEnd::Killed(format!("{why} ({symbol})")),
+        (end, _) => end,
+    }
+}
+
+/// What both kinds of domain are made from.
+pub(super) struct World<'a> {
+    pub memory: MachineMemory,
+    pub layout: HypervisorLayout,
+    pub built: BuiltDomain,
+    pub sink: Box<dyn ConsoleSink>,
+    pub input: crate::console::ConsoleInput,
+    pub engine: &'a dyn Engine,
+}
+
+impl World<'_> {
+    fn paravirtual(self) -> Result<PvDomain, RunError> {
+        let info = self.engine.info();
+        let mut mmu = DirectPaging::new(&self.layout, self.engine.reserved_l4_entries());
+        let mut paging = Paging::new(self.built.root);
+        let tables =
+            mmu.pin_initial(&self.memory, &mut paging, self.built.root).map_err(RunError::InitialTables)?;
+        let console = self.built.console_mfn.ok_or(RunError::NoConsole)?;
+
+        let clock = Clock::new(info.tsc_khz, info.tsc_offset);
+        let shared_info = self.layout.shared_info.maddr();
+        publish_time(&self.memory, shared_info, &clock)?;
+        let regs = Regs {
+            rip: self.built.entry_rip,
+            rsp: self.built.rsp,
+            rsi: self.built.rsi,
+            rflags: 0x202,
+            ..Regs::default()
+        };
+        let mut domain = PvDomain::new(PvParts {
+            memory: self.memory,
+            mmu,
+            tables,
+            paging,
+            regs,
+            shared_info,
+            clock,
+            console: PvConsole { ring: console.maddr(), sink: self.sink, input: self.input },
+            facts: Facts {
+                m2p_va: info.m2p_va,
+                call_length: info.call_length,
+                m2p: self.layout.m2p,
+                tsc_khz: info.tsc_khz,
+            },
+        })
+        .map_err(|_| RunError::NoConsole)?;
+        domain.upcall.set_mask(&domain.memory, true)?;
+        let port = domain.events.allocate(Binding::Host(HostService::Console));
+        debug_assert_eq!(port, Ok(CONSOLE_PORT));
+        Ok(domain)
+    }
+}
+
+/// Fills in vCPU 0's time and the wall clock at system time 0 (public/xen.h, vcpu_time_info, wc_*).
+fn publish_time(memory: &MachineMemory, shared: Maddr, clock: &Clock) -> Result<(), BadMachineAddress> {
+    let at = |field: usize| Maddr(shared.0 + field as u64);
+    memory.write_obj(at(std::mem::offset_of!(VcpuInfo, time)), &clock.published(0))?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let boot = now.saturating_sub(std::time::Duration::from_nanos(clock.now()));
+    let seconds = boot.as_secs();
+    memory.write_obj(at(std::mem::offset_of!(SharedInfo, wc_sec)), &((seconds & 0xffff_ffff) as u32))?;
+    memory.write_obj(at(std::mem::offset_of!(SharedInfo, wc_nsec)), &boot.subsec_nanos())?;
+    memory.write_obj(at(std::mem::offset_of!(SharedInfo, wc_sec_hi)), &((seconds >> 32) as u32))?;
+    memory.write_obj(at(std::mem::offset_of!(SharedInfo, wc_version)), &2u32)
+}

@@ -1,0 +1,53 @@
+//! Waking a vCPU, whether it runs or waits.
+//!
+//! A running one is kicked by its engine; a waiting one sleeps here on an eventfd, which remembers a wake-up
+//! that came a moment too early.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::engine::Kick;
+
+/// Wakes the vCPU in every state.
+pub struct Waker {
+    engine: Arc<dyn Kick>,
+    bell: EventFd,
+}
+
+impl Waker {
+    /// A waker for the vCPU that `engine` kicks.
+    pub fn new(engine: Arc<dyn Kick>) -> std::io::Result<Self> {
+        Ok(Self { engine, bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })
+    }
+
+    /// Sleeps until woken, at most for `time` (`None`: as long as it takes). Signals end it early.
+    pub fn wait(&self, time: Option<Duration>) {
+        let mut fd = libc::pollfd {
+            fd: std::os::fd::AsRawFd::as_raw_fd(&self.bell),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let limit = time.map(|t| libc::timespec {
+            tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(t.subsec_nanos()),
+        });
+        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: one live pollfd, a null or live timespec, no signal mask.
+        unsafe { libc::ppoll(&mut fd, 1, limit, std::ptr::null()) };
+        // Empties the bell; it is empty already when the time was up.
+        let _ = self.bell.read();
+    }
+}
+
+impl Kick for Waker {
+    fn kick(&self) {
+        // The counter cannot overflow: it is emptied at every wait, and u64::MAX kicks take centuries.
+        let _ = self.bell.write(1);
+        self.engine.kick();
+    }
+    fn arm(&self, ns: u64) {
+        self.engine.arm(ns);
+    }
+}

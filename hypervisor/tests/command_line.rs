@@ -1,0 +1,207 @@
+//! The program from outside: arguments, pipes, signals and exit statuses.
+//!
+//! What needs a guest is skipped where this machine cannot run one.
+
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+
+fn paravane(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn output(args: &[&str]) -> Output {
+    paravane(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Starts the reference guest and waits for its prompt; nothing where no guest can run.
+fn guest(args: &[&str]) -> Option<Child> {
+    let mut child =
+        paravane(&[&["run", "--timeout", "60s"], args].concat()).stdin(Stdio::piped()).spawn().unwrap();
+    let (stdout, mut seen) = (child.stdout.as_mut().unwrap(), Vec::new());
+    let mut byte = [0];
+    while !seen.ends_with(b"> ") {
+        if stdout.read(&mut byte).unwrap() == 0 {
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(1), "the guest ended: {}", text(&seen));
+            let _ = writeln!(std::io::stderr(), "SKIP: no guest runs here: {}", text(&output.stderr));
+            return None;
+        }
+        seen.push(byte[0]);
+    }
+    Some(child)
+}
+
+fn type_to(child: &mut Child, line: &str) {
+    child.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+}
+
+fn signal(child: &Child, number: libc::c_int) {
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: kill takes no pointers; `pid` is a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, number) }, 0);
+}
+
+#[test]
+fn usage_errors_are_2_and_name_the_mistake() {
+    for (args, part) in [
+        (&["run", "--mem", "12Q"][..], "unknown unit `Q`"),
+        (&["run", "--engine", "xen"], "possible values: auto, kvm, process"),
+        (&["run", "--bare", "kernel.elf"], "cannot be used with"),
+        (&["compare", "--workload", "nothing"], "possible values: null-call"),
+        (&["fly"], "unrecognized subcommand"),
+    ] {
+        let output = output(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(text(&output.stderr).contains(part), "{args:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn help_documents_exit_statuses() {
+    let output = output(&["run", "--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).contains("124    the time given by --timeout was up"));
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named() {
+    for args in [
+        &["run", "/nonexistent/kernel"][..],
+        &["run", "--initrd", "/nonexistent/initrd"],
+        &["run", "--stats-json", "/nonexistent/stats.json"],
+    ] {
+        let output = output(args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("/nonexistent/"), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn something_that_is_no_kernel_is_refused() {
+    let output = output(&["run", "/etc/passwd"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!text(&output.stderr).contains("panicked"));
+}
+
+#[test]
+fn the_list_needs_no_guest() {
+    let output = output(&["compare", "--list"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).contains("map-512"));
+}
+
+#[test]
+fn several_engines_are_compared_side_by_side() {
+    let result = output(&["compare", "--engine", "all", "--workload", "map-512", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&result.stdout).unwrap();
+    let engines = json["engines"].as_array().unwrap();
+    if engines.is_empty() {
+        assert_eq!(result.status.code(), Some(1));
+        let _ = writeln!(std::io::stderr(), "SKIP: no guest runs here: {}", text(&result.stderr));
+        return;
+    }
+    assert_eq!(result.status.code(), Some(0), "{}", text(&result.stderr));
+    for engine in engines {
+        let pv = &engine["workloads"][0]["techniques"]["pv"];
+        assert_eq!((&pv["ops"], &engine["engine"]["name"]), (&512.into(), &engine["asked"]));
+        // A slow host's time slice may end within the region: that is a kick, and no trap of the guest's making.
+        let asked = pv["exits"].as_array().unwrap().iter().filter(|e| e["group"] == "hypercall");
+        assert_eq!(asked.map(|e| e["count"].as_u64().unwrap()).sum::<u64>(), 3);
+    }
+}
+
+#[test]
+fn the_doctor_measures_what_works() {
+    let result = output(&["doctor", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&result.stdout).unwrap();
+    let engines = json["engines"].as_array().unwrap();
+    let works = |engine: &serde_json::Value| engine["why_not"].is_null();
+    assert_eq!(result.status.success(), engines.iter().any(works), "{json:#}");
+    assert_eq!(works(&json["auto"]), engines.iter().any(works));
+    for engine in engines.iter().filter(|engine| works(engine)) {
+        let costs = engine["costs"].as_array().unwrap();
+        assert!(costs.len() == 5 && costs.iter().all(|cost| cost["ns"].as_f64() > Some(0.0)), "{costs:#?}");
+    }
+    for failed in engines.iter().filter(|engine| !works(engine)) {
+        println!("SKIP: no {}: {}", failed["name"], failed["why_not"]);
+    }
+}
+
+#[test]
+fn how_the_guest_ends_is_the_exit_status() {
+    for (line, code) in [("halt\n", 0), ("panic\n", 3), ("reboot\n", 5)] {
+        let Some(mut child) = guest(&[]) else { return };
+        type_to(&mut child, line);
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{line}");
+    }
+}
+
+#[test]
+fn a_pipe_carries_any_byte() {
+    let Some(mut child) = guest(&[]) else { return };
+    type_to(&mut child, "\x01x\nhalt\n");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "Ctrl-A x left although it came from a pipe");
+}
+
+#[test]
+fn the_guest_goes_on_when_its_input_ends() {
+    let Some(mut child) = guest(&["--timeout", "2s"]) else { return };
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().code(), Some(124));
+}
+
+#[test]
+fn signals_end_the_guest_in_order() {
+    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+        let Some(child) = guest(&["--stats"]) else { return };
+        signal(&child, number);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(128 + number));
+        assert!(text(&output.stderr).contains("Exits of the whole run"), "the statistics are lost");
+    }
+}
+
+#[test]
+fn a_guest_that_came_to_a_bad_end_leaves_its_registers() {
+    for (args, line, code) in [(&["--stats"][..], "panic\n", 3), (&["--stats", "--bare"], "panic\n", 3)] {
+        let Some(mut child) = guest(args) else { return };
+        type_to(&mut child, line);
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains("Registers at the end, in ") && said.contains("    rip 000000004"), "{said}");
+    }
+    let Some(mut child) = guest(&["--stats"]) else { return };
+    type_to(&mut child, "halt\n");
+    let output = child.wait_with_output().unwrap();
+    assert!(!text(&output.stderr).contains("Registers"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_run_quietly() {
+    let Some(mut child) = guest(&[]) else { return };
+    drop(child.stdout.take());
+    type_to(&mut child, "help\n");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(128 + libc::SIGPIPE), String::new()));
+}
+
+#[test]
+fn statistics_are_written_as_json() {
+    let path = std::env::temp_dir().join(format!("paravane-stats-{}.json", std::process::id()));
+    let Some(mut child) = guest(&["--stats-json", path.to_str().unwrap()]) else { return };
+    type_to(&mut child, "halt\n");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(json["end"], "the guest powered off");
+    assert!(json["whole"]["exits"][0]["count"].as_u64() > Some(0));
+    assert!(json["startup"]["main_to_first_output_ns"].as_u64() > Some(0));
+}

@@ -1,0 +1,153 @@
+//! Where /dev/kvm is missing or may not be opened, as in containers and CI jobs: what is said, and that the
+//! other engine steps in.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use super::{Ran, paravane, ran, skip};
+
+const NOBODY: u32 = 65534;
+const KVM: &str = "/dev/kvm";
+
+/// The program, which anybody may run whatever directory it is in: by the open file.
+struct Program(File);
+
+impl Program {
+    fn open() -> Self {
+        match File::open(env!("CARGO_BIN_EXE_paravane")) {
+            Ok(file) => Self(file),
+            Err(error) => panic!("broken test: the program cannot be read: {error}"),
+        }
+    }
+
+    /// To be spawned while `self` lives.
+    fn command(&self, args: &[&str]) -> Command {
+        paravane(&format!("/proc/self/fd/{}", self.0.as_raw_fd()), args)
+    }
+}
+
+fn is_root() -> bool {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// The program run by someone who may not open /dev/kvm; nothing where that cannot be had.
+fn without_permission(args: &[&str]) -> Option<Ran> {
+    let metadata = fs::metadata(KVM).map_err(|error| skip(format_args!("{KVM}: {error}"))).ok()?;
+    if !is_root() {
+        let refused = OpenOptions::new().read(true).write(true).open(KVM);
+        if !refused.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            skip(format_args!("whoever runs this may open {KVM}, and may not become somebody else"));
+            return None;
+        }
+    } else if metadata.permissions().mode() & 0o006 == 0o006 {
+        skip(format_args!("anybody may open {KVM} here"));
+        return None;
+    }
+    let program = Program::open();
+    let mut command = program.command(args);
+    if is_root() {
+        // Supplementary groups go with it.
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    Some(finished(command))
+}
+
+/// The program run where /dev is empty; nothing where that may not be arranged.
+fn without_device(args: &[&str]) -> Option<Ran> {
+    let mut command = paravane(env!("CARGO_BIN_EXE_paravane"), args);
+    let namespaces = if is_root() { libc::CLONE_NEWNS } else { libc::CLONE_NEWNS | libc::CLONE_NEWUSER };
+    // SAFETY: `hide_devices` makes system calls only.
+    unsafe { command.pre_exec(move || hide_devices(namespaces)) };
+    match ran(command, b"") {
+        Ok(ran) => Some(ran),
+        Err(error) => {
+            skip(format_args!("no mount namespace without {KVM}: {error}"));
+            None
+        }
+    }
+}
+
+/// Mounts an empty file system over /dev, for this process only.
+fn hide_devices(namespaces: libc::c_int) -> io::Result<()> {
+    let done = |result: libc::c_int| match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: no pointers.
+    done(unsafe { libc::unshare(namespaces) })?;
+    let (root, dev, tmpfs) = (c"/".as_ptr(), c"/dev".as_ptr(), c"tmpfs".as_ptr());
+    let (none, no_data) = (std::ptr::null(), std::ptr::null());
+    // SAFETY: strings and null pointers, as mount(2) takes them.
+    done(unsafe { libc::mount(none, root, none, libc::MS_REC | libc::MS_PRIVATE, no_data) })?;
+    // SAFETY: as above.
+    done(unsafe { libc::mount(tmpfs, dev, tmpfs, 0, no_data) })
+}
+
+fn finished(command: Command) -> Ran {
+    match ran(command, b"") {
+        Ok(ran) => ran,
+        Err(error) => panic!("broken test: the program cannot be run: {error}"),
+    }
+}
+
+/// Both ways of not having it.
+fn everyhow(args: &[&str]) -> impl Iterator<Item = Ran> {
+    [without_permission(args), without_device(args)].into_iter().flatten()
+}
+
+#[test]
+fn no_permission_is_told_with_what_to_do() {
+    if let Some(ran) = without_permission(&["--engine", "kvm"]) {
+        ran.must_end(1).must_say("cannot open /dev/kvm: permission denied; add yourself to the kvm group");
+    }
+}
+
+#[test]
+fn no_device_is_told_with_what_to_do() {
+    if let Some(ran) = without_device(&["--engine", "kvm"]) {
+        ran.must_end(1).must_say("there is no /dev/kvm");
+    }
+}
+
+#[test]
+fn processes_step_in() {
+    if !super::engines().contains(&"process") {
+        return;
+    }
+    for image in [&[][..], &["--bare"]] {
+        for engine in ["auto", "process"] {
+            let args = [&["--engine", engine, "--cmdline", "test=paging"], image].concat();
+            for ran in everyhow(&args) {
+                ran.must_end(0).must_print("test: name=paging ok=true");
+            }
+        }
+    }
+}
+
+#[test]
+fn with_no_engine_at_all_both_reasons_are_told() {
+    if !is_root() {
+        return skip("only root may become somebody without processes");
+    }
+    let program = Program::open();
+    let mut command = program.command(&["--engine", "auto"]);
+    command.uid(NOBODY).gid(NOBODY);
+    let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: setrlimit reads its argument and makes a system call only.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NPROC, &limit) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+    if fs::metadata(KVM).is_ok_and(|kvm| kvm.permissions().mode() & 0o006 == 0o006) {
+        return skip(format_args!("anybody may open {KVM} here"));
+    }
+    let ran = finished(command);
+    ran.must_end(1).must_say("no engine works here. KVM: ").must_say("Processes: ");
+}

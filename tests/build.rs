@@ -1,0 +1,15 @@
+//! Builds the small kernels that the tests boot, which `src/guests.rs` embeds.
+
+use paravane_guest_build::images::{Guest, ImageError};
+
+fn main() -> Result<(), ImageError> {
+    println!("cargo::rerun-if-changed=build.rs");
+    let guests = Guest {
+        directory: "guests",
+        package: "paravane-test-guests",
+        bins: &["hello", "hello-high", "conformance", "endings"],
+        cfgs: &[],
+        prefix: "",
+    };
+    guests.build()
+}

@@ -1,0 +1,89 @@
+//! Every family of hypercalls, right and wrong, against the ABI (`docs/abi.md`).
+//!
+//! `test=GROUP` runs one group. A check prints its line; the last line counts. All of it holds on Xen too, where
+//! the image boots as any PV domain; the few checks that do not apply to a privileged one are left out there.
+
+mod callbacks;
+mod calls;
+mod events;
+mod memory;
+mod paging;
+mod physdev;
+mod processor;
+mod raw;
+mod refused;
+mod reservation;
+mod returns;
+mod sched;
+mod tables;
+mod tables_ext;
+mod timing;
+mod traps;
+mod vcpu;
+
+use paravane_guest::abi::start_info::SIF_PRIVILEGED;
+use paravane_guest::hypercall::version;
+use paravane_guest::paging::{BootFrames, Mmu};
+use paravane_guest::{Boot, event, power, trap};
+
+use crate::probe;
+use crate::suite::Suite;
+
+/// What a group gets to work with.
+pub struct Bench {
+    suite: Suite,
+    boot: Boot,
+    mmu: Mmu<'static>,
+    frames: BootFrames,
+    /// Whether this is a domain that may use the machine's own memory and devices: Xen's first.
+    privileged: bool,
+    /// Whether the hypervisor is Paravane, for what it promises beyond the ABI.
+    paravane: bool,
+}
+
+type Group = (&'static str, fn(&mut Bench));
+
+const GROUPS: &[Group] = &[
+    ("version", calls::version),
+    ("console", calls::console),
+    ("multicall", calls::multicall),
+    ("memory", memory::run),
+    ("traps", traps::run),
+    ("iret", returns::run),
+    ("events", events::run),
+    ("timing", timing::run),
+    ("tables", tables::run),
+    ("pins", tables::pins),
+    ("paging", paging::run),
+    ("processor", processor::run),
+    ("callbacks", callbacks::run),
+    ("physdev", physdev::run),
+    ("refused", refused::run),
+    ("sched", sched::run),
+    ("vcpu", vcpu::run),
+    ("reservation", reservation::run),
+    // The last: what it changes stays changed.
+    ("vcpu-info", vcpu::info),
+];
+
+/// The kernel of `conformance`.
+pub fn main(boot: Boot) -> ! {
+    let installed = trap::install().and_then(|()| event::install());
+    assert!(installed.is_ok(), "handlers: {installed:?}");
+    probe::install();
+    let mmu = boot.mmu();
+    let [_, free] = boot.free_frames();
+    let mapped = mmu.direct_map_end(paravane_guest::memory::Pfn(free.start)).0;
+    // SAFETY: free, mapped, and used by nothing but this source.
+    let frames = unsafe { BootFrames::new(free.start..mapped) };
+    let only = boot.cmdline().get("test");
+    let privileged = boot.start_info().flags & SIF_PRIVILEGED != 0;
+    let paravane = version::extraversion().is_ok_and(|text| text.starts_with(b".pv"));
+    let mut bench = Bench { suite: Suite::new(), boot, mmu, frames, privileged, paravane };
+    for (name, run) in GROUPS.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
+        bench.suite.group(name);
+        run(&mut bench);
+    }
+    bench.suite.finish("conformance");
+    power::power_off()
+}

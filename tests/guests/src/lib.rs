@@ -1,0 +1,13 @@
+//! What the test guests do. Kernels: there is nothing in here for a host.
+#![cfg_attr(not(test), no_std)]
+
+#[cfg(guest)]
+pub mod conformance;
+#[cfg(guest)]
+pub mod endings;
+#[cfg(guest)]
+pub mod hello;
+#[cfg(guest)]
+mod probe;
+#[cfg(guest)]
+mod suite;

@@ -1,0 +1,192 @@
+//! Boots an image on every engine that this machine has.
+
+use std::borrow::Cow;
+use std::fmt::{self, Debug, Display};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use paravane::compare;
+use paravane::console::{CaptureSink, ConsoleInput};
+use paravane::domain::DomainEnd;
+use paravane::ledger::Region;
+use paravane::monitor::{Config, EngineChoice, Report, RunError, TransportChoice, run};
+
+use crate::guests::HELLO;
+use crate::verdict::{broken_product, skip};
+
+/// Longer than any guest of ours takes on a slow and busy host; a guest that hangs ends by it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How much of a console is shown when a test fails.
+const SHOWN: usize = 2000;
+
+/// The engines that there are, with the names that `EngineInfo` has for them.
+const ENGINES: [(EngineChoice, &str); 2] = [(EngineChoice::Kvm, "kvm"), (EngineChoice::Process, "process")];
+
+/// What a guest did.
+pub struct Outcome {
+    /// The engine that ran it.
+    pub engine: &'static str,
+    /// What it is called.
+    pub name: String,
+    /// How it ended.
+    pub end: DomainEnd,
+    /// What it printed.
+    pub text: String,
+    /// Everything else.
+    pub report: Report,
+}
+
+/// A guest to boot.
+#[derive(Clone, Debug)]
+pub struct Guest<'a> {
+    /// What to call it.
+    pub name: &'a str,
+    /// Its image.
+    pub image: Cow<'static, [u8]>,
+    /// Its command line.
+    pub cmdline: &'a str,
+    /// Its memory in bytes.
+    pub mem_bytes: u64,
+    /// What is typed before it starts.
+    pub input: &'a [u8],
+    /// When to end it if it does not end by itself.
+    pub deadline: Duration,
+}
+
+/// The engines that this machine has; the others are skipped, aloud and once.
+pub fn engines() -> &'static [EngineChoice] {
+    static AVAILABLE: OnceLock<Vec<EngineChoice>> = OnceLock::new();
+    AVAILABLE.get_or_init(|| {
+        let available = |&(engine, name): &(EngineChoice, &str)| match Guest::new(HELLO).boot_on(engine) {
+            Err(RunError::Engine(why)) => {
+                skip(name, why);
+                None
+            }
+            // Whatever else goes wrong is for the tests to find.
+            _ => Some(engine),
+        };
+        ENGINES.iter().filter_map(available).collect()
+    })
+}
+
+impl Guest<'static> {
+    /// `image` with 32 MiB and nothing else.
+    pub fn new(image: impl Into<Cow<'static, [u8]>>) -> Self {
+        let image = image.into();
+        Self { name: "guest", image, cmdline: "", mem_bytes: 32 << 20, input: &[], deadline: PATIENCE }
+    }
+}
+
+impl Guest<'_> {
+    /// Boots it once on each engine.
+    ///
+    /// # Panics
+    /// When an engine that is there cannot boot it.
+    pub fn boot(&self) -> Vec<Outcome> {
+        let boot = |&engine| match self.boot_on(engine) {
+            Ok(outcome) => outcome,
+            Err(error) => broken_product(format_args!("{} does not start on {engine:?}: {error}", self.name)),
+        };
+        engines().iter().map(boot).collect()
+    }
+
+    /// Boots it once.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    ///
+    /// # Panics
+    /// When another engine runs it than the one that was asked for.
+    pub fn boot_on(&self, engine: EngineChoice) -> Result<Outcome, RunError> {
+        let sink = CaptureSink::default();
+        let input = ConsoleInput::default();
+        input.push(self.input);
+        let report = run(Config {
+            image: self.image.clone(),
+            image_name: self.name.to_owned(),
+            mem_bytes: self.mem_bytes,
+            cmdline: self.cmdline.to_owned(),
+            initrd: None,
+            engine,
+            transport: TransportChoice::Auto,
+            sink: Box::new(sink.clone()),
+            input,
+            on_ready: None,
+            once_running: None,
+            stop: Arc::new(AtomicBool::new(false)),
+            deadline: Some(self.deadline),
+            peek: None,
+            count_memory: false,
+        })?;
+        let ran = report.engine.name;
+        if ENGINES.iter().any(|&(choice, name)| choice == engine && name != ran) {
+            broken_product(format_args!("{} was to run on {engine:?}; {ran} did", self.name));
+        }
+        let name = format!("{} {}", self.name, self.cmdline).trim_end().to_owned();
+        Ok(Outcome { engine: ran, name, end: report.end.clone(), text: sink.text(), report })
+    }
+}
+
+impl Outcome {
+    /// The guest must have ended like this.
+    #[track_caller]
+    pub fn must_end(&self, end: &DomainEnd) -> &Self {
+        self.must(self.end == *end, format_args!("should have ended with {end:?}"))
+    }
+
+    /// The guest must have printed this.
+    #[track_caller]
+    pub fn must_print(&self, part: &str) -> &Self {
+        self.must(self.text.contains(part), format_args!("should have printed {part:?}"))
+    }
+
+    /// Something about the guest must be so; `what` completes "the guest ...".
+    #[track_caller]
+    pub fn must(&self, holds: bool, what: impl Display) -> &Self {
+        if !holds {
+            broken_product(format_args!("the guest {what}\n{self}"));
+        }
+        self
+    }
+
+    /// The hypervisor must have ended it; why.
+    #[track_caller]
+    pub fn must_be_killed(&self) -> &str {
+        match &self.end {
+            DomainEnd::Killed(why) => why,
+            _ => broken_product(format_args!("the guest should have been killed\n{self}")),
+        }
+    }
+
+    /// What it says of the workload that it was started for, which it must have found right.
+    #[track_caller]
+    pub fn must_have_done(&self, workload: &str) -> (compare::Outcome, Region) {
+        self.must_end(&DomainEnd::PowerOff);
+        let said = match compare::Outcome::parse(&self.text, workload) {
+            Ok(said) => said,
+            Err(error) => broken_product(format_args!("{error}\n{self}")),
+        };
+        self.must(said.ok, "found its own results wrong");
+        match self.report.ledger.region() {
+            Some(region) => (said, region),
+            None => broken_product(format_args!("nothing was measured between the marks\n{self}")),
+        }
+    }
+}
+
+impl Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = self.text.char_indices().nth_back(SHOWN).map_or(0, |(at, _)| at);
+        let tail = self.text.get(start..).unwrap_or_default();
+        let (name, engine, end) = (&self.name, self.engine, &self.end);
+        write!(f, "guest: {name}\nengine: {engine}\nend: {end:?}\nconsole, its end:\n{tail}")
+    }
+}
+
+impl Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self, f)
+    }
+}

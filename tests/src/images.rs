@@ -1,0 +1,92 @@
+//! The smallest kernels: an ELF file around a few bytes of code, for guests that no compiler would make.
+
+use paravane_abi::elfnote;
+
+/// Virtual address of pseudo-physical address 0 in every one of them.
+pub const VIRT_BASE: u64 = 0x4000_0000;
+/// Where the hypercall page of a paravirtual one is; the code follows.
+pub const HYPERCALL_PAGE: u64 = VIRT_BASE + 0x10_0000;
+/// The first instruction.
+pub const ENTRY: u64 = HYPERCALL_PAGE + 0x1000;
+/// Bytes that may be read, written and executed from [`HYPERCALL_PAGE`] on.
+pub const SIZE: u64 = 0x1_0000;
+
+/// For whom a kernel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Xen's PV interface.
+    Pv,
+    /// A bare PC.
+    Bare,
+}
+
+/// A kernel that consists of `code`, entered at its first byte.
+///
+/// # Panics
+/// When the code does not fit.
+pub fn kernel(kind: Kind, code: &[u8]) -> Vec<u8> {
+    assert!(code.len() as u64 <= SIZE - 0x1000, "broken test: {} bytes of code", code.len());
+    let notes = match kind {
+        Kind::Pv => pv_notes(),
+        Kind::Bare => {
+            [note("Paravane", 1, &1u32.to_le_bytes()), note("Paravane", 2, &le(VIRT_BASE))].concat()
+        }
+    };
+    let text = [&[0xcc; 0x1000], code].concat();
+    let headers = 64 + 2 * 56;
+    let (notes_at, text_at) = (headers, headers + notes.len() as u64);
+    let mut file = header();
+    file.extend(segment(1, text_at, HYPERCALL_PAGE, text.len() as u64, SIZE));
+    file.extend(segment(4, notes_at, 0, notes.len() as u64, notes.len() as u64));
+    file.extend(notes);
+    file.extend(text);
+    file
+}
+
+fn pv_notes() -> Vec<u8> {
+    let text = |kind, value: &str| note("Xen", kind, format!("{value}\0").as_bytes());
+    let number = |kind, value| note("Xen", kind, &le(value));
+    [
+        text(elfnote::XEN_ELFNOTE_XEN_VERSION, "xen-3.0"),
+        text(elfnote::XEN_ELFNOTE_LOADER, "generic"),
+        number(elfnote::XEN_ELFNOTE_VIRT_BASE, VIRT_BASE),
+        number(elfnote::XEN_ELFNOTE_PADDR_OFFSET, VIRT_BASE),
+        number(elfnote::XEN_ELFNOTE_HYPERCALL_PAGE, HYPERCALL_PAGE),
+    ]
+    .concat()
+}
+
+const fn le(value: u64) -> [u8; 8] {
+    value.to_le_bytes()
+}
+
+/// An ELF note, padded to 4 bytes (gABI, "Note Section").
+fn note(owner: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+    let pad = |mut bytes: Vec<u8>| {
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    };
+    let sizes = [owner.len() as u32 + 1, value.len() as u32, kind].map(u32::to_le_bytes);
+    [sizes.concat(), pad([owner.as_bytes(), &[0]].concat()), pad(value.to_vec())].concat()
+}
+
+/// The ELF header of a static x86-64 executable with two program headers (gABI, "ELF Header").
+fn header() -> Vec<u8> {
+    let ident = [0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let halves = |halves: &[u16]| halves.iter().flat_map(|h| h.to_le_bytes()).collect::<Vec<u8>>();
+    [
+        ident.to_vec(),
+        halves(&[2, 62]),
+        1u32.to_le_bytes().to_vec(),
+        [ENTRY, 64, 0].map(le).concat(),
+        0u32.to_le_bytes().to_vec(),
+        halves(&[64, 56, 2, 64, 0, 0]),
+    ]
+    .concat()
+}
+
+/// A program header; code may do anything with its own segment.
+fn segment(kind: u32, offset: u64, address: u64, in_file: u64, in_memory: u64) -> Vec<u8> {
+    let head = [kind, 7].map(u32::to_le_bytes).concat();
+    [head, [offset, address, address, in_file, in_memory, 4].map(le).concat()].concat()
+}

@@ -1,0 +1,7 @@
+//! Helpers that the whole-system tests share.
+
+pub mod boot;
+pub mod guests;
+pub mod images;
+pub mod random;
+pub mod verdict;

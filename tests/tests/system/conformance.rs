@@ -1,0 +1,44 @@
+//! The conformance guest: every hypercall answers as `docs/abi.md` says, right or wrong as the call may be.
+
+use paravane::domain::DomainEnd;
+use paravane_tests::boot::{Guest, Outcome};
+use paravane_tests::guests::CONFORMANCE;
+use paravane_tests::verdict::note;
+
+/// Attacks on page tables that must be among the checks, so that none is lost by renaming or forgetting.
+const ATTACKS: [&str; 14] = [
+    "tables/l1-table-writable",
+    "tables/l4-table-writable",
+    "tables/by-address-table-writable",
+    "tables/hypervisor-frame",
+    "tables/hypervisor-frame-writable",
+    "tables/no-frame",
+    "tables/l2-large-page",
+    "tables/l2-writable-page-as-table",
+    "tables/l4-reserved-slot",
+    "tables/l4-itself",
+    "tables/clear-table",
+    "pins/write-access-while-pinned",
+    "pins/bad-update-of-a-pinned-table",
+    "pins/unpin-twice",
+];
+
+fn checks(outcome: &Outcome) -> impl Iterator<Item = &str> {
+    outcome.text.lines().filter(|line| line.starts_with("test: name=") && line.contains('/'))
+}
+
+#[test]
+fn every_hypercall_answers_as_the_abi_says() {
+    for outcome in (Guest { name: "conformance", ..Guest::new(CONFORMANCE) }).boot() {
+        let failed: Vec<_> = checks(&outcome).filter(|line| !line.contains(" ok=true ")).collect();
+        outcome.must(failed.is_empty(), format_args!("was answered otherwise: {failed:#?}"));
+        let run = checks(&outcome).count();
+        outcome.must_end(&DomainEnd::PowerOff);
+        outcome.must_print(&format!("test: name=conformance ok=true run={run} failed=0"));
+        outcome.must_print(&format!("\n{}\n", "0123456789".repeat(300)));
+        for attack in ATTACKS {
+            outcome.must_print(&format!("test: name={attack} ok=true "));
+        }
+        note(format_args!("conformance: {run} checks on {}, all right", outcome.engine));
+    }
+}

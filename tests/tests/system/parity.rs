@@ -1,0 +1,37 @@
+//! An engine runs code and maps pages, nothing else: the same work takes the same traps on each.
+
+use std::collections::BTreeMap;
+
+use paravane::ledger::{Cause, Region};
+use paravane_tests::boot::{Guest, Outcome, engines};
+use paravane_tests::verdict::{broken_product, skip};
+
+use crate::reference::BUILDS;
+
+/// Workloads whose traps do not depend on time: with timers, a late one needs no waiting.
+const TIMELESS: [&str; 4] = ["null-call", "console-4k", "map-512", "address-space"];
+
+/// Traps by cause; kicks are the host's doing.
+fn traps(region: &Region) -> BTreeMap<String, u64> {
+    let own = region.exits.iter().filter(|row| row.cause != Cause::Kick);
+    own.map(|row| (row.cause.to_string(), row.count)).collect()
+}
+
+#[test]
+fn the_same_work_takes_the_same_traps() {
+    if engines().len() < 2 {
+        return skip("two engines", "nothing to compare");
+    }
+    for (name, image) in BUILDS {
+        for workload in TIMELESS {
+            let cmdline = format!("bench={workload}");
+            let outcomes = Guest { name, cmdline: &cmdline, mem_bytes: 64 << 20, ..Guest::new(image) }.boot();
+            let counts = |o: &Outcome| traps(&o.must_have_done(workload).1);
+            let [one, other] = [counts(&outcomes[0]), counts(&outcomes[1])];
+            if one != other {
+                let engines = outcomes.iter().map(|o| o.engine).collect::<Vec<_>>().join(" and ");
+                broken_product(format_args!("{name} {workload} on {engines}:\n{one:#?}\n{other:#?}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The workloads: right results, and the number of traps that each technique may take.
+
+use paravane::images::{BARE, PV};
+use paravane::ledger::{Cause, PortDevice, PrivOp, Region};
+use paravane_tests::boot::Guest;
+
+/// How often the guest left the CPU for causes of its own: kicks are the host's doing.
+pub fn own_traps(region: &Region) -> u64 {
+    region.exits.iter().filter(|row| row.cause != Cause::Kick).map(|row| row.count).sum()
+}
+
+fn count(region: &Region, cause: Cause) -> u64 {
+    region.exits.iter().filter(|row| row.cause == cause).map(|row| row.count).sum()
+}
+
+/// What one technique needs on each engine; `check` sees what was measured and how many operations there were.
+fn measure(image: &'static [u8], workload: &str, check: impl Fn(&Region, u64) -> bool) {
+    let cmdline = format!("bench={workload}");
+    let guest =
+        Guest { name: "reference guest", cmdline: &cmdline, mem_bytes: 64 << 20, ..Guest::new(image) };
+    for outcome in guest.boot() {
+        let (said, region) = outcome.must_have_done(workload);
+        let table = paravane::ledger::exit_table(&region);
+        outcome.must(check(&region, said.ops), format_args!("should have trapped otherwise:\n{table}"));
+    }
+}
+
+#[test]
+fn null_call() {
+    measure(PV, "null-call", |region, ops| ops == 1000 && own_traps(region) == ops);
+    measure(BARE, "null-call", |region, ops| {
+        own_traps(region) == ops && count(region, Cause::PrivilegedInstruction(PrivOp::MovFromCr)) == ops
+    });
+}
+
+#[test]
+fn console_4k() {
+    measure(PV, "console-4k", |region, ops| ops == 4096 && own_traps(region) <= 1);
+    measure(BARE, "console-4k", |region, ops| {
+        own_traps(region) >= ops && count(region, Cause::PortOut(PortDevice::Uart)) >= ops
+    });
+}
+
+#[test]
+fn map_512() {
+    measure(PV, "map-512", |region, ops| ops == 512 && own_traps(region) <= 3);
+    measure(BARE, "map-512", |region, ops| {
+        own_traps(region) >= ops && count(region, Cause::PageTableStore) >= ops
+    });
+}
+
+#[test]
+fn map_4096() {
+    // Three batches; what does not fit into one multicall of the guest's travels in another.
+    measure(PV, "map-4096", |region, ops| ops == 4096 && own_traps(region) <= 3 * 4096 / 64);
+    measure(BARE, "map-4096", |region, ops| count(region, Cause::PageTableStore) >= ops);
+}
+
+#[test]
+fn address_space() {
+    measure(PV, "address-space", |region, ops| ops == 16 && own_traps(region) <= ops * 16);
+    measure(BARE, "address-space", |region, ops| {
+        count(region, Cause::PrivilegedInstruction(PrivOp::MovToCr)) >= 2 * ops
+    });
+}
+
+#[test]
+fn timer_1000() {
+    // Two calls each, to set the timer and to wait; one that is late has nothing to wait for.
+    measure(PV, "timer-1000", |region, ops| {
+        let traps = own_traps(region);
+        ops == 1000 && (ops..=2 * ops + ops / 10).contains(&traps)
+    });
+    measure(BARE, "timer-1000", |region, ops| count(region, Cause::PortOut(PortDevice::Pit)) >= ops);
+}
+
+#[test]
+fn all_that_is_printed_arrives() {
+    for image in [PV, BARE] {
+        let guest = Guest { name: "reference guest", cmdline: "bench=console-4k", ..Guest::new(image) };
+        for outcome in guest.boot() {
+            let line =
+                |n: usize| (0..60).map(|c| char::from(b'a' + ((n + c + 3) % 26) as u8)).collect::<String>();
+            let printed = outcome.text.replace('\r', "");
+            for n in 0..64 {
+                let wanted = format!("{n:02} {}\n", line(n));
+                outcome.must(printed.contains(&wanted), format_args!("should have printed {wanted:?}"));
+            }
+        }
+    }
+}
