@@ -1,8 +1,9 @@
 //! Whether this host can run the process engine, and what is missing if it cannot.
 
-use std::arch::x86_64::__cpuid_count;
+use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};
 
 use super::area::room;
+use super::stub::FPU_COMPONENTS;
 use super::sys;
 
 /// What the process engine needs and this host does not have.
@@ -48,13 +49,15 @@ impl Features {
         if !std::arch::is_x86_feature_detected!("xsaveopt") {
             return Err(Unavailable::Processor("XSAVEOPT"));
         }
-        let fpu_size = u64::from(__cpuid_count(0xd, 0).ebx);
+        // SAFETY: XSAVEOPT implies XSAVE, which Linux enables with OSXSAVE; XCR0 always exists.
+        let enabled = unsafe { _xgetbv(0) };
+        let fpu_size = image_size(enabled & FPU_COMPONENTS, |component| __cpuid_count(0xd, component));
         if fpu_size > room::FPU_SIZE {
             return Err(Unavailable::FpuSize(fpu_size));
         }
         Ok(Self { fpu_size })
     }
-    /// Bytes of an FPU image with everything that XCR0 enables.
+    /// Bytes of an FPU image with everything that XCR0 enables and a guest has.
     pub(super) fn fpu_size(self) -> u64 {
         self.fpu_size
     }
@@ -64,7 +67,46 @@ impl Features {
     }
 }
 
+/// Bytes of an XSAVE area in the standard format (SDM volume 1, 13.4) with `components`, of which `leaf` tells
+/// offset (EBX) and size (EAX): CPUID leaf 0xd.
+fn image_size(components: u64, leaf: impl Fn(u32) -> CpuidResult) -> u64 {
+    /// The legacy region, with x87 and SSE, and the header.
+    const FIRST: u64 = 576;
+    (2..63)
+        .filter(|component| components & 1 << component != 0)
+        .map(|component| leaf(component))
+        .map(|CpuidResult { eax: size, ebx: offset, .. }| u64::from(size) + u64::from(offset))
+        .fold(FIRST, u64::max)
+}
+
 /// Whether the process engine works here.
 pub fn probe() -> Result<(), Unavailable> {
     Features::detect().map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A processor with AMX, whose tiles Linux leaves out of the signal frames of a program that has not asked for
+    /// them: an image must not be taken for larger than what is there.
+    #[test]
+    fn tiles_do_not_count() {
+        let leaf = |component| {
+            let (eax, ebx) = match component {
+                2 => (0x100, 0x240),
+                5 => (0x40, 0x440),
+                6 => (0x200, 0x480),
+                7 => (0x400, 0x680),
+                17 => (0x40, 0xac0),
+                18 => (0x2000, 0xb00),
+                _ => (0, 0),
+            };
+            CpuidResult { eax, ebx, ecx: 0, edx: 0 }
+        };
+        assert_eq!(image_size(0x600e7 & FPU_COMPONENTS, leaf), 0xa80);
+        assert_eq!(image_size(0x600e7, leaf), 0x2b00);
+        assert_eq!(image_size(7, leaf), 0x340);
+        assert_eq!(image_size(3, leaf), 576);
+    }
 }

@@ -32,6 +32,10 @@ pub(super) const KIND_READY: u64 = 0x101;
 pub(super) const KIND_KICKED: u64 = 0x102;
 /// The signal that kicks.
 pub(super) const KICK_SIGNAL: i32 = libc::SIGUSR1;
+/// The state components (SDM volume 1, 13.1) that belong to a guest: all that there are but AMX's tiles and their
+/// configuration. Linux leaves the tiles out of the signal frame of a program that has not asked for them, and XRSTOR
+/// may touch the whole extent of what its mask names.
+pub(super) const FPU_COMPONENTS: u64 = !(0b11 << 17);
 /// The step number that means: jump to the address in the first argument.
 pub(super) const STEP_JUMP: u64 = 0xffff_ffff;
 
@@ -158,8 +162,8 @@ global_asm!(
     "    mov edi, {kind_hypercall}",
     // The FPU state goes beside the registers: a change of root may take it to another process.
     ".Lparavane_save_fpu:",
-    "    mov eax, -1",
-    "    mov edx, eax",
+    "    mov eax, {components_low}",
+    "    mov edx, {components_high}",
     "    xsaveopt64 [rip + paravane_stub_start + {fpu_out}]",
     ".Lparavane_no_signal:",
     "    xor esi, esi",
@@ -178,8 +182,8 @@ global_asm!(
     "    mov rbx, [rip + paravane_stub_start + {load_fpu}]",
     "    test rbx, rbx",
     "    jz 2f",
-    "    mov eax, -1",
-    "    mov edx, eax",
+    "    mov eax, {components_low}",
+    "    mov edx, {components_high}",
     "    xrstor64 [rbx]",
     "2:  mov eax, [rip + paravane_stub_start + {load_bases}]",
     "    test al, 1",
@@ -241,8 +245,8 @@ global_asm!(
     "    ja .Lparavane_hand_over",
     "    mov rsi, rdx",
     "    mov rbx, [rdx + 224]",
-    "    mov eax, -1",
-    "    mov edx, eax",
+    "    mov eax, {components_low}",
+    "    mov edx, {components_high}",
     "    xrstor64 [rbx]",
     "    lea rbx, [rip + paravane_stub_window]",
     "    cmp rcx, rbx",
@@ -301,6 +305,8 @@ global_asm!(
     kind_kicked = const KIND_KICKED,
     kick_signal = const KICK_SIGNAL,
     code_size = const CODE_SIZE,
+    components_low = const FPU_COMPONENTS as u32 as i32,
+    components_high = const (FPU_COMPONENTS >> 32) as i32,
 );
 
 unsafe extern "C" {
