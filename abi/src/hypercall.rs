@@ -125,8 +125,10 @@ numbers! {
     ARCH_5 = 53 => "arch_5";
     /// Seventh number that the architecture defines.
     ARCH_6 = 54 => "arch_6";
-    /// Eighth and last number that the architecture defines.
-    ARCH_7 = 55 => "arch_7";
-    /// Paravane's own: virtio devices. Xen has no number this high, and answers it with ENOSYS.
-    PARAVANE_VIRTIO_OP = 96 => "paravane_virtio_op";
+    /// Eighth and last number that the architecture defines. Xen leaves it free on x86 and answers it with ENOSYS; here it
+    /// is Paravane's own call, for virtio devices: [`crate::virtio`].
+    PARAVANE_VIRTIO_OP = 55 => "paravane_virtio_op";
 }
+
+/// What Xen calls number 55.
+pub const ARCH_7: u64 = PARAVANE_VIRTIO_OP;

@@ -8,7 +8,7 @@
 //!
 //! * **No behaviour.** Constants, structures, and `const` helpers that take a number apart. Nothing here can fail, allocate
 //!   or be tested in more than one way.
-//! * **Nothing of our own**, except [`hypercall::PARAVANE_VIRTIO_OP`], the one call that Xen's PV interface has no place for.
+//! * **Nothing of our own**, except [`hypercall::PARAVANE_VIRTIO_OP`], the one call that Xen's PV interface has no place for, and its [`virtio`].
 //! * **Names are the header's**, in Rust's case: `XENMEM_populate_physmap` is [`memory::XENMEM_POPULATE_PHYSMAP`],
 //!   `struct sched_poll` is [`sched::SchedPoll`]. Hypercall numbers lose their prefix: `__HYPERVISOR_iret` is
 //!   [`hypercall::IRET`]. A field called `type` is `kind`, one called `in` is `in_`.
@@ -31,6 +31,7 @@
 //! | vCPUs and time | [`vcpu`], [`context`], [`sched`], [`shared_info`] |
 //! | Events | [`event`], [`virq`], [`shared_info`] |
 //! | Services over rings | [`console`], [`xenstore`] |
+//! | Devices, by our one extension | [`virtio`] |
 //! | Hardware, mostly numbers | [`physdev`], [`platform`], [`pmu`] |
 //!
 //! The sources named in the modules are Xen's public headers, which Debian's `libxen-dev` installs under
@@ -71,6 +72,7 @@ pub mod trap;
 pub mod vcpu;
 pub mod version;
 pub mod virq;
+pub mod virtio;
 pub mod vm_assist;
 pub mod xenstore;
 

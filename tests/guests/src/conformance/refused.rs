@@ -50,7 +50,6 @@ pub(super) fn run(bench: &mut Bench) {
         ("number-11", 11),
         ("tmem-op", TMEM_OP),
         ("number-43", 43),
-        ("arch-7", ARCH_7),
         ("number-56", 56),
         ("number-max", u64::MAX),
     ] {
