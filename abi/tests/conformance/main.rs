@@ -32,9 +32,10 @@ fn named() -> Vec<Fact> {
         let name = error.name()?;
         Some(Fact::new(format!("error {name}"), value, format!("XEN_{name}")))
     });
+    let renamed = [Fact::new("hypercall::ARCH_7".into(), hypercall::ARCH_7, "__HYPERVISOR_arch_7".into())];
     let aliases = [("EWOULDBLOCK", Errno::EWOULDBLOCK), ("EDEADLOCK", Errno::EDEADLOCK)]
         .map(|(name, error)| Fact::new(format!("error {name}"), error.code(), format!("XEN_{name}")));
-    hypercalls.chain(features).chain(errors).chain(aliases).collect()
+    hypercalls.chain(features).chain(errors).chain(aliases).chain(renamed).collect()
 }
 
 fn all() -> Vec<Fact> {
