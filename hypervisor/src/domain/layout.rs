@@ -7,6 +7,9 @@ use std::ops::Range;
 
 use crate::memory::Mfn;
 
+/// Frames that a grant table can have: Xen's default (its option `gnttab_max_frames`).
+pub const GRANT_FRAMES: u64 = 64;
+
 /// The hypervisor's part of machine memory, as ranges of MFNs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HypervisorLayout {
@@ -14,6 +17,9 @@ pub struct HypervisorLayout {
     pub engine: Range<u64>,
     /// The shared info page.
     pub shared_info: Mfn,
+    /// The guest's grant table, right after the shared info page: not the guest's to map, nor touched, before
+    /// it sets up a table.
+    pub grants: Range<u64>,
     /// The machine-to-physical table: 8 bytes for each frame of machine memory.
     pub m2p: Range<u64>,
     /// Shadow page tables of a trapped-and-emulated guest; empty for a paravirtual one.
@@ -31,10 +37,16 @@ impl HypervisorLayout {
         let engine_frames = 24 + m2p_frames.div_ceil(512) + bound.div_ceil(512 * 512);
         let engine = 0..engine_frames;
         let shared_info = Mfn(engine.end);
-        let m2p = engine.end + 1..engine.end + 1 + m2p_frames;
+        let grants = engine.end + 1..engine.end + 1 + GRANT_FRAMES;
+        let m2p = grants.end..grants.end + m2p_frames;
         let shadow = m2p.end..m2p.end + shadow_frames;
         let total = shadow.end + guest_frames;
-        Self { engine, shared_info, m2p, shadow, total }
+        Self { engine, shared_info, grants, m2p, shadow, total }
+    }
+
+    /// The frames of the hypervisor that the guest may be let write to.
+    pub fn shared(&self) -> Range<u64> {
+        self.shared_info.0..self.grants.end
     }
 
     /// How many frames are the hypervisor's: the MFN of the guest's PFN 0.
@@ -53,6 +65,7 @@ mod tests {
             let l = HypervisorLayout::new(guest, guest / 64);
             assert!((l.m2p.end - l.m2p.start) * 512 >= l.total, "{guest} frames");
             assert_eq!(l.hypervisor_frames() + guest, l.total);
+            assert_eq!(l.shared(), l.engine.end..l.m2p.start);
         }
     }
 }

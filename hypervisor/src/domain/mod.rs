@@ -7,6 +7,7 @@ pub mod compressed;
 pub mod features;
 pub mod frames;
 pub mod free_frames;
+pub mod grants;
 mod guest_frames;
 pub mod image;
 pub mod image_error;

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::DomainEnd;
 use super::free_frames::FreeFrames;
+use super::grants::Grants;
 use super::vcpu::PvVcpu;
 use crate::console::{ConsoleInput, ConsoleSink};
 use crate::engine::{Paging, Regs};
@@ -49,6 +50,8 @@ pub struct PvDomain {
     pub facts: Facts,
     /// The frames that the guest gave back.
     pub free_frames: FreeFrames,
+    /// What it grants, and what it has mapped of that.
+    pub grants: Grants,
     /// A page of the guest's that it shares to hear of physical interrupts, of which there are none.
     pub pirq_eoi_map: Option<Mfn>,
     /// The reason of an end to come, noted in advance (SCHEDOP_shutdown_code).
@@ -86,6 +89,8 @@ pub struct Facts {
     pub m2p_va: u64,
     /// The frames that hold it.
     pub m2p: Range<u64>,
+    /// The frames that its grant table can have.
+    pub grants: Range<u64>,
     /// Rate of the time-stamp counter that the guest reads, in kHz.
     pub tsc_khz: u64,
     /// Length of the hypercall page's instruction that enters the host.
@@ -125,6 +130,7 @@ impl PvDomain {
             timers: Timers::default(),
             console: parts.console,
             ledger: Ledger::new(),
+            grants: Grants::new(parts.facts.grants.clone()),
             facts: parts.facts,
             pirq_eoi_map: None,
             shutdown_code: None,

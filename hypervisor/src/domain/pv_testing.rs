@@ -106,6 +106,7 @@ impl TestDomain {
         let facts = Facts {
             m2p_va: 0xffff_8080_0000_0000,
             m2p: layout.m2p.clone(),
+            grants: layout.grants.clone(),
             tsc_khz: 2_000_000,
             call_length: 2,
         };

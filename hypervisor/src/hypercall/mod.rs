@@ -9,6 +9,7 @@
 
 mod console;
 mod event;
+mod grant;
 mod memory;
 mod mmu;
 mod multicall;
@@ -79,6 +80,7 @@ pub fn dispatch(d: &mut PvDomain, number: u64, args: [u64; 6]) -> HypercallResul
         nr::XEN_VERSION => version::xen_version(d, args),
         nr::CONSOLE_IO => console::console_io(d, args),
         nr::PHYSDEV_OP_COMPAT => physdev::physdev_op_compat(d, args),
+        nr::GRANT_TABLE_OP => grant::grant_table_op(d, args),
         nr::VM_ASSIST => processor::vm_assist(d, args),
         nr::UPDATE_VA_MAPPING_OTHERDOMAIN => refused::update_va_mapping_otherdomain(d, args),
         nr::IRET => {

@@ -253,6 +253,7 @@ impl World<'_> {
                 m2p_va: info.m2p_va,
                 call_length: info.call_length,
                 m2p: self.layout.m2p,
+                grants: self.layout.grants,
                 tsc_khz: info.tsc_khz,
             },
         })

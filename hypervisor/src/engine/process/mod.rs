@@ -138,7 +138,7 @@ impl ProcessEngine {
             m2p,
             spaces,
             current: 0,
-            mirror: Mirror::new(layout.hypervisor_frames(), layout.shared_info),
+            mirror: Mirror::new(layout.hypervisor_frames(), layout.shared()),
             kick,
             fpu: Fpu { space: 0, at: FpuAt::Registers },
             fpu_size: features.fpu_size(),

@@ -35,6 +35,7 @@ use crate::memory::{BadMachineAddress, MachineMemory, Mfn};
 mod entry;
 mod ext;
 pub mod frame;
+mod granted;
 mod ownership;
 mod segdesc;
 mod table;
@@ -45,6 +46,7 @@ mod tests;
 
 pub use entry::GUEST_KERNEL;
 pub use ext::VcpuTables;
+pub use granted::{Granted, Place};
 pub use segdesc::GDT_FRAMES;
 
 use frame::{Frame, FrameTable, Owner};

@@ -113,7 +113,7 @@ impl Pass<'_> {
         self.finish(result)
     }
 
-    fn update_l1(&mut self, at: Maddr, val: u64) -> Result<(), Stop> {
+    pub(super) fn update_l1(&mut self, at: Maddr, val: u64) -> Result<(), Stop> {
         self.begin(None)?;
         let result = match self.frames.guest(at.mfn()).and_then(|f| f.held_as()) {
             Some(FrameType::Table(Level::L1)) => self.update_entry(at, Level::L1, val, false),

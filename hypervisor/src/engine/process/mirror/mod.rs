@@ -15,6 +15,8 @@ mod batch;
 mod chunks;
 mod fill;
 
+use std::ops::Range;
+
 use paravane_abi::pte;
 
 use self::batch::Rights;
@@ -59,19 +61,19 @@ pub(super) struct Mirror {
     chunks: Chunks,
     /// The order in which writes are applied: by entry, then by time. Never more than [`Paging::CAPACITY`].
     order: Vec<(u64, u32)>,
-    /// Frames below are the hypervisor's: never writable, but for the shared info page.
+    /// Frames below are the hypervisor's: never writable, but for those that it shares.
     hypervisor_frames: u64,
-    shared_info: Mfn,
+    shared: Range<u64>,
 }
 
 impl Mirror {
-    pub fn new(hypervisor_frames: u64, shared_info: Mfn) -> Self {
+    pub fn new(hypervisor_frames: u64, shared: Range<u64>) -> Self {
         let order = Vec::with_capacity(Paging::CAPACITY);
-        Self { chunks: Chunks::new(), order, hypervisor_frames, shared_info }
+        Self { chunks: Chunks::new(), order, hypervisor_frames, shared }
     }
 
     fn may_be_written(&self, frame: u64) -> bool {
-        frame >= self.hypervisor_frames || frame == self.shared_info.0
+        frame >= self.hypervisor_frames || self.shared.contains(&frame)
     }
 
     /// What an L1 entry maps, under tables that allow `rights`; `None` if its use must fault first.
