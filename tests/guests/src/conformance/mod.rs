@@ -6,6 +6,7 @@
 mod callbacks;
 mod calls;
 mod events;
+mod grants;
 mod memory;
 mod paging;
 mod physdev;
@@ -55,6 +56,7 @@ const GROUPS: &[Group] = &[
     ("tables", tables::run),
     ("pins", tables::pins),
     ("paging", paging::run),
+    ("grants", grants::run),
     ("processor", processor::run),
     ("callbacks", callbacks::run),
     ("physdev", physdev::run),
