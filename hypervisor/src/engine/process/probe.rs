@@ -74,7 +74,7 @@ fn image_size(components: u64, leaf: impl Fn(u32) -> CpuidResult) -> u64 {
     const FIRST: u64 = 576;
     (2..63)
         .filter(|component| components & 1 << component != 0)
-        .map(|component| leaf(component))
+        .map(leaf)
         .map(|CpuidResult { eax: size, ebx: offset, .. }| u64::from(size) + u64::from(offset))
         .fold(FIRST, u64::max)
 }
