@@ -1,9 +1,11 @@
-//! Builds the reference guest's two images, which `src/images.rs` embeds.
+//! Builds the reference guest's two images, which `src/images.rs` embeds, and says how the program is linked.
 
-use paravane_guest_build::images::{Guest, ImageError};
+mod static_link;
 
-fn main() -> Result<(), ImageError> {
-    println!("cargo::rerun-if-changed=build.rs");
+use paravane_guest_build::images::Guest;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=build");
     for (machine, prefix) in [("machine=\"pv\"", "pv-"), ("machine=\"bare\"", "bare-")] {
         let guest = Guest {
             directory: "../guest-kernel",
@@ -14,5 +16,6 @@ fn main() -> Result<(), ImageError> {
         };
         guest.build()?;
     }
+    static_link::emit("paravane")?;
     Ok(())
 }
