@@ -24,7 +24,8 @@ pub fn emit(bin: &str) -> io::Result<()> {
         return Ok(());
     }
     let linker = env::var_os("RUSTC_LINKER").map_or_else(|| PathBuf::from("cc"), PathBuf::from);
-    let Some(archives) = LIBRARIES.iter().map(|name| archive(&linker, name)).collect::<Option<Vec<_>>>() else {
+    let Some(archives) = LIBRARIES.iter().map(|name| archive(&linker, name)).collect::<Option<Vec<_>>>()
+    else {
         return Ok(());
     };
     if archive(&linker, "gcc_eh").is_none() {

@@ -199,9 +199,22 @@ impl Allocator {
 }
 
 /// Copies the image's segments to where they belong: the one copy that is made of them.
+///
+/// Its boot stack and first variables are among the zeroes that follow a segment's bytes, and a fault of KVM's on a page
+/// that the host has no memory for yet is several times as dear: the first [`POPULATE`] bytes of them are there already.
 pub(super) fn load_segments(guest: GuestFrames<'_>, image: &Image<'_>) -> Result<(), BadMachineAddress> {
-    image.segments().iter().try_for_each(|s| guest.fill(s.pa, image.segment_bytes(s)))
+    for segment in image.segments() {
+        let bytes = image.segment_bytes(segment);
+        guest.fill(segment.pa, bytes)?;
+        let zeroes = (segment.pa + bytes.len() as u64).next_multiple_of(PAGE_SIZE)..segment.range().end;
+        let len = zeroes.end.saturating_sub(zeroes.start).next_multiple_of(PAGE_SIZE);
+        guest.populate(zeroes.start, len.min(POPULATE));
+    }
+    Ok(())
 }
+
+/// See [`load_segments`].
+const POPULATE: u64 = 64 * PAGE_SIZE;
 
 /// Finds the memory that a plan needs, when the frames at hand are too few for it.
 ///

@@ -21,6 +21,13 @@ impl GuestFrames<'_> {
         self.0.fill(self.maddr(pa, bytes.len())?, bytes)
     }
 
+    /// Has the host find memory for what the guest is about to touch: see [`MachineMemory::populate`].
+    pub fn populate(&self, pa: u64, len: u64) {
+        if let Ok(maddr) = self.maddr(pa, len as usize) {
+            self.0.populate(maddr, len);
+        }
+    }
+
     /// The machine address of `len` bytes at `pa`, if the guest has them.
     fn maddr(&self, pa: u64, len: usize) -> Result<Maddr, BadMachineAddress> {
         let limit = self.0.guest_frames() * PAGE_SIZE;
