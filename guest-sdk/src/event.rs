@@ -185,13 +185,13 @@ fn place(port: Port) -> Option<(usize, u64)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use core::sync::atomic::AtomicU32;
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     /// The shared page is one for the whole program: tests take turns.
-    fn fresh() -> MutexGuard<'static, ()> {
+    pub(crate) fn fresh() -> MutexGuard<'static, ()> {
         static TURN: Mutex<()> = Mutex::new(());
         let guard = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         SHARED.mask().iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));

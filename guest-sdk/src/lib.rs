@@ -29,10 +29,12 @@
 //! 1. **A transition is the unit of cost.** What can be had without one is: the virtual interrupt flag and the
 //!    clock are memory. What can wait is queued ([`queue`]) and goes as one multicall, in which neighbouring
 //!    page-table updates are one `mmu_update`. Mapping 512 scattered pages is one transition.
-//! 2. **Nothing is Paravane's own.** Every call is in Xen's public headers, with Xen's semantics.
+//! 2. **Nothing is Paravane's own.** Every call is in Xen's public headers, with Xen's semantics; but for virtio
+//!    devices, which Xen's interface does not have, and which are absent on Xen.
 //! 3. **The hypervisor may refuse.** Every call that can fail says so, and a queued update that failed is named.
 //! 4. **Unsafe code has an address.** Assembly is in [`image`], `hypercall/raw.rs`, `trap/entry.rs` and
-//!    `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in `shared.rs`. The rest
+//!    `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in `shared.rs`,
+//!    its device table in `virtio/table.rs`, memory of devices in `virtio/pool.rs` and `virtio/rings.rs`. The rest
 //!    speaks to these.
 //! 5. **One vCPU.** Handlers, queue and shared page are the boot vCPU's.
 //!
@@ -47,6 +49,7 @@
 //! | handle events, wait for them, exclude them | [`event`] |
 //! | know the time, set a timer | [`time`] |
 //! | map, protect and unmap pages; switch address spaces | [`paging`] |
+//! | drive virtio devices | `virtio`, with the feature of that name |
 //! | make several calls in one transition | [`queue`] |
 //! | make any other hypercall | [`hypercall`], [`abi`] |
 //!
@@ -87,6 +90,8 @@ mod runtime;
 mod shared;
 pub mod time;
 pub mod trap;
+#[cfg(feature = "virtio")]
+pub mod virtio;
 
 /// The numbers and layouts of the interface.
 pub use paravane_abi as abi;

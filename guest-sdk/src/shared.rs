@@ -6,6 +6,8 @@
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+#[cfg(feature = "virtio")]
+use paravane_abi::virtio::{VIRTIO_TABLE_OFFSET, VirtioTable};
 
 use paravane_abi::shared_info::{EVTCHN_WORDS, SharedInfo, VcpuInfo, VcpuTimeInfo};
 
@@ -50,6 +52,13 @@ impl SharedPage {
     field!(wall_seconds, AtomicU32, offset_of!(SharedInfo, wc_sec));
     field!(wall_nanoseconds, AtomicU32, offset_of!(SharedInfo, wc_nsec));
     field!(wall_seconds_high, AtomicU32, offset_of!(SharedInfo, wc_sec_hi));
+
+    /// The device table, for `virtio/table.rs` alone: the host changes parts of it at any time.
+    #[cfg(feature = "virtio")]
+    pub(crate) fn virtio_table(&self) -> *mut VirtioTable {
+        // SAFETY: in bounds by an assertion of the ABI's.
+        unsafe { self.0.get().cast::<u8>().add(VIRTIO_TABLE_OFFSET).cast::<VirtioTable>() }
+    }
 
     /// A copy of the time fields, possibly torn: the caller compares versions.
     pub(crate) fn time_copy(&self) -> VcpuTimeInfo {

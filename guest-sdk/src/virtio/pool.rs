@@ -1,0 +1,213 @@
+//! The memory that devices may use: a run of pages, handed out page by page.
+//!
+//! Everything that a device is to read or write lies here: queues because drivers allocate them with
+//! [`Hal::dma_alloc`], buffers because they were allocated here ([`Pool::allocate`]) or because they are copied here
+//! for as long as the device has them. A buffer of the pool is used in place.
+//!
+//! One processor, and no allocation in interrupt handlers: nothing is locked.
+
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
+
+/// The most pages that a pool can have: 64 MiB.
+const MAX_PAGES: usize = 1 << 14;
+
+/// The pool of [`PoolHal`]. Empty until it is given something.
+pub static POOL: Pool = Pool::new();
+
+/// A run of pages that devices may see.
+#[derive(Debug)]
+pub struct Pool {
+    window: AtomicPtr<u8>,
+    address: AtomicU64,
+    pages: AtomicUsize,
+    /// A bit for each page that is in use.
+    used: [AtomicU64; MAX_PAGES / 64],
+    /// Whether pages are no longer taken back.
+    keeps: AtomicBool,
+}
+
+/// Pages that a pool does not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolError {
+    /// It has pages already.
+    GivenAlready,
+    /// None, too many, not aligned, or at address 0, which drivers take for a failure.
+    BadRange,
+}
+
+impl Pool {
+    /// A pool without pages.
+    pub const fn new() -> Self {
+        Self {
+            window: AtomicPtr::new(null_mut()),
+            address: AtomicU64::new(0),
+            pages: AtomicUsize::new(0),
+            used: [const { AtomicU64::new(0) }; MAX_PAGES / 64],
+            keeps: AtomicBool::new(false),
+        }
+    }
+
+    /// Gives it `pages` pages at `window` that devices know by `address`: under a hypervisor the pseudo-physical
+    /// address, on a machine of one's own the physical one.
+    ///
+    /// # Errors
+    /// A range that it cannot use; or it has one.
+    ///
+    /// # Safety
+    /// The pages are mapped, writable, and nobody else's from now on.
+    pub unsafe fn give(&self, window: *mut u8, address: u64, pages: usize) -> Result<(), PoolError> {
+        if self.pages() != 0 {
+            return Err(PoolError::GivenAlready);
+        }
+        let page = PAGE_SIZE as u64;
+        let aligned = window.addr().is_multiple_of(PAGE_SIZE) && address.is_multiple_of(page);
+        let fits = (1..=MAX_PAGES).contains(&pages) && address.checked_add(pages as u64 * page).is_some();
+        if window.is_null() || address == 0 || !aligned || !fits {
+            return Err(PoolError::BadRange);
+        }
+        self.window.store(window, Ordering::Relaxed);
+        self.address.store(address, Ordering::Relaxed);
+        self.pages.store(pages, Ordering::Release);
+        Ok(())
+    }
+
+    /// How many pages it has, used or not.
+    pub fn pages(&self) -> usize {
+        self.pages.load(Ordering::Acquire)
+    }
+
+    /// By what address devices know its first page.
+    pub fn address(&self) -> PhysAddr {
+        self.address.load(Ordering::Relaxed)
+    }
+
+    /// Takes `count` neighbouring pages, all zeroes. `None` when there is no such run.
+    pub fn allocate(&self, count: usize) -> Option<NonNull<u8>> {
+        let first = self.free_run(count)?;
+        (first..first + count).for_each(|page| self.set(page, true));
+        let start = NonNull::new(self.window.load(Ordering::Relaxed).wrapping_add(first * PAGE_SIZE))?;
+        // SAFETY: the pages are the pool's, by the promise of `give`, and nobody has them.
+        unsafe { start.as_ptr().write_bytes(0, count * PAGE_SIZE) };
+        Some(start)
+    }
+
+    /// Takes pages back.
+    ///
+    /// # Safety
+    /// They are what [`allocate`](Self::allocate) returned for `count`, and no longer in use.
+    pub unsafe fn free(&self, start: NonNull<u8>, count: usize) {
+        let first = start.addr().get().wrapping_sub(self.window.load(Ordering::Relaxed).addr()) / PAGE_SIZE;
+        if !self.keeps.load(Ordering::Relaxed) {
+            (first..first + count).filter(|page| *page < self.pages()).for_each(|page| self.set(page, false));
+        }
+    }
+
+    /// Never takes a page back again: a device may still write to it.
+    pub(super) fn keep_all(&self) {
+        self.keeps.store(true, Ordering::Relaxed);
+    }
+
+    /// The address of a buffer that lies wholly in the pool.
+    pub fn address_of(&self, buffer: NonNull<[u8]>) -> Option<PhysAddr> {
+        let offset = buffer.addr().get().checked_sub(self.window.load(Ordering::Relaxed).addr())?;
+        let end = offset.checked_add(buffer.len())?;
+        (end <= self.pages() * PAGE_SIZE).then(|| self.address() + offset as u64)
+    }
+
+    /// Where `len` bytes at a device's address are.
+    pub fn at(&self, address: PhysAddr, len: usize) -> Option<NonNull<u8>> {
+        let offset = usize::try_from(address.checked_sub(self.address())?).ok()?;
+        let end = offset.checked_add(len)?;
+        let window = self.window.load(Ordering::Relaxed);
+        NonNull::new(window)
+            .filter(|_| end <= self.pages() * PAGE_SIZE)
+            .map(|_| window.wrapping_add(offset))
+            .and_then(NonNull::new)
+    }
+
+    fn free_run(&self, count: usize) -> Option<usize> {
+        let mut run = 0;
+        for page in 0..self.pages() {
+            run = if self.used[page / 64].load(Ordering::Relaxed) & 1 << (page % 64) == 0 {
+                run + 1
+            } else {
+                0
+            };
+            if count != 0 && run == count {
+                return Some(page + 1 - count);
+            }
+        }
+        None
+    }
+
+    fn set(&self, page: usize, used: bool) {
+        let (word, bit) = (&self.used[page / 64], 1u64 << (page % 64));
+        let old = word.load(Ordering::Relaxed);
+        word.store(if used { old | bit } else { old & !bit }, Ordering::Relaxed);
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// [`POOL`], as drivers want it.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolHal;
+
+// SAFETY: `dma_alloc` hands out pages that are mapped, zeroed, aligned and nobody else's, by the promise of `Pool::give`
+// and the pool's accounting.
+unsafe impl Hal for PoolHal {
+    fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        let found = POOL.allocate(pages).and_then(|start| {
+            let bytes = NonNull::slice_from_raw_parts(start, pages * PAGE_SIZE);
+            POOL.address_of(bytes).map(|address| (address, start))
+        });
+        // Drivers take the address 0 for "there is none".
+        found.unwrap_or((0, NonNull::dangling()))
+    }
+
+    unsafe fn dma_dealloc(_: PhysAddr, start: NonNull<u8>, pages: usize) -> i32 {
+        // SAFETY: the caller's promise.
+        unsafe { POOL.free(start, pages) };
+        0
+    }
+
+    unsafe fn mmio_phys_to_virt(address: PhysAddr, _: usize) -> NonNull<u8> {
+        panic!("no device of this kernel is on a PCI bus, and there is nothing at {address:#x}");
+    }
+
+    /// # Panics
+    /// When a buffer outside the pool is to be copied, and the pool has no pages left.
+    unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
+        if let Some(address) = POOL.address_of(buffer) {
+            return address;
+        }
+        let pages = buffer.len().div_ceil(PAGE_SIZE);
+        let (address, copy) = Self::dma_alloc(pages, direction);
+        assert!(address != 0, "no pages are left to share a buffer of {} bytes with a device", buffer.len());
+        if direction != BufferDirection::DeviceToDriver {
+            // SAFETY: `copy` is that long, and not the buffer, which is readable by the caller's promise.
+            unsafe { copy.copy_from_nonoverlapping(buffer.cast(), buffer.len()) };
+        }
+        address
+    }
+
+    unsafe fn unshare(address: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) {
+        if POOL.address_of(buffer).is_some() {
+            return;
+        }
+        let Some(copy) = POOL.at(address, buffer.len()) else { return };
+        if direction != BufferDirection::DriverToDevice {
+            // SAFETY: as in `share`; writable, because the device was to write to it.
+            unsafe { buffer.cast().copy_from_nonoverlapping(copy, buffer.len()) };
+        }
+        // SAFETY: what `share` allocated.
+        unsafe { POOL.free(copy, buffer.len().div_ceil(PAGE_SIZE)) };
+    }
+}
