@@ -74,6 +74,17 @@ pub enum CreateError {
         /// What the host said.
         reason: String,
     },
+    /// The host gives no file for memory that processes share.
+    #[error(
+        "cannot make a memfd of {bytes} bytes for guest memory: {error}; allow memfd_create and ftruncate, lower --mem, \
+         or use --engine kvm"
+    )]
+    File {
+        /// What was asked for.
+        bytes: u64,
+        /// What the host said.
+        error: std::io::Error,
+    },
 }
 
 /// What backs machine memory.
@@ -103,7 +114,7 @@ impl MachineMemory {
         let len = usize::try_from(bytes).map_err(|e| fail(e.to_string()))?;
         let memfd = match backing {
             Backing::Anonymous => None,
-            Backing::Memfd => Some(create_memfd(bytes).map_err(|e| fail(e.to_string()))?),
+            Backing::Memfd => Some(create_memfd(bytes).map_err(|error| CreateError::File { bytes, error })?),
         };
         let file = match &memfd {
             None => None,

@@ -3,6 +3,7 @@
 //! Failures begin with "broken product" or "broken test"; what this machine lacks is skipped, past the harness's
 //! capture.
 
+mod container;
 mod endings;
 mod no_kvm;
 
