@@ -48,6 +48,7 @@ pub(crate) mod cr4 {
     pub const PGE: u64 = 1 << 7;
     pub const OSFXSR: u64 = 1 << 9;
     pub const OSXMMEXCPT: u64 = 1 << 10;
+    pub const OSXSAVE: u64 = 1 << 18;
     /// VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE. Not UMIP, LA57, PCIDE,
     /// SMEP, SMAP and PKE, which this machine does not have.
     pub const KNOWN: u64 = 0x5_07ff;

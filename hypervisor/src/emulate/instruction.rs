@@ -3,9 +3,10 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::access::Trap;
+use super::cpu::cr4;
 use super::exception::{Death, Exception, Stop, vector};
 use super::operand::truncate;
-use crate::engine::Flush;
+use crate::engine::{Flush, host_cpuid};
 use crate::ledger::{Cause, PrivOp};
 use crate::platform::{Platform, PlatformEvent};
 
@@ -50,6 +51,7 @@ pub(crate) fn classify(insn: &Instruction) -> Option<PrivOp> {
         Retf => PrivOp::FarReturn,
         Int | Int3 | Int1 => PrivOp::SoftInt,
         Xsetbv => PrivOp::Xsetbv,
+        Cpuid => PrivOp::Cpuid,
         Jmp | Call if is_far(insn) => PrivOp::Other,
         Lmsw | Smsw | Sgdt | Sidt | Sldt | Str | Clac | Stac => PrivOp::Other,
         _ => return None,
@@ -91,9 +93,10 @@ pub(crate) fn port_direction(insn: &Instruction) -> Option<bool> {
 }
 
 /// Whether `insn` traps at CPL 3 whatever its operands are. Segment loads and far transfers do not where the
-/// engine's own descriptor tables allow them, nor do SGDT and its like without UMIP.
+/// engine's own descriptor tables allow them, nor do SGDT and its like without UMIP, nor CPUID unless it is made to.
 pub(crate) fn always_traps(insn: &Instruction) -> bool {
-    let depends = |op| matches!(op, PrivOp::SegmentLoad | PrivOp::FarReturn | PrivOp::Iretq | PrivOp::Other);
+    use PrivOp::{Cpuid, FarReturn, Iretq, Other, SegmentLoad};
+    let depends = |op| matches!(op, SegmentLoad | FarReturn | Iretq | Cpuid | Other);
     port_direction(insn).is_some() || classify(insn).is_some_and(|op| !depends(op))
 }
 
@@ -108,7 +111,7 @@ impl Trap<'_> {
         }
         let op = classify(insn)?;
         let allowed = match op {
-            PrivOp::SoftInt => true,
+            PrivOp::SoftInt | PrivOp::Cpuid => true,
             PrivOp::Cli | PrivOp::Sti => self.cpu.may_do_io(),
             _ => !self.cpu.user,
         };
@@ -158,6 +161,7 @@ impl Trap<'_> {
             Wrmsr => self.write_msr(self.regs.rcx as u32, self.edx_eax())?,
             Xsetbv => self.write_extended_control(self.regs.rcx as u32, self.edx_eax())?,
             Swapgs => self.swap_gs(),
+            Cpuid => self.identify(),
             Lmsw => {
                 let value = self.read_operand(insn, 0)?;
                 self.load_machine_status(value)?;
@@ -171,6 +175,16 @@ impl Trap<'_> {
             _ => self.table_instruction(insn)?,
         }
         Ok(Next::Advance)
+    }
+
+    fn identify(&mut self) {
+        let osxsave = self.cpu.cr4 & cr4::OSXSAVE != 0;
+        let (function, index) = (truncate(self.regs.rax, 4) as u32, truncate(self.regs.rcx, 4) as u32);
+        let answer = host_cpuid::for_guest(function, index, osxsave);
+        self.regs.rax = answer.eax.into();
+        self.regs.rbx = answer.ebx.into();
+        self.regs.rcx = answer.ecx.into();
+        self.regs.rdx = answer.edx.into();
     }
 
     fn edx_eax(&self) -> u64 {

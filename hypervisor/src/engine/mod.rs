@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::memory::{MachineMemory, Maddr, Mfn};
 
 pub mod guest_cpuid;
+pub mod host_cpuid;
 pub mod kvm;
 pub mod process;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! CPUID does not trap at CPL 3, so that a guest puts a prefix before it (public/arch-x86/xen.h): UD2 and the
 //! letters "xen". The hypervisor's own leaves are in public/arch-x86/cpuid.h.
 
-use std::arch::x86_64::{__cpuid_count, CpuidResult};
+use std::arch::x86_64::CpuidResult;
 
 use iced_x86::Mnemonic;
 use paravane_abi::cpuid::*;
@@ -11,12 +11,11 @@ use paravane_abi::version::make_version;
 
 use super::{Emulated, Ended, decode, finish};
 use crate::domain::pv::PvDomain;
-use crate::engine::guest_cpuid::{self, MAX_BASIC};
+use crate::engine::host_cpuid;
 use crate::ledger::{Cause, PrivOp};
 
-/// CR4.OSXSAVE, and the bit of leaf 1 that shows it.
+/// CR4.OSXSAVE.
 const CR4_OSXSAVE: u64 = 1 << 18;
-const OSXSAVE: u32 = 1 << 27;
 pub(super) const XSAVE: u32 = 1 << 26;
 /// Bits of a machine address: more than any engine's machine has.
 const MACHINE_ADDRESS_WIDTH: u32 = 40;
@@ -52,17 +51,7 @@ fn leaf(d: &PvDomain, function: u32, index: u32) -> CpuidResult {
         XEN_CPUID_FIRST_LEAF..0x8000_0000 if function <= beyond => {
             hypervisor(d, function - XEN_CPUID_FIRST_LEAF, index)
         }
-        0x8000_0000 => guest_cpuid::filter(function, index, __cpuid_count(0, 0)),
-        1 => {
-            let mut r = guest_cpuid::filter(1, index, __cpuid_count(1, 0));
-            if r.ecx & XSAVE != 0 && d.vcpu.control.cr4 & CR4_OSXSAVE != 0 {
-                r.ecx |= OSXSAVE;
-            }
-            r
-        }
-        // A processor that has no such leaf answers with another's.
-        2..=MAX_BASIC if __cpuid_count(0, 0).eax < function => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
-        _ => guest_cpuid::filter(function, index, __cpuid_count(function, index)),
+        _ => host_cpuid::for_guest(function, index, d.vcpu.control.cr4 & CR4_OSXSAVE != 0),
     }
 }
 

@@ -2,8 +2,6 @@
 //!
 //! Facts: SDM vol. 4; AMD APM vol. 2, appendix A; the values are those that Xen 4.17 shows a domU.
 
-use std::arch::x86_64::__cpuid_count;
-
 use paravane_abi::addr::is_canonical;
 use paravane_abi::hypercall::{HYPERCALL_ENTRIES, HYPERCALL_ENTRY_SIZE, IRET};
 
@@ -56,7 +54,7 @@ enum Vendor {
 }
 
 fn vendor() -> Vendor {
-    match __cpuid_count(0, 0).ebx.to_le_bytes() {
+    match crate::engine::host_cpuid::query(0, 0).ebx.to_le_bytes() {
         [b'G', b'e', b'n', b'u'] => Vendor::Intel,
         [b'A', b'u', b't', b'h'] | [b'H', b'y', b'g', b'o'] => Vendor::Amd,
         _ => Vendor::Other,

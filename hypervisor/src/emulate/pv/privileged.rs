@@ -124,7 +124,7 @@ fn write_control(d: &mut PvDomain, register: Register, value: u64) -> Option<End
 }
 
 fn has_xsave() -> bool {
-    std::arch::x86_64::__cpuid_count(1, 0).ecx & cpuid::XSAVE != 0
+    crate::engine::host_cpuid::query(1, 0).ecx & cpuid::XSAVE != 0
 }
 
 /// MOV to CR3 is MMUEXT_NEW_BASEPTR.
@@ -149,7 +149,7 @@ fn xsetbv(d: &PvDomain) -> Ended {
     }
     let regs = &d.vcpu.regs;
     let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
-    let supported = u64::from(std::arch::x86_64::__cpuid_count(MAX_BASIC, 0).eax) & XCR0_MASK;
+    let supported = u64::from(crate::engine::host_cpuid::query(MAX_BASIC, 0).eax) & XCR0_MASK;
     if regs.rcx & 0xffff_ffff == 0 && is_consistent(value) && value & !supported == 0 {
         Ended::Done
     } else {

@@ -3,11 +3,12 @@
 //! `KVM_GET_SUPPORTED_CPUID` alone costs more than all other set-up calls together on some hosts. What a guest
 //! may know of the processor is decided in [`crate::engine::guest_cpuid`]; this puts it into KVM's form.
 
-use std::arch::x86_64::{__cpuid_count, CpuidResult};
+use std::arch::x86_64::CpuidResult;
 
 use kvm_bindings::kvm_cpuid_entry2;
 
 use crate::engine::guest_cpuid::{MAX_BASIC, MAX_EXTENDED, XCR0_MASK, filter};
+use crate::engine::host_cpuid::query;
 
 /// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`: ECX selects among the leaf's sub-leaves.
 const BY_INDEX: u32 = 1;
@@ -30,10 +31,10 @@ fn entry(function: u32, index: u32, flags: u32, r: CpuidResult) -> kvm_cpuid_ent
 /// Executes about ten CPUID instructions, each of which costs microseconds when this host is itself a guest:
 /// leaves that nobody needs are not read.
 pub fn table() -> (Vec<kvm_cpuid_entry2>, u64) {
-    let host = |function, index| filter(function, index, __cpuid_count(function, index));
+    let host = |function, index| filter(function, index, query(function, index));
     let mut entries = Vec::with_capacity(16);
 
-    let basic = __cpuid_count(0, 0);
+    let basic = query(0, 0);
     entries.push(entry(0, 0, 0, filter(0, 0, basic)));
 
     let features = host(1, 0);

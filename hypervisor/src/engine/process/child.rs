@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use super::area::{Area, CODE, board, room};
 use super::filter::MEMORY_FD;
-use super::script::{self, AREA_FD, M2p, SOCKET_FD};
+use super::script::{self, AREA_FD, SOCKET_FD, Terms};
 use super::stub::{self, KIND_READY};
 use super::sys::{self, Ended, Received};
 
@@ -196,9 +196,9 @@ pub(super) struct HandOver {
 
 impl Child {
     /// Makes a guest process and waits until it has nothing left but what a guest may use.
-    pub fn spawn(image: &Image, memory: BorrowedFd<'_>, m2p: M2p) -> Result<Self, SpawnError> {
+    pub fn spawn(image: &Image, memory: BorrowedFd<'_>, terms: Terms) -> Result<Self, SpawnError> {
         let area = Area::new().map_err(host("map shared memory"))?;
-        script::write(&area, m2p);
+        script::write(&area, terms);
         let (ours, theirs) = UnixStream::pair().map_err(host("make a socket pair"))?;
         let mut launch = Launch {
             image: image.0.as_raw_fd(),
@@ -216,7 +216,7 @@ impl Child {
             return Err(SpawnError::Exec(io::Error::from_raw_os_error(launch.error)));
         }
         let Some(listener) = sys::receive_fd(&ours).map_err(host("receive the listener"))? else {
-            return Err(why_not(&area, m2p, pidfd.as_fd()));
+            return Err(why_not(&area, terms, pidfd.as_fd()));
         };
         sys::hand_over_synchronously(listener.as_fd());
         let watch = sys::kernel_version() < (6, 11);
@@ -227,8 +227,8 @@ impl Child {
                 Ok(child)
             }
             _ => Err(child.ended.map_or_else(
-                || why_not(&child.area, m2p, child.pidfd.as_fd()),
-                |ended| explain(&child.area, m2p, ended),
+                || why_not(&child.area, terms, child.pidfd.as_fd()),
+                |ended| explain(&child.area, terms, ended),
             )),
         }
     }
@@ -295,16 +295,16 @@ impl Drop for Child {
     }
 }
 
-fn why_not(area: &Area, m2p: M2p, pidfd: BorrowedFd<'_>) -> SpawnError {
+fn why_not(area: &Area, terms: Terms, pidfd: BorrowedFd<'_>) -> SpawnError {
     // It has closed its socket, and so has ended or is about to: the status of an exit under way stands.
     sys::signal(pidfd.as_raw_fd(), libc::SIGKILL);
-    explain(area, m2p, sys::reap(pidfd, true).unwrap_or(Ended::Unknown))
+    explain(area, terms, sys::reap(pidfd, true).unwrap_or(Ended::Unknown))
 }
 
-fn explain(area: &Area, m2p: M2p, ended: Ended) -> SpawnError {
+fn explain(area: &Area, terms: Terms, ended: Ended) -> SpawnError {
     match ended {
         Ended::Status(errno) => SpawnError::SetUp {
-            step: script::name_of(area, m2p, area.room(room::FAILED_AT)),
+            step: script::name_of(area, terms, area.room(room::FAILED_AT)),
             error: io::Error::from_raw_os_error(errno),
         },
         Ended::Signal(signal) => SpawnError::Killed(format!("signal {signal}")),

@@ -41,9 +41,10 @@ use self::child::{Child, Image};
 use self::context::{FpuAt, Stop, Trap};
 use self::kick::ProcessKick;
 use self::mirror::{Filled, Mirror};
-use self::script::M2p;
+use self::script::{M2p, Terms};
 use self::space::Space;
 use self::sys::Ended;
+use super::host_cpuid::{self, Trapping};
 use super::{Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
 use crate::domain::layout::HypervisorLayout;
 use crate::memory::{MachineMemory, Mfn, PAGE_SIZE};
@@ -90,7 +91,7 @@ pub struct ProcessEngine {
     info: EngineInfo,
     image: Image,
     memory: OwnedFd,
-    m2p: M2p,
+    terms: Terms,
     spaces: Vec<Space>,
     current: usize,
     mirror: Mirror,
@@ -102,6 +103,8 @@ pub struct ProcessEngine {
     entries: u64,
     dead: Option<&'static str>,
     unpinned: Option<libc::cpu_set_t>,
+    /// This thread may execute CPUID as little as the guest, for the sake of the switches between the two.
+    _cpuid: Option<Trapping>,
     _thread: PhantomData<*const ()>,
 }
 
@@ -116,26 +119,31 @@ impl ProcessEngine {
             offset: Mfn(layout.m2p.start).maddr().0,
             len: (layout.m2p.end - layout.m2p.start).max(1) * PAGE_SIZE,
         };
+        let terms = Terms { m2p, cpuid_traps: host_cpuid::can_trap() };
         let kick = Arc::new(ProcessKick::new().map_err(ProcessEngineError::Timer)?);
         let unpinned = sys::pin_to_this_cpu();
         let image = Image::new()?;
         let mut spaces = Vec::with_capacity(MAX_SPACES);
-        spaces.push(Space::new(Child::spawn(&image, memfd, m2p)?));
+        spaces.push(Space::new(Child::spawn(&image, memfd, terms)?));
+        let info = EngineInfo {
+            name: "process",
+            transport: "stub",
+            detail: format!(
+                "sandboxed processes; CPUID {}, RDTSC the host's",
+                if terms.cpuid_traps { "ours" } else { "and" }
+            ),
+            call_length: stub::CALL_LENGTH,
+            m2p_va: M2P_VA,
+            lower_half_end: GUEST_END,
+            upper_half: false,
+            tsc_khz: start.khz_since(),
+            tsc_offset: 0,
+        };
         Ok(Self {
-            info: EngineInfo {
-                name: "process",
-                transport: "stub",
-                detail: features.describe(),
-                call_length: stub::CALL_LENGTH,
-                m2p_va: M2P_VA,
-                lower_half_end: GUEST_END,
-                upper_half: false,
-                tsc_khz: start.khz_since(),
-                tsc_offset: 0,
-            },
+            info,
             image,
             memory: memfd.try_clone_to_owned().map_err(ProcessEngineError::Descriptor)?,
-            m2p,
+            terms,
             spaces,
             current: 0,
             mirror: Mirror::new(layout.hypervisor_frames(), layout.shared()),
@@ -146,6 +154,7 @@ impl ProcessEngine {
             entries: 0,
             dead: None,
             unpinned,
+            _cpuid: terms.cpuid_traps.then(Trapping::begin).flatten(),
             _thread: PhantomData,
         })
     }
@@ -186,7 +195,7 @@ impl ProcessEngine {
             return None;
         }
         // A host that has no room for one more process has room for the guest in those that there are.
-        let child = Child::spawn(&self.image, self.memory.as_fd(), self.m2p).ok()?;
+        let child = Child::spawn(&self.image, self.memory.as_fd(), self.terms).ok()?;
         self.spaces.push(Space::new(child));
         Some(self.spaces.len() - 1)
     }
@@ -308,7 +317,7 @@ impl ProcessEngine {
         repeats: &mut u32,
     ) -> Option<Exit> {
         let fault = |error_code| Some(Exit::Fault(Fault { vector: 14, error_code, address }));
-        if self.m2p.contains(address) {
+        if self.terms.m2p.contains(address) {
             // Mapped in every process, and read-only: only a store or a fetch comes here.
             return fault(0b101 | u32::from(access.0) << 1 | u32::from(access.1) << 4);
         }

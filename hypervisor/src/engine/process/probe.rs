@@ -1,10 +1,11 @@
 //! Whether this host can run the process engine, and what is missing if it cannot.
 
-use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};
+use std::arch::x86_64::{_xgetbv, CpuidResult};
 
 use super::area::room;
 use super::stub::FPU_COMPONENTS;
 use super::sys;
+use crate::engine::host_cpuid;
 
 /// What the process engine needs and this host does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,7 +52,7 @@ impl Features {
         }
         // SAFETY: XSAVEOPT implies XSAVE, which Linux enables with OSXSAVE; XCR0 always exists.
         let enabled = unsafe { _xgetbv(0) };
-        let fpu_size = image_size(enabled & FPU_COMPONENTS, |component| __cpuid_count(0xd, component));
+        let fpu_size = image_size(enabled & FPU_COMPONENTS, |component| host_cpuid::query(0xd, component));
         if fpu_size > room::FPU_SIZE {
             return Err(Unavailable::FpuSize(fpu_size));
         }
@@ -60,10 +61,6 @@ impl Features {
     /// Bytes of an FPU image with everything that XCR0 enables and a guest has.
     pub(super) fn fpu_size(self) -> u64 {
         self.fpu_size
-    }
-    /// One line for people.
-    pub(super) fn describe(self) -> String {
-        "sandboxed processes; CPUID and RDTSC are the host's".into()
     }
 }
 

@@ -11,6 +11,7 @@ use super::area::{
 };
 use super::filter::{self, LISTENER_FD, MEMORY_FD};
 use super::stub::{self, KICK_SIGNAL, Place, STEP_JUMP};
+use crate::engine::host_cpuid::ARCH_SET_CPUID;
 
 /// The memfd of room and board in the fresh process.
 pub(super) const AREA_FD: i32 = 3;
@@ -29,6 +30,14 @@ impl M2p {
     pub fn contains(self, va: u64) -> bool {
         va.checked_sub(M2P_VA).is_some_and(|offset| offset < self.len)
     }
+}
+
+/// What a guest process is made for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub m2p: M2p,
+    /// CPUID is the monitor's to answer.
+    pub cpuid_traps: bool,
 }
 
 /// One step of a script and what to call it when it fails.
@@ -175,11 +184,15 @@ fn listener_message(data: &mut Data<'_>) -> u64 {
 }
 
 /// The guest thread's way: a signal stack, no descriptors, no blocked signals, and no system calls.
-fn guest_steps(data: &mut Data<'_>) -> Vec<Step> {
+fn guest_steps(data: &mut Data<'_>, cpuid_traps: bool) -> Vec<Step> {
     let stack = data.put(&[room_va(room::STACK), 0, ROOM_SIZE - room::STACK]);
     let none = data.put(&[0]);
     let filter = data.filter(&filter::guest());
-    vec![
+    let mut steps = Vec::new();
+    if cpuid_traps {
+        steps.push(step("have CPUID trap", libc::SYS_arch_prctl, &[ARCH_SET_CPUID, 0]));
+    }
+    steps.extend([
         step("set its signal stack", libc::SYS_sigaltstack, &[stack, 0]),
         step("drop the guest thread's descriptors", libc::SYS_close_range, &[0, ALL_FDS]),
         step("unblock signals", libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as u64, none, 0, 8]),
@@ -194,12 +207,13 @@ fn guest_steps(data: &mut Data<'_>) -> Vec<Step> {
             &[u64::from(libc::SECCOMP_SET_MODE_FILTER), 0, filter],
         ),
         jump(Place::Ready),
-    ]
+    ]);
+    steps
 }
 
 /// Writes both scripts to the board of a process that is about to start.
-pub(super) fn write(area: &Area, m2p: M2p) {
-    visit(area, m2p, |at, step| {
+pub(super) fn write(area: &Area, terms: Terms) {
+    visit(area, terms, |at, step| {
         for (i, word) in (0u64..).zip(step.words) {
             area.set_board(at + i * 8, word);
         }
@@ -207,9 +221,9 @@ pub(super) fn write(area: &Area, m2p: M2p) {
 }
 
 /// What the step at `va`, an address in the guest process, was to do.
-pub(super) fn name_of(area: &Area, m2p: M2p, va: u64) -> &'static str {
+pub(super) fn name_of(area: &Area, terms: Terms, va: u64) -> &'static str {
     let mut name = "start";
-    visit(area, m2p, |at, step| {
+    visit(area, terms, |at, step| {
         if board_va(at) == va {
             name = step.name;
         }
@@ -217,10 +231,12 @@ pub(super) fn name_of(area: &Area, m2p: M2p, va: u64) -> &'static str {
     name
 }
 
-fn visit(area: &Area, m2p: M2p, mut f: impl FnMut(u64, &Step)) {
+fn visit(area: &Area, terms: Terms, mut f: impl FnMut(u64, &Step)) {
     let mut data = Data { area, at: board::DATA };
-    let scripts =
-        [(board::SCRIPT, mapper_steps(&mut data, m2p)), (board::GUEST_SCRIPT, guest_steps(&mut data))];
+    let scripts = [
+        (board::SCRIPT, mapper_steps(&mut data, terms.m2p)),
+        (board::GUEST_SCRIPT, guest_steps(&mut data, terms.cpuid_traps)),
+    ];
     for (base, steps) in scripts {
         for (i, step) in (0u64..).zip(&steps) {
             f(base + i * STEP, step);
@@ -237,7 +253,7 @@ mod tests {
         let area = Area::new().unwrap();
         let mut data = Data { area: &area, at: board::DATA };
         let mapper = mapper_steps(&mut data, M2p { offset: 0, len: 4096 });
-        let guest = guest_steps(&mut data);
+        let guest = guest_steps(&mut data, true);
         assert!(data.at <= board::SCRIPT, "{:#x}", data.at);
         assert!(board::SCRIPT + mapper.len() as u64 * STEP <= board::GUEST_SCRIPT);
         assert!(board::GUEST_SCRIPT + guest.len() as u64 * STEP <= board::STEPS);

@@ -18,6 +18,20 @@ pub(super) fn world() -> Option<World> {
 
 contract!(world);
 
+/// CPUID is the monitor's to answer, where the host can make it trap.
+#[test]
+fn cpuid_traps_where_it_can() {
+    let Some(mut w) = world() else { return };
+    if !crate::engine::host_cpuid::can_trap() {
+        let skip = b"SKIP: CPUID cannot be made to trap on this host\n";
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), skip);
+        return;
+    }
+    w.regs.rax = 0;
+    assert_eq!(w.exec(&crate::engine::testing::code!("cpuid", "cli")), crate::engine::testing::gp(0));
+    assert_eq!((w.regs.rip, w.regs.rax), (crate::engine::testing::CODE_VA, 0));
+}
+
 #[test]
 #[ignore = "a measurement: run it alone, in release"]
 fn measure() {

@@ -3,7 +3,9 @@
 //! The processor or an outer hypervisor may tell it; otherwise it is measured against the host's clock over
 //! the time that making the first guest process takes anyway. No waiting here.
 
-use std::arch::x86_64::{__cpuid, __cpuid_count, _rdtsc};
+use std::arch::x86_64::_rdtsc;
+
+use crate::engine::host_cpuid;
 
 /// One instant on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -58,14 +60,15 @@ impl Instant {
 
 /// What CPUID says of the rate: leaf 0x15 (SDM vol. 3, 20.7.3), or the timing leaf that hypervisors agreed on.
 fn told() -> Option<u64> {
-    if __cpuid(0).eax >= 0x15 {
-        let ratio = __cpuid_count(0x15, 0);
+    if host_cpuid::query(0, 0).eax >= 0x15 {
+        let ratio = host_cpuid::query(0x15, 0);
         if ratio.eax != 0 && ratio.ebx != 0 && ratio.ecx != 0 {
             return Some(u64::from(ratio.ecx) * u64::from(ratio.ebx) / u64::from(ratio.eax) / 1000);
         }
     }
-    let has_hypervisor = __cpuid(1).ecx >> 31 == 1;
-    let khz = (has_hypervisor && __cpuid(0x4000_0000).eax >= 0x4000_0010).then(|| __cpuid(0x4000_0010).eax);
+    let has_hypervisor = host_cpuid::query(1, 0).ecx >> 31 == 1;
+    let khz = (has_hypervisor && host_cpuid::query(0x4000_0000, 0).eax >= 0x4000_0010)
+        .then(|| host_cpuid::query(0x4000_0010, 0).eax);
     khz.filter(|khz| *khz != 0).map(u64::from)
 }
 
