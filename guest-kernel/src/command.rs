@@ -25,6 +25,12 @@ impl<'a> Purpose<'a> {
     }
 }
 
+/// The number that a command line gives for `key`, as in `key=12`, or `otherwise`.
+pub fn number(cmdline: &str, key: &str, otherwise: u64) -> u64 {
+    let value = |word: &str| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok();
+    cmdline.split_ascii_whitespace().find_map(value).unwrap_or(otherwise)
+}
+
 /// A line typed at the shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
@@ -38,6 +44,10 @@ pub enum Command<'a> {
     Uptime,
     /// Run a workload or `all`; without a name, list them.
     Bench(Option<&'a str>),
+    /// Draw so many random bytes.
+    Rng(usize),
+    /// What disk there is.
+    Disk,
     /// Panic.
     Panic,
     /// Power off.
@@ -54,6 +64,8 @@ impl<'a> Command<'a> {
         ("help", "this list"),
         ("mem", "how memory is used"),
         ("bench [NAME|all]", "run a workload; without a name, list them"),
+        ("rng [BYTES]", "random bytes from the entropy device"),
+        ("disk", "what disk there is"),
         ("uptime", "how long the kernel has been up"),
         ("halt", "power off (also Ctrl-D)"),
         ("reboot", "start again"),
@@ -69,6 +81,8 @@ impl<'a> Command<'a> {
             Some("mem") => Self::Mem,
             Some("uptime") => Self::Uptime,
             Some("bench") => Self::Bench(words.next()),
+            Some("rng") => Self::Rng(words.next().and_then(|count| count.parse().ok()).unwrap_or(16)),
+            Some("disk") => Self::Disk,
             Some("panic") => Self::Panic,
             Some("halt") => Self::Halt,
             Some("reboot") => Self::Reboot,
@@ -77,9 +91,47 @@ impl<'a> Command<'a> {
     }
 }
 
+/// Registers of a virtio device, as a command line names them: `virtio_mmio.device=SIZE@ADDRESS:IRQ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioDevice {
+    /// Physical address of the registers, page-aligned.
+    pub address: u64,
+    /// Request line of the interrupt controllers: 3 to 15.
+    pub irq: u8,
+}
+
+/// The devices that a command line names, in order; what cannot be read is left out.
+#[derive(Clone, Debug)]
+pub struct MmioDevices;
+
+impl MmioDevices {
+    /// Those of `cmdline`.
+    pub fn of(cmdline: &str) -> impl Iterator<Item = MmioDevice> {
+        cmdline.split_ascii_whitespace().filter_map(|word| {
+            let (_size, place) = word.strip_prefix("virtio_mmio.device=")?.split_once('@')?;
+            let mut parts = place.split(':');
+            let address = parts.next()?.strip_prefix("0x")?;
+            let address = u64::from_str_radix(address, 16).ok()?;
+            let irq = parts.next()?.parse().ok()?;
+            // Lines 0 to 2 are the timer's, the keyboard's, and the second controller's.
+            let right = address.is_multiple_of(4096) && address < 1 << 40 && (3..16).contains(&irq);
+            right.then_some(MmioDevice { address, irq })
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_are_where_the_command_line_says() {
+        let line = "bench=x virtio_mmio.device=4K@0xd0000000:5 y virtio_mmio.device=4K@0xd0001000:9:3 \
+                    virtio_mmio.device=4K@d0000000:5 virtio_mmio.device=4K@0xd0000001:5 virtio_mmio.device= \
+                    virtio_mmio.device=4K@0xd0000000:2 virtio_mmio.device=4K@0xd0000000 virtio_mmio.device=4K@0x1:5";
+        let at = |address, irq| MmioDevice { address, irq };
+        assert!(MmioDevices::of(line).eq([at(0xd000_0000, 5), at(0xd000_1000, 9)]));
+    }
 
     #[test]
     fn the_command_line_names_one_purpose() {
@@ -96,6 +148,13 @@ mod tests {
             let name = usage.split(' ').next().unwrap();
             assert!(!matches!(Command::parse(name), Command::Unknown(_) | Command::Empty), "{name}");
         }
+    }
+
+    #[test]
+    fn numbers_have_a_default() {
+        assert_eq!(number("test=x blocks=7 seed=q", "blocks", 1), 7);
+        assert_eq!(number("test=x blocks=7 seed=q", "seed", 3), 3);
+        assert_eq!(number("subblocks=7", "blocks", 2), 2);
     }
 
     #[test]

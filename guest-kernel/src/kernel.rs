@@ -13,6 +13,8 @@ pub struct Kernel {
     pub memory: Memory,
     /// When it was started, by the machine's clock.
     pub started: u64,
+    /// The command line it was started with.
+    pub cmdline: &'static str,
 }
 
 /// Where a machine layer's entry code goes, once the console can be written to.
@@ -35,7 +37,7 @@ pub unsafe fn start(boot: Boot, mmu: <Current as Machine>::Mmu) -> ! {
     };
     // SAFETY: called once, all memory is mapped, and nothing has been allocated yet.
     assert!(unsafe { heap::init(&mut memory.frames) }, "no memory for the heap");
-    let mut kernel = Kernel { memory, started: Current::clock() };
+    let mut kernel = Kernel { memory, started: Current::clock(), cmdline: boot.cmdline };
     Current::interrupts_on();
     match Purpose::from_cmdline(boot.cmdline) {
         Purpose::Shell => shell::run(&mut kernel),

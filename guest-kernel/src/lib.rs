@@ -21,10 +21,13 @@ pub mod command;
 pub mod frames;
 pub mod line;
 pub mod paging;
+pub mod pattern;
 pub mod timers;
 
 #[cfg(guest)]
 pub mod console;
+#[cfg(guest)]
+pub mod device;
 #[cfg(guest)]
 pub mod exception;
 #[cfg(guest)]

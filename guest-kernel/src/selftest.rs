@@ -14,6 +14,8 @@ use crate::paging::{Access, AddressSpace, MapError, Mmu, Span, Stale};
 use crate::timers::TimerQueue;
 use crate::{console, println, time};
 
+mod devices;
+
 /// False means that the machine is not as it should be.
 type Test = fn(&mut Kernel) -> bool;
 
@@ -27,6 +29,8 @@ const ALL: &[(&str, Test)] = &[
     ("timer", |_| timer()),
     ("paging", |kernel| paging(&mut kernel.memory).unwrap_or(false)),
     ("registers", |_| registers()),
+    ("entropy", devices::entropy),
+    ("block-verify", devices::block_verify),
 ];
 
 /// Runs the named test and prints its verdict.

@@ -1,6 +1,8 @@
 //! The shell on the console.
 
 use crate::command::Command;
+use crate::device::block::{Disk, Features, SECTOR};
+use crate::device::{self, DeviceError, entropy};
 use crate::kernel::Kernel;
 use crate::line::{LineEditor, Typed};
 use crate::machine::{Current, Machine, Shutdown};
@@ -43,12 +45,45 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> bool {
         }
         Command::Bench(Some(name)) => workload::run(kernel, name),
         Command::Bench(None) => workload::list(),
+        Command::Rng(count) => rng(kernel, count),
+        Command::Disk => disk(kernel),
         Command::Panic => panic!("asked for at the shell"),
         Command::Halt => return false,
         Command::Reboot => Current::shutdown(Shutdown::Reboot),
         Command::Unknown(word) => println!("{word}: no such command; try `help`"),
     }
     true
+}
+
+fn rng(kernel: &mut Kernel, count: usize) {
+    let mut bytes = [0; 64];
+    let mut left = count;
+    while left > 0 {
+        let part = &mut bytes[..left.min(64)];
+        if let Err(error) = entropy::fill(kernel, part) {
+            return println!("rng: {error}");
+        }
+        part.iter().for_each(|byte| print!("{byte:02x}"));
+        println!();
+        left -= part.len();
+    }
+}
+
+fn disk(kernel: &mut Kernel) {
+    let found = device::find(kernel, Disk::KIND).and_then(|transport| {
+        device::quietly(|| {
+            let disk = Disk::new(transport, SECTOR)?;
+            disk.check().map(|()| (disk.capacity(), disk.features()))
+        })
+    });
+    match found {
+        Err(DeviceError::Absent) => println!("no disk; start me with one, e.g. `paravane run --disk FILE`"),
+        Err(error) => println!("disk: {error}"),
+        Ok((sectors, features)) => {
+            let access = if features.contains(Features::READ_ONLY) { "read-only" } else { "read and write" };
+            println!("disk   {:>8} KiB, {access}", sectors / 2);
+        }
+    }
 }
 
 fn mem(kernel: &Kernel) {

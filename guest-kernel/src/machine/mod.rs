@@ -7,7 +7,11 @@
 
 use core::ops::Range;
 
+use paravane_guest::virtio::Interrupts;
+use paravane_guest::virtio::drivers::transport::DeviceType;
+
 use crate::frames::Frame;
+use crate::memory::Memory;
 use crate::paging::Mmu;
 
 #[cfg(machine = "bare")]
@@ -55,6 +59,8 @@ pub trait Machine {
     const NAME: &'static str;
     /// Its page-table primitives.
     type Mmu: Mmu;
+    /// How drivers reach a virtio device.
+    type Transport: Interrupts;
 
     /// Installs what catches exceptions and interrupts, and lets devices raise them. Interrupts stay off.
     fn install_handlers();
@@ -81,6 +87,11 @@ pub trait Machine {
 
     /// Asks the machine the least that only it can answer; whether the answer is right.
     fn null_call() -> bool;
+
+    /// Makes what virtio devices there are reachable, once; how many there may be. `cmdline` is the kernel's.
+    fn attach_devices(memory: &mut Memory, cmdline: &str) -> usize;
+    /// The device with a number below that, if there is one and it is of this kind. Nobody else drives it.
+    fn device(memory: &Memory, number: usize, kind: DeviceType) -> Option<Self::Transport>;
 
     /// Ends it all.
     fn shutdown(how: Shutdown) -> !;

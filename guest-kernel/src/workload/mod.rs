@@ -4,6 +4,7 @@
 //! measured, and what it did is verified by other means than those it used. Workloads are deterministic:
 //! the same operations in the same order on every machine and in every run. No workload knows its machine.
 
+use crate::device::DeviceError;
 use crate::exception::tell;
 use crate::kernel::Kernel;
 use crate::machine::{Current, Machine};
@@ -12,6 +13,7 @@ use crate::paging::{MAX_COUNTERS, Mmu};
 use crate::println;
 
 mod address_space;
+mod block;
 mod console;
 mod map;
 mod null_call;
@@ -80,6 +82,9 @@ pub const ALL: &[Workload] = &[
     map::LARGE,
     address_space::WORKLOAD,
     timer::WORKLOAD,
+    block::SETUP,
+    block::READ_ONE,
+    block::READ_MANY,
 ];
 
 /// Code of the mark before a measured body.
@@ -122,6 +127,8 @@ pub fn list() {
 fn report(workload: &Workload, outcome: Result<Outcome, Failure>) {
     let Workload { name, unit, .. } = workload;
     match outcome {
+        // Not a failure of anything: this machine lacks what the workload is about.
+        Err(Failure(why)) if why == DeviceError::Absent.word() => println!("skip: name={name} why={why}"),
         Err(Failure(why)) => println!("bench: name={name} ops=0 ok=false why={why}"),
         Ok(Outcome { ops, measured: Measured { ns, counters }, figures, values }) => {
             let counters = Figures(CurrentMmu::COUNTERS, counters);

@@ -196,6 +196,10 @@ fn setting_up_and_starting_is_one_hypercall() {
     assert!(transport.ack_interrupt() == InterruptStatus::QUEUE_INTERRUPT);
     change(|table| table.devices[0].generation += 2);
     assert!(transport.ack_interrupt().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT));
+    assert!(transport.ack_interrupt() == InterruptStatus::QUEUE_INTERRUPT);
+    change(|table| table.devices[0].status = DeviceStatus::DEVICE_NEEDS_RESET.bits());
+    assert!(transport.ack_interrupt().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT));
+    assert_eq!(transport.get_status(), DeviceStatus::DEVICE_NEEDS_RESET);
     transport.write_config_space(8, 7u32).unwrap();
     host.look(|host| assert_eq!(host.written, [(8, 7u32.to_le_bytes().to_vec())]));
 }

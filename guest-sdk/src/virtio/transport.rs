@@ -327,8 +327,10 @@ impl<C: Hypercalls> Transport for PvTransport<C> {
 
     /// There is nothing to acknowledge, and no way to know of a queue's interrupt but to look into the queue.
     fn ack_interrupt(&mut self) -> InterruptStatus {
+        const NEEDS_RESET: u32 = DeviceStatus::DEVICE_NEEDS_RESET.bits();
         let generation = self.device.generation();
-        let changed = core::mem::replace(&mut self.seen_generation, generation) != generation;
+        let changed = core::mem::replace(&mut self.seen_generation, generation) != generation
+            || self.active && self.device.status() & NEEDS_RESET != 0;
         let config =
             if changed { InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT } else { InterruptStatus::empty() };
         InterruptStatus::QUEUE_INTERRUPT | config

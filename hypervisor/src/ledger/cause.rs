@@ -85,18 +85,129 @@ impl PortDevice {
     pub const ALL: [Self; 6] = [Self::Uart, Self::Pic, Self::Pit, Self::Mark, Self::Power, Self::Other];
 }
 
+/// A register of a virtio device on the memory bus (virtio 1.2, section 4.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum VirtioRegister {
+    MagicValue,
+    Version,
+    DeviceId,
+    VendorId,
+    DeviceFeatures,
+    DeviceFeaturesSel,
+    DriverFeatures,
+    DriverFeaturesSel,
+    QueueSel,
+    QueueNumMax,
+    QueueNum,
+    QueueReady,
+    QueueNotify,
+    InterruptStatus,
+    InterruptAck,
+    Status,
+    QueueDescLow,
+    QueueDescHigh,
+    QueueDriverLow,
+    QueueDriverHigh,
+    QueueDeviceLow,
+    QueueDeviceHigh,
+    ConfigGeneration,
+    /// Any byte of the configuration space.
+    Config,
+    /// What is no register.
+    Other,
+}
+
+impl VirtioRegister {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 25] = [
+        Self::MagicValue,
+        Self::Version,
+        Self::DeviceId,
+        Self::VendorId,
+        Self::DeviceFeatures,
+        Self::DeviceFeaturesSel,
+        Self::DriverFeatures,
+        Self::DriverFeaturesSel,
+        Self::QueueSel,
+        Self::QueueNumMax,
+        Self::QueueNum,
+        Self::QueueReady,
+        Self::QueueNotify,
+        Self::InterruptStatus,
+        Self::InterruptAck,
+        Self::Status,
+        Self::QueueDescLow,
+        Self::QueueDescHigh,
+        Self::QueueDriverLow,
+        Self::QueueDriverHigh,
+        Self::QueueDeviceLow,
+        Self::QueueDeviceHigh,
+        Self::ConfigGeneration,
+        Self::Config,
+        Self::Other,
+    ];
+
+    /// The register at a byte offset of a device's page.
+    pub const fn at(offset: u64) -> Self {
+        match offset {
+            0x00 => Self::MagicValue,
+            0x04 => Self::Version,
+            0x08 => Self::DeviceId,
+            0x0c => Self::VendorId,
+            0x10 => Self::DeviceFeatures,
+            0x14 => Self::DeviceFeaturesSel,
+            0x20 => Self::DriverFeatures,
+            0x24 => Self::DriverFeaturesSel,
+            0x30 => Self::QueueSel,
+            0x34 => Self::QueueNumMax,
+            0x38 => Self::QueueNum,
+            0x44 => Self::QueueReady,
+            0x50 => Self::QueueNotify,
+            0x60 => Self::InterruptStatus,
+            0x64 => Self::InterruptAck,
+            0x70 => Self::Status,
+            0x80 => Self::QueueDescLow,
+            0x84 => Self::QueueDescHigh,
+            0x90 => Self::QueueDriverLow,
+            0x94 => Self::QueueDriverHigh,
+            0xa0 => Self::QueueDeviceLow,
+            0xa4 => Self::QueueDeviceHigh,
+            0xfc => Self::ConfigGeneration,
+            0x100.. => Self::Config,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Whose device memory was touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MmioDevice {
-    /// A virtio device's register page.
-    Virtio,
+    /// A read of a virtio device's register.
+    VirtioRead(VirtioRegister),
+    /// A write to one.
+    VirtioWrite(VirtioRegister),
     /// Anything else.
     Other,
 }
 
 impl MmioDevice {
+    /// How many there are.
+    const COUNT: usize = 2 * VirtioRegister::ALL.len() + 1;
+
+    const fn index(self) -> usize {
+        match self {
+            Self::VirtioRead(register) => register as usize,
+            Self::VirtioWrite(register) => VirtioRegister::ALL.len() + register as usize,
+            Self::Other => 2 * VirtioRegister::ALL.len(),
+        }
+    }
+
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 2] = [Self::Virtio, Self::Other];
+    fn all() -> impl Iterator<Item = Self> {
+        let registers = || VirtioRegister::ALL.into_iter();
+        registers().map(Self::VirtioRead).chain(registers().map(Self::VirtioWrite)).chain([Self::Other])
+    }
 }
 
 /// Why the guest left the CPU to the host.
@@ -137,7 +248,7 @@ const PORT_OUT: usize = PORT_IN + PortDevice::ALL.len();
 const PAGE_TABLE_STORE: usize = PORT_OUT + PortDevice::ALL.len();
 const SHADOW_FILL: usize = PAGE_TABLE_STORE + 1;
 const MMIO: usize = SHADOW_FILL + 1;
-const KICK: usize = MMIO + MmioDevice::ALL.len();
+const KICK: usize = MMIO + MmioDevice::COUNT;
 const DEAD: usize = KICK + 1;
 
 impl Cause {
@@ -159,7 +270,7 @@ impl Cause {
             Self::PortOut(device) => PORT_OUT + device as usize,
             Self::PageTableStore => PAGE_TABLE_STORE,
             Self::ShadowFill => SHADOW_FILL,
-            Self::Mmio(device) => MMIO + device as usize,
+            Self::Mmio(device) => MMIO + device.index(),
             Self::Kick => KICK,
             Self::Dead => DEAD,
         }
@@ -176,7 +287,7 @@ impl Cause {
             .chain(PortDevice::ALL.map(Self::PortIn))
             .chain(PortDevice::ALL.map(Self::PortOut))
             .chain([Self::PageTableStore, Self::ShadowFill])
-            .chain(MmioDevice::ALL.map(Self::Mmio))
+            .chain(MmioDevice::all().map(Self::Mmio))
             .chain([Self::Kick, Self::Dead])
     }
 }
@@ -193,6 +304,17 @@ mod tests {
     fn indices_are_dense_and_in_order() {
         let indices: Vec<usize> = Cause::all().map(Cause::index).collect();
         assert_eq!(indices, (0..Cause::COUNT).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn registers_are_where_the_specification_has_them() {
+        assert_eq!(VirtioRegister::at(0x30), VirtioRegister::QueueSel);
+        assert_eq!(VirtioRegister::at(0xfc), VirtioRegister::ConfigGeneration);
+        assert_eq!(VirtioRegister::at(0x107), VirtioRegister::Config);
+        assert_eq!(VirtioRegister::at(0x32), VirtioRegister::Other);
+        let found =
+            |register: &VirtioRegister| (0..0x101).any(|offset| VirtioRegister::at(offset) == *register);
+        assert!(VirtioRegister::ALL.iter().all(found));
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod tally;
 mod units;
 
 pub use batch::{BatchKind, BatchSizes};
-pub use cause::{Cause, MmioDevice, PortDevice, PrivOp};
+pub use cause::{Cause, MmioDevice, PortDevice, PrivOp, VirtioRegister};
 pub use region::{ExitRow, Region};
 pub use table::exit_table;
 pub use tally::Tally;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::cause::{Cause, MmioDevice, PortDevice, PrivOp};
+use super::cause::{Cause, MmioDevice, PortDevice, PrivOp, VirtioRegister};
 
 impl Cause {
     /// The kind of exit that this is a case of.
@@ -37,7 +37,11 @@ impl fmt::Display for Cause {
             Self::PortOut(device) => write!(f, "out {}", device.name()),
             Self::PageTableStore => f.write_str("page-table store"),
             Self::ShadowFill => f.write_str("shadow fill"),
-            Self::Mmio(device) => write!(f, "mmio {}", device.name()),
+            Self::Mmio(MmioDevice::VirtioRead(register)) => write!(f, "mmio read virtio {}", register.name()),
+            Self::Mmio(MmioDevice::VirtioWrite(register)) => {
+                write!(f, "mmio write virtio {}", register.name())
+            }
+            Self::Mmio(MmioDevice::Other) => f.write_str("mmio other"),
             Self::Kick => f.write_str("kick"),
             Self::Dead => f.write_str("engine gave up"),
         }
@@ -88,11 +92,35 @@ impl PortDevice {
     }
 }
 
-impl MmioDevice {
+impl VirtioRegister {
+    /// As the specification spells it.
     const fn name(self) -> &'static str {
         match self {
-            Self::Virtio => "virtio",
-            Self::Other => "other",
+            Self::MagicValue => "MagicValue",
+            Self::Version => "Version",
+            Self::DeviceId => "DeviceID",
+            Self::VendorId => "VendorID",
+            Self::DeviceFeatures => "DeviceFeatures",
+            Self::DeviceFeaturesSel => "DeviceFeaturesSel",
+            Self::DriverFeatures => "DriverFeatures",
+            Self::DriverFeaturesSel => "DriverFeaturesSel",
+            Self::QueueSel => "QueueSel",
+            Self::QueueNumMax => "QueueNumMax",
+            Self::QueueNum => "QueueNum",
+            Self::QueueReady => "QueueReady",
+            Self::QueueNotify => "QueueNotify",
+            Self::InterruptStatus => "InterruptStatus",
+            Self::InterruptAck => "InterruptACK",
+            Self::Status => "Status",
+            Self::QueueDescLow => "QueueDescLow",
+            Self::QueueDescHigh => "QueueDescHigh",
+            Self::QueueDriverLow => "QueueDriverLow",
+            Self::QueueDriverHigh => "QueueDriverHigh",
+            Self::QueueDeviceLow => "QueueDeviceLow",
+            Self::QueueDeviceHigh => "QueueDeviceHigh",
+            Self::ConfigGeneration => "ConfigGeneration",
+            Self::Config => "configuration space",
+            Self::Other => "no register",
         }
     }
 }

@@ -8,7 +8,10 @@
 
 use core::arch::asm;
 
+use paravane_guest::virtio::drivers::transport::DeviceType;
+
 use crate::machine::{Machine, Shutdown};
+use crate::memory::Memory;
 
 mod descriptors;
 mod entry;
@@ -20,8 +23,10 @@ mod start_info;
 mod traps;
 mod tsc;
 mod uart;
+mod virtio;
 
 pub use mmu::BareMmu;
+pub use virtio::Mmio;
 
 /// A PC.
 pub struct Bare;
@@ -29,6 +34,7 @@ pub struct Bare;
 impl Machine for Bare {
     const NAME: &'static str = "bare";
     type Mmu = BareMmu;
+    type Transport = Mmio;
 
     fn install_handlers() {
         descriptors::load();
@@ -76,6 +82,14 @@ impl Machine for Bare {
     /// Reading CR3 is the least that a kernel at CPL 3 cannot do by itself: one register, no side effect.
     fn null_call() -> bool {
         mmu::read_root() == mmu::expected_root()
+    }
+
+    fn attach_devices(memory: &mut Memory, cmdline: &str) -> usize {
+        virtio::attach(memory, cmdline)
+    }
+
+    fn device(_: &Memory, number: usize, kind: DeviceType) -> Option<Mmio> {
+        virtio::open(number, kind)
     }
 
     fn shutdown(how: Shutdown) -> ! {

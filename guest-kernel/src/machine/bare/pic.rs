@@ -34,8 +34,27 @@ pub fn init() {
     }
 }
 
-/// Lets the primary controller deliver again (a non-specific end of interrupt).
-pub fn acknowledge() {
+/// Lets a request line through, too.
+pub fn unmask(irq: u8) {
+    // The secondary's requests arrive on line 2 of the primary.
+    let lines = if irq < 8 {
+        [(PRIMARY_DATA, irq), (PRIMARY_DATA, irq)]
+    } else {
+        [(PRIMARY_DATA, 2), (SECONDARY_DATA, irq - 8)]
+    };
+    for (port, line) in lines {
+        // SAFETY: the controller's mask register; whoever wants the line has a handler for it.
+        unsafe { port::write_u8(port, port::read_u8(port) & !(1 << line)) };
+    }
+}
+
+/// Lets the controllers deliver again (a non-specific end of interrupt).
+pub fn acknowledge(irq: u8) {
     // SAFETY: called once for each request delivered.
-    unsafe { port::write_u8(PRIMARY_COMMAND, END_OF_INTERRUPT) };
+    unsafe {
+        if irq >= 8 {
+            port::write_u8(SECONDARY_COMMAND, END_OF_INTERRUPT);
+        }
+        port::write_u8(PRIMARY_COMMAND, END_OF_INTERRUPT);
+    }
 }

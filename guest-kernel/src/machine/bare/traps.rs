@@ -5,7 +5,7 @@ use core::arch::{asm, global_asm};
 use crate::exception::{self, Exception};
 use crate::time;
 
-use super::{pic, pit, uart};
+use super::{pic, pit, uart, virtio};
 
 /// How many vectors have a gate: 32 exceptions, 16 interrupt requests.
 pub const VECTORS: usize = 48;
@@ -106,14 +106,19 @@ extern "C" fn dispatch(frame: &mut Frame) {
     match frame.vector {
         vector if vector < FIRST_IRQ as u64 => handle_exception(frame),
         TIMER => {
-            pic::acknowledge();
+            pic::acknowledge(pic::TIMER_IRQ);
             if pit::expired() {
                 time::interrupt();
             }
         }
         SERIAL => {
-            pic::acknowledge();
+            pic::acknowledge(pic::SERIAL_IRQ);
             uart::receive();
+        }
+        vector if virtio::is_line(vector - FIRST_IRQ as u64) => {
+            let irq = (vector - FIRST_IRQ as u64) as u8;
+            virtio::interrupt(irq);
+            pic::acknowledge(irq);
         }
         // Everything else is masked, so this is a spurious request, which must not be acknowledged.
         _ => {}

@@ -19,6 +19,11 @@ impl PvMmu {
     pub const fn new(mmu: paging::Mmu<'static>) -> Self {
         Self(mmu)
     }
+
+    /// The domain's memory.
+    pub fn memory(&self) -> paravane_guest::memory::Memory {
+        self.0.memory()
+    }
 }
 
 const fn pfn(frame: Frame) -> Pfn {

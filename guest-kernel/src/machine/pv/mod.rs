@@ -9,12 +9,15 @@ use paravane_guest::hypercall::Hypervisor;
 use paravane_guest::memory::Pfn;
 use paravane_guest::queue::Queue;
 use paravane_guest::trap::{EXCEPTIONS, TrapFrame};
+use paravane_guest::virtio::drivers::transport::DeviceType;
+use paravane_guest::virtio::{self, PvTransport};
 use paravane_guest::{console, event, hypercall, paging, power, time, trap};
 
 use crate::exception::{self, Exception};
 use crate::frames::{Frame, PAGE_SIZE};
 use crate::kernel;
 use crate::machine::{Boot, Machine, Shutdown};
+use crate::memory::Memory;
 use crate::single::Single;
 
 mod mmu;
@@ -51,6 +54,7 @@ pub struct Pv;
 impl Machine for Pv {
     const NAME: &'static str = "pv";
     type Mmu = PvMmu;
+    type Transport = PvTransport;
 
     fn install_handlers() {
         (0..EXCEPTIONS as u8).for_each(|vector| {
@@ -118,6 +122,16 @@ impl Machine for Pv {
     /// The version of the hypervisor: no argument in memory, no side effect. Our notes ask for Xen 3 or later.
     fn null_call() -> bool {
         hypercall::version::version().is_ok_and(|(major, _)| major >= 3)
+    }
+
+    fn attach_devices(_: &mut Memory, _: &str) -> usize {
+        virtio::devices().count()
+    }
+
+    fn device(memory: &Memory, number: usize, kind: DeviceType) -> Option<PvTransport> {
+        let device = virtio::devices().nth(number).filter(|device| device.kind() == kind as u32)?;
+        // An event has no more to do than to end a wait: drivers look into their queues.
+        PvTransport::new(device, memory.mmu.memory(), |_| ()).ok()
     }
 
     fn shutdown(how: Shutdown) -> ! {

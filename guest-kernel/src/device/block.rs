@@ -1,0 +1,230 @@
+//! A disk (virtio 1.2, section 5.2): requests in slots, many at a time.
+//!
+//! `virtio-drivers` has a driver too, with 16 descriptors; 32 requests in flight need 96.
+
+use bitflags::bitflags;
+use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
+use paravane_guest::virtio::drivers::{Error, Result};
+
+use super::{DeviceError, Queue, Slots, Transported, check_started};
+
+/// Bytes in a sector, the unit of all addresses (section 5.2.5).
+pub const SECTOR: usize = 512;
+/// Requests in flight at most.
+pub const DEPTH: usize = 32;
+const QUEUE: u16 = 0;
+const QUEUE_SIZE: usize = 128;
+/// A request's header: type, reserved, sector.
+const HEADER: usize = 16;
+/// Where a request's status byte is, behind its header.
+const STATUS: usize = HEADER;
+const CONTROL: usize = 32;
+const TYPE_IN: u32 = 0;
+const TYPE_OUT: u32 = 1;
+const TYPE_FLUSH: u32 = 4;
+/// What a status is before the device has written one.
+const UNWRITTEN: u8 = 0xff;
+
+bitflags! {
+    /// What we can do (sections 5.2.3 and 6).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Features: u64 {
+        /// The disk cannot be written.
+        const READ_ONLY = 1 << 5;
+        /// Flushes are obeyed.
+        const FLUSH = 1 << 9;
+        /// Notifications are asked for by index.
+        const EVENT_IDX = 1 << 29;
+        /// Not the legacy interface.
+        const VERSION_1 = 1 << 32;
+    }
+}
+
+/// What a slot's request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Request {
+    Read(usize),
+    Write(usize),
+    Flush,
+}
+
+/// A disk with up to [`DEPTH`] requests in flight.
+pub struct Disk {
+    // In this order: the transport resets the device before its memory goes.
+    transport: Transported,
+    queue: Queue<QUEUE_SIZE>,
+    control: Slots,
+    data: Slots,
+    requests: [Option<Request>; DEPTH],
+    capacity: u64,
+    features: Features,
+}
+
+impl Disk {
+    /// The kind of device that it drives.
+    pub const KIND: DeviceType = DeviceType::Block;
+
+    /// Sets up and starts the device, with a buffer of `bytes` for each request: whole sectors.
+    ///
+    /// # Errors
+    /// When memory is short. Whether the device runs is for [`check`](Self::check) to say.
+    pub fn new(mut transport: Transported, bytes: usize) -> core::result::Result<Self, DeviceError> {
+        let (control, data) = (Slots::new(DEPTH, CONTROL)?, Slots::new(DEPTH, bytes)?);
+        let features = transport.begin_init(Features::all());
+        let capacity = transport.read_consistent(|| {
+            let half = |offset| transport.read_config_space::<u32>(offset).map(u64::from);
+            Ok(half(0)? | half(4)? << 32)
+        })?;
+        let queue = Queue::new(&mut transport, QUEUE, features.contains(Features::EVENT_IDX))?;
+        transport.finish_init();
+        Ok(Self { transport, queue, control, data, requests: [None; DEPTH], capacity, features })
+    }
+
+    /// Whether the device runs.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check(&self) -> core::result::Result<(), DeviceError> {
+        check_started(&self.transport)
+    }
+
+    /// How many sectors there are.
+    pub const fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// What was negotiated.
+    pub const fn features(&self) -> Features {
+        self.features
+    }
+
+    /// What a slot's last read brought, or what its next write is to bring.
+    ///
+    /// # Panics
+    /// When the device has it.
+    pub fn data(&mut self, slot: usize) -> &mut [u8] {
+        assert!(self.requests[slot].is_none(), "slot {slot} is in flight");
+        self.data.get_mut(slot)
+    }
+
+    /// Puts a read of `bytes` from a sector on into a free slot. Tell the device by [`kick`](Self::kick).
+    ///
+    /// # Errors
+    /// When the queue is full.
+    pub fn read(&mut self, slot: usize, sector: u64, bytes: usize) -> Result<()> {
+        self.put(slot, Request::Read(bytes), TYPE_IN, sector)
+    }
+
+    /// As [`read`](Self::read), a write.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write(&mut self, slot: usize, sector: u64, bytes: usize) -> Result<()> {
+        self.put(slot, Request::Write(bytes), TYPE_OUT, sector)
+    }
+
+    /// Puts a flush into a free slot: of all writes that are complete by now.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn flush(&mut self, slot: usize) -> Result<()> {
+        self.put(slot, Request::Flush, TYPE_FLUSH, 0)
+    }
+
+    /// Tells the device, if it wants to know.
+    pub fn kick(&mut self) {
+        self.queue.kick(&mut self.transport);
+    }
+
+    /// With interrupts off: idles until `more` requests have completed that were not taken.
+    ///
+    /// # Errors
+    /// When the device stopped.
+    pub fn wait(&mut self, more: u16) -> core::result::Result<(), DeviceError> {
+        self.queue.wait(&mut self.transport, more)
+    }
+
+    /// Takes a completed request: its slot, and how it went.
+    ///
+    /// # Errors
+    /// When the device answers what it was not asked.
+    pub fn take(&mut self) -> Result<Option<(usize, Result<()>)>> {
+        let Some(slot) = self.queue.peek()? else { return Ok(None) };
+        let slot = usize::from(slot);
+        let request = self.requests[slot].ok_or(Error::WrongToken)?;
+        // SAFETY: the same buffers that `put` made available.
+        unsafe {
+            self.with_buffers(slot, request, |queue, inputs, outputs| queue.take(inputs, outputs))?;
+        }
+        self.requests[slot] = None;
+        let status = match self.control.get(slot)[STATUS] {
+            0 => Ok(()),
+            2 => Err(Error::Unsupported),
+            _ => Err(Error::IoError),
+        };
+        Ok(Some((slot, status)))
+    }
+
+    /// One request by itself, to its end.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn finish(&mut self, slot: usize) -> core::result::Result<(), DeviceError> {
+        self.kick();
+        self.wait(1)?;
+        match self.take()? {
+            Some((done, status)) if done == slot => Ok(status?),
+            _ => Err(Error::WrongToken.into()),
+        }
+    }
+
+    fn put(&mut self, slot: usize, request: Request, kind: u32, sector: u64) -> Result<()> {
+        assert!(self.requests[slot].is_none(), "slot {slot} is in flight");
+        let control = self.control.get_mut(slot);
+        control[..4].copy_from_slice(&kind.to_le_bytes());
+        control[4..8].fill(0);
+        control[8..HEADER].copy_from_slice(&sector.to_le_bytes());
+        control[STATUS] = UNWRITTEN;
+        // SAFETY: until the request is taken, `requests` keeps everybody away from the slot.
+        unsafe {
+            self.with_buffers(slot, request, |queue, inputs, outputs| {
+                queue.put(slot as u16, inputs, outputs)
+            })?
+        };
+        self.requests[slot] = Some(request);
+        Ok(())
+    }
+
+    /// Calls `f` with the buffers of a request.
+    ///
+    /// # Safety
+    /// `f` does with them what the queue demands.
+    unsafe fn with_buffers<R>(
+        &mut self,
+        slot: usize,
+        request: Request,
+        f: impl for<'a> FnOnce(&mut Queue<QUEUE_SIZE>, &'a [&'a [u8]], &'a mut [&'a mut [u8]]) -> R,
+    ) -> R {
+        let bytes = match request {
+            Request::Read(bytes) | Request::Write(bytes) => bytes,
+            Request::Flush => 0,
+        };
+        // SAFETY: one slot's parts, which nobody else uses now: see `requests`.
+        let (control, data) =
+            unsafe { (self.control.detached(slot, CONTROL), self.data.detached(slot, bytes)) };
+        let (header, rest) = control.split_at_mut(HEADER);
+        let status = &mut rest[..1];
+        match request {
+            Request::Read(_) => f(&mut self.queue, &[header], &mut [data, status]),
+            Request::Write(_) => f(&mut self.queue, &[header, data], &mut [status]),
+            Request::Flush => f(&mut self.queue, &[header], &mut [status]),
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // The rings' memory goes when the fields do.
+        self.transport.queue_unset(QUEUE);
+    }
+}

@@ -1,0 +1,51 @@
+//! Entropy (virtio 1.2, section 5.4): one queue, and every buffer comes back with random bytes.
+
+use paravane_guest::virtio::drivers::device::common::Feature;
+use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
+
+use super::{DeviceError, Queue, Slots, check_started};
+use crate::kernel::Kernel;
+
+const QUEUE: u16 = 0;
+/// Bytes asked for at once.
+const CHUNK: usize = 256;
+
+/// Fills `bytes` from the entropy device, which is set up for it and reset again.
+///
+/// # Errors
+/// When there is none, or it fails.
+pub fn fill(kernel: &mut Kernel, bytes: &mut [u8]) -> Result<(), DeviceError> {
+    let mut transport = super::find(kernel, DeviceType::EntropySource)?;
+    super::quietly(|| {
+        let mut chunk = Slots::new(1, CHUNK)?;
+        let features = transport.begin_init(Feature::VERSION_1 | Feature::RING_EVENT_IDX);
+        let mut queue = Queue::<8>::new(&mut transport, QUEUE, features.contains(Feature::RING_EVENT_IDX))?;
+        transport.finish_init();
+        let filled = check_started(&transport).and_then(|()| {
+            bytes.chunks_mut(CHUNK).try_for_each(|part| {
+                let mut missing = part.len();
+                while missing != 0 {
+                    let buffer = chunk.get_mut(0);
+                    // SAFETY: nobody else has the buffer until it is taken.
+                    unsafe { queue.put(0, &[], &mut [&mut buffer[..missing]]) }?;
+                    queue.kick(&mut transport);
+                    queue.wait(&mut transport, 1)?;
+                    queue.peek()?;
+                    // SAFETY: the same buffer.
+                    let count = unsafe { queue.take(&[], &mut [&mut buffer[..missing]]) }? as usize;
+                    // A device may bring less than it was asked for, but not nothing, and not more.
+                    if !(1..=missing).contains(&count) {
+                        return Err(DeviceError::Failed(paravane_guest::virtio::drivers::Error::IoError));
+                    }
+                    let start = part.len() - missing;
+                    part[start..start + count].copy_from_slice(&buffer[..count]);
+                    missing -= count;
+                }
+                Ok(())
+            })
+        });
+        // The device must be done with the memory that goes now.
+        transport.queue_unset(QUEUE);
+        filled
+    })
+}

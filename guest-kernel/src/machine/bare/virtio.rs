@@ -1,0 +1,245 @@
+//! Virtio devices on the memory bus (virtio 1.2, section 4.2), where the command line says that they are.
+//!
+//! The protocol is `virtio-drivers`'; what is added is what every machine of this kernel does alike: notifications
+//! that a device did not ask for are not made. Interrupts are acknowledged in the handler, and end a wait.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use paravane_guest::virtio::drivers::transport::mmio::{MmioTransport, VirtIOHeader};
+use paravane_guest::virtio::drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use paravane_guest::virtio::drivers::{PhysAddr, Result};
+use paravane_guest::virtio::{Interrupts, POOL, Rings};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::pic;
+use crate::command::MmioDevices;
+use crate::frames::{Frame, PAGE_SIZE};
+use crate::memory::{Memory, direct_map};
+use crate::paging::{Access, Mmu, Span, Stale};
+
+/// Devices that we drive at most.
+const DEVICES: usize = 8;
+/// Queues of one device that we drive at most.
+const QUEUES: usize = 4;
+/// `VIRTIO_F_EVENT_IDX`.
+const EVENT_IDX: u64 = 1 << 29;
+
+// Registers that the interrupt handler uses itself (section 4.2.2).
+const INTERRUPT_STATUS: u64 = 0x60;
+const INTERRUPT_ACK: u64 = 0x64;
+
+/// A device that the command line names.
+struct Slot {
+    /// Address of its registers; 0 none.
+    registers: AtomicU64,
+    irq: AtomicU8,
+    /// Whether it may interrupt: its driver is there.
+    open: AtomicU8,
+    /// Interrupts that the handler has acknowledged and nobody has asked for yet.
+    pending: AtomicU32,
+}
+
+static SLOTS: [Slot; DEVICES] = [const {
+    Slot {
+        registers: AtomicU64::new(0),
+        irq: AtomicU8::new(0),
+        open: AtomicU8::new(0),
+        pending: AtomicU32::new(0),
+    }
+}; DEVICES];
+
+/// Maps the registers of the devices that the command line names, and lets their request lines through.
+pub fn attach(memory: &mut Memory, cmdline: &str) -> usize {
+    let Memory { mmu, frames, space, .. } = memory;
+    let mut count = 0;
+    for (slot, device) in SLOTS.iter().zip(MmioDevices::of(cmdline)) {
+        let frame = Frame(device.address / PAGE_SIZE);
+        let va = direct_map(frame);
+        if space.map_run(mmu, frames, Span::pages(va, 1), frame, Access::ReadWrite).is_err() {
+            break;
+        }
+        slot.registers.store(va, Ordering::Relaxed);
+        slot.irq.store(device.irq, Ordering::Relaxed);
+        pic::unmask(device.irq);
+        count += 1;
+    }
+    mmu.flush(Stale::Nothing);
+    count
+}
+
+/// Opens the device in a slot, if it is there, of this kind, and nobody else's.
+pub fn open(number: usize, kind: DeviceType) -> Option<Mmio> {
+    let slot = SLOTS.get(number).filter(|slot| slot.open.load(Ordering::Relaxed) == 0)?;
+    let registers = NonNull::new(slot.registers.load(Ordering::Relaxed) as *mut VirtIOHeader)?;
+    // SAFETY: a page of registers, by what the command line says, mapped by `attach` for good; `open` keeps others away.
+    let mmio = unsafe { MmioTransport::new(registers, PAGE_SIZE as usize) }.ok()?;
+    (mmio.device_type() == kind).then(|| {
+        slot.open.store(1, Ordering::Release);
+        Mmio { mmio, slot, features: 0, rings: [None; QUEUES], set: [(0, 0, 0); QUEUES] }
+    })
+}
+
+/// Whether some device has this request line.
+pub fn is_line(irq: u64) -> bool {
+    on_line(irq as u8).next().is_some() && irq < 16
+}
+
+fn on_line(irq: u8) -> impl Iterator<Item = &'static Slot> {
+    let used = move |slot: &&Slot| {
+        slot.registers.load(Ordering::Relaxed) != 0 && slot.irq.load(Ordering::Relaxed) == irq
+    };
+    SLOTS.iter().filter(used)
+}
+
+/// For the interrupt handler: takes back the requests of all devices on the line.
+///
+/// The line is edge triggered. When devices share it, one may request again while the other keeps it up: then there
+/// is no new edge, so that it must have been down for a moment before we go.
+pub fn interrupt(irq: u8) {
+    let open = || on_line(irq).filter(|slot| slot.open.load(Ordering::Acquire) != 0);
+    let shared = open().nth(1).is_some();
+    while open().fold(false, |any, slot| slot.acknowledge() | any) && shared {}
+}
+
+impl Slot {
+    /// Whether the device requested anything.
+    fn acknowledge(&self) -> bool {
+        let registers = self.registers.load(Ordering::Relaxed);
+        // SAFETY: two registers of a page that stays mapped.
+        let status = unsafe { ((registers + INTERRUPT_STATUS) as *const u32).read_volatile() };
+        if status != 0 {
+            // SAFETY: as above.
+            unsafe { ((registers + INTERRUPT_ACK) as *mut u32).write_volatile(status) };
+            self.pending.fetch_or(status, Ordering::Relaxed);
+        }
+        status != 0
+    }
+}
+
+/// A device's registers, as a transport.
+pub struct Mmio {
+    mmio: MmioTransport<'static>,
+    slot: &'static Slot,
+    features: u64,
+    rings: [Option<Rings>; QUEUES],
+    /// Size, driver area and device area of the queues that were set up.
+    set: [(u16, PhysAddr, PhysAddr); QUEUES],
+}
+
+impl Mmio {
+    /// Writing 0 resets, and reading 0 says that it is done (section 4.2.2.1).
+    fn reset(&mut self) {
+        self.mmio.set_status(DeviceStatus::empty());
+        while !self.mmio.get_status().is_empty() {
+            core::hint::spin_loop();
+        }
+        self.rings = [None; QUEUES];
+        self.set = [(0, 0, 0); QUEUES];
+    }
+}
+
+impl Interrupts for Mmio {
+    fn interrupt_after(&self, queue: u16, more: u16, taken: u16) -> bool {
+        let rings = self.rings.get(usize::from(queue)).and_then(Option::as_ref);
+        rings.is_none_or(|rings| rings.interrupt_after(more, taken))
+    }
+}
+
+impl Transport for Mmio {
+    fn device_type(&self) -> DeviceType {
+        self.mmio.device_type()
+    }
+
+    fn read_device_features(&mut self) -> u64 {
+        self.mmio.read_device_features()
+    }
+
+    fn write_driver_features(&mut self, features: u64) {
+        self.features = features;
+        self.mmio.write_driver_features(features);
+    }
+
+    fn max_queue_size(&mut self, queue: u16) -> u32 {
+        self.mmio.max_queue_size(queue)
+    }
+
+    fn notify(&mut self, queue: u16) {
+        let rings = self.rings.get_mut(usize::from(queue)).and_then(Option::as_mut);
+        if rings.is_none_or(Rings::wants_kick) {
+            self.mmio.notify(queue);
+        }
+    }
+
+    fn get_status(&self) -> DeviceStatus {
+        self.mmio.get_status()
+    }
+
+    fn set_status(&mut self, status: DeviceStatus) {
+        self.mmio.set_status(status);
+        if status.contains(DeviceStatus::DRIVER_OK) {
+            let event_idx = self.features & EVENT_IDX != 0;
+            for (rings, (size, driver, device)) in
+                self.rings.iter_mut().zip(self.set).filter(|(_, set)| set.0 != 0)
+            {
+                *rings = Rings::new(&POOL, size, driver, device, event_idx);
+            }
+        }
+    }
+
+    fn set_guest_page_size(&mut self, bytes: u32) {
+        self.mmio.set_guest_page_size(bytes);
+    }
+
+    fn requires_legacy_layout(&self) -> bool {
+        self.mmio.requires_legacy_layout()
+    }
+
+    fn queue_set(
+        &mut self,
+        queue: u16,
+        size: u32,
+        descriptors: PhysAddr,
+        driver: PhysAddr,
+        device: PhysAddr,
+    ) {
+        if let (Some(set), Ok(size)) = (self.set.get_mut(usize::from(queue)), u16::try_from(size)) {
+            *set = (size, driver, device);
+        }
+        self.mmio.queue_set(queue, size, descriptors, driver, device);
+    }
+
+    /// Drivers do this before they give up their queues' memory: the whole device stops, which is simpler.
+    fn queue_unset(&mut self, _: u16) {
+        if self.set.iter().any(|set| set.0 != 0) {
+            self.reset();
+        }
+    }
+
+    fn queue_used(&mut self, queue: u16) -> bool {
+        self.mmio.queue_used(queue)
+    }
+
+    fn ack_interrupt(&mut self) -> InterruptStatus {
+        InterruptStatus::from_bits_truncate(self.slot.pending.swap(0, Ordering::Relaxed))
+    }
+
+    fn read_config_generation(&self) -> u32 {
+        self.mmio.read_config_generation()
+    }
+
+    fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T> {
+        self.mmio.read_config_space(offset)
+    }
+
+    fn write_config_space<T: IntoBytes + Immutable>(&mut self, offset: usize, value: T) -> Result<()> {
+        self.mmio.write_config_space(offset, value)
+    }
+}
+
+impl Drop for Mmio {
+    fn drop(&mut self) {
+        self.queue_unset(0);
+        self.slot.open.store(0, Ordering::Release);
+    }
+}

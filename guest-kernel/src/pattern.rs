@@ -1,0 +1,48 @@
+//! What is on the disks of workloads and tests: every word says where it belongs.
+
+/// Words in a block.
+pub const WORDS: usize = 512;
+/// Bytes in a block, the unit of these disks.
+pub const BLOCK: usize = WORDS * 8;
+
+/// The word at `index` of a disk with this seed: different words for different places, and for different seeds.
+pub const fn word(seed: u64, index: u64) -> u64 {
+    (index ^ seed.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index >> 7)
+}
+
+/// Writes a block.
+///
+/// # Panics
+/// When `bytes` is not one block long.
+pub fn fill(seed: u64, block: u64, bytes: &mut [u8]) {
+    assert_eq!(bytes.len(), BLOCK);
+    for (place, index) in bytes.chunks_exact_mut(8).zip(block * WORDS as u64..) {
+        place.copy_from_slice(&word(seed, index).to_le_bytes());
+    }
+}
+
+/// Whether a block is what it should be.
+pub fn is(seed: u64, block: u64, bytes: &[u8]) -> bool {
+    let mut words = bytes.chunks_exact(8).zip(block * WORDS as u64..);
+    bytes.len() == BLOCK && words.all(|(place, index)| *place == word(seed, index).to_le_bytes())
+}
+
+/// Whether a block begins as it should.
+pub fn begins(seed: u64, block: u64, bytes: &[u8]) -> bool {
+    bytes.get(..8) == Some(&word(seed, block * WORDS as u64).to_le_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_recognised_in_its_place_only() {
+        let mut bytes = [0; BLOCK];
+        fill(7, 3, &mut bytes);
+        assert!(is(7, 3, &bytes) && begins(7, 3, &bytes));
+        assert!(!is(7, 4, &bytes) && !begins(7, 4, &bytes) && !is(8, 3, &bytes) && !is(7, 3, &bytes[8..]));
+        bytes[BLOCK - 1] ^= 1;
+        assert!(!is(7, 3, &bytes) && begins(7, 3, &bytes));
+    }
+}

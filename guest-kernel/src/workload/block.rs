@@ -1,0 +1,143 @@
+//! The disk: set it up once, and read 1000 blocks, one at a time and 32 at a time.
+//!
+//! The disk is one that whoever runs this has filled (see `pattern`). Every block is compared as a whole in a
+//! rehearsal, and by its first word in the measured run, so that what is measured is reading.
+
+use paravane_guest::virtio::kicks;
+
+use crate::device::block::{DEPTH, Disk, SECTOR};
+use crate::device::{self, DeviceError};
+use crate::kernel::Kernel;
+use crate::pattern;
+
+use super::{Failure, Outcome, Workload, measure};
+
+/// The seed of the disk's pattern.
+pub const SEED: u64 = 0x5eed;
+const READS: usize = 1000;
+/// Odd: blocks are read in an order that no neighbour predicts.
+const STRIDE: u64 = 1103;
+/// How many completions a deep queue waits for at once.
+const BATCH: usize = 24;
+
+pub const SETUP: Workload = Workload {
+    name: "block-setup",
+    what: "set a disk up, from nothing to its first usable queue",
+    unit: "device",
+    run: setup,
+};
+
+pub const READ_ONE: Workload = Workload {
+    name: "block-read-qd1",
+    what: "read 1000 blocks of 4 KiB, one at a time",
+    unit: "read",
+    run: |kernel| read(kernel, 1, 1),
+};
+
+pub const READ_MANY: Workload = Workload {
+    name: "block-read-qd32",
+    what: "read 1000 blocks of 4 KiB, 32 at a time",
+    unit: "read",
+    run: |kernel| read(kernel, DEPTH, BATCH),
+};
+
+fn setup(kernel: &mut Kernel) -> Result<Outcome, Failure> {
+    let count = device::prepare(kernel)?;
+    // Whether there is one is not to be found out in the measured part.
+    drop(device::open(&kernel.memory, count, Disk::KIND)?);
+    device::quietly(|| {
+        let (disk, measured) = measure(&mut kernel.memory, |memory| {
+            device::open(memory, count, Disk::KIND).and_then(|transport| Disk::new(transport, SECTOR))
+        });
+        let mut disk = disk?;
+        disk.check()?;
+        Failure::unless(disk.capacity() != 0, "empty-disk")?;
+        disk.read(0, 0, SECTOR)?;
+        disk.finish(0)?;
+        Ok(Outcome::new(1, measured))
+    })
+}
+
+fn read(kernel: &mut Kernel, depth: usize, batch: usize) -> Result<Outcome, Failure> {
+    let transport = device::find(kernel, Disk::KIND)?;
+    device::quietly(|| {
+        let disk = Disk::new(transport, pattern::BLOCK)?;
+        disk.check()?;
+        let blocks = disk.capacity() * SECTOR as u64 / pattern::BLOCK as u64;
+        Failure::unless(blocks != 0, "empty-disk")?;
+        let mut reader = Reader { disk, depth, batch, blocks };
+        reader.run(|block, bytes| pattern::is(SEED, block, bytes))?;
+        let before = kicks();
+        let (done, measured) =
+            measure(&mut kernel.memory, |_| reader.run(|block, bytes| pattern::begins(SEED, block, bytes)));
+        done?;
+        let sent = kicks().sent - before.sent;
+        let mut outcome = Outcome::new(READS as u64, measured);
+        outcome.figures = &["kicks", "kicks-suppressed"];
+        outcome.values = [sent, READS as u64 - sent, 0];
+        Ok(outcome)
+    })
+}
+
+/// Reads blocks in the workload's order.
+struct Reader {
+    disk: Disk,
+    depth: usize,
+    batch: usize,
+    blocks: u64,
+}
+
+impl Reader {
+    fn block(&self, number: usize) -> u64 {
+        number as u64 * STRIDE % self.blocks
+    }
+
+    /// All of them; `check` sees each with its number.
+    fn run(&mut self, check: impl Fn(u64, &[u8]) -> bool) -> Result<(), Failure> {
+        let mut in_slot = [0; DEPTH];
+        let (mut started, mut finished) = (0, 0);
+        while started < self.depth.min(READS) {
+            self.start(started, started, &mut in_slot)?;
+            started += 1;
+        }
+        self.disk.kick();
+        while finished < READS {
+            let batch = self.batch.min(started - finished);
+            self.disk.wait(batch as u16)?;
+            let mut any = false;
+            while let Some((slot, status)) = self.disk.take()? {
+                status?;
+                let block = self.block(in_slot[slot]);
+                Failure::unless(check(block, self.disk.data(slot)), "wrong-data")?;
+                finished += 1;
+                if started < READS {
+                    self.start(slot, started, &mut in_slot)?;
+                    started += 1;
+                    any = true;
+                }
+            }
+            if any {
+                self.disk.kick();
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, slot: usize, number: usize, in_slot: &mut [usize; DEPTH]) -> Result<(), Failure> {
+        in_slot[slot] = number;
+        let sector = self.block(number) * (pattern::BLOCK / SECTOR) as u64;
+        Ok(self.disk.read(slot, sector, pattern::BLOCK)?)
+    }
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        Self(error.word())
+    }
+}
+
+impl From<paravane_guest::virtio::drivers::Error> for Failure {
+    fn from(error: paravane_guest::virtio::drivers::Error) -> Self {
+        DeviceError::from(error).into()
+    }
+}
