@@ -15,4 +15,5 @@ pub mod memory;
 pub mod mmu;
 pub mod monitor;
 pub mod platform;
+pub mod threads;
 pub mod time;

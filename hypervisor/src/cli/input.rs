@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::console::ConsoleInput;
 use crate::engine::Kick;
+use crate::threads;
 
 const ESCAPE: u8 = 0x01;
 
@@ -77,7 +78,7 @@ impl Reader {
     /// Starts reading. The thread ends with its input; the process does not wait for it.
     pub(super) fn spawn(self) -> io::Result<()> {
         let source = std::fs::File::from(io::stdin().as_fd().try_clone_to_owned()?);
-        std::thread::Builder::new().name("console input".to_owned()).spawn(move || self.run(source))?;
+        threads::spawn("console input", move || self.run(source))?;
         Ok(())
     }
 

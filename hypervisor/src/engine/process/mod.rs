@@ -48,6 +48,7 @@ use super::host_cpuid::{self, Trapping};
 use super::{Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
 use crate::domain::layout::HypervisorLayout;
 use crate::memory::{MachineMemory, Mfn, PAGE_SIZE};
+use crate::threads;
 
 pub use self::child::SpawnError;
 pub use self::probe::{Features, Unavailable, probe};
@@ -121,7 +122,7 @@ impl ProcessEngine {
         };
         let terms = Terms { m2p, cpuid_traps: host_cpuid::can_trap() };
         let kick = Arc::new(ProcessKick::new().map_err(ProcessEngineError::Timer)?);
-        let unpinned = sys::pin_to_this_cpu();
+        let unpinned = threads::pin_to_this_cpu();
         let image = Image::new()?;
         let mut spaces = Vec::with_capacity(MAX_SPACES);
         spaces.push(Space::new(Child::spawn(&image, memfd, terms)?));
@@ -409,7 +410,7 @@ impl Drop for ProcessEngine {
     fn drop(&mut self) {
         self.kick.retire();
         if let Some(before) = &self.unpinned {
-            sys::unpin(before);
+            threads::unpin(before);
         }
     }
 }

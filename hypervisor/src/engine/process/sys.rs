@@ -173,26 +173,6 @@ pub(super) enum Ended {
     Unknown,
 }
 
-/// Pins the calling thread to the CPU that it runs on; returns where it was allowed to run before.
-pub(super) fn pin_to_this_cpu() -> Option<libc::cpu_set_t> {
-    let size = size_of::<libc::cpu_set_t>();
-    // SAFETY: both sets are live locals of the size given; all zeroes is the empty set.
-    unsafe {
-        let (mut before, mut one): (libc::cpu_set_t, libc::cpu_set_t) = (zeroed(), zeroed());
-        let cpu = usize::try_from(libc::sched_getcpu()).ok().filter(|cpu| *cpu < size * 8)?;
-        libc::CPU_SET(cpu, &mut one);
-        (libc::sched_getaffinity(0, size, &raw mut before) == 0
-            && libc::sched_setaffinity(0, size, &raw const one) == 0)
-            .then_some(before)
-    }
-}
-
-/// Lets the calling thread run where it could before [`pin_to_this_cpu`].
-pub(super) fn unpin(before: &libc::cpu_set_t) {
-    // SAFETY: `before` is a live set of the size given.
-    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), before) };
-}
-
 /// The running kernel's version, as (major, minor).
 pub(super) fn kernel_version() -> (u32, u32) {
     // SAFETY: plain data, for which all zeroes is a value.

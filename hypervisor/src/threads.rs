@@ -1,0 +1,84 @@
+//! Threads of the host's own: device workers, console input.
+//!
+//! They are mostly started by a vCPU's thread, and a new thread inherits what an engine did to that one for the guest's
+//! sake: the one CPU that it is pinned to, and that it may not execute CPUID. A worker wants neither. What may not be
+//! done here: pinning anything but the calling thread.
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::sync::OnceLock;
+use std::thread::{Builder, JoinHandle};
+
+use crate::engine::host_cpuid;
+
+/// Where this program's threads may run: where the first one that was pinned could before.
+static EVERYWHERE: OnceLock<libc::cpu_set_t> = OnceLock::new();
+
+/// Starts a thread called `name` (15 bytes at most are kept) that is no vCPU's.
+///
+/// # Errors
+/// When the host has no thread left.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    Builder::new().name(name.to_owned()).spawn(|| {
+        if let Some(cpus) = EVERYWHERE.get() {
+            unpin(cpus);
+        }
+        host_cpuid::allow_in_new_thread();
+        body()
+    })
+}
+
+/// Pins the calling thread to the CPU that it runs on; returns where it was allowed to run before.
+pub fn pin_to_this_cpu() -> Option<libc::cpu_set_t> {
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: both sets are live locals of the size given; all zeroes is the empty set.
+    let before = unsafe {
+        let (mut before, mut one): (libc::cpu_set_t, libc::cpu_set_t) = (zeroed(), zeroed());
+        let cpu = usize::try_from(libc::sched_getcpu()).ok().filter(|cpu| *cpu < size * 8)?;
+        libc::CPU_SET(cpu, &mut one);
+        (libc::sched_getaffinity(0, size, &raw mut before) == 0
+            && libc::sched_setaffinity(0, size, &raw const one) == 0)
+            .then_some(before)
+    }?;
+    EVERYWHERE.get_or_init(|| before);
+    Some(before)
+}
+
+/// Lets the calling thread run where it could before [`pin_to_this_cpu`].
+pub fn unpin(before: &libc::cpu_set_t) {
+    // SAFETY: `before` is a live set of the size given.
+    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), before) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpus() -> i32 {
+        // SAFETY: as above.
+        unsafe {
+            let mut set: libc::cpu_set_t = zeroed();
+            assert_eq!(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set), 0);
+            libc::CPU_COUNT(&set)
+        }
+    }
+
+    #[test]
+    fn a_worker_is_not_bound_by_what_a_vcpu_s_thread_is() {
+        let inherited = std::thread::spawn(|| {
+            let before = cpus();
+            let pinned = pin_to_this_cpu().expect("broken test: this thread cannot be pinned");
+            let trapping = host_cpuid::Trapping::begin();
+            let worker = spawn("worker", || (cpus(), std::arch::x86_64::__cpuid_count(0, 0).eax));
+            let (free, leaf) = worker.unwrap().join().unwrap();
+            assert_eq!((cpus(), free, leaf), (1, before, host_cpuid::query(0, 0).eax));
+            drop(trapping);
+            unpin(&pinned);
+            assert_eq!(cpus(), before);
+        });
+        inherited.join().unwrap();
+    }
+}
