@@ -36,6 +36,8 @@ pub(super) const RPL: u64 = 3;
 /// DR6.BS: a single step.
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 const TF: u64 = 1 << 8;
+/// RFLAGS.RF: set in the frame of a fault (SDM vol. 3, 17.3.1.1), so that a breakpoint there is passed over once.
+const RF: u64 = 1 << 16;
 
 /// Words of the longest frame: failsafe's.
 const MAX_FRAME: usize = 11;
@@ -101,6 +103,9 @@ impl PvDomain {
             TRAP_NO_DEVICE => self.set_task_switched(false),
             TRAP_DEBUG if self.vcpu.regs.rflags & TF != 0 => self.vcpu.debug.status |= DR6_SINGLE_STEP,
             _ => {}
+        }
+        if is_fault(fault.vector) {
+            self.vcpu.regs.rflags |= RF;
         }
         let code = [u64::from(error_code)];
         self.enter_handler(handler, if has_error_code(fault.vector) { &code } else { &[] });
@@ -210,6 +215,12 @@ impl PvDomain {
         self.paging.set_root(root);
         std::mem::swap(&mut self.vcpu.regs.gs_base, &mut self.vcpu.other_gs_base);
     }
+}
+
+/// Vectors of exceptions that are reported before their instruction, not after it (SDM vol. 3, table 6-1). Of #DB
+/// it is the single step that comes here.
+const fn is_fault(vector: u8) -> bool {
+    !matches!(vector, 1..=4 | 8 | 18)
 }
 
 /// Vectors with an error code (SDM vol. 3, table 6-1).

@@ -67,7 +67,8 @@ impl PvDomain {
         if !self.vcpu.assisted(VMASST_TYPE_RUNSTATE_UPDATE_FLAG) {
             return self.write_guest_obj(area, &info);
         }
-        let entry_time = area.wrapping_add(std::mem::offset_of!(VcpuRunstateInfo, state_entry_time) as u64);
+        let offset = std::mem::offset_of!(VcpuRunstateInfo, state_entry_time) as u64;
+        let entry_time = area.checked_add(offset).ok_or(Errno::EFAULT)?;
         let marked =
             VcpuRunstateInfo { state_entry_time: info.state_entry_time | XEN_RUNSTATE_UPDATE, ..info };
         self.write_guest_obj(entry_time, &marked.state_entry_time)?;

@@ -14,6 +14,7 @@ use crate::engine::Fault;
 use crate::memory::Mfn;
 
 const IF: u64 = 1 << 9;
+const RF: u64 = 1 << 16;
 const USER_L4: u64 = 30;
 const USER_L3: u64 = 31;
 const HANDLER: u64 = va(FREE);
@@ -112,12 +113,22 @@ fn exceptions_of_both_modes() {
     assert_eq!((code, rip), (u64::from(PFEC_WRITE), HANDLER));
     assert_eq!(cs, 0xe030 | 1 << FRAME_CS_UPCALL_MASK_SHIFT);
     assert_eq!((flags & IF, rsp, ss), (0, sp, FLAT_USER_SS.into()));
+    assert_eq!((flags & RF, t.vcpu.regs.rflags & RF), (RF, 0), "a fault's frame, and not its handler");
     assert!(t.vcpu.regs.rsp + 64 <= sp - 128);
 
     t.upcall.set_mask(&t.memory, false).unwrap();
     t.deliver_fault(Fault { vector: 6, error_code: 0, address: 0 });
     assert_eq!(pushed::<3>(&t)[2], HANDLER, "no error code");
     assert_eq!(t.upcall.state(&t.memory).unwrap(), (false, false), "the handler did not ask for a mask");
+}
+
+#[test]
+fn a_trap_is_reported_after_its_instruction_and_has_no_rf() {
+    let mut t = in_user_mode();
+    t.switch_mode(true);
+    t.handle(3, HANDLER, 0);
+    t.deliver_fault(Fault { vector: 3, error_code: 0, address: 0 });
+    assert_eq!(pushed::<6>(&t)[4] & RF, 0);
 }
 
 #[test]

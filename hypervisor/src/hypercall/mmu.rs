@@ -2,7 +2,7 @@
 //!
 //! The lists of requests are walked here, preemptibly; what one request means is `mmu::direct`'s business.
 
-use paravane_abi::domid::{DOMID_SELF, DomId};
+use paravane_abi::domid::{DOMID_IO, DOMID_SELF, DOMID_XEN, DomId};
 use paravane_abi::errno::Errno;
 use paravane_abi::mmu::{FOREIGNDOM_FD_MASK, FOREIGNDOM_PFD_SHIFT, MmuUpdate, MmuextOp};
 use zerocopy::{FromBytes, IntoBytes};
@@ -17,17 +17,23 @@ const CHUNK: usize = 64;
 /// Set in a count that continues an interrupted call, whose progress counter goes on (public/xen.h).
 const PREEMPTED: u32 = 1 << 31;
 
-/// Only the caller's own tables and frames: EPERM for the frames and domains that it must not touch.
+/// Whose tables and frames are meant: the caller's, which it may name by number for its tables alone. EPERM for
+/// what it must not touch, ESRCH for what does not exist.
 fn own(foreigndom: u64) -> Result<(), Errno> {
     let word = low32(foreigndom);
-    let page_table_owner = word >> FOREIGNDOM_PFD_SHIFT;
-    let frame_owner = word & FOREIGNDOM_FD_MASK;
-    // The owner of the tables is given plus one; 0 is the caller.
-    let is_own = |dom: u32| dom == u32::from(DOMID_SELF as DomId) || dom == u32::from(DOMID);
-    if page_table_owner != 0 && !is_own(page_table_owner - 1) {
-        return Err(Errno::EPERM);
+    // Given plus one; 0 is the caller.
+    if let Some(table_owner) = (word >> FOREIGNDOM_PFD_SHIFT).checked_sub(1) {
+        match DomId::try_from(table_owner) {
+            Ok(DOMID) => {}
+            Ok(0) => return Err(Errno::EPERM),
+            _ => return Err(Errno::ESRCH),
+        }
     }
-    if is_own(frame_owner) { Ok(()) } else { Err(Errno::EPERM) }
+    match DomId::try_from(word & FOREIGNDOM_FD_MASK) {
+        Ok(DOMID_SELF) => Ok(()),
+        Ok(0 | DOMID_IO | DOMID_XEN) => Err(Errno::EPERM),
+        _ => Err(Errno::ESRCH),
+    }
 }
 
 /// How a list of requests ended.
@@ -117,5 +123,38 @@ pub fn update_va_mapping(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
         Ok(()) => done(0),
         Err(Stop::Refused(errno)) => Err(errno),
         Err(Stop::Restart) => Ok(Outcome::Again(args)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paravane_abi::hypercall as nr;
+
+    use super::*;
+    use crate::domain::pv_testing::{NOWHERE, TestDomain};
+
+    #[test]
+    fn domains_that_are_not_there_or_not_the_callers() {
+        let mut t = TestDomain::new();
+        let this = u64::from(DOMID_SELF);
+        let owner = |table: u64| (table + 1) << FOREIGNDOM_PFD_SHIFT | this;
+        let cases = [
+            (this, Ok(0)),
+            (u64::from(DOMID), Err(Errno::ESRCH)),
+            (9, Err(Errno::ESRCH)),
+            (0x7fff, Err(Errno::ESRCH)),
+            (0, Err(Errno::EPERM)),
+            (u64::from(DOMID_IO), Err(Errno::EPERM)),
+            (u64::from(DOMID_XEN), Err(Errno::EPERM)),
+            (owner(u64::from(DOMID)), Ok(0)),
+            (owner(0), Err(Errno::EPERM)),
+            (owner(9), Err(Errno::ESRCH)),
+            (owner(this), Err(Errno::ESRCH)),
+        ];
+        for (domain, outcome) in cases {
+            for call in [nr::MMU_UPDATE, nr::MMUEXT_OP] {
+                assert_eq!(t.call(call, [NOWHERE, 0, 0, domain]), outcome, "{domain:#x}");
+            }
+        }
     }
 }

@@ -69,19 +69,10 @@ pub fn physdev_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
 
 /// physdev_op_compat(operation): the first form, with the command before its argument.
 pub fn physdev_op_compat(d: &mut PvDomain, [operation, ..]: [u64; 6]) -> HypercallResult {
-    let command: u32 = d.read_guest_obj(operation)?;
-    // The union of arguments is aligned to 8 bytes.
+    // The command, and the union of arguments, which is aligned to 8 bytes and 16 bytes long.
+    let [command, ..] = d.read_guest_obj::<[u64; 3]>(operation)?;
     let argument = operation.checked_add(8).ok_or(Errno::EFAULT)?;
-    match command {
-        PHYSDEVOP_IRQ_UNMASK_NOTIFY
-        | PHYSDEVOP_IRQ_STATUS_QUERY
-        | PHYSDEVOP_SET_IOPL
-        | PHYSDEVOP_SET_IOBITMAP
-        | PHYSDEVOP_APIC_READ
-        | PHYSDEVOP_APIC_WRITE
-        | PHYSDEVOP_ALLOC_IRQ_VECTOR => physdev_op(d, [command.into(), argument, 0, 0, 0, 0]),
-        _ => Err(Errno::ENOSYS),
-    }
+    physdev_op(d, [low32(command).into(), argument, 0, 0, 0, 0])
 }
 
 /// Interrupts of devices are for privileged domains.
@@ -179,6 +170,8 @@ mod tests {
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [va(SCRATCH)]), Ok(0));
         assert_eq!(t.vcpu.io.level, 1);
         t.write_guest_obj(va(SCRATCH), &[u64::from(PHYSDEVOP_EOI), 1]).unwrap();
+        assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [va(SCRATCH)]), Err(Errno::EINVAL), "any command");
+        t.write_guest_obj(va(SCRATCH), &[99u64, 1]).unwrap();
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [va(SCRATCH)]), Err(Errno::ENOSYS));
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [NOWHERE]), Err(Errno::EFAULT));
     }

@@ -17,10 +17,15 @@ const HVMOP_FLUSH_TLBS: u32 = 5;
 /// The error of a call that is never performed; ENOSYS for one that does not exist.
 pub fn errno(number: u64) -> Errno {
     match number {
-        // Tools' and the first domain's; the last three are machine checks, and what else is for the machine.
-        nr::PLATFORM_OP | nr::SYSCTL | nr::DOMCTL | nr::KEXEC_OP | nr::DM_OP | nr::HYPFS_OP | nr::ARCH_0 => {
-            Errno::EPERM
-        }
+        // Tools' and the first domain's; the last two are machine checks, and a long domctl's continuation.
+        nr::PLATFORM_OP
+        | nr::SYSCTL
+        | nr::DOMCTL
+        | nr::KEXEC_OP
+        | nr::DM_OP
+        | nr::HYPFS_OP
+        | nr::ARCH_0
+        | nr::ARCH_1 => Errno::EPERM,
         // There are no virtual performance counters.
         nr::XENPMU_OP => Errno::EOPNOTSUPP,
         _ => Errno::ENOSYS,
@@ -67,7 +72,8 @@ mod tests {
             (nr::TMEM_OP, Errno::ENOSYS),
             (nr::ARGO_OP, Errno::ENOSYS),
             (nr::XENPMU_OP, Errno::EOPNOTSUPP),
-            (nr::ARCH_1, Errno::ENOSYS),
+            (nr::ARCH_1, Errno::EPERM),
+            (nr::ARCH_2, Errno::ENOSYS),
             (nr::PARAVANE_VIRTIO_OP, Errno::ENOSYS),
             (11, Errno::ENOSYS),
             (63, Errno::ENOSYS),

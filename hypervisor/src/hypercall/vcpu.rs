@@ -37,15 +37,14 @@ pub fn vcpu_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
         }
         VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => {
             let op: VcpuRegisterRunstateMemoryArea = d.read_guest_obj(argument)?;
-            d.vcpu.runstate.area = guest_range(op.addr, size_of::<VcpuRunstateInfo>())?;
+            d.vcpu.runstate.area = guest_address(op.addr)?;
             // A page that is not there yet is written when the vCPU next wakes up.
             let _ = d.publish_runstate();
             done(0)
         }
         VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA => {
             let op: VcpuRegisterTimeMemoryArea = d.read_guest_obj(argument)?;
-            let size = size_of::<paravane_abi::shared_info::VcpuTimeInfo>();
-            d.vcpu.runstate.time_area = guest_range(op.addr, size)?;
+            d.vcpu.runstate.time_area = guest_address(op.addr)?;
             let _ = d.publish_time_copy();
             done(0)
         }
@@ -88,19 +87,21 @@ pub fn vcpu_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     }
 }
 
-/// A range that the guest could have something mapped in; 0 ends a registration.
-fn guest_range(va: u64, size: usize) -> Result<u64, Errno> {
-    let last = va.checked_add(size as u64 - 1).ok_or(Errno::EFAULT)?;
-    let fine = |va| addr::is_canonical(va) && !addr::is_hypervisor(va);
-    if fine(va) && fine(last) { Ok(va) } else { Err(Errno::EFAULT) }
+/// An address at which the guest could have something mapped; 0 ends a registration.
+///
+/// As on Xen it is the beginning that counts: what cannot be written from there on is not written.
+fn guest_address(va: u64) -> Result<u64, Errno> {
+    if addr::is_canonical(va) && !addr::is_hypervisor(va) { Ok(va) } else { Err(Errno::EFAULT) }
 }
 
 /// Moves the vCPU's info, with what it holds, to a frame of the guest's; once.
 fn register_vcpu_info(d: &mut PvDomain, args: [u64; 6], argument: u64) -> HypercallResult {
     let op: VcpuRegisterVcpuInfo = d.read_guest_obj(argument)?;
     let offset = u64::from(op.offset);
-    let fits = offset <= PAGE_SIZE - size_of::<VcpuInfo>() as u64 && offset.is_multiple_of(8);
-    if !fits || d.upcall.vcpu_info != d.upcall.shared_info {
+    if offset > PAGE_SIZE - size_of::<VcpuInfo>() as u64 || !offset.is_multiple_of(8) {
+        return Err(Errno::ENXIO);
+    }
+    if d.upcall.vcpu_info != d.upcall.shared_info {
         return Err(Errno::EINVAL);
     }
     // Held for good: the host writes to it by frame, so that it must never become a page table.
@@ -187,9 +188,11 @@ mod tests {
     fn the_vcpu_info_moves_once_and_its_frame_stays_writable_memory() {
         let mut t = TestDomain::new();
         let place = |t: &TestDomain, pfn, offset| VcpuRegisterVcpuInfo { mfn: t.mfn(pfn), offset, rsvd: 0 };
-        for bad in [place(&t, FREE, 4040), place(&t, FREE, 4), place(&t, L1, 0)] {
-            assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_INFO, bad), Err(Errno::EINVAL), "{bad:?}");
+        for bad in [place(&t, FREE, 4040), place(&t, FREE, 4), place(&t, FREE, u32::MAX)] {
+            assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_INFO, bad), Err(Errno::ENXIO), "{bad:?}");
         }
+        let bad = place(&t, L1, 0);
+        assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_INFO, bad), Err(Errno::EINVAL));
         for mfn in [0, u64::MAX] {
             let bad = VcpuRegisterVcpuInfo { mfn, ..Default::default() };
             assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_INFO, bad), Err(Errno::EINVAL), "{bad:?}");
@@ -236,7 +239,15 @@ mod tests {
         assert_eq!(copy.tsc_to_system_mul, t.clock.published(0).tsc_to_system_mul);
         assert!(copy.version > 0 && copy.version.is_multiple_of(2));
 
-        for addr in [1 << 47, 0xffff_8000_0000_0000, u64::MAX - 3] {
+        // It begins where the guest may have something; that it cannot be written is not said.
+        let area = VcpuRegisterRunstateMemoryArea { addr: u64::MAX - 3 };
+        assert_eq!(with(&mut t, VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA, area), Ok(0));
+        let area = VcpuRegisterTimeMemoryArea { addr: u64::MAX - 3 };
+        assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA, area), Ok(0));
+        t.wait_as(RunState::Blocked);
+        t.run_again();
+        assert_eq!(t.end, None);
+        for addr in [1 << 47, 0xffff_8000_0000_0000, 0xffff_87ff_ffff_fff8] {
             let area = VcpuRegisterRunstateMemoryArea { addr };
             assert_eq!(with(&mut t, VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA, area), Err(Errno::EFAULT));
             let area = VcpuRegisterTimeMemoryArea { addr };

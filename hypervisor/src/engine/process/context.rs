@@ -10,6 +10,8 @@ use super::child::HandOver;
 use super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED};
 use crate::engine::{Fault, Regs};
 
+/// RFLAGS.RF, which the processor sets in what it saves of a fault: for the layers above to show.
+const RESUME_FLAG: u64 = 0x1_0000;
 /// RFLAGS bits that CPL 3 may set by POPF or IRETQ: CF PF AF ZF SF TF DF OF NT RF AC ID.
 const SETTABLE_FLAGS: u64 = 0x0025_4dd5;
 /// Bit 1, always set, and IF.
@@ -154,7 +156,7 @@ fn saved_by_linux(area: &Area, uc: u64, h: &HandOver) -> Regs {
         rcx: word(14),
         rsp: word(15),
         rip: word(16),
-        rflags: word(17),
+        rflags: word(17) & !RESUME_FLAG,
         fs_base: h.fs_base,
         gs_base: h.gs_base,
     }

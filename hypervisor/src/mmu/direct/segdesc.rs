@@ -25,6 +25,8 @@ const DPL: u64 = 0b11 << 45;
 /// Not a system descriptor: code or data.
 const NOT_SYSTEM: u64 = 1 << 44;
 const PRESENT: u64 = 1 << 47;
+/// The type field and the bit that says whether it is a system descriptor's.
+const TYPE_AND_S: u64 = 0x1f << 40;
 
 /// A vCPU's GDT: frames that hold descriptors.
 #[derive(Debug, Default)]
@@ -147,6 +149,10 @@ fn checked(descriptor: u64) -> Option<u64> {
         // Using it faults, whatever else it says.
         return Some(descriptor);
     }
+    if descriptor & TYPE_AND_S == 0 {
+        // Reserved, and harmless: the second half of a 16-byte descriptor looks like this.
+        return Some(descriptor);
+    }
     (descriptor & NOT_SYSTEM != 0).then_some(descriptor | DPL)
 }
 
@@ -159,6 +165,7 @@ mod unit {
         let kernel_code = 0x00af_9b00_0000_ffff;
         assert_eq!(checked(kernel_code), Some(0x00af_fb00_0000_ffff));
         assert_eq!(checked(0), Some(0));
+        assert_eq!(checked(PRESENT | 0xffff), Some(PRESENT | 0xffff), "type 0");
         let call_gate = 0x0000_8c00_0000_0000 | PRESENT;
         assert_eq!(checked(call_gate), None);
         assert_eq!(checked(call_gate & !PRESENT), Some(call_gate & !PRESENT));
