@@ -4,4 +4,5 @@ pub mod boot;
 pub mod guests;
 pub mod images;
 pub mod random;
+pub mod soup;
 pub mod verdict;

@@ -8,4 +8,5 @@ mod endings;
 mod files;
 mod parity;
 mod reference;
+mod soup;
 mod workloads;

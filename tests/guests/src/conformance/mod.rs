@@ -20,6 +20,7 @@ mod tables;
 mod tables_ext;
 mod timing;
 mod traps;
+mod user;
 mod vcpu;
 
 use paravane_guest::abi::start_info::SIF_PRIVILEGED;
@@ -57,6 +58,7 @@ const GROUPS: &[Group] = &[
     ("pins", tables::pins),
     ("paging", paging::run),
     ("grants", grants::run),
+    ("user-mode", user::run),
     ("processor", processor::run),
     ("callbacks", callbacks::run),
     ("physdev", physdev::run),

@@ -39,9 +39,9 @@ pub(super) fn run(bench: &mut Bench) {
     for command in [0, 3, 32, 99] {
         suite.equal("unknown-operation", nowhere(PHYSDEV_OP, command), Err(Errno::ENOSYS));
     }
-    let compat = |words: [u64; 2]| raw(PHYSDEV_OP_COMPAT, [words.as_ptr() as u64]);
-    suite.equal("compat-iopl", compat([PHYSDEVOP_SET_IOPL.into(), 0]), Ok(0));
-    suite.equal("compat-unknown", compat([99, 1]), Err(Errno::ENOSYS));
+    let compat = |words: [u64; 3]| raw(PHYSDEV_OP_COMPAT, [words.as_ptr() as u64]);
+    suite.equal("compat-iopl", compat([PHYSDEVOP_SET_IOPL.into(), 0, 0]), Ok(0));
+    suite.equal("compat-unknown", compat([99, 1, 0]), Err(Errno::ENOSYS));
     suite.equal("compat-nowhere", raw(PHYSDEV_OP_COMPAT, [NOWHERE]), Err(Errno::EFAULT));
     if bench.privileged {
         println!("physdev: this domain has the devices; what others are refused is not asked for");
@@ -57,6 +57,8 @@ fn devices(bench: &mut Bench) {
     let (outcome, answer) = status(47);
     suite.equal("status", (outcome, answer.flags), (Ok(0), XENIRQSTAT_NEEDS_EOI));
     suite.equal("status-of-no-interrupt", status(48).0, Err(Errno::EINVAL));
+    let compat = [PHYSDEVOP_EOI.into(), 1_u64, 0];
+    suite.equal("compat-eoi", raw(PHYSDEV_OP_COMPAT, [compat.as_ptr() as u64]), Err(Errno::EINVAL));
     suite.equal("eoi", does(PHYSDEV_OP, PHYSDEVOP_EOI, PhysdevEoi { irq: 1 }), Err(Errno::EINVAL));
     for (domid, errno) in [(DOMID_SELF, Errno::EPERM), (0, Errno::EPERM), (7, Errno::ESRCH)] {
         let map = PhysdevMapPirq { domid, ..PhysdevMapPirq::default() };

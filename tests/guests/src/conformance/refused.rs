@@ -32,6 +32,7 @@ pub(super) fn run(bench: &mut Bench) {
         ("dm-op", DM_OP, Errno::EPERM),
         ("hypfs-op", HYPFS_OP, Errno::EPERM),
         ("machine-checks", ARCH_0, Errno::EPERM),
+        ("long-domctl", ARCH_1, Errno::EPERM),
         ("xsm-op", XSM_OP, Errno::ENOSYS),
         ("xenoprof-op", XENOPROF_OP, Errno::ENOSYS),
         ("argo-op", ARGO_OP, Errno::ENOSYS),

@@ -145,6 +145,7 @@ fn second_level(bench: &Bench) -> u64 {
 }
 
 fn arguments(bench: &mut Bench, p: &Pieces) {
+    let privileged = bench.privileged;
     let suite = &mut bench.suite;
     let good = MmuUpdate { ptr: p.entry, val: pte::make(p.page, WRITABLE) };
     let bad = MmuUpdate { ptr: p.entry, val: pte::make(p.table, WRITABLE) };
@@ -153,7 +154,13 @@ fn arguments(bench: &mut Bench, p: &Pieces) {
     suite.equal("done-counts-all", updates(&[good, good], DOMID_SELF), (2, Ok(0)));
     suite.equal("empty-list", updates(&[], DOMID_SELF).1, Ok(0));
     suite.refused("unknown-command", update(p.entry | 4, good.val));
-    suite.refused("foreign-domain", updates(&[good], 0x7000).1);
+    suite.equal("no-such-domain", updates(&[good], 0x7000).1, Err(Errno::ESRCH));
+    if !privileged {
+        suite.equal("domain-0", updates(&[good], 0).1, Err(Errno::EPERM));
+    }
+    // SAFETY: no call is made for the tables of a domain that does not exist.
+    let tables_of_nobody = unsafe { call(MMU_UPDATE, [NOWHERE, 1, 0, 0x7001 << 16 | 0x7ff0]) };
+    suite.equal("tables-of-no-domain", tables_of_nobody, Err(Errno::ESRCH));
     suite.refused("entry-in-hypervisor-frame", update(8, good.val));
     suite.refused("entry-nowhere", update(!7, good.val));
     // SAFETY: nothing can be read there.
