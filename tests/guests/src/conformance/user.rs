@@ -57,10 +57,15 @@ static mut RETURN_SP: u64 = 0;
 
 /// Stacks: the kernel's, with room above its top for what the entry points copy; and user mode's.
 #[repr(align(16))]
-struct Stack([u64; 1024]);
-static mut KERNEL: Stack = Stack([0; 1024]);
-static mut USER: Stack = Stack([0; 1024]);
-const TOP: u64 = 1000 * 8;
+struct Stack([AtomicU64; 1024]);
+static KERNEL: Stack = Stack([const { AtomicU64::new(0) }; 1024]);
+static USER: Stack = Stack([const { AtomicU64::new(0) }; 1024]);
+
+impl Stack {
+    fn top(&self) -> u64 {
+        self.0.as_ptr() as u64 + 1000 * 8
+    }
+}
 
 static KERNEL_WORD: u64 = 0x6b65;
 static USER_WORD: u64 = 0x7573;
@@ -185,7 +190,7 @@ fn address(code: unsafe extern "C" fn()) -> u64 {
 }
 
 fn user_stack() -> u64 {
-    &raw const USER.0 as u64 + TOP
+    USER.top()
 }
 
 /// A frame that enters user mode at `rip`.
@@ -260,7 +265,7 @@ fn prepare(bench: &mut Bench) -> Option<AddressSpace> {
     suite.equal("user-tables-of-no-frame", user_root(u64::MAX >> 12), Err(Errno::EINVAL));
     suite.equal("user-tables", user_root(root), Ok(0));
     suite.equal("user-tables-again", user_root(root), Ok(0));
-    let stack = raw(STACK_SWITCH, [FLAT_KERNEL_SS.into(), &raw const KERNEL.0 as u64 + TOP]);
+    let stack = raw(STACK_SWITCH, [FLAT_KERNEL_SS.into(), KERNEL.top()]);
     suite.equal("kernel-stack", stack, Ok(0));
     suite.equal("syscall", register(CALLBACKTYPE_SYSCALL, 0, enter::<BY_SYSCALL> as *const () as u64), Ok(0));
     let failsafe = enter::<BY_FAILSAFE> as *const () as u64;
@@ -283,7 +288,7 @@ fn system_calls(bench: &mut Bench) {
     suite.equal("r11-and-flags", (r11 & 1, flags), (1, FLAGS));
     suite.equal("selectors", (cs, ss), (FLAT_USER_CS.into(), FLAT_USER_SS.into()));
     suite.equal("user-stack", sp, user_stack());
-    suite.equal("kernel-stack-is-used", entry.sp, &raw const KERNEL.0 as u64 + TOP - 7 * 8);
+    suite.equal("kernel-stack-is-used", entry.sp, KERNEL.top() - 7 * 8);
     suite.holds("events-are-enabled-still", event::is_enabled());
     let masking =
         register(CALLBACKTYPE_SYSCALL, CALLBACKF_MASK_EVENTS, enter::<BY_SYSCALL> as *const () as u64);
@@ -379,7 +384,7 @@ fn exceptions(bench: &mut Bench) {
     suite.equal("undefined-registers", (entry.words[0], entry.words[1], entry.rax), (3, 2, 1));
     suite.equal("undefined-flags", entry.words[4], FLAGS | RF);
     suite.holds("its-handler-masks", !event::is_enabled());
-    suite.equal("no-error-code", entry.sp, &raw const KERNEL.0 as u64 + TOP - 7 * 8);
+    suite.equal("no-error-code", entry.sp, KERNEL.top() - 7 * 8);
 
     let at = address(breakpoint);
     let entry = go(to(at));
