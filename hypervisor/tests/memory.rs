@@ -46,7 +46,7 @@ fn counted(engine: &str, workload: &str) -> Option<serde_json::Value> {
 #[test]
 fn a_guest_costs_less_than_6_mib_beyond_its_own_memory() {
     for engine in ["kvm", "process"] {
-        for workload in ["null-call", "map-512"] {
+        for workload in ["null-call", "map-512", "map-4096"] {
             let Some(memory) = counted(engine, workload) else { continue };
             let bytes = |name: &str| memory[name].as_u64().unwrap();
             let (beyond, program) = (bytes("beyond_guest"), bytes("program"));
