@@ -4,6 +4,7 @@ pub mod audit;
 pub mod cli;
 pub mod compare;
 pub mod console;
+pub mod device;
 pub mod domain;
 pub mod emulate;
 pub mod engine;

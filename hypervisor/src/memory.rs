@@ -6,7 +6,8 @@
 //! to the guest, whose pseudo-physical frame (PFN) `p` is MFN `guest_base + p`.
 //!
 //! Every access is checked and goes through `vm-memory`; nothing here panics on any address. This is the
-//! only place that turns a machine address into host memory; no other module may keep a host pointer.
+//! only place that turns a machine address into host memory; no other module may keep a host pointer. Devices
+//! work on [`MachineMemory::borrow_frames`], bounded in the same way.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -15,7 +16,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileMemory,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
+    VolatileMemory,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -262,6 +264,18 @@ impl MachineMemory {
     /// The `vm-memory` view, for devices built on rust-vmm crates.
     pub fn inner(&self) -> &GuestMemoryMmap {
         &self.mmap
+    }
+    /// Frames as a mapping of their own, for the view of a device: it neither owns the memory nor keeps it alive.
+    pub fn borrow_frames(&self, first: Mfn, frames: u64) -> Result<MmapRegion, BadMachineAddress> {
+        let bytes = frames.checked_mul(PAGE_SIZE).and_then(|len| usize::try_from(len).ok());
+        let len = bytes.ok_or(BadMachineAddress { addr: first.maddr().0, len: usize::MAX })?;
+        let bad = BadMachineAddress { addr: first.maddr().0, len };
+        let slice = self.mmap.get_slice(GuestAddress(first.maddr().0), len).map_err(|_| bad)?;
+        let start = slice.ptr_guard_mut().as_ptr();
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_NORESERVE);
+        // SAFETY: the slice proves that `len` bytes from `start` are mapped for reading and writing; the caller
+        // keeps this memory while it uses the region (`DeviceMemory` holds both).
+        unsafe { MmapRegion::build_raw(start, len, prot, flags) }.map_err(|_| bad)
     }
     /// One `u64` of atomics-capable memory for bit operations shared with a running guest.
     ///

@@ -109,6 +109,7 @@ impl Guest<'_> {
             mem_bytes: self.mem_bytes,
             cmdline: self.cmdline.to_owned(),
             initrd: None,
+            devices: Vec::new(),
             engine,
             transport: TransportChoice::Auto,
             sink: Box::new(sink.clone()),

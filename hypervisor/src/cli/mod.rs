@@ -6,6 +6,7 @@
 mod audit;
 mod choice;
 mod compare;
+mod devices;
 mod doctor;
 mod input;
 mod output;

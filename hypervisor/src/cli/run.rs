@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::choice::{EngineArg, TransportArg};
+use super::devices::DeviceArgs;
 use super::input::{Reader, Requests};
 use super::output::{Output, OutputState};
 use super::stats::{self, Origin, Statistics};
@@ -54,6 +55,8 @@ pub(super) struct RunArgs {
     /// A file to hand to the kernel as its initial RAM disk
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
+    #[command(flatten)]
+    devices: DeviceArgs,
     /// What runs the guest's code
     #[arg(long, value_enum, default_value_t)]
     engine: EngineArg,
@@ -81,6 +84,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
             Some(std::fs::read(path).with_context(|| format!("cannot read initrd {}", path.display()))?)
         }
     };
+    let devices = args.devices.open()?;
     // A file that cannot be written is better known before the guest has run for an hour.
     let json = match &args.stats_json {
         None => None,
@@ -105,6 +109,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         mem_bytes: args.mem,
         cmdline: args.cmdline.clone(),
         initrd,
+        devices,
         engine: args.engine.into(),
         transport: args.transport.into(),
         sink: Box::new(sink),

@@ -81,6 +81,7 @@ pub fn measure<E: std::fmt::Display>(
         mem_bytes: machine.mem_bytes,
         cmdline: format!("bench={}", workload.name),
         initrd: None,
+        devices: Vec::new(),
         engine: machine.engine,
         transport: machine.transport,
         sink: Box::new(console.clone()),

@@ -4,6 +4,7 @@ pub mod access;
 mod bare_builder;
 pub mod builder;
 pub mod compressed;
+pub mod devices;
 pub mod features;
 pub mod frames;
 pub mod free_frames;

@@ -5,8 +5,10 @@
 //! knowing the engine.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::DomainEnd;
+use super::devices::PvDevices;
 use super::free_frames::FreeFrames;
 use super::grants::Grants;
 use super::vcpu::PvVcpu;
@@ -25,7 +27,7 @@ pub const DOMID: u16 = 1;
 /// A domain and its one vCPU.
 pub struct PvDomain {
     /// Its world.
-    pub memory: MachineMemory,
+    pub memory: Arc<MachineMemory>,
     /// Frame types and validated page tables.
     pub mmu: DirectPaging,
     /// The tables that the vCPU uses.
@@ -52,6 +54,8 @@ pub struct PvDomain {
     pub free_frames: FreeFrames,
     /// What it grants, and what it has mapped of that.
     pub grants: Grants,
+    /// Its virtio devices.
+    pub virtio: PvDevices,
     /// A page of the guest's that it shares to hear of physical interrupts, of which there are none.
     pub pirq_eoi_map: Option<Mfn>,
     /// The reason of an end to come, noted in advance (SCHEDOP_shutdown_code).
@@ -119,7 +123,7 @@ impl PvDomain {
         parts.paging.done();
         Ok(Self {
             free_frames: FreeFrames::new(parts.memory.frames()),
-            memory: parts.memory,
+            memory: Arc::new(parts.memory),
             mmu: parts.mmu,
             tables: parts.tables,
             paging: parts.paging,
@@ -132,6 +136,7 @@ impl PvDomain {
             ledger: Ledger::new(),
             grants: Grants::new(parts.facts.grants.clone()),
             facts: parts.facts,
+            virtio: PvDevices::default(),
             pirq_eoi_map: None,
             shutdown_code: None,
             end: None,

@@ -6,6 +6,7 @@
 //!
 //! Nothing here knows how an upcall reaches the guest (that is `domain::frames`) or who asked (`hypercall::event`).
 
+pub mod doorbell;
 pub mod upcall;
 
 use paravane_abi::errno::Errno;
@@ -45,6 +46,18 @@ pub enum HostService {
     Console,
     /// The xenstore ring's other end.
     Store,
+    /// A queue of a virtio device.
+    Queue {
+        /// The device.
+        device: u8,
+        /// Which of its queues.
+        queue: u8,
+    },
+    /// A virtio device's configuration and status.
+    Config {
+        /// The device.
+        device: u8,
+    },
 }
 
 /// What sending through a port asks of the caller.
@@ -149,6 +162,12 @@ impl EventChannels {
             port.binding = Binding::Loop { peer: local };
         }
         Ok(local)
+    }
+
+    /// Whether the guest may close `port` itself: a device's are closed by its reset.
+    pub fn is_closable(&self, port: EvtchnPort) -> bool {
+        use HostService::{Config, Queue};
+        !matches!(self.binding(port), Binding::Host(Queue { .. } | Config { .. }))
     }
 
     /// Frees a port; a connected peer becomes unbound again, for the same domain. EINVAL when it is not one.

@@ -33,11 +33,18 @@ impl Upcall {
 
     /// Sets a port pending; true if that made an upcall pending that was not before.
     pub fn raise(&self, memory: &MachineMemory, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
+        self.raise_both(memory, port).map(|(_, upcall)| upcall)
+    }
+
+    /// As [`Upcall::raise`], for the host's own threads: (the port was not pending, an upcall was not).
+    pub(super) fn raise_both(
+        &self,
+        memory: &MachineMemory,
+        port: EvtchnPort,
+    ) -> Result<(bool, bool), BadMachineAddress> {
         let (pending, bit) = self.word(offset_of!(SharedInfo, evtchn_pending), port)?;
-        if memory.fetch_or_u64(pending, bit)? & bit != 0 {
-            return Ok(false);
-        }
-        self.select(memory, port)
+        let is_new = memory.fetch_or_u64(pending, bit)? & bit == 0;
+        Ok((is_new, is_new && self.select(memory, port)?))
     }
 
     /// Clears the mask of a port; raises it again if it was pending meanwhile (EVTCHNOP_unmask).

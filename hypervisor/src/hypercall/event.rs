@@ -6,7 +6,7 @@ use paravane_abi::event::*;
 
 use super::{HypercallResult, done, low32};
 use crate::domain::pv::{DOMID, PvDomain};
-use crate::event::{Binding, EventChannels, Sent};
+use crate::event::{Binding, EventChannels, HostService, Sent};
 
 /// The caller's own domain, however it names it; ESRCH for any other.
 fn own(dom: DomId) -> Result<(), Errno> {
@@ -51,6 +51,9 @@ pub fn event_channel_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> 
         }
         EVTCHNOP_CLOSE => {
             let op: EvtchnClose = d.read_guest_obj(argument)?;
+            if !d.events.is_closable(op.port) {
+                return Err(Errno::EINVAL);
+            }
             close(d, op.port)?;
             done(0)
         }
@@ -123,8 +126,9 @@ fn raise(d: &mut PvDomain, port: EvtchnPort) {
 fn send(d: &mut PvDomain, port: EvtchnPort) -> HypercallResult {
     match d.events.send(port)? {
         Sent::Raise(target) => raise(d, target),
-        Sent::Notify(crate::event::HostService::Console) => super::service_console(d),
-        Sent::Notify(crate::event::HostService::Store) | Sent::Dropped => {}
+        Sent::Notify(HostService::Console) => super::service_console(d),
+        Sent::Notify(HostService::Queue { device, queue }) => d.virtio.kick(device, queue),
+        Sent::Notify(HostService::Store | HostService::Config { .. }) | Sent::Dropped => {}
     }
     done(0)
 }

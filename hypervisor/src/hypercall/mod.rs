@@ -21,6 +21,7 @@ mod time;
 mod traps;
 mod vcpu;
 mod version;
+mod virtio;
 
 pub use processor::{read_debug_register, write_debug_register};
 pub use version::{FEATURES, VERSION};
@@ -95,6 +96,7 @@ pub fn dispatch(d: &mut PvDomain, number: u64, args: [u64; 6]) -> HypercallResul
         nr::CALLBACK_OP => traps::callback_op(d, args),
         nr::EVENT_CHANNEL_OP => event::event_channel_op(d, args),
         nr::PHYSDEV_OP => physdev::physdev_op(d, args),
+        nr::PARAVANE_VIRTIO_OP => virtio::virtio_op(d, args),
         nr::HVM_OP => refused::hvm_op(args),
         number => Err(refused::errno(number)),
     }
@@ -122,6 +124,11 @@ pub fn perform(d: &mut PvDomain, entered_by: u64) {
             regs.rip = regs.rip.wrapping_sub(entered_by);
         }
     }
+}
+
+/// Tells the guest of what its devices have to say; for the monitor, when something kicked the vCPU.
+pub fn service_devices(d: &mut PvDomain) {
+    virtio::service(d);
 }
 
 /// Brings the console's ring up to date; for the monitor, when input arrived.

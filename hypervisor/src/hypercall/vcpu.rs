@@ -115,6 +115,7 @@ fn register_vcpu_info(d: &mut PvDomain, args: [u64; 6], argument: u64) -> Hyperc
     info.time = d.clock.published(info.time.version);
     d.memory.write_obj(to, &info).map_err(|_| Errno::EFAULT)?;
     d.upcall.vcpu_info = to;
+    d.virtio.vcpu_info_moved(to);
     d.upcall.mark_pending(&d.memory).map_err(|_| Errno::EFAULT)?;
     done(0)
 }

@@ -170,6 +170,7 @@ const fn hypercall_name(nr: u8) -> Option<&'static str> {
         40 => "xenpmu_op",
         41 => "dm_op",
         42 => "hypfs_op",
+        55 => "paravane_virtio_op",
         _ => return None,
     })
 }

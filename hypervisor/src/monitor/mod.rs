@@ -21,6 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::console::{ConsoleInput, ConsoleSink};
+use crate::device::Device;
 use crate::domain::DomainEnd;
 use crate::engine::{EngineInfo, Kick, Regs};
 use crate::ledger::Ledger;
@@ -75,6 +76,9 @@ pub struct Config {
     pub cmdline: String,
     /// An initial RAM disk, handed over as a module.
     pub initrd: Option<Vec<u8>>,
+    /// Virtio devices, in the order in which the guest numbers them;
+    /// [`VIRTIO_MAX_DEVICES`](paravane_abi::virtio::VIRTIO_MAX_DEVICES) at most.
+    pub devices: Vec<Box<dyn Device>>,
     /// Which engine runs the guest.
     pub engine: EngineChoice,
     /// How hypercalls enter the host on KVM.

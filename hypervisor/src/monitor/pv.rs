@@ -49,6 +49,8 @@ impl Guest for PvDomain {
         if next.is_some_and(|t| t <= self.clock.now()) {
             self.expire_timers();
         }
+        // Before the checks below: an event after them must find a vCPU that waits.
+        self.virtio.set_waiting(self.vcpu.state != RunState::Running);
         match self.vcpu.state {
             RunState::Running => {}
             RunState::Blocked if self.upcall_due() || self.vcpu.nmi.pending => self.run_again(),
@@ -58,6 +60,7 @@ impl Guest for PvDomain {
             }
             RunState::Blocked | RunState::Polling => return Next::Wait(self.timers.next()),
         }
+        self.virtio.set_waiting(false);
         self.check_rip();
         self.deliver_nmi();
         self.deliver_upcall();
@@ -68,6 +71,7 @@ impl Guest for PvDomain {
         if !self.console.input.is_empty() {
             hypercall::service_console(self);
         }
+        hypercall::service_devices(self);
     }
 
     fn interrupt(&mut self) {

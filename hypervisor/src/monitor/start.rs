@@ -11,15 +11,17 @@ use super::looping::{self, Guest, Outside, PutOff};
 use super::waker::Waker;
 use super::{Config, HostMemory, LastState, Report, select};
 use crate::console::ConsoleSink;
+use crate::device::Device;
 use crate::domain::DomainEnd;
 use crate::domain::builder::{self, BuildError, BuiltDomain, DomainConfig, DomainKind};
+use crate::domain::devices::PvDevices;
 use crate::domain::image::{Image, ImageKind};
 use crate::domain::image_error::ImageError;
 use crate::domain::layout::HypervisorLayout;
 use crate::domain::mapping::AddressLimits;
 use crate::domain::pv::{Facts, PvConsole, PvDomain, PvParts};
 use crate::domain::symbols::{locate, symbolize};
-use crate::engine::{Engine, Paging, Regs};
+use crate::engine::{Engine, Kick, Paging, Regs};
 use crate::event::{Binding, HostService};
 use crate::hypercall::FEATURES;
 use crate::memory::{BadMachineAddress, CreateError, MachineMemory, Maddr, PAGE_SIZE};
@@ -153,14 +155,23 @@ pub fn run(config: Config) -> Result<Report, RunError> {
 
     let first = Arc::new(OnceLock::new());
     let sink = Box::new(FirstByte { sink: config.sink, start, at: first.clone() });
-    let world = World { memory, layout: layout.clone(), built, sink, input: config.input, engine: &*engine };
+    let waker = Arc::new(Waker::new(engine.kicker()).map_err(RunError::Eventfd)?);
+    let world = World {
+        memory,
+        layout: layout.clone(),
+        built,
+        sink,
+        input: config.input,
+        engine: &*engine,
+        devices: config.devices,
+        kick: waker.clone(),
+    };
     let mut guest: Box<dyn Guest> = match world.built.kind {
         DomainKind::Pv => Box::new(world.paravirtual()?),
         DomainKind::Bare => Box::new(world.bare()?),
     };
     steps.done("take over its page tables");
 
-    let waker = Arc::new(Waker::new(engine.kicker()).map_err(RunError::Eventfd)?);
     if let Some(on_ready) = config.on_ready {
         on_ready(waker.clone());
     }
@@ -219,6 +230,8 @@ pub(super) struct World<'a> {
     pub sink: Box<dyn ConsoleSink>,
     pub input: crate::console::ConsoleInput,
     pub engine: &'a dyn Engine,
+    pub devices: Vec<Box<dyn Device>>,
+    pub kick: Arc<dyn Kick>,
 }
 
 impl World<'_> {
@@ -261,6 +274,8 @@ impl World<'_> {
         domain.upcall.set_mask(&domain.memory, true)?;
         let port = domain.events.allocate(Binding::Host(HostService::Console));
         debug_assert_eq!(port, Ok(CONSOLE_PORT));
+        domain.virtio = PvDevices::new(self.devices, &domain.memory, domain.upcall, self.kick);
+        domain.virtio.publish_all(&domain.memory)?;
         Ok(domain)
     }
 }

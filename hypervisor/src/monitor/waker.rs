@@ -4,6 +4,7 @@
 //! that came a moment too early.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -14,12 +15,14 @@ use crate::engine::Kick;
 pub struct Waker {
     engine: Arc<dyn Kick>,
     bell: EventFd,
+    /// The vCPU is in [`Waker::wait`], or about to be or just out of it: the bell is enough.
+    waits: AtomicBool,
 }
 
 impl Waker {
     /// A waker for the vCPU that `engine` kicks.
     pub fn new(engine: Arc<dyn Kick>) -> std::io::Result<Self> {
-        Ok(Self { engine, bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })
+        Ok(Self { engine, bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, waits: AtomicBool::new(false) })
     }
 
     /// Sleeps until woken, at most for `time` (`None`: as long as it takes). Signals end it early.
@@ -34,8 +37,11 @@ impl Waker {
             tv_nsec: i64::from(t.subsec_nanos()),
         });
         let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        self.waits.store(true, Ordering::SeqCst);
         // SAFETY: one live pollfd, a null or live timespec, no signal mask.
         unsafe { libc::ppoll(&mut fd, 1, limit, std::ptr::null()) };
+        // In this order, so that whoever still saw it waiting has rung before the bell is emptied, and is heard.
+        self.waits.store(false, Ordering::SeqCst);
         // Empties the bell; it is empty already when the time was up.
         let _ = self.bell.read();
     }
@@ -45,7 +51,10 @@ impl Kick for Waker {
     fn kick(&self) {
         // The counter cannot overflow: it is emptied at every wait, and u64::MAX kicks take centuries.
         let _ = self.bell.write(1);
-        self.engine.kick();
+        // A kick of the engine would be for its next entry, and make it leave the guest for nothing.
+        if !self.waits.load(Ordering::SeqCst) {
+            self.engine.kick();
+        }
     }
     fn arm(&self, ns: u64) {
         self.engine.arm(ns);

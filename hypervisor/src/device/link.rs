@@ -1,0 +1,120 @@
+//! What a device, its workers and its transport share: the configuration space, and whether the driver broke it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::{Broken, MAX_CONFIG};
+
+/// How a device interrupts its driver: the transport's side. Called from any thread; does not wait.
+pub trait Interrupt: Send + Sync {
+    /// Buffers of this queue were used.
+    fn queue(&self, queue: u16);
+    /// The configuration or the status changed, or a reset is over.
+    fn config(&self);
+}
+
+/// The configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConfigSpace {
+    bytes: [u8; MAX_CONFIG],
+    len: usize,
+}
+
+impl ConfigSpace {
+    fn new(bytes: &[u8]) -> Self {
+        let mut space = Self { bytes: [0; MAX_CONFIG], len: bytes.len().min(MAX_CONFIG) };
+        space.bytes.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        space
+    }
+    /// The bytes that are in use.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+    /// All bytes, zeroes after those in use.
+    pub fn padded(&self) -> [u8; MAX_CONFIG] {
+        self.bytes
+    }
+}
+
+/// The connection between a device and whatever transport it is on.
+pub struct Link {
+    config: Mutex<ConfigSpace>,
+    /// Changes of the configuration, modulo 2^32.
+    generation: AtomicU32,
+    broken: AtomicBool,
+    why: OnceLock<Broken>,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("config", &self.config)
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// A link whose configuration space begins as `config`.
+    pub fn new(config: &[u8], interrupt: Arc<dyn Interrupt>) -> Self {
+        Self {
+            config: Mutex::new(ConfigSpace::new(config)),
+            generation: AtomicU32::new(0),
+            broken: AtomicBool::new(false),
+            why: OnceLock::new(),
+            interrupt,
+        }
+    }
+
+    /// The configuration space and its generation, which belong together.
+    pub fn config(&self) -> (ConfigSpace, u32) {
+        let config = self.lock();
+        (*config, self.generation.load(Ordering::Acquire))
+    }
+
+    /// Changes the configuration space and tells the driver.
+    pub fn change_config(&self, change: impl FnOnce(&mut [u8])) {
+        let mut config = self.lock();
+        let len = config.len;
+        change(config.bytes.get_mut(..len).unwrap_or_default());
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        drop(config);
+        self.interrupt.config();
+    }
+
+    /// Used buffers of a queue wait for the driver.
+    pub fn interrupt(&self, queue: u16) {
+        self.interrupt.queue(queue);
+    }
+
+    /// Whether the driver broke the device, which now waits for a reset.
+    pub fn needs_reset(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    /// The first thing that a driver did wrong, if any did.
+    pub fn first_offence(&self) -> Option<Broken> {
+        self.why.get().copied()
+    }
+
+    /// Stops the device for what its driver did.
+    pub(super) fn break_down(&self, why: Broken) {
+        self.why.get_or_init(|| why);
+        if !self.broken.swap(true, Ordering::AcqRel) {
+            self.interrupt.config();
+        }
+    }
+    /// After a reset.
+    pub(super) fn mend(&self) {
+        self.broken.store(false, Ordering::Release);
+    }
+    /// The last worker is gone.
+    pub(super) fn workers_ended(&self) {
+        self.interrupt.config();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, ConfigSpace> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

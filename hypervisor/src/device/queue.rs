@@ -1,0 +1,168 @@
+//! A queue as a device uses it: requests out, used buffers in, notifications only where somebody wants them.
+//!
+//! The ring itself (indices, event suppression) is virtio-queue's. What is added: chains are checked as they are
+//! read, a driver cannot have more requests in work than the ring has entries, and every irregularity is an
+//! error instead of an empty ring. Packed rings are not offered: virtio-queue 0.18 has none.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{self, Chain};
+use super::{Broken, DeviceMemory, Link};
+
+/// Where a driver put a queue. Addresses are the device's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueSetup {
+    /// Entries; 0: not used.
+    pub size: u16,
+    /// The descriptor area.
+    pub descriptors: u64,
+    /// The driver area: the available ring.
+    pub driver: u64,
+    /// The device area: the used ring.
+    pub device: u64,
+}
+
+impl QueueSetup {
+    /// The ring, if it is well-formed and all of it is the device's memory.
+    fn ring(&self, max: u16, memory: &DeviceMemory) -> Option<virtio_queue::Queue> {
+        let mut ring = virtio_queue::Queue::new(max).ok()?;
+        ring.try_set_size(self.size).ok()?;
+        ring.try_set_desc_table_address(GuestAddress(self.descriptors)).ok()?;
+        ring.try_set_avail_ring_address(GuestAddress(self.driver)).ok()?;
+        ring.try_set_used_ring_address(GuestAddress(self.device)).ok()?;
+        // The library takes an available ring at 0 for one that was never set.
+        if self.driver == 0 {
+            return None;
+        }
+        ring.set_ready(true);
+        ring.is_valid(memory.view()).then_some(ring)
+    }
+}
+
+/// An active queue.
+#[derive(Debug)]
+pub struct Queue {
+    index: u16,
+    ring: virtio_queue::Queue,
+    in_work: u16,
+    /// Something was given back since the driver was last told.
+    untold: bool,
+    memory: DeviceMemory,
+    indirect: bool,
+    kick: EventFd,
+    link: Arc<Link>,
+}
+
+impl Queue {
+    /// The queue that `setup` describes; `None` if it is malformed or outside `memory`.
+    pub(super) fn new(
+        index: u16,
+        setup: &QueueSetup,
+        max: u16,
+        features: u64,
+        memory: &DeviceMemory,
+        (kick, link): (EventFd, Arc<Link>),
+    ) -> Option<Self> {
+        let mut ring = setup.ring(max, memory)?;
+        ring.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+        let indirect = features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
+        Some(Self { index, ring, in_work: 0, untold: false, memory: memory.clone(), indirect, kick, link })
+    }
+
+    /// Whether `setup` is well-formed and lies in `memory`.
+    pub fn is_possible(setup: &QueueSetup, max: u16, memory: &DeviceMemory) -> bool {
+        setup.ring(max, memory).is_some()
+    }
+
+    /// Its number.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+    /// Requests that were taken and not yet given back.
+    pub fn in_work(&self) -> u16 {
+        self.in_work
+    }
+    /// The memory that its descriptors name.
+    pub fn memory(&self) -> &DeviceMemory {
+        &self.memory
+    }
+    /// Becomes readable when the driver kicks: an eventfd, to be emptied by [`Queue::take_kick`].
+    pub fn kick_fd(&self) -> RawFd {
+        self.kick.as_raw_fd()
+    }
+    /// Empties the kick's eventfd.
+    pub fn take_kick(&self) {
+        // Empty already: nothing to do.
+        let _ = self.kick.read();
+    }
+
+    /// Takes the next request, if there is one.
+    ///
+    /// # Errors
+    /// When the driver broke the rules; the queue must not be used any more.
+    pub fn take(&mut self) -> Result<Option<Chain>, Broken> {
+        let mut waiting = self.ring.iter(self.memory.view()).map_err(|_| Broken::Ahead)?;
+        let Some(head) = waiting.next().map(|chain| chain.head_index()) else { return Ok(None) };
+        if self.in_work >= self.ring.size() {
+            return Err(Broken::Ahead);
+        }
+        if head >= self.ring.size() {
+            return Err(Broken::Descriptor(head));
+        }
+        let (table, size) = (self.ring.desc_table(), self.ring.size());
+        let chain = chain::read(&self.memory, table, size, head, self.indirect)?;
+        self.in_work += 1;
+        Ok(Some(chain))
+    }
+
+    /// Gives a request back, `written` bytes of whose buffers the device has filled.
+    ///
+    /// # Errors
+    /// Never for a request that was taken: the rings were checked when the device was activated.
+    pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), Broken> {
+        self.in_work = self.in_work.saturating_sub(1);
+        self.untold = true;
+        self.ring.add_used(self.memory.view(), head, written).map_err(|_| Broken::Bug)
+    }
+
+    /// Interrupts the driver if anything was given back since the last call and it wants to hear of it.
+    pub fn notify(&mut self) -> Result<(), Broken> {
+        if std::mem::take(&mut self.untold) && self.wants_interrupt().map_err(|_| Broken::Bug)? {
+            self.link.interrupt(self.index);
+        }
+        Ok(())
+    }
+
+    fn wants_interrupt(&mut self) -> Result<bool, virtio_queue::Error> {
+        let wanted = self.ring.needs_notification(self.memory.view())?;
+        if self.ring.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        // The library leaves the flag to its user.
+        let flags = self.memory.view().load::<u16>(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed);
+        Ok(flags.map_err(virtio_queue::Error::GuestMemory)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+    }
+
+    /// Tells the driver not to kick: the device looks by itself.
+    pub fn refuse_kicks(&mut self) -> Result<(), Broken> {
+        self.ring.disable_notification(self.memory.view()).map_err(|_| Broken::Bug)
+    }
+
+    /// Tells the driver to kick from now on; true if there is something to take already.
+    pub fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
+        self.ring.enable_notification(self.memory.view()).map_err(|_| Broken::Bug)
+    }
+}

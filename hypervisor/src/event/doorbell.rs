@@ -1,0 +1,117 @@
+//! Raising event channels from threads other than the vCPU's.
+//!
+//! What a device's thread needs to set a port pending and have the guest notice, whether its vCPU runs, blocks
+//! or polls; nothing of it waits or takes a lock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use paravane_abi::event::EvtchnPort;
+
+use super::upcall::Upcall;
+use crate::engine::Kick;
+use crate::memory::{MachineMemory, Maddr};
+
+/// The way from the host's threads to a domain's vCPU.
+pub struct Doorbell {
+    memory: Arc<MachineMemory>,
+    shared_info: Maddr,
+    /// The machine address of the vCPU's info, which may move once.
+    vcpu_info: AtomicU64,
+    /// The vCPU waits for an event, or is about to: any port may be the one, masked or not.
+    waiting: AtomicBool,
+    /// There is something for the vCPU's thread to look at besides ports.
+    attention: AtomicBool,
+    kick: Arc<dyn Kick>,
+}
+
+impl Doorbell {
+    /// The doorbell of the vCPU whose event bits are where `upcall` says, and which `kick` kicks.
+    pub fn new(memory: Arc<MachineMemory>, upcall: Upcall, kick: Arc<dyn Kick>) -> Self {
+        Self {
+            memory,
+            shared_info: upcall.shared_info,
+            vcpu_info: AtomicU64::new(upcall.vcpu_info.0),
+            waiting: AtomicBool::new(false),
+            attention: AtomicBool::new(false),
+            kick,
+        }
+    }
+
+    /// Sets a port pending and kicks the vCPU where that changes something for it.
+    ///
+    /// A vCPU whose upcalls are masked is kicked too: it may be about to unmask them without a look.
+    pub fn raise(&self, port: EvtchnPort) {
+        let vcpu_info = Maddr(self.vcpu_info.load(Ordering::SeqCst));
+        let upcall = Upcall { shared_info: self.shared_info, vcpu_info };
+        // The shared page is always there; the guest's own info page is held for good.
+        let Ok((is_new, upcall)) = upcall.raise_both(&self.memory, port) else { return };
+        if upcall || is_new && self.waiting.load(Ordering::SeqCst) {
+            self.kick.kick();
+        }
+    }
+
+    /// Asks the vCPU's thread to look after its devices.
+    pub fn call(&self) {
+        self.attention.store(true, Ordering::SeqCst);
+        self.kick.kick();
+    }
+    /// Whether it was asked to; once for each time.
+    pub fn was_called(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) && self.attention.swap(false, Ordering::SeqCst)
+    }
+
+    /// The vCPU waits, or does so no longer. For its own thread, before it looks at what is pending.
+    pub fn set_waiting(&self, waiting: bool) {
+        if self.waiting.load(Ordering::Relaxed) != waiting {
+            self.waiting.store(waiting, Ordering::SeqCst);
+        }
+    }
+    /// The vCPU's info moved. An event that went to the old place is made up for by marking all as pending
+    /// after this.
+    pub fn vcpu_info_moved(&self, to: Maddr) {
+        self.vcpu_info.store(to.0, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::memory::Backing;
+
+    #[derive(Default)]
+    struct Kicks(AtomicUsize);
+
+    impl Kick for Kicks {
+        fn kick(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn arm(&self, _: u64) {}
+    }
+
+    #[test]
+    fn a_vcpu_is_kicked_for_what_is_news_to_it() {
+        let memory = Arc::new(MachineMemory::new(2, 0, Backing::Anonymous).unwrap());
+        let upcall = Upcall { shared_info: Maddr(0), vcpu_info: Maddr(0) };
+        let kicks = Arc::new(Kicks::default());
+        let bell = Doorbell::new(memory.clone(), upcall, kicks.clone());
+        let raised = |port| {
+            let before = kicks.0.load(Ordering::Relaxed);
+            bell.raise(port);
+            kicks.0.load(Ordering::Relaxed) - before
+        };
+        assert_eq!((raised(5), raised(5)), (1, 0));
+        assert_eq!(raised(6), 0, "an upcall is pending already");
+        bell.set_waiting(true);
+        assert_eq!((raised(7), raised(7)), (1, 0), "but this port may be polled");
+        bell.set_waiting(false);
+        bell.vcpu_info_moved(Maddr(4096));
+        assert_eq!(raised(8), 1);
+        assert_eq!(raised(u32::MAX), 0);
+        assert!(!bell.was_called());
+        bell.call();
+        assert!(bell.was_called() && !bell.was_called());
+    }
+}
