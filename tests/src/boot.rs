@@ -1,9 +1,9 @@
-//! Boots an image on every engine that this machine has.
+//! Boots an image on every engine that the tests use (see [`crate::machine`]).
 
 use std::borrow::Cow;
 use std::fmt::{self, Debug, Display};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use paravane::compare;
@@ -12,17 +12,14 @@ use paravane::domain::DomainEnd;
 use paravane::ledger::Region;
 use paravane::monitor::{Config, EngineChoice, Report, RunError, TransportChoice, run};
 
-use crate::guests::HELLO;
-use crate::verdict::{broken_product, skip};
+use crate::machine::{engines, transport};
+use crate::verdict::broken_product;
 
 /// Longer than any guest of ours takes on a slow and busy host; a guest that hangs ends by it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How much of a console is shown when a test fails.
 const SHOWN: usize = 2000;
-
-/// The engines that there are, with the names that `EngineInfo` has for them.
-const ENGINES: [(EngineChoice, &str); 2] = [(EngineChoice::Kvm, "kvm"), (EngineChoice::Process, "process")];
 
 /// What a guest did.
 pub struct Outcome {
@@ -55,22 +52,6 @@ pub struct Guest<'a> {
     pub deadline: Duration,
 }
 
-/// The engines that this machine has; the others are skipped, aloud and once.
-pub fn engines() -> &'static [EngineChoice] {
-    static AVAILABLE: OnceLock<Vec<EngineChoice>> = OnceLock::new();
-    AVAILABLE.get_or_init(|| {
-        let available = |&(engine, name): &(EngineChoice, &str)| match Guest::new(HELLO).boot_on(engine) {
-            Err(RunError::Engine(why)) => {
-                skip(name, why);
-                None
-            }
-            // Whatever else goes wrong is for the tests to find.
-            _ => Some(engine),
-        };
-        ENGINES.iter().filter_map(available).collect()
-    })
-}
-
 impl Guest<'static> {
     /// `image` with 32 MiB and nothing else.
     pub fn new(image: impl Into<Cow<'static, [u8]>>) -> Self {
@@ -98,11 +79,12 @@ impl Guest<'_> {
     /// When it cannot be started.
     ///
     /// # Panics
-    /// When another engine runs it than the one that was asked for.
+    /// When another engine runs it than the one that was asked for, or it enters the host in another way.
     pub fn boot_on(&self, engine: EngineChoice) -> Result<Outcome, RunError> {
         let sink = CaptureSink::default();
         let input = ConsoleInput::default();
         input.push(self.input);
+        let transport = transport(engine);
         let report = run(Config {
             image: self.image.clone(),
             image_name: self.name.to_owned(),
@@ -111,7 +93,7 @@ impl Guest<'_> {
             initrd: None,
             devices: Vec::new(),
             engine,
-            transport: TransportChoice::Auto,
+            transport,
             sink: Box::new(sink.clone()),
             input,
             on_ready: None,
@@ -122,8 +104,16 @@ impl Guest<'_> {
             count_memory: false,
         })?;
         let ran = report.engine.name;
-        if ENGINES.iter().any(|&(choice, name)| choice == engine && name != ran) {
-            broken_product(format_args!("{} was to run on {engine:?}; {ran} did", self.name));
+        let way = report.engine.transport;
+        let as_asked = [EngineChoice::Auto.name(), ran].contains(&engine.name())
+            && match transport {
+                TransportChoice::Auto => true,
+                TransportChoice::Pio => way == "pio",
+                TransportChoice::Vmcall => way == "vmcall",
+            };
+        if !as_asked {
+            let name = self.name;
+            broken_product(format_args!("{name} was to run on {engine:?} by {transport:?}: {ran} by {way}"));
         }
         let name = format!("{} {}", self.name, self.cmdline).trim_end().to_owned();
         Ok(Outcome { engine: ran, name, end: report.end.clone(), text: sink.text(), report })

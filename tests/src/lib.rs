@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod guests;
 pub mod images;
+pub mod machine;
 pub mod random;
 pub mod soup;
 pub mod verdict;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use paravane::domain::DomainEnd;
 use paravane::domain::builder::BuildError;
 use paravane::monitor::{EngineChoice, RunError};
-use paravane_tests::boot::{Guest, Outcome, PATIENCE, engines};
+use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::guests::{ENDINGS, HELLO, HELLO_HIGH};
 use paravane_tests::images::{Kind, kernel};
+use paravane_tests::machine::engines;
 use paravane_tests::verdict::broken_product;
 
 use crate::reference::BUILDS;

@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use paravane::domain::DomainEnd;
 use paravane::images::{BARE, PV};
 use paravane::monitor::RunError;
-use paravane_tests::boot::{Guest, engines};
+use paravane_tests::boot::Guest;
 use paravane_tests::guests::HELLO;
+use paravane_tests::machine::engines;
 use paravane_tests::random::SplitMix64;
 use paravane_tests::verdict::{broken_product, skip};
 

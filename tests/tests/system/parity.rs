@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use paravane::ledger::{Cause, Region};
-use paravane_tests::boot::{Guest, Outcome, engines};
+use paravane_tests::boot::{Guest, Outcome};
+use paravane_tests::machine::engines;
 use paravane_tests::verdict::{broken_product, skip};
 
 use crate::reference::BUILDS;

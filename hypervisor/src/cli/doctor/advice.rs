@@ -4,11 +4,17 @@ use super::kvm::KvmState;
 use super::trial::Trial;
 use crate::compare::HostFacts;
 
-/// Another engine must be this much cheaper before it is worth a word: measurements here are short.
+/// Another engine or transport must be this much cheaper before it is worth a word: measurements here are short.
 const CLEARLY: f64 = 0.7;
 
 /// What to change, the most important first.
-pub fn advice(host: &HostFacts, kvm: &KvmState, auto: &Trial, engines: &[Trial]) -> Vec<String> {
+pub fn advice(
+    host: &HostFacts,
+    kvm: &KvmState,
+    auto: &Trial,
+    engines: &[Trial],
+    transports: &[Trial],
+) -> Vec<String> {
     let mut advice = Vec::new();
     if let Some(what) = kvm.advice() {
         let hardware = if host.virtualized { " (this host is itself virtual: it needs nesting)" } else { "" };
@@ -23,7 +29,10 @@ pub fn advice(host: &HostFacts, kvm: &KvmState, auto: &Trial, engines: &[Trial])
     {
         advice.push(format!("/dev/kvm works, and still no guest ran on it: {why}"));
     }
-    advice.extend(cheaper(auto, engines));
+    advice.extend(cheaper("engine", auto.engine, engines));
+    if auto.engine == Some("kvm") {
+        advice.extend(cheaper("transport", auto.transport, transports));
+    }
     if let Some(load) = host.load.filter(|load| *load > host.cpus as f64) {
         let cpus = host.cpus;
         advice.push(format!("the host is busy (load {load} on {cpus} CPUs); these times are not its best"));
@@ -41,12 +50,11 @@ pub fn advice(host: &HostFacts, kvm: &KvmState, auto: &Trial, engines: &[Trial])
     advice
 }
 
-/// An engine whose hypercalls were measured to be clearly cheaper than those of the one that `auto` takes.
-fn cheaper(auto: &Trial, engines: &[Trial]) -> Option<String> {
-    let chosen = engines.iter().find(|t| Some(t.name) == auto.engine)?;
-    let cost = chosen.hypercall_ns()?;
-    let better = engines.iter().find(|t| t.hypercall_ns().is_some_and(|ns| ns < cost * CLEARLY))?;
-    Some(format!("hypercalls were cheaper with --engine {} in this short measurement", better.name))
+/// One of `trials` whose hypercalls were measured to be clearly cheaper than those of the one that `auto` takes.
+fn cheaper(option: &str, chosen: Option<&str>, trials: &[Trial]) -> Option<String> {
+    let cost = trials.iter().find(|t| Some(t.name) == chosen)?.hypercall_ns()?;
+    let better = trials.iter().find(|t| t.hypercall_ns().is_some_and(|ns| ns < cost * CLEARLY))?;
+    Some(format!("hypercalls were cheaper with --{option} {} in this short measurement", better.name))
 }
 
 #[cfg(test)]
@@ -58,33 +66,46 @@ mod tests {
     fn what_works_needs_no_advice() {
         let (auto, kvm, process) =
             (works("auto", "kvm", 1e3), works("kvm", "kvm", 1e3), works("process", "process", 7e3));
-        let all = advice(&host(), &KvmState::Works, &auto, &[kvm, process]);
+        let all = advice(&host(), &KvmState::Works, &auto, &[kvm, process], &[]);
         assert!(all.iter().all(|a| a.contains("without optimization")), "{all:?}");
     }
 
     #[test]
     fn every_failure_is_told_with_its_remedy() {
         let failed = |name| Trial::failed(name, "no way".to_owned());
-        let all = advice(&host(), &KvmState::Forbidden, &failed("auto"), &[failed("kvm"), failed("process")]);
+        let all =
+            advice(&host(), &KvmState::Forbidden, &failed("auto"), &[failed("kvm"), failed("process")], &[]);
         assert!(all[0].contains("group that owns /dev/kvm") && !all[0].contains("run without it"));
         assert!(all[1].contains("without KVM: no way"));
-        let all = advice(&host(), &KvmState::Works, &failed("auto"), &[failed("kvm")]);
+        let all = advice(&host(), &KvmState::Works, &failed("auto"), &[failed("kvm")], &[]);
         assert!(all[0].contains("still no guest ran on it: no way"));
     }
 
     #[test]
     fn a_clearly_cheaper_engine_is_named() {
         let (auto, kvm) = (works("auto", "process", 7e3), works("kvm", "kvm", 1e3));
-        let all = advice(&host(), &KvmState::Works, &auto, &[kvm.clone(), works("process", "process", 7e3)]);
+        let all =
+            advice(&host(), &KvmState::Works, &auto, &[kvm.clone(), works("process", "process", 7e3)], &[]);
         assert!(all.iter().any(|a| a.contains("cheaper with --engine kvm")), "{all:?}");
-        let all = advice(&host(), &KvmState::Works, &auto, &[kvm, works("process", "process", 1.1e3)]);
+        let all = advice(&host(), &KvmState::Works, &auto, &[kvm, works("process", "process", 1.1e3)], &[]);
         assert!(!all.iter().any(|a| a.contains("cheaper")), "{all:?}");
+    }
+
+    #[test]
+    fn a_clearly_cheaper_transport_is_named_where_it_matters() {
+        let transports = [works("pio", "kvm", 9e3), works("vmcall", "kvm", 5e3)];
+        let said = |auto: &Trial| {
+            let all = advice(&host(), &KvmState::Works, auto, &[], &transports);
+            all.iter().any(|a| a.contains("cheaper with --transport vmcall"))
+        };
+        assert!(said(&works("auto", "kvm", 9e3)));
+        assert!(!said(&works("auto", "process", 9e3)));
     }
 
     #[test]
     fn a_busy_host_is_told_so() {
         let host = HostFacts { load: Some(7.25), ..host() };
-        let all = advice(&host, &KvmState::Works, &works("auto", "kvm", 1e3), &[]);
+        let all = advice(&host, &KvmState::Works, &works("auto", "kvm", 1e3), &[], &[]);
         assert!(all[0].contains("load 7.25 on 2 CPUs"));
     }
 
@@ -92,7 +113,7 @@ mod tests {
     fn an_untrusted_counter_is_a_finding() {
         let host = HostFacts { clocksource: Some("hpet".to_owned()), ..host() };
         let auto = works("auto", "kvm", 1e3);
-        let all = advice(&host, &KvmState::Works, &auto, &[]);
+        let all = advice(&host, &KvmState::Works, &auto, &[], &[]);
         assert!(all[0].contains("time-stamp counter"));
     }
 }

@@ -75,7 +75,7 @@ fn diagnose() -> Diagnosis {
     let engines = vec![trial::engine(EngineChoice::Kvm), trial::engine(EngineChoice::Process)];
     let transports =
         if engines.iter().any(|t| t.name == "kvm" && t.works()) { trial::transports() } else { Vec::new() };
-    let advice = advice::advice(&host, &kvm, &auto, &engines);
+    let advice = advice::advice(&host, &kvm, &auto, &engines, &transports);
     let detail = match kvm {
         KvmState::Absent => kvm.to_string(),
         _ => format!("{kvm}: {}", kvm::kind(host.kvm_module)),

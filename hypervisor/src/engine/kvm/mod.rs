@@ -65,14 +65,34 @@ pub struct KvmEngine {
 
 impl KvmEngine {
     /// Sets up a VM over `memory` with one vCPU that runs on the calling thread, and a way into the host: the
-    /// one that is asked for, or else the best.
+    /// one that is asked for, or else the best that works (see [`transport`]).
     pub fn new(
         memory: &MachineMemory,
         layout: &HypervisorLayout,
         transport: Option<Transport>,
     ) -> Result<Self, KvmError> {
+        if let Some(transport) = transport {
+            return Self::with_transport(memory, layout, transport);
+        }
+        let mut engine = Self::with_transport(memory, layout, Transport::Pio)?;
+        if host::usable_kind() == HostKind::Software || engine.port_is_open(memory) {
+            return Ok(engine);
+        }
+        // Before the next is made, because of what its thread shares with it.
+        drop(engine);
+        Self::with_transport(memory, layout, Transport::Vmcall).map_err(|error| match error {
+            KvmError::Vmcall(_) => KvmError::NoWay,
+            other => other,
+        })
+    }
+
+    fn with_transport(
+        memory: &MachineMemory,
+        layout: &HypervisorLayout,
+        transport: Transport,
+    ) -> Result<Self, KvmError> {
         let vm = setup::machine(memory)?;
-        let transport = transport::prepare(transport, &vm)?;
+        transport::prepare(transport, &vm)?;
         let gate = GateTables::install(memory, layout, transport)?;
         let tss_type = context::tss_type();
         let mut vcpu = setup::processor(&vm, gate.syscall().start, tss_type)?;
@@ -110,6 +130,21 @@ impl KvmEngine {
             kick_owed: false,
             spare_slot,
         })
+    }
+
+    /// Whether an `OUT` at CPL 3 to the port of the `pio` transport, which this engine has, leaves the guest: executes
+    /// the one at which SYSCALL arrives. Before the guest's first entry.
+    fn port_is_open(&mut self, memory: &MachineMemory) -> bool {
+        let Ok(root) = self.gate.trial_root(memory) else { return false };
+        let mut paging = Paging::new(root);
+        loop {
+            let mut regs = Regs { rip: tables::SYSCALL_VA, ..Regs::default() };
+            match self.enter(&mut regs, &mut paging, memory) {
+                // A signal that was meant for somebody else: whoever sends them without end holds up the guest as well.
+                Exit::Kick => {}
+                exit => return exit == Exit::Syscall,
+            }
+        }
     }
 
     /// Makes KVM drop every translation that it has cached of any page table.

@@ -28,6 +28,12 @@ pub enum KvmError {
     /// VMCALL was asked for and cannot work.
     #[error("--transport vmcall needs {0}; use --transport pio")]
     Vmcall(&'static str),
+    /// Neither transport works.
+    #[error(
+        "this KVM gives a guest at CPL 3 no way into the host: the port that its TSS opens is closed, and \
+         KVM_CAP_EXIT_HYPERCALL is missing; use a newer kernel, or --engine process"
+    )]
+    NoWay,
     /// A set-up call failed.
     #[error("KVM refused {step}: {error}; try --engine process")]
     Refused {

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use paravane_abi::pte;
+use paravane_abi::{addr, pte};
 
 use super::gate;
 use super::host;
@@ -126,9 +126,8 @@ impl GateTables {
 
         put(L3_GATE, 0, table(L2_GATE, user))?;
         put(L2_GATE, 0, table(L1_GATE, user))?;
-        if transport == Transport::Pio {
-            put(L1_GATE, 0, table(SYSCALL_FRAME, pte::PRESENT | pte::USER | pte::ACCESSED))?;
-        }
+        let to_see = if transport == Transport::Pio { pte::PRESENT | pte::USER | pte::ACCESSED } else { 0 };
+        put(L1_GATE, 0, table(SYSCALL_FRAME, to_see))?;
         put(L1_GATE, 1, table(TEXT_FRAME, pte::PRESENT | pte::ACCESSED))?;
         for n in 0..2 + WORK_PAGES {
             put(L1_GATE, 2 + n, table(DESCRIPTORS_FRAME + n, supervisor | pte::DIRTY | pte::NX))?;
@@ -156,6 +155,13 @@ impl GateTables {
     pub fn reserved_l4_entries(&self) -> [u64; 16] {
         self.reserved
     }
+    /// An L4 table with the reserved slots and nothing else, until there is a work list: it lies where that will be.
+    pub fn trial_root(&self, memory: &MachineMemory) -> Result<Mfn, BadMachineAddress> {
+        let root = Mfn(self.base + WORK_FRAME);
+        let slots = root.maddr().0 + addr::RESERVED_L4_FIRST as u64 * 8;
+        memory.write(Maddr(slots), zerocopy::IntoBytes::as_bytes(&self.reserved))?;
+        Ok(root)
+    }
     /// Machine address of the stack page's end: exception frames lie just below.
     pub fn stack_top(&self) -> Maddr {
         Maddr(Mfn(self.base + STACK_FRAME).maddr().0 + PAGE_SIZE)
@@ -172,6 +178,12 @@ impl GateTables {
     /// Machine address of the words in which the `vmcall` transport keeps registers.
     pub fn scratch(&self) -> Maddr {
         Mfn(self.base + STACK_FRAME).maddr()
+    }
+    /// Denies the port of the `pio` transport.
+    #[cfg(test)]
+    pub fn close_port(&self, memory: &MachineMemory) {
+        let bitmap = Mfn(self.base + DESCRIPTORS_FRAME).maddr().0 + TSS_OFFSET + 104;
+        memory.write(Maddr(bitmap + u64::from(gate::EXIT_PORT / 8)), &[0xff]).unwrap();
     }
     /// Machine address of the work list.
     pub fn work(&self) -> Maddr {

@@ -6,9 +6,12 @@ use super::*;
 use crate::engine::testing::{CODE_VA, TEXT, World, code};
 use crate::memory::{Backing, Maddr};
 
-/// Past the harness's capture, as a skip must not look like a pass.
-fn skip(why: &dyn std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "SKIP: {why}");
+/// Past the harness's capture, as a skip must not look like a pass; and a failure where `PARAVANE_REQUIRE` names what
+/// is missing.
+fn skip(feature: &str, why: &dyn std::fmt::Display) {
+    let required = std::env::var("PARAVANE_REQUIRE").unwrap_or_default();
+    assert!(!required.split([',', ' ']).any(|what| what == feature), "{feature} is required, but {why}");
+    let _ = writeln!(std::io::stderr(), "SKIP: {feature}: {why}");
 }
 
 fn world(transport: Transport) -> Option<World> {
@@ -17,8 +20,12 @@ fn world(transport: Transport) -> Option<World> {
     };
     match World::new(Backing::Anonymous, make) {
         Ok(world) => Some(world),
-        Err(why @ (KvmError::Absent | KvmError::Permission | KvmError::Vmcall(_))) => {
-            skip(&why);
+        Err(why @ (KvmError::Absent | KvmError::Permission)) => {
+            skip("kvm", &why);
+            None
+        }
+        Err(why @ KvmError::Vmcall(_)) => {
+            skip("hardware-kvm", &why);
             None
         }
         Err(error) => panic!("{error}"),
@@ -29,7 +36,7 @@ fn world(transport: Transport) -> Option<World> {
 /// never leads to ring 0 at an address of the guest's.
 fn syscall_in_compatibility_mode(w: &mut World) {
     if host::usable_kind() == HostKind::Software {
-        return skip(&"no compatibility mode on a software KVM: a guest that tries it dies");
+        return skip("hardware-kvm", &"no compatibility mode on a software KVM: a guest that tries it dies");
     }
     let frame = w.frame();
     w.map(0, frame, TEXT);
@@ -43,6 +50,37 @@ fn syscall_in_compatibility_mode(w: &mut World) {
     let undefined = Exit::Fault(Fault { vector: 6, error_code: 0, address: 0 });
     assert!(exit == Exit::Syscall || exit == undefined, "{exit:?} at {:#x}", w.regs.rip);
     assert_eq!(w.regs.rbx, 0x5a5a);
+}
+
+/// A port that the TSS opens is found open; one that is closed, closed, and the guest dies of neither.
+#[test]
+fn a_closed_port_is_noticed() {
+    let layout = HypervisorLayout::new(64, 0);
+    let memory = MachineMemory::new(layout.hypervisor_frames(), 64, Backing::Anonymous).unwrap();
+    let mut engine = match KvmEngine::new(&memory, &layout, Some(Transport::Pio)) {
+        Ok(engine) => engine,
+        Err(why @ (KvmError::Absent | KvmError::Permission)) => return skip("kvm", &why),
+        Err(error) => panic!("{error}"),
+    };
+    assert!(engine.port_is_open(&memory));
+    engine.gate.close_port(&memory);
+    assert!(!engine.port_is_open(&memory));
+}
+
+/// What nobody asked for works, and is told.
+#[test]
+fn a_transport_is_found() {
+    let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
+        KvmEngine::new(memory, layout, None).map(|e| Box::new(e) as Box<dyn Engine>)
+    };
+    match World::new(Backing::Anonymous, make) {
+        Ok(mut w) => {
+            assert_eq!(w.engine.info().transport, "pio");
+            crate::engine::testing::cases::hypercall_by_the_page(&mut w);
+        }
+        Err(why @ (KvmError::Absent | KvmError::Permission)) => skip("kvm", &why),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 macro_rules! by_transport {

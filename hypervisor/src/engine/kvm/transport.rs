@@ -5,6 +5,12 @@
 //! * `vmcall`: the stub is a SYSCALL into the gate, which leaves by VMCALL and, answered, goes back by IRETQ. No port
 //!   is open to the guest. KVM hands the call to user space where KVM_CAP_EXIT_HYPERCALL says so (KVM API
 //!   documentation, 8.33) and only from CPL 0, so SYSCALL must raise the privilege level, as hardware does.
+//!
+//! Whoever asks for none gets `pio` if it works, else `vmcall`. `pio` needs one instruction at either end, and its way
+//! back changes no segment, where `vmcall` needs a dozen and two changes of ring: it was the faster one wherever both
+//! were measured (docs/hardware-kvm.md). Whether it works depends on whether KVM, and what it runs on itself, honour the
+//! I/O bitmap of the guest's TSS; one `OUT` before the guest starts tells. A software KVM is believed: `pio` is all that
+//! it could have, and a VMCALL there would never end.
 
 use kvm_bindings::kvm_enable_cap;
 use kvm_ioctls::{Cap, VmFd};
@@ -32,16 +38,12 @@ impl Transport {
     }
 }
 
-/// Takes the transport that was asked for, or the best, and makes KVM ready for it.
-///
-/// `pio` is what `None` gets everywhere: it works on every KVM, needs one instruction at either end where `vmcall` needs a
-/// dozen. Which is cheaper depends on the host (`paravane doctor` measures both).
-pub fn prepare(asked: Option<Transport>, vm: &VmFd) -> Result<Transport, KvmError> {
-    let transport = asked.unwrap_or(Transport::Pio);
-    if transport == Transport::Vmcall {
-        allow_vmcall(vm)?;
+/// Makes KVM ready for a transport.
+pub fn prepare(transport: Transport, vm: &VmFd) -> Result<(), KvmError> {
+    match transport {
+        Transport::Pio => Ok(()),
+        Transport::Vmcall => allow_vmcall(vm),
     }
-    Ok(transport)
 }
 
 fn allow_vmcall(vm: &VmFd) -> Result<(), KvmError> {

@@ -1,0 +1,96 @@
+//! What the tests boot guests on: the engines that this machine has, or those that the environment asks for.
+//!
+//! * `PARAVANE_ENGINES`: names of engines, separated by commas or blanks. Only these are used, and all of them must be
+//!   there.
+//! * `PARAVANE_TRANSPORT`: the way into KVM. The process engine has one way only and is not affected.
+//!
+//! A name that means nothing ends the test: a run that was asked for must not be another in silence.
+
+use std::sync::OnceLock;
+
+use paravane::engine::kvm::{HostKind, host_kind};
+use paravane::monitor::{EngineChoice, RunError, TransportChoice};
+
+use crate::boot::Guest;
+use crate::guests::HELLO;
+use crate::verdict::{broken_test, skip};
+
+const ENGINES: &str = "PARAVANE_ENGINES";
+const TRANSPORT: &str = "PARAVANE_TRANSPORT";
+
+/// The engines that there are.
+const ALL: [EngineChoice; 2] = [EngineChoice::Kvm, EngineChoice::Process];
+
+/// The engines that guests are booted on; what this machine has not is skipped, aloud and once.
+pub fn engines() -> &'static [EngineChoice] {
+    static AVAILABLE: OnceLock<Vec<EngineChoice>> = OnceLock::new();
+    AVAILABLE.get_or_init(|| {
+        let asked = std::env::var(ENGINES).ok();
+        let wanted = asked.as_deref().map_or_else(|| Ok(ALL.to_vec()), named);
+        let wanted = wanted.unwrap_or_else(|why| broken_test(format_args!("{ENGINES}: {why}")));
+        if wanted.contains(&EngineChoice::Kvm) {
+            say_which_kvm();
+        }
+        let available = |engine: &EngineChoice| match Guest::new(HELLO).boot_on(*engine) {
+            Err(RunError::Engine(why)) if asked.is_some() => {
+                broken_test(format_args!("{ENGINES} has {}: {why}", engine.name()))
+            }
+            Err(RunError::Engine(why)) => {
+                skip(engine.name(), why);
+                false
+            }
+            // Whatever else goes wrong is for the tests to find.
+            _ => true,
+        };
+        wanted.into_iter().filter(available).collect()
+    })
+}
+
+/// How guests on `engine` are to enter the host.
+pub fn transport(engine: EngineChoice) -> TransportChoice {
+    let asked = std::env::var(TRANSPORT).unwrap_or_default();
+    let choice = match asked.as_str() {
+        "" | "auto" => TransportChoice::Auto,
+        "pio" => TransportChoice::Pio,
+        "vmcall" => TransportChoice::Vmcall,
+        other => broken_test(format_args!("{TRANSPORT}: there is no transport {other:?}")),
+    };
+    if engine == EngineChoice::Process { TransportChoice::Auto } else { choice }
+}
+
+/// Hardware's KVM is another than software's: only one of them is tested here, and which one is said.
+fn say_which_kvm() {
+    match host_kind() {
+        HostKind::Hardware => {}
+        HostKind::Software => skip("hardware-kvm", "the KVM of this machine is in software"),
+        HostKind::Absent => skip("hardware-kvm", "/dev/kvm cannot be used here"),
+    }
+}
+
+fn named(names: &str) -> Result<Vec<EngineChoice>, String> {
+    let words = names.split([',', ' ']).filter(|word| !word.is_empty());
+    let engine = |word: &str| {
+        let found = ALL.into_iter().find(|engine| engine.name() == word);
+        found.ok_or_else(|| format!("there is no engine {word:?}"))
+    };
+    let engines = words.map(engine).collect::<Result<Vec<_>, _>>()?;
+    if engines.is_empty() { Err("it names no engine".to_owned()) } else { Ok(engines) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_are_found_by_name() {
+        assert_eq!(named("kvm"), Ok(vec![EngineChoice::Kvm]));
+        assert_eq!(named("process, kvm"), Ok(vec![EngineChoice::Process, EngineChoice::Kvm]));
+    }
+
+    #[test]
+    fn a_list_that_would_test_nothing_is_refused() {
+        for names in ["", " , ", "kvn", "kvm,auto"] {
+            assert!(named(names).is_err(), "{names:?}");
+        }
+    }
+}
