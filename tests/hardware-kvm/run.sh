@@ -102,8 +102,9 @@ file_system() {
     rm -rf "$root"
     mkdir -p "$root"/{bin,dev,modules,proc,sys,tmp}
     cargo build --release --locked --quiet -p paravane
+    # Each in the profile in which building and running it takes less together: the contract is a matter of seconds.
     engine=$(test_program -p paravane --lib)
-    system=$(test_program -p paravane-tests --test system)
+    system=$(test_program --release -p paravane-tests --test system)
     install -m 755 "$here/init" "$root/init"
     install -m 755 "$unpacked/bin/busybox" "$root/bin/busybox"
     install -m 755 "${CARGO_TARGET_DIR:-target}/release/paravane" "$root/bin/paravane"
@@ -137,20 +138,26 @@ machine() {
 
 # What the console of a machine that ended with this status says; fails unless it is a pass.
 judge() {
-    local transport=$1 status=$2 console=$work/$1.console lines verdict
-    lines=$(tr -d '\r' <"$console" | sed -n 's/^hardware-kvm: //p')
+    local transport=$1 status=$2 console lines verdict
+    tr -d '\r' <"$work/$transport.console" >"$work/$transport.txt"
+    console=$work/$transport.txt
+    lines=$(sed -n 's/^hardware-kvm: //p' "$console")
     verdict=$(sed -n 's/^VERDICT //p' <<<"$lines")
-    grep -v -e '^begin' -e '^VERDICT' <<<"$lines" | sed "s/^/hardware-kvm: $transport: /" || true
+    grep -v -e '^begin' -e '^VERDICT' -e '^$' <<<"$lines" | sed "s/^/hardware-kvm: $transport: /" || true
     if [ "$status" = 0 ] && [ "$verdict" = pass ]; then
         return 0
     fi
     case $status in
-        0) say "$transport: FAILED:${verdict#fail:}${verdict:-" the machine stopped without a verdict"}" ;;
-        124 | 137) say "$transport: FAILED: no verdict within $limit_s s" ;;
-        *) say "$transport: FAILED: QEMU ended with status $status" ;;
+        0) say "$transport: ${verdict:-failed: no verdict, and the machine has stopped}" ;;
+        124 | 137) say "$transport: failed: no verdict within $limit_s s" ;;
+        *) say "$transport: failed: QEMU ended with status $status" ;;
     esac
-    say "$transport: the end of $console:"
-    tr -d '\r' <"$console" | tail -n 60
+    say "$transport: from $console:"
+    if [ -n "$verdict" ]; then
+        grep -B 40 '^hardware-kvm: FAIL' "$console"
+    else
+        tail -n 60 "$console"
+    fi
     return 1
 }
 
