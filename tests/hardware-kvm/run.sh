@@ -112,7 +112,7 @@ file_system() {
     install -m 755 "$system" "$root/bin/system"
     strip --strip-debug "$root"/bin/{paravane,engine,system}
     local library
-    for library in $(ldd "$root"/bin/{paravane,engine,system} | grep -o '/[^ :]*\.so[^ ]*' | sort -u); do
+    for library in $(ldd "$root"/bin/{paravane,engine,system} 2>/dev/null | grep -o '/[^ :]*\.so[^ ]*' | sort -u); do
         install -D -m 755 "$library" "$root$library"
     done
     for module in "${modules[@]}"; do
