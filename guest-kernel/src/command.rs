@@ -9,6 +9,8 @@ pub enum Purpose<'a> {
     Bench(&'a str),
     /// Run this system test and power off.
     Test(&'a str),
+    /// Serve the network until somebody ends it, and power off.
+    Serve,
 }
 
 impl<'a> Purpose<'a> {
@@ -16,9 +18,10 @@ impl<'a> Purpose<'a> {
     pub fn from_cmdline(cmdline: &'a str) -> Self {
         cmdline
             .split_ascii_whitespace()
-            .find_map(|word| match word.split_once('=')? {
-                ("bench", name) => Some(Self::Bench(name)),
-                ("test", name) => Some(Self::Test(name)),
+            .find_map(|word| match word.split_once('=') {
+                Some(("bench", name)) => Some(Self::Bench(name)),
+                Some(("test", name)) => Some(Self::Test(name)),
+                None if word == "serve" => Some(Self::Serve),
                 _ => None,
             })
             .unwrap_or(Self::Shell)
@@ -27,8 +30,12 @@ impl<'a> Purpose<'a> {
 
 /// The number that a command line gives for `key`, as in `key=12`, or `otherwise`.
 pub fn number(cmdline: &str, key: &str, otherwise: u64) -> u64 {
-    let value = |word: &str| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok();
-    cmdline.split_ascii_whitespace().find_map(value).unwrap_or(otherwise)
+    text(cmdline, key).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// The text that a command line gives for `key`, as in `key=text`.
+pub fn text<'a>(cmdline: &'a str, key: &str) -> Option<&'a str> {
+    cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
 /// A line typed at the shell.
@@ -48,6 +55,8 @@ pub enum Command<'a> {
     Rng(usize),
     /// What disk there is.
     Disk,
+    /// Serve the network until a key is pressed.
+    Serve,
     /// Panic.
     Panic,
     /// Power off.
@@ -66,6 +75,7 @@ impl<'a> Command<'a> {
         ("bench [NAME|all]", "run a workload; without a name, list them"),
         ("rng [BYTES]", "random bytes from the entropy device"),
         ("disk", "what disk there is"),
+        ("serve", "serve HTTP, a TCP sink and a source, until Ctrl-C"),
         ("uptime", "how long the kernel has been up"),
         ("halt", "power off (also Ctrl-D)"),
         ("reboot", "start again"),
@@ -83,6 +93,7 @@ impl<'a> Command<'a> {
             Some("bench") => Self::Bench(words.next()),
             Some("rng") => Self::Rng(words.next().and_then(|count| count.parse().ok()).unwrap_or(16)),
             Some("disk") => Self::Disk,
+            Some("serve") => Self::Serve,
             Some("panic") => Self::Panic,
             Some("halt") => Self::Halt,
             Some("reboot") => Self::Reboot,
@@ -140,6 +151,8 @@ mod tests {
         assert_eq!(Purpose::from_cmdline("quiet bench=map-512 test=spin"), Purpose::Bench("map-512"));
         assert_eq!(Purpose::from_cmdline("test=panic"), Purpose::Test("panic"));
         assert_eq!(Purpose::from_cmdline("bench="), Purpose::Bench(""));
+        assert_eq!(Purpose::from_cmdline("ip=dhcp serve bench=x"), Purpose::Serve);
+        assert_eq!(Purpose::from_cmdline("serve=x server"), Purpose::Shell);
     }
 
     #[test]
@@ -155,6 +168,7 @@ mod tests {
         assert_eq!(number("test=x blocks=7 seed=q", "blocks", 1), 7);
         assert_eq!(number("test=x blocks=7 seed=q", "seed", 3), 3);
         assert_eq!(number("subblocks=7", "blocks", 2), 2);
+        assert_eq!((text("ip=dhcp x", "ip"), text("zip=1", "ip")), (Some("dhcp"), None));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use core::panic::PanicInfo;
 use crate::command::Purpose;
 use crate::machine::{Boot, Current, Machine, Shutdown};
 use crate::memory::Memory;
-use crate::{heap, println, selftest, shell, workload};
+use crate::{heap, network, println, selftest, shell, workload};
 
 /// What the kernel has.
 pub struct Kernel {
@@ -42,6 +42,7 @@ pub unsafe fn start(boot: Boot, mmu: <Current as Machine>::Mmu) -> ! {
     match Purpose::from_cmdline(boot.cmdline) {
         Purpose::Shell => shell::run(&mut kernel),
         Purpose::Bench(name) => workload::run(&mut kernel, name),
+        Purpose::Serve => network::serve(&mut kernel),
         Purpose::Test(name) => selftest::run(&mut kernel, name),
     }
     Current::shutdown(Shutdown::PowerOff)

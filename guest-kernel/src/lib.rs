@@ -39,6 +39,8 @@ pub mod machine;
 #[cfg(guest)]
 pub mod memory;
 #[cfg(guest)]
+pub mod network;
+#[cfg(guest)]
 pub mod selftest;
 #[cfg(guest)]
 pub mod shell;

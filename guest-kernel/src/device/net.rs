@@ -29,18 +29,28 @@ bitflags! {
 
 /// A network interface.
 pub struct Net {
-    // In this order: the transport resets the device before its memory goes.
+    // First: it resets the device before its memory goes.
     transport: Transported,
-    receive: Queue<DEPTH>,
-    send: Queue<DEPTH>,
-    received: Slots,
-    sent: Slots,
+    receiver: Receiver,
+    sender: Sender,
+    mac: [u8; 6],
+}
+
+/// What is received.
+pub struct Receiver {
+    queue: Queue<DEPTH>,
+    slots: Slots,
+}
+
+/// What is sent.
+pub struct Sender {
+    queue: Queue<DEPTH>,
+    slots: Slots,
     /// Lengths of the frames that the device has, header included; 0 a free slot.
     lengths: [u16; DEPTH],
     /// Slots that are free, as a stack.
     free: [u16; DEPTH],
     free_count: usize,
-    mac: [u8; 6],
 }
 
 impl Net {
@@ -64,12 +74,16 @@ impl Net {
             })?;
         }
         let event_idx = features.contains(Features::EVENT_IDX);
-        let receive = Queue::new(&mut transport, RECEIVE, event_idx)?;
-        let send = Queue::new(&mut transport, SEND, event_idx)?;
+        let receiver = Receiver { queue: Queue::new(&mut transport, RECEIVE, event_idx)?, slots: received };
+        let sender = Sender {
+            queue: Queue::new(&mut transport, SEND, event_idx)?,
+            slots: sent,
+            lengths: [0; DEPTH],
+            free: core::array::from_fn(|slot| slot as u16),
+            free_count: DEPTH,
+        };
         transport.finish_init();
-        let free = core::array::from_fn(|slot| slot as u16);
-        let (lengths, free_count) = ([0; DEPTH], DEPTH);
-        Ok(Self { transport, receive, send, received, sent, lengths, free, free_count, mac })
+        Ok(Self { transport, receiver, sender, mac })
     }
 
     /// Whether the device runs.
@@ -85,44 +99,38 @@ impl Net {
         self.mac
     }
 
+    /// Both directions, for who works on both at a time and tells the device afterwards, by [`tell`](Self::tell).
+    pub const fn halves(&mut self) -> (&mut Receiver, &mut Sender) {
+        (&mut self.receiver, &mut self.sender)
+    }
+
+    /// Tells the device of frames to send and of buffers that are free again, if it wants to know.
+    pub fn tell(&mut self) {
+        self.sender.queue.kick(&mut self.transport);
+        self.refill();
+    }
+
     /// Gives the device all buffers for what it receives. Once, before anything is received.
     ///
     /// # Errors
     /// When the queue does not take them.
     pub fn open(&mut self) -> Result<()> {
-        (0..DEPTH as u16).try_for_each(|slot| self.give(slot))?;
-        self.receive.kick(&mut self.transport);
+        (0..DEPTH as u16).try_for_each(|slot| self.receiver.give(slot))?;
+        self.refill();
         Ok(())
     }
 
-    fn give(&mut self, slot: u16) -> Result<()> {
-        // SAFETY: the slot is used by nobody until the queue gives it back.
-        unsafe {
-            let buffer = self.received.detached(usize::from(slot), SLOT);
-            self.receive.put(slot, &[], &mut [buffer])
-        }
-    }
-
-    /// Takes the next frame and lets `f` see it; `None` when there is none. The device learns of the buffer that is
-    /// free again by [`refill`](Self::refill).
+    /// As [`Receiver::receive`].
     ///
     /// # Errors
-    /// When the device brings what is no frame.
+    /// As there.
     pub fn receive<R>(&mut self, f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
-        let Some(slot) = self.receive.peek()? else { return Ok(None) };
-        // SAFETY: the buffer that was given under this number; the device has put it back.
-        let buffer = unsafe { self.received.detached(usize::from(slot), SLOT) };
-        // SAFETY: as above.
-        let len = unsafe { self.receive.take(&[], &mut [&mut *buffer]) }? as usize;
-        let frame = buffer.get(HEADER..len).ok_or(Error::IoError)?;
-        let result = f(frame);
-        self.give(slot)?;
-        Ok(Some(result))
+        self.receiver.receive(f)
     }
 
     /// Tells the device of buffers that are free again, if it wants to know.
     pub fn refill(&mut self) {
-        self.receive.kick(&mut self.transport);
+        self.receiver.queue.kick(&mut self.transport);
     }
 
     /// With interrupts off: idles until `more` frames wait to be received.
@@ -130,44 +138,109 @@ impl Net {
     /// # Errors
     /// When the device stopped.
     pub fn wait_received(&mut self, more: u16) -> core::result::Result<(), DeviceError> {
-        self.receive.wait(&mut self.transport, more)
+        self.receiver.queue.wait(&mut self.transport, more)
     }
 
-    /// Whether a frame waits to be received.
+    /// With interrupts off: whether there is no frame to be received now, and an interrupt will come with the next.
+    pub fn is_idle(&mut self) -> bool {
+        self.receiver.queue.interrupts_next(&self.transport)
+    }
+
+    /// Sends a frame, as [`Sender::send`], and tells the device, if it wants to know.
     ///
     /// # Errors
-    /// When the device brings what it was not given.
-    pub fn has_received(&self) -> Result<bool> {
-        self.receive.peek().map(|slot| slot.is_some())
+    /// As there.
+    pub fn send(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
+        self.sender.send(len, fill)?;
+        self.sender.queue.kick(&mut self.transport);
+        Ok(())
     }
 
+    /// Whether a frame can be sent at once.
+    pub const fn can_send(&self) -> bool {
+        self.sender.can_send()
+    }
+
+    /// As [`Sender::reclaim`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reclaim(&mut self) -> Result<usize> {
+        self.sender.reclaim()
+    }
+
+    /// With interrupts off: idles until `more` frames were sent that were not reclaimed.
+    ///
+    /// # Errors
+    /// When the device stopped.
+    pub fn wait_sent(&mut self, more: u16) -> core::result::Result<(), DeviceError> {
+        self.sender.queue.wait(&mut self.transport, more)
+    }
+
+    /// How many frames the device has still to send.
+    pub const fn unsent(&self) -> usize {
+        DEPTH - self.sender.free_count
+    }
+}
+
+impl Receiver {
+    fn give(&mut self, slot: u16) -> Result<()> {
+        // SAFETY: the slot is used by nobody until the queue gives it back.
+        unsafe {
+            let buffer = self.slots.detached(usize::from(slot), SLOT);
+            self.queue.put(slot, &[], &mut [buffer])
+        }
+    }
+
+    /// Whether a frame waits. A device that brings what it was not given has none.
+    pub fn has_frame(&self) -> bool {
+        self.queue.peek().is_ok_and(|slot| slot.is_some())
+    }
+
+    /// Takes the next frame and lets `f` see it; `None` when there is none. The buffer is made available again; the
+    /// device learns of it by [`Net::refill`].
+    ///
+    /// # Errors
+    /// When the device brings what is no frame.
+    pub fn receive<R>(&mut self, f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
+        let Some(slot) = self.queue.peek()? else { return Ok(None) };
+        // SAFETY: the buffer that was given under this number; the device has put it back.
+        let buffer = unsafe { self.slots.detached(usize::from(slot), SLOT) };
+        // SAFETY: as above.
+        let len = unsafe { self.queue.take(&[], &mut [&mut *buffer]) }? as usize;
+        let result = buffer.get(HEADER..len).map(f);
+        self.give(slot)?;
+        result.ok_or(Error::IoError).map(Some)
+    }
+}
+
+impl Sender {
     /// Whether a frame can be sent at once.
     pub const fn can_send(&self) -> bool {
         self.free_count != 0
     }
 
-    /// Sends a frame of `len` bytes, which `fill` writes, and tells the device, if it wants to know. Any previous
-    /// content of the buffer is a former frame's. False when there is no room: see [`reclaim`](Self::reclaim).
+    /// Puts a frame of `len` bytes, which `fill` writes, into the queue; the buffer's content is a former frame's. The
+    /// device learns of it by [`Net::tell`].
     ///
     /// # Errors
-    /// When the frame is too long, or the queue does not take it.
-    pub fn send(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<bool> {
-        if len > MAX_FRAME || len == 0 {
+    /// When there is no room (see [`can_send`](Self::can_send)), or the frame is too long or empty.
+    pub fn send<R>(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
+        if !(1..=MAX_FRAME).contains(&len) {
             return Err(Error::InvalidParam);
         }
-        let Some(top) = self.free_count.checked_sub(1) else { return Ok(false) };
+        let top = self.free_count.checked_sub(1).ok_or(Error::QueueFull)?;
         let slot = self.free[top];
         let total = HEADER + len;
         // SAFETY: a free slot; once it is put nobody uses it until it is reclaimed.
-        let buffer = unsafe { self.sent.detached(usize::from(slot), total) };
+        let buffer = unsafe { self.slots.detached(usize::from(slot), total) };
         buffer[..HEADER].fill(0);
-        fill(&mut buffer[HEADER..]);
+        let result = fill(&mut buffer[HEADER..]);
         // SAFETY: as above.
-        unsafe { self.send.put(slot, &[buffer], &mut []) }?;
+        unsafe { self.queue.put(slot, &[buffer], &mut []) }?;
         self.free_count = top;
         self.lengths[usize::from(slot)] = total as u16;
-        self.send.kick(&mut self.transport);
-        Ok(true)
+        Ok(result)
     }
 
     /// Takes back what the device has sent; how many frames.
@@ -176,12 +249,12 @@ impl Net {
     /// When it gives back what it did not have.
     pub fn reclaim(&mut self) -> Result<usize> {
         let mut count = 0;
-        while let Some(slot) = self.send.peek()? {
+        while let Some(slot) = self.queue.peek()? {
             let len = usize::from(self.lengths[usize::from(slot)]);
             // SAFETY: the buffer that was put under this number.
             unsafe {
-                let buffer = self.sent.detached(usize::from(slot), len);
-                self.send.take(&[buffer], &mut [])?;
+                let buffer = self.slots.detached(usize::from(slot), len);
+                self.queue.take(&[buffer], &mut [])?;
             }
             self.lengths[usize::from(slot)] = 0;
             *self.free.get_mut(self.free_count).ok_or(Error::WrongToken)? = slot;
@@ -189,19 +262,6 @@ impl Net {
             count += 1;
         }
         Ok(count)
-    }
-
-    /// With interrupts off: idles until `more` frames were sent that were not reclaimed.
-    ///
-    /// # Errors
-    /// When the device stopped.
-    pub fn wait_sent(&mut self, more: u16) -> core::result::Result<(), DeviceError> {
-        self.send.wait(&mut self.transport, more)
-    }
-
-    /// How many frames the device has still to send.
-    pub const fn unsent(&self) -> usize {
-        DEPTH - self.free_count
     }
 }
 

@@ -5,6 +5,8 @@ use paravane_guest::virtio::drivers::queue::VirtQueue;
 use paravane_guest::virtio::drivers::transport::Transport;
 use paravane_guest::virtio::drivers::{Error, Result};
 
+use paravane_guest::virtio::Interrupts;
+
 use super::{DeviceError, Transported, wait_used};
 
 /// A queue of `N` descriptors. What each head descriptor stands for is remembered, so that a device can give back
@@ -83,6 +85,11 @@ impl<const N: usize> Queue<N> {
     /// Tells the device of what was put, if it wants to know.
     pub fn kick(&self, transport: &mut Transported) {
         transport.notify(self.index);
+    }
+
+    /// Whether there is no completion to be taken now, and an interrupt will come with the next.
+    pub fn interrupts_next(&self, transport: &Transported) -> bool {
+        transport.interrupt_after(self.index, 1, self.taken)
     }
 
     /// With interrupts off: idles until `more` completions wait to be taken.

@@ -16,6 +16,7 @@ mod address_space;
 mod block;
 mod console;
 mod map;
+mod net;
 mod null_call;
 mod scatter;
 mod timer;
@@ -85,6 +86,11 @@ pub const ALL: &[Workload] = &[
     block::SETUP,
     block::READ_ONE,
     block::READ_MANY,
+    net::SETUP,
+    net::SEND_SMALL,
+    net::SEND_BIG,
+    net::RECEIVE_SMALL,
+    net::RECEIVE_BIG,
 ];
 
 /// Code of the mark before a measured body.
