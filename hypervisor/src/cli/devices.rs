@@ -1,7 +1,10 @@
 //! The options that give a guest devices.
 
+use anyhow::Context;
+
 use crate::device::Device;
 use crate::device::entropy::Entropy;
+use crate::device::net::options::NetOption;
 
 /// A guest's virtio devices. They are numbered in this order, whatever the order on the command line.
 #[derive(Debug, clap::Args)]
@@ -9,6 +12,11 @@ pub(super) struct DeviceArgs {
     /// Give the guest a virtio entropy device: random bytes of the host's kernel
     #[arg(long)]
     rng: bool,
+    /// Give the guest a network device: tap=NAME (a TAP interface), user (the host's network, through passt; with
+    /// tcp=8080:80 its port 80 is this host's 8080), unix=PATH[,server] (a socket that speaks passt's or QEMU's
+    /// protocol), peer (a sink for measurements). After any: mac=ADDRESS. May be repeated
+    #[arg(long, value_name = "BACKEND[,..]")]
+    net: Vec<NetOption>,
 }
 
 impl DeviceArgs {
@@ -20,6 +28,9 @@ impl DeviceArgs {
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
         if self.rng {
             devices.push(Box::new(Entropy));
+        }
+        for option in &self.net {
+            devices.push(Box::new(option.open().context("cannot give the guest a network device")?));
         }
         Ok(devices)
     }

@@ -19,6 +19,7 @@ mod chain;
 pub mod entropy;
 mod link;
 mod memory;
+pub mod net;
 mod queue;
 mod slot;
 #[cfg(test)]

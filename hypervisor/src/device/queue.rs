@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
@@ -17,6 +17,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{self, Chain};
 use super::{Broken, DeviceMemory, Link};
+
+/// Where the entries of an available ring begin.
+const AVAILABLE_ENTRIES: u64 = 4;
+/// Where the elements of a used ring begin, and how long each is.
+const USED_ELEMENTS: u64 = 4;
+const USED_ELEMENT_LEN: u64 = 8;
 
 /// Where a driver put a queue. Addresses are the device's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +60,8 @@ pub struct Queue {
     index: u16,
     ring: virtio_queue::Queue,
     in_work: u16,
-    /// Something was given back since the driver was last told.
-    untold: bool,
+    /// The used index of the last [`Queue::notify`].
+    told: u16,
     memory: DeviceMemory,
     indirect: bool,
     kick: EventFd,
@@ -75,7 +81,7 @@ impl Queue {
         let mut ring = setup.ring(max, memory)?;
         ring.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
         let indirect = features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
-        Some(Self { index, ring, in_work: 0, untold: false, memory: memory.clone(), indirect, kick, link })
+        Some(Self { index, ring, in_work: 0, told: 0, memory: memory.clone(), indirect, kick, link })
     }
 
     /// Whether `setup` is well-formed and lies in `memory`.
@@ -134,26 +140,54 @@ impl Queue {
     /// Never for a request that was taken: the rings were checked when the device was activated.
     pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), Broken> {
         self.in_work = self.in_work.saturating_sub(1);
-        self.untold = true;
         self.ring.add_used(self.memory.view(), head, written).map_err(|_| Broken::Bug)
+    }
+
+    /// Gives several requests back, each with its head and the bytes written, so that the driver sees all or none: the
+    /// buffers of one frame (virtio 1.2, section 5.1.6.4.1). The library publishes each as it is added.
+    ///
+    /// # Errors
+    /// As [`Queue::give_back`].
+    pub fn give_back_together(&mut self, used: &[(u16, u32)]) -> Result<(), Broken> {
+        let Some((&(last, written), others)) = used.split_last() else { return Ok(()) };
+        let (mut next, size) = (self.ring.next_used(), self.ring.size());
+        for &(head, written) in others {
+            let at = USED_ELEMENTS + u64::from(next.checked_rem(size).ok_or(Broken::Bug)?) * USED_ELEMENT_LEN;
+            let element = u64::from(written) << 32 | u64::from(head);
+            let place = self.ring.used_ring().checked_add(at).ok_or(Broken::Bug)?;
+            self.memory.view().write_obj(element.to_le(), GuestAddress(place)).map_err(|_| Broken::Bug)?;
+            self.in_work = self.in_work.saturating_sub(1);
+            next = next.wrapping_add(1);
+        }
+        self.ring.set_next_used(next);
+        self.give_back(last, written)
     }
 
     /// Interrupts the driver if anything was given back since the last call and it wants to hear of it.
     pub fn notify(&mut self) -> Result<(), Broken> {
-        if std::mem::take(&mut self.untold) && self.wants_interrupt().map_err(|_| Broken::Bug)? {
+        let now = self.ring.next_used();
+        let before = std::mem::replace(&mut self.told, now);
+        if before != now && self.wants_interrupt(before, now)? {
             self.link.interrupt(self.index);
         }
         Ok(())
     }
 
-    fn wants_interrupt(&mut self) -> Result<bool, virtio_queue::Error> {
-        let wanted = self.ring.needs_notification(self.memory.view())?;
+    /// Whether the driver wants to hear that the used index went from `before` to `now`. Not left to the library, which
+    /// counts only what it published itself and passes over the flag.
+    fn wants_interrupt(&self, before: u16, now: u16) -> Result<bool, Broken> {
+        let load = |offset: u64| {
+            let place = self.ring.avail_ring().checked_add(offset).ok_or(Broken::Bug)?;
+            self.memory.view().load::<u16>(GuestAddress(place), Ordering::Relaxed).map_err(|_| Broken::Bug)
+        };
+        // The used index is visible before the driver's wish is read: else it could ask just too late.
+        fence(Ordering::SeqCst);
         if self.ring.event_idx_enabled() {
-            return Ok(wanted);
+            // Section 2.7.7: when the index passes `used_event`.
+            let event = load(AVAILABLE_ENTRIES + u64::from(self.ring.size()) * 2)?;
+            return Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before));
         }
-        // The library leaves the flag to its user.
-        let flags = self.memory.view().load::<u16>(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed);
-        Ok(flags.map_err(virtio_queue::Error::GuestMemory)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+        Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Tells the driver not to kick: the device looks by itself.
