@@ -5,6 +5,7 @@
 
 mod callbacks;
 mod calls;
+mod emulation;
 mod events;
 mod grants;
 mod memory;
@@ -59,6 +60,7 @@ const GROUPS: &[Group] = &[
     ("paging", paging::run),
     ("grants", grants::run),
     ("user-mode", user::run),
+    ("emulation", emulation::run),
     ("processor", processor::run),
     ("callbacks", callbacks::run),
     ("physdev", physdev::run),
