@@ -17,7 +17,7 @@ use paravane_tests::verdict::{broken_product, broken_test, note};
 /// Kernels that are tried where nobody says how many.
 const SEEDS: u64 = 48;
 /// A kernel that loops or waits for ever is ended after this long.
-const DEADLINE: Duration = Duration::from_millis(100);
+const DEADLINE: Duration = Duration::from_millis(150);
 
 fn number(variable: &str, otherwise: u64) -> u64 {
     match std::env::var(variable) {
@@ -75,8 +75,8 @@ fn random_kernels_end_alone() {
         "soup: {kernels} kernels from seed {first} on: {finished} finished, {killed} killed, {interrupted} interrupted; \
          {exits} exits"
     ));
-    // A soup that is never stirred shows nothing.
-    if seeds >= SEEDS && exits < kernels * STEPS / 4 {
+    // A soup that is never stirred shows nothing. A slow host does not get far with one, either.
+    if exits < kernels * STEPS / 32 {
         broken_test(format_args!("{exits} exits of {kernels} kernels: they end too early"));
     }
 }
