@@ -88,7 +88,7 @@ impl Workers {
         };
         self.running.fetch_add(1, Ordering::AcqRel);
         // A closure that never runs is dropped, and `end` with it.
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let thread = crate::threads::spawn(name, move || {
             if let Err(broken) = body(&end.stop) {
                 end.link.break_down(broken);
             }
