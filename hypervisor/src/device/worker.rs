@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Broken, Link};
+use crate::threads;
 
 /// Whether a device's workers are to end.
 #[derive(Debug)]
@@ -88,7 +89,7 @@ impl Workers {
         };
         self.running.fetch_add(1, Ordering::AcqRel);
         // A closure that never runs is dropped, and `end` with it.
-        let thread = crate::threads::spawn(name, move || {
+        let thread = threads::spawn(name, move || {
             if let Err(broken) = body(&end.stop) {
                 end.link.break_down(broken);
             }

@@ -1,7 +1,7 @@
 //! The guest's memory by linear address, as an instruction or the CPU itself accesses it.
 //!
 //! Both pages of a crossing access are looked up before a byte moves, so that a fault leaves nothing half
-//! done. What lies outside the guest's memory reads all ones and swallows stores, like an empty bus.
+//! done. What lies outside the guest's memory is the platform's to answer for.
 
 use super::cpu::VirtualCpu;
 use super::exception::{Exception, Stop};
@@ -33,6 +33,15 @@ pub(crate) enum Rights {
     System,
 }
 
+/// Where an access goes.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// To memory.
+    Memory(Maddr),
+    /// To the bus, at this guest-physical address: a device, or nothing.
+    Bus(u64),
+}
+
 /// What a store went to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stored {
@@ -48,28 +57,22 @@ pub(crate) enum Stored {
 const MAX_ACCESS: usize = 64;
 
 impl Trap<'_> {
-    fn lookup(&self, va: u64, write: bool, rights: Rights) -> Result<Option<Maddr>, Stop> {
+    fn lookup(&self, va: u64, write: bool, rights: Rights) -> Result<Place, Stop> {
         let user = self.cpu.user && rights == Rights::Current;
         match self.shadow.lookup(self.mem, va, Access { write, user, fetch: false }) {
-            Ok(found) => Ok(found.maddr()),
+            Ok(found) => Ok(found.maddr().map_or(Place::Bus(found.physical()), Place::Memory)),
             Err(LookupError::PageFault(code)) => Err(Exception::page(code, va).into()),
             Err(LookupError::NotCanonical) => Err(Exception::protection(0).into()),
         }
     }
 
     /// The one or two pieces of an access, each within a page: machine address and length.
-    fn pieces(
-        &self,
-        va: u64,
-        len: usize,
-        write: bool,
-        rights: Rights,
-    ) -> Result<[(Option<Maddr>, usize); 2], Stop> {
+    fn pieces(&self, va: u64, len: usize, write: bool, rights: Rights) -> Result<[(Place, usize); 2], Stop> {
         debug_assert!(len <= MAX_ACCESS);
         let in_first = (PAGE_SIZE - va % PAGE_SIZE).min(len as u64);
         let first = self.lookup(va, write, rights)?;
         let rest = len - in_first as usize;
-        let second = if rest == 0 { None } else { self.lookup(va.wrapping_add(in_first), write, rights)? };
+        let second = if rest == 0 { first } else { self.lookup(va.wrapping_add(in_first), write, rights)? };
         Ok([(first, in_first as usize), (second, rest)])
     }
 
@@ -77,10 +80,10 @@ impl Trap<'_> {
     pub fn read(&mut self, va: u64, buf: &mut [u8], rights: Rights) -> Result<(), Stop> {
         let [(first, len), (second, _)] = self.pieces(va, buf.len(), false, rights)?;
         let (head, tail) = buf.split_at_mut(len);
-        for (at, part) in [(first, head), (second, tail)] {
+        for (at, part) in [(first, head), (second, tail)].into_iter().filter(|(_, part)| !part.is_empty()) {
             match at {
-                Some(at) => self.mem.read(at, part).map_err(|e| not_memory(e, va))?,
-                None => part.fill(0xff),
+                Place::Memory(at) => self.mem.read(at, part).map_err(|e| not_memory(e, va))?,
+                Place::Bus(at) => self.platform.memory_in(at, part),
             }
         }
         Ok(())
@@ -93,8 +96,11 @@ impl Trap<'_> {
         let mut stored = Stored::Memory;
         for (at, part) in [(first, head), (second, tail)].into_iter().filter(|(_, part)| !part.is_empty()) {
             stored = stored.max(match at {
-                None => Stored::Bus,
-                Some(at) => match self.shadow.store(self.mem, self.paging, at, part) {
+                Place::Bus(at) => {
+                    self.platform.memory_out(at, part);
+                    Stored::Bus
+                }
+                Place::Memory(at) => match self.shadow.store(self.mem, self.paging, at, part) {
                     Ok(true) => Stored::Table,
                     Ok(false) => Stored::Memory,
                     Err(e) => return Err(not_memory(e, va)),

@@ -6,7 +6,7 @@ use super::access::Trap;
 use super::exception::{Death, Exception, Stop};
 use super::memory_op::Emulated;
 use crate::engine::Fault;
-use crate::ledger::{Cause, MmioDevice};
+use crate::ledger::Cause;
 use crate::memory::Maddr;
 use crate::mmu::shadow::{Fill, Lookup, LookupError};
 use crate::mmu::walk::Access;
@@ -66,7 +66,7 @@ impl Trap<'_> {
         match found.maddr() {
             // An empty bus reads all ones, and those are no instruction.
             None if access.fetch => Err(Exception::undefined().into()),
-            None => self.device_access(va),
+            None => self.device_access(va, found.physical(), access.write),
             Some(at) if access.write && self.is_table(at) => {
                 self.history.spurious.1 = 0;
                 self.table_store(va, at)
@@ -108,10 +108,11 @@ impl Trap<'_> {
         Ok(Cause::PageTableStore)
     }
 
-    fn device_access(&mut self, va: u64) -> Result<Cause, Stop> {
+    fn device_access(&mut self, va: u64, at: u64, write: bool) -> Result<Cause, Stop> {
+        let owner = self.platform.memory_owner(at, write);
         match self.emulate_memory()? {
             Emulated::Unknown => Err(Death::UnknownDeviceAccess { rip: self.regs.rip, address: va }.into()),
-            _ => Ok(Cause::Mmio(MmioDevice::Other)),
+            _ => Ok(Cause::Mmio(owner)),
         }
     }
 

@@ -1,5 +1,7 @@
 //! What the exits of a bare guest mean: `emulate` knows; this is the loop's view of it.
 
+use std::sync::Arc;
+
 use super::looping::{Guest, Handled, Next};
 use super::start::{RunError, World};
 use crate::domain::DomainEnd;
@@ -9,6 +11,7 @@ use crate::ledger::Ledger;
 use crate::memory::MachineMemory;
 use crate::mmu::shadow;
 use crate::platform::Platform;
+use crate::platform::virtio_mmio::VirtioMmio;
 use crate::time::Clock;
 
 /// Shadow tables for a guest of `frames`.
@@ -18,7 +21,7 @@ pub fn shadow_frames(frames: u64) -> u64 {
 
 /// A domain whose kernel believes that it owns a PC.
 pub struct BareDomain {
-    memory: MachineMemory,
+    memory: Arc<MachineMemory>,
     machine: BareMachine,
     regs: Regs,
     paging: Paging,
@@ -37,14 +40,16 @@ impl World<'_> {
             start_info: self.built.rsi,
             cr3: self.built.cr3,
         };
-        let platform = Platform::new(self.sink, self.input);
+        let memory = Arc::new(self.memory);
+        let virtio = VirtioMmio::new(self.devices, &memory, &self.kick)?;
+        let platform = Platform::new(self.sink, self.input).with_virtio(virtio);
         let reserved = self.engine.reserved_l4_entries();
         let (machine, regs) =
-            BareMachine::new(&boot, self.layout.shadow, reserved, platform, &self.memory, &mut paging)?;
+            BareMachine::new(&boot, self.layout.shadow, reserved, platform, &memory, &mut paging)?;
         // Nothing has run yet: no translation can be stale.
         paging.done();
         Ok(BareDomain {
-            memory: self.memory,
+            memory,
             machine,
             regs,
             paging,

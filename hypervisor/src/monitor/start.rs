@@ -2,6 +2,7 @@
 //!
 //! Start-up does what the first instruction needs and nothing else, and times each step.
 
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -26,6 +27,7 @@ use crate::event::{Binding, HostService};
 use crate::hypercall::FEATURES;
 use crate::memory::{BadMachineAddress, CreateError, MachineMemory, Maddr, PAGE_SIZE};
 use crate::mmu::direct::DirectPaging;
+use crate::platform::virtio_mmio::VirtioMmio;
 use crate::time::Clock;
 
 /// A domain could not be run.
@@ -59,6 +61,9 @@ pub enum RunError {
     /// The builder made no console page: a bug of ours.
     #[error("the domain has no console page of its own; this is a bug in Paravane, please report it")]
     NoConsole,
+    /// The guest's memory cannot be shown to its devices: a bug of ours.
+    #[error("{0}; this is a bug in Paravane, please report it")]
+    Devices(#[from] crate::device::MemoryError),
     /// A bare machine could not be made.
     #[error("{0}; this is a bug in Paravane, please report it")]
     Bare(#[from] crate::emulate::StartError),
@@ -141,8 +146,9 @@ pub fn run(config: Config) -> Result<Report, RunError> {
 
     let mut info = engine.info().clone();
     info.detail = format!("{} ({why})", info.detail);
+    let cmdline = cmdline(&config, &image);
     let building = DomainConfig {
-        cmdline: &config.cmdline,
+        cmdline: &cmdline,
         initrd: config.initrd.as_deref(),
         console_port: CONSOLE_PORT,
         store_port: None,
@@ -202,6 +208,17 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         run_ns,
         first_output_ns: first.get().copied(),
     })
+}
+
+/// The kernel's command line: what was given, and where a bare kernel finds its devices.
+fn cmdline<'a>(config: &'a Config, image: &Image<'_>) -> Cow<'a, str> {
+    match image.kind() {
+        ImageKind::Bare(_) if !config.devices.is_empty() => {
+            let devices = VirtioMmio::parameters(config.devices.len());
+            Cow::Owned(format!("{} {devices}", config.cmdline).trim_start().to_owned())
+        }
+        _ => Cow::Borrowed(&config.cmdline),
+    }
 }
 
 /// Where the guest was, unless it ended of its own will: then nobody asks.

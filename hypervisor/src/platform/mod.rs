@@ -1,8 +1,8 @@
 //! The small PC that a bare kernel believes in: a UART, two interrupt controllers, a timer, a way out.
 //!
-//! Ports only; the ones that nobody owns read all ones and swallow what is written, as an ISA bus does. Time
+//! Ports, and virtio devices on the memory bus ([`virtio_mmio`]). Ports that nobody owns read all ones and swallow what is written, as an ISA bus does. Time
 //! is handed in with every call, so that the devices are functions of what the guest did and when. No device
-//! here raises an interrupt by itself: the monitor asks for one before it enters the guest.
+//! here interrupts by itself: the monitor asks before it enters the guest, and is kicked by those with threads.
 //!
 //! | ports | device |
 //! | --- | --- |
@@ -21,12 +21,14 @@
 mod pic;
 mod pit;
 mod uart;
+pub mod virtio_mmio;
 
 use crate::console::{ConsoleInput, ConsoleSink};
-use crate::ledger::PortDevice;
+use crate::ledger::{MmioDevice, PortDevice};
 use pic::Pic;
 use pit::Pit;
 use uart::Uart;
+use virtio_mmio::VirtioMmio;
 
 const PIT_IRQ: u8 = 0;
 const UART_IRQ: u8 = 4;
@@ -62,6 +64,7 @@ pub struct Platform {
     pit: Pit,
     uart: Uart,
     cmos_index: u8,
+    virtio: VirtioMmio,
 }
 
 impl std::fmt::Debug for Platform {
@@ -73,7 +76,32 @@ impl std::fmt::Debug for Platform {
 impl Platform {
     /// A PC as it is after reset, whose serial line is this console.
     pub fn new(sink: Box<dyn ConsoleSink>, input: ConsoleInput) -> Self {
-        Self { pic: Pic::default(), pit: Pit::default(), uart: Uart::new(sink, input), cmos_index: 0 }
+        let virtio = VirtioMmio::default();
+        Self { pic: Pic::default(), pit: Pit::default(), uart: Uart::new(sink, input), cmos_index: 0, virtio }
+    }
+
+    /// The same with virtio devices.
+    pub fn with_virtio(self, virtio: VirtioMmio) -> Self {
+        Self { virtio, ..self }
+    }
+
+    /// Whose register is at a guest-physical address, for the ledger.
+    pub fn memory_owner(&self, address: u64, write: bool) -> MmioDevice {
+        match (self.virtio.register(address), write) {
+            (Some(register), true) => MmioDevice::VirtioWrite(register),
+            (Some(register), false) => MmioDevice::VirtioRead(register),
+            (None, _) => MmioDevice::Other,
+        }
+    }
+    /// Reads where the guest has no memory: all ones if there is no device.
+    pub fn memory_in(&mut self, address: u64, buf: &mut [u8]) {
+        if !self.virtio.read(address, buf) {
+            buf.fill(0xff);
+        }
+    }
+    /// Writes where the guest has no memory: lost if there is no device.
+    pub fn memory_out(&mut self, address: u64, bytes: &[u8]) {
+        self.virtio.write(address, bytes);
     }
 
     /// Whose port this is, for the ledger.
@@ -158,6 +186,7 @@ impl Platform {
             self.pic.pulse(PIT_IRQ);
         }
         self.pic.set_line(UART_IRQ, self.uart.interrupts());
+        self.virtio.lines().for_each(|(line, high)| self.pic.set_line(line, high));
         self.pic.wants_cpu()
     }
 
