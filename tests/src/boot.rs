@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use paravane::compare;
 use paravane::console::{CaptureSink, ConsoleInput};
+use paravane::device::Device;
 use paravane::domain::DomainEnd;
 use paravane::ledger::Region;
 use paravane::monitor::{Config, EngineChoice, Report, RunError, TransportChoice, run};
@@ -46,6 +47,8 @@ pub struct Guest<'a> {
     pub cmdline: &'a str,
     /// Its memory in bytes.
     pub mem_bytes: u64,
+    /// Makes its virtio devices, for each boot anew.
+    pub devices: fn() -> Vec<Box<dyn Device>>,
     /// What is typed before it starts.
     pub input: &'a [u8],
     /// When to end it if it does not end by itself.
@@ -56,7 +59,15 @@ impl Guest<'static> {
     /// `image` with 32 MiB and nothing else.
     pub fn new(image: impl Into<Cow<'static, [u8]>>) -> Self {
         let image = image.into();
-        Self { name: "guest", image, cmdline: "", mem_bytes: 32 << 20, input: &[], deadline: PATIENCE }
+        Self {
+            name: "guest",
+            image,
+            cmdline: "",
+            mem_bytes: 32 << 20,
+            devices: Vec::new,
+            input: &[],
+            deadline: PATIENCE,
+        }
     }
 }
 
@@ -91,7 +102,7 @@ impl Guest<'_> {
             mem_bytes: self.mem_bytes,
             cmdline: self.cmdline.to_owned(),
             initrd: None,
-            devices: Vec::new(),
+            devices: (self.devices)(),
             engine,
             transport,
             sink: Box::new(sink.clone()),

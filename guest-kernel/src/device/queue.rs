@@ -5,6 +5,9 @@ use paravane_guest::virtio::drivers::queue::VirtQueue;
 use paravane_guest::virtio::drivers::transport::Transport;
 use paravane_guest::virtio::drivers::{Error, Result};
 
+use alloc::boxed::Box;
+use alloc::vec;
+
 use paravane_guest::virtio::Interrupts;
 
 use super::{DeviceError, Transported, wait_used};
@@ -12,9 +15,10 @@ use super::{DeviceError, Transported, wait_used};
 /// A queue of `N` descriptors. What each head descriptor stands for is remembered, so that a device can give back
 /// nothing that it was not given.
 pub struct Queue<const N: usize> {
-    ring: VirtQueue<PoolHal, N>,
+    // On the heap, because it holds a copy of each descriptor: too much for the stack that a queue is made on.
+    ring: Box<VirtQueue<PoolHal, N>>,
     index: u16,
-    slots: [Option<u16>; N],
+    slots: Box<[Option<u16>]>,
     /// How many completions were taken since the queue began, modulo 2^16.
     taken: u16,
 }
@@ -25,8 +29,8 @@ impl<const N: usize> Queue<N> {
     /// # Errors
     /// When the device has no such queue, or memory is short.
     pub fn new(transport: &mut impl Transport, index: u16, event_idx: bool) -> Result<Self> {
-        let ring = VirtQueue::new(transport, index, false, event_idx)?;
-        Ok(Self { ring, index, slots: [None; N], taken: 0 })
+        let ring = Box::new(VirtQueue::new(transport, index, false, event_idx)?);
+        Ok(Self { ring, index, slots: vec![None; N].into_boxed_slice(), taken: 0 })
     }
 
     /// How many descriptors are free.

@@ -163,11 +163,11 @@ fn selected(names: &[String]) -> Vec<Workload> {
 fn list() -> String {
     let mut out = "Workloads\n".to_owned();
     for w in WORKLOADS {
-        out += &format!("  {:<14} {}\n", w.name, w.about);
+        out += &format!("  {:<16} {}\n", w.name, w.about);
     }
     out += "Techniques\n";
     for t in techniques() {
-        out += &format!("  {:<14} {}\n", t.name, t.about);
+        out += &format!("  {:<16} {}\n", t.name, t.about);
     }
     out
 }

@@ -86,6 +86,8 @@ pub struct WorkloadResult {
     pub ok: bool,
     /// What is wrong, if not.
     pub problems: Vec<String>,
+    /// Which techniques could not do it for want of a device, and why: nothing is wrong then, and nothing compared.
+    pub skipped: Vec<String>,
     /// Name and result of each technique.
     #[serde(serialize_with = "as_map")]
     pub techniques: Vec<(&'static str, TechniqueResult)>,
@@ -235,22 +237,25 @@ impl EngineFacts {
 
 impl WorkloadResult {
     fn of(workload: &Workload, runs: Runs) -> Self {
-        let mut problems = Vec::new();
+        let (mut problems, mut skipped) = (Vec::new(), Vec::new());
         let mut results = Vec::new();
         for (technique, samples) in runs {
             let (good, bad): (Vec<_>, Vec<_>) = samples.into_iter().partition(Result::is_ok);
             let ok = bad.is_empty();
-            for problem in bad.into_iter().filter_map(Result::err).map(|e| format!("{}: {e}", technique.name))
-            {
-                if !problems.contains(&problem) {
-                    problems.push(problem);
+            for failure in bad.into_iter().filter_map(Result::err) {
+                let list = if matches!(failure, Failure::Skipped(_)) { &mut skipped } else { &mut problems };
+                let line = format!("{}: {failure}", technique.name);
+                if !list.contains(&line) {
+                    list.push(line);
                 }
             }
             let good = good.into_iter().filter_map(Result::ok).collect();
             results.extend(TechniqueResult::of(good, ok).map(|result| (technique.name, result)));
         }
         let (mut traps_saved, mut time_saved) = (None, None);
-        if let ([(a, first), .., (b, last)], true) = (results.as_slice(), problems.is_empty()) {
+        if let ([(a, first), .., (b, last)], true) =
+            (results.as_slice(), problems.is_empty() && skipped.is_empty())
+        {
             if first.ops != last.ops {
                 problems.push(format!("{a} did {} operations, {b} {}: not comparable", first.ops, last.ops));
             } else if first.engine != last.engine {
@@ -262,8 +267,8 @@ impl WorkloadResult {
             }
         }
         let ok = problems.is_empty();
-        let Workload { name, about } = *workload;
-        Self { name, about, ok, problems, techniques: results, traps_saved, time_saved }
+        let Workload { name, about, .. } = *workload;
+        Self { name, about, ok, problems, skipped, techniques: results, traps_saved, time_saved }
     }
 }
 

@@ -97,6 +97,37 @@ fn one_failure_spoils_the_workload_but_not_the_report() {
 }
 
 #[test]
+fn what_lacks_a_device_is_skipped_and_nothing_else_is_spoilt() {
+    let lacking = |config: Config| {
+        if is_pv(&config) {
+            return good(config);
+        }
+        Ok(play(config, "skip: name=map-512 why=no-such-device\n", Cause::Kick, 1, 1))
+    };
+    let result = compare_one(&settings(2), lacking, |_| {});
+    let workload = &result.workloads[0];
+    assert_eq!(workload.skipped, ["trap: the guest lacks a device for it: no-such-device"]);
+    assert!(result.ok() && workload.traps_saved.is_none() && workload.techniques.len() == 1);
+    assert!(text(&result).contains("SKIPPED  trap: "));
+    let json = serde_json::to_value(&result).unwrap();
+    assert_eq!(json["workloads"][0]["skipped"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_workload_is_given_what_it_needs() {
+    let mut settings = settings(1);
+    settings.workloads = WORKLOADS.into_iter().filter(|w| w.name.starts_with("net-")).collect();
+    let given = Cell::new(0);
+    let boot = |config: Config| {
+        assert_eq!(config.devices.iter().map(|d| d.info().kind).collect::<Vec<_>>(), [1]);
+        given.set(given.get() + 1);
+        good(config)
+    };
+    compare_one(&settings, boot, |_| {});
+    assert_eq!(given.get(), 2 * settings.workloads.len());
+}
+
+#[test]
 fn different_engines_are_not_compared() {
     let boot = |config: Config| {
         let name = if is_pv(&config) { "process" } else { "kvm" };

@@ -9,6 +9,7 @@
 
 mod comparison;
 mod host;
+mod needs;
 mod outcome;
 #[cfg(test)]
 mod played;
@@ -22,6 +23,7 @@ pub use comparison::{
     WorkloadResult, compare,
 };
 pub use host::HostFacts;
+pub use needs::Needs;
 pub use outcome::{Outcome, OutcomeError};
 pub use sample::{Failure, Machine, Sample, measure};
 pub use side::{LeftOut, SideBySide, TrapDifference};
@@ -62,20 +64,37 @@ pub struct Workload {
     pub name: &'static str,
     /// What it does.
     pub about: &'static str,
+    /// The devices that it needs.
+    pub needs: Needs,
+}
+
+impl Workload {
+    const fn new(name: &'static str, about: &'static str, needs: Needs) -> Self {
+        Self { name, about, needs }
+    }
 }
 
 /// The workloads of the reference guest.
-pub const WORKLOADS: [Workload; 6] = [
-    Workload { name: "null-call", about: "ask the machine the least, 1000 times" },
-    Workload { name: "console-4k", about: "print 4096 bytes in one write" },
-    Workload { name: "map-512", about: "map, touch, protect and unmap 512 scattered pages" },
-    Workload { name: "map-4096", about: "map, touch, protect and unmap 4096 scattered pages" },
-    Workload { name: "address-space", about: "make, use and destroy 16 address spaces of 128 pages" },
-    Workload { name: "timer-1000", about: "1000 timer interrupts, 100 us each" },
+pub const WORKLOADS: [Workload; 11] = [
+    Workload::new("null-call", "ask the machine the least, 1000 times", Needs::Nothing),
+    Workload::new("console-4k", "print 4096 bytes in one write", Needs::Nothing),
+    Workload::new("map-512", "map, touch, protect and unmap 512 scattered pages", Needs::Nothing),
+    Workload::new("map-4096", "map, touch, protect and unmap 4096 scattered pages", Needs::Nothing),
+    Workload::new("address-space", "make, use and destroy 16 address spaces of 128 pages", Needs::Nothing),
+    Workload::new("timer-1000", "1000 timer interrupts, 100 us each", Needs::Nothing),
+    Workload::new(
+        "net-setup",
+        "set a network interface up, from nothing to its first usable queue",
+        Needs::Network,
+    ),
+    Workload::new("net-send-64", "send 10000 frames of 64 bytes", Needs::Network),
+    Workload::new("net-send-1500", "send 10000 frames of 1500 bytes", Needs::Network),
+    Workload::new("net-receive-64", "receive 10000 frames of 64 bytes", Needs::Network),
+    Workload::new("net-receive-1500", "receive 10000 frames of 1500 bytes", Needs::Network),
 ];
 
 /// What the numbers do not mean; part of every report.
-pub const NOTES: [&str; 5] = [
+pub const NOTES: [&str; 6] = [
     "Both techniques run the same kernel source, compiled with the same flags, on the same engine at CPL 3; \
      they differ in whether the kernel asks (hypercall) or trips (privileged instruction, protected page table).",
     "A kernel at ring 0 under hardware virtualization (VT-x, SVM) with nested paging needs no trap for page-table \
@@ -84,6 +103,8 @@ pub const NOTES: [&str; 5] = [
      The rest is guest code and the way in and out.",
     "What an exit costs depends on the engine and on the host's own virtualization; compare ratios and counts \
      between machines, not times.",
+    "Devices: the same device models and threads of the host serve both techniques. The network's other \
+     side is a peer in this process: what is measured is the way there, not a medium.",
     "With several repetitions, what is shown of a technique is the one run whose time is the median; \
      the others are in the JSON.",
 ];

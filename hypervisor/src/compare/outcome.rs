@@ -81,6 +81,15 @@ impl Outcome {
     }
 }
 
+/// Why the guest did not do `workload`, if it says that it lacks something for it: `skip: name=NAME why=REASON`.
+pub(super) fn skipped(console: &str, workload: &str) -> Option<String> {
+    let mut lines = console.lines().filter_map(|line| line.trim().strip_prefix("skip:"));
+    lines.find_map(|line| {
+        let (name, why) = line.trim().strip_prefix("name=")?.split_once(" why=")?;
+        (name == workload).then(|| printable(why))
+    })
+}
+
 /// Guest text, safe to show on a terminal and bounded.
 pub(super) fn printable(text: &str) -> String {
     let safe = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
@@ -110,6 +119,14 @@ mod tests {
             (outcome.ops, outcome.ok, outcome.details["why"].as_str()),
             (0, false, "page 3 holds a=7")
         );
+    }
+
+    #[test]
+    fn a_guest_may_lack_what_it_needs() {
+        let console = "hello\r\nskip: name=net-setup why=no-such-device\r\n";
+        assert_eq!(skipped(console, "net-setup").as_deref(), Some("no-such-device"));
+        assert_eq!(skipped(console, "net"), None);
+        assert_eq!(skipped("bench: name=net ops=1 ok=true", "net"), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::outcome::{Outcome, OutcomeError, printable};
+use super::outcome::{self, Outcome, OutcomeError, printable};
 use super::{Technique, Workload};
 use crate::console::{CaptureSink, ConsoleInput};
 use crate::domain::DomainEnd;
@@ -45,6 +45,9 @@ pub struct Sample {
 /// Why a boot measured nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
+    /// The guest lacks a device that the workload needs.
+    #[error("the guest lacks a device for it: {0}")]
+    Skipped(String),
     /// The guest could not be started.
     #[error("the guest could not be started: {0}")]
     Start(String),
@@ -81,7 +84,7 @@ pub fn measure<E: std::fmt::Display>(
         mem_bytes: machine.mem_bytes,
         cmdline: format!("bench={}", workload.name),
         initrd: None,
-        devices: Vec::new(),
+        devices: workload.needs.provide(),
         engine: machine.engine,
         transport: machine.transport,
         sink: Box::new(console.clone()),
@@ -97,6 +100,9 @@ pub fn measure<E: std::fmt::Display>(
     let text = console.text();
     if report.end != DomainEnd::PowerOff {
         return Err(Failure::End { end: report.end, last_words: last_words(&text) });
+    }
+    if let Some(why) = outcome::skipped(&text, workload.name) {
+        return Err(Failure::Skipped(why));
     }
     let mut outcome = Outcome::parse(&text, workload.name)?;
     if !outcome.ok {

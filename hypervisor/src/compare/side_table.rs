@@ -41,8 +41,13 @@ fn write_workload(out: &mut String, side: &SideBySide, workload: &WorkloadResult
     table::write_title(out, workload)?;
     for comparison in &side.engines {
         let same = comparison.workloads.iter().filter(|w| w.name == workload.name);
-        for problem in same.flat_map(|w| &w.problems) {
-            writeln!(out, "  NOT OK  on {}: {problem}", comparison.asked)?;
+        for found in same {
+            for problem in &found.problems {
+                writeln!(out, "  NOT OK  on {}: {problem}", comparison.asked)?;
+            }
+            for why in &found.skipped {
+                writeln!(out, "  SKIPPED  on {}: {why}", comparison.asked)?;
+            }
         }
     }
     writeln!(out, "{}", summary(side, workload.name))?;

@@ -75,6 +75,9 @@ fn write_workload(out: &mut String, workload: &WorkloadResult, repeat: usize) ->
     for problem in &workload.problems {
         writeln!(out, "  NOT OK  {problem}")?;
     }
+    for why in &workload.skipped {
+        writeln!(out, "  SKIPPED  {why}")?;
+    }
     if workload.techniques.is_empty() {
         return writeln!(out);
     }
@@ -102,6 +105,11 @@ pub(super) fn counts(result: &TechniqueResult) -> Vec<String> {
         result.flushes.iter().filter(|(_, n)| **n != 0).map(|(reason, n)| format!("{reason} {n}")).collect();
     if !flushes.is_empty() {
         lines.push(format!("flushes of the guest's queue, by reason as it says: {}", flushes.join(", ")));
+    }
+    if let (Some(kicks), Some(suppressed)) =
+        (result.details.get("kicks"), result.details.get("kicks-suppressed"))
+    {
+        lines.push(format!("kicks of the device, as the guest says: {kicks} made, {suppressed} not needed"));
     }
     if let Some((_, exits)) = result.whole.kernel_statistics.iter().find(|(name, _)| name == "exits") {
         let traps = result.whole.traps;

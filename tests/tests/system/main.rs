@@ -4,6 +4,7 @@
 //! knows how long something takes; deadlines only keep a hang from lasting.
 
 mod conformance;
+mod devices;
 mod endings;
 mod files;
 mod parity;

@@ -9,7 +9,7 @@ pub fn own_traps(region: &Region) -> u64 {
     region.exits.iter().filter(|row| row.cause != Cause::Kick).map(|row| row.count).sum()
 }
 
-fn count(region: &Region, cause: Cause) -> u64 {
+pub fn count(region: &Region, cause: Cause) -> u64 {
     region.exits.iter().filter(|row| row.cause == cause).map(|row| row.count).sum()
 }
 
