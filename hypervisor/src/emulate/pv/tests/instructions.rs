@@ -303,7 +303,9 @@ fn software_interrupts_go_through_gates_that_let_the_mode_in() {
         let address = HANDLERS + 31;
         t.vcpu.traps[0x80] = TrapInfo { vector: 0x80, flags: level, address, ..Default::default() };
     };
-    let reported = [UD, Fault { vector: 13, error_code: 0x80 << 3 | 2, address: 0 }];
+    // As #UD, as the manual has it, and as an emulated processor counts vectors.
+    let as_gp = |index: u32| Fault { vector: 13, error_code: index << 3 | 2, address: 0 };
+    let reported = [UD, as_gp(0x80), as_gp(0x100)];
     for fault in reported {
         for (user, level, enters) in
             [(false, 0, false), (false, 1, true), (true, 1, false), (true, 2, false), (true, 3, true)]
