@@ -6,7 +6,7 @@ use paravane_tests::guests::CONFORMANCE;
 use paravane_tests::verdict::note;
 
 /// Attacks on page tables that must be among the checks, so that none is lost by renaming or forgetting.
-const ATTACKS: [&str; 14] = [
+const ATTACKS: [&str; 24] = [
     "tables/l1-table-writable",
     "tables/l4-table-writable",
     "tables/by-address-table-writable",
@@ -21,6 +21,16 @@ const ATTACKS: [&str; 14] = [
     "pins/write-access-while-pinned",
     "pins/bad-update-of-a-pinned-table",
     "pins/unpin-twice",
+    "grants/map-a-page-table-for-writing",
+    "grants/map-read-only-for-writing",
+    "grants/map-by-entry-unaligned",
+    "grants/map-by-entry-of-no-table",
+    "grants/unmap-with-more-rights",
+    "grants/unmap-twice",
+    "grants/granted-no-page-table",
+    "grants/copy-into-a-page-table",
+    "grants/transfer-a-page-table",
+    "emulation/store-a-table-writable",
 ];
 
 fn checks(outcome: &Outcome) -> impl Iterator<Item = &str> {

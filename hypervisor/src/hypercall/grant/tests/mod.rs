@@ -26,6 +26,9 @@ impl TestDomain {
         self.call(nr::GRANT_TABLE_OP, [op.into(), va(SCRATCH), 1])?;
         self.read_guest_obj(va(SCRATCH))
     }
+    fn grow_table(&mut self) {
+        self.grant(GNTTABOP_SET_VERSION, GnttabSetVersion { version: 1 }).unwrap();
+    }
     fn entry_maddr(&self, r: u32) -> Maddr {
         Maddr(Mfn(self.facts.grants.start).maddr().0 + u64::from(r) * 8)
     }
@@ -390,6 +393,17 @@ fn a_frame_is_transferred_to_an_entry_that_accepts_it() {
     }
 }
 
+/// A use too many is refused.
+#[test]
+fn counts_of_uses_do_not_wrap() {
+    let mut t = TestDomain::new();
+    t.offer(REF, PAGE, 0);
+    let handles: Vec<_> = (0..128).map(|_| t.map_at(va(WINDOW), REF, GNTMAP_DEVICE_MAP)).collect();
+    assert!(handles.iter().all(|op| op.status == GNTST_OKAY));
+    assert_eq!(t.map_at(va(WINDOW), REF, GNTMAP_DEVICE_MAP).status, GNTST_GENERAL_ERROR);
+    assert_eq!(t.map_at(va(WINDOW), REF, HOST_RO).status, GNTST_OKAY, "another kind of use");
+}
+
 /// A mapping that the guest overwrites is gone for it, and the frame is free; the grant stays in use.
 #[test]
 fn a_mapping_that_was_overwritten_cannot_be_unmapped() {
@@ -402,4 +416,39 @@ fn a_mapping_that_was_overwritten_cannot_be_unmapped() {
     let entry = t.entry(PAGE, RW);
     t.map(WINDOW, entry).unwrap();
     assert_eq!(t.unmap_from(va(WINDOW), handle), GNTST_OKAY);
+}
+
+/// The guest changes an entry while it is looked at: what is used was granted at one moment, as a whole.
+#[test]
+fn an_entry_that_never_holds_still_is_taken_whole_or_not_at_all() {
+    const TRIES: u32 = 20_000;
+    let mut t = TestDomain::new();
+    t.grow_table();
+    let (granted, other) = (t.mfn(PAGE), t.mfn(OTHER));
+    let word = |flags: u16, frame: u64| frame << 32 | u64::from(DOMID) << 16 | u64::from(flags);
+    let at = t.entry_maddr(REF);
+    t.memory.store_u64(at, word(GTF_PERMIT_ACCESS, granted)).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let domain: &mut PvDomain = &mut t;
+    let (memory, mmu, grants) = (&domain.memory, &domain.mmu, &mut domain.grants);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                memory.store_u64(at, word(GTF_INVALID, other)).unwrap();
+                memory.store_u64(at, word(GTF_PERMIT_ACCESS, granted)).unwrap();
+            }
+        });
+        let how = crate::domain::grants::Use { host: true, ..Default::default() };
+        for _ in 0..TRIES {
+            match grants.acquire(memory, mmu, REF, how, true) {
+                Ok(frame) => {
+                    assert_eq!(frame, Mfn(granted));
+                    grants.release(memory, REF, how).unwrap();
+                }
+                Err(unusable) => assert_eq!(unusable, Unusable(GNTST_GENERAL_ERROR)),
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(t.grants.used_frame(REF), None);
 }

@@ -4,6 +4,7 @@ use paravane_abi::mmu::*;
 use proptest::prelude::*;
 
 use super::super::frame::FrameType;
+use super::super::{Granted, Place};
 use super::*;
 
 /// One thing that the guest does. Frames and slots are few, so that what it does collides.
@@ -50,6 +51,15 @@ enum Act {
         frame: u64,
         slot: u64,
         value: u64,
+    },
+    /// A granted frame comes into an entry, or goes from it; by the table, or by its address.
+    Grant {
+        at: (u64, u64),
+        linear: bool,
+        frame: u64,
+        writable: bool,
+        back: bool,
+        replacement: Option<u64>,
     },
     /// Makes a tree of tables as an honest guest would, and pins the one at `pin`; the first is the L4.
     Tree {
@@ -105,6 +115,10 @@ fn act() -> impl Strategy<Value = Act> {
             .prop_map(|(frames, entries)| Act::Gdt { frames, entries }),
         1 => frame().prop_map(|frame| Act::Give { frame }),
         1 => frame().prop_map(|frame| Act::Take { frame }),
+        4 => ((table(), slot()), any::<bool>(), frame(), any::<bool>(), any::<bool>(), prop::option::of(slot()))
+            .prop_map(|(at, linear, frame, writable, back, replacement)| {
+                Act::Grant { at, linear, frame, writable, back, replacement }
+            }),
         8 => (frame(), slot(), value()).prop_map(|(frame, slot, value)| Act::Poke { frame, slot, value }),
         2 => (prop::sample::subsequence((FREE..FRAMES).collect::<Vec<_>>(), 4..12), 0..4usize)
             .prop_map(|(frames, pin)| Act::Tree { frames, pin }),
@@ -157,6 +171,22 @@ impl World {
             Act::Take { frame } => {
                 let mfn = self.absolute(frame);
                 self.op(|d, m, _, _| d.give_to_guest(m, mfn, frame).map_err(Stop::Refused))
+            }
+            Act::Grant { at: (table, slot), linear, frame, writable, back, replacement } => {
+                let place = if linear {
+                    Place::Linear(slot << 12)
+                } else {
+                    Place::Entry(self.slot_at(table, slot).0)
+                };
+                let granted = Granted { frame: self.absolute(frame), writable };
+                let replacement = replacement.map(|slot| slot << 12);
+                self.op(|d, m, p, _| {
+                    if back {
+                        d.unmap_granted(m, p, place, granted, replacement)
+                    } else {
+                        d.map_granted(m, p, place, granted, pte::ACCESSED)
+                    }
+                })
             }
             Act::Poke { frame, slot, value } => {
                 // The guest's own store, where a mapping lets it.
