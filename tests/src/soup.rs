@@ -4,10 +4,15 @@
 //! instruction with registers of its choice; whatever a step runs into, the handlers go on with the next one. What
 //! the steps do to the kernel itself (they may well overwrite it) is part of the game.
 
+use std::ops::Range;
+
+use paravane::domain::layout::HypervisorLayout;
+use paravane_abi::grant::*;
 use paravane_abi::hypercall as nr;
-use paravane_abi::mmu::{MMUEXT_NEW_USER_BASEPTR, MmuextOp};
+use paravane_abi::mmu::{MMUEXT_NEW_USER_BASEPTR, MmuextOp, UVMF_INVLPG};
 use paravane_abi::start_info::StartInfo;
 use paravane_abi::{addr, domid, pte, sched, segment, trap};
+use zerocopy::IntoBytes;
 
 use crate::images::{ENTRY, HYPERCALL_PAGE, Kind, SIZE, VIRT_BASE, kernel};
 use crate::random::SplitMix64;
@@ -17,10 +22,19 @@ pub const STEPS: u64 = 256;
 const STEP_BYTES: usize = 128;
 
 /// Offsets from [`ENTRY`]: handlers, the first step, then what the arguments point into.
-const PLAIN: u64 = 0x140;
-const WITH_ERROR: u64 = 0x1c0;
-const FAILSAFE: u64 = 0x240;
-const FIRST: u64 = 0x300;
+const PLAIN: u64 = 0x200;
+const WITH_ERROR: u64 = 0x280;
+const FAILSAFE: u64 = 0x300;
+const FIRST: u64 = 0x380;
+/// Elements of grant operations, so many for each; entries of the grant table, and where it is mapped.
+const ELEMENTS: u64 = 0xa000;
+const ELEMENTS_EACH: u64 = 4;
+const ELEMENT_BYTES: u64 = 40;
+const GRANT_OPS: u64 = 12;
+const GRANTS: u64 = 0xaa00;
+const GRANT_ENTRIES: u64 = 32;
+const GRANT_TABLE: u64 = VIRT_BASE + 80 * addr::PAGE_SIZE;
+const SETUP: u64 = 0xab80;
 const TRAPS: u64 = 0xb000;
 const NEXT: u64 = 0xb800;
 const ROOT: u64 = 0xb900;
@@ -28,17 +42,22 @@ const DATA: u64 = 0xc000;
 const DATA_BYTES: u64 = 0x2000;
 const STACK: u64 = SIZE - 0x1000;
 
-const _: () = assert!(FIRST + (STEPS + 1) * STEP_BYTES as u64 <= TRAPS && DATA + DATA_BYTES < STACK);
+const _: () = assert!(FIRST + (STEPS + 1) * STEP_BYTES as u64 <= ELEMENTS);
+const _: () = assert!(ELEMENTS + GRANT_OPS * ELEMENTS_EACH * ELEMENT_BYTES <= GRANTS);
+const _: () =
+    assert!(GRANTS + GRANT_ENTRIES * 8 <= SETUP && SETUP + 0x80 <= TRAPS && DATA + DATA_BYTES < STACK);
 
 /// Bytes of memory for a kernel of this kind.
 pub const MEMORY: u64 = 8 << 20;
 const PAGES: u64 = MEMORY / addr::PAGE_SIZE;
 
-/// The kernel of a seed, for a machine whose first `frame_base` frames are the hypervisor's.
-pub fn soup(seed: u64, frame_base: u64) -> Vec<u8> {
-    let mut cook = Cook { random: SplitMix64::new(seed), frame_base };
+/// The kernel of a seed.
+pub fn soup(seed: u64) -> Vec<u8> {
+    let layout = HypervisorLayout::new(PAGES, 0);
+    let (frame_base, shared) = (layout.hypervisor_frames(), layout.shared());
+    let mut cook = Cook { random: SplitMix64::new(seed), frame_base, shared };
     let mut code = Vec::new();
-    put(&mut code, 0, &prologue(frame_base));
+    put(&mut code, 0, &prologue(frame_base, layout.grants.start));
     put(&mut code, PLAIN, &handler(0));
     put(&mut code, WITH_ERROR, &handler(1));
     put(&mut code, FAILSAFE, &handler(4));
@@ -47,6 +66,11 @@ pub fn soup(seed: u64, frame_base: u64) -> Vec<u8> {
         put(&mut code, FIRST + n * STEP_BYTES as u64, &step);
     }
     put(&mut code, FIRST + STEPS * STEP_BYTES as u64, &power_off());
+    let elements: Vec<u8> =
+        (0..GRANT_OPS * ELEMENTS_EACH).flat_map(|n| cook.element(n / ELEMENTS_EACH)).collect();
+    put(&mut code, ELEMENTS, &elements);
+    put(&mut code, GRANTS, &cook.grants());
+    put(&mut code, SETUP, &setup_table());
     put(&mut code, TRAPS, &trap_table());
     let words: Vec<u8> = (0..DATA_BYTES / 8).flat_map(|_| cook.value().to_le_bytes()).collect();
     put(&mut code, DATA, &words);
@@ -85,8 +109,19 @@ const R9: u8 = 9;
 const R10: u8 = 10;
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
-/// Registers the handlers, makes the kernel's tables the user's too, and goes to the first step.
-fn prologue(frame_base: u64) -> Vec<u8> {
+/// The argument of `GNTTABOP_setup_table`: one frame, whose number comes behind it.
+fn setup_table() -> Vec<u8> {
+    let setup = GnttabSetupTable {
+        dom: domid::DOMID_SELF,
+        nr_frames: 1,
+        frame_list: ENTRY + SETUP + 0x40,
+        ..GnttabSetupTable::default()
+    };
+    setup.as_bytes().to_vec()
+}
+
+/// Registers the handlers, makes the kernel's tables the user's too, grants a few pages, and goes to the first step.
+fn prologue(frame_base: u64, grant_table: u64) -> Vec<u8> {
     let [pt_base] =
         [std::mem::offset_of!(StartInfo, pt_base)].map(|at| u8::try_from(at).expect("a short way"));
     let [argument] = [std::mem::offset_of!(MmuextOp, arg1)].map(|at| u8::try_from(at).expect("a short way"));
@@ -115,6 +150,21 @@ fn prologue(frame_base: u64) -> Vec<u8> {
         load(RAX, nr::STACK_SWITCH),
         load(RSI, ENTRY + STACK),
         SYSCALL.to_vec(),
+        load(RAX, nr::GRANT_TABLE_OP),
+        load(RDI, GNTTABOP_SETUP_TABLE.into()),
+        load(RSI, ENTRY + SETUP),
+        load(RDX, 1),
+        SYSCALL.to_vec(),
+        load(RAX, nr::UPDATE_VA_MAPPING),
+        load(RDI, GRANT_TABLE),
+        load(RSI, pte::make(grant_table, 0x67)),
+        load(RDX, UVMF_INVLPG),
+        SYSCALL.to_vec(),
+        load(RDI, GRANT_TABLE),
+        load(RSI, ENTRY + GRANTS),
+        load(RCX, GRANT_ENTRIES),
+        // rep movsq
+        vec![0xf3, 0x48, 0xa5],
     ]
     .concat();
     let jump = u32::try_from(FIRST as usize - start.len() - 5).expect("forwards").to_le_bytes();
@@ -254,6 +304,8 @@ const INSTRUCTIONS: &[&[u8]] = &[
 struct Cook {
     random: SplitMix64,
     frame_base: u64,
+    /// Frames of the hypervisor that the kernel may map.
+    shared: Range<u64>,
 }
 
 impl Cook {
@@ -293,6 +345,11 @@ impl Cook {
                 args[3] = self.domain();
             }
             nr::MULTICALL | nr::SET_GDT => args[1] = self.count(),
+            nr::GRANT_TABLE_OP if self.random.below(4) > 0 => {
+                let element = args[0].min(GRANT_OPS - 1) * ELEMENTS_EACH + self.random.below(ELEMENTS_EACH);
+                args[1] = ENTRY + ELEMENTS + element * ELEMENT_BYTES;
+                args[2] = 1;
+            }
             nr::GRANT_TABLE_OP => (args[1], args[2]) = (self.address(), self.count()),
             nr::UPDATE_VA_MAPPING => (args[0], args[1]) = (self.mapped(), self.entry()),
             nr::VCPU_OP => (args[1], args[2]) = (self.random.below(2), self.address()),
@@ -360,6 +417,60 @@ impl Cook {
         }
     }
 
+    /// An element of a grant operation, as likely as not one that makes sense.
+    fn element(&mut self, op: u64) -> Vec<u8> {
+        let (r, handle) = (self.random.below(GRANT_ENTRIES) as u32, self.random.below(4) as u32);
+        let dom = self.random.one_of(&[1, 1, 1, domid::DOMID_SELF, 0]);
+        let (host_addr, new_addr) = (self.mapped(), self.mapped());
+        let [source, dest] = [0, 1].map(|_| GnttabCopyPtr {
+            u: self.random.below(GRANT_ENTRIES),
+            domid: dom,
+            offset: self.random.below(0x1100) as u16,
+            ..GnttabCopyPtr::default()
+        });
+        let mut bytes = match u32::try_from(op).expect("a small number") {
+            GNTTABOP_MAP_GRANT_REF => {
+                let flags =
+                    self.random.below(16) as u32 | self.random.one_of(&[0, 0, 0, GNTMAP_CONTAINS_PTE]);
+                let host_addr = if flags & GNTMAP_CONTAINS_PTE == 0 { host_addr } else { self.slot() };
+                let map =
+                    GnttabMapGrantRef { host_addr, flags, r#ref: r, dom, ..GnttabMapGrantRef::default() };
+                map.as_bytes().to_vec()
+            }
+            GNTTABOP_UNMAP_GRANT_REF => {
+                let dev_bus_addr = self.random.one_of(&[0, self.frame_base << 12]);
+                GnttabUnmapGrantRef { host_addr, dev_bus_addr, handle, status: 0, _pad: 0 }
+                    .as_bytes()
+                    .to_vec()
+            }
+            GNTTABOP_UNMAP_AND_REPLACE => {
+                GnttabUnmapAndReplace { host_addr, new_addr, handle, status: 0, _pad: 0 }.as_bytes().to_vec()
+            }
+            GNTTABOP_TRANSFER => {
+                let transfer =
+                    GnttabTransfer { mfn: self.frame(), domid: dom, r#ref: r, ..GnttabTransfer::default() };
+                transfer.as_bytes().to_vec()
+            }
+            GNTTABOP_COPY => {
+                let (len, flags) = (self.random.below(0x1100) as u16, self.random.one_of(&[3, 3, 1, 2, 0]));
+                GnttabCopy { source, dest, len, flags, ..GnttabCopy::default() }.as_bytes().to_vec()
+            }
+            _ => (0..ELEMENT_BYTES / 8).flat_map(|_| self.value().to_le_bytes()).collect(),
+        };
+        bytes.resize(ELEMENT_BYTES as usize, 0);
+        bytes
+    }
+
+    /// The first entries of the grant table, most of them grants of free pages to the kernel itself.
+    fn grants(&mut self) -> Vec<u8> {
+        let entry = |_| {
+            let flags = self.random.one_of(&[1, 1, 1, 1 | GTF_READONLY, GTF_ACCEPT_TRANSFER, 0, 0xffff]);
+            let domid = self.random.one_of(&[1, 1, 1, 1, 0]);
+            GrantEntryV1 { flags, domid, frame: self.frame() as u32 }.as_bytes().to_vec()
+        };
+        (0..GRANT_ENTRIES).flat_map(entry).collect()
+    }
+
     fn count(&mut self) -> u64 {
         let many = [0, 8, 300, 1 << 20, 1 << 31 | 1, u64::MAX];
         if self.random.below(4) > 0 { 1 + self.random.below(3) } else { self.random.one_of(&many) }
@@ -405,6 +516,7 @@ impl Cook {
 
     fn frame(&mut self) -> u64 {
         match self.random.below(8) {
+            0 if self.random.below(2) == 0 => self.shared.start + self.random.below(3),
             0 => self.random.below(self.frame_base),
             1 => self.random.one_of(&[PAGES + self.frame_base, u64::MAX >> 12, u64::MAX]),
             _ => self.frame_base + self.page(),

@@ -7,8 +7,6 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use paravane::domain::DomainEnd;
-use paravane::domain::layout::HypervisorLayout;
-use paravane::memory::PAGE_SIZE;
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::guests::HELLO;
 use paravane_tests::soup::{MEMORY, STEPS, soup};
@@ -29,11 +27,11 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 }
 
 /// Boots a kernel on every engine, and does not wait for ever for the host to come back.
-fn boot(seed: u64, frame_base: u64) -> Vec<Outcome> {
+fn boot(seed: u64) -> Vec<Outcome> {
     let (done, ended) = mpsc::channel();
     let host = std::thread::spawn(move || {
         let name = format!("soup of seed {seed}");
-        let image = soup(seed, frame_base);
+        let image = soup(seed);
         let guest = Guest { name: &name, mem_bytes: MEMORY, deadline: DEADLINE, ..Guest::new(image) };
         // Nobody listens any more if this took too long.
         let _ = done.send(guest.boot());
@@ -50,11 +48,10 @@ fn boot(seed: u64, frame_base: u64) -> Vec<Outcome> {
 
 #[test]
 fn random_kernels_end_alone() {
-    let frame_base = HypervisorLayout::new(MEMORY / PAGE_SIZE, 0).hypervisor_frames();
     let (first, seeds) = (number("PARAVANE_SOUP_FIRST", 1), number("PARAVANE_SOUP_SEEDS", SEEDS));
     let (mut exits, mut kernels, mut finished, mut killed, mut interrupted) = (0, 0, 0, 0, 0);
     for seed in first..first.saturating_add(seeds) {
-        for outcome in boot(seed, frame_base) {
+        for outcome in boot(seed) {
             kernels += 1;
             exits += outcome.report.ledger.exits();
             match &outcome.end {
