@@ -2,13 +2,19 @@
 
 use anyhow::Context;
 
+use super::disk;
 use crate::device::Device;
+use crate::device::block::{Block, Options};
 use crate::device::entropy::Entropy;
 use crate::device::net::options::NetOption;
 
 /// A guest's virtio devices. They are numbered in this order, whatever the order on the command line.
 #[derive(Debug, clap::Args)]
 pub(super) struct DeviceArgs {
+    /// Give the guest a disk: PATH[,readonly][,format=raw|qcow2][,queues=N][,direct=on|off][,id=TEXT]; a comma in
+    /// PATH is doubled. May be given several times
+    #[arg(long, value_name = "PATH[,OPTION]...", value_parser = disk::parse)]
+    disk: Vec<Options>,
     /// Give the guest a virtio entropy device: random bytes of the host's kernel
     #[arg(long)]
     rng: bool,
@@ -26,6 +32,9 @@ impl DeviceArgs {
     /// When that cannot be done; the message says what to do.
     pub fn open(&self) -> anyhow::Result<Vec<Box<dyn Device>>> {
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
+        for options in &self.disk {
+            devices.push(Box::new(Block::open(options)?));
+        }
         if self.rng {
             devices.push(Box::new(Entropy));
         }

@@ -7,6 +7,7 @@ mod audit;
 mod choice;
 mod compare;
 mod devices;
+mod disk;
 mod doctor;
 mod input;
 mod output;
@@ -103,6 +104,7 @@ mod tests {
             "paravane compare --workload map-512 null-call --repeat 5 --json --engine kvm",
             "paravane compare --engine kvm,process",
             "paravane compare --engine all --repeat 3",
+            "paravane run --rng --disk a.img --disk b.qcow2,readonly,queues=2",
             "paravane compare --list",
             "paravane audit",
             "paravane audit --bare --json",
@@ -121,6 +123,7 @@ mod tests {
             "paravane run --mem 1.5G",
             "paravane run --timeout 0",
             "paravane run --engine xen",
+            "paravane run --disk a.img,format=vmdk",
             "paravane compare --workload fork-bomb",
             "paravane compare --repeat 0",
             "paravane audit --bare kernel.elf",

@@ -15,6 +15,7 @@
 //! What may not be done here: blocking a vCPU's thread, naming a transport or an engine, keeping guest memory
 //! past the end of a worker.
 
+pub mod block;
 mod chain;
 pub mod entropy;
 mod link;

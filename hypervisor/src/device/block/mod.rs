@@ -1,0 +1,260 @@
+//! The block device (virtio 1.2, section 5.2): a file or a block device of the host as a guest's disk.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `request.rs` | what a request says, and which are refused |
+//! | `worker.rs` | the loop of one queue: requests out, jobs under way, statuses back |
+//! | `uring.rs` | jobs done by io_uring, directly between the file and the guest's memory |
+//! | `pool.rs` | jobs done by a few threads: image formats, and hosts without io_uring |
+//! | `image.rs` | raw files |
+//! | `qcow2.rs` | qcow2 images, by imago |
+//!
+//! A write is used once the host has it, a flush once all that was used before is on stable storage. A driver
+//! that does not accept flushes gets every write on stable storage before it is used. The host's errors are
+//! statuses of requests.
+
+mod image;
+mod pool;
+mod qcow2;
+mod request;
+#[cfg(test)]
+mod tests;
+mod uring;
+mod worker;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use zerocopy::IntoBytes;
+
+use super::{Activation, Device, Info, MAX_QUEUES, Workers};
+use image::{Image, RawImage};
+use qcow2::Qcow2Image;
+
+/// The unit of addresses and capacities, whatever the disk (5.2.4).
+pub const SECTOR: u64 = 512;
+/// Entries of a queue at most.
+const QUEUE_SIZE: u16 = 256;
+/// Buffers of a request at most: header and status have one each.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Sectors that one discard or write-zeroes request covers at most: 32 MiB.
+const MOST_SECTORS: u32 = 1 << 16;
+/// What drivers call physical blocks: 4 KiB, which is what file systems of the host use.
+const PHYSICAL_EXPONENT: u8 = 3;
+/// Bytes of an identity (5.2.6, VIRTIO_BLK_T_GET_ID).
+const ID_BYTES: usize = 20;
+
+/// How an image is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// As the guest sees it.
+    Raw,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+/// A disk to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Its format; `None`: by its name, raw if that does not end in `.qcow2`.
+    pub format: Option<Format>,
+    /// The guest must not write.
+    pub readonly: bool,
+    /// Bypass the host's page cache (O_DIRECT). The guest's buffers must then be aligned as the file demands.
+    pub direct: bool,
+    /// Queues: 1 to [`MAX_QUEUES`].
+    pub queues: u16,
+    /// What GET_ID answers; by default the file's name.
+    pub id: Option<String>,
+}
+
+/// A disk cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file cannot be opened.
+    #[error("cannot open disk {}: {error}{}", path.display(), hint(error))]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Somebody else writes to it, or it is to be written while somebody reads.
+    #[error(
+        "disk {} is in use by another process; end that one, make a copy, or open it \",readonly\" in both",
+        .0.display()
+    )]
+    Locked(PathBuf),
+    /// There is nothing in it.
+    #[error("disk {} has {bytes} bytes, less than one sector; give it a size: truncate -s 1G {}", path.display(), path.display())]
+    Empty {
+        /// Which.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// A raw disk that begins like an image of another format.
+    #[error(
+        "disk {} looks like a qcow2 image; say format=qcow2, or format=raw if the guest is to see it as it is",
+        .0.display()
+    )]
+    LooksLikeQcow2(PathBuf),
+    /// No queues, or too many.
+    #[error("a disk has 1 to {MAX_QUEUES} queues, not {0}")]
+    Queues(u16),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; change its permissions, or add \",readonly\""
+        }
+        io::ErrorKind::NotFound => "; make it: truncate -s 1G FILE",
+        _ => "",
+    }
+}
+
+/// A disk.
+pub struct Block {
+    disk: Arc<Disk>,
+    queues: u16,
+}
+
+/// What all queues of a disk share.
+struct Disk {
+    image: Arc<dyn Image>,
+    /// The image again, where io_uring can work on its file.
+    raw: Option<Arc<RawImage>>,
+    sectors: u64,
+    readonly: bool,
+    id: [u8; ID_BYTES],
+}
+
+impl Block {
+    /// Opens what is behind a disk, and locks it: one writer, or any number of readers.
+    ///
+    /// # Errors
+    /// When it cannot be had; the message says what to do.
+    pub fn open(options: &Options) -> Result<Self, OpenError> {
+        if options.queues == 0 || usize::from(options.queues) > MAX_QUEUES {
+            return Err(OpenError::Queues(options.queues));
+        }
+        let path = options.path.as_path();
+        let by_name = path.extension().is_some_and(|end| end == "qcow2");
+        let format = options.format.unwrap_or(if by_name { Format::Qcow2 } else { Format::Raw });
+        let opened = |error| OpenError::Open { path: path.to_owned(), error };
+        let file = image::open(path, options)?;
+        let (image, raw): (Arc<dyn Image>, _) = match format {
+            Format::Raw => {
+                if options.format.is_none() && image::begins_as_qcow2(&file) {
+                    return Err(OpenError::LooksLikeQcow2(path.to_owned()));
+                }
+                let raw = Arc::new(RawImage::new(file).map_err(opened)?);
+                (raw.clone(), Some(raw))
+            }
+            Format::Qcow2 => (Arc::new(Qcow2Image::open(file, options).map_err(opened)?), None),
+        };
+        let bytes = image.bytes();
+        if bytes < SECTOR {
+            return Err(OpenError::Empty { path: path.to_owned(), bytes });
+        }
+        Ok(Self::new(image, raw, options))
+    }
+
+    fn new(image: Arc<dyn Image>, raw: Option<Arc<RawImage>>, options: &Options) -> Self {
+        let sectors = image.bytes() / SECTOR;
+        let id = identity(options);
+        let disk = Disk { image, raw, sectors, readonly: options.readonly, id };
+        Self { disk: Arc::new(disk), queues: options.queues }
+    }
+}
+
+/// The first bytes of the name, padded with zeroes.
+fn identity(options: &Options) -> [u8; ID_BYTES] {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let text = options.id.clone().or_else(|| name(&options.path)).unwrap_or_default();
+    let mut id = [0; ID_BYTES];
+    id.iter_mut().zip(text.bytes()).for_each(|(to, byte)| *to = byte);
+    id
+}
+
+/// The configuration space (5.2.4), up to what write-zeroes needs.
+#[repr(C, packed)]
+#[derive(IntoBytes, zerocopy::Immutable, Clone, Copy, Debug, Default)]
+struct Config {
+    capacity: u64,
+    size_max: u32,
+    seg_max: u32,
+    geometry: [u8; 4],
+    blk_size: u32,
+    physical_block_exp: u8,
+    alignment_offset: u8,
+    min_io_size: u16,
+    opt_io_size: u32,
+    writeback: u8,
+    _unused: u8,
+    num_queues: u16,
+    max_discard_sectors: u32,
+    max_discard_seg: u32,
+    discard_sector_alignment: u32,
+    max_write_zeroes_sectors: u32,
+    max_write_zeroes_seg: u32,
+    write_zeroes_may_unmap: u8,
+    _unused1: [u8; 3],
+}
+
+const _: () = assert!(size_of::<Config>() == 60);
+
+impl Device for Block {
+    fn info(&self) -> Info {
+        let bit = |bit: u32, offered: bool| u64::from(offered) << bit;
+        let writable = !self.disk.readonly;
+        let features = bit(VIRTIO_BLK_F_SEG_MAX, true)
+            | bit(VIRTIO_BLK_F_BLK_SIZE, true)
+            | bit(VIRTIO_BLK_F_TOPOLOGY, true)
+            | bit(VIRTIO_BLK_F_FLUSH, true)
+            | bit(VIRTIO_BLK_F_RO, !writable)
+            | bit(VIRTIO_BLK_F_MQ, self.queues > 1)
+            | bit(VIRTIO_BLK_F_DISCARD, writable && self.disk.image.discards())
+            | bit(VIRTIO_BLK_F_WRITE_ZEROES, writable);
+        Info { kind: VIRTIO_ID_BLOCK, features, queues: self.queues, queue_size: QUEUE_SIZE }
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let config = Config {
+            capacity: self.disk.sectors,
+            seg_max: SEG_MAX,
+            blk_size: SECTOR as u32,
+            physical_block_exp: PHYSICAL_EXPONENT,
+            min_io_size: 1 << PHYSICAL_EXPONENT,
+            writeback: 1,
+            num_queues: self.queues,
+            max_discard_sectors: MOST_SECTORS,
+            max_discard_seg: 1,
+            discard_sector_alignment: 1 << PHYSICAL_EXPONENT,
+            max_write_zeroes_sectors: MOST_SECTORS,
+            max_write_zeroes_seg: 1,
+            write_zeroes_may_unmap: u8::from(self.disk.image.discards()),
+            ..Config::default()
+        };
+        config.as_bytes().to_vec()
+    }
+
+    fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
+        let flushes = activation.features & 1 << VIRTIO_BLK_F_FLUSH != 0;
+        for index in 0..usize::from(self.queues) {
+            let Some(queue) = activation.queue(index) else { continue };
+            let disk = Arc::clone(&self.disk);
+            workers.spawn("pv-block", move |stop| worker::run(queue, stop, &disk, !flushes))?;
+        }
+        Ok(())
+    }
+}

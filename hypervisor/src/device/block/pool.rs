@@ -1,0 +1,118 @@
+//! Jobs done by a few threads with ordinary system calls: for image formats, and for hosts without io_uring.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::image::Image;
+use super::request::{Job, Op};
+use super::worker::Jobs;
+use crate::device::wait;
+use crate::threads;
+
+/// As many as a queue's requests that wait for the host at a time.
+const THREADS: usize = 4;
+
+/// A job on its way to a thread.
+struct Order(u16, Job);
+
+// SAFETY: the buffers of a job are the guest's memory, which every thread may access; the queue whose worker owns
+// the pool keeps it mapped, and the pool waits for its threads when it goes.
+unsafe impl Send for Order {}
+
+#[derive(Default)]
+struct Ended(Mutex<Vec<(u16, io::Result<()>)>>);
+
+impl Ended {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u16, io::Result<()>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A few threads that work on one image.
+pub(super) struct Pool {
+    orders: Option<Sender<Order>>,
+    ended: Arc<Ended>,
+    bell: EventFd,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool for `image`.
+    ///
+    /// # Errors
+    /// When the host has no threads left.
+    pub fn new(image: &Arc<dyn Image>) -> io::Result<Self> {
+        let (sender, receiver) = channel();
+        let receiver = Arc::new(Mutex::new(receiver));
+        let bell = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let mut pool = Self { orders: Some(sender), ended: Arc::default(), bell, threads: Vec::new() };
+        for _ in 0..THREADS {
+            let (image, receiver) = (Arc::clone(image), Arc::clone(&receiver));
+            let (ended, bell) = (Arc::clone(&pool.ended), pool.bell.try_clone()?);
+            let body = move || {
+                while let Some(Order(token, job)) = next(&receiver) {
+                    let result = perform(&*image, job);
+                    ended.lock().push((token, result));
+                    // A full counter is readable too.
+                    let _ = bell.write(1);
+                }
+            };
+            pool.threads.push(threads::spawn("pv-block-io", body)?);
+        }
+        Ok(pool)
+    }
+}
+
+fn next(orders: &Mutex<Receiver<Order>>) -> Option<Order> {
+    orders.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
+
+fn perform(image: &dyn Image, mut job: Job) -> io::Result<()> {
+    match job.op {
+        Op::Read => image.read(&mut job.buffers, job.offset),
+        Op::Write { sync } => {
+            image.write(&mut job.buffers, job.offset)?;
+            if sync { image.flush() } else { Ok(()) }
+        }
+        Op::Flush => image.flush(),
+        Op::Discard => image.discard(job.offset, job.len),
+        Op::Zero { unmap } => image.zero(job.offset, job.len, unmap),
+    }
+}
+
+impl Jobs for Pool {
+    fn begin(&mut self, token: u16, job: Job) -> io::Result<()> {
+        let sent = self.orders.as_ref().map(|orders| orders.send(Order(token, job)));
+        if matches!(sent, Some(Ok(()))) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    }
+
+    fn ended(
+        &mut self,
+        sleep: bool,
+        [stop, kick]: [RawFd; 2],
+        done: &mut Vec<(u16, io::Result<()>)>,
+    ) -> io::Result<()> {
+        if sleep {
+            wait(&[self.bell.as_raw_fd(), stop, kick])?;
+        }
+        // Before looking: what ends after this rings again.
+        let _ = self.bell.read();
+        done.append(&mut self.ended.lock());
+        Ok(())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // Without a sender they finish what there is, and end.
+        self.orders = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

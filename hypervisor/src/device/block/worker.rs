@@ -1,0 +1,133 @@
+//! The loop of one queue of a disk.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use super::Disk;
+use super::pool::Pool;
+use super::request::{self, Job, Op, Request, Status};
+use super::uring::Uring;
+use crate::device::{Broken, Chain, Queue, Stop};
+
+/// Does jobs, many at a time.
+pub(super) trait Jobs {
+    /// Takes a job; its end is told under `token`, of which there is one at a time.
+    fn begin(&mut self, token: u16, job: Job) -> io::Result<()>;
+    /// Adds the jobs that have ended to `done`. `sleep`: waits until one has, or one of `wake` is readable.
+    fn ended(
+        &mut self,
+        sleep: bool,
+        wake: [RawFd; 2],
+        done: &mut Vec<(u16, io::Result<()>)>,
+    ) -> io::Result<()>;
+}
+
+/// A request that is under way.
+struct Running {
+    chain: Chain,
+    /// Bytes that it writes into its buffers if it succeeds.
+    reads: u32,
+}
+
+/// Serves a queue until it is to stop. `sync`: every write must reach stable storage before it is used.
+pub(super) fn run(queue: Queue, stop: &Stop, disk: &Disk, sync: bool) -> Result<(), Broken> {
+    let uring = disk.raw.as_ref().and_then(|raw| Uring::new(raw, queue.size()).ok());
+    match uring {
+        Some(mut uring) => Worker::new(queue, disk, sync, &mut uring).serve(stop),
+        None => {
+            let mut pool = Pool::new(&disk.image).map_err(|_| Broken::Bug)?;
+            Worker::new(queue, disk, sync, &mut pool).serve(stop)
+        }
+    }
+}
+
+struct Worker<'a> {
+    queue: Queue,
+    disk: &'a Disk,
+    sync: bool,
+    jobs: &'a mut dyn Jobs,
+    running: Vec<Option<Running>>,
+    /// Numbers of `running` that are not in use.
+    free: Vec<u16>,
+    done: Vec<(u16, io::Result<()>)>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(queue: Queue, disk: &'a Disk, sync: bool, jobs: &'a mut dyn Jobs) -> Self {
+        let size = queue.size();
+        let running = (0..size).map(|_| None).collect();
+        Self { queue, disk, sync, jobs, running, free: (0..size).rev().collect(), done: Vec::new() }
+    }
+
+    fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
+        let mut offence = Ok(());
+        loop {
+            let goes_on = offence.is_ok() && !stop.is_asked();
+            if goes_on {
+                self.queue.refuse_kicks()?;
+                offence = self.take_all();
+            }
+            let waits = self.running.len() != self.free.len();
+            if (offence.is_err() || stop.is_asked()) && !waits {
+                // What was in work is done, whoever wanted to stop.
+                self.queue.notify()?;
+                return offence;
+            }
+            // After the last look there must be either a kick to wake us, or a reason not to sleep. Once it is to
+            // stop there is nothing to hear but the ends of jobs; poll(2) and io_uring pass over these numbers.
+            let listens = goes_on && offence.is_ok();
+            let wake = if listens { [stop.fd(), self.queue.kick_fd()] } else { [-1; 2] };
+            let more = listens && self.queue.ask_for_kicks()?;
+            if self.jobs.ended(!more, wake, &mut self.done).is_err() {
+                return Err(Broken::Bug);
+            }
+            self.queue.take_kick();
+            self.give_back_done()?;
+        }
+    }
+
+    /// Begins everything that the driver has made available.
+    fn take_all(&mut self) -> Result<(), Broken> {
+        while let Some(chain) = self.queue.take()? {
+            match request::read(self.queue.memory(), &chain, self.disk, self.sync)? {
+                Request::Done(status, data) => self.finish(&chain, status, data)?,
+                Request::Job(job) => self.begin(chain, job)?,
+            }
+        }
+        self.queue.notify()
+    }
+
+    fn begin(&mut self, chain: Chain, job: Job) -> Result<(), Broken> {
+        let reads = if job.op == Op::Read { u32::try_from(job.len).unwrap_or(u32::MAX) } else { 0 };
+        if job.len == 0 && job.op != Op::Flush {
+            return self.finish(&chain, Status::Ok, 0);
+        }
+        // The queue has no more requests in work than it has entries.
+        let token = self.free.pop().ok_or(Broken::Bug)?;
+        if self.jobs.begin(token, job).is_err() {
+            self.free.push(token);
+            return self.finish(&chain, Status::IoError, 0);
+        }
+        let slot = self.running.get_mut(usize::from(token)).ok_or(Broken::Bug)?;
+        *slot = Some(Running { chain, reads });
+        Ok(())
+    }
+
+    fn give_back_done(&mut self) -> Result<(), Broken> {
+        for (token, result) in std::mem::take(&mut self.done) {
+            let slot = self.running.get_mut(usize::from(token)).and_then(Option::take);
+            let Running { chain, reads } = slot.ok_or(Broken::Bug)?;
+            self.free.push(token);
+            match result {
+                Ok(()) => self.finish(&chain, Status::Ok, reads)?,
+                Err(_) => self.finish(&chain, Status::IoError, 0)?,
+            }
+        }
+        self.queue.notify()
+    }
+
+    fn finish(&mut self, chain: &Chain, status: Status, data: u32) -> Result<(), Broken> {
+        let written = request::answer(self.queue.memory(), chain, status, data);
+        self.queue.give_back(chain.head(), written)
+    }
+}
