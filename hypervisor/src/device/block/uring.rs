@@ -128,13 +128,12 @@ impl Uring {
 
     /// Submits, waits for `want` completions, and takes all that there are.
     fn turn(&mut self, want: usize, done: &mut Vec<(u16, io::Result<()>)>) -> io::Result<()> {
-        match self.ring.submit_and_wait(want) {
-            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => {
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
+        if let Err(error) = self.ring.submit_and_wait(want) {
+            // Interrupted, or the kernel wants its completions taken first: both are worth another turn.
+            let passes = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINTR));
+            if !passes {
+                return Err(error);
             }
-            _ => {}
         }
         while let Some((data, answer)) = self.completion() {
             let Ok(token) = u16::try_from(data) else {
