@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::device::block::{Block, Options};
 use crate::device::entropy::Entropy;
 use crate::device::net::options::NetOption;
+use crate::device::vsock::options::VsockOption;
 
 /// A guest's virtio devices. They are numbered in this order, whatever the order on the command line.
 #[derive(Debug, clap::Args)]
@@ -23,6 +24,10 @@ pub(super) struct DeviceArgs {
     /// protocol), peer (a sink for measurements). After any: mac=ADDRESS. May be repeated
     #[arg(long, value_name = "BACKEND[,..]")]
     net: Vec<NetOption>,
+    /// Give the guest a socket device with this address: its port P calls PATH_P here, and a program here that
+    /// connects to PATH and sends "CONNECT P" calls the guest's port P
+    #[arg(long, value_name = "cid=NUMBER,socket=PATH")]
+    vsock: Option<VsockOption>,
 }
 
 impl DeviceArgs {
@@ -40,6 +45,9 @@ impl DeviceArgs {
         }
         for option in &self.net {
             devices.push(Box::new(option.open().context("cannot give the guest a network device")?));
+        }
+        if let Some(option) = &self.vsock {
+            devices.push(Box::new(option.open().context("cannot give the guest a socket device")?));
         }
         Ok(devices)
     }

@@ -25,6 +25,7 @@ mod queue;
 mod slot;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 mod worker;
 
 use std::io;

@@ -1,8 +1,8 @@
 //! A queue as a device uses it: requests out, used buffers in, notifications only where somebody wants them.
 //!
-//! The ring itself (indices, event suppression) is virtio-queue's. What is added: chains are checked as they are
-//! read, a driver cannot have more requests in work than the ring has entries, and every irregularity is an
-//! error instead of an empty ring. Packed rings are not offered: virtio-queue 0.18 has none.
+//! The ring itself is virtio-queue's. What is added: chains are checked as they are read, buffers of one
+//! request are published together, a driver cannot have more requests in work than the ring has entries, and every irregularity is
+//! an error instead of an empty ring. Packed rings are not offered: virtio-queue 0.18 has none.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -143,8 +143,9 @@ impl Queue {
         self.ring.add_used(self.memory.view(), head, written).map_err(|_| Broken::Bug)
     }
 
-    /// Gives several requests back, each with its head and the bytes written, so that the driver sees all or none: the
-    /// buffers of one frame (virtio 1.2, section 5.1.6.4.1). The library publishes each as it is added.
+    /// Gives several requests back, each with its head and the bytes written, so that the driver sees all or
+    /// none: the buffers of one frame (virtio 1.2, section 5.1.6.4.1). The library publishes each as it is
+    /// added.
     ///
     /// # Errors
     /// As [`Queue::give_back`].
@@ -173,8 +174,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether the driver wants to hear that the used index went from `before` to `now`. Not left to the library, which
-    /// counts only what it published itself and passes over the flag.
+    /// Whether the driver wants to hear that the used index went from `before` to `now`. Not left to the
+    /// library, which counts only what it published itself and passes over the flag.
     fn wants_interrupt(&self, before: u16, now: u16) -> Result<bool, Broken> {
         let load = |offset: u64| {
             let place = self.ring.avail_ring().checked_add(offset).ok_or(Broken::Bug)?;

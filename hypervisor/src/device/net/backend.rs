@@ -1,7 +1,8 @@
 //! What is behind a network device on the host: somewhere that frames go to and come from.
 //!
-//! A back end never blocks and never fails: a frame that it cannot pass on is lost, as on a wire, and a wire that is gone is
-//! [`Backend::is_up`] being false. What the other side sends is no more to be trusted than what the guest does.
+//! A back end never blocks and never fails: a frame that it cannot pass on is lost, as on a wire, and a wire
+//! that is gone is [`Backend::is_up`] being false. What the other side sends is no more to be trusted than
+//! what the guest does.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -58,8 +59,8 @@ pub trait Backend: Send {
     fn is_up(&self) -> bool;
     /// What to wait for, if for anything, when there is room for a frame (`receive`) or not.
     fn watch(&self, receive: bool) -> Option<Watch>;
-    /// What was waited for has happened (`revents` of poll(2)). Afterwards the same does not happen again at once, or [`Backend::
-    /// receive`] and [`Backend::flush`] have something to do.
+    /// What was waited for has happened (`revents` of poll(2)). Afterwards the same does not happen again at
+    /// once, or [`Backend::receive`] and [`Backend::flush`] have something to do.
     fn ready(&mut self, revents: libc::c_short);
     /// Sends a frame, whose header was checked and is no longer in the pieces.
     fn send(&mut self, header: &Header, frame: &mut Pieces<'_>) -> Sent;

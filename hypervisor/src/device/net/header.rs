@@ -1,8 +1,8 @@
 //! `virtio_net_hdr`: what stands in front of each frame in a queue (virtio 1.2, section 5.1.6).
 //!
-//! The guest's is a wish that the host's kernel would have to fulfil, so it is checked here against what was negotiated and
-//! against the frame, on a copy that the guest cannot change any more. What does not fit is the frame's fault, not the
-//! ring's: the frame is dropped, as a network card would drop it.
+//! The guest's is a wish that the host's kernel would have to fulfil, so it is checked here against what was
+//! negotiated and against the frame, on a copy that the guest cannot change any more. What does not fit is
+//! the frame's fault, not the ring's: the frame is dropped, as a network card would drop it.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -67,8 +67,8 @@ const _: () = assert!(size_of::<Header>() == HEADER_LEN);
 const _: () = assert!(std::mem::offset_of!(Header, num_buffers) == NUM_BUFFERS_OFFSET);
 
 impl Header {
-    /// What the back end may be asked for in sending a frame of `len` bytes when `features` are negotiated; `None`
-    /// if the driver asks for more than that.
+    /// What the back end may be asked for in sending a frame of `len` bytes when `features` are negotiated;
+    /// `None` if the driver asks for more than that.
     pub fn checked(self, features: u64, len: usize) -> Option<Self> {
         let needs_csum = self.flags & F_NEEDS_CSUM != 0;
         let checksum_end = usize::from(self.csum_start) + usize::from(self.csum_offset) + 2;
@@ -146,7 +146,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_passes_was_negotiated_and_fits(bytes: [u8; HEADER_LEN], features: u64, len in 0usize..70_000) {
+        fn what_passes_was_negotiated_and_fits(bytes: [u8; 12], features: u64, len in 0usize..70_000) {
             let header = Header::read_from_bytes(&bytes).unwrap();
             if let Some(passed) = header.checked(features, len) {
                 prop_assert!(passed.flags & !F_NEEDS_CSUM == 0);

@@ -7,11 +7,12 @@
 //! | `backend` | what is behind the device: `tap`, `stream` (over it `unix` and `user`), `peer` |
 //! | `options` | `--net` |
 //!
-//! One thread serves both queues and the back end, and sleeps in poll(2) when none has anything. It works in rounds of limited
-//! length, so that a flood in one direction neither starves the other nor delays a stop.
+//! One thread serves both queues and the back end, and sleeps in poll(2) when none has anything. It works in
+//! rounds of limited length, so that a flood in one direction neither starves the other nor delays a stop.
 //!
-//! A back end that is gone is a link that is down (`VIRTIO_NET_S_LINK_UP`), with the configuration's interrupt; frames are then lost,
-//! as they are without a cable. Only rings and requests that are malformed stop the device.
+//! A back end that is gone is a link that is down (`VIRTIO_NET_S_LINK_UP`), with the configuration's
+//! interrupt; frames are then lost, as they are without a cable. Only rings and requests that are malformed
+//! stop the device.
 
 pub mod backend;
 pub mod header;
@@ -56,7 +57,8 @@ impl Mac {
     /// One that nobody else has, as good as certainly: locally administered, and otherwise random.
     pub fn random() -> Self {
         let mut bytes = [0; 6];
-        // SAFETY: the buffer is live and as long as is said. Without random bytes it is an address like any other.
+        // SAFETY: the buffer is live and as long as is said. Without random bytes it is an address like any
+        // other.
         unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
         let [first, rest @ ..] = bytes;
         let [a, b, c, d, e] = rest;

@@ -45,7 +45,8 @@ pub enum NetOptionError {
     Backend(String),
     /// Something unknown, or that this back end does not have.
     #[error(
-        "unknown option `{0}`; there are mac=ADDRESS, with user also tcp=PORTS and udp=PORTS, with unix also server"
+        "unknown option `{0}`; there are mac=ADDRESS, with user also tcp=PORTS and udp=PORTS, with unix also \
+         server"
     )]
     Unknown(String),
     /// No address, or one of a group.

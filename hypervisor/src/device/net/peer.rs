@@ -1,7 +1,8 @@
 //! A network peer inside this process, so that a measurement of the device measures nothing else.
 //!
-//! It counts and discards what the guest sends, and sends what it is asked for. It is asked by *control frames*: Ethernet
-//! frames of type 0x88b5 (IEEE's first for local experiments), whose payload is, little-endian:
+//! It counts and discards what the guest sends, and sends what it is asked for. It is asked by *control
+//! frames*: Ethernet frames of type 0x88b5 (IEEE's first for local experiments), whose payload is,
+//! little-endian:
 //!
 //! | Bytes | Field | |
 //! | --- | --- | --- |
@@ -10,14 +11,16 @@
 //! | 20..24 | count | send: how many frames; report: 0 |
 //! | 24..28 | size | send: bytes of each frame, Ethernet header included, 60 to 1514; report: 0 |
 //!
-//! *Send* makes it send `count` frames of type 0x88b5 of `size` bytes each: payload bytes 14..22 are the frame's number from 0 on
-//! (u64), all others the number's lowest byte. A second request replaces what is left of the first.
+//! *Send* makes it send `count` frames of type 0x88b5 of `size` bytes each: bytes 14..22 are the frame's
+//! number from 0 on (u64), all after them the number's lowest byte. A second request replaces what is left of
+//! the first.
 //!
-//! *Report* is answered by one control frame of 60 bytes with operation 2 and, at 28..36 and 36..44 (u64), how many frames and how
-//! many bytes (of frames, without `virtio_net_hdr`) came since the last report, control frames not counted.
+//! *Report* is answered by one control frame of 60 bytes with operation 2 and, at 28..36 and 36..44 (u64),
+//! how many frames and how many bytes (of frames, without `virtio_net_hdr`) came since the last report, frames of
+//! type 0x88b5 not counted.
 //!
-//! Both are addressed from 02:00:00:00:88:b5 to whoever sent the request. A control frame that is neither is discarded
-//! without being counted. Offloads are not offered.
+//! Both are addressed from 02:00:00:00:88:b5 to whoever sent the request. A control frame that is neither is
+//! discarded without being counted. Offloads are not offered.
 
 use super::backend::{Backend, Received, Sent, Watch};
 use super::header::{HEADER_LEN, Header};

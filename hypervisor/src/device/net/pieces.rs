@@ -1,8 +1,9 @@
 //! A frame as pieces of guest memory, so that a system call reads or writes it where it is.
 //!
-//! A descriptor chain names memory piece by piece; `readv` and `writev` take just that. This is the one place of the
-//! network device that hands addresses of guest memory to the kernel. The pieces borrow the memory, so that no address
-//! outlives the mapping; and nobody makes a reference to it, because the guest may change it at any time.
+//! A descriptor chain names memory piece by piece; `readv` and `writev` take just that. This is the one place
+//! of the network device that hands addresses of guest memory to the kernel. The pieces borrow the memory, so
+//! that no address outlives the mapping; and nobody makes a reference to it, because the guest may change it
+//! at any time.
 
 use std::io;
 use std::marker::PhantomData;
@@ -13,7 +14,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use crate::device::{Broken, DeviceMemory, Segment};
 
-/// Pieces that one list can hold: what the kernel takes in one call (`UIO_MAXIOV`), less one in front and one at the end.
+/// Pieces that one list can hold: what the kernel takes in one call (`UIO_MAXIOV`), less one in front and one
+/// at the end.
 pub const MAX_PIECES: usize = 1022;
 
 /// Pieces of guest memory, in order. Reused from frame to frame without allocating.
@@ -138,11 +140,12 @@ impl<'m> Pieces<'m> {
     fn pieces(&self) -> &[libc::iovec] {
         self.vecs.get(1..).unwrap_or_default()
     }
-    /// Calls `copy` with each place in the pieces that holds a part of the `len` bytes from `offset` on, how far that part is
-    /// from their beginning, and its length. The bytes that there were.
+    /// Calls `copy` with each place in the pieces that holds a part of the `len` bytes from `offset` on, how
+    /// far that part is from their beginning, and its length. The bytes that there were.
     ///
-    /// Contract \[A\]: each place is wholly inside a piece, each piece inside a `VolatileSlice` of `'m`, so mapped, readable
-    /// and writable. Others may write it meanwhile; it is only copied by address, as `VolatileSlice` itself does.
+    /// Contract \[A\]: each place is wholly inside a piece, each piece inside a `VolatileSlice` of `'m`, so
+    /// mapped, readable and writable. Others may write it meanwhile; it is only copied by address, as
+    /// `VolatileSlice` itself does.
     fn each(&self, offset: usize, len: usize, mut copy: impl FnMut(*mut u8, usize, usize)) -> usize {
         let (mut skip, mut done) = (offset, 0);
         for piece in self.pieces() {

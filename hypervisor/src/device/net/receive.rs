@@ -1,8 +1,8 @@
-//! The receive queue: empty buffers, each frame into one, or into as many as it needs with `VIRTIO_NET_F_MRG_RXBUF` (virtio 1.2,
-//! section 5.1.6.4).
+//! The receive queue: empty buffers, each frame into one, or into as many as it needs with
+//! `VIRTIO_NET_F_MRG_RXBUF` (virtio 1.2, section 5.1.6.4).
 //!
-//! How long a frame is is known only when it has been read, so buffers for the longest are taken from the queue first;
-//! those that it did not need wait for the next.
+//! How long a frame is is known only when it has been read, so buffers for the longest are taken from the
+//! queue first; those that it did not need wait for the next.
 
 use std::collections::VecDeque;
 

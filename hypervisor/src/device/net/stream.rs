@@ -1,8 +1,9 @@
-//! Frames over a stream socket: four bytes of length, the greatest first, then the frame. The protocol of passt, and of what
-//! QEMU calls a stream network.
+//! Frames over a stream socket: four bytes of length, the greatest first, then the frame. The protocol of
+//! passt, and of what QEMU calls a stream network.
 //!
-//! Frames are gathered in buffers of fixed size, so that one system call moves many of them. The other side is a program that
-//! may be wrong: a length that no frame has ends the connection, because nothing after it would make sense.
+//! Frames are gathered in buffers of fixed size, so that one system call moves many of them. The other side
+//! is a program that may be wrong: a length that no frame has ends the connection, because nothing after it
+//! would make sense.
 
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
@@ -97,7 +98,8 @@ impl Output {
     /// Sends what it can.
     fn flush(&mut self, to: &UnixStream) -> io::Result<()> {
         while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            // SAFETY: `rest` is live and as long as it says. MSG_NOSIGNAL: a closed connection is an error here, no signal.
+            // SAFETY: `rest` is live and as long as it says. MSG_NOSIGNAL: a closed connection is an error
+            // here, no signal.
             let sent = unsafe {
                 libc::send(
                     to.as_raw_fd(),
@@ -183,7 +185,8 @@ impl Backend for Framed {
         if revents & libc::POLLIN != 0 {
             self.fill();
         }
-        // What the other side had sent before is in the buffer, as far as it has room: nothing will be asked again.
+        // What the other side had sent before is in the buffer, as far as it has room: nothing will be asked
+        // again.
         if revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
             self.fill();
             self.hang_up();
@@ -362,7 +365,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_stream_does_harm(stream in proptest::collection::vec(any::<u8>(), 0..300), room in 0usize..300) {
+        fn no_stream_does_harm(
+            stream in proptest::collection::vec(any::<u8>(), 0..300),
+            room in 0usize..300,
+        ) {
             let (mut ours, mut host) = pair();
             ours.write_all(&stream).unwrap();
             drop(ours);

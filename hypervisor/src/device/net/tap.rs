@@ -1,7 +1,8 @@
 //! `--net tap=NAME`: frames through a TAP interface of the host, with its checksum and segmentation offloads.
 //!
-//! The kernel's header (`IFF_VNET_HDR`) is virtio's, so offloads pass both ways without a look into the frame, and frames go
-//! between the interface and guest memory without a copy of ours. One system call a frame: TAP has no batches.
+//! The kernel's header (`IFF_VNET_HDR`) is virtio's, so offloads pass both ways without a look into the
+//! frame, and frames go between the interface and guest memory without a copy of ours. One system call a
+//! frame: TAP has no batches.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
@@ -25,13 +26,15 @@ pub enum TapError {
     Name(String),
     /// The kernel has no TAP, or this user may not use it.
     #[error(
-        "cannot open {CLONE_DEVICE}: {0}; load the module (`sudo modprobe tun`), or in a container pass the device in"
+        "cannot open {CLONE_DEVICE}: {0}; load the module (`sudo modprobe tun`), or in a container pass the \
+         device in"
     )]
     Open(io::Error),
     /// Not ours.
     #[error(
-        "no permission for the TAP interface {name}: make it for your user with `sudo ip tuntap add {name} mode tap user \
-         $USER && sudo ip link set {name} up`, or use `--net user`, which needs no privileges"
+        "no permission for the TAP interface {name}: make it for your user with `sudo ip tuntap \
+         add {name} mode tap user $USER && sudo ip link set {name} up`, or use `--net user`, which needs \
+         no privileges"
     )]
     Permission {
         /// The interface.
@@ -122,8 +125,8 @@ impl Tap {
 
     /// An error of reading or writing: the frame's, or the interface's.
     fn failed(&mut self, error: &io::Error) {
-        // EBADFD: deleted under our descriptor. EIO: not up, which the host's administrator may change. EINVAL: a header that
-        // the kernel does not like.
+        // EBADFD: deleted under our descriptor. EIO: not up, which the host's administrator may change.
+        // EINVAL: a header that the kernel does not like.
         if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::EBADF)) {
             self.up = false;
         }

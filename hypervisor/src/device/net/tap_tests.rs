@@ -1,4 +1,5 @@
-//! A TAP interface in a network namespace of the test's own, spoken to from the other side by a packet socket.
+//! A TAP interface in a network namespace of the test's own, spoken to from the other side by a packet
+//! socket.
 
 use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};

@@ -219,7 +219,8 @@ fn what_no_frame_can_be_long_closes_it_too() {
 fn a_socket_that_nobody_reads_holds_frames_up_and_loses_none() {
     let (mut other, mut bench) = streamed();
     let mut rings = bench.start(0, 2, 4);
-    // More than the device's buffer and the socket's hold: 64 KiB frames, one at a time while they are taken at once.
+    // More than the device's buffer and the socket's hold: 64 KiB frames, one at a time while they are taken
+    // at once.
     let big = [&[0; HEADER_LEN][..], &[3; 0x1_0000 - HEADER_LEN - 1]].concat();
     bench.put(BUFFERS, &big);
     for head in 0..4 {
@@ -306,7 +307,8 @@ fn a_device_that_uses_one_queue_only() {
     assert_eq!(bench.run(1, &mut ring), (0, 0));
 }
 
-/// A descriptor: somewhere in the test's buffers or nowhere, any flags, a next one that may be past the table's end.
+/// A descriptor: somewhere in the test's buffers or nowhere, any flags, a next one that may be past the
+/// table's end.
 fn descriptor() -> impl Strategy<Value = (u64, u32, u32, u16)> {
     let address = prop_oneof![BUFFERS..0x10_1000u64, any::<u64>()];
     let len = prop_oneof![0..3000u32, any::<u32>()];

@@ -1,4 +1,5 @@
-//! `--net unix=PATH`: frames over an AF_UNIX stream socket, to passt's socket, QEMU's `-netdev stream`, or a program of one's own.
+//! `--net unix=PATH`: frames over an AF_UNIX stream socket, to passt's socket, QEMU's `-netdev stream`, or a
+//! program of one's own.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -12,7 +13,8 @@ use super::stream::Framed;
 pub enum UnixError {
     /// Nobody listens.
     #[error(
-        "cannot connect to {path}: {error}; start the program that listens there first, or add `,server` to wait for it"
+        "cannot connect to {path}: {error}; start the program that listens there first, or add `,server` to \
+         wait for it"
     )]
     Connect {
         /// The socket.

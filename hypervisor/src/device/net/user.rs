@@ -1,7 +1,7 @@
 //! `--net user`: the host's own network for a guest, without privileges, by passt.
 //!
-//! passt runs as our child on one end of a socket pair, and ends when the other is closed, however we end. It gives the guest
-//! an address by DHCP, and passes its connections on as sockets of its own.
+//! passt runs as our child on one end of a socket pair, and ends when the other is closed, however we end. It
+//! gives the guest an address by DHCP, and passes its connections on as sockets of its own.
 
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -23,7 +23,8 @@ const GRACE_MS: u32 = 100;
 pub enum UserError {
     /// It is not there.
     #[error(
-        "`--net user` needs the program passt, which is not installed: install it (`apt install passt`, `dnf install passt`), or use `--net tap=NAME`"
+        "`--net user` needs the program passt, which is not installed: install it (`apt install passt`, `dnf \
+         install passt`), or use `--net tap=NAME`"
     )]
     NotInstalled,
     /// It cannot be started.
@@ -78,7 +79,10 @@ impl User {
 
     /// Says why passt is gone, once.
     fn report(&mut self) {
-        let Some(complaints) = self.complaints.take().filter(|_| !self.is_up()) else { return };
+        if self.is_up() {
+            return;
+        }
+        let Some(complaints) = self.complaints.take() else { return };
         self.end();
         let mut text = String::new();
         // What is not text is not worth showing, and 4 KiB are enough of it.
@@ -133,9 +137,89 @@ impl Backend for User {
         self.report();
     }
     fn receive(&mut self, into: &mut Pieces<'_>) -> Received {
-        self.frames.as_mut().map_or(Received::Nothing, |frames| frames.receive(into))
+        let received = self.frames.as_mut().map_or(Received::Nothing, |frames| frames.receive(into));
+        if received == Received::Nothing {
+            self.report();
+        }
+        received
     }
     fn has_frames(&self) -> bool {
         self.frames.as_ref().is_some_and(Framed::has_frames)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use vm_memory::VolatileSlice;
+
+    use super::super::header::HEADER_LEN;
+    use super::*;
+
+    /// Waits for what the back end waits for, and tells it.
+    fn wait(user: &mut User) {
+        let watch = user.watch(true).unwrap();
+        let mut fd = libc::pollfd { fd: watch.fd, events: watch.events, revents: 0 };
+        // SAFETY: one live pollfd.
+        assert_eq!(unsafe { libc::poll(&mut fd, 1, -1) }, 1);
+        user.ready(fd.revents);
+    }
+
+    fn skip(why: impl std::fmt::Display) {
+        let required = std::env::var("PARAVANE_REQUIRE").unwrap_or_default();
+        assert!(!required.split([',', ' ']).any(|what| what == "passt"), "broken test: no passt: {why}");
+        let _ = writeln!(io::stderr(), "SKIP: passt: {why}");
+    }
+
+    #[test]
+    fn without_passt_it_says_what_to_install() {
+        let error = User::start_program("paravane-no-such-program", &Ports::default()).unwrap_err();
+        assert!(error.to_string().contains("apt install passt"), "{error}");
+    }
+
+    #[test]
+    fn a_passt_that_ends_is_a_link_that_is_down() {
+        // A program that takes any arguments and ends.
+        let mut user = User::start_program("false", &Ports::default()).unwrap();
+        assert!(user.is_up());
+        wait(&mut user);
+        assert!(!user.is_up() && user.watch(true).is_none());
+        assert!(user.passt.try_wait().unwrap().is_some(), "no zombie is left");
+    }
+
+    #[test]
+    fn passt_answers_for_the_network() {
+        let mut user = match User::start(&Ports::default()) {
+            Ok(user) => user,
+            Err(why) => return skip(why),
+        };
+        // Who has 192.0.2.99? passt has every address but the guest's own.
+        let guest = [2, 0, 0, 0, 0, 1];
+        let question = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &guest, &[0; 4], &[0; 6], &[192, 0, 2, 99]].concat();
+        let mut frame = [&[0xff; 6][..], &guest, &[8, 6], &question].concat();
+        frame.resize(60, 0);
+        let mut pieces = Pieces::default();
+        pieces.push(&VolatileSlice::from(&mut frame[..])).unwrap();
+        assert_eq!(user.send(&Header::default(), &mut pieces), Sent::Done);
+        user.flush();
+        loop {
+            let mut memory = [0; 1526];
+            let mut pieces = Pieces::default();
+            pieces.push(&VolatileSlice::from(&mut memory[..])).unwrap();
+            let received = user.receive(&mut pieces);
+            drop(pieces);
+            let frame = &memory[HEADER_LEN..];
+            match received {
+                Received::Frame(_) if frame[12..14] == [8, 6] && frame[20..22] == [0, 2] => {
+                    assert_eq!((&frame[..6], &frame[28..32]), (&guest[..], &[192, 0, 2, 99][..]));
+                    break;
+                }
+                Received::Nothing if user.is_up() => wait(&mut user),
+                // A network that it cannot use is none of ours.
+                Received::Nothing => return skip("it has ended; its reason is above"),
+                _ => {}
+            }
+        }
     }
 }
