@@ -173,6 +173,20 @@ fn a_pc_that_halts_for_ever_is_ended() {
 }
 
 #[test]
+fn user_mode_without_tables_is_the_end() {
+    // push 0xe02b; push rsp; push 0x202; push 0xe033; push rsp; then flags, rcx, r11, rax: push 0, four times;
+    // mov eax, iret; syscall; hlt
+    let code = [
+        0x68, 0x2b, 0xe0, 0, 0, 0x54, 0x68, 0x02, 0x02, 0, 0, 0x68, 0x33, 0xe0, 0, 0, 0x54, 0x6a, 0, 0x6a, 0,
+        0x6a, 0, 0x6a, 0, 0xb8, 23, 0, 0, 0, 0x0f, 0x05, 0xf4,
+    ];
+    for outcome in Guest::new(kernel(Kind::Pv, &code)).boot() {
+        let why = outcome.must_be_killed();
+        outcome.must(why.contains("user mode"), "should have died for want of user tables");
+    }
+}
+
+#[test]
 fn a_watchdog_that_is_not_fed_bites() {
     // mov eax, sched_op; mov edi, SCHEDOP_watchdog; mov rcx, 1 << 32: timeout 1 s, id 0; push rcx; mov rsi, rsp;
     // syscall; jmp to itself

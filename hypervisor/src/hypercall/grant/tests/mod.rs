@@ -67,12 +67,14 @@ impl TestDomain {
 #[test]
 fn a_table_is_sized_and_set_up() {
     let mut t = TestDomain::new();
-    assert_eq!(t.flags(0), 0, "nothing is written before the first call");
+    let frames = Mfn(t.facts.grants.start)..Mfn(t.facts.grants.end);
+    assert_eq!(t.memory.existing_frames(frames.clone()), Some(0), "none is touched before the first call");
     let size =
         t.grant(GNTTABOP_QUERY_SIZE, GnttabQuerySize { dom: DOMID_SELF, ..Default::default() }).unwrap();
     assert_eq!((size.status, size.nr_frames, size.max_nr_frames), (GNTST_OKAY, 1, 64));
     let console: GrantEntryV1 = t.memory.read_obj(t.entry_maddr(GNTTAB_RESERVED_CONSOLE)).unwrap();
     assert_eq!(console, GrantEntryV1 { flags: 1, domid: 0, frame: t.mfn(CONSOLE) as u32 });
+    assert_eq!(t.memory.existing_frames(frames), Some(1));
     let setup =
         |dom, nr_frames, frame_list| GnttabSetupTable { dom, nr_frames, frame_list, ..Default::default() };
     let status =
