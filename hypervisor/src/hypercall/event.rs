@@ -8,9 +8,13 @@ use super::{HypercallResult, done, low32};
 use crate::domain::pv::{DOMID, PvDomain};
 use crate::event::{Binding, EventChannels, HostService, Sent};
 
-/// The caller's own domain, however it names it; ESRCH for any other.
+/// The caller's own domain, however it names it: EPERM for the other that there is, ESRCH for none.
 fn own(dom: DomId) -> Result<(), Errno> {
-    if dom == DOMID_SELF || dom == DOMID { Ok(()) } else { Err(Errno::ESRCH) }
+    match dom {
+        DOMID_SELF | DOMID => Ok(()),
+        0 => Err(Errno::EPERM),
+        _ => Err(Errno::ESRCH),
+    }
 }
 
 /// event_channel_op(command, argument).
@@ -22,15 +26,15 @@ pub fn event_channel_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> 
         }
         EVTCHNOP_ALLOC_UNBOUND => {
             let mut op: EvtchnAllocUnbound = d.read_guest_obj(argument)?;
-            // A domU may allocate for itself only.
-            own(op.dom).map_err(|_| Errno::EPERM)?;
+            own(op.dom)?;
             let remote = if op.remote_dom == DOMID_SELF { DOMID } else { op.remote_dom };
             op.port = d.events.allocate(Binding::Unbound { remote })?;
             reply(d, argument, &op, op.port)
         }
         EVTCHNOP_BIND_INTERDOMAIN => {
             let mut op: EvtchnBindInterdomain = d.read_guest_obj(argument)?;
-            own(op.remote_dom)?;
+            // Domain 0 may be asked, and has left no port unbound.
+            own(op.remote_dom).map_err(|e| if e == Errno::EPERM { Errno::EINVAL } else { e })?;
             op.local_port = d.events.bind_loop(op.remote_port, DOMID)?;
             // The far end may have sent before this end existed (public/event_channel.h).
             raise(d, op.local_port);
@@ -180,6 +184,27 @@ mod tests {
         assert_eq!(bind_ipi(&mut t), port);
         assert_eq!(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_SEND, EvtchnSend { port }).map(|r| r.0), Ok(0));
         assert!(pending(&t, port));
+    }
+
+    #[test]
+    fn other_domains_are_not_there_or_not_the_callers() {
+        let mut t = TestDomain::new();
+        for (dom, errno, unbound) in [(0, Errno::EPERM, Errno::EINVAL), (9, Errno::ESRCH, Errno::ESRCH)] {
+            let alloc = EvtchnAllocUnbound { dom, remote_dom: DOMID_SELF, port: 0 };
+            let bind = EvtchnBindInterdomain { remote_dom: dom, remote_port: 1, ..Default::default() };
+            let status = EvtchnStatus { dom, port: 1, ..Default::default() };
+            let outcome = |r: Result<u64, Errno>| r.unwrap_err();
+            let asked = [
+                outcome(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_ALLOC_UNBOUND, alloc).map(|r| r.0)),
+                outcome(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_STATUS, status).map(|r| r.0)),
+                outcome(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_RESET, EvtchnReset { dom }).map(|r| r.0)),
+            ];
+            assert_eq!(asked, [errno; 3]);
+            assert_eq!(
+                outcome(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_BIND_INTERDOMAIN, bind).map(|r| r.0)),
+                unbound
+            );
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `sched_op` but for waiting (`events`) and ending, and the rest of `xen_version` and `event_channel_op`.
 
 use paravane_guest::abi::Errno;
+use paravane_guest::abi::domid::DOMID_SELF;
 use paravane_guest::abi::event::*;
 use paravane_guest::abi::hypercall::*;
 use paravane_guest::abi::sched::*;
@@ -48,12 +49,32 @@ pub(super) fn run(bench: &mut Bench) {
 }
 
 fn events(bench: &mut Bench) {
+    let (privileged, paravane) = (bench.privileged, bench.paravane);
     let suite = &mut bench.suite;
     for command in (EVTCHNOP_BIND_INTERDOMAIN..=EVTCHNOP_RESET).filter(|c| *c != EVTCHNOP_BIND_PIRQ) {
         suite.equal("event-argument-nowhere", nowhere(EVENT_CHANNEL_OP, command), Err(Errno::EFAULT));
     }
     let reset = does(EVENT_CHANNEL_OP, EVTCHNOP_RESET, EvtchnReset { dom: 9 });
     suite.equal("reset-of-no-domain", reset, Err(Errno::ESRCH));
+    let alloc = |dom| {
+        let op = EvtchnAllocUnbound { dom, remote_dom: DOMID_SELF, port: 0 };
+        does(EVENT_CHANNEL_OP, EVTCHNOP_ALLOC_UNBOUND, op)
+    };
+    let bind = |remote_dom| {
+        let op = EvtchnBindInterdomain { remote_dom, remote_port: 1, ..EvtchnBindInterdomain::default() };
+        does(EVENT_CHANNEL_OP, EVTCHNOP_BIND_INTERDOMAIN, op)
+    };
+    let status = |dom| {
+        does(EVENT_CHANNEL_OP, EVTCHNOP_STATUS, EvtchnStatus { dom, port: 1, ..EvtchnStatus::default() })
+    };
+    let asked = |dom| [alloc(dom), bind(dom), status(dom)];
+    suite.equal("ports-of-no-domain", asked(9999), [Err(Errno::ESRCH); 3]);
+    if !privileged {
+        suite.equal("ports-of-domain-0", [alloc(0), status(0)], [Err(Errno::EPERM); 2]);
+    }
+    if paravane {
+        suite.equal("no-port-of-domain-0", bind(0), Err(Errno::EINVAL));
+    }
     let vcpu = |port, vcpu| does(EVENT_CHANNEL_OP, EVTCHNOP_BIND_VCPU, EvtchnBindVcpu { port, vcpu });
     suite.equal("bind-vcpu-of-no-port", vcpu(u32::MAX, 0), Err(Errno::EINVAL));
     suite.equal("bind-vcpu-absent", vcpu(1, 4000), Err(Errno::ENOENT));
