@@ -18,6 +18,8 @@
 pub mod block;
 mod chain;
 pub mod entropy;
+#[cfg(test)]
+mod hostile;
 mod link;
 mod memory;
 pub mod net;

@@ -1,0 +1,237 @@
+//! Rings as no driver should make them.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
+    VRING_DESC_F_WRITE,
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::testing::{BUFFERS, Bench, Interrupts, MEMORY, Ring};
+use super::{Broken, DeviceMemory, Link, Queue, QueueSetup};
+use crate::device::entropy::Entropy;
+
+const SIZE: u16 = 8;
+const NEXT: u32 = VRING_DESC_F_NEXT;
+const WRITE: u32 = VRING_DESC_F_WRITE;
+const INDIRECT: u32 = VRING_DESC_F_INDIRECT;
+
+fn memory(bytes: u64) -> DeviceMemory {
+    let view = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes as usize)]).unwrap();
+    DeviceMemory::standing_alone(view)
+}
+
+fn queue(memory: &DeviceMemory, setup: &QueueSetup, features: u64) -> Option<Queue> {
+    let link = Arc::new(Link::new(&[], Arc::new(Interrupts::default())));
+    let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    Queue::new(0, setup, SIZE, features, memory, (kick, link))
+}
+
+/// What a queue says of a ring that `spoil` has filled.
+fn offence(spoil: impl FnOnce(&mut Ring, &DeviceMemory)) -> Broken {
+    let memory = memory(MEMORY);
+    let mut ring = Ring::new(&memory, 0, SIZE);
+    let mut queue = queue(&memory, &ring.setup, 1 << VIRTIO_RING_F_INDIRECT_DESC).unwrap();
+    spoil(&mut ring, &memory);
+    loop {
+        match queue.take() {
+            Ok(chain) => assert!(chain.is_some(), "no offence was found"),
+            Err(broken) => return broken,
+        }
+    }
+}
+
+/// A table of descriptors at [`BUFFERS`], and the one that names it.
+fn table(ring: &mut Ring, memory: &DeviceMemory, len: u32, flags: u32, entries: &[(u64, u32, u32, u16)]) {
+    for (n, &(address, len, flags, next)) in (0u64..).zip(entries) {
+        let words = [address, u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48];
+        memory.view().write_obj(words[0], GuestAddress(BUFFERS + n * 16)).unwrap();
+        memory.view().write_obj(words[1], GuestAddress(BUFFERS + n * 16 + 8)).unwrap();
+    }
+    ring.describe(0, BUFFERS, len, INDIRECT | flags, 1);
+    ring.offer(0);
+    ring.publish();
+}
+
+#[test]
+fn every_offence_is_found() {
+    let one = |address, len, flags, next| {
+        offence(move |ring, _| {
+            ring.describe(0, address, len, flags, next);
+            ring.offer(0);
+            ring.publish();
+        })
+    };
+    assert_eq!(one(BUFFERS, 1, NEXT, 0), Broken::TooLong, "a loop");
+    assert_eq!(one(BUFFERS, 1, NEXT, SIZE), Broken::Descriptor(SIZE));
+    for (address, len) in [(MEMORY - 1, 2), (MEMORY, 1), (u64::MAX, 1), (0, u32::MAX), (u64::MAX - 7, 16)] {
+        assert_eq!(one(address, len, 0, 0), Broken::Address { address, len: len.into() });
+    }
+    let two = |first, second| {
+        offence(move |ring, _| {
+            ring.describe(0, BUFFERS, 1, first | NEXT, 1);
+            ring.describe(1, BUFFERS, 1, second, 0);
+            ring.offer(0);
+            ring.publish();
+        })
+    };
+    assert_eq!(two(WRITE, 0), Broken::Order);
+    let head = offence(|ring, _| {
+        ring.offer(SIZE);
+        ring.publish();
+    });
+    assert_eq!(head, Broken::Descriptor(SIZE));
+    for index in [SIZE + 1, 0x8000, u16::MAX] {
+        assert_eq!(offence(|ring, _| ring.publish_as(index)), Broken::Ahead, "{index}");
+    }
+}
+
+/// The same buffer over and over, while none was given back: one more than the ring has entries is too many.
+#[test]
+fn a_driver_that_does_not_wait() {
+    let memory = memory(MEMORY);
+    let ring = Ring::new(&memory, 0, SIZE);
+    let mut queue = queue(&memory, &ring.setup, 0).unwrap();
+    ring.describe(0, BUFFERS, 1, 0, 0);
+    ring.publish_as(SIZE);
+    for _ in 0..SIZE {
+        assert!(queue.take().unwrap().is_some());
+    }
+    ring.publish_as(SIZE + 1);
+    assert_eq!(queue.take(), Err(Broken::Ahead));
+}
+
+#[test]
+fn indirect_tables() {
+    let full = [(BUFFERS, 1, NEXT, 1); 1];
+    assert_eq!(offence(|r, m| table(r, m, 16, NEXT, &full)), Broken::Indirect, "in the middle of a chain");
+    assert_eq!(offence(|r, m| table(r, m, 16, 0, &[(BUFFERS, 16, INDIRECT, 0)])), Broken::Indirect, "nested");
+    for len in [0, 8, 24, 16 * 65536] {
+        assert_eq!(offence(|r, m| table(r, m, len, 0, &full)), Broken::IndirectLength(len));
+    }
+    assert_eq!(offence(|r, m| table(r, m, 16, 0, &full)), Broken::Descriptor(1), "past its end");
+    assert_eq!(offence(|r, m| table(r, m, 32, 0, &[(BUFFERS, 1, NEXT, 0)])), Broken::TooLong, "a loop");
+    let outside = offence(|ring, _| {
+        ring.describe(0, MEMORY - 8, 16, INDIRECT, 0);
+        ring.offer(0);
+        ring.publish();
+    });
+    assert_eq!(outside, Broken::Address { address: MEMORY - 8, len: 16 });
+    // As long as the queue and no longer; and not at all without the feature.
+    for (len, entries) in [(8u16, Ok(8)), (9, Err(Broken::TooLong))] {
+        let memory = memory(MEMORY);
+        let mut ring = Ring::new(&memory, 0, SIZE);
+        let with = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+        let mut queue = queue(&memory, &ring.setup, with).unwrap();
+        let chain: Vec<_> = (1..=len).map(|n| (BUFFERS, 1, if n < len { NEXT } else { 0 }, n)).collect();
+        table(&mut ring, &memory, u32::from(len) * 16, 0, &chain);
+        assert_eq!(queue.take().map(|chain| chain.unwrap().readable().len()), entries);
+    }
+    let memory = memory(MEMORY);
+    let mut ring = Ring::new(&memory, 0, SIZE);
+    let mut queue = queue(&memory, &ring.setup, 0).unwrap();
+    table(&mut ring, &memory, 16, 0, &[(BUFFERS, 1, 0, 0)]);
+    assert_eq!(queue.take(), Err(Broken::Indirect));
+}
+
+/// Where the random rings are, in a memory of [`SMALL`] bytes.
+const SETUP: QueueSetup = QueueSetup { size: SIZE, descriptors: 0x100, driver: 0x200, device: 0x240 };
+const USED_END: u64 = 0x240 + 4 + SIZE as u64 * 8 + 2;
+const SMALL: u64 = 0x1000;
+
+/// A descriptor that means something more often than not.
+fn descriptor() -> impl Strategy<Value = [u64; 2]> {
+    let address = prop_oneof![4 => 0u64..SMALL, 1 => any::<u64>()];
+    let len = prop_oneof![4 => 0u64..64, 1 => (0u64..17).prop_map(|n| n * 16), 1 => any::<u32>().prop_map(u64::from)];
+    let next = prop_oneof![8 => 0u64..10, 1 => any::<u16>().prop_map(u64::from)];
+    (address, len, 0u64..8, next)
+        .prop_map(|(address, len, flags, next)| [address, len | flags << 32 | next << 48])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the rings say: what a queue hands out is the device's memory and no more than the ring holds, a
+    /// broken queue stays within its memory, and nothing but the used ring is written.
+    #[test]
+    fn any_ring(
+        descriptors in prop::collection::vec(descriptor(), 24),
+        heads in prop::collection::vec(0u16..9, 8),
+        indices in prop::collection::vec(prop_oneof![8 => 0u16..12, 1 => any::<u16>()], 1..6),
+        event_idx in any::<bool>(),
+        held in 0usize..4,
+    ) {
+        let memory = memory(SMALL);
+        let at = |address| GuestAddress(address);
+        for (n, words) in (0u64..).zip(&descriptors) {
+            // Eight in the table, the others where indirect ones may find them.
+            let to = if n < 8 { SETUP.descriptors + n * 16 } else { 0x400 + (n - 8) * 16 };
+            memory.view().write_obj(words[0], at(to)).unwrap();
+            memory.view().write_obj(words[1], at(to + 8)).unwrap();
+        }
+        for (n, head) in (0u64..).zip(&heads) {
+            memory.view().write_obj(*head, at(SETUP.driver + 4 + n * 2)).unwrap();
+        }
+        let features = 1 << VIRTIO_RING_F_INDIRECT_DESC | u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX;
+        let mut queue = queue(&memory, &SETUP, features).unwrap();
+        let mut out = Vec::new();
+        let mut index = 0u16;
+        'all: for step in indices {
+            index = index.wrapping_add(step);
+            memory.view().write_obj(index, at(SETUP.driver + 2)).unwrap();
+            let before: Vec<u8> = snapshot(&memory);
+            for _ in 0..=SIZE {
+                match queue.take() {
+                    Ok(Some(chain)) => {
+                        let segments = chain.readable().len() + chain.writable().len();
+                        prop_assert!(segments <= usize::from(SIZE) && chain.head() < SIZE);
+                        for s in chain.readable().iter().chain(chain.writable()) {
+                            prop_assert!(s.len > 0 && s.address + u64::from(s.len) <= SMALL);
+                        }
+                        out.push(chain.head());
+                        prop_assert!(out.len() <= usize::from(SIZE));
+                    }
+                    Ok(None) => break,
+                    Err(_) => break 'all,
+                }
+            }
+            while out.len() > held {
+                let head = out.remove(0);
+                queue.give_back(head, 0).unwrap();
+            }
+            queue.notify().unwrap();
+            queue.ask_for_kicks().unwrap();
+            prop_assert_eq!(before, snapshot(&memory));
+        }
+    }
+
+    /// The same against a whole device: it ends as it was or in need of a reset, and can be reset.
+    #[test]
+    fn any_ring_against_a_device(descriptors in prop::collection::vec(descriptor(), 8), index in 0u16..12) {
+        let mut bench = Bench::new(Entropy);
+        let mut rings = bench.start(1 << VIRTIO_RING_F_INDIRECT_DESC, 1, SIZE);
+        let ring = &mut rings[0];
+        for (n, [address, rest]) in (0u16..).zip(&descriptors) {
+            ring.describe(n, *address, *rest as u32, (rest >> 32) as u32 & 7, (rest >> 48) as u16);
+            ring.offer(n);
+        }
+        ring.publish_as(index);
+        bench.slot.kick(0);
+        bench.interrupts.wait_until(|| {
+            bench.slot.link().needs_reset() || ring.used_index() == index
+        });
+        bench.reset();
+        prop_assert_eq!(bench.slot.status(), 0);
+    }
+}
+
+/// All memory but the used ring.
+fn snapshot(memory: &DeviceMemory) -> Vec<u8> {
+    let mut bytes = vec![0; SMALL as usize];
+    memory.view().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    bytes.drain(SETUP.device as usize..USED_END as usize);
+    bytes
+}
