@@ -4,6 +4,7 @@
 //! capture.
 
 mod container;
+mod disk;
 mod endings;
 mod no_kvm;
 
