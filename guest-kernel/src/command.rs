@@ -55,6 +55,10 @@ pub enum Command<'a> {
     Rng(usize),
     /// What disk there is.
     Disk,
+    /// What is in a directory of the disk.
+    List(&'a str),
+    /// What is in a file of the disk.
+    Print(&'a str),
     /// Serve the network until a key is pressed.
     Serve,
     /// Panic.
@@ -75,6 +79,8 @@ impl<'a> Command<'a> {
         ("bench [NAME|all]", "run a workload; without a name, list them"),
         ("rng [BYTES]", "random bytes from the entropy device"),
         ("disk", "what disk there is"),
+        ("ls [PATH]", "what is in a directory of the disk (ext2, ext3 or ext4)"),
+        ("cat PATH", "what is in a file of the disk"),
         ("serve", "serve HTTP, a TCP sink and a source, until Ctrl-C"),
         ("uptime", "how long the kernel has been up"),
         ("halt", "power off (also Ctrl-D)"),
@@ -93,6 +99,8 @@ impl<'a> Command<'a> {
             Some("bench") => Self::Bench(words.next()),
             Some("rng") => Self::Rng(words.next().and_then(|count| count.parse().ok()).unwrap_or(16)),
             Some("disk") => Self::Disk,
+            Some("ls") => Self::List(words.next().unwrap_or("/")),
+            Some("cat") => Self::Print(words.next().unwrap_or("/")),
             Some("serve") => Self::Serve,
             Some("panic") => Self::Panic,
             Some("halt") => Self::Halt,

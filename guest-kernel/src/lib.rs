@@ -31,6 +31,8 @@ pub mod device;
 #[cfg(guest)]
 pub mod exception;
 #[cfg(guest)]
+pub mod files;
+#[cfg(guest)]
 pub mod heap;
 #[cfg(guest)]
 pub mod kernel;

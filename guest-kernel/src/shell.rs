@@ -6,7 +6,7 @@ use crate::device::{self, DeviceError, entropy};
 use crate::kernel::Kernel;
 use crate::line::{LineEditor, Typed};
 use crate::machine::{Current, Machine, Shutdown};
-use crate::{console, heap, network, print, println, workload};
+use crate::{console, files, heap, network, print, println, workload};
 
 /// Reads commands and obeys them until one ends the session.
 pub fn run(kernel: &mut Kernel) {
@@ -47,6 +47,8 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> bool {
         Command::Bench(None) => workload::list(),
         Command::Rng(count) => rng(kernel, count),
         Command::Disk => disk(kernel),
+        Command::List(path) => files::list(kernel, path),
+        Command::Print(path) => files::print(kernel, path),
         Command::Serve => network::serve(kernel),
         Command::Panic => panic!("asked for at the shell"),
         Command::Halt => return false,

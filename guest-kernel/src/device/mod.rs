@@ -69,6 +69,8 @@ impl core::fmt::Display for DeviceError {
     }
 }
 
+impl core::error::Error for DeviceError {}
+
 impl From<Error> for DeviceError {
     fn from(error: Error) -> Self {
         Self::Failed(error)
