@@ -180,7 +180,7 @@ impl Comparison {
 
     fn add(&mut self, workload: &Workload, runs: Runs) {
         for sample in runs.iter().flat_map(|(_, samples)| samples) {
-            self.started |= !matches!(sample, Err(Failure::Start(_)));
+            self.started |= !matches!(sample, Err(Failure::Start(_) | Failure::Unavailable(_)));
             if let (None, Ok(sample)) = (&self.engine, sample) {
                 self.engine = Some(EngineFacts::of(sample));
             }
@@ -243,7 +243,8 @@ impl WorkloadResult {
             let (good, bad): (Vec<_>, Vec<_>) = samples.into_iter().partition(Result::is_ok);
             let ok = bad.is_empty();
             for failure in bad.into_iter().filter_map(Result::err) {
-                let list = if matches!(failure, Failure::Skipped(_)) { &mut skipped } else { &mut problems };
+                let lacking = matches!(failure, Failure::Skipped(_) | Failure::Unavailable(_));
+                let list = if lacking { &mut skipped } else { &mut problems };
                 let line = format!("{}: {failure}", technique.name);
                 if !list.contains(&line) {
                     list.push(line);

@@ -116,15 +116,17 @@ fn what_lacks_a_device_is_skipped_and_nothing_else_is_spoilt() {
 #[test]
 fn a_workload_is_given_what_it_needs() {
     let mut settings = settings(1);
-    settings.workloads = WORKLOADS.into_iter().filter(|w| w.name.starts_with("net-")).collect();
-    let given = Cell::new(0);
-    let boot = |config: Config| {
-        assert_eq!(config.devices.iter().map(|d| d.info().kind).collect::<Vec<_>>(), [1]);
-        given.set(given.get() + 1);
-        good(config)
-    };
-    compare_one(&settings, boot, |_| {});
-    assert_eq!(given.get(), 2 * settings.workloads.len());
+    for (prefix, kinds) in [("net-", &[1][..]), ("block-", &[2]), ("map-", &[])] {
+        settings.workloads = WORKLOADS.into_iter().filter(|w| w.name.starts_with(prefix)).collect();
+        let given = Cell::new(0);
+        let boot = |config: Config| {
+            assert_eq!(config.devices.iter().map(|d| d.info().kind).collect::<Vec<_>>(), kinds);
+            given.set(given.get() + 1);
+            good(config)
+        };
+        compare_one(&settings, boot, |_| {});
+        assert_eq!(given.get(), 2 * settings.workloads.len());
+    }
 }
 
 #[test]

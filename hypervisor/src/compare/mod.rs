@@ -23,7 +23,7 @@ pub use comparison::{
     WorkloadResult, compare,
 };
 pub use host::HostFacts;
-pub use needs::Needs;
+pub use needs::{Needs, Unavailable};
 pub use outcome::{Outcome, OutcomeError};
 pub use sample::{Failure, Machine, Sample, measure};
 pub use side::{LeftOut, SideBySide, TrapDifference};
@@ -75,7 +75,7 @@ impl Workload {
 }
 
 /// The workloads of the reference guest.
-pub const WORKLOADS: [Workload; 11] = [
+pub const WORKLOADS: [Workload; 14] = [
     Workload::new("null-call", "ask the machine the least, 1000 times", Needs::Nothing),
     Workload::new("console-4k", "print 4096 bytes in one write", Needs::Nothing),
     Workload::new("map-512", "map, touch, protect and unmap 512 scattered pages", Needs::Nothing),
@@ -87,6 +87,9 @@ pub const WORKLOADS: [Workload; 11] = [
         "set a network interface up, from nothing to its first usable queue",
         Needs::Network,
     ),
+    Workload::new("block-setup", "set a disk up, from nothing to its first usable queue", Needs::Disk),
+    Workload::new("block-read-qd1", "read 1000 blocks of 4 KiB, one at a time", Needs::Disk),
+    Workload::new("block-read-qd32", "read 1000 blocks of 4 KiB, 32 at a time", Needs::Disk),
     Workload::new("net-send-64", "send 10000 frames of 64 bytes", Needs::Network),
     Workload::new("net-send-1500", "send 10000 frames of 1500 bytes", Needs::Network),
     Workload::new("net-receive-64", "receive 10000 frames of 64 bytes", Needs::Network),
@@ -103,8 +106,8 @@ pub const NOTES: [&str; 6] = [
      The rest is guest code and the way in and out.",
     "What an exit costs depends on the engine and on the host's own virtualization; compare ratios and counts \
      between machines, not times.",
-    "Devices: the same device models and threads of the host serve both techniques. The network's other \
-     side is a peer in this process: what is measured is the way there, not a medium.",
+    "Devices: the same device models and threads of the host serve both techniques. The disk is a file in \
+     the page cache, the network's other side a peer in this process: what is measured is the way there, not a medium.",
     "With several repetitions, what is shown of a technique is the one run whose time is the median; \
      the others are in the JSON.",
 ];

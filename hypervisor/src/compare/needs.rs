@@ -1,8 +1,16 @@
-//! What a workload needs besides a machine: a network with somebody on it.
+//! What a workload needs besides a machine: a disk, or a network with somebody on it.
 //!
-//! The network's other side is in this process, so that a measurement of the way there measures nothing else.
+//! Both are made here, for nobody else. The disk is a file without a name, made once and filled with what the guest
+//! expects; the network's other side is in this process. So a measurement of the way there measures nothing else.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use crate::device::Device;
+use crate::device::block::{Block, Format, Options};
 use crate::device::net::peer::Peer;
 use crate::device::net::{Mac, Net};
 
@@ -11,19 +19,69 @@ use crate::device::net::{Mac, Net};
 pub enum Needs {
     /// None.
     Nothing,
+    /// A disk of 16 MiB with the pattern of the guest's workloads, read-only.
+    Disk,
     /// A network interface with the peer on the other side.
     Network,
 }
 
+/// A device cannot be had on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no disk for it can be made in {}: {why}; set TMPDIR to a directory with 16 MiB", std::env::temp_dir().display())]
+pub struct Unavailable {
+    why: String,
+}
+
+const DISK_BYTES: u64 = 16 << 20;
+/// The seed of its pattern, as the guest's workloads have it.
+const SEED: u64 = 0x5eed;
 /// The interface's address: one that is administered locally.
 const ADDRESS: Mac = Mac([0x02, 0, 0, 0, 0x88, 0xb6]);
 
 impl Needs {
     /// The devices for one boot.
-    pub fn provide(self) -> Vec<Box<dyn Device>> {
+    ///
+    /// # Errors
+    /// When the host has no room for a disk.
+    pub fn provide(self) -> Result<Vec<Box<dyn Device>>, Unavailable> {
         match self {
-            Self::Nothing => Vec::new(),
-            Self::Network => vec![Box::new(Net::new(Box::new(Peer::default()), ADDRESS))],
+            Self::Nothing => Ok(Vec::new()),
+            Self::Disk => {
+                let options = Options {
+                    path: disk()?,
+                    format: Some(Format::Raw),
+                    readonly: true,
+                    direct: false,
+                    queues: 1,
+                    id: None,
+                };
+                let disk = Block::open(&options).map_err(|e| Unavailable { why: e.to_string() })?;
+                Ok(vec![Box::new(disk)])
+            }
+            Self::Network => Ok(vec![Box::new(Net::new(Box::new(Peer::default()), ADDRESS))]),
         }
     }
+}
+
+/// The path of the disk's file, which is open for as long as this process lives, and gone with it.
+fn disk() -> Result<PathBuf, Unavailable> {
+    static DISK: OnceLock<Result<File, Unavailable>> = OnceLock::new();
+    let made = DISK.get_or_init(|| make().map_err(|e| Unavailable { why: e.to_string() }));
+    let file = made.as_ref().map_err(Clone::clone)?;
+    Ok(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
+}
+
+fn make() -> std::io::Result<File> {
+    let path = std::env::temp_dir().join(format!("paravane-compare-{}.raw", std::process::id()));
+    let mut file = File::options().read(true).write(true).create_new(true).open(&path)?;
+    // The name is needed no longer than this, whatever happens next.
+    std::fs::remove_file(&path)?;
+    let bytes: Vec<u8> = (0..DISK_BYTES / 8).flat_map(|index| word(SEED, index).to_le_bytes()).collect();
+    file.write_all(&bytes)?;
+    Ok(file)
+}
+
+/// The word at `index`, as the reference guest's `pattern` has it.
+const fn word(seed: u64, index: u64) -> u64 {
+    (index ^ seed.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index >> 7)
 }

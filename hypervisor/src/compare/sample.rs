@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::outcome::{self, Outcome, OutcomeError, printable};
-use super::{Technique, Workload};
+use super::{Technique, Unavailable, Workload};
 use crate::console::{CaptureSink, ConsoleInput};
 use crate::domain::DomainEnd;
 use crate::engine::EngineInfo;
@@ -48,6 +48,9 @@ pub enum Failure {
     /// The guest lacks a device that the workload needs.
     #[error("the guest lacks a device for it: {0}")]
     Skipped(String),
+    /// The host lacks what the device would be made of.
+    #[error("{0}")]
+    Unavailable(#[from] Unavailable),
     /// The guest could not be started.
     #[error("the guest could not be started: {0}")]
     Start(String),
@@ -77,6 +80,7 @@ pub fn measure<E: std::fmt::Display>(
     machine: &Machine,
     boot: &mut impl FnMut(Config) -> Result<Report, E>,
 ) -> Result<Sample, Failure> {
+    let devices = workload.needs.provide()?;
     let console = CaptureSink::default();
     let config = Config {
         image: Cow::Borrowed(technique.image),
@@ -84,7 +88,7 @@ pub fn measure<E: std::fmt::Display>(
         mem_bytes: machine.mem_bytes,
         cmdline: format!("bench={}", workload.name),
         initrd: None,
-        devices: workload.needs.provide(),
+        devices,
         engine: machine.engine,
         transport: machine.transport,
         sink: Box::new(console.clone()),

@@ -7,6 +7,7 @@ use paravane::domain::DomainEnd;
 use paravane::ledger::{Cause, MmioDevice, VirtioRegister};
 use paravane_abi::hypercall::PARAVANE_VIRTIO_OP;
 use paravane_tests::boot::{Guest, Outcome};
+use paravane_tests::verdict::broken_test;
 
 use crate::reference::BUILDS;
 use crate::workloads::{count, own_traps};
@@ -20,7 +21,11 @@ fn entropy() -> Vec<Box<dyn Device>> {
 }
 
 fn network() -> Vec<Box<dyn Device>> {
-    Needs::Network.provide()
+    Needs::Network.provide().unwrap()
+}
+
+fn disk() -> Vec<Box<dyn Device>> {
+    Needs::Disk.provide().unwrap_or_else(|why| broken_test(why))
 }
 
 /// Both builds of the reference guest with devices, on each engine.
@@ -75,6 +80,32 @@ fn a_network_interface_is_set_up_by_one_hypercall_or_by_dozens_of_traps() {
         outcome.must(accesses >= 24, format_args!("should have used two dozen registers:\n{table}"));
         let ready = Cause::Mmio(MmioDevice::VirtioWrite(VirtioRegister::QueueReady));
         outcome.must(count(&region, ready) == 2, format_args!("should have made two queues ready:\n{table}"));
+    }
+}
+
+#[test]
+fn a_disk_is_set_up_by_one_hypercall_or_by_dozens_of_traps() {
+    for (build, outcome) in boot("bench=block-setup", disk) {
+        let (_, region) = outcome.must_have_done("block-setup");
+        let table = paravane::ledger::exit_table(&region);
+        let registers = region.exits.iter().filter(|row| matches!(row.cause, Cause::Mmio(_)));
+        let accesses: u64 = registers.map(|row| row.count).sum();
+        let right = if build == "pv" { own_traps(&region) == 1 } else { accesses >= 24 };
+        outcome.must(right, format_args!("should have been set up otherwise:\n{table}"));
+    }
+}
+
+/// Every block is right: the guest compares them all.
+#[test]
+fn a_deep_queue_needs_few_traps_for_each_read() {
+    for (_, outcome) in boot("bench=block-read-qd1", disk) {
+        outcome.must_have_done("block-read-qd1");
+    }
+    for (build, outcome) in boot("bench=block-read-qd32", disk) {
+        let (said, region) = outcome.must_have_done("block-read-qd32");
+        let table = paravane::ledger::exit_table(&region);
+        let few = build != "pv" || own_traps(&region) * 10 < said.ops;
+        outcome.must(few, format_args!("should have trapped for less than a tenth of the reads:\n{table}"));
     }
 }
 
