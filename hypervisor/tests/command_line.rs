@@ -48,12 +48,30 @@ fn signal(child: &Child, number: libc::c_int) {
 }
 
 #[test]
+fn devices_that_cannot_be_had_say_what_to_do() {
+    let nine: Vec<_> = ["run"].into_iter().chain(["--net", "peer"].into_iter().cycle().take(18)).collect();
+    for (args, part) in [
+        (&nine[..], "9 devices are too many: a guest can have 8"),
+        (&["run", "--net", "unix=/nonexistent/wire"], "start the program that listens there first"),
+        (&["run", "--vsock", "cid=3,socket=/nonexistent/s"], "cannot listen on /nonexistent/s"),
+        (&["run", "--net", "tap=a/b"], "is no name of an interface"),
+    ] {
+        let output = output(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(text(&output.stderr).contains(part), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn usage_errors_are_2_and_name_the_mistake() {
     for (args, part) in [
         (&["run", "--mem", "12Q"][..], "unknown unit `Q`"),
         (&["run", "--engine", "xen"], "possible values: auto, kvm, process"),
         (&["run", "--bare", "kernel.elf"], "cannot be used with"),
         (&["compare", "--workload", "nothing"], "possible values: null-call"),
+        (&["run", "--net", "ether"], "expected tap=NAME, user, unix=PATH or peer first"),
+        (&["run", "--net", "peer,mac=01:00:00:00:00:01"], "is no MAC address for a guest"),
+        (&["run", "--vsock", "cid=2,socket=/tmp/s"], "is no address of a guest"),
         (&["fly"], "unrecognized subcommand"),
     ] {
         let output = output(args);

@@ -1,6 +1,7 @@
 //! The options that give a guest devices.
 
 use anyhow::Context;
+use paravane_abi::virtio::VIRTIO_MAX_DEVICES;
 
 use super::disk;
 use crate::device::Device;
@@ -36,6 +37,12 @@ impl DeviceArgs {
     /// # Errors
     /// When that cannot be done; the message says what to do.
     pub fn open(&self) -> anyhow::Result<Vec<Box<dyn Device>>> {
+        let count =
+            self.disk.len() + usize::from(self.rng) + self.net.len() + usize::from(self.vsock.is_some());
+        anyhow::ensure!(
+            count <= VIRTIO_MAX_DEVICES,
+            "{count} devices are too many: a guest can have {VIRTIO_MAX_DEVICES}"
+        );
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
         for options in &self.disk {
             devices.push(Box::new(Block::open(options)?));
