@@ -108,3 +108,52 @@ fn what_was_flushed_survives_sigkill() {
         }
     }
 }
+
+/// A file system of this host's making, read by the guest: the path of its image.
+fn file_system() -> Option<Image> {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("files");
+    std::fs::create_dir_all(directory.join("sub")).unwrap();
+    std::fs::write(directory.join("sub/greeting"), "hello from a file\n").unwrap();
+    let numbers: Vec<String> = (0..5000).map(|n| format!("{n}\n")).collect();
+    std::fs::write(directory.join("numbers"), numbers.concat()).unwrap();
+    let image = Image::new("files.ext4");
+    let paths = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let made = Command::new("mke2fs")
+        .env("PATH", paths)
+        .args(["-q", "-F", "-t", "ext4", "-d", directory.to_str().unwrap(), image.0.to_str().unwrap()])
+        .status();
+    made.is_ok_and(|status| status.success()).then_some(image)
+}
+
+#[test]
+fn files_are_read_from_a_disk() {
+    let Some(image) = file_system() else {
+        return skip("mke2fs makes no file system here: e2fsprogs is missing or too old for -d");
+    };
+    for (build, options) in [("pv", &[][..]), ("bare", &["--bare"])] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_paravane"))
+            .args(["run", "--timeout", "60s", "--disk", &format!("{},readonly", image.0.display())])
+            .args(options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let typed = b"ls\ncat /sub/greeting\ncat /numbers\ncat /missing\nhalt\n";
+        // A program that could not start a guest has closed it.
+        let _ = child.stdin.take().unwrap().write_all(typed);
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        if output.status.code() == Some(1) && text.is_empty() {
+            return skip("no guest runs here");
+        }
+        for part in [
+            " sub/\n",
+            "> cat /sub/greeting\nhello from a file\n",
+            "\n2499\n2500\n2501\n",
+            "\n4999\n",
+            "not found",
+        ] {
+            assert!(text.contains(part), "{build}: {part:?} is missing in:\n{text}");
+        }
+    }
+}
