@@ -309,3 +309,42 @@ fn disks_that_cannot_be_opened() {
     let empty = Scratch::new("empty", 511);
     assert!(matches!(Block::open(&empty.options()), Err(OpenError::Empty { bytes: 511, .. })));
 }
+
+#[test]
+fn a_qcow2_image_keeps_what_was_flushed() {
+    use imago::file::File as Storage;
+    use imago::qcow2::Qcow2;
+    use imago::{FormatCreateBuilder, Storage as _, StorageOpenOptions};
+
+    let scratch = Scratch::new("image.qcow2", 0);
+    let open = StorageOpenOptions::new().write(true).filename(&scratch.0);
+    Qcow2::<Storage>::create_builder(Storage::open(open).unwrap()).size(SECTORS * SECTOR).create().unwrap();
+    let begin = || {
+        let block = Block::open(&scratch.options()).unwrap();
+        assert_eq!(block.info().features & 1 << VIRTIO_BLK_F_DISCARD, 0);
+        let mut bench = Bench::new(block);
+        assert_eq!(
+            u64::from_le_bytes(bench.slot.link().config().0.bytes()[..8].try_into().unwrap()),
+            SECTORS
+        );
+        let rings = bench.start(FLUSH, 1, 16);
+        (bench, rings)
+    };
+    let (mut bench, mut rings) = begin();
+    bench.put(DATA, &[9; 8192]);
+    assert_eq!(request(&bench, &mut rings[0], 1, 99, &[(DATA, 5000, false), (DATA, 3192, false)]), ok(1));
+    bench.put(DATA, &100u64.to_le_bytes());
+    bench.put(DATA + 8, &[2, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(request(&bench, &mut rings[0], 13, 0, &[(DATA, 16, false)]), ok(1));
+    assert_eq!(request(&bench, &mut rings[0], 4, 0, &[]), ok(1));
+    // A copy as it is now, as after a crash: what was flushed is in it.
+    let crashed = Scratch::new("crashed.qcow2", 0);
+    std::fs::copy(&scratch.0, &crashed.0).unwrap();
+    bench.reset();
+    drop(bench);
+    std::fs::copy(&crashed.0, &scratch.0).unwrap();
+    let (bench, mut rings) = begin();
+    assert_eq!(request(&bench, &mut rings[0], 0, 98, &[(DATA, 4096, true)]), ok(4097));
+    let expected = [vec![0; 512], vec![9; 512], vec![0; 1024], vec![9; 2048]].concat();
+    assert!(bench.get(DATA, 4096) == expected);
+}
