@@ -27,6 +27,9 @@ pub struct Framed {
     socket: Option<UnixStream>,
     /// Waits for a connection while there is none.
     listener: Option<UnixListener>,
+    /// The last caller could not be answered (no descriptor was left): not tried again before the guest sends,
+    /// because poll(2) would name the same caller for ever.
+    deaf: bool,
     input: Input,
     output: Output,
 }
@@ -127,7 +130,13 @@ fn is_for_now(error: &io::Error) -> bool {
 impl Framed {
     fn new(socket: Option<UnixStream>, listener: Option<UnixListener>) -> Self {
         let input = Input { bytes: vec![0; BUFFER].into_boxed_slice(), start: 0, end: 0 };
-        Self { socket, listener, input, output: Output { bytes: Vec::with_capacity(BUFFER), sent: 0 } }
+        Self {
+            socket,
+            listener,
+            deaf: false,
+            input,
+            output: Output { bytes: Vec::with_capacity(BUFFER), sent: 0 },
+        }
     }
     /// On a connection. When it breaks, that is the end.
     pub fn connected(socket: UnixStream) -> io::Result<Self> {
@@ -153,8 +162,13 @@ impl Framed {
         }
     }
     fn answer(&mut self) {
-        let Some((socket, _)) = self.listener.as_ref().and_then(|listener| listener.accept().ok()) else {
-            return;
+        let Some(listener) = &self.listener else { return };
+        let socket = match listener.accept() {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                self.deaf = !is_for_now(&error);
+                return;
+            }
         };
         if socket.set_nonblocking(true).is_ok() {
             (self.input.start, self.input.end) = (0, 0);
@@ -169,10 +183,8 @@ impl Backend for Framed {
     }
     fn watch(&self, receive: bool) -> Option<Watch> {
         let Some(socket) = &self.socket else {
-            return self
-                .listener
-                .as_ref()
-                .map(|listener| Watch { fd: listener.as_raw_fd(), events: libc::POLLIN });
+            let listener = self.listener.as_ref().filter(|_| !self.deaf)?;
+            return Some(Watch { fd: listener.as_raw_fd(), events: libc::POLLIN });
         };
         let read = if receive { libc::POLLIN } else { 0 };
         let write = if self.output.bytes.is_empty() { 0 } else { libc::POLLOUT };
@@ -194,6 +206,7 @@ impl Backend for Framed {
         self.flush();
     }
     fn send(&mut self, _: &Header, frame: &mut Pieces<'_>) -> Sent {
+        self.deaf = false;
         if self.socket.is_none() || self.output.push(frame) {
             return Sent::Done;
         }
@@ -361,6 +374,23 @@ mod tests {
             assert_eq!(receive(&mut host, 100).0, Received::Nothing);
         }
         std::fs::remove_file(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_caller_that_cannot_be_answered_is_not_asked_for_again_and_again() {
+        let path = std::env::temp_dir().join(format!("paravane-deaf-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        // After this the kernel refuses to accept, as it does when no descriptor is left.
+        // SAFETY: takes an open descriptor and a number.
+        assert_eq!(unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) }, 0);
+        let mut host = Framed::listening(listener).unwrap();
+        assert!(host.watch(true).is_some());
+        host.ready(libc::POLLIN);
+        assert!(!host.is_up() && host.watch(true).is_none());
+        assert_eq!(send(&mut host, &mut [0; 60]), Sent::Done);
+        assert!(host.watch(true).is_some(), "the guest's next frame is the time to try again");
+        std::fs::remove_file(&path).unwrap();
     }
 
     proptest! {

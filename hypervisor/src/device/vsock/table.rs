@@ -1,6 +1,7 @@
 //! All connections of a device: which there are, which is served next, and who is refused.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -27,6 +28,9 @@ pub(super) struct Table<'a> {
     /// Whose turn it is.
     turn: usize,
     callers: VecDeque<Caller>,
+    /// The last caller could not be admitted (no descriptor was left): not tried again before the guest sends,
+    /// because poll(2) would name the same caller for ever.
+    deaf: bool,
     refusals: VecDeque<Ports>,
     next_port: u32,
 }
@@ -35,7 +39,7 @@ impl<'a> Table<'a> {
     pub fn new(guest_cid: u64, path: PathBuf, listener: &'a UnixListener) -> Self {
         let (connections, callers) = (Vec::new(), VecDeque::new());
         let (turn, refusals, next_port) = (0, VecDeque::new(), FIRST_PORT);
-        Self { guest_cid, path, listener, connections, turn, callers, refusals, next_port }
+        Self { guest_cid, path, listener, connections, turn, callers, deaf: false, refusals, next_port }
     }
 
     /// Whether the guest must fetch packets before it may send more.
@@ -49,6 +53,7 @@ impl<'a> Table<'a> {
 
     /// A packet from the guest.
     pub fn packet(&mut self, header: &Header, bytes: &[u8]) {
+        self.deaf = false;
         let ports = header.guests_ports();
         let is_right = header.src_cid.get() == self.guest_cid
             && header.dst_cid.get() == HOST_CID
@@ -95,7 +100,9 @@ impl<'a> Table<'a> {
 
     /// Appends what to wait for, in the order in which [`Table::ready`] wants the answers.
     pub fn watch(&self, fds: &mut Vec<libc::pollfd>) {
-        let listener = [(self.listener.as_raw_fd(), libc::POLLIN)].into_iter();
+        // poll(2) passes over negative descriptors.
+        let listening = if self.deaf { -1 } else { self.listener.as_raw_fd() };
+        let listener = [(listening, libc::POLLIN)].into_iter();
         let callers = self.callers.iter().map(|caller| (caller.socket.as_raw_fd(), libc::POLLIN));
         let connections = self.connections.iter().map(Connection::watch);
         let all = listener.chain(callers).chain(connections);
@@ -122,12 +129,14 @@ impl<'a> Table<'a> {
 
     /// Somebody connects to the socket.
     fn admit(&mut self) {
-        let caller = self.listener.accept().and_then(|(socket, _)| Caller::new(socket));
-        if let Ok(caller) = caller {
-            if self.callers.len() >= MAX_CALLERS {
-                self.callers.pop_front();
+        match self.listener.accept().and_then(|(socket, _)| Caller::new(socket)) {
+            Ok(caller) => {
+                if self.callers.len() >= MAX_CALLERS {
+                    self.callers.pop_front();
+                }
+                self.callers.push_back(caller);
             }
-            self.callers.push_back(caller);
+            Err(error) => self.deaf = error.kind() != io::ErrorKind::WouldBlock,
         }
     }
 
