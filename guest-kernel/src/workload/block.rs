@@ -1,4 +1,4 @@
-//! The disk: set it up once, and read 1000 blocks, one at a time and 32 at a time.
+//! The disk: set it up once, and read 1000 blocks, one at a time and 32 at a time, small ones and large ones.
 //!
 //! The disk is one that whoever runs this has filled (see `pattern`). Every block is compared as a whole in a
 //! rehearsal, and by its first word in the measured run, so that what is measured is reading.
@@ -19,6 +19,8 @@ const READS: usize = 1000;
 const STRIDE: u64 = 1103;
 /// How many completions a deep queue waits for at once.
 const BATCH: usize = 24;
+/// The same for large blocks, of which each takes the device a while.
+const LARGE_BATCH: usize = 12;
 
 pub const SETUP: Workload = Workload {
     name: "block-setup",
@@ -31,14 +33,21 @@ pub const READ_ONE: Workload = Workload {
     name: "block-read-qd1",
     what: "read 1000 blocks of 4 KiB, one at a time",
     unit: "read",
-    run: |kernel| read(kernel, 1, 1),
+    run: |kernel| read(kernel, pattern::BLOCK, 1, 1),
 };
 
 pub const READ_MANY: Workload = Workload {
     name: "block-read-qd32",
     what: "read 1000 blocks of 4 KiB, 32 at a time",
     unit: "read",
-    run: |kernel| read(kernel, DEPTH, BATCH),
+    run: |kernel| read(kernel, pattern::BLOCK, DEPTH, BATCH),
+};
+
+pub const READ_LARGE: Workload = Workload {
+    name: "block-read-64k",
+    what: "read 1000 blocks of 64 KiB, 32 at a time",
+    unit: "read",
+    run: |kernel| read(kernel, 64 << 10, DEPTH, LARGE_BATCH),
 };
 
 fn setup(kernel: &mut Kernel) -> Result<Outcome, Failure> {
@@ -59,18 +68,24 @@ fn setup(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     })
 }
 
-fn read(kernel: &mut Kernel, depth: usize, batch: usize) -> Result<Outcome, Failure> {
+fn read(kernel: &mut Kernel, bytes: usize, depth: usize, batch: usize) -> Result<Outcome, Failure> {
     let transport = device::find(kernel, Disk::KIND)?;
     device::quietly(|| {
-        let disk = Disk::new(transport, pattern::BLOCK)?;
+        let disk = Disk::new(transport, bytes)?;
         disk.check()?;
-        let blocks = disk.capacity() * SECTOR as u64 / pattern::BLOCK as u64;
+        let blocks = disk.capacity() * SECTOR as u64 / bytes as u64;
         Failure::unless(blocks != 0, "empty-disk")?;
-        let mut reader = Reader { disk, depth, batch, blocks };
-        reader.run(|block, bytes| pattern::is(SEED, block, bytes))?;
+        let mut reader = Reader { disk, bytes, depth, batch, blocks };
+        let units = (bytes / pattern::BLOCK) as u64;
+        reader.run(|block, data| {
+            data.chunks(pattern::BLOCK)
+                .zip(block * units..)
+                .all(|(unit, number)| pattern::is(SEED, number, unit))
+        })?;
         let before = kicks();
-        let (done, measured) =
-            measure(&mut kernel.memory, |_| reader.run(|block, bytes| pattern::begins(SEED, block, bytes)));
+        let (done, measured) = measure(&mut kernel.memory, |_| {
+            reader.run(|block, data| pattern::begins(SEED, block * units, data))
+        });
         done?;
         let sent = kicks().sent - before.sent;
         let mut outcome = Outcome::new(READS as u64, measured);
@@ -83,6 +98,7 @@ fn read(kernel: &mut Kernel, depth: usize, batch: usize) -> Result<Outcome, Fail
 /// Reads blocks in the workload's order.
 struct Reader {
     disk: Disk,
+    bytes: usize,
     depth: usize,
     batch: usize,
     blocks: u64,
@@ -126,8 +142,8 @@ impl Reader {
 
     fn start(&mut self, slot: usize, number: usize, in_slot: &mut [usize; DEPTH]) -> Result<(), Failure> {
         in_slot[slot] = number;
-        let sector = self.block(number) * (pattern::BLOCK / SECTOR) as u64;
-        Ok(self.disk.read(slot, sector, pattern::BLOCK)?)
+        let sector = self.block(number) * (self.bytes / SECTOR) as u64;
+        Ok(self.disk.read(slot, sector, self.bytes)?)
     }
 }
 

@@ -86,6 +86,7 @@ pub const ALL: &[Workload] = &[
     block::SETUP,
     block::READ_ONE,
     block::READ_MANY,
+    block::READ_LARGE,
     net::SETUP,
     net::SEND_SMALL,
     net::SEND_BIG,

@@ -75,7 +75,7 @@ impl Workload {
 }
 
 /// The workloads of the reference guest.
-pub const WORKLOADS: [Workload; 14] = [
+pub const WORKLOADS: [Workload; 15] = [
     Workload::new("null-call", "ask the machine the least, 1000 times", Needs::Nothing),
     Workload::new("console-4k", "print 4096 bytes in one write", Needs::Nothing),
     Workload::new("map-512", "map, touch, protect and unmap 512 scattered pages", Needs::Nothing),
@@ -90,6 +90,7 @@ pub const WORKLOADS: [Workload; 14] = [
     Workload::new("block-setup", "set a disk up, from nothing to its first usable queue", Needs::Disk),
     Workload::new("block-read-qd1", "read 1000 blocks of 4 KiB, one at a time", Needs::Disk),
     Workload::new("block-read-qd32", "read 1000 blocks of 4 KiB, 32 at a time", Needs::Disk),
+    Workload::new("block-read-64k", "read 1000 blocks of 64 KiB, 32 at a time", Needs::Disk),
     Workload::new("net-send-64", "send 10000 frames of 64 bytes", Needs::Network),
     Workload::new("net-send-1500", "send 10000 frames of 1500 bytes", Needs::Network),
     Workload::new("net-receive-64", "receive 10000 frames of 64 bytes", Needs::Network),
