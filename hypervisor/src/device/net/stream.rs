@@ -378,19 +378,15 @@ mod tests {
 
     #[test]
     fn a_caller_that_cannot_be_answered_is_not_asked_for_again_and_again() {
-        let path = std::env::temp_dir().join(format!("paravane-deaf-{}", std::process::id()));
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).unwrap();
-        // After this the kernel refuses to accept, as it does when no descriptor is left.
-        // SAFETY: takes an open descriptor and a number.
-        assert_eq!(unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) }, 0);
+        // A socket that does not listen: the kernel refuses to accept, as it does when no descriptor is left.
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let listener = UnixListener::from(std::os::fd::OwnedFd::from(socket));
         let mut host = Framed::listening(listener).unwrap();
         assert!(host.watch(true).is_some());
         host.ready(libc::POLLIN);
         assert!(!host.is_up() && host.watch(true).is_none());
         assert_eq!(send(&mut host, &mut [0; 60]), Sent::Done);
         assert!(host.watch(true).is_some(), "the guest's next frame is the time to try again");
-        std::fs::remove_file(&path).unwrap();
     }
 
     proptest! {
