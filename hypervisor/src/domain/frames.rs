@@ -1,7 +1,7 @@
 //! Entering the guest's handlers: Xen's frames on the guest's kernel stack.
 //!
 //! A frame, from the new stack pointer upwards (public/arch-x86/xen-x86_64.h; observed on Xen 4.17): rcx, r11,
-//! [error code, or for the failsafe callback ds es fs gs], rip, cs with the saved upcall mask in bits 32..,
+//! [error code], rip, cs with the saved upcall mask in bits 32..,
 //! rflags, rsp, ss. The guest's IF is the inverse of its upcall mask, here as everywhere. The way back is in
 //! [`super::iret`].
 
@@ -39,8 +39,8 @@ const TF: u64 = 1 << 8;
 /// RFLAGS.RF: set in the frame of a fault (SDM vol. 3, 17.3.1.1), so that a breakpoint there is passed over once.
 const RF: u64 = 1 << 16;
 
-/// Words of the longest frame: failsafe's.
-const MAX_FRAME: usize = 11;
+/// Words of the longest frame: one with an error code.
+const MAX_FRAME: usize = 8;
 
 impl PvDomain {
     /// Whether an upcall is pending and allowed.

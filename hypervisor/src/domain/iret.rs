@@ -1,17 +1,17 @@
-//! Leaving the guest's handlers: the `iret` hypercall, and the failsafe callback where it cannot be done.
+//! Leaving the guest's handlers: the `iret` hypercall, and the #GP where it leads to a context that cannot be.
 //!
+//! That #GP is the new context's, as on Xen 4.17: its frame says where the guest wanted to go. The failsafe callback is
+//! for data segments that cannot be loaded, and a 64-bit guest's are never.
 //! The frame is in public/arch-x86/xen-x86_64.h (`struct iret_context`).
 
 use paravane_abi::addr;
 use paravane_abi::segment::{FLAT_USER_CS, FLAT_USER_SS};
-use paravane_abi::trap::{IretContext, VGCF_IN_SYSCALL};
+use paravane_abi::trap::{IretContext, TRAP_GP_FAULT, VGCF_IN_SYSCALL};
 use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
 use super::frames::{IF, IOPL, IOPL_SHIFT, RPL, VM};
 use super::pv::PvDomain;
-
-/// DS, ES, FS and GS in the failsafe callback's frame: null, as a 64-bit guest left them.
-const NULL_SEGMENTS: [u64; 4] = [0; 4];
+use crate::engine::Fault;
 
 impl PvDomain {
     /// The `iret` hypercall: takes its frame off the guest's stack and continues where it says.
@@ -33,8 +33,8 @@ impl PvDomain {
             return self.kill(e);
         }
         self.vcpu.nmi.masked = false;
-        if !self.can_run() {
-            self.fail_safe();
+        if let Err(error_code) = self.check_context() {
+            self.deliver_fault(Fault { vector: TRAP_GP_FAULT, error_code, address: 0 });
         }
     }
 
@@ -62,22 +62,20 @@ impl PvDomain {
         }
     }
 
-    /// Whether a processor could go on with what was loaded.
-    fn can_run(&self) -> bool {
+    /// Whether a processor could go on with what was loaded; the error code of its #GP if not (SDM vol. 2, IRET).
+    fn check_context(&self) -> Result<(), u32> {
         let v = &self.vcpu;
         let flat = v.cs == FLAT_USER_CS && v.ss == FLAT_USER_SS;
-        addr::is_canonical(v.regs.rip) && (flat || self.is_code_64(v.cs) && self.is_stack(v.ss))
-    }
-
-    fn fail_safe(&mut self) {
-        let callback = self.vcpu.failsafe;
-        if callback.address == 0 {
-            let (cs, ss) = (self.vcpu.cs, self.vcpu.ss);
-            return self.kill(format_args!(
-                "iret to a context that cannot be loaded (cs {cs:#x}, ss {ss:#x}), and no failsafe callback,"
-            ));
+        let selector = |selector: u16| u32::from(selector) & !(RPL as u32);
+        if !flat && !self.is_code_64(v.cs) {
+            Err(selector(v.cs))
+        } else if !flat && !self.is_stack(v.ss) {
+            Err(selector(v.ss))
+        } else if !addr::is_canonical(v.regs.rip) {
+            Err(0)
+        } else {
+            Ok(())
         }
-        self.enter_handler(callback, &NULL_SEGMENTS);
     }
 }
 

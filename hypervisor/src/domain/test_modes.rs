@@ -132,29 +132,29 @@ fn a_trap_is_reported_after_its_instruction_and_has_no_rf() {
 }
 
 #[test]
-fn a_context_that_cannot_be_loaded_goes_to_the_failsafe_callback() {
+fn a_context_that_cannot_be_loaded_is_a_protection_fault_there() {
     let bad = [
-        IretContext { rip: 1 << 47, ..to_user() },
-        IretContext { rip: 1 << 47, flags: VGCF_IN_SYSCALL, ..to_user() },
-        IretContext { cs: 0x33, ..to_user() },
-        IretContext { cs: 0xe023, ..to_user() },
-        IretContext { ss: 0, ..to_user() },
-        IretContext { ss: 0xe033, ..to_user() },
+        (IretContext { rip: 1 << 47, ..to_user() }, 0),
+        (IretContext { rip: 1 << 47, flags: VGCF_IN_SYSCALL, ..to_user() }, 0),
+        (IretContext { cs: 0x33, ..to_user() }, 0x30),
+        (IretContext { cs: 0xe023, ..to_user() }, 0xe020),
+        (IretContext { ss: 0, ..to_user() }, 0),
+        (IretContext { ss: 0xe033, ..to_user() }, 0xe030),
     ];
-    for frame in bad {
+    for (frame, error_code) in bad {
         let mut t = domain();
-        t.vcpu.failsafe = Callback { address: HANDLER, mask_events: true };
+        t.handle(13, HANDLER, TI_IF);
         iret(&mut t, frame);
         assert_eq!(t.end, None, "{frame:?}");
         assert_eq!((t.vcpu.regs.rip, t.vcpu.kernel_mode), (HANDLER, true), "{frame:?}");
-        let [_rcx, _r11, ds, es, fs, gs, rip, cs, ..] = pushed::<11>(&t);
-        assert_eq!(([ds, es, fs, gs], rip), ([0; 4], frame.rip));
+        let [_rcx, _r11, code, rip, cs, ..] = pushed::<8>(&t);
+        assert_eq!((code, rip), (error_code, frame.rip), "{frame:?}");
         assert_eq!(cs & 3, 3, "it was user mode that could not be entered");
         assert_eq!(t.upcall.state(&t.memory).unwrap(), (false, true));
 
         let mut t = domain();
         iret(&mut t, frame);
-        assert!(t.death().unwrap().contains("no failsafe callback"), "{frame:?}");
+        assert!(t.death().unwrap().contains("no handler for vector 13"), "{frame:?}");
     }
 }
 

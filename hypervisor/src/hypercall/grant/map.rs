@@ -92,7 +92,7 @@ fn undo(
     let over =
         Use { host: host != 0 && mapping.how.host, device: device != 0 && mapping.how.device, ..mapping.how };
     if over.device && device != granted.frame.maddr().0 {
-        return Err(Halt::Status(GNTST_GENERAL_ERROR));
+        return Err(Halt::Status(GNTST_BAD_DEV_ADDR));
     }
     if over.host {
         let place = place(mapping, host);

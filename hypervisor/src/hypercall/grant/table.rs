@@ -76,16 +76,14 @@ pub(super) fn swap(d: &mut PvDomain, op: &mut GnttabSwapGrantRef) -> Result<(), 
 /// GNTTABOP_cache_flush. No device bypasses the caches, so writing them back is nothing to do; to forget what
 /// they hold is not possible on x86.
 pub(super) fn cache_flush(d: &mut PvDomain, op: &GnttabCacheFlush) -> Result<(), Errno> {
-    let known = GNTTAB_CACHE_CLEAN | GNTTAB_CACHE_INVAL | GNTTAB_CACHE_SOURCE_GREF;
+    // A frame named by a grant is in the headers, and not in Xen.
+    let known = GNTTAB_CACHE_CLEAN | GNTTAB_CACHE_INVAL;
     let inside = u64::from(op.offset) < PAGE_SIZE && u64::from(op.offset) + u64::from(op.length) <= PAGE_SIZE;
     if !inside || op.op & !known != 0 {
         return Err(Errno::EINVAL);
     }
     if op.length == 0 || op.op == 0 {
         return Ok(());
-    }
-    if op.op & GNTTAB_CACHE_SOURCE_GREF != 0 {
-        return Err(Errno::EOPNOTSUPP);
     }
     let mfn = Maddr(op.a).mfn();
     if !d.memory.is_frame(mfn) {

@@ -358,6 +358,7 @@ fn events(bench: &mut Bench) {
 
 fn exceptions(bench: &mut Bench) {
     let table = bench.mmu.memory().va(bench.boot.root());
+    let paravane = bench.paravane;
     let suite = &mut bench.suite;
     let entry = |vector: u8, flags: u8, at: unsafe extern "C" fn() -> !| TrapInfo {
         vector,
@@ -382,7 +383,10 @@ fn exceptions(bench: &mut Bench) {
     let entry = go(to(at));
     suite.equal("undefined", (entry.by, entry.words[2], entry.words[3]), (6, at, user));
     suite.equal("undefined-registers", (entry.words[0], entry.words[1], entry.rax), (3, 2, 1));
-    suite.equal("undefined-flags", entry.words[4], FLAGS | RF);
+    if paravane {
+        // Where QEMU emulates the processor, Xen does not get to see RF.
+        suite.equal("undefined-flags", entry.words[4], FLAGS | RF);
+    }
     suite.holds("its-handler-masks", !event::is_enabled());
     suite.equal("no-error-code", entry.sp, KERNEL.top() - 7 * 8);
 
@@ -423,19 +427,24 @@ fn exceptions(bench: &mut Bench) {
     suite.equal("system-calls-again", back, Ok(0));
 }
 
+/// What cannot be entered is a protection fault of where it would be: a frame of the target, and not of the call.
 fn failures(bench: &mut Bench) {
     let suite = &mut bench.suite;
     let rip = address(call);
-    for (name, frame) in [
-        ("code-selector-of-nothing", IretContext { cs: 0x33 | 0x40, ..to(rip) }),
-        ("stack-selector-of-nothing", IretContext { ss: 0x43, ..to(rip) }),
-        ("address-not-canonical", IretContext { rip: 1 << 47, ..to(rip) }),
-        ("address-not-canonical-by-sysret", IretContext { rip: 1 << 47, flags: VGCF_IN_SYSCALL, ..to(rip) }),
+    for (name, frame, error_code) in [
+        ("code-selector-of-nothing", IretContext { cs: 0x73, ..to(rip) }, 0x70),
+        ("stack-selector-of-nothing", IretContext { ss: 0x43, ..to(rip) }, 0x40),
+        ("address-not-canonical", IretContext { rip: 1 << 47, ..to(rip) }, 0),
+        (
+            "address-not-canonical-by-sysret",
+            IretContext { rip: 1 << 47, flags: VGCF_IN_SYSCALL, ..to(rip) },
+            0,
+        ),
     ] {
         event::enable();
         let entry = go(frame);
-        suite.equal(name, (entry.by, entry.words[6]), (BY_FAILSAFE, frame.rip));
-        suite.equal("failsafe-selectors", [2, 3, 4, 5].map(|n| entry.words[n]), [0; 4]);
-        suite.holds("failsafe-masks", !event::is_enabled());
+        let found = (entry.by, entry.words[2], entry.words[3], entry.words[4] & 3);
+        suite.equal(name, found, (13, error_code, frame.rip, 3));
+        suite.holds("its-handler-masks-events", !event::is_enabled());
     }
 }
