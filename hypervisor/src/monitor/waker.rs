@@ -60,3 +60,33 @@ impl Kick for Waker {
         self.engine.arm(ns);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Kicks(AtomicUsize);
+
+    impl Kick for Kicks {
+        fn kick(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        fn arm(&self, _: u64) {}
+    }
+
+    #[test]
+    fn a_vcpu_that_waits_is_woken_without_a_kick_of_its_engine() {
+        let kicks = Arc::new(Kicks::default());
+        let waker = Waker::new(kicks.clone()).unwrap();
+        waker.waits.store(true, Ordering::SeqCst);
+        waker.kick();
+        assert_eq!(kicks.0.load(Ordering::SeqCst), 0);
+        waker.wait(None);
+        waker.kick();
+        assert_eq!(kicks.0.load(Ordering::SeqCst), 1, "it may be about to enter the guest");
+        waker.wait(None);
+    }
+}
