@@ -413,11 +413,11 @@ fn exceptions(bench: &mut Bench) {
     suite.equal("interrupt", (entry.by, entry.words[2], entry.words[3]), (0x80, at + 2, user));
     let at = address(interrupt_81);
     let entry = go(to(at));
-    suite.equal(
-        "interrupt-of-the-kernel",
-        (entry.by, entry.words[2], entry.words[3]),
-        (13, 0x81 << 3 | 2, at),
-    );
+    suite.equal("interrupt-of-the-kernel", (entry.by, entry.words[3]), (13, at));
+    if paravane {
+        // The error code of QEMU's emulated processors, which Xen passes on, says twice the vector.
+        suite.equal("interrupt-of-the-kernel-says-which", entry.words[2], 0x81 << 3 | 2);
+    }
 
     let none = register(CALLBACKTYPE_SYSCALL, 0, 0);
     let at = address(call) + CALL_LENGTH - 2;
