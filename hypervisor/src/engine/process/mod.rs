@@ -120,7 +120,11 @@ impl ProcessEngine {
             offset: Mfn(layout.m2p.start).maddr().0,
             len: (layout.m2p.end - layout.m2p.start).max(1) * PAGE_SIZE,
         };
-        let terms = Terms { m2p, cpuid_traps: host_cpuid::can_trap() };
+        let told_khz = tsc::told_khz();
+        // Before the first process is made: what takes turns on one CPU is to have one setting.
+        let cpuid_traps = host_cpuid::can_trap();
+        let trapping = cpuid_traps.then(Trapping::begin).flatten();
+        let terms = Terms { m2p, cpuid_traps };
         let kick = Arc::new(ProcessKick::new().map_err(ProcessEngineError::Timer)?);
         let unpinned = threads::pin_to_this_cpu();
         let image = Image::new()?;
@@ -137,7 +141,7 @@ impl ProcessEngine {
             m2p_va: M2P_VA,
             lower_half_end: GUEST_END,
             upper_half: false,
-            tsc_khz: start.khz_since(),
+            tsc_khz: told_khz.unwrap_or_else(|| start.khz_since()),
             tsc_offset: 0,
         };
         Ok(Self {
@@ -155,7 +159,7 @@ impl ProcessEngine {
             entries: 0,
             dead: None,
             unpinned,
-            _cpuid: terms.cpuid_traps.then(Trapping::begin).flatten(),
+            _cpuid: trapping,
             _thread: PhantomData,
         })
     }

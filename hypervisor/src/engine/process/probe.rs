@@ -52,7 +52,12 @@ impl Features {
         }
         // SAFETY: XSAVEOPT implies XSAVE, which Linux enables with OSXSAVE; XCR0 always exists.
         let enabled = unsafe { _xgetbv(0) };
-        let fpu_size = image_size(enabled & FPU_COMPONENTS, |component| host_cpuid::query(0xd, component));
+        let leaf = |component| host_cpuid::query(0xd, component);
+        // CPUID takes microseconds where a hypervisor answers it: once, where nothing is left out.
+        let fpu_size = match enabled & FPU_COMPONENTS {
+            all if all == enabled => leaf(0).ebx.into(),
+            components => image_size(components, leaf),
+        };
         if fpu_size > room::FPU_SIZE {
             return Err(Unavailable::FpuSize(fpu_size));
         }

@@ -108,12 +108,15 @@ const LIMITS: [(u64, u64); 5] = [
 ];
 
 /// The leader's way: it sets everything up, makes the guest thread and becomes the mapper.
-fn mapper_steps(data: &mut Data<'_>, m2p: M2p) -> Vec<Step> {
+fn mapper_steps(data: &mut Data<'_>, Terms { m2p, cpuid_traps }: Terms) -> Vec<Step> {
     let no_new_privs = libc::PR_SET_NO_NEW_PRIVS as u64;
     let capabilities = (data.put(&[0x2008_0522]), data.put(&[0, 0, 0]));
     let name = data.put(&[u64::from_le_bytes(*b"paravane"), u64::from_le_bytes(*b"-guest\0\0")]);
     let prctl = libc::SYS_prctl;
-    let mut steps = vec![
+    // Both threads, so that a switch between any two of the threads that take turns changes nothing.
+    let cpuid = step("have CPUID trap", libc::SYS_arch_prctl, &[ARCH_SET_CPUID, 0]);
+    let mut steps = if cpuid_traps { vec![cpuid] } else { vec![] };
+    steps.extend([
         step(
             "map its room",
             libc::SYS_mmap,
@@ -126,7 +129,7 @@ fn mapper_steps(data: &mut Data<'_>, m2p: M2p) -> Vec<Step> {
         step("renounce new privileges", prctl, &[no_new_privs, 1]),
         step("drop capabilities", libc::SYS_capset, &[capabilities.0, capabilities.1]),
         step("bind its life to ours", prctl, &[libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64]),
-    ];
+    ]);
     let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART) as u64;
     let action = data.put(&[stub::address(Place::Signal), flags | SA_RESTORER, CODE + CODE_SIZE - 8, 0]);
     for signal in SIGNALS {
@@ -184,15 +187,11 @@ fn listener_message(data: &mut Data<'_>) -> u64 {
 }
 
 /// The guest thread's way: a signal stack, no descriptors, no blocked signals, and no system calls.
-fn guest_steps(data: &mut Data<'_>, cpuid_traps: bool) -> Vec<Step> {
+fn guest_steps(data: &mut Data<'_>) -> Vec<Step> {
     let stack = data.put(&[room_va(room::STACK), 0, ROOM_SIZE - room::STACK]);
     let none = data.put(&[0]);
     let filter = data.filter(&filter::guest());
-    let mut steps = Vec::new();
-    if cpuid_traps {
-        steps.push(step("have CPUID trap", libc::SYS_arch_prctl, &[ARCH_SET_CPUID, 0]));
-    }
-    steps.extend([
+    vec![
         step("set its signal stack", libc::SYS_sigaltstack, &[stack, 0]),
         step("drop the guest thread's descriptors", libc::SYS_close_range, &[0, ALL_FDS]),
         step("unblock signals", libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as u64, none, 0, 8]),
@@ -207,8 +206,7 @@ fn guest_steps(data: &mut Data<'_>, cpuid_traps: bool) -> Vec<Step> {
             &[u64::from(libc::SECCOMP_SET_MODE_FILTER), 0, filter],
         ),
         jump(Place::Ready),
-    ]);
-    steps
+    ]
 }
 
 /// Writes both scripts to the board of a process that is about to start.
@@ -233,10 +231,8 @@ pub(super) fn name_of(area: &Area, terms: Terms, va: u64) -> &'static str {
 
 fn visit(area: &Area, terms: Terms, mut f: impl FnMut(u64, &Step)) {
     let mut data = Data { area, at: board::DATA };
-    let scripts = [
-        (board::SCRIPT, mapper_steps(&mut data, terms.m2p)),
-        (board::GUEST_SCRIPT, guest_steps(&mut data, terms.cpuid_traps)),
-    ];
+    let scripts =
+        [(board::SCRIPT, mapper_steps(&mut data, terms)), (board::GUEST_SCRIPT, guest_steps(&mut data))];
     for (base, steps) in scripts {
         for (i, step) in (0u64..).zip(&steps) {
             f(base + i * STEP, step);
@@ -252,8 +248,8 @@ mod tests {
     fn scripts_fit_the_board() {
         let area = Area::new().unwrap();
         let mut data = Data { area: &area, at: board::DATA };
-        let mapper = mapper_steps(&mut data, M2p { offset: 0, len: 4096 });
-        let guest = guest_steps(&mut data, true);
+        let mapper = mapper_steps(&mut data, Terms { m2p: M2p { offset: 0, len: 4096 }, cpuid_traps: true });
+        let guest = guest_steps(&mut data);
         assert!(data.at <= board::SCRIPT, "{:#x}", data.at);
         assert!(board::SCRIPT + mapper.len() as u64 * STEP <= board::GUEST_SCRIPT);
         assert!(board::GUEST_SCRIPT + guest.len() as u64 * STEP <= board::STEPS);

@@ -44,22 +44,20 @@ impl Instant {
         (0..6).map(read).min_by_key(|(width, _)| *width).map_or(Self { tsc: 0, ns: 0 }, |(_, now)| now)
     }
 
-    /// The counter's rate in kHz.
+    /// The counter's rate in kHz, measured since `self`.
     pub fn khz_since(self) -> u64 {
-        told().unwrap_or_else(|| {
-            let mut now = Self::now();
-            while now.ns.saturating_sub(self.ns) < SHORTEST_NS {
-                now = Self::now();
-            }
-            let ticks = u128::from(now.tsc.wrapping_sub(self.tsc));
-            let ns = u128::from(now.ns.saturating_sub(self.ns).max(1));
-            u64::try_from(ticks * 1_000_000 / ns).unwrap_or(u64::MAX)
-        })
+        let mut now = Self::now();
+        while now.ns.saturating_sub(self.ns) < SHORTEST_NS {
+            now = Self::now();
+        }
+        let ticks = u128::from(now.tsc.wrapping_sub(self.tsc));
+        let ns = u128::from(now.ns.saturating_sub(self.ns).max(1));
+        u64::try_from(ticks * 1_000_000 / ns).unwrap_or(u64::MAX)
     }
 }
 
 /// What CPUID says of the rate: leaf 0x15 (SDM vol. 3, 20.7.3), or the timing leaf that hypervisors agreed on.
-fn told() -> Option<u64> {
+pub(super) fn told_khz() -> Option<u64> {
     if host_cpuid::query(0, 0).eax >= 0x15 {
         let ratio = host_cpuid::query(0x15, 0);
         if ratio.eax != 0 && ratio.ebx != 0 && ratio.ecx != 0 {
@@ -80,5 +78,8 @@ mod tests {
     fn a_rate_is_found_and_plausible() {
         let khz = Instant::now().khz_since();
         assert!((100_000..20_000_000).contains(&khz), "{khz} kHz");
+        if let Some(told) = told_khz() {
+            assert!(told.abs_diff(khz) < told / 20, "{khz} kHz, told {told}");
+        }
     }
 }
