@@ -16,5 +16,7 @@ pub mod memory;
 pub mod mmu;
 pub mod monitor;
 pub mod platform;
+#[cfg(test)]
+mod skip;
 pub mod threads;
 pub mod time;

@@ -150,12 +150,12 @@ impl Backend for User {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
 
     use vm_memory::VolatileSlice;
 
     use super::super::header::HEADER_LEN;
     use super::*;
+    use crate::skip::skip;
 
     /// Waits for what the back end waits for, and tells it.
     fn wait(user: &mut User) {
@@ -164,12 +164,6 @@ mod tests {
         // SAFETY: one live pollfd.
         assert_eq!(unsafe { libc::poll(&mut fd, 1, -1) }, 1);
         user.ready(fd.revents);
-    }
-
-    fn skip(why: impl std::fmt::Display) {
-        let required = std::env::var("PARAVANE_REQUIRE").unwrap_or_default();
-        assert!(!required.split([',', ' ']).any(|what| what == "passt"), "broken test: no passt: {why}");
-        let _ = writeln!(io::stderr(), "SKIP: passt: {why}");
     }
 
     #[test]
@@ -192,7 +186,7 @@ mod tests {
     fn passt_answers_for_the_network() {
         let mut user = match User::start(&Ports::default()) {
             Ok(user) => user,
-            Err(why) => return skip(why),
+            Err(why) => return skip("passt", why),
         };
         // Who has 192.0.2.99? passt has every address but the guest's own.
         let guest = [2, 0, 0, 0, 0, 1];
@@ -217,7 +211,7 @@ mod tests {
                 }
                 Received::Nothing if user.is_up() => wait(&mut user),
                 // A network that it cannot use is none of ours.
-                Received::Nothing => return skip("it has ended; its reason is above"),
+                Received::Nothing => return skip("passt", "it has ended; its reason is above"),
                 _ => {}
             }
         }

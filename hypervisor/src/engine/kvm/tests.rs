@@ -1,18 +1,9 @@
 //! The engine's contract, run on this engine by each transport that works here.
 
-use std::io::Write as _;
-
 use super::*;
 use crate::engine::testing::{CODE_VA, TEXT, World, code};
 use crate::memory::{Backing, Maddr};
-
-/// Past the harness's capture, as a skip must not look like a pass; and a failure where `PARAVANE_REQUIRE` names what
-/// is missing.
-fn skip(feature: &str, why: &dyn std::fmt::Display) {
-    let required = std::env::var("PARAVANE_REQUIRE").unwrap_or_default();
-    assert!(!required.split([',', ' ']).any(|what| what == feature), "{feature} is required, but {why}");
-    let _ = writeln!(std::io::stderr(), "SKIP: {feature}: {why}");
-}
+use crate::skip::skip;
 
 fn world(transport: Transport) -> Option<World> {
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
@@ -21,11 +12,11 @@ fn world(transport: Transport) -> Option<World> {
     match World::new(Backing::Anonymous, make) {
         Ok(world) => Some(world),
         Err(why @ (KvmError::Absent | KvmError::Permission)) => {
-            skip("kvm", &why);
+            skip("kvm", why);
             None
         }
         Err(why @ KvmError::Vmcall(_)) => {
-            skip("hardware-kvm", &why);
+            skip("hardware-kvm", why);
             None
         }
         Err(error) => panic!("{error}"),
@@ -36,7 +27,7 @@ fn world(transport: Transport) -> Option<World> {
 /// never leads to ring 0 at an address of the guest's.
 fn syscall_in_compatibility_mode(w: &mut World) {
     if host::usable_kind() == HostKind::Software {
-        return skip("hardware-kvm", &"no compatibility mode on a software KVM: a guest that tries it dies");
+        return skip("hardware-kvm", "no compatibility mode on a software KVM: a guest that tries it dies");
     }
     let frame = w.frame();
     w.map(0, frame, TEXT);
@@ -59,7 +50,7 @@ fn a_closed_port_is_noticed() {
     let memory = MachineMemory::new(layout.hypervisor_frames(), 64, Backing::Anonymous).unwrap();
     let mut engine = match KvmEngine::new(&memory, &layout, Some(Transport::Pio)) {
         Ok(engine) => engine,
-        Err(why @ (KvmError::Absent | KvmError::Permission)) => return skip("kvm", &why),
+        Err(why @ (KvmError::Absent | KvmError::Permission)) => return skip("kvm", why),
         Err(error) => panic!("{error}"),
     };
     assert!(engine.port_is_open(&memory));
@@ -78,7 +69,7 @@ fn a_transport_is_found() {
             assert_eq!(w.engine.info().transport, "pio");
             crate::engine::testing::cases::hypercall_by_the_page(&mut w);
         }
-        Err(why @ (KvmError::Absent | KvmError::Permission)) => skip("kvm", &why),
+        Err(why @ (KvmError::Absent | KvmError::Permission)) => skip("kvm", why),
         Err(error) => panic!("{error}"),
     }
 }

@@ -1,6 +1,5 @@
 //! Births and deaths of guest processes: what they have, and that none is left behind.
 
-use std::io::Write as _;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
@@ -12,10 +11,11 @@ use crate::domain::layout::HypervisorLayout;
 use crate::engine::Exit;
 use crate::engine::testing::{DATA_VA, HYPERCALL_VA, code, gp};
 use crate::memory::{Backing, MachineMemory};
+use crate::skip::skip;
 
 fn engine() -> Option<(ProcessEngine, MachineMemory)> {
     if let Err(missing) = super::probe() {
-        let _ = writeln!(std::io::stderr(), "SKIP: {missing}");
+        skip("process", missing);
         return None;
     }
     let layout = HypervisorLayout::new(64, 0);
@@ -184,8 +184,7 @@ fn helper_that_waits_to_be_killed() {
 #[test]
 fn no_process_outlives_a_killed_hypervisor() {
     if let Err(missing) = super::probe() {
-        let _ = writeln!(std::io::stderr(), "SKIP: {missing}");
-        return;
+        return skip("process", missing);
     }
     let name = "engine::process::lifecycle::helper_that_waits_to_be_killed";
     let mut helper = Command::new(std::env::current_exe().unwrap())

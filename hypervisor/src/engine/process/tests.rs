@@ -3,11 +3,11 @@
 use super::*;
 use crate::engine::testing::{World, contract};
 use crate::memory::Backing;
-use std::io::Write as _;
+use crate::skip::skip;
 
 pub(super) fn world() -> Option<World> {
     if let Err(missing) = probe() {
-        let _ = writeln!(std::io::stderr(), "SKIP: {missing}");
+        skip("process", missing);
         return None;
     }
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
@@ -23,9 +23,7 @@ contract!(world);
 fn cpuid_traps_where_it_can() {
     let Some(mut w) = world() else { return };
     if !crate::engine::host_cpuid::can_trap() {
-        let skip = b"SKIP: CPUID cannot be made to trap on this host\n";
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), skip);
-        return;
+        return skip("cpuid-faulting", "CPUID cannot be made to trap on this host");
     }
     w.regs.rax = 0;
     assert_eq!(w.exec(&crate::engine::testing::code!("cpuid", "cli")), crate::engine::testing::gp(0));
