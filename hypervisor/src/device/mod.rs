@@ -34,7 +34,7 @@ use std::io;
 use std::sync::Arc;
 
 pub use chain::{Chain, Segment};
-pub use link::{Interrupt, Link};
+pub use link::{ConfigSpace, Interrupt, Link};
 pub use memory::{DeviceMemory, MemoryError, Region};
 pub use queue::{Queue, QueueSetup};
 pub use slot::{ActivateError, Slot};

@@ -126,7 +126,12 @@ impl Slot {
         let mut workers = Workers::new(Arc::clone(&self.link))?;
         let activation =
             Activation { features, queues, memory: memory.clone(), link: Arc::clone(&self.link) };
-        self.device.activate(activation, &mut workers)?;
+        if let Err(error) = self.device.activate(activation, &mut workers) {
+            drop(workers);
+            // One that was started already may have found the rings wrong.
+            self.link.mend();
+            return Err(error.into());
+        }
         self.active = Some(Active { kicks, workers });
         Ok(())
     }
@@ -168,5 +173,49 @@ impl Slot {
         }
         self.link.mend();
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::device::Broken;
+    use crate::device::testing::{Bench, Interrupts, MODERN};
+
+    /// A device whose first worker breaks down at once, and whose second cannot be had while `fails`.
+    struct HalfStarted {
+        fails: Arc<AtomicBool>,
+        interrupts: Arc<Interrupts>,
+    }
+
+    impl Device for HalfStarted {
+        fn info(&self) -> Info {
+            Info { kind: 4, features: 0, queues: 1, queue_size: 8 }
+        }
+        fn activate(&mut self, activation: Activation, workers: &mut Workers) -> io::Result<()> {
+            if !self.fails.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            workers.spawn("first", |_| Err(Broken::Order))?;
+            self.interrupts.wait_until(|| activation.link.needs_reset());
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    #[test]
+    fn a_device_that_could_not_be_started_is_as_before() {
+        let (fails, interrupts) = (Arc::new(AtomicBool::new(true)), Arc::new(Interrupts::default()));
+        let bench = Bench::new(crate::device::entropy::Entropy);
+        let device = HalfStarted { fails: Arc::clone(&fails), interrupts: Arc::clone(&interrupts) };
+        let mut slot = Slot::new(Box::new(device), interrupts);
+        assert!(matches!(slot.activate(&bench.memory, MODERN, &[]), Err(ActivateError::Host(_))));
+        assert_eq!((slot.status(), slot.link().needs_reset()), (0, false));
+        fails.store(false, Ordering::Relaxed);
+        slot.activate(&bench.memory, MODERN, &[]).unwrap();
+        assert_eq!(slot.status(), 0xf);
     }
 }

@@ -13,7 +13,7 @@ use paravane_abi::virtio::{
     VirtioEntry, VirtioTable,
 };
 
-use crate::device::{Device, Interrupt, Slot};
+use crate::device::{ConfigSpace, Device, Interrupt, Slot};
 use crate::engine::Kick;
 use crate::event::doorbell::Doorbell;
 use crate::event::upcall::Upcall;
@@ -35,8 +35,6 @@ pub struct PvDevice {
     pub ports: Arc<Ports>,
     /// Runs of frames that are held as writable memory for it: the first, and how many.
     pub held: Vec<(Mfn, u64)>,
-    /// A reset was asked for and is not over.
-    pub resetting: bool,
 }
 
 /// The event channels of an active device; port 0 is none.
@@ -100,7 +98,7 @@ impl PvDevices {
         let put = |device| {
             let ports = Arc::new(Ports::new(Arc::clone(&bell)));
             let slot = Slot::new(device, Arc::clone(&ports) as Arc<dyn Interrupt>);
-            PvDevice { slot, ports, held: Vec::new(), resetting: false }
+            PvDevice { slot, ports, held: Vec::new() }
         };
         let list = devices.into_iter().take(VIRTIO_MAX_DEVICES).map(put).collect();
         Self { list, bell: Some(bell), table }
@@ -185,15 +183,20 @@ impl PvDevices {
 }
 
 impl PvDevice {
+    /// The configuration space and its generation, which belong together.
+    pub fn config(&self) -> (ConfigSpace, u32) {
+        let (config, changes) = self.slot.link().config();
+        (config, changes.wrapping_mul(2))
+    }
     /// What the table says of it.
     pub fn entry(&self) -> VirtioEntry {
-        let (info, (config, changes)) = (self.slot.info(), self.slot.link().config());
+        let (info, (config, generation)) = (self.slot.info(), self.config());
         VirtioEntry {
             kind: info.kind,
             queues: info.queues,
             queue_size: info.queue_size,
             features: info.features,
-            generation: changes.wrapping_mul(2),
+            generation,
             status: self.slot.status(),
             config_len: u32::try_from(config.bytes().len()).unwrap_or(0),
             config: config.padded(),

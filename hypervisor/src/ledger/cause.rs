@@ -112,6 +112,8 @@ pub enum VirtioRegister {
     QueueDeviceLow,
     QueueDeviceHigh,
     ConfigGeneration,
+    /// A length or an address of a shared memory region.
+    SharedMemory,
     /// Any byte of the configuration space.
     Config,
     /// What is no register.
@@ -120,7 +122,7 @@ pub enum VirtioRegister {
 
 impl VirtioRegister {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::MagicValue,
         Self::Version,
         Self::DeviceId,
@@ -144,6 +146,7 @@ impl VirtioRegister {
         Self::QueueDeviceLow,
         Self::QueueDeviceHigh,
         Self::ConfigGeneration,
+        Self::SharedMemory,
         Self::Config,
         Self::Other,
     ];
@@ -173,6 +176,7 @@ impl VirtioRegister {
             0x94 => Self::QueueDriverHigh,
             0xa0 => Self::QueueDeviceLow,
             0xa4 => Self::QueueDeviceHigh,
+            0xb0 | 0xb4 | 0xb8 | 0xbc => Self::SharedMemory,
             0xfc => Self::ConfigGeneration,
             0x100.. => Self::Config,
             _ => Self::Other,

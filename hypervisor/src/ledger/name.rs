@@ -119,6 +119,7 @@ impl VirtioRegister {
             Self::QueueDeviceLow => "QueueDeviceLow",
             Self::QueueDeviceHigh => "QueueDeviceHigh",
             Self::ConfigGeneration => "ConfigGeneration",
+            Self::SharedMemory => "SHM",
             Self::Config => "configuration space",
             Self::Other => "no register",
         }

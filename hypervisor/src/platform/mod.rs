@@ -28,7 +28,7 @@ use crate::ledger::{MmioDevice, PortDevice};
 use pic::Pic;
 use pit::Pit;
 use uart::Uart;
-use virtio_mmio::VirtioMmio;
+use virtio_mmio::{Level, VirtioMmio};
 
 const PIT_IRQ: u8 = 0;
 const UART_IRQ: u8 = 4;
@@ -186,7 +186,12 @@ impl Platform {
             self.pic.pulse(PIT_IRQ);
         }
         self.pic.set_line(UART_IRQ, self.uart.interrupts());
-        self.virtio.lines().for_each(|(line, high)| self.pic.set_line(line, high));
+        for (line, level) in self.virtio.lines() {
+            if level == Level::Risen {
+                self.pic.set_line(line, false);
+            }
+            self.pic.set_line(line, level != Level::Low);
+        }
         self.pic.wants_cpu()
     }
 
@@ -204,10 +209,15 @@ impl Platform {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::console::CaptureSink;
+    use crate::device::entropy::Entropy;
+    use crate::engine::Kick;
+    use crate::memory::{Backing, MachineMemory};
 
     fn pc() -> (Platform, CaptureSink, ConsoleInput) {
         let (sink, input) = (CaptureSink::default(), ConsoleInput::default());
@@ -226,6 +236,35 @@ mod tests {
         for (port, value) in [(0xa0, 0x11), (0xa1, 40), (0xa1, 2), (0xa1, 1), (0xa1, 0xff)] {
             out(pc, port, value);
         }
+    }
+
+    /// A device that asks again right after its driver's acknowledgement, before anybody looks at the line.
+    #[test]
+    fn an_interrupt_that_comes_back_at_once_is_not_lost() {
+        struct NoKick;
+        impl Kick for NoKick {
+            fn kick(&self) {}
+            fn arm(&self, _: u64) {}
+        }
+        let memory = Arc::new(MachineMemory::new(0, 1, Backing::Anonymous).unwrap());
+        let bus = VirtioMmio::new(vec![Box::new(Entropy)], &memory, &(Arc::new(NoKick) as Arc<dyn Kick>));
+        let mut pc = pc().0.with_virtio(bus.unwrap());
+        init_pic(&mut pc, 1 << 5);
+        // A driver that skips what it must not skip: the device says by its line that it needs a reset.
+        let ask = |pc: &mut Platform| {
+            for status in [0, 1, 7u32] {
+                pc.memory_out(virtio_mmio::BASE + 0x70, &status.to_le_bytes());
+            }
+        };
+        ask(&mut pc);
+        assert!(pc.poll(0));
+        assert_eq!(pc.acknowledge(), 32 + 5);
+        assert!(!pc.poll(0));
+        pc.memory_out(virtio_mmio::BASE + 0x64, &2u32.to_le_bytes());
+        ask(&mut pc);
+        assert!(!pc.poll(0), "not before the first is over");
+        out(&mut pc, 0x20, 0x20);
+        assert!(pc.poll(0));
     }
 
     #[test]

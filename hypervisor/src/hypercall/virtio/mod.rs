@@ -64,8 +64,8 @@ fn list(d: &mut PvDomain, argument: u64) -> HypercallResult {
 fn config_read(d: &mut PvDomain, argument: u64) -> HypercallResult {
     let mut op: VirtioConfig = d.read_guest_obj(argument)?;
     let device = device(d, op.device)?;
-    op.generation = device.entry().generation;
-    let (config, _) = device.slot.link().config();
+    let (config, generation) = device.config();
+    op.generation = generation;
     let (from, len) = (op.offset as usize, op.len as usize);
     let end = from.checked_add(len).ok_or(Errno::EINVAL)?;
     d.write_guest(op.buffer, config.bytes().get(from..end).ok_or(Errno::EINVAL)?)?;
@@ -91,7 +91,6 @@ fn config_write(d: &mut PvDomain, argument: u64) -> HypercallResult {
 /// Stops a device, or goes on stopping it.
 fn reset(d: &mut PvDomain, id: u32) -> HypercallResult {
     let device = d.virtio.get_mut(id).ok_or(Errno::ENODEV)?;
-    device.resetting = true;
     if !device.slot.reset() {
         return Err(Errno::EAGAIN);
     }
@@ -102,7 +101,6 @@ fn reset(d: &mut PvDomain, id: u32) -> HypercallResult {
 /// Takes back from a device that does no work what its activation gave it.
 fn give_back(d: &mut PvDomain, id: u32) {
     let Some(device) = d.virtio.get_mut(id) else { return };
-    device.resetting = false;
     for (first, count) in std::mem::take(&mut device.held) {
         for mfn in first.0..first.0.saturating_add(count) {
             d.mmu.put_writable(crate::memory::Mfn(mfn));
