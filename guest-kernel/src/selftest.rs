@@ -30,6 +30,7 @@ const ALL: &[(&str, Test)] = &[
     ("paging", |kernel| paging(&mut kernel.memory).unwrap_or(false)),
     ("registers", |_| registers()),
     ("entropy", devices::entropy),
+    ("misuse", devices::misuse),
     ("block-verify", devices::block_verify),
 ];
 

@@ -113,6 +113,7 @@ impl Guest<'_> {
             deadline: Some(self.deadline),
             peek: None,
             count_memory: false,
+            on_stop: None,
         })?;
         let ran = report.engine.name;
         let way = report.engine.transport;

@@ -49,3 +49,25 @@ pub fn fill(kernel: &mut Kernel, bytes: &mut [u8]) -> Result<(), DeviceError> {
         filled
     })
 }
+
+/// Gives the device a buffer to read, which no request for random bytes has; then resets it.
+///
+/// # Errors
+/// [`DeviceError::NeedsReset`] where the device does what it should.
+pub fn misuse(kernel: &mut Kernel) -> Result<(), DeviceError> {
+    let mut transport = super::find(kernel, DeviceType::EntropySource)?;
+    super::quietly(|| {
+        let chunk = Slots::new(1, CHUNK)?;
+        let features = transport.begin_init(Feature::VERSION_1 | Feature::RING_EVENT_IDX);
+        let mut queue = Queue::<8>::new(&mut transport, QUEUE, features.contains(Feature::RING_EVENT_IDX))?;
+        transport.finish_init();
+        let outcome = check_started(&transport).and_then(|()| {
+            // SAFETY: nobody else has the buffer, and it outlives the reset below.
+            unsafe { queue.put(0, &[chunk.get(0)], &mut []) }?;
+            queue.kick(&mut transport);
+            queue.wait(&mut transport, 1)
+        });
+        transport.queue_unset(QUEUE);
+        outcome
+    })
+}

@@ -19,6 +19,18 @@ pub fn entropy(kernel: &mut Kernel) -> bool {
     first != second && zeroes(&first) < 100 && zeroes(&second) < 100
 }
 
+/// Breaks the rules `times=N` times: the device stops each time, and works again in the end.
+pub fn misuse(kernel: &mut Kernel) -> bool {
+    for time in 0..number(kernel.cmdline, "times", 1) {
+        let outcome = device::entropy::misuse(kernel);
+        if outcome != Err(DeviceError::NeedsReset) {
+            println!("misuse: time={time} outcome={outcome:?}");
+            return false;
+        }
+    }
+    entropy(kernel)
+}
+
 /// Writes the whole disk (`blocks=N` of it) with a pattern, a batch at a time, and flushes each; then reads all back.
 ///
 /// What a `flushed=N` line says is on the host's disk from then on, whatever happens to the host's program: blocks

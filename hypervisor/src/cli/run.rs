@@ -4,8 +4,9 @@
 //! formatting, no file that was not asked for.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,6 +130,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
             show: Box::new(|ledger, ns| eprint!("{}", stats::so_far(ledger, ns))),
         }),
         count_memory: args.stats || args.stats_json.is_some(),
+        on_stop: Some(Arc::new(|stopped| complain(stopped))),
     };
     let result = monitor::run(config);
     drop(raw);
@@ -159,6 +161,9 @@ fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
 
 /// Says on standard error what a user should know of the end, and makes it an exit status.
 fn conclude(report: &Report, by: Interruption, lost: Option<io::Error>) -> anyhow::Result<u8> {
+    for device in report.devices.iter().filter(|device| device.untold > 0) {
+        complain(format_args!("virtio {} stopped {} times in all", device.device, device.stops));
+    }
     let code = status::of(&report.end, by);
     if code != 0 && !quiet(code) {
         let what =
@@ -172,6 +177,11 @@ fn conclude(report: &Report, by: Interruption, lost: Option<io::Error>) -> anyho
         }
         _ => Ok(code),
     }
+}
+
+/// One line on standard error, if anybody reads it.
+fn complain(what: impl Display) {
+    let _ = writeln!(io::stderr(), "paravane: {what}");
 }
 
 /// Whether an end needs no words, because whoever caused it knows.

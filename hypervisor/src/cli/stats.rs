@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::registers::Registers;
 use super::status;
+use crate::device::DeviceStops;
 use crate::ledger::{BatchSizes, Ledger, Region, exit_table, nanos};
 use crate::monitor::{HostMemory, Report};
 
@@ -52,6 +53,8 @@ pub(super) struct Statistics<'a> {
     whole: Region,
     /// What the guest bracketed with marks.
     region: Option<Region>,
+    /// Each device's name, how often it stopped for what its driver did, and why it did last.
+    devices: &'a [DeviceStops],
     /// Name and value, as the host's kernel has them.
     kernel_statistics: &'a [(String, u64)],
 }
@@ -96,6 +99,7 @@ impl<'a> Statistics<'a> {
             run_ns: report.run_ns,
             whole: report.ledger.whole(report.run_ns),
             region: report.ledger.region(),
+            devices: &report.devices,
             kernel_statistics: &report.kernel_statistics,
         }
     }
@@ -124,6 +128,7 @@ impl fmt::Display for Statistics<'_> {
             write!(f, "{}", exit_table(region))?;
             fmt_batches(f, &region.batches)?;
         }
+        self.fmt_devices(f)?;
         let counted: Vec<_> = self.kernel_statistics.iter().filter(|(_, n)| *n != 0).collect();
         if !counted.is_empty() {
             writeln!(f, "\nCounted by the host's kernel (exits that never reached us included)")?;
@@ -147,6 +152,18 @@ impl Statistics<'_> {
             Some(ns) => writeln!(f, "{:>14}  from main to the guest's first output", nanos(*ns)),
             None => writeln!(f, "{:>14}  the guest printed nothing", ""),
         }
+    }
+
+    fn fmt_devices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stopped: Vec<_> = self.devices.iter().filter(|d| d.stops != 0).collect();
+        if !stopped.is_empty() {
+            writeln!(f, "\nDevices stopped for what their drivers did")?;
+        }
+        for DeviceStops { device, stops, last, .. } in stopped {
+            let last = last.as_deref().unwrap_or_default();
+            writeln!(f, "{stops:>14}  {device}, last for: {last}")?;
+        }
+        Ok(())
     }
 
     fn fmt_memory(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -217,6 +234,15 @@ mod tests {
                 ..EngineInfo::default()
             },
             memory: Some(HostMemory { guest: 1 << 20, beyond_guest: 5 << 20, program: 3 << 19 }),
+            devices: vec![
+                DeviceStops { device: "rng 0".to_owned(), stops: 0, last: None, untold: 0 },
+                DeviceStops {
+                    device: "disk 0 (root.img)".to_owned(),
+                    stops: 7,
+                    last: Some("queue 1: an indirect table of 8 bytes".to_owned()),
+                    untold: 2,
+                },
+            ],
             kernel_statistics: vec![("exits".to_owned(), 9), ("halts".to_owned(), 0)],
             last: Some(LastState { regs: Regs { rax: 7, ..Regs::default() }, place: None }),
             run_ns: 1_000_000,
@@ -239,11 +265,14 @@ mod tests {
             "hypercall multicall",
             "calls per multicall: 12.0 on average, median 12, largest 12 (1 in all)",
             "guest's marks, 90.0 us",
+            "7  disk 0 (root.img), last for: queue 1: an indirect table of 8 bytes",
             "9  exits",
         ] {
             assert!(text.contains(part), "{part:?} missing in:\n{text}");
         }
-        assert!(!text.contains("halts"), "what never happened is not listed");
+        for absent in ["halts", "rng"] {
+            assert!(!text.contains(absent), "{absent}: what never happened is not listed");
+        }
     }
 
     #[test]
@@ -267,6 +296,10 @@ mod tests {
         assert_eq!(json["region"]["exits"][0]["cause"], "hypercall multicall");
         assert_eq!(json["registers"]["rax"], "0x7");
         assert_eq!(json["engine"]["transport"], "pio");
+        let stopped = serde_json::json!({
+            "device": "disk 0 (root.img)", "stops": 7, "last": "queue 1: an indirect table of 8 bytes"
+        });
+        assert_eq!((&json["devices"][0]["last"], &json["devices"][1]), (&serde_json::Value::Null, &stopped));
         assert_eq!(json["kernel_statistics"][1], serde_json::json!(["halts", 0]));
     }
 }

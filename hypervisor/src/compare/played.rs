@@ -42,6 +42,7 @@ pub fn play(mut config: Config, line: &str, cause: Cause, traps: u64, ns: u64) -
         kernel_statistics: vec![("exits".to_owned(), 9_000)],
         last: None,
         memory: None,
+        devices: Vec::new(),
         run_ns: ns,
         first_output_ns: None,
     }

@@ -1,9 +1,10 @@
 //! What a device, its workers and its transport share: the configuration space, and whether the driver broke it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Broken, MAX_CONFIG};
+use super::stops::Stops;
+use super::{MAX_CONFIG, Offence};
 
 /// How a device interrupts its driver: the transport's side. Called from any thread; does not wait.
 pub trait Interrupt: Send + Sync {
@@ -42,7 +43,7 @@ pub struct Link {
     /// Changes of the configuration, modulo 2^32.
     generation: AtomicU32,
     broken: AtomicBool,
-    why: OnceLock<Broken>,
+    stops: Stops,
     interrupt: Arc<dyn Interrupt>,
 }
 
@@ -62,7 +63,7 @@ impl Link {
             config: Mutex::new(ConfigSpace::new(config)),
             generation: AtomicU32::new(0),
             broken: AtomicBool::new(false),
-            why: OnceLock::new(),
+            stops: Stops::default(),
             interrupt,
         }
     }
@@ -93,17 +94,20 @@ impl Link {
         self.broken.load(Ordering::Acquire)
     }
 
-    /// The first thing that a driver did wrong, if any did.
-    pub fn first_offence(&self) -> Option<Broken> {
-        self.why.get().copied()
+    /// What a driver did wrong last, if any did: why the device needs a reset, or needed one.
+    pub fn last_offence(&self) -> Option<Offence> {
+        self.stops.last()
     }
 
-    /// Stops the device for what its driver did.
-    pub(super) fn break_down(&self, why: Broken) {
-        self.why.get_or_init(|| why);
-        if !self.broken.swap(true, Ordering::AcqRel) {
-            self.interrupt.config();
-        }
+    /// Stops the device for what its driver did; what others of its workers find before its reset is not counted.
+    pub fn break_down(&self, offence: Offence) {
+        let is_first = || !self.broken.swap(true, Ordering::AcqRel);
+        let Some(recorded) = self.stops.record(offence, is_first) else { return };
+        self.interrupt.config();
+        self.stops.tell(offence, recorded);
+    }
+    pub(super) fn stops(&self) -> &Stops {
+        &self.stops
     }
     /// After a reset.
     pub(super) fn mend(&self) {

@@ -25,6 +25,7 @@ mod memory;
 pub mod net;
 mod queue;
 mod slot;
+mod stops;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vsock;
@@ -38,6 +39,7 @@ pub use link::{ConfigSpace, Interrupt, Link};
 pub use memory::{DeviceMemory, MemoryError, Region};
 pub use queue::{Queue, QueueSetup};
 pub use slot::{ActivateError, Slot};
+pub use stops::{DeviceStops, Offence, Stopped, Tell, report, watch};
 pub use worker::{Stop, Workers, wait};
 
 /// Bytes of a configuration space at most.
@@ -62,6 +64,10 @@ pub struct Info {
 pub trait Device: Send {
     /// What it is.
     fn info(&self) -> Info;
+    /// What tells it from others of its kind in a message to the user.
+    fn label(&self) -> Option<String> {
+        None
+    }
     /// The configuration space as it is at first: at most [`MAX_CONFIG`] bytes.
     fn config(&self) -> Vec<u8> {
         Vec::new()
@@ -136,6 +142,17 @@ pub enum Broken {
     /// A request that is none of the device's type.
     #[error("{0}")]
     Request(&'static str),
+    /// Started before its features were accepted.
+    #[error("it was started without features that were accepted")]
+    NotNegotiated,
+    /// Started with a queue that cannot be.
+    #[error(
+        "it was started with a queue that is malformed, has no entries or lies outside the guest's memory"
+    )]
+    Setup,
+    /// The host has no means to start the device.
+    #[error("the host has no thread or descriptor left to start it with")]
+    Host,
     /// The device itself failed: a bug of ours.
     #[error("the device failed; this is a bug in Paravane, please report it")]
     Bug,

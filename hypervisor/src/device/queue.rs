@@ -16,7 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{self, Chain};
-use super::{Broken, DeviceMemory, Link};
+use super::{Broken, DeviceMemory, Link, worker};
 
 /// Where the entries of an available ring begin.
 const AVAILABLE_ENTRIES: u64 = 4;
@@ -120,6 +120,7 @@ impl Queue {
     /// # Errors
     /// When the driver broke the rules; the queue must not be used any more.
     pub fn take(&mut self) -> Result<Option<Chain>, Broken> {
+        worker::look_at(self.index);
         let mut waiting = self.ring.iter(self.memory.view()).map_err(|_| Broken::Ahead)?;
         let Some(head) = waiting.next().map(|chain| chain.head_index()) else { return Ok(None) };
         if self.in_work >= self.ring.size() {

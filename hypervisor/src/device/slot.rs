@@ -71,6 +71,10 @@ impl Slot {
     pub fn info(&self) -> &Info {
         &self.info
     }
+    /// What tells it from others of its kind.
+    pub fn label(&self) -> Option<String> {
+        self.device.label()
+    }
     /// Its configuration, and whether it is broken.
     pub fn link(&self) -> &Link {
         &self.link

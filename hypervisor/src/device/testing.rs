@@ -165,7 +165,7 @@ impl Bench {
     /// Waits until the driver has broken the device; what it did.
     pub fn offence(&self) -> super::Broken {
         self.interrupts.wait_until(|| self.slot.link().needs_reset());
-        self.slot.link().first_offence().unwrap()
+        self.slot.link().last_offence().unwrap().what
     }
     /// Resets it, however long that takes.
     pub fn reset(&mut self) {

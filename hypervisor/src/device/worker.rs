@@ -4,6 +4,7 @@
 //! device's workers end. Ending is asked for by the vCPU's thread, which does not wait for it: the last worker
 //! says when it is gone.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -12,8 +13,19 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Broken, Link};
+use super::{Broken, Link, Offence};
 use crate::threads;
+
+thread_local! {
+    /// The queue that this worker took a request from last, or wanted to.
+    static QUEUE: Cell<Option<u16>> = const { Cell::new(None) };
+}
+
+/// Notes which queue this worker looks at: when it fails, that is the one that a user is told of. Not a field of
+/// [`Broken`], most of which is found where no queue is known.
+pub(super) fn look_at(queue: u16) {
+    QUEUE.set(Some(queue));
+}
 
 /// Whether a device's workers are to end.
 #[derive(Debug)]
@@ -90,8 +102,8 @@ impl Workers {
         self.running.fetch_add(1, Ordering::AcqRel);
         // A closure that never runs is dropped, and `end` with it.
         let thread = threads::spawn(name, move || {
-            if let Err(broken) = body(&end.stop) {
-                end.link.break_down(broken);
+            if let Err(what) = body(&end.stop) {
+                end.link.break_down(Offence { queue: QUEUE.get(), what });
             }
         })?;
         self.threads.push(thread);
@@ -129,7 +141,7 @@ struct End {
 impl Drop for End {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.link.break_down(Broken::Bug);
+            self.link.break_down(Offence { queue: QUEUE.get(), what: Broken::Bug });
         }
         if self.link.needs_reset() {
             self.stop.ask();

@@ -42,6 +42,7 @@ mod transfer;
 
 use std::ops::Range;
 
+use crate::device::Slot;
 use crate::domain::DomainEnd;
 use crate::engine::{Exit, Paging, Regs};
 use crate::ledger::Cause;
@@ -164,6 +165,11 @@ impl BareMachine {
         now_ns: u64,
     ) -> Result<Option<u8>, DomainEnd> {
         self.trap(regs, mem, paging, now_ns).deliver_pending().map_err(exit::killed)
+    }
+
+    /// Its virtio devices, in order.
+    pub fn slots(&self) -> Vec<&Slot> {
+        self.platform.slots()
     }
 
     /// Whether the kernel waits in HLT.

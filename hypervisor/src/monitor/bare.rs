@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::looping::{Guest, Handled, Next};
 use super::start::{RunError, World};
+use crate::device::Slot;
 use crate::domain::DomainEnd;
 use crate::emulate::{BareBoot, BareMachine, BareOutcome};
 use crate::engine::{Exit, Paging, Regs};
@@ -108,5 +109,9 @@ impl Guest for BareDomain {
 
     fn end(&self) -> DomainEnd {
         self.end.clone().unwrap_or(DomainEnd::Interrupted)
+    }
+
+    fn slots(&self) -> Vec<&Slot> {
+        self.machine.slots()
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Peek;
 use super::waker::Waker;
+use crate::device::Slot;
 use crate::domain::DomainEnd;
 use crate::engine::{Engine, Exit, Kick, Paging, Regs};
 use crate::ledger::{Cause, Ledger, MARK_BEGIN};
@@ -56,6 +57,8 @@ pub trait Guest {
     fn ledger(&mut self) -> &mut Ledger;
     /// How its life ended.
     fn end(&self) -> DomainEnd;
+    /// Its virtio devices, in order.
+    fn slots(&self) -> Vec<&Slot>;
 }
 
 /// What comes from outside.
@@ -247,6 +250,9 @@ mod tests {
         }
         fn end(&self) -> DomainEnd {
             DomainEnd::PowerOff
+        }
+        fn slots(&self) -> Vec<&Slot> {
+            Vec::new()
         }
     }
 

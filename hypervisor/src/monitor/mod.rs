@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::console::{ConsoleInput, ConsoleSink};
-use crate::device::Device;
+use crate::device::{Device, DeviceStops, Tell};
 use crate::domain::DomainEnd;
 use crate::engine::{EngineInfo, Kick, Regs};
 use crate::ledger::Ledger;
@@ -100,6 +100,8 @@ pub struct Config {
     pub count_memory: bool,
     /// Shows the ledger while the domain lives.
     pub peek: Option<Peek>,
+    /// Tells the user of devices that stop for what their drivers did.
+    pub on_stop: Option<Tell>,
 }
 
 /// Shows a domain's ledger to somebody outside: set `wanted`, then kick.
@@ -137,6 +139,8 @@ pub struct Report {
     pub kernel_statistics: Vec<(String, u64)>,
     /// The host's memory at the domain's end, if it was to be counted and the host tells.
     pub memory: Option<HostMemory>,
+    /// How often each device stopped for what its driver did, and why.
+    pub devices: Vec<DeviceStops>,
     /// From the guest's first instruction to its end, in nanoseconds.
     pub run_ns: u64,
     /// What the vCPU was doing, if the domain did not end of its own will.

@@ -5,6 +5,7 @@ use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
 use super::looping::{Guest, Handled, Next};
+use crate::device::Slot;
 use crate::domain::DomainEnd;
 use crate::domain::pv::PvDomain;
 use crate::domain::vcpu::RunState;
@@ -88,6 +89,10 @@ impl Guest for PvDomain {
 
     fn end(&self) -> DomainEnd {
         self.end.clone().unwrap_or(DomainEnd::Interrupted)
+    }
+
+    fn slots(&self) -> Vec<&Slot> {
+        self.virtio.iter().map(|device| &device.slot).collect()
     }
 }
 

@@ -12,7 +12,7 @@ use super::looping::{self, Guest, Outside, PutOff};
 use super::waker::Waker;
 use super::{Config, HostMemory, LastState, Report, select};
 use crate::console::ConsoleSink;
-use crate::device::Device;
+use crate::device::{self, Device};
 use crate::domain::DomainEnd;
 use crate::domain::builder::{self, BuildError, BuiltDomain, DomainConfig, DomainKind};
 use crate::domain::devices::PvDevices;
@@ -178,6 +178,9 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     };
     steps.done("take over its page tables");
 
+    if let Some(tell) = &config.on_stop {
+        device::watch(&guest.slots(), tell);
+    }
     if let Some(on_ready) = config.on_ready {
         on_ready(waker.clone());
     }
@@ -200,6 +203,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     Ok(Report {
         last: last_state(&end, *guest.context().0, image.elf()),
         memory,
+        devices: device::report(&guest.slots()),
         end: name_the_place(end, guest.context().0.rip, image.elf()),
         ledger: std::mem::take(guest.ledger()),
         startup: steps.list,

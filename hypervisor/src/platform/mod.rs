@@ -24,6 +24,7 @@ mod uart;
 pub mod virtio_mmio;
 
 use crate::console::{ConsoleInput, ConsoleSink};
+use crate::device::Slot;
 use crate::ledger::{MmioDevice, PortDevice};
 use pic::Pic;
 use pit::Pit;
@@ -83,6 +84,11 @@ impl Platform {
     /// The same with virtio devices.
     pub fn with_virtio(self, virtio: VirtioMmio) -> Self {
         Self { virtio, ..self }
+    }
+
+    /// The virtio devices, in order.
+    pub fn slots(&self) -> Vec<&Slot> {
+        self.virtio.slots()
     }
 
     /// Whose register is at a guest-physical address, for the ledger.

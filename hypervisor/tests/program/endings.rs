@@ -55,6 +55,23 @@ fn more_is_typed_than_a_guest_holds_at_once() {
     }
 }
 
+/// A user hears why a device stopped; of one that stops again and again only now and then, and how often in the end.
+#[test]
+fn a_device_that_stops_is_told_of_without_a_flood() {
+    let told = "paravane: virtio rng 0: queue 0: an entropy request with bytes for the device to read; \
+                the device is stopped until the guest resets it";
+    for options in everywhere() {
+        let with = |cmdline| run(&[&options[..], &["--rng", "--cmdline", cmdline]].concat(), b"");
+        with("test=misuse").must_end(0).must_say(told).must_print("ok=true");
+        let often = with("test=misuse times=200");
+        often.must_end(0).must_print("ok=true");
+        often.must(often.err.lines().next() == Some(told), "should have told of the first");
+        let last = "paravane: virtio rng 0 stopped 200 times in all";
+        often.must(often.err.lines().last() == Some(last), "should have said how many there were");
+        often.must(often.err.lines().count() < 100, "should have said less");
+    }
+}
+
 /// A file that is gone with the value.
 struct Temporary(PathBuf);
 

@@ -41,6 +41,21 @@ fn entropy_is_drawn() {
     }
 }
 
+/// A driver that breaks the rules stops its own device, can have it back, and is told on.
+#[test]
+fn a_device_that_is_misused_stops_and_its_stops_are_counted() {
+    for (_, outcome) in
+        boot("test=misuse times=20", || [entropy(), entropy()].into_iter().flatten().collect())
+    {
+        outcome.must_end(&DomainEnd::PowerOff).must_print("test: name=misuse ok=true");
+        let why = "queue 0: an entropy request with bytes for the device to read";
+        let stopped: Vec<_> =
+            outcome.report.devices.iter().map(|d| (&*d.device, d.stops, d.last.as_deref())).collect();
+        let expected = [("rng 0", 20, Some(why)), ("rng 1", 0, None)];
+        outcome.must(stopped == expected, format_args!("should have stopped one device: {stopped:?}"));
+    }
+}
+
 #[test]
 fn a_guest_without_devices_says_so_and_goes_on() {
     for (cmdline, said) in [

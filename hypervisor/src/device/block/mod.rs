@@ -228,6 +228,11 @@ impl Device for Block {
         Info { kind: VIRTIO_ID_BLOCK, features, queues: self.queues, queue_size: QUEUE_SIZE }
     }
 
+    fn label(&self) -> Option<String> {
+        let end = self.disk.id.iter().position(|&byte| byte == 0).unwrap_or(ID_BYTES);
+        self.disk.id.get(..end).map(|name| String::from_utf8_lossy(name).into_owned())
+    }
+
     fn config(&self) -> Vec<u8> {
         let config = Config {
             capacity: self.disk.sectors,

@@ -392,6 +392,6 @@ proptest! {
         }
         prop_assert_eq!(guest.bench.slot.status(), 0xf);
         guest.bench.reset();
-        prop_assert_eq!(guest.bench.slot.link().first_offence(), None);
+        prop_assert_eq!(guest.bench.slot.link().last_offence(), None);
     }
 }

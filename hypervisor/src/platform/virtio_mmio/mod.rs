@@ -21,7 +21,10 @@ use virtio_bindings::bindings::virtio_config::{
 pub use line::Level;
 use line::Line;
 
-use crate::device::{Device, DeviceMemory, Interrupt, MAX_QUEUES, MemoryError, QueueSetup, Region, Slot};
+use crate::device::{
+    ActivateError, Broken, Device, DeviceMemory, Interrupt, MAX_QUEUES, MemoryError, Offence, QueueSetup,
+    Region, Slot,
+};
 use crate::engine::Kick;
 use crate::ledger::VirtioRegister;
 use crate::memory::{MachineMemory, PAGE_SIZE};
@@ -148,6 +151,11 @@ impl VirtioMmio {
         true
     }
 
+    /// The devices, in order.
+    pub fn slots(&self) -> Vec<&Slot> {
+        self.devices.iter().map(|device| &device.slot).collect()
+    }
+
     /// The interrupt lines that have devices, and what became of each since the last call.
     pub fn lines(&self) -> impl Iterator<Item = (u8, Level)> + '_ {
         let level = |n: usize| {
@@ -216,7 +224,7 @@ impl Registers {
         if self.status == 0 {
             return self.finish_reset();
         }
-        let broken = self.slot.is_active() && self.slot.link().needs_reset();
+        let broken = self.slot.link().needs_reset();
         self.status | if broken { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 }
     }
 
@@ -289,23 +297,32 @@ impl Registers {
         if newly & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.slot.accepts(self.driver_features) {
             self.status &= !VIRTIO_CONFIG_S_FEATURES_OK;
         }
-        if newly & VIRTIO_CONFIG_S_DRIVER_OK != 0 && self.activate(memory).is_none() {
-            self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-            self.line.config();
+        if newly & VIRTIO_CONFIG_S_DRIVER_OK != 0
+            && let Err(offence) = self.activate(memory)
+        {
+            self.slot.link().break_down(offence);
         }
     }
 
-    /// Starts the device with the queues that are ready; `None` if it cannot be.
-    fn activate(&mut self, memory: &DeviceMemory) -> Option<()> {
+    /// Starts the device with the queues that are ready.
+    fn activate(&mut self, memory: &DeviceMemory) -> Result<(), Offence> {
         let count = usize::from(self.slot.info().queues);
-        let negotiated = self.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        if self.status & VIRTIO_CONFIG_S_FEATURES_OK == 0 {
+            return Err(Offence { queue: None, what: Broken::NotNegotiated });
+        }
+        let setup = |queue| Offence { queue: u16::try_from(queue).ok(), what: Broken::Setup };
         // To a slot a queue without entries is one that is not used; this driver wants to use it.
-        let empty = self.queues.iter().any(|q| q.ready && q.setup.size == 0);
-        if empty || !negotiated {
-            return None;
+        if let Some(empty) = self.queues.iter().position(|q| q.ready && q.setup.size == 0) {
+            return Err(setup(empty));
         }
         let used = |q: &QueueRegisters| if q.ready { q.setup } else { QueueSetup::default() };
         let setups: Vec<QueueSetup> = self.queues.iter().take(count).map(used).collect();
-        self.slot.activate(memory, self.driver_features, &setups).ok()
+        self.slot.activate(memory, self.driver_features, &setups).map_err(|e| match e {
+            ActivateError::Queue(queue) => setup(queue),
+            ActivateError::Busy | ActivateError::Features => {
+                Offence { queue: None, what: Broken::NotNegotiated }
+            }
+            ActivateError::Host(_) => Offence { queue: None, what: Broken::Host },
+        })
     }
 }
