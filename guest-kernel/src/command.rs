@@ -38,6 +38,37 @@ pub fn text<'a>(cmdline: &'a str, key: &str) -> Option<&'a str> {
     cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
+/// What is to be done to a disk's sectors: from the first, so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sectors {
+    /// Read one.
+    Read(u64),
+    /// Fill one with its number.
+    Write(u64),
+    /// Have all that was written put on stable storage.
+    Flush,
+    /// Give them back.
+    Discard(u64, u32),
+    /// Make them zeroes.
+    Zero(u64, u32),
+}
+
+impl Sectors {
+    fn parse<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let what = words.next()?;
+        let mut number = || words.next()?.parse::<u64>().ok();
+        let mut range = || Some((number()?, u32::try_from(number().unwrap_or(1)).ok()?));
+        match what {
+            "read" => Some(Self::Read(range()?.0)),
+            "write" => Some(Self::Write(range()?.0)),
+            "flush" => Some(Self::Flush),
+            "discard" => range().map(|(first, count)| Self::Discard(first, count)),
+            "zero" => range().map(|(first, count)| Self::Zero(first, count)),
+            _ => None,
+        }
+    }
+}
+
 /// A line typed at the shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
@@ -55,6 +86,8 @@ pub enum Command<'a> {
     Rng(usize),
     /// What disk there is.
     Disk,
+    /// Do something to sectors of the disk.
+    Sectors(Sectors),
     /// What is in a directory of the disk.
     List(&'a str),
     /// What is in a file of the disk.
@@ -79,6 +112,7 @@ impl<'a> Command<'a> {
         ("bench [NAME|all]", "run a workload; without a name, list them"),
         ("rng [BYTES]", "random bytes from the entropy device"),
         ("disk", "what disk there is"),
+        ("disk read N", "sector N of it; also: write N, flush, discard N COUNT, zero N COUNT"),
         ("ls [PATH]", "what is in a directory of the disk (ext2, ext3 or ext4)"),
         ("cat PATH", "what is in a file of the disk"),
         ("serve", "serve HTTP, a TCP sink and a source, until Ctrl-C"),
@@ -98,7 +132,7 @@ impl<'a> Command<'a> {
             Some("uptime") => Self::Uptime,
             Some("bench") => Self::Bench(words.next()),
             Some("rng") => Self::Rng(words.next().and_then(|count| count.parse().ok()).unwrap_or(16)),
-            Some("disk") => Self::Disk,
+            Some("disk") => Sectors::parse(words).map_or(Self::Disk, Self::Sectors),
             Some("ls") => Self::List(words.next().unwrap_or("/")),
             Some("cat") => Self::Print(words.next().unwrap_or("/")),
             Some("serve") => Self::Serve,
@@ -185,5 +219,10 @@ mod tests {
         assert_eq!(Command::parse(" bench \t all "), Command::Bench(Some("all")));
         assert_eq!(Command::parse("bench"), Command::Bench(None));
         assert_eq!(Command::parse("helpme"), Command::Unknown("helpme"));
+        assert_eq!(Command::parse("disk"), Command::Disk);
+        assert_eq!(Command::parse("disk read"), Command::Disk);
+        assert_eq!(Command::parse("disk read 7"), Command::Sectors(Sectors::Read(7)));
+        assert_eq!(Command::parse("disk zero 7 9"), Command::Sectors(Sectors::Zero(7, 9)));
+        assert_eq!(Command::parse("disk discard 7"), Command::Sectors(Sectors::Discard(7, 1)));
     }
 }

@@ -1,6 +1,6 @@
 //! The shell on the console.
 
-use crate::command::Command;
+use crate::command::{Command, Sectors};
 use crate::device::block::{Disk, Features, SECTOR};
 use crate::device::{self, DeviceError, entropy};
 use crate::kernel::Kernel;
@@ -47,6 +47,7 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> bool {
         Command::Bench(None) => workload::list(),
         Command::Rng(count) => rng(kernel, count),
         Command::Disk => disk(kernel),
+        Command::Sectors(what) => sectors(kernel, what),
         Command::List(path) => files::list(kernel, path),
         Command::Print(path) => files::print(kernel, path),
         Command::Serve => network::serve(kernel),
@@ -86,6 +87,38 @@ fn disk(kernel: &mut Kernel) {
             let access = if features.contains(Features::READ_ONLY) { "read-only" } else { "read and write" };
             println!("disk   {:>8} KiB, {access}", sectors / 2);
         }
+    }
+}
+
+/// One request, and how it went: a disk that fails is said to, and nothing else happens.
+fn sectors(kernel: &mut Kernel, what: Sectors) {
+    let outcome = device::find(kernel, Disk::KIND).and_then(|transport| {
+        device::quietly(|| {
+            let mut disk = Disk::new(transport, SECTOR)?;
+            disk.check()?;
+            match what {
+                Sectors::Read(sector) => disk.read(0, sector, SECTOR)?,
+                Sectors::Write(sector) => {
+                    disk.data(0).chunks_exact_mut(8).for_each(|to| to.copy_from_slice(&sector.to_le_bytes()));
+                    disk.write(0, sector, SECTOR)?;
+                }
+                Sectors::Flush => disk.flush(0)?,
+                Sectors::Discard(first, count) => disk.discard(0, first, count)?,
+                Sectors::Zero(first, count) => disk.write_zeroes(0, first, count)?,
+            }
+            disk.finish(0)?;
+            if let Sectors::Read(_) = what {
+                let data = disk.data(0);
+                data[..16].iter().for_each(|byte| print!("{byte:02x}"));
+                let same = data.chunks_exact(8).all(|word| *word == data[..8]);
+                println!("{}", if same { ", and so on" } else { "..." });
+            }
+            Ok(())
+        })
+    });
+    match outcome {
+        Ok(()) => println!("disk: done"),
+        Err(error) => println!("disk: {error}"),
     }
 }
 

@@ -22,6 +22,12 @@ const CONTROL: usize = 32;
 const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
 const TYPE_FLUSH: u32 = 4;
+const TYPE_DISCARD: u32 = 11;
+const TYPE_WRITE_ZEROES: u32 = 13;
+/// Bytes of what a discard or write-zeroes names: sector, count, flags.
+const RANGE: usize = 16;
+/// Of a write-zeroes: the host may give the room back.
+const UNMAP: u32 = 1;
 /// What a status is before the device has written one.
 const UNWRITTEN: u8 = 0xff;
 
@@ -33,6 +39,10 @@ bitflags! {
         const READ_ONLY = 1 << 5;
         /// Flushes are obeyed.
         const FLUSH = 1 << 9;
+        /// Ranges can be given back.
+        const DISCARD = 1 << 13;
+        /// Ranges can be made zeroes.
+        const WRITE_ZEROES = 1 << 14;
         /// Notifications are asked for by index.
         const EVENT_IDX = 1 << 29;
         /// Not the legacy interface.
@@ -46,6 +56,8 @@ enum Request {
     Read(usize),
     Write(usize),
     Flush,
+    /// What is written is the name of a range.
+    Range,
 }
 
 /// A disk with up to [`DEPTH`] requests in flight.
@@ -131,6 +143,31 @@ impl Disk {
         self.put(slot, Request::Flush, TYPE_FLUSH, 0)
     }
 
+    /// Puts a discard of `count` sectors into a free slot, which has room for 16 bytes: what they hold is no longer
+    /// of interest.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn discard(&mut self, slot: usize, sector: u64, count: u32) -> Result<()> {
+        self.range(slot, TYPE_DISCARD, (sector, count, 0))
+    }
+
+    /// As [`discard`](Self::discard): they become zeroes, and the host may give their room back.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_zeroes(&mut self, slot: usize, sector: u64, count: u32) -> Result<()> {
+        self.range(slot, TYPE_WRITE_ZEROES, (sector, count, UNMAP))
+    }
+
+    fn range(&mut self, slot: usize, kind: u32, (sector, count, flags): (u64, u32, u32)) -> Result<()> {
+        let name = self.data(slot);
+        name[..8].copy_from_slice(&sector.to_le_bytes());
+        name[8..12].copy_from_slice(&count.to_le_bytes());
+        name[12..RANGE].copy_from_slice(&flags.to_le_bytes());
+        self.put(slot, Request::Range, kind, 0)
+    }
+
     /// Tells the device, if it wants to know.
     pub fn kick(&mut self) {
         self.queue.kick(&mut self.transport);
@@ -207,6 +244,7 @@ impl Disk {
     ) -> R {
         let bytes = match request {
             Request::Read(bytes) | Request::Write(bytes) => bytes,
+            Request::Range => RANGE,
             Request::Flush => 0,
         };
         // SAFETY: one slot's parts, which nobody else uses now: see `requests`.
@@ -216,7 +254,7 @@ impl Disk {
         let status = &mut rest[..1];
         match request {
             Request::Read(_) => f(&mut self.queue, &[header], &mut [data, status]),
-            Request::Write(_) => f(&mut self.queue, &[header, data], &mut [status]),
+            Request::Write(_) | Request::Range => f(&mut self.queue, &[header, data], &mut [status]),
             Request::Flush => f(&mut self.queue, &[header], &mut [status]),
         }
     }
