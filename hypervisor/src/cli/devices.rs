@@ -3,7 +3,7 @@
 use anyhow::Context;
 use paravane_abi::virtio::VIRTIO_MAX_DEVICES;
 
-use super::disk;
+use super::{disk, signals};
 use crate::device::Device;
 use crate::device::block::{Block, Options};
 use crate::device::entropy::Entropy;
@@ -44,6 +44,9 @@ impl DeviceArgs {
             "{count} devices are too many: a guest can have {VIRTIO_MAX_DEVICES}"
         );
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
+        if !self.disk.is_empty() {
+            signals::ignore_sigxfsz();
+        }
         for options in &self.disk {
             devices.push(Box::new(Block::open(options)?));
         }

@@ -47,6 +47,13 @@ pub(super) fn default_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Makes a file that would grow past the process's limit (setrlimit(2), RLIMIT_FSIZE) an error of the write instead of
+/// the end of the process: for guests that have disks.
+pub(super) fn ignore_sigxfsz() {
+    // SAFETY: SIG_IGN is a valid disposition for SIGXFSZ; no handler of ours is involved.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Installs `handler`, unless the signal is ignored and that should stay so (nohup, background jobs).
 fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int), flags: libc::c_int, keep_ignored: bool) {
     // SAFETY: zero is a valid sigaction (default action, empty mask); every call gets valid pointers, and the
