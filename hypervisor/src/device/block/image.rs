@@ -5,15 +5,27 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::OnceLock;
 
-use super::{OpenError, Options};
+use super::buffers::{Aligned, Buffers, MOST_BUFFERS, advance, for_call};
+use super::direct::{Alignment, Direct};
+use super::{OpenError, Options, SECTOR};
+
+/// What an image can do, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Its smallest unit: what guests are told to keep to, because less of it costs more.
+    pub block: u64,
+    /// The least that a discard gives back; `None`: nothing is given back.
+    pub discard: Option<u64>,
+}
 
 /// Where a disk's bytes are. Buffers are the guest's memory; an operation is done wholly or is an error.
 pub(super) trait Image: Send + Sync {
     /// Its size.
     fn bytes(&self) -> u64;
-    /// Whether room can be given back.
-    fn discards(&self) -> bool;
+    /// What it can do.
+    fn limits(&self) -> Limits;
     /// Fills the buffers.
     fn read(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()>;
     /// Writes the buffers.
@@ -45,33 +57,49 @@ pub(super) fn begins_as_qcow2(file: &File) -> bool {
     file.read_exact_at(&mut magic, 0).is_ok() && magic == *b"QFI\xfb"
 }
 
+/// What a discard of a file gives back at least: a block of most file systems.
+const FILE_BLOCK: u64 = 4096;
+
 /// A file or block device.
 pub(super) struct RawImage {
     file: File,
     bytes: u64,
+    /// Set if the file was opened with O_DIRECT.
+    direct: Option<Direct>,
+    /// Made when the first zeroes are written.
+    zeroes: OnceLock<Aligned>,
 }
 
 impl RawImage {
-    /// The image in `file`.
-    pub fn new(file: File) -> io::Result<Self> {
+    /// The image in `file`; `direct`: it was opened with O_DIRECT.
+    pub fn new(file: File, direct: bool) -> io::Result<Self> {
         use std::io::{Seek, SeekFrom};
         // A block device's metadata has no length; its end has a position.
         let bytes = (&file).seek(SeekFrom::End(0))?;
-        Ok(Self { file, bytes })
+        let direct = direct.then(|| Direct::new(&file)).transpose()?;
+        Ok(Self { file, bytes, direct, zeroes: OnceLock::new() })
+    }
+    /// The image in a file that has no end, as a pipe.
+    #[cfg(test)]
+    pub fn of_size(file: File, bytes: u64) -> Self {
+        Self { file, bytes, direct: None, zeroes: OnceLock::new() }
     }
     /// Its descriptor, good for as long as the image lives.
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
-    /// Makes a range zeroes where the file system has no better way.
-    pub fn zero_by_writing(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
-        let zeroes = [0; 1 << 16];
-        while len > 0 {
-            let part = zeroes.len().min(usize::try_from(len).unwrap_or(zeroes.len()));
-            self.file.write_all_at(zeroes.get(..part).unwrap_or_default(), offset)?;
-            (offset, len) = (offset + part as u64, len - part as u64);
-        }
-        Ok(())
+    /// What the kernel wants of addresses; `None`: nothing.
+    pub fn alignment(&self) -> Option<Alignment> {
+        self.direct.as_ref().map(|direct| direct.alignment)
+    }
+    /// Whether every request's offset and length is right for the kernel.
+    pub fn takes_sectors(&self) -> bool {
+        self.direct.as_ref().is_none_or(Direct::takes_sectors)
+    }
+    /// What zeroes of this length are written from.
+    pub fn zeroes(&self, len: u64) -> Buffers {
+        let align = self.alignment().map_or(1, |a| a.memory);
+        Buffers::of_zeroes(self.zeroes.get_or_init(|| Aligned::piece(align)), len)
     }
 
     fn fallocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
@@ -91,37 +119,12 @@ pub(super) const ZERO: libc::c_int = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_F
 
 /// Whether the host's file system cannot do what fallocate(2) was asked for.
 pub(super) fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV | libc::EINVAL))
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL))
 }
 
 /// An offset as system calls want it.
 pub(super) fn offset_of(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
-}
-
-/// The most buffers that one system call takes (limits.h, IOV_MAX).
-pub(super) const MOST_BUFFERS: usize = 1024;
-
-/// The buffers, at most as many as one call takes, as such calls want them.
-pub(super) fn for_call(buffers: &[libc::iovec]) -> (*const libc::iovec, libc::c_int) {
-    // 1024 at most: it fits.
-    (buffers.as_ptr(), buffers.len().min(MOST_BUFFERS) as libc::c_int)
-}
-
-/// Drops the first `done` bytes of the buffers.
-pub(super) fn advance(mut buffers: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
-    while let Some(first) = buffers.first_mut() {
-        let step = done.min(first.iov_len);
-        // Still within, or one past the end of, what the buffer was.
-        first.iov_base = first.iov_base.wrapping_byte_add(step);
-        first.iov_len -= step;
-        done -= step;
-        if first.iov_len > 0 {
-            break;
-        }
-        buffers = buffers.get_mut(1..).unwrap_or_default();
-    }
-    buffers
 }
 
 /// Calls `transfer` until all of the buffers are done.
@@ -131,8 +134,8 @@ fn all(
     transfer: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t,
 ) -> io::Result<()> {
     while !buffers.is_empty() {
-        let (first, count) = for_call(buffers);
-        match usize::try_from(transfer(first, count, offset_of(offset)?)) {
+        let (first, count) = for_call(buffers, MOST_BUFFERS);
+        match usize::try_from(transfer(first, count.cast_signed(), offset_of(offset)?)) {
             // The file ends before the disk does: somebody has cut it short.
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(done) => {
@@ -154,17 +157,28 @@ impl Image for RawImage {
     fn bytes(&self) -> u64 {
         self.bytes
     }
-    fn discards(&self) -> bool {
-        true
+    fn limits(&self) -> Limits {
+        let block = self.alignment().map_or(SECTOR, |a| SECTOR.max(a.block as u64));
+        Limits { block, discard: Some(block.max(FILE_BLOCK)) }
     }
     fn read(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()> {
+        if let Some(direct) = self.direct.as_ref().filter(|d| !d.alignment.fits(buffers, offset)) {
+            return direct.read(&self.file, buffers, offset);
+        }
         // SAFETY: `count` buffers from `first` on are live, and what they name is the guest's memory, which the
         // caller keeps; it is shared with the guest, so that no reference to it exists in this program.
         all(buffers, offset, |first, count, at| unsafe { libc::preadv(self.fd(), first, count, at) })
     }
     fn write(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()> {
         // SAFETY: as above.
-        all(buffers, offset, |first, count, at| unsafe { libc::pwritev(self.fd(), first, count, at) })
+        let write = |first, count, at| unsafe { libc::pwritev(self.fd(), first, count, at) };
+        match &self.direct {
+            Some(direct) if !direct.alignment.fits(buffers, offset) => {
+                direct.write(&self.file, buffers, offset)
+            }
+            Some(direct) => direct.whole(|| all(buffers, offset, write)),
+            None => all(buffers, offset, write),
+        }
     }
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
@@ -178,7 +192,7 @@ impl Image for RawImage {
     }
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         match self.fallocate(if unmap { PUNCH } else { ZERO }, offset, len) {
-            Err(error) if is_unsupported(&error) => self.zero_by_writing(offset, len),
+            Err(error) if is_unsupported(&error) => self.write(&mut self.zeroes(len), offset),
             result => result,
         }
     }

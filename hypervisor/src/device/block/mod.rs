@@ -4,21 +4,26 @@
 //! | --- | --- |
 //! | `request.rs` | what a request says, and which are refused |
 //! | `worker.rs` | the loop of one queue: requests out, jobs under way, statuses back |
-//! | `uring.rs` | jobs done by io_uring, directly between the file and the guest's memory |
+//! | `uring.rs`, `transfer.rs` | jobs done by io_uring, directly between the file and the guest's memory |
 //! | `pool.rs` | jobs done by a few threads: image formats, and hosts without io_uring |
 //! | `image.rs` | raw files |
+//! | `direct.rs` | raw files around the page cache |
+//! | `buffers.rs` | lists of guest memory, aligned buffers |
 //! | `qcow2.rs` | qcow2 images, by imago |
 //!
 //! A write is used once the host has it, a flush once all that was used before is on stable storage. A driver
 //! that does not accept flushes gets every write on stable storage before it is used. The host's errors are
 //! statuses of requests.
 
+mod buffers;
+mod direct;
 mod image;
 mod pool;
 mod qcow2;
 mod request;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod uring;
 mod worker;
 
@@ -34,7 +39,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::IntoBytes;
 
 use super::{Activation, Device, Info, MAX_QUEUES, Workers};
-use image::{Image, RawImage};
+use image::{Image, Limits, RawImage};
 use qcow2::Qcow2Image;
 
 /// The unit of addresses and capacities, whatever the disk (5.2.4).
@@ -46,7 +51,7 @@ const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Sectors that one discard or write-zeroes request covers at most: 32 MiB.
 const MOST_SECTORS: u32 = 1 << 16;
 /// What drivers call physical blocks: 4 KiB, which is what file systems of the host use.
-const PHYSICAL_EXPONENT: u8 = 3;
+const PHYSICAL: u64 = 4096;
 /// Bytes of an identity (5.2.6, VIRTIO_BLK_T_GET_ID).
 const ID_BYTES: usize = 20;
 
@@ -68,7 +73,7 @@ pub struct Options {
     pub format: Option<Format>,
     /// The guest must not write.
     pub readonly: bool,
-    /// Bypass the host's page cache (O_DIRECT). The guest's buffers must then be aligned as the file demands.
+    /// Bypass the host's page cache (O_DIRECT).
     pub direct: bool,
     /// Queues: 1 to [`MAX_QUEUES`].
     pub queues: u16,
@@ -94,7 +99,7 @@ pub enum OpenError {
     )]
     Locked(PathBuf),
     /// There is nothing in it.
-    #[error("disk {} has {bytes} bytes, less than one sector; give it a size: truncate -s 1G {}", path.display(), path.display())]
+    #[error("disk {} has {bytes} bytes, less than one block; give it a size: truncate -s 1G {}", path.display(), path.display())]
     Empty {
         /// Which.
         path: PathBuf,
@@ -133,6 +138,7 @@ struct Disk {
     image: Arc<dyn Image>,
     /// The image again, where io_uring can work on its file.
     raw: Option<Arc<RawImage>>,
+    limits: Limits,
     sectors: u64,
     readonly: bool,
     id: [u8; ID_BYTES],
@@ -157,22 +163,25 @@ impl Block {
                 if options.format.is_none() && image::begins_as_qcow2(&file) {
                     return Err(OpenError::LooksLikeQcow2(path.to_owned()));
                 }
-                let raw = Arc::new(RawImage::new(file).map_err(opened)?);
-                (raw.clone(), Some(raw))
+                let raw = Arc::new(RawImage::new(file, options.direct).map_err(opened)?);
+                let for_uring = raw.takes_sectors().then(|| raw.clone());
+                (raw, for_uring)
             }
             Format::Qcow2 => (Arc::new(Qcow2Image::open(file, options).map_err(opened)?), None),
         };
         let bytes = image.bytes();
-        if bytes < SECTOR {
+        if bytes < image.limits().block {
             return Err(OpenError::Empty { path: path.to_owned(), bytes });
         }
         Ok(Self::new(image, raw, options))
     }
 
     fn new(image: Arc<dyn Image>, raw: Option<Arc<RawImage>>, options: &Options) -> Self {
-        let sectors = image.bytes() / SECTOR;
+        let limits = image.limits();
+        // What is less than a block at the end could not be read around the page cache.
+        let sectors = (image.bytes() - image.bytes().checked_rem(limits.block).unwrap_or(0)) / SECTOR;
         let id = identity(options);
-        let disk = Disk { image, raw, sectors, readonly: options.readonly, id };
+        let disk = Disk { image, raw, limits, sectors, readonly: options.readonly, id };
         Self { disk: Arc::new(disk), queues: options.queues }
     }
 }
@@ -223,7 +232,7 @@ impl Device for Block {
             | bit(VIRTIO_BLK_F_FLUSH, true)
             | bit(VIRTIO_BLK_F_RO, !writable)
             | bit(VIRTIO_BLK_F_MQ, self.queues > 1)
-            | bit(VIRTIO_BLK_F_DISCARD, writable && self.disk.image.discards())
+            | bit(VIRTIO_BLK_F_DISCARD, writable && self.disk.limits.discard.is_some())
             | bit(VIRTIO_BLK_F_WRITE_ZEROES, writable);
         Info { kind: VIRTIO_ID_BLOCK, features, queues: self.queues, queue_size: QUEUE_SIZE }
     }
@@ -234,20 +243,24 @@ impl Device for Block {
     }
 
     fn config(&self) -> Vec<u8> {
+        let Limits { block, discard } = self.disk.limits;
+        // Powers of two, of which none is greater than a cluster of qcow2: 2 MiB.
+        let blocks = (PHYSICAL / block).max(1);
+        let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).unwrap_or(u32::MAX);
         let config = Config {
             capacity: self.disk.sectors,
             seg_max: SEG_MAX,
-            blk_size: SECTOR as u32,
-            physical_block_exp: PHYSICAL_EXPONENT,
-            min_io_size: 1 << PHYSICAL_EXPONENT,
+            blk_size: u32::try_from(block).unwrap_or(u32::MAX),
+            physical_block_exp: blocks.ilog2() as u8,
+            min_io_size: u16::try_from(blocks).unwrap_or(1),
             writeback: 1,
             num_queues: self.queues,
             max_discard_sectors: MOST_SECTORS,
             max_discard_seg: 1,
-            discard_sector_alignment: 1 << PHYSICAL_EXPONENT,
+            discard_sector_alignment: sectors(discard.unwrap_or(block)),
             max_write_zeroes_sectors: MOST_SECTORS,
             max_write_zeroes_seg: 1,
-            write_zeroes_may_unmap: u8::from(self.disk.image.discards()),
+            write_zeroes_may_unmap: u8::from(discard.is_some()),
             ..Config::default()
         };
         config.as_bytes().to_vec()

@@ -10,25 +10,22 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::image::Image;
 use super::request::{Job, Op};
-use super::worker::Jobs;
+use super::worker::{Done, Jobs};
 use crate::device::wait;
 use crate::threads;
 
 /// As many as a queue's requests that wait for the host at a time.
 const THREADS: usize = 4;
 
-/// A job on its way to a thread.
+/// A job on its way to a thread. Its buffers are the guest's memory, which the pool's owner keeps mapped; the pool
+/// waits for its threads when it goes.
 struct Order(u16, Job);
 
-// SAFETY: the buffers of a job are the guest's memory, which every thread may access; the queue whose worker owns
-// the pool keeps it mapped, and the pool waits for its threads when it goes.
-unsafe impl Send for Order {}
-
 #[derive(Default)]
-struct Ended(Mutex<Vec<(u16, io::Result<()>)>>);
+struct Ended(Mutex<Vec<Done>>);
 
 impl Ended {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u16, io::Result<()>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Done>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -55,9 +52,9 @@ impl Pool {
             let (image, receiver) = (Arc::clone(image), Arc::clone(&receiver));
             let (ended, bell) = (Arc::clone(&pool.ended), pool.bell.try_clone()?);
             let body = move || {
-                while let Some(Order(token, job)) = next(&receiver) {
-                    let result = perform(&*image, job);
-                    ended.lock().push((token, result));
+                while let Some(Order(token, mut job)) = next(&receiver) {
+                    let result = perform(&*image, &mut job);
+                    ended.lock().push(Done { token, result, buffers: job.buffers });
                     // A full counter is readable too.
                     let _ = bell.write(1);
                 }
@@ -72,17 +69,15 @@ fn next(orders: &Mutex<Receiver<Order>>) -> Option<Order> {
     orders.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
-fn perform(image: &dyn Image, mut job: Job) -> io::Result<()> {
+fn perform(image: &dyn Image, job: &mut Job) -> io::Result<()> {
     match job.op {
-        Op::Read => image.read(&mut job.buffers, job.offset),
-        Op::Write { sync } => {
-            image.write(&mut job.buffers, job.offset)?;
-            if sync { image.flush() } else { Ok(()) }
-        }
-        Op::Flush => image.flush(),
-        Op::Discard => image.discard(job.offset, job.len),
-        Op::Zero { unmap } => image.zero(job.offset, job.len, unmap),
+        Op::Read => return image.read(&mut job.buffers, job.offset),
+        Op::Flush => return image.flush(),
+        Op::Write => image.write(&mut job.buffers, job.offset)?,
+        Op::Discard => image.discard(job.offset, job.len)?,
+        Op::Zero { unmap } => image.zero(job.offset, job.len, unmap)?,
     }
+    if job.sync { image.flush() } else { Ok(()) }
 }
 
 impl Jobs for Pool {
@@ -91,12 +86,7 @@ impl Jobs for Pool {
         if matches!(sent, Some(Ok(()))) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     }
 
-    fn ended(
-        &mut self,
-        sleep: bool,
-        [stop, kick]: [RawFd; 2],
-        done: &mut Vec<(u16, io::Result<()>)>,
-    ) -> io::Result<()> {
+    fn ended(&mut self, sleep: bool, [stop, kick]: [RawFd; 2], done: &mut Vec<Done>) -> io::Result<()> {
         if sleep {
             wait(&[self.bell.as_raw_fd(), stop, kick])?;
         }

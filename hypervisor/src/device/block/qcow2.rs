@@ -1,22 +1,36 @@
 //! qcow2 images, by imago: allocation, backing files, compressed clusters and refcounts are its business.
 //!
-//! imago's operations wait, so that they are done by the pool's threads; it takes many at a time. Its caches are
-//! written back by a flush. Giving room back needs the image for itself alone, so that discards are not offered.
+//! imago's operations wait, so that they are done by the pool's threads; it takes many reads and writes at a time.
+//! Its caches are written back by a flush. Zeroing and discarding have the image for themselves alone: both take
+//! clusters from under what is being read or written, and imago looks at the rest of a cluster before it makes all
+//! of it zeroes, which a write in between would be lost by.
 
 use std::fs::File;
 use std::io;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::file::File as Storage;
+use imago::format::drivers::FormatDriverInstance;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
-use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, StorageOpenOptions};
+use imago::{
+    FormatAccess, FormatDriverBuilder, Mapping, PermissiveImplicitOpenGate, StorageExt, StorageOpenOptions,
+};
 
-use super::Options;
-use super::image::Image;
+use super::image::{Image, Limits};
+use super::{Options, SECTOR};
+
+/// The least that is given back to the host's file system at a time.
+const HOST_BLOCK: u64 = 4096;
+/// Zeroes that are written at a time where an image cannot say that clusters are zeroes.
+static ZEROES: [u8; 4096] = [0; 4096];
 
 /// A qcow2 image.
 pub(super) struct Qcow2Image {
-    access: FormatAccess<Storage>,
+    access: RwLock<FormatAccess<Storage>>,
+    bytes: u64,
+    /// Bytes of a cluster; `None`: the image's version has no clusters of zeroes, and gives none back.
+    cluster: Option<u64>,
     /// Holds the lock: imago opens the path anew.
     _lock: File,
 }
@@ -29,16 +43,49 @@ impl Qcow2Image {
             .storage_open_options(storage)
             .write(!options.readonly)
             .open(PermissiveImplicitOpenGate::default())?;
-        Ok(Self { access: FormatAccess::new(image), _lock: lock })
+        let (bytes, cluster) = (image.size(), image.zero_granularity());
+        Ok(Self { access: RwLock::new(FormatAccess::new(image)), bytes, cluster, _lock: lock })
+    }
+
+    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<Storage>> {
+        self.access.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, FormatAccess<Storage>> {
+        self.access.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the room of a range's whole clusters back to the host's file system. imago only notes that they are
+    /// free. To be called before it does: as long as the range is to be discarded, it does not matter what it
+    /// reads as after a crash.
+    fn give_back(&self, access: &FormatAccess<Storage>, offset: u64, len: u64) {
+        let Some(cluster) = self.cluster else { return };
+        let end = offset.saturating_add(len);
+        let end = if end >= self.bytes { self.bytes } else { end - end.checked_rem(cluster).unwrap_or(0) };
+        let Some(mut at) = offset.checked_next_multiple_of(cluster) else { return };
+        while at < end {
+            let Ok((mapping, len)) = access.get_mapping(at, end - at) else { return };
+            // What other images or snapshots share cannot be written to.
+            if let Mapping::Raw { storage, offset, writable: true, .. } = mapping
+                && len >= HOST_BLOCK
+            {
+                // Without it the room is used for the next new clusters.
+                let _ = storage.discard(offset, len);
+            }
+            if len == 0 {
+                return;
+            }
+            at = at.saturating_add(len);
+        }
     }
 }
 
 impl Image for Qcow2Image {
     fn bytes(&self) -> u64 {
-        self.access.size()
+        self.bytes
     }
-    fn discards(&self) -> bool {
-        false
+    fn limits(&self) -> Limits {
+        Limits { block: SECTOR, discard: self.cluster }
     }
     fn read(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()> {
         let mut vector = IoVectorMut::with_capacity(buffers.len());
@@ -47,7 +94,7 @@ impl Image for Qcow2Image {
             // change what imago copies and nothing else: it looks at none of these bytes.
             vector.push(unsafe { std::slice::from_raw_parts_mut(b.iov_base.cast(), b.iov_len) });
         }
-        self.access.readv(vector, offset)
+        self.shared().readv(vector, offset)
     }
     fn write(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()> {
         let mut vector = IoVector::with_capacity(buffers.len());
@@ -55,16 +102,39 @@ impl Image for Qcow2Image {
             // SAFETY: as above.
             vector.push(unsafe { std::slice::from_raw_parts(b.iov_base.cast(), b.iov_len) });
         }
-        self.access.writev(vector, offset)
+        self.shared().writev(vector, offset)
     }
     fn flush(&self) -> io::Result<()> {
-        self.access.flush()?;
-        self.access.sync()
+        let access = self.shared();
+        access.flush()?;
+        access.sync()
     }
-    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut access = self.alone();
+        self.give_back(&access, offset, len);
+        access.discard_to_any(offset, len)
     }
-    fn zero(&self, offset: u64, len: u64, _: bool) -> io::Result<()> {
-        self.access.write_zeroes(offset, len)
+    fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        if self.cluster.is_none() {
+            return self.write_zeroes(offset, len);
+        }
+        let mut access = self.alone();
+        if unmap {
+            self.give_back(&access, offset, len);
+            return access.discard_to_zero(offset, len);
+        }
+        access.write_zeroes(offset, len)
+    }
+}
+
+impl Qcow2Image {
+    /// Zeroes, for images that have no other way to say it.
+    fn write_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
+        while len > 0 {
+            let part = ZEROES.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+            self.shared().write(ZEROES.get(..part).unwrap_or_default(), offset)?;
+            (offset, len) = (offset.saturating_add(part as u64), len - part as u64);
+        }
+        Ok(())
     }
 }

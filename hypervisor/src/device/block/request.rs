@@ -10,8 +10,9 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::buffers::Buffers;
 use super::{Disk, MOST_SECTORS, SECTOR};
-use crate::device::{Broken, Chain, DeviceMemory};
+use crate::device::{Broken, Chain, DeviceMemory, Segment};
 
 /// The first readable bytes.
 #[repr(C)]
@@ -53,10 +54,7 @@ impl Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Op {
     Read,
-    /// `sync`: on stable storage before it is done.
-    Write {
-        sync: bool,
-    },
+    Write,
     Flush,
     Discard,
     /// `unmap`: room may be given back.
@@ -71,7 +69,9 @@ pub(super) struct Job {
     pub op: Op,
     pub offset: u64,
     pub len: u64,
-    pub buffers: Vec<libc::iovec>,
+    /// Of a change: it must be on stable storage before it is done.
+    pub sync: bool,
+    pub buffers: Buffers,
 }
 
 /// A request that was read.
@@ -83,8 +83,15 @@ pub(super) enum Request {
     Done(Status, u32),
 }
 
-/// Reads a request. `sync`: writes must reach stable storage before they are done.
-pub(super) fn read(memory: &DeviceMemory, chain: &Chain, disk: &Disk, sync: bool) -> Result<Request, Broken> {
+/// Reads a request. `sync`: changes must reach stable storage before they are done. `spare`: room for a job's
+/// buffers, which is taken if there is a job.
+pub(super) fn read(
+    memory: &DeviceMemory,
+    chain: &Chain,
+    disk: &Disk,
+    sync: bool,
+    spare: &mut Buffers,
+) -> Result<Request, Broken> {
     let header: Header =
         gather(memory, chain, 0).ok_or(Broken::Request("a block request without a header"))?;
     let header_len = size_of::<Header>() as u64;
@@ -92,21 +99,25 @@ pub(super) fn read(memory: &DeviceMemory, chain: &Chain, disk: &Disk, sync: bool
     let room = room.ok_or(Broken::Request("a block request without room for its status"))?;
     let data = chain.readable_len().saturating_sub(header_len);
     let refused = |status| Ok(Request::Done(status, 0));
-    let job = |op, offset, len, buffers| Ok(Request::Job(Job { op, offset, len, buffers }));
-    let mut buffers = Vec::new();
+    let mut job = |op, offset, len, from: &[Segment], skip| {
+        spare.0.clear();
+        if !from.is_empty() && memory.iovecs(from, skip, len, &mut spare.0) != len {
+            // The buffers were checked to be the device's.
+            return Err(Broken::Bug);
+        }
+        Ok(Request::Job(Job { op, offset, len, sync, buffers: std::mem::take(spare) }))
+    };
     match header.kind {
         VIRTIO_BLK_T_IN => {
             let Some(offset) = disk.place(header.sector, room) else { return refused(Status::IoError) };
-            memory.iovecs(chain.writable(), 0, room, &mut buffers);
-            job(Op::Read, offset, room, buffers)
+            job(Op::Read, offset, room, chain.writable(), 0)
         }
         VIRTIO_BLK_T_OUT => {
             let place = disk.place(header.sector, data).filter(|_| !disk.readonly);
             let Some(offset) = place else { return refused(Status::IoError) };
-            memory.iovecs(chain.readable(), header_len, data, &mut buffers);
-            job(Op::Write { sync }, offset, data, buffers)
+            job(Op::Write, offset, data, chain.readable(), header_len)
         }
-        VIRTIO_BLK_T_FLUSH => job(Op::Flush, 0, 0, buffers),
+        VIRTIO_BLK_T_FLUSH => job(Op::Flush, 0, 0, &[], 0),
         VIRTIO_BLK_T_GET_ID => {
             let fits = usize::try_from(room).unwrap_or(usize::MAX).min(disk.id.len());
             let part = disk.id.get(..fits).unwrap_or_default();
@@ -121,7 +132,7 @@ pub(super) fn read(memory: &DeviceMemory, chain: &Chain, disk: &Disk, sync: bool
                 return refused(Status::IoError);
             };
             match clear(kind == VIRTIO_BLK_T_DISCARD, &range, disk) {
-                Ok((op, offset, len)) => job(op, offset, len, buffers),
+                Ok((op, offset, len)) => job(op, offset, len, &[], 0),
                 Err(status) => refused(status),
             }
         }
@@ -132,7 +143,8 @@ pub(super) fn read(memory: &DeviceMemory, chain: &Chain, disk: &Disk, sync: bool
 /// What a discard or write-zeroes request comes to.
 fn clear(discard: bool, range: &Range, disk: &Disk) -> Result<(Op, u64, u64), Status> {
     let unmap = range.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
-    if range.flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 || discard && (unmap || !disk.image.discards())
+    if range.flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0
+        || discard && (unmap || disk.limits.discard.is_none())
     {
         return Err(Status::Unsupported);
     }

@@ -9,6 +9,11 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_INDIRECT,
 };
 
+mod aligned;
+mod clusters;
+mod stable;
+mod under_way;
+
 use super::*;
 use crate::device::Broken;
 use crate::device::testing::{BUFFERS, Bench, Ring};
@@ -68,7 +73,7 @@ fn request(bench: &Bench, ring: &mut Ring, kind: u32, sector: u64, data: &[(u64,
 fn benches(scratch: &Scratch) -> Vec<Bench> {
     let raw = || {
         let file = File::options().read(true).write(true).open(&scratch.0).unwrap();
-        Arc::new(RawImage::new(file).unwrap())
+        Arc::new(RawImage::new(file, false).unwrap())
     };
     let options = scratch.options();
     let with_uring = raw();
@@ -228,8 +233,8 @@ impl Image for Failing {
     fn bytes(&self) -> u64 {
         SECTORS * SECTOR
     }
-    fn discards(&self) -> bool {
-        true
+    fn limits(&self) -> Limits {
+        Limits { block: SECTOR, discard: Some(4096) }
     }
     fn read(&self, _: &mut [libc::iovec], _: u64) -> io::Result<()> {
         Err((*self.0.lock().unwrap()).into())
@@ -260,8 +265,9 @@ fn the_hosts_errors_are_statuses() {
     assert_eq!(request(&bench, ring, 4, 0, &[]), IO_ERROR);
     assert_eq!(bench.slot.status(), 0xf, "the device is well");
     // A full disk as it is: /dev/full takes nothing.
-    let full =
-        Arc::new(RawImage::new(File::options().read(true).write(true).open("/dev/full").unwrap()).unwrap());
+    let full = Arc::new(
+        RawImage::new(File::options().read(true).write(true).open("/dev/full").unwrap(), false).unwrap(),
+    );
     assert_eq!(full.bytes(), 0);
     let mut byte = 7u8;
     let mut buffers = [libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 }];
@@ -310,41 +316,87 @@ fn disks_that_cannot_be_opened() {
     assert!(matches!(Block::open(&empty.options()), Err(OpenError::Empty { bytes: 511, .. })));
 }
 
+/// However a request is cut into descriptors it is the same request.
 #[test]
-fn a_qcow2_image_keeps_what_was_flushed() {
-    use imago::file::File as Storage;
-    use imago::qcow2::Qcow2;
-    use imago::{FormatCreateBuilder, Storage as _, StorageOpenOptions};
+fn descriptors_of_any_size() {
+    let scratch = Scratch::new("cut", SECTORS * SECTOR);
+    for mut bench in benches(&scratch) {
+        let mut rings = bench.start(FLUSH, 1, 256);
+        let ring = &mut rings[0];
+        for (n, cut) in (1u8..).zip([1u32, 3, 7, 15, 16, 17, 511]) {
+            // Header and data in a row, then in pieces; the status is the last byte of the last piece.
+            bench.put(HEADER, &[&1u32.to_le_bytes()[..], &[0; 4], &9u64.to_le_bytes(), &[n; 1024]].concat());
+            bench.put(STATUS + 0x600, &[0xff]);
+            let pieces = |from: u64, len: u32, write: bool, step: u32| {
+                (0..len)
+                    .step_by(step as usize)
+                    .map(move |at| (from + u64::from(at), step.min(len - at), write))
+            };
+            // As many small ones as the queue has room for, then large ones.
+            let many = cut * 150;
+            let header: Vec<_> = pieces(HEADER, many.min(1040), false, cut).collect();
+            let rest = pieces(HEADER + u64::from(many), 1040u32.saturating_sub(many), false, 512);
+            let all: Vec<_> = header.into_iter().chain(rest).chain([(STATUS + 0x600, 1, true)]).collect();
+            ring.chain(0, &all);
+            assert_eq!(bench.run(0, ring), (0, 1));
+            assert_eq!(bench.get(STATUS + 0x600, 1), [0]);
+            bench.put(HEADER, &0u32.to_le_bytes());
+            bench.put(DATA, &[0xee; 1025]);
+            let many = cut * 150;
+            let data: Vec<_> = pieces(DATA, many.min(1025), true, cut).collect();
+            let rest = pieces(DATA + u64::from(many), 1025u32.saturating_sub(many), true, 512);
+            let header = pieces(HEADER, 16, false, cut.max(2));
+            ring.chain(0, &header.chain(data).chain(rest).collect::<Vec<_>>());
+            assert_eq!(bench.run(0, ring), (0, 1025));
+            assert!(bench.get(DATA, 1025) == [&[n; 1024][..], &[0]].concat(), "pieces of {cut}");
+        }
+        bench.reset();
+    }
+}
 
-    let scratch = Scratch::new("image.qcow2", 0);
-    let open = StorageOpenOptions::new().write(true).filename(&scratch.0);
-    Qcow2::<Storage>::create_builder(Storage::open(open).unwrap()).size(SECTORS * SECTOR).create().unwrap();
-    let begin = || {
-        let block = Block::open(&scratch.options()).unwrap();
-        assert_eq!(block.info().features & 1 << VIRTIO_BLK_F_DISCARD, 0);
-        let mut bench = Bench::new(block);
-        assert_eq!(
-            u64::from_le_bytes(bench.slot.link().config().0.bytes()[..8].try_into().unwrap()),
-            SECTORS
-        );
-        let rings = bench.start(FLUSH, 1, 16);
-        (bench, rings)
-    };
-    let (mut bench, mut rings) = begin();
-    bench.put(DATA, &[9; 8192]);
-    assert_eq!(request(&bench, &mut rings[0], 1, 99, &[(DATA, 5000, false), (DATA, 3192, false)]), ok(1));
-    bench.put(DATA, &100u64.to_le_bytes());
-    bench.put(DATA + 8, &[2, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(request(&bench, &mut rings[0], 13, 0, &[(DATA, 16, false)]), ok(1));
-    assert_eq!(request(&bench, &mut rings[0], 4, 0, &[]), ok(1));
-    // A copy as it is now, as after a crash: what was flushed is in it.
-    let crashed = Scratch::new("crashed.qcow2", 0);
-    std::fs::copy(&scratch.0, &crashed.0).unwrap();
-    bench.reset();
-    drop(bench);
-    std::fs::copy(&crashed.0, &scratch.0).unwrap();
-    let (bench, mut rings) = begin();
-    assert_eq!(request(&bench, &mut rings[0], 0, 98, &[(DATA, 4096, true)]), ok(4097));
-    let expected = [vec![0; 512], vec![9; 512], vec![0; 1024], vec![9; 2048]].concat();
-    assert!(bench.get(DATA, 4096) == expected);
+#[test]
+fn an_identity_in_less_room_and_in_none() {
+    let scratch = Scratch::new("identity", SECTORS * SECTOR);
+    for mut bench in benches(&scratch) {
+        let mut rings = bench.start(FLUSH, 1, 16);
+        for room in [0, 1, 5, 19, 20, 21, 512] {
+            bench.put(DATA, &[0xee; 32]);
+            let data = [(DATA, room, true)];
+            let answer = request(&bench, &mut rings[0], 8, u64::MAX, &data);
+            assert_eq!(answer, ok(if room <= 20 { room + 1 } else { 20 }));
+            let part = room.min(14) as usize;
+            assert!(bench.get(DATA, part) == b"paravane-disk-"[..part]);
+            assert!(room > 20 || bench.get(DATA + u64::from(room), 1) == [0xee]);
+        }
+        bench.reset();
+    }
+}
+
+/// A driver that has its rings read and overwritten harms itself: the device ends as it was or in need of a reset.
+#[test]
+fn requests_for_the_rings_themselves() {
+    let scratch = Scratch::new("rings", SECTORS * SECTOR);
+    for mut bench in benches(&scratch) {
+        for round in 0..4 {
+            let mut rings = bench.start(FLUSH, 1, 16);
+            let (setup, ring) = (rings[0].setup, &mut rings[0]);
+            bench.put(HEADER, &[0; 16]);
+            let target = [setup.descriptors, setup.driver, setup.device, setup.device + 2][round];
+            // An index of what is on the disk: 0x0101 used or available buffers.
+            let file = File::options().write(true).open(&scratch.0).unwrap();
+            file.write_all_at(&[1; 512], 0).unwrap();
+            ring.chain(0, &[(HEADER, 16, false), (target, 512, true), (STATUS, 1, true)]);
+            bench.slot.kick(0);
+            bench.interrupts.wait_until(|| {
+                bench.slot.link().needs_reset() || bench.get(STATUS, 1) == [0] && ring.used_index() != 0
+            });
+            bench.reset();
+            assert_eq!(bench.slot.status(), 0);
+            bench.put(STATUS, &[0xff]);
+        }
+        // And it works as before.
+        let mut rings = bench.start(FLUSH, 1, 16);
+        assert_eq!(request(&bench, &mut rings[0], 0, 0, &[(DATA, 512, true)]), ok(513));
+        bench.reset();
+    }
 }

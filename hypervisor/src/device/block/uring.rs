@@ -1,17 +1,26 @@
 //! Jobs on a raw file, done by io_uring: no thread and no copy between the file and the guest's memory.
+//!
+//! Nothing here waits for the file. What the file system cannot do is done by writes of zeroes, a piece at a time;
+//! what O_DIRECT does not take goes through one of a few aligned buffers, a piece at a time too.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::image::{PUNCH, RawImage, ZERO, advance, for_call, is_unsupported};
-use super::request::{Job, Op};
-use super::worker::Jobs;
+use super::buffers::{Aligned, Buffers};
+use super::image::RawImage;
+use super::request::Job;
+use super::transfer::Transfer;
+use super::worker::{Done, Jobs};
+use crate::device::DeviceMemory;
 
 /// What marks the end of waiting for a descriptor; below are tokens of jobs.
 const WAKE: u64 = 1 << 32;
+/// Jobs at a time that go through buffers of ours, where the guest's do not fit.
+const BOUNCES: usize = 8;
 
 /// A ring of the host's kernel.
 pub(super) struct Uring {
@@ -23,31 +32,33 @@ pub(super) struct Uring {
     count: usize,
     /// Which descriptors the kernel watches already.
     armed: [bool; 2],
-}
-
-/// A job, and how far it is.
-struct Transfer {
-    job: Job,
-    /// Buffers before this one are done.
-    first: usize,
+    /// Aligned buffers that no job has.
+    bounces: Vec<Aligned>,
+    /// Jobs that wait for one.
+    waiting: VecDeque<u16>,
+    /// What the jobs' buffers are in.
+    memory: DeviceMemory,
 }
 
 impl Uring {
-    /// A ring for `size` jobs at a time.
+    /// A ring for `size` jobs at a time, whose buffers are in `memory`.
     ///
     /// # Errors
     /// When the host has no io_uring, or forbids it.
-    pub fn new(image: &Arc<RawImage>, size: u16) -> io::Result<Self> {
+    pub fn new(image: &Arc<RawImage>, size: u16, memory: &DeviceMemory) -> io::Result<Self> {
         let ring = IoUring::new((u32::from(size) + 2).next_power_of_two())?;
         let jobs = (0..size).map(|_| None).collect();
-        Ok(Self { ring, image: Arc::clone(image), jobs, count: 0, armed: [false; 2] })
+        let bounces = image.alignment().map_or_else(Vec::new, |a| (0..BOUNCES).map(|_| a.piece()).collect());
+        let (image, memory) = (Arc::clone(image), memory.clone());
+        let waiting = VecDeque::with_capacity(usize::from(if bounces.is_empty() { 0 } else { size }));
+        Ok(Self { ring, image, jobs, count: 0, armed: [false; 2], bounces, waiting, memory })
     }
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
             // SAFETY: what the entry names lives until its completion: descriptors as long as the image, buffers
-            // in `self.jobs`, which is emptied by completions only (see `Drop`), the guest's memory as long as the
-            // queue whose worker owns this ring.
+            // in `self.jobs`, which is emptied by completions only (see `Drop`), the guest's memory as long as
+            // `self.memory`.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
@@ -55,57 +66,28 @@ impl Uring {
         }
     }
 
-    /// Hands over what is left to do of a job.
+    /// Hands over what is to be done next of a job, unless it must wait for a buffer of ours.
     fn submit(&mut self, token: u16) -> io::Result<()> {
-        let fd = types::Fd(self.image.fd());
-        let Some(Some(transfer)) = self.jobs.get(usize::from(token)) else { return Ok(()) };
-        let Job { op, offset, len, .. } = transfer.job;
-        let (buffers, count) = for_call(transfer.job.buffers.get(transfer.first..).unwrap_or_default());
-        let count = count.unsigned_abs();
-        let entry = match op {
-            Op::Read => opcode::Readv::new(fd, buffers, count).offset(offset).build(),
-            Op::Write { sync } => {
-                let flags = if sync { libc::RWF_DSYNC } else { 0 };
-                opcode::Writev::new(fd, buffers, count).offset(offset).rw_flags(flags).build()
-            }
-            Op::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Op::Discard => opcode::Fallocate::new(fd, len).offset(offset).mode(PUNCH).build(),
-            Op::Zero { unmap } => {
-                let mode = if unmap { PUNCH } else { ZERO };
-                opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build()
-            }
-        };
+        let Some(Some(transfer)) = self.jobs.get_mut(usize::from(token)) else { return Ok(()) };
+        if transfer.wants_bounce() {
+            let Some(bounce) = self.bounces.pop() else {
+                self.waiting.push_back(token);
+                return Ok(());
+            };
+            transfer.bounce = Some(bounce);
+        }
+        let entry = transfer.entry(types::Fd(self.image.fd()));
         self.push(&entry.user_data(token.into()))
     }
 
-    /// What the kernel's answer to a job means: its end, or `None` when there is more to do.
-    fn answered(&mut self, token: u16, answer: i32) -> Option<io::Result<()>> {
-        let Some(Some(Transfer { job, first })) = self.jobs.get_mut(usize::from(token)) else { return None };
-        let done = match usize::try_from(answer) {
-            Ok(done) => done,
-            Err(_) => {
-                let error = io::Error::from_raw_os_error(answer.wrapping_neg());
-                return match job.op {
-                    _ if error.kind() == io::ErrorKind::Interrupted => None,
-                    Op::Discard if is_unsupported(&error) => Some(Ok(())),
-                    Op::Zero { .. } if is_unsupported(&error) => {
-                        Some(self.image.zero_by_writing(job.offset, job.len))
-                    }
-                    _ => Some(Err(error)),
-                };
-            }
+    /// Takes a job out: its buffers.
+    fn remove(&mut self, token: u16) -> Buffers {
+        let Some(transfer) = self.jobs.get_mut(usize::from(token)).and_then(Option::take) else {
+            return Buffers::default();
         };
-        if !matches!(job.op, Op::Read | Op::Write { .. }) {
-            return Some(Ok(()));
-        }
-        if done == 0 {
-            // The file ends before the disk does: somebody has cut it short.
-            return Some(Err(io::ErrorKind::UnexpectedEof.into()));
-        }
-        let left = advance(job.buffers.get_mut(*first..).unwrap_or_default(), done).len();
-        *first = job.buffers.len().saturating_sub(left);
-        (job.offset, job.len) = (job.offset.saturating_add(done as u64), job.len.saturating_sub(done as u64));
-        (left == 0).then_some(Ok(()))
+        self.count = self.count.saturating_sub(1);
+        self.bounces.extend(transfer.bounce);
+        transfer.job.buffers
     }
 
     fn watch(&mut self, wake: [RawFd; 2]) -> io::Result<()> {
@@ -127,10 +109,11 @@ impl Uring {
     }
 
     /// Submits, waits for `want` completions, and takes all that there are.
-    fn turn(&mut self, want: usize, done: &mut Vec<(u16, io::Result<()>)>) -> io::Result<()> {
+    fn turn(&mut self, want: usize, done: &mut Vec<Done>) -> io::Result<()> {
         if let Err(error) = self.ring.submit_and_wait(want) {
-            // Interrupted, or the kernel wants its completions taken first: both are worth another turn.
-            let passes = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINTR));
+            // Interrupted, short of memory for a moment, or the kernel wants its completions taken first: all are
+            // worth another turn.
+            let passes = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR));
             if !passes {
                 return Err(error);
             }
@@ -142,38 +125,37 @@ impl Uring {
                 }
                 continue;
             };
-            let ended = match self.answered(token, answer) {
-                Some(result) => result,
-                None => match self.submit(token) {
-                    Ok(()) => continue,
-                    Err(error) => Err(error),
-                },
-            };
-            if let Some(slot) = self.jobs.get_mut(usize::from(token)) {
-                *slot = None;
-            }
-            self.count = self.count.saturating_sub(1);
-            done.push((token, ended));
+            let Some(Some(transfer)) = self.jobs.get_mut(usize::from(token)) else { continue };
+            let ended = transfer.answered(answer, &self.image);
+            self.go_on(token, ended, done);
+        }
+        while !self.bounces.is_empty()
+            && let Some(token) = self.waiting.pop_front()
+        {
+            self.go_on(token, None, done);
         }
         Ok(())
+    }
+
+    /// The next step of a job, or its end.
+    fn go_on(&mut self, token: u16, ended: Option<io::Result<()>>, done: &mut Vec<Done>) {
+        let result = match ended.map_or_else(|| self.submit(token).err().map(Err), Some) {
+            Some(result) => result,
+            None => return,
+        };
+        done.push(Done { token, result, buffers: self.remove(token) });
     }
 }
 
 impl Jobs for Uring {
     fn begin(&mut self, token: u16, job: Job) -> io::Result<()> {
         let slot = self.jobs.get_mut(usize::from(token)).ok_or(io::ErrorKind::InvalidInput)?;
-        *slot = Some(Transfer { job, first: 0 });
-        self.submit(token)?;
+        *slot = Some(Transfer::new(job, self.image.alignment()));
         self.count += 1;
-        Ok(())
+        self.submit(token).inspect_err(|_| drop(self.remove(token)))
     }
 
-    fn ended(
-        &mut self,
-        sleep: bool,
-        wake: [RawFd; 2],
-        done: &mut Vec<(u16, io::Result<()>)>,
-    ) -> io::Result<()> {
+    fn ended(&mut self, sleep: bool, wake: [RawFd; 2], done: &mut Vec<Done>) -> io::Result<()> {
         if sleep {
             self.watch(wake)?;
         }
@@ -188,7 +170,7 @@ impl Drop for Uring {
         while self.count > 0 && self.turn(1, &mut done).is_ok() {}
         if self.count > 0 {
             // It cannot be asked any more: what it may still write to must then stay for ever.
-            std::mem::forget(std::mem::take(&mut self.jobs));
+            std::mem::forget((std::mem::take(&mut self.jobs), self.memory.clone()));
         }
     }
 }

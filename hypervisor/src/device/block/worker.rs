@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::Disk;
+use super::buffers::Buffers;
 use super::pool::Pool;
 use super::request::{self, Job, Op, Request, Status};
 use super::uring::Uring;
@@ -14,12 +15,15 @@ pub(super) trait Jobs {
     /// Takes a job; its end is told under `token`, of which there is one at a time.
     fn begin(&mut self, token: u16, job: Job) -> io::Result<()>;
     /// Adds the jobs that have ended to `done`. `sleep`: waits until one has, or one of `wake` is readable.
-    fn ended(
-        &mut self,
-        sleep: bool,
-        wake: [RawFd; 2],
-        done: &mut Vec<(u16, io::Result<()>)>,
-    ) -> io::Result<()>;
+    fn ended(&mut self, sleep: bool, wake: [RawFd; 2], done: &mut Vec<Done>) -> io::Result<()>;
+}
+
+/// A job that has ended.
+pub(super) struct Done {
+    pub token: u16,
+    pub result: io::Result<()>,
+    /// What its buffers were in, for the next one.
+    pub buffers: Buffers,
 }
 
 /// A request that is under way.
@@ -31,7 +35,10 @@ struct Running {
 
 /// Serves a queue until it is to stop. `sync`: every write must reach stable storage before it is used.
 pub(super) fn run(queue: Queue, stop: &Stop, disk: &Disk, sync: bool) -> Result<(), Broken> {
-    let uring = disk.raw.as_ref().and_then(|raw| Uring::new(raw, queue.size()).ok());
+    // Kept here past the queue's end: whatever that was, the kernel may still be at work on this memory, and it
+    // is waited for when what does the jobs goes.
+    let memory = queue.memory().clone();
+    let uring = disk.raw.as_ref().and_then(|raw| Uring::new(raw, queue.size(), &memory).ok());
     match uring {
         Some(mut uring) => Worker::new(queue, disk, sync, &mut uring).serve(stop),
         None => {
@@ -49,14 +56,17 @@ struct Worker<'a> {
     running: Vec<Option<Running>>,
     /// Numbers of `running` that are not in use.
     free: Vec<u16>,
-    done: Vec<(u16, io::Result<()>)>,
+    done: Vec<Done>,
+    /// Room for buffers, of jobs that have ended.
+    spare: Vec<Buffers>,
 }
 
 impl<'a> Worker<'a> {
     fn new(queue: Queue, disk: &'a Disk, sync: bool, jobs: &'a mut dyn Jobs) -> Self {
         let size = queue.size();
         let running = (0..size).map(|_| None).collect();
-        Self { queue, disk, sync, jobs, running, free: (0..size).rev().collect(), done: Vec::new() }
+        let free = (0..size).rev().collect();
+        Self { queue, disk, sync, jobs, running, free, done: Vec::new(), spare: Vec::new() }
     }
 
     fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
@@ -86,11 +96,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Begins everything that the driver has made available.
+    /// Begins what the driver has made available: no more than the ring has entries, as a driver could go on
+    /// for ever with requests that are done at once.
     fn take_all(&mut self) -> Result<(), Broken> {
-        while let Some(chain) = self.queue.take()? {
-            match request::read(self.queue.memory(), &chain, self.disk, self.sync)? {
-                Request::Done(status, data) => self.finish(&chain, status, data)?,
+        for _ in 0..self.queue.size() {
+            let Some(chain) = self.queue.take()? else { break };
+            let mut spare = self.spare.pop().unwrap_or_default();
+            match request::read(self.queue.memory(), &chain, self.disk, self.sync, &mut spare)? {
+                Request::Done(status, data) => {
+                    self.spare.push(spare);
+                    self.finish(&chain, status, data)?;
+                }
                 Request::Job(job) => self.begin(chain, job)?,
             }
         }
@@ -114,7 +130,9 @@ impl<'a> Worker<'a> {
     }
 
     fn give_back_done(&mut self) -> Result<(), Broken> {
-        for (token, result) in std::mem::take(&mut self.done) {
+        let mut done = std::mem::take(&mut self.done);
+        for Done { token, result, buffers } in done.drain(..) {
+            self.spare.push(buffers);
             let slot = self.running.get_mut(usize::from(token)).and_then(Option::take);
             let Running { chain, reads } = slot.ok_or(Broken::Bug)?;
             self.free.push(token);
@@ -123,6 +141,7 @@ impl<'a> Worker<'a> {
                 Err(_) => self.finish(&chain, Status::IoError, 0)?,
             }
         }
+        self.done = done;
         self.queue.notify()
     }
 

@@ -1,0 +1,81 @@
+//! Whether what must be on stable storage was really handed to it.
+//!
+//! A killed program's writes stay in the page cache, so that its death shows nothing of this. cachestat(2) does
+//! (Linux 6.5): a page that was written and not synced is dirty.
+
+use super::*;
+
+/// Pages of a file that are not yet on its disk; `None`: this kernel does not tell.
+pub fn unsynced(file: &File) -> Option<u64> {
+    /// cachestat(2); libc has no name for it. The same number on every architecture.
+    const CACHESTAT: libc::c_long = 451;
+    // Offset and length, 0 being all of it; then cache, dirty, writeback, evicted, recently evicted.
+    let (range, mut found) = ([0u64; 2], [0u64; 5]);
+    // SAFETY: a descriptor and two arrays of what the call reads and writes (linux/mman.h).
+    let result = unsafe {
+        libc::syscall(CACHESTAT, std::os::fd::AsRawFd::as_raw_fd(file), range.as_ptr(), found.as_mut_ptr(), 0)
+    };
+    (result == 0).then(|| found[1] + found[2])
+}
+
+/// Whether dirty pages can be told from others here: not on a tmpfs, whose pages are never anywhere else.
+fn can_tell(scratch: &Scratch) -> bool {
+    let file = File::options().write(true).open(&scratch.0).unwrap();
+    file.write_all_at(&[1; 4096], 0).unwrap();
+    let before = unsynced(&file);
+    file.sync_all().unwrap();
+    let tells = before.is_some_and(|n| n > 0) && unsynced(&file) == Some(0);
+    if !tells {
+        crate::skip::skip(
+            "cachestat",
+            "this kernel (Linux 6.5 can) or file system does not say which pages are dirty",
+        );
+    }
+    tells
+}
+
+#[test]
+fn a_flush_reaches_the_hosts_disk_and_so_does_every_write_of_a_driver_without_flushes() {
+    let scratch = Scratch::new("stable", SECTORS * SECTOR);
+    if !can_tell(&scratch) {
+        return;
+    }
+    let file = File::open(&scratch.0).unwrap();
+    for features in [FLUSH, 0] {
+        for mut bench in benches(&scratch) {
+            let mut rings = bench.start(features, 1, 16);
+            let ring = &mut rings[0];
+            bench.put(DATA, &[5; 8192]);
+            for sector in (0..512).step_by(16) {
+                assert_eq!(request(&bench, ring, 1, sector, &[(DATA, 8192, false)]), ok(1));
+                assert!(
+                    features & FLUSH != 0 || unsynced(&file) == Some(0),
+                    "a write of a driver without flushes"
+                );
+            }
+            assert_eq!(request(&bench, ring, 4, 0, &[]), ok(1), "flush");
+            assert_eq!(unsynced(&file), Some(0), "after a flush");
+            bench.reset();
+        }
+    }
+}
+
+#[test]
+fn a_flush_of_a_qcow2_image_reaches_the_hosts_disk() {
+    let scratch = clusters::image("stable.qcow2", 3);
+    if !can_tell(&Scratch::new("stable-control", 4096)) {
+        return;
+    }
+    let file = File::open(&scratch.0).unwrap();
+    for features in [FLUSH, 0] {
+        let mut bench = Bench::new(Block::open(&scratch.options()).unwrap());
+        let mut rings = bench.start(features, 1, 16);
+        bench.put(DATA, &[5; 8192]);
+        assert_eq!(request(&bench, &mut rings[0], 1, 500, &[(DATA, 8192, false)]), ok(1));
+        if features & FLUSH != 0 {
+            assert_eq!(request(&bench, &mut rings[0], 4, 0, &[]), ok(1), "flush");
+        }
+        assert_eq!(unsynced(&file), Some(0));
+        bench.reset();
+    }
+}
