@@ -6,23 +6,23 @@ use std::path::PathBuf;
 
 use super::{everywhere, paravane, run};
 
-const BLOCK: usize = 4096;
-const BLOCKS: usize = 512;
+pub const BLOCK: usize = 4096;
+pub const BLOCKS: usize = 512;
 /// Requests that the guest has under way at a time: what comes after the last flush may be anything.
-const BATCH: usize = 32;
-const SEED: u64 = 77;
+pub const BATCH: usize = 32;
+pub const SEED: u64 = 77;
 
 /// A disk that goes with the test.
-struct Scratch(PathBuf);
+pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("paravane-program-{}-{name}", std::process::id()));
         let made = File::create(&path).and_then(|file| file.set_len((BLOCK * BLOCKS) as u64));
         made.unwrap_or_else(|e| panic!("broken test: {}: {e}", path.display()));
         Self(path)
     }
-    fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         self.0.to_str().unwrap_or_else(|| panic!("broken test: the temporary directory has a strange name"))
     }
 }
@@ -38,7 +38,7 @@ fn word(seed: u64, index: u64) -> u64 {
     (index ^ seed.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index >> 7)
 }
 
-fn holds(disk: &[u8], block: usize, seed: u64) -> bool {
+pub fn holds(disk: &[u8], block: usize, seed: u64) -> bool {
     let words = disk[block * BLOCK..][..BLOCK].chunks_exact(8);
     words.zip((block * BLOCK / 8) as u64..).all(|(bytes, index)| bytes == word(seed, index).to_le_bytes())
 }
@@ -50,7 +50,7 @@ fn flushed(line: &str) -> Option<(u64, usize)> {
 }
 
 /// Kills a guest that has flushed `after` times, and returns the last flush that it told of.
-fn killed_after(options: &[&str], disk: &Scratch, after: usize) -> (u64, usize) {
+pub fn killed_after(options: &[&str], disk: &Scratch, after: usize) -> (u64, usize) {
     let cmdline = format!("test=block-verify seed={SEED} rounds=100000 blocks={BLOCKS}");
     let mut args = options.to_vec();
     args.extend(["--disk", disk.path(), "--cmdline", &cmdline]);

@@ -5,7 +5,9 @@
 
 mod container;
 mod disk;
+mod disk_errors;
 mod endings;
+mod flushed;
 mod no_kvm;
 
 use std::fmt::Display;

@@ -1,0 +1,261 @@
+//! A disk that fails under its guest: the guest is told, says so, and goes on; so does the program.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use super::disk::Scratch;
+use super::{PATIENCE, everywhere, paravane, skip};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_paravane");
+
+/// The reference guest's shell, and what it says of its disk.
+struct Session {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+    what: String,
+}
+
+impl Session {
+    fn begin(mut command: Command) -> Self {
+        let what = format!("{command:?}");
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("broken test: {what}: {e}"));
+        let out = child.stdout.take().unwrap_or_else(|| panic!("broken test: no standard output"));
+        Self { child, lines: BufReader::new(out).lines(), what }
+    }
+
+    fn on(options: &[&str], disk: &str) -> Self {
+        Self::begin(paravane(PROGRAM, &[options, &["--disk", disk]].concat()))
+    }
+
+    /// What the guest answers to `disk COMMAND`.
+    fn disk(&mut self, command: &str) -> String {
+        let typed = self.child.stdin.as_mut().map(|stdin| writeln!(stdin, "disk {command}"));
+        assert!(matches!(typed, Some(Ok(()))), "broken product: it does not listen any more: {}", self.what);
+        let mut answers = self.lines.by_ref().map_while(Result::ok);
+        let found = answers.find_map(|line| line.trim_end().strip_prefix("disk: ").map(str::to_owned));
+        found.unwrap_or_else(|| panic!("broken product: no answer to disk {command}: {}", self.what))
+    }
+
+    #[track_caller]
+    fn must(&mut self, command: &str, answer: &str) {
+        let said = self.disk(command);
+        assert_eq!(said, answer, "broken product: disk {command}, with {}", self.what);
+    }
+
+    /// The guest is well, and ends when it is asked to; the program has nothing to complain of.
+    fn end(mut self) {
+        let typed = self.child.stdin.take().map(|mut stdin| writeln!(stdin, "halt"));
+        assert!(matches!(typed, Some(Ok(()))), "broken product: it does not listen any more");
+        self.lines.by_ref().map_while(Result::ok).for_each(drop);
+        let output = self.child.wait_with_output().unwrap_or_else(|e| panic!("broken test: {e}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "broken product: {}: {said}", self.what);
+    }
+}
+
+const DONE: &str = "done";
+const ERROR: &str = "I/O error";
+
+#[test]
+fn an_image_that_is_cut_short() {
+    for options in everywhere() {
+        for more in ["", ",direct=on", ",queues=4"] {
+            let disk = Scratch::new("cut");
+            if more == ",direct=on" && !takes_direct(&disk) {
+                skip("direct-io: the file system of the temporary directory has none");
+                continue;
+            }
+            let file = File::options().write(true).open(&disk.0).unwrap();
+            let mut guest = Session::on(&options, &format!("{}{more}", disk.path()));
+            guest.must("write 100", DONE);
+            let len = file.metadata().unwrap().len();
+            file.set_len(50 * 512).unwrap();
+            guest.must("read 100", ERROR);
+            guest.must("read 10", DONE);
+            guest.must("flush", DONE);
+            file.set_len(len).unwrap();
+            guest.must("read 100", DONE);
+            guest.end();
+        }
+    }
+}
+
+fn takes_direct(disk: &Scratch) -> bool {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().read(true).custom_flags(libc::O_DIRECT).open(&disk.0).is_ok()
+}
+
+#[test]
+fn a_disk_that_is_only_read() {
+    for options in everywhere() {
+        let disk = Scratch::new("readonly");
+        let mut guest = Session::on(&options, &format!("{},readonly", disk.path()));
+        for refused in ["write 3", "zero 0 8", "discard 0 8"] {
+            guest.must(refused, ERROR);
+            guest.must("read 3", DONE);
+        }
+        guest.end();
+        assert!(
+            std::fs::read(&disk.0).unwrap().iter().all(|byte| *byte == 0),
+            "broken product: it was written"
+        );
+    }
+}
+
+#[test]
+fn requests_past_the_end_and_none_for_any_sector() {
+    for options in everywhere() {
+        let disk = Scratch::new("end");
+        let mut guest = Session::on(&options, disk.path());
+        for sector in ["4096", "36028797018963967", "36028797018963968", "18446744073709551615"] {
+            for what in ["read", "write", "zero", "discard"] {
+                guest.must(&format!("{what} {sector}"), ERROR);
+            }
+        }
+        guest.must("zero 4095 2", ERROR);
+        guest.must("zero 0 4294967295", ERROR);
+        guest.must("write 4095", DONE);
+        guest.end();
+    }
+}
+
+/// No file may be longer than the guest's memory, and the disk is: the kernel's answer is EFBIG, and a signal.
+#[test]
+fn a_file_that_may_not_grow() {
+    const LIMIT: u64 = 128 << 20;
+    for options in everywhere() {
+        let disk = Scratch::new("limit");
+        File::options().write(true).open(&disk.0).unwrap().set_len(LIMIT * 2).unwrap();
+        let mut command = paravane(PROGRAM, &[&options[..], &["--disk", disk.path()]].concat());
+        // SAFETY: setrlimit(2) may be called between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
+                if libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) == 0 {
+                    return Ok(());
+                }
+                Err(std::io::Error::last_os_error())
+            });
+        }
+        let mut guest = Session::begin(command);
+        guest.must("write 300000", ERROR);
+        guest.must("read 300000", DONE);
+        guest.must("write 100", DONE);
+        guest.must("flush", DONE);
+        guest.end();
+    }
+}
+
+/// A file system of a few blocks, in a mount namespace of its own; `prepare` makes the disk `$d` in it.
+fn on_a_small_file_system(options: &[&str], size: &str, prepare: &str, after: &str) -> Command {
+    let script = format!(
+        "set -e; mount -t tmpfs -o size={size} none /mnt; d=/mnt/disk; {prepare}; \
+         \"$0\" run --timeout {PATIENCE} \"$@\" --disk $d,format=$f; {after}"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, PROGRAM]).args(options);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn can_mount() -> bool {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]);
+    let can = command.output().is_ok_and(|output| output.status.success());
+    if !can {
+        skip("user-namespaces: a file system of its own cannot be mounted here (unshare(1))");
+    }
+    can
+}
+
+/// Writes one sector in `step` until there is no room; how many there were.
+fn fill_up(guest: &mut Session, step: u64, most: u64) -> u64 {
+    let full = (0..most).find(|n| guest.disk(&format!("write {}", n * step)) == ERROR);
+    full.unwrap_or_else(|| panic!("broken test: the disk is not full after {most} writes"))
+}
+
+#[test]
+fn a_host_without_room() {
+    if !can_mount() {
+        return;
+    }
+    for options in everywhere() {
+        let command = on_a_small_file_system(&options, "64k", "f=raw; truncate -s 1M $d", "true");
+        let mut guest = Session::begin(command);
+        let count = fill_up(&mut guest, 8, 256);
+        assert!(count > 0, "broken test: there was no room for anything");
+        guest.must("read 0", DONE);
+        guest.must("write 0", DONE);
+        guest.must("write 2000", ERROR);
+        guest.must("discard 8 8", DONE);
+        guest.must("write 2000", DONE);
+        guest.end();
+    }
+}
+
+/// Clusters that are discarded are there for others, and a host without room does the image no harm.
+#[test]
+fn a_host_without_room_for_a_qcow2_image() {
+    if !can_mount() || !has_qemu_img() {
+        return;
+    }
+    let make = "f=qcow2; qemu-img create -q -f qcow2 $d 16M";
+    for options in everywhere() {
+        let command = on_a_small_file_system(&options, "512k", make, "qemu-img check -q -f qcow2 $d >&2");
+        let mut guest = Session::begin(command);
+        let count = fill_up(&mut guest, 128, 128);
+        assert!(count > 1, "broken test: there was no room for two clusters");
+        guest.must("read 0", DONE);
+        guest.must("write 0", DONE);
+        guest.must("discard 128 128", DONE);
+        guest.must("read 128", DONE);
+        guest.must(&format!("write {}", 200 * 128), DONE);
+        guest.must("flush", DONE);
+        guest.end();
+    }
+}
+
+pub fn has_qemu_img() -> bool {
+    let there = Command::new("qemu-img").arg("--version").output().is_ok();
+    if !there {
+        skip("qemu-img: not installed, nobody else looks at the image");
+    }
+    there
+}
+
+/// A block device over a file, which goes when this does.
+struct Loop(String);
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+/// The kernel's own I/O error: a block device whose storage is gone.
+#[test]
+fn a_device_that_fails() {
+    for options in everywhere() {
+        let disk = Scratch::new("loop");
+        let made = Command::new("losetup").args(["--show", "-f", disk.path()]).output();
+        let Some(made) = made.ok().filter(|made| made.status.success()) else {
+            return skip("loop-devices: cannot be made here (needs root)");
+        };
+        let device = Loop(String::from_utf8_lossy(&made.stdout).trim().to_owned());
+        for more in ["", ",direct=on"] {
+            let file = File::options().write(true).open(&disk.0).unwrap();
+            let len = file.metadata().unwrap().len();
+            let mut guest = Session::on(&options, &format!("{}{more}", device.0));
+            guest.must("write 5", DONE);
+            guest.must("flush", DONE);
+            file.set_len(64 * 512).unwrap();
+            guest.must("read 2000", ERROR);
+            guest.must("read 5", DONE);
+            file.set_len(len).unwrap();
+            guest.must("read 2000", DONE);
+            guest.end();
+        }
+    }
+}

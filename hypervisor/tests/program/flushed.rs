@@ -1,0 +1,102 @@
+//! What a guest flushed is on the host's disk, and not only in its page cache; a qcow2 image is right whenever the
+//! program is killed.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+
+use super::disk::{BATCH, BLOCK, BLOCKS, SEED, Scratch, holds, killed_after};
+use super::disk_errors::has_qemu_img;
+use super::{everywhere, run, skip};
+
+/// Pages of a file that are not yet on its disk, by cachestat(2); `None`: this kernel does not tell.
+fn unsynced(disk: &Scratch) -> Option<u64> {
+    const CACHESTAT: libc::c_long = 451;
+    let file = File::open(&disk.0).unwrap();
+    // Offset and length, 0 being all of it; then cache, dirty, writeback, evicted, recently evicted.
+    let (range, mut found) = ([0u64; 2], [0u64; 5]);
+    // SAFETY: a descriptor and two arrays of what the call reads and writes (linux/mman.h).
+    let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), found.as_mut_ptr(), 0) };
+    (result == 0).then(|| found[1] + found[2])
+}
+
+/// Whether what was written can be told from what was synced: not on a tmpfs.
+fn can_tell() -> bool {
+    use std::os::unix::fs::FileExt;
+    let disk = Scratch::new("control");
+    let file = File::options().write(true).open(&disk.0).unwrap();
+    file.write_all_at(&[1; BLOCK], 0).unwrap();
+    let written = unsynced(&disk);
+    file.sync_all().unwrap();
+    let can = written.is_some_and(|n| n > 0) && unsynced(&disk) == Some(0);
+    if !can {
+        skip("cachestat: this kernel (Linux 6.5 can) or file system does not say which pages are dirty");
+    }
+    can
+}
+
+/// Makes it an image of small clusters, so that a write load allocates many.
+fn make_qcow2(disk: &Scratch) {
+    let size = (BLOCK * BLOCKS).to_string();
+    let args = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", disk.path(), &size];
+    let made = Command::new("qemu-img").args(args).status();
+    assert!(made.is_ok_and(|made| made.success()), "broken test: qemu-img makes no image");
+}
+
+/// The guest writes all of its disk, flushes, and ends: nothing of it is still to be written.
+#[test]
+fn what_was_flushed_is_on_the_disk() {
+    if !can_tell() {
+        return;
+    }
+    let cmdline = format!("test=block-verify seed={SEED} rounds=1 blocks={BLOCKS}");
+    for options in everywhere() {
+        for format in ["raw", "qcow2"] {
+            let disk = Scratch::new("flushed");
+            if format == "qcow2" {
+                if !has_qemu_img() {
+                    continue;
+                }
+                make_qcow2(&disk);
+                File::open(&disk.0).unwrap().sync_all().unwrap();
+            }
+            let path = format!("{},format={format}", disk.path());
+            let ran = run(&[&options[..], &["--disk", &path, "--cmdline", &cmdline]].concat(), b"");
+            let left = unsynced(&disk);
+            ran.must_end(0).must_print("test: name=block-verify ok=true");
+            ran.must(left == Some(0), format_args!("left {left:?} pages of a {format} disk unwritten"));
+        }
+    }
+}
+
+/// Killed in the middle of a write load, an image may have lost room and nothing else.
+#[test]
+fn a_qcow2_image_survives_sigkill() {
+    if !has_qemu_img() {
+        return;
+    }
+    for options in everywhere() {
+        for after in [1, 7, BLOCKS / BATCH + 3] {
+            let disk = Scratch::new("kill.qcow2");
+            make_qcow2(&disk);
+            let (round, count) = killed_after(&options, &disk, after);
+            let check =
+                Command::new("qemu-img").args(["check", "-f", "qcow2", disk.path()]).output().unwrap();
+            // 0: all is well; 3: leaked clusters (qemu-img(1)).
+            let right = matches!(check.status.code(), Some(0 | 3));
+            let said = String::from_utf8_lossy(&check.stdout);
+            assert!(right, "broken product: after {after} flushes, with {options:?}: {said}");
+            let raw = Scratch::new("kill.raw");
+            let args = ["convert", "-f", "qcow2", "-O", "raw", disk.path(), raw.path()];
+            assert!(Command::new("qemu-img").args(args).status().is_ok_and(|s| s.success()));
+            let found = std::fs::read(&raw.0).unwrap();
+            let begun = if count == BLOCKS { BATCH } else { 0 };
+            for block in begun..count {
+                assert!(
+                    holds(&found, block, SEED + round),
+                    "broken product: block {block} of round {round} is lost, flushed to {count}, with {options:?}"
+                );
+            }
+        }
+    }
+}
