@@ -121,31 +121,50 @@ fn requests_past_the_end_and_none_for_any_sector() {
     }
 }
 
-/// No file may be longer than the guest's memory, and the disk is: the kernel's answer is EFBIG, and a signal.
+/// No file may be longer than this, and the disk is: the kernel's answer to whoever writes there is EFBIG, and a signal
+/// that ends programs.
 #[test]
 fn a_file_that_may_not_grow() {
     const LIMIT: u64 = 128 << 20;
     for options in everywhere() {
-        let disk = Scratch::new("limit");
-        File::options().write(true).open(&disk.0).unwrap().set_len(LIMIT * 2).unwrap();
-        let mut command = paravane(PROGRAM, &[&options[..], &["--disk", disk.path()]].concat());
-        // SAFETY: setrlimit(2) may be called between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
-                if libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) == 0 {
-                    return Ok(());
-                }
-                Err(std::io::Error::last_os_error())
-            });
+        for format in ["raw", "qcow2"] {
+            let disk = Scratch::new("limit");
+            if format == "raw" {
+                File::options().write(true).open(&disk.0).unwrap().set_len(LIMIT * 2).unwrap();
+            } else if has_qemu_img() {
+                // Every cluster has its place in the file, which is longer than the limit.
+                let size = (LIMIT * 2).to_string();
+                let args =
+                    ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", disk.path(), &size];
+                assert!(Command::new("qemu-img").args(args).status().is_ok_and(|made| made.success()));
+            } else {
+                continue;
+            }
+            let path = format!("{},format={format}", disk.path());
+            let mut guest = Session::begin(limited(&[&options[..], &["--disk", &path]].concat(), LIMIT));
+            guest.must("write 500000", ERROR);
+            guest.must("read 500000", DONE);
+            guest.must("write 100", DONE);
+            guest.must("flush", DONE);
+            guest.end();
         }
-        let mut guest = Session::begin(command);
-        guest.must("write 300000", ERROR);
-        guest.must("read 300000", DONE);
-        guest.must("write 100", DONE);
-        guest.must("flush", DONE);
-        guest.end();
     }
+}
+
+/// A program that writes no file past `limit`.
+fn limited(args: &[&str], limit: u64) -> Command {
+    let mut command = paravane(PROGRAM, args);
+    // SAFETY: setrlimit(2) may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+            if libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) == 0 {
+                return Ok(());
+            }
+            Err(std::io::Error::last_os_error())
+        });
+    }
+    command
 }
 
 /// A file system of a few blocks, in a mount namespace of its own; `prepare` makes the disk `$d` in it.

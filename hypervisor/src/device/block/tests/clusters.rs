@@ -210,3 +210,76 @@ fn zeroes_and_writes_side_by_side() {
         assert!(data == [7; 512], "cluster {n} has lost what was written");
     }
 }
+
+/// What a discard gives back is this image's and nobody else's: a backing file's data do not come back, and those of
+/// a snapshot stay.
+#[test]
+fn what_is_shared_is_kept() {
+    let base = image("base.qcow2", 3);
+    let (mut bench, mut ring) = begin(&base);
+    fill(&bench, &mut ring, 5, 0..CLUSTER * 8);
+    bench.reset();
+    drop(bench);
+    let scratch = Scratch::new("overlay.qcow2", 0);
+    let (path, under) = (scratch.0.to_str().unwrap(), base.0.to_str().unwrap());
+    if qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", under, path]).is_none() {
+        return;
+    }
+    let before = std::fs::read(&base.0).unwrap();
+    let (mut bench, mut ring) = begin(&scratch);
+    fill(&bench, &mut ring, 6, 0..CLUSTER * 4);
+    bench.reset();
+    drop(bench);
+    qemu_img(&["snapshot", "-c", "kept", path]);
+    let (mut bench, mut ring) = begin(&scratch);
+    // Clusters of the snapshot, of the backing file, and of the image alone.
+    fill(&bench, &mut ring, 7, CLUSTER * 2..CLUSTER * 3);
+    for first in (0..CLUSTER * 8).step_by(CLUSTER as usize) {
+        let unmapped = if first % (CLUSTER * 2) == 0 { (11, 0) } else { (13, 1) };
+        assert_eq!(clear(&bench, &mut ring, unmapped.0, (first, CLUSTER, unmapped.1)), ok(1));
+        assert!(sector_is(&bench, &mut ring, first + 3, 0), "sector {first} has something that was below");
+    }
+    bench.reset();
+    drop(bench);
+    is_consistent(&scratch);
+    assert!(std::fs::read(&base.0).unwrap() == before, "the backing file was written");
+    qemu_img(&["snapshot", "-a", "kept", path]);
+    let (mut bench, mut ring) = begin(&scratch);
+    for (sector, byte) in
+        [(0, 6), (CLUSTER * 2 + 1, 6), (CLUSTER * 4 - 1, 6), (CLUSTER * 4, 5), (CLUSTER * 8, 0)]
+    {
+        assert!(sector_is(&bench, &mut ring, sector, byte), "sector {sector} of the snapshot");
+    }
+    bench.reset();
+    drop(bench);
+    is_consistent(&scratch);
+}
+
+/// Around the page cache, from and to buffers that nothing is aligned to.
+#[test]
+fn an_image_around_the_page_cache() {
+    let scratch = image("direct.qcow2", 3);
+    let options = Options { direct: true, ..scratch.options() };
+    let Ok(block) = Block::open(&options) else {
+        return crate::skip::skip("direct-io", "the file system of the temporary directory has no O_DIRECT");
+    };
+    let mut bench = Bench::new(block);
+    let mut ring = bench.start(FLUSH, 1, 16).remove(0);
+    bench.put(DATA + 1, &[9; 3000]);
+    bench.put(DATA + 0x1003, &[9; 2120]);
+    let data = [(DATA + 1, 3000, false), (DATA + 0x1003, 2120, false)];
+    assert_eq!(request(&bench, &mut ring, 1, 125, &data), ok(1));
+    assert_eq!(clear(&bench, &mut ring, 13, (126, 1, 0)), ok(1));
+    assert_eq!(clear(&bench, &mut ring, 11, (CLUSTER * 8, CLUSTER, 0)), ok(1));
+    assert_eq!(request(&bench, &mut ring, 4, 0, &[]), ok(1));
+    let data = [(DATA + 0x2001, 3000, true), (DATA + 0x3005, 3145, true)];
+    assert_eq!(request(&bench, &mut ring, 0, 124, &data), Answer { status: 1, written: 0 }, "half a sector");
+    let data = [(DATA + 0x2001, 3000, true), (DATA + 0x3005, 3144, true)];
+    assert_eq!(request(&bench, &mut ring, 0, 124, &data), ok(6145));
+    let found = [bench.get(DATA + 0x2001, 3000), bench.get(DATA + 0x3005, 3144)].concat();
+    let expected: Vec<u8> = [0, 9, 0, 9, 9, 9, 9, 9, 9, 9, 9, 0].into_iter().flat_map(|b| [b; 512]).collect();
+    assert!(found == expected);
+    bench.reset();
+    drop(bench);
+    is_consistent(&scratch);
+}
