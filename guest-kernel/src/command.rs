@@ -88,6 +88,8 @@ pub enum Command<'a> {
     Disk,
     /// Do something to sectors of the disk.
     Sectors(Sectors),
+    /// What this console is.
+    Console,
     /// What is in a directory of the disk.
     List(&'a str),
     /// What is in a file of the disk.
@@ -113,6 +115,7 @@ impl<'a> Command<'a> {
         ("rng [BYTES]", "random bytes from the entropy device"),
         ("disk", "what disk there is"),
         ("disk read N", "sector N of it; also: write N, flush, discard N COUNT, zero N COUNT"),
+        ("console", "what this console is, and how large"),
         ("ls [PATH]", "what is in a directory of the disk (ext2, ext3 or ext4)"),
         ("cat PATH", "what is in a file of the disk"),
         ("serve", "serve HTTP, a TCP sink and a source, until Ctrl-C"),
@@ -133,6 +136,7 @@ impl<'a> Command<'a> {
             Some("bench") => Self::Bench(words.next()),
             Some("rng") => Self::Rng(words.next().and_then(|count| count.parse().ok()).unwrap_or(16)),
             Some("disk") => Sectors::parse(words).map_or(Self::Disk, Self::Sectors),
+            Some("console") => Self::Console,
             Some("ls") => Self::List(words.next().unwrap_or("/")),
             Some("cat") => Self::Print(words.next().unwrap_or("/")),
             Some("serve") => Self::Serve,

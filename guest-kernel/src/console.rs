@@ -3,11 +3,19 @@
 //! Output is put together on the stack and handed to the machine in as few writes as possible, because each
 //! may cost a trap or more. Input arrives by interrupt and waits here until someone reads it; what there is no
 //! room for waits in the machine.
+//!
+//! The machine's own console is there from the first instruction on. With `console=virtio` on the command line a
+//! virtio console takes its place once devices can be driven ([`open`]). Who panics is heard on both.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
+use crate::command::text;
+use crate::device::console::Console;
+use crate::device::{self, DeviceError};
+use crate::kernel::Kernel;
 use crate::machine::{Current, Machine};
+use crate::single::Single;
 
 /// Prints formatted text.
 #[macro_export]
@@ -37,7 +45,7 @@ struct Line {
 
 impl Line {
     fn flush(&mut self) {
-        Current::console_write(&self.bytes[..self.len]);
+        write(&self.bytes[..self.len]);
         self.len = 0;
     }
 }
@@ -87,6 +95,11 @@ pub fn received(byte: u8) {
 
 /// Takes the next typed byte if there is one.
 pub fn try_read() -> Option<u8> {
+    let from_device = || with_device(|console| console.read().map_err(DeviceError::from)).flatten();
+    taken_from_machine().or_else(from_device)
+}
+
+fn taken_from_machine() -> Option<u8> {
     let taken = INPUT.taken.load(Ordering::Relaxed);
     if taken == INPUT.added.load(Ordering::Acquire) {
         return None;
@@ -102,11 +115,123 @@ pub fn read() -> u8 {
         if let Some(byte) = try_read() {
             return byte;
         }
-        Current::interrupts_off();
-        Current::console_receive();
-        if INPUT.added.load(Ordering::Acquire) == INPUT.taken.load(Ordering::Relaxed) {
-            Current::wait();
-        }
-        Current::interrupts_on();
+        device::quietly(|| {
+            Current::console_receive();
+            if is_idle() {
+                Current::wait();
+            }
+        });
     }
+}
+
+/// With interrupts off: whether there is nothing to be read now, and an interrupt will come with the next.
+pub fn is_idle() -> bool {
+    INPUT.added.load(Ordering::Acquire) == INPUT.taken.load(Ordering::Relaxed)
+        && with_device(Console::is_idle).unwrap_or(true)
+}
+
+/// The device that has taken the place of the machine's console, if one has.
+static DEVICE: Single<Option<Console>> = Single::new(None);
+/// Somebody works with it.
+static BUSY: AtomicBool = AtomicBool::new(false);
+/// The kernel panics: from now on nothing is waited for.
+static PANICKING: AtomicBool = AtomicBool::new(false);
+
+/// How long who ends the kernel waits for a console that makes no progress.
+const PATIENCE_NS: u64 = 1_000_000_000;
+
+/// Makes a virtio console the kernel's, if the command line asks for one and there is one.
+pub fn open(kernel: &mut Kernel) {
+    if text(kernel.cmdline, "console") != Some("virtio") {
+        return;
+    }
+    let opened = device::find(kernel, Console::KIND).and_then(|transport| {
+        device::quietly(|| {
+            let mut console = Console::new(transport)?;
+            console.check()?;
+            console.listen()?;
+            Ok(console)
+        })
+    });
+    match opened {
+        Ok(console) => {
+            crate::println!("console: the virtio device has it from here on");
+            // SAFETY: nobody uses it before it is there.
+            unsafe { *DEVICE.get() = Some(console) };
+        }
+        Err(DeviceError::Absent) => {
+            crate::println!(
+                "console: no virtio device; start me with one, e.g. `paravane run --console pty`"
+            );
+        }
+        Err(error) => crate::println!("console: {error}"),
+    }
+}
+
+/// Works with the device, interrupts off. `None` without one, or when it failed: the machine's console is back then.
+fn with_device<R>(f: impl FnOnce(&mut Console) -> Result<R, DeviceError>) -> Option<R> {
+    if BUSY.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    // SAFETY: `BUSY` was not set, so nobody else has it.
+    let device = unsafe { DEVICE.get() };
+    let result = device.as_mut().map(|console| device::quietly(|| f(console)));
+    let failed = match &result {
+        Some(Err(error)) => {
+            *device = None;
+            Some(*error)
+        }
+        _ => None,
+    };
+    BUSY.store(false, Ordering::Relaxed);
+    if let Some(error) = failed {
+        crate::println!("console: {error}; the machine's own is back");
+    }
+    result?.ok()
+}
+
+/// Prints.
+pub fn write(bytes: &[u8]) {
+    if PANICKING.load(Ordering::Relaxed) {
+        Current::console_write(bytes);
+        let in_emergency = |console: &mut Console| {
+            console.print_in_emergency(bytes);
+            Ok(())
+        };
+        with_device(in_emergency);
+    } else if with_device(|console| console.write(bytes)).is_none() {
+        Current::console_write(bytes);
+    }
+}
+
+/// For who panics: what is printed from now on uses as little as possible, and interrupts stay off.
+pub fn panicking() {
+    device::stay_quiet();
+    PANICKING.store(true, Ordering::Relaxed);
+}
+
+/// For who ends the kernel: waits until all that was printed has gone out, but not for a reader who does not read.
+pub fn finish() {
+    loop {
+        let left = with_device(|console| {
+            let left = console.unprinted()?;
+            if left > 0 && console.is_stuck() {
+                let deadline = Current::clock().saturating_add(PATIENCE_NS);
+                Current::arm_timer(deadline);
+                Current::wait();
+                // Any interrupt ends the wait; only the timer's ends our patience.
+                return Ok(if Current::clock() < deadline { left } else { 0 });
+            }
+            Ok(left)
+        });
+        if left.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+}
+
+/// Columns and rows of a virtio console on a terminal; `Err` for the machine's own console.
+#[allow(clippy::result_unit_err)]
+pub fn size() -> Result<Option<(u16, u16)>, ()> {
+    with_device(|console| Ok(console.size())).ok_or(())
 }

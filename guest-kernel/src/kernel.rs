@@ -5,7 +5,7 @@ use core::panic::PanicInfo;
 use crate::command::Purpose;
 use crate::machine::{Boot, Current, Machine, Shutdown};
 use crate::memory::Memory;
-use crate::{heap, network, println, selftest, shell, workload};
+use crate::{console, heap, network, println, selftest, shell, workload};
 
 /// What the kernel has.
 pub struct Kernel {
@@ -39,18 +39,25 @@ pub unsafe fn start(boot: Boot, mmu: <Current as Machine>::Mmu) -> ! {
     assert!(unsafe { heap::init(&mut memory.frames) }, "no memory for the heap");
     let mut kernel = Kernel { memory, started: Current::clock(), cmdline: boot.cmdline };
     Current::interrupts_on();
+    console::open(&mut kernel);
     match Purpose::from_cmdline(boot.cmdline) {
         Purpose::Shell => shell::run(&mut kernel),
         Purpose::Bench(name) => workload::run(&mut kernel, name),
         Purpose::Serve => network::serve(&mut kernel),
         Purpose::Test(name) => selftest::run(&mut kernel, name),
     }
-    Current::shutdown(Shutdown::PowerOff)
+    end(Shutdown::PowerOff)
+}
+
+/// Ends it all, once everything has been printed.
+pub fn end(how: Shutdown) -> ! {
+    console::finish();
+    Current::shutdown(how)
 }
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    Current::interrupts_off();
+    console::panicking();
     match info.location() {
         Some(at) => println!("panic: {} at {}:{}", info.message(), at.file(), at.line()),
         None => println!("panic: {}", info.message()),

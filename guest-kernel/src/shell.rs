@@ -15,7 +15,7 @@ pub fn run(kernel: &mut Kernel) {
     print!("> ");
     loop {
         match editor.feed(console::read()) {
-            Typed::Echo(bytes) => Current::console_write(bytes),
+            Typed::Echo(bytes) => console::write(bytes),
             Typed::Ignored => {}
             Typed::Cancelled => print!("^C\n> "),
             Typed::End => {
@@ -48,12 +48,17 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> bool {
         Command::Rng(count) => rng(kernel, count),
         Command::Disk => disk(kernel),
         Command::Sectors(what) => sectors(kernel, what),
+        Command::Console => match console::size() {
+            Err(()) => println!("console: the machine's own"),
+            Ok(None) => println!("console: virtio"),
+            Ok(Some((columns, rows))) => println!("console: virtio, {columns} columns, {rows} rows"),
+        },
         Command::List(path) => files::list(kernel, path),
         Command::Print(path) => files::print(kernel, path),
         Command::Serve => network::serve(kernel),
         Command::Panic => panic!("asked for at the shell"),
         Command::Halt => return false,
-        Command::Reboot => Current::shutdown(Shutdown::Reboot),
+        Command::Reboot => crate::kernel::end(Shutdown::Reboot),
         Command::Unknown(word) => println!("{word}: no such command; try `help`"),
     }
     true

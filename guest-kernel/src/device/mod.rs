@@ -4,6 +4,7 @@
 //! a device. Drivers work with interrupts off, and let them in to wait.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use paravane_guest::virtio::drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use paravane_guest::virtio::drivers::{Error, PAGE_SIZE};
@@ -14,6 +15,7 @@ use crate::machine::{Current, Machine};
 use crate::memory::{Memory, direct_map};
 
 pub mod block;
+pub mod console;
 pub mod entropy;
 pub mod net;
 mod queue;
@@ -120,12 +122,26 @@ pub fn open(memory: &Memory, count: usize, kind: DeviceType) -> Result<Transport
     found.ok_or(DeviceError::Absent)
 }
 
-/// Runs `f` with interrupts off, as drivers want it.
+/// Whether [`quietly`] is at work.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Runs `f` with interrupts off, as drivers want it; they are on afterwards, but inside of another such `f`: what one
+/// driver does may be printed by another.
 pub fn quietly<R>(f: impl FnOnce() -> R) -> R {
     Current::interrupts_off();
+    let outermost = !QUIET.swap(true, Ordering::Relaxed);
     let result = f();
-    Current::interrupts_on();
+    if outermost {
+        QUIET.store(false, Ordering::Relaxed);
+        Current::interrupts_on();
+    }
     result
+}
+
+/// For who panics: interrupts stay off for good.
+pub fn stay_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+    Current::interrupts_off();
 }
 
 /// Whether the device that a driver has set up is running.

@@ -115,7 +115,9 @@ impl Server {
             None => {}
         }
         Current::console_receive();
-        Current::wait();
+        if console::is_idle() {
+            Current::wait();
+        }
     }
 
     fn follow_dhcp(&mut self) {

@@ -1,7 +1,8 @@
 //! From the keyboard to the guest: the reading thread, and the escape key that it looks for.
 
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -60,10 +61,18 @@ pub(super) struct Requests {
     pub(super) statistics: Arc<AtomicBool>,
 }
 
+/// Whose input standard input is: it cannot be two consoles'.
+pub(super) enum Destination {
+    /// That of the console that every guest has.
+    Console(ConsoleInput),
+    /// That of a device on standard input and output.
+    Device(UnixStream),
+}
+
 /// The thread that reads standard input for a guest.
 pub(super) struct Reader {
     /// Where typed bytes go.
-    pub(super) input: ConsoleInput,
+    pub(super) to: Destination,
     /// Whom to wake for them.
     pub(super) kicker: Arc<dyn Kick>,
     /// What ends the domain, together with a kick.
@@ -100,15 +109,37 @@ impl Reader {
             } else {
                 self.deliver(typed);
                 // Back-pressure: what is piped in waits in the pipe, not in our memory.
-                self.input.wait_until_empty();
+                if let Destination::Console(input) = &self.to {
+                    input.wait_until_empty();
+                }
             }
         }
     }
 
     fn deliver(&self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            self.input.push(bytes);
-            self.kicker.kick();
+        match &self.to {
+            Destination::Console(input) if !bytes.is_empty() => {
+                input.push(bytes);
+                self.kicker.kick();
+            }
+            Destination::Console(_) => {}
+            Destination::Device(keys) => self.send(keys, bytes),
+        }
+    }
+
+    /// Keys for which there is no room are lost, as a terminal's are, for the escape key must be seen behind them; a
+    /// pipe waits.
+    fn send(&self, keys: &UnixStream, mut bytes: &[u8]) {
+        let flags = libc::MSG_NOSIGNAL | if self.escapes { libc::MSG_DONTWAIT } else { 0 };
+        while !bytes.is_empty() {
+            // SAFETY: `bytes` is live and as long as it says.
+            let sent = unsafe { libc::send(keys.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+            match usize::try_from(sent) {
+                Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+                Err(_) if io::Error::last_os_error().kind() == ErrorKind::Interrupted => {}
+                // No room, or the device is gone.
+                Err(_) => return,
+            }
         }
     }
 
@@ -151,7 +182,7 @@ mod tests {
         let (input, kicks, stop) = (ConsoleInput::default(), Arc::new(CountKicks::default()), Arc::default());
         let requests = Requests::default();
         let reader = Reader {
-            input: input.clone(),
+            to: Destination::Console(input.clone()),
             kicker: kicks.clone(),
             stop: Arc::clone(&stop),
             requests: requests.clone(),
@@ -180,5 +211,44 @@ mod tests {
         let (got, requests, stopped, kicks) = type_in(b"\x01x");
         assert!(got.is_empty() && stopped && requests.left.load(Ordering::Relaxed));
         assert_eq!(kicks, 1);
+    }
+
+    #[test]
+    fn a_device_s_keys_do_not_hold_up_the_escape_key() {
+        let (keys, device) = UnixStream::pair().unwrap();
+        let requests = Requests::default();
+        let reader = Reader {
+            to: Destination::Device(keys),
+            kicker: Arc::new(CountKicks::default()),
+            stop: Arc::default(),
+            requests: requests.clone(),
+            escapes: true,
+        };
+        // Far more than a socket holds, and nobody reads.
+        let typed = [vec![b'k'; 4 << 20], b"\x01x".to_vec()].concat();
+        reader.run(&typed[..]);
+        assert!(requests.left.load(Ordering::Relaxed));
+        let mut got = Vec::new();
+        (&device).read_to_end(&mut got).unwrap();
+        assert!(!got.is_empty() && got.len() < typed.len() && got.iter().all(|&b| b == b'k'));
+    }
+
+    #[test]
+    fn a_pipe_waits_for_a_device_and_its_end_is_told() {
+        let (keys, device) = UnixStream::pair().unwrap();
+        let reader = Reader {
+            to: Destination::Device(keys),
+            kicker: Arc::new(CountKicks::default()),
+            stop: Arc::default(),
+            requests: Requests::default(),
+            escapes: false,
+        };
+        let typed = vec![1; 4 << 20];
+        let piped = typed.clone();
+        let thread = std::thread::spawn(move || reader.run(&piped[..]));
+        let mut got = Vec::new();
+        (&device).read_to_end(&mut got).unwrap();
+        assert!(got == typed);
+        thread.join().unwrap();
     }
 }

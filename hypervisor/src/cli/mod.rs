@@ -11,6 +11,7 @@ mod disk;
 mod doctor;
 mod input;
 mod output;
+mod paths;
 mod progress;
 mod registers;
 mod run;
@@ -105,6 +106,8 @@ mod tests {
             "paravane compare --engine kvm,process",
             "paravane compare --engine all --repeat 3",
             "paravane run --rng --disk a.img --disk b.qcow2,readonly,queues=2",
+            "paravane run --console stdio --cmdline console=virtio",
+            "paravane run --console unix=/run/c,server --console pty",
             "paravane compare --list",
             "paravane audit",
             "paravane audit --bare --json",
@@ -124,6 +127,9 @@ mod tests {
             "paravane run --timeout 0",
             "paravane run --engine xen",
             "paravane run --disk a.img,format=vmdk",
+            "paravane run --console tty",
+            "paravane run --console file",
+            "paravane run --console pty,server",
             "paravane compare --workload fork-bomb",
             "paravane compare --repeat 0",
             "paravane audit --bare kernel.elf",

@@ -15,14 +15,16 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::choice::{EngineArg, TransportArg};
-use super::devices::DeviceArgs;
-use super::input::{Reader, Requests};
+use super::devices::{DeviceArgs, Opened};
+use super::input::{Destination, Reader, Requests};
 use super::output::{Output, OutputState};
+use super::paths::Paths;
 use super::stats::{self, Origin, Statistics};
 use super::status::{self, Interruption};
 use super::terminal::{self, RawMode};
 use super::{signals, size};
 use crate::console::ConsoleInput;
+use crate::device::console::stdio::Outside;
 use crate::images;
 use crate::monitor::{self, Config, Peek, Report};
 
@@ -32,6 +34,7 @@ Examples:
   paravane run --bare                    the same kernel on a bare PC, trapped and emulated
   paravane run --cmdline bench=null-call --stats
   paravane run my-kernel.elf --mem 256M --initrd root.img --timeout 10s
+  paravane run --console stdio --cmdline console=virtio
 
 On a terminal, Ctrl-A x leaves and Ctrl-A h shows the other keys; everything else goes to the guest.
 In a pipe every byte goes to the guest, which goes on when its input ends.
@@ -85,7 +88,8 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
             Some(std::fs::read(path).with_context(|| format!("cannot read initrd {}", path.display()))?)
         }
     };
-    let devices = args.devices.open()?;
+    check_paths(args)?;
+    let Opened { devices, stdio } = args.devices.open()?;
     // A file that cannot be written is better known before the guest has run for an hour.
     let json = match &args.stats_json {
         None => None,
@@ -103,7 +107,12 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     restore_terminal_on_panic();
 
     let input = ConsoleInput::default();
-    let reader_parts = (input.clone(), Arc::clone(&stop), requests.clone(), raw.is_some());
+    let mut to = Destination::Console(input.clone());
+    if let Some(Outside { keys, resized }) = stdio {
+        to = Destination::Device(keys);
+        resized.into_iter().for_each(signals::on_resize);
+    }
+    let reader_parts = (to, Arc::clone(&stop), requests.clone(), raw.is_some());
     let config = Config {
         image,
         image_name: image_name.clone(),
@@ -117,8 +126,8 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         input,
         on_ready: Some(Box::new(signals::set_kicker)),
         once_running: Some(Box::new(move |kicker| {
-            let (input, stop, requests, escapes) = reader_parts;
-            let reader = Reader { input, kicker, stop, requests, escapes };
+            let (to, stop, requests, escapes) = reader_parts;
+            let reader = Reader { to, kicker, stop, requests, escapes };
             if let Err(error) = reader.spawn() {
                 eprint!("paravane: no console input: {error}\r\n");
             }
@@ -145,6 +154,16 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         statistics.write_json(file).context("cannot write the statistics file")?;
     }
     conclude(&report, by, output.failure())
+}
+
+/// A console's file is emptied when it is opened: not if it is one that the guest needs.
+fn check_paths(args: &RunArgs) -> anyhow::Result<()> {
+    let mut paths = Paths::default();
+    args.image.iter().for_each(|path| paths.read("the image", path));
+    args.initrd.iter().for_each(|path| paths.read("--initrd", path));
+    args.stats_json.iter().for_each(|path| paths.write("--stats-json", path));
+    args.devices.add_paths(&mut paths);
+    paths.check()
 }
 
 fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {

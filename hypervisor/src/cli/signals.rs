@@ -1,11 +1,13 @@
 //! Signals during a run: end the guest in order, give the terminal back, stop and continue like any program.
 //!
-//! Everything that runs in a handler here is async-signal-safe: atomics, `tcsetattr`, `raise`, `_exit` and
+//! Everything that runs in a handler here is async-signal-safe: atomics, `tcsetattr`, `raise`, `write`, `_exit` and
 //! [`Kick::kick`], which promises to be.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{status, terminal};
 use crate::engine::Kick;
@@ -15,6 +17,7 @@ const ENDING: [libc::c_int; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, lib
 
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 static KICKER: OnceLock<Arc<dyn Kick>> = OnceLock::new();
+static RESIZED: OnceLock<EventFd> = OnceLock::new();
 static RECEIVED: AtomicI32 = AtomicI32::new(0);
 
 /// Takes the signals over for the one domain that this process runs.
@@ -34,6 +37,12 @@ pub(super) fn install(stop: Arc<AtomicBool>) {
 /// Tells the handlers whom to kick.
 pub(super) fn set_kicker(kicker: Arc<dyn Kick>) {
     KICKER.get_or_init(|| kicker);
+}
+
+/// Rings `bell` when the terminal's size has changed.
+pub(super) fn on_resize(bell: EventFd) {
+    RESIZED.get_or_init(|| bell);
+    handle(libc::SIGWINCH, on_resized, libc::SA_RESTART, false);
 }
 
 /// The signal that asked for the end, if one did.
@@ -97,6 +106,13 @@ extern "C" fn on_stop(_: libc::c_int) {
 
 extern "C" fn on_continue(_: libc::c_int) {
     preserving_errno(terminal::reenter);
+}
+
+extern "C" fn on_resized(_: libc::c_int) {
+    if let Some(bell) = RESIZED.get() {
+        // One write(2). A counter that is full has rung often enough.
+        preserving_errno(|| drop(bell.write(1)));
+    }
 }
 
 fn preserving_errno(f: impl FnOnce()) {

@@ -143,7 +143,7 @@ const USED_END: u64 = 0x240 + 4 + SIZE as u64 * 8 + 2;
 const SMALL: u64 = 0x1000;
 
 /// A descriptor that means something more often than not.
-fn descriptor() -> impl Strategy<Value = [u64; 2]> {
+pub(super) fn descriptor() -> impl Strategy<Value = [u64; 2]> {
     let address = prop_oneof![4 => 0u64..SMALL, 1 => any::<u64>()];
     let len = prop_oneof![4 => 0u64..64, 1 => (0u64..17).prop_map(|n| n * 16), 1 => any::<u32>().prop_map(u64::from)];
     let next = prop_oneof![8 => 0u64..10, 1 => any::<u16>().prop_map(u64::from)];

@@ -17,6 +17,7 @@
 
 pub mod block;
 mod chain;
+pub mod console;
 pub mod entropy;
 #[cfg(test)]
 mod hostile;
