@@ -55,6 +55,12 @@ fn devices_that_cannot_be_had_say_what_to_do() {
         (&["run", "--net", "unix=/nonexistent/wire"], "start the program that listens there first"),
         (&["run", "--vsock", "cid=3,socket=/nonexistent/s"], "cannot listen on /nonexistent/s"),
         (&["run", "--net", "tap=a/b"], "is no name of an interface"),
+        (&["run", "--console", "unix=/nonexistent/c"], "start the program that listens there first"),
+        (&["run", "--console", "file=/nonexistent/c"], "cannot write to /nonexistent/c"),
+        (
+            &["run", "--console", "unix=/tmp/x,server", "--vsock", "cid=3,socket=/tmp/../tmp/x"],
+            "give each a file of its own",
+        ),
     ] {
         let output = output(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");

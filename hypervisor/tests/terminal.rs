@@ -20,10 +20,15 @@ type Modes = [libc::tcflag_t; 4];
 
 /// Starts the reference guest; nothing where no guest can run.
 fn guest() -> Option<OnTerminal> {
+    guest_with(&[])
+}
+
+fn guest_with(options: &[&str]) -> Option<OnTerminal> {
     let (user, terminal) = open_pty();
+    resize(&user, 80, 24);
     let before = modes(&terminal);
     let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
-    command.args(["run", "--timeout", "60s"]);
+    command.args(["run", "--timeout", "60s"]).args(options);
     let side = || terminal.try_clone().unwrap();
     command.stdin(side()).stdout(side()).stderr(side());
     // SAFETY: setsid and ioctl are async-signal-safe, as is making an error of errno; standard input is open.
@@ -84,6 +89,12 @@ fn open_pty() -> (File, OwnedFd) {
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
     // SAFETY: both were just opened for us.
     unsafe { (File::from_raw_fd(user), OwnedFd::from_raw_fd(terminal)) }
+}
+
+fn resize(user: &File, columns: u16, rows: u16) {
+    let size = libc::winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: a descriptor that is open, and what this request takes.
+    assert_eq!(unsafe { libc::ioctl(user.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
 }
 
 fn modes(terminal: &OwnedFd) -> Modes {
@@ -150,5 +161,54 @@ fn stopping_gives_the_terminal_back_for_the_while() {
     guest.read_until(&["> "]);
     assert!(guest.is_raw());
     guest.type_keys(b"halt\r");
+    guest.ends_with(0);
+}
+
+/// The same with the shell on a virtio console.
+const VIRTIO: [&str; 4] = ["--console", "stdio", "--cmdline", "console=virtio"];
+
+#[test]
+fn a_virtio_console_on_the_terminal_has_its_keys_and_its_size() {
+    for machine in [&["--engine", "process"][..], &["--engine", "kvm"], &["--bare"]] {
+        let Some(mut guest) = guest_with(&[&VIRTIO, machine].concat()) else { continue };
+        assert!(guest.is_raw());
+        for (columns, rows) in [(132, 50), (1, 1), (80, 24)] {
+            resize(&guest.user, columns, rows);
+            // The signal is under way; the shell is asked until the size has arrived.
+            let wanted = format!("virtio, {columns} columns, {rows} rows");
+            loop {
+                guest.type_keys(b"console\r");
+                guest.read_until(&["console\r\n"]);
+                if guest.read_until(&["> "]).contains(&wanted) {
+                    break;
+                }
+            }
+        }
+        guest.type_keys(b"halt\r");
+        guest.ends_with(0);
+    }
+}
+
+#[test]
+fn a_virtio_console_on_the_terminal_can_be_left() {
+    let Some(mut guest) = guest_with(&VIRTIO) else { return };
+    guest.type_keys(b"\x01h");
+    guest.read_until(&["Ctrl-A x       leave"]);
+    guest.type_keys(b"\x01x");
+    guest.ends_with(0);
+    let Some(guest) = guest_with(&VIRTIO) else { return };
+    guest.signal(libc::SIGTERM);
+    guest.ends_with(128 + libc::SIGTERM);
+}
+
+/// Nobody reads the terminal: the guest waits, and so would whoever writes to it like to a file.
+#[test]
+fn a_virtio_console_on_a_terminal_that_stands_still_can_be_left() {
+    let Some(mut guest) = guest_with(&VIRTIO) else { return };
+    // Far more answers than a terminal and the queue hold.
+    for _ in 0..300 {
+        guest.type_keys(b"help\r");
+    }
+    guest.type_keys(b"\x01x");
     guest.ends_with(0);
 }

@@ -49,35 +49,40 @@ impl Emergency {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            if !self.pass_on(&mut **held) {
+            if !self.pass_on(&mut **held, LIMIT) {
                 return;
             }
         }
     }
 
-    /// Passes on what waits to a back end that the caller has; whether all of it went.
-    pub(super) fn pass_on(&self, backend: &mut dyn Backend) -> bool {
+    /// Passes on the first `count` bytes that wait to a back end that the caller has; whether all of them went.
+    pub(super) fn pass_on(&self, backend: &mut dyn Backend, mut count: usize) -> bool {
         loop {
             // A copy: the vCPU's thread does not wait for a write.
             let mut part = [0; 256];
             let bytes = self.lock();
-            let len = bytes.len().min(part.len());
+            let len = bytes.len().min(part.len()).min(count);
             part.iter_mut().zip(&*bytes).for_each(|(to, from)| *to = *from);
             drop(bytes);
             if len == 0 {
                 return true;
             }
-            let count = backend.write(part.get(..len).unwrap_or_default()).min(len);
-            if count == 0 {
+            let passed = backend.write(part.get(..len).unwrap_or_default()).min(len);
+            if passed == 0 {
                 return false;
             }
-            self.lock().drain(..count);
+            self.lock().drain(..passed);
+            count -= passed;
         }
     }
 
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.len() == 0
+    }
+    /// How many bytes wait.
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
     }
     /// Becomes readable with each byte; emptied by [`Emergency::take_bell`].
     pub(super) fn bell_fd(&self) -> RawFd {

@@ -124,7 +124,8 @@ impl Worker<'_> {
         loop {
             // A guest that prints and powers off has its last words, as far as the other end takes them.
             let last = stop.is_asked();
-            self.emergency.pass_on(self.backend);
+            // These came behind what is in the ring by now, others may not have.
+            let emergencies = self.emergency.len();
             let mut more = false;
             if let Some(transmitter) = &mut self.transmitter {
                 more |= transmitter.round(self.backend)?;
@@ -132,6 +133,7 @@ impl Worker<'_> {
                     more = more && transmitter.round(self.backend)?;
                 }
             }
+            self.emergency.pass_on(self.backend, emergencies);
             if last {
                 return Ok(());
             }
