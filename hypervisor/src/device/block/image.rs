@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -40,9 +40,15 @@ pub(super) trait Image: Send + Sync {
 
 /// Opens and locks a disk's file.
 pub(super) fn open(path: &Path, options: &Options) -> Result<File, OpenError> {
+    let opened = |error| OpenError::Open { path: path.to_owned(), error };
+    let kind = std::fs::metadata(path).map_err(opened)?.file_type();
+    // Before it is opened: that of a FIFO would wait for somebody at the other end.
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(OpenError::NoDisk(path.to_owned()));
+    }
     let flags = libc::O_CLOEXEC | if options.direct { libc::O_DIRECT } else { 0 };
     let file = OpenOptions::new().read(true).write(!options.readonly).custom_flags(flags).open(path);
-    let file = file.map_err(|error| OpenError::Open { path: path.to_owned(), error })?;
+    let file = file.map_err(opened)?;
     let locked = if options.readonly { file.try_lock_shared() } else { file.try_lock() };
     match locked {
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.to_owned())),

@@ -98,6 +98,9 @@ pub enum OpenError {
         .0.display()
     )]
     Locked(PathBuf),
+    /// A directory, a pipe, a terminal...
+    #[error("disk {} is neither a file nor a block device", .0.display())]
+    NoDisk(PathBuf),
     /// There is nothing in it.
     #[error("disk {} has {bytes} bytes, less than one block; give it a size: truncate -s 1G {}", path.display(), path.display())]
     Empty {

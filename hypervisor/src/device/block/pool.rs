@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -53,7 +54,7 @@ impl Pool {
             let (ended, bell) = (Arc::clone(&pool.ended), pool.bell.try_clone()?);
             let body = move || {
                 while let Some(Order(token, mut job)) = next(&receiver) {
-                    let result = perform(&*image, &mut job);
+                    let result = guarded(|| perform(&*image, &mut job));
                     ended.lock().push(Done { token, result, buffers: job.buffers });
                     // A full counter is readable too.
                     let _ = bell.write(1);
@@ -67,6 +68,13 @@ impl Pool {
 
 fn next(orders: &Mutex<Receiver<Order>>) -> Option<Order> {
     orders.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
+
+/// Calls `f`; that it panics, as a library might over an image it finds impossible, is an error of the request. Else
+/// the request would be in work for ever.
+fn guarded(f: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    // What a panic leaves behind is behind locks, and imago's tables are only read and written under those.
+    panic::catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
 
 fn perform(image: &dyn Image, job: &mut Job) -> io::Result<()> {

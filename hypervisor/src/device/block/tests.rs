@@ -169,8 +169,13 @@ fn what_cannot_be_is_answered() {
 #[test]
 fn what_is_no_request_stops_the_disk() {
     let scratch = Scratch::new("broken", SECTORS * SECTOR);
-    let chains: [&[(u64, u32, bool)]; 3] =
-        [&[(HEADER, 15, false), (STATUS, 1, true)], &[(HEADER, 16, false)], &[(STATUS, 1, true)]];
+    let chains: [&[(u64, u32, bool)]; 5] = [
+        &[(HEADER, 15, false), (STATUS, 1, true)],
+        &[(HEADER, 15, false), (HEADER + 15, 0, false), (STATUS, 1, true)],
+        &[(HEADER, 16, false)],
+        &[(HEADER, 16, false), (STATUS, 0, true)],
+        &[(STATUS, 1, true)],
+    ];
     for chain in chains {
         for mut bench in benches(&scratch) {
             let mut rings = bench.start(FLUSH, 1, 16);
@@ -301,6 +306,10 @@ fn disks_that_cannot_be_opened() {
     let readers = (Block::open(&readonly).unwrap(), Block::open(&readonly).unwrap());
     assert!(matches!(Block::open(&scratch.options()), Err(OpenError::Locked(_))));
     drop(readers);
+    for none in ["/", "/dev/null"] {
+        let options = Options { path: none.into(), readonly: true, ..scratch.options() };
+        assert!(matches!(Block::open(&options), Err(OpenError::NoDisk(_))), "{none}");
+    }
     let missing = Options { path: "/nonexistent/disk".into(), ..scratch.options() };
     let error = Block::open(&missing).err().unwrap().to_string();
     assert!(error.contains("/nonexistent/disk") && error.contains("truncate"), "{error}");

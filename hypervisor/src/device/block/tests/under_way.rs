@@ -127,6 +127,47 @@ fn a_reset_waits_for_what_is_in_work() {
     assert!(bench.get(DATA, 512) == [9; 512]);
 }
 
+/// An image whose library fails in its own way.
+struct Panicking;
+
+impl Image for Panicking {
+    fn bytes(&self) -> u64 {
+        SECTORS * SECTOR
+    }
+    fn limits(&self) -> Limits {
+        Limits { block: SECTOR, discard: None }
+    }
+    fn read(&self, _: &mut [libc::iovec], _: u64) -> io::Result<()> {
+        panic!("a test's panic: this is no failure")
+    }
+    fn write(&self, _: &mut [libc::iovec], _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn zero(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_panic_is_an_error_of_its_request() {
+    let options = Scratch::new("panic", 0).options();
+    let mut bench = Bench::new(Block::new(Arc::new(Panicking), None, &options));
+    let mut rings = bench.start(FLUSH, 1, 16);
+    let failed = Answer { status: 1, written: 0 };
+    // More of them than there are threads.
+    for _ in 0..8 {
+        assert_eq!(request(&bench, &mut rings[0], 0, 0, &[(DATA, 512, true)]), failed);
+    }
+    assert_eq!(request(&bench, &mut rings[0], 1, 0, &[(DATA, 512, false)]), ok(1));
+    bench.reset();
+}
+
 /// The same by io_uring, with a pipe for a disk, which gives what there is: reads end short and are gone on with.
 #[test]
 fn short_reads_are_gone_on_with_even_during_a_reset() {
