@@ -30,15 +30,16 @@ mod worker;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::IntoBytes;
 
-use super::{Activation, Device, Info, MAX_QUEUES, Workers};
+use super::{Activation, Device, Info, Link, MAX_QUEUES, Workers};
 use image::{Image, Limits, RawImage};
 use qcow2::Qcow2Image;
 
@@ -144,6 +145,8 @@ struct Disk {
     limits: Limits,
     sectors: u64,
     readonly: bool,
+    /// Cleared by drivers that want every change on stable storage before it is done (5.2.5, `writeback`).
+    writeback: AtomicBool,
     id: [u8; ID_BYTES],
 }
 
@@ -184,7 +187,8 @@ impl Block {
         // What is less than a block at the end could not be read around the page cache.
         let sectors = (image.bytes() - image.bytes().checked_rem(limits.block).unwrap_or(0)) / SECTOR;
         let id = identity(options);
-        let disk = Disk { image, raw, limits, sectors, readonly: options.readonly, id };
+        let disk =
+            Disk { image, raw, limits, sectors, readonly: options.readonly, writeback: true.into(), id };
         Self { disk: Arc::new(disk), queues: options.queues }
     }
 }
@@ -224,6 +228,19 @@ struct Config {
 }
 
 const _: () = assert!(size_of::<Config>() == 60);
+/// Where `writeback` is.
+const WRITEBACK: usize = std::mem::offset_of!(Config, writeback);
+
+impl Block {
+    /// Whether a change may be done before it is on stable storage; requests that come after this heed it.
+    fn set_writeback(&self, link: &Link, on: bool) {
+        if self.disk.writeback.swap(on, Ordering::AcqRel) != on {
+            link.change_config(|config| {
+                config.iter_mut().skip(WRITEBACK).take(1).for_each(|byte| *byte = on.into())
+            });
+        }
+    }
+}
 
 impl Device for Block {
     fn info(&self) -> Info {
@@ -233,6 +250,7 @@ impl Device for Block {
             | bit(VIRTIO_BLK_F_BLK_SIZE, true)
             | bit(VIRTIO_BLK_F_TOPOLOGY, true)
             | bit(VIRTIO_BLK_F_FLUSH, true)
+            | bit(VIRTIO_BLK_F_CONFIG_WCE, true)
             | bit(VIRTIO_BLK_F_RO, !writable)
             | bit(VIRTIO_BLK_F_MQ, self.queues > 1)
             | bit(VIRTIO_BLK_F_DISCARD, writable && self.disk.limits.discard.is_some())
@@ -269,12 +287,21 @@ impl Device for Block {
         config.as_bytes().to_vec()
     }
 
+    /// `writeback` is a driver's to change, and nothing else.
+    fn write_config(&mut self, link: &Link, offset: usize, bytes: &[u8]) {
+        let byte = WRITEBACK.checked_sub(offset).and_then(|at| bytes.get(at));
+        if let Some(&byte) = byte {
+            self.set_writeback(link, byte & 1 != 0);
+        }
+    }
+
     fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
         let flushes = activation.features & 1 << VIRTIO_BLK_F_FLUSH != 0;
+        self.set_writeback(&activation.link, flushes);
         for index in 0..usize::from(self.queues) {
             let Some(queue) = activation.queue(index) else { continue };
             let disk = Arc::clone(&self.disk);
-            workers.spawn("pv-block", move |stop| worker::run(queue, stop, &disk, !flushes))?;
+            workers.spawn("pv-block", move |stop| worker::run(queue, stop, &disk))?;
         }
         Ok(())
     }

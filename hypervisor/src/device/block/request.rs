@@ -3,6 +3,8 @@
 //! A chain that is no block request at all (no header, no room for a status) breaks the device; one that asks
 //! for what cannot be is answered.
 
+use std::sync::atomic::Ordering;
+
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -83,13 +85,11 @@ pub(super) enum Request {
     Done(Status, u32),
 }
 
-/// Reads a request. `sync`: changes must reach stable storage before they are done. `spare`: room for a job's
-/// buffers, which is taken if there is a job.
+/// Reads a request. `spare`: room for a job's buffers, which is taken if there is a job.
 pub(super) fn read(
     memory: &DeviceMemory,
     chain: &Chain,
     disk: &Disk,
-    sync: bool,
     spare: &mut Buffers,
 ) -> Result<Request, Broken> {
     let header: Header =
@@ -99,6 +99,7 @@ pub(super) fn read(
     let room = room.ok_or(Broken::Request("a block request without room for its status"))?;
     let data = chain.readable_len().saturating_sub(header_len);
     let refused = |status| Ok(Request::Done(status, 0));
+    let sync = !disk.writeback.load(Ordering::Acquire);
     let mut job = |op, offset, len, from: &[Segment], skip| {
         spare.0.clear();
         if !from.is_empty() && memory.iovecs(from, skip, len, &mut spare.0) != len {

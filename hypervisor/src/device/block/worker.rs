@@ -33,17 +33,17 @@ struct Running {
     reads: u32,
 }
 
-/// Serves a queue until it is to stop. `sync`: every write must reach stable storage before it is used.
-pub(super) fn run(queue: Queue, stop: &Stop, disk: &Disk, sync: bool) -> Result<(), Broken> {
+/// Serves a queue until it is to stop.
+pub(super) fn run(queue: Queue, stop: &Stop, disk: &Disk) -> Result<(), Broken> {
     // Kept here past the queue's end: whatever that was, the kernel may still be at work on this memory, and it
     // is waited for when what does the jobs goes.
     let memory = queue.memory().clone();
     let uring = disk.raw.as_ref().and_then(|raw| Uring::new(raw, queue.size(), &memory).ok());
     match uring {
-        Some(mut uring) => Worker::new(queue, disk, sync, &mut uring).serve(stop),
+        Some(mut uring) => Worker::new(queue, disk, &mut uring).serve(stop),
         None => {
             let mut pool = Pool::new(&disk.image).map_err(|_| Broken::Bug)?;
-            Worker::new(queue, disk, sync, &mut pool).serve(stop)
+            Worker::new(queue, disk, &mut pool).serve(stop)
         }
     }
 }
@@ -51,7 +51,6 @@ pub(super) fn run(queue: Queue, stop: &Stop, disk: &Disk, sync: bool) -> Result<
 struct Worker<'a> {
     queue: Queue,
     disk: &'a Disk,
-    sync: bool,
     jobs: &'a mut dyn Jobs,
     running: Vec<Option<Running>>,
     /// Numbers of `running` that are not in use.
@@ -62,11 +61,11 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(queue: Queue, disk: &'a Disk, sync: bool, jobs: &'a mut dyn Jobs) -> Self {
+    fn new(queue: Queue, disk: &'a Disk, jobs: &'a mut dyn Jobs) -> Self {
         let size = queue.size();
         let running = (0..size).map(|_| None).collect();
         let free = (0..size).rev().collect();
-        Self { queue, disk, sync, jobs, running, free, done: Vec::new(), spare: Vec::new() }
+        Self { queue, disk, jobs, running, free, done: Vec::new(), spare: Vec::new() }
     }
 
     fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
@@ -102,7 +101,7 @@ impl<'a> Worker<'a> {
         for _ in 0..self.queue.size() {
             let Some(chain) = self.queue.take()? else { break };
             let mut spare = self.spare.pop().unwrap_or_default();
-            match request::read(self.queue.memory(), &chain, self.disk, self.sync, &mut spare)? {
+            match request::read(self.queue.memory(), &chain, self.disk, &mut spare)? {
                 Request::Done(status, data) => {
                     self.spare.push(spare);
                     self.finish(&chain, status, data)?;

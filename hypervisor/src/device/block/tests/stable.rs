@@ -79,3 +79,38 @@ fn a_flush_of_a_qcow2_image_reaches_the_hosts_disk() {
         bench.reset();
     }
 }
+
+/// A driver turns the cache off, and on again (5.2.6.2): by the one byte that is its to change.
+#[test]
+fn a_driver_turns_the_cache_off() {
+    const WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
+    let scratch = Scratch::new("wce", SECTORS * SECTOR);
+    if !can_tell(&scratch) {
+        return;
+    }
+    let file = File::open(&scratch.0).unwrap();
+    for mut bench in benches(&scratch) {
+        let cache = |bench: &Bench| bench.slot.link().config().0.bytes()[WRITEBACK];
+        let others = bench.slot.link().config().0;
+        let mut rings = bench.start(FLUSH | WCE, 1, 16);
+        assert_eq!(cache(&bench), 1);
+        assert!(bench.slot.write_config(WRITEBACK - 2, &[7, 7, 0, 7]));
+        assert_eq!(cache(&bench), 0);
+        bench.put(DATA, &[6; 8192]);
+        assert_eq!(request(&bench, &mut rings[0], 1, 64, &[(DATA, 8192, false)]), ok(1));
+        assert_eq!(unsynced(&file), Some(0), "written through");
+        assert!(bench.slot.write_config(WRITEBACK, &[1]) && bench.slot.write_config(WRITEBACK + 1, &[0; 20]));
+        assert!(!bench.slot.write_config(60, &[0]));
+        assert_eq!(bench.slot.link().config().0, others, "all else is as it was");
+        assert!(bench.slot.write_config(0, &[0; 60]));
+        assert_eq!(cache(&bench), 0);
+        bench.reset();
+        // The next driver begins anew; one that knows no flushes has no cache.
+        drop(bench.start(FLUSH, 1, 16));
+        assert_eq!(cache(&bench), 1);
+        bench.reset();
+        drop(bench.start(0, 1, 16));
+        assert_eq!(cache(&bench), 0);
+        bench.reset();
+    }
+}
