@@ -1,9 +1,12 @@
-//! Print a page of text in one write.
+//! Print a page of text in one write: on the machine's own console, and on a virtio console.
 //!
-//! Whether all of it arrived is for the host to see: the guest cannot read its own console.
+//! Whether all of it arrived on the machine's own is for the host to see: the guest cannot read it. The virtio console
+//! of a comparison types back what it is given.
 
 use alloc::vec::Vec;
 
+use crate::device::console::Console;
+use crate::device::{self, DeviceError};
 use crate::kernel::Kernel;
 use crate::machine::{Current, Machine};
 
@@ -15,10 +18,48 @@ const LINE: usize = 64;
 pub const WORKLOAD: Workload =
     Workload { name: "console-4k", what: "print 4096 bytes in one write", unit: "byte", run };
 
+pub const VIRTIO: Workload = Workload {
+    name: "console-virtio-4k",
+    what: "print 4096 bytes in one write on a virtio console that types them back",
+    unit: "byte",
+    run: run_virtio,
+};
+
 fn run(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     let text: Vec<u8> = (0..BYTES).map(byte).collect();
     let ((), measured) = measure(&mut kernel.memory, |_| Current::console_write(&text));
     Ok(Outcome::new(BYTES as u64, measured))
+}
+
+/// As `run`, and until the device has all of it: what was written is with the host by then.
+fn run_virtio(kernel: &mut Kernel) -> Result<Outcome, Failure> {
+    let text: Vec<u8> = (0..BYTES).map(byte).collect();
+    let transport = device::find(kernel, Console::KIND)?;
+    device::quietly(|| {
+        let mut console = Console::new(transport)?;
+        console.check()?;
+        let (printed, measured) = measure(&mut kernel.memory, |_| {
+            console.write(&text)?;
+            console.drain()
+        });
+        printed?;
+        console.listen()?;
+        let typed = read_all(&mut console)?;
+        Failure::unless(typed == text, "another-text-arrived")?;
+        Ok(Outcome::new(BYTES as u64, measured))
+    })
+}
+
+fn read_all(console: &mut Console) -> Result<Vec<u8>, DeviceError> {
+    let mut typed = Vec::new();
+    while typed.len() < BYTES {
+        match console.read()? {
+            Some(byte) => typed.push(byte),
+            None if console.is_idle()? => Current::wait(),
+            None => {}
+        }
+    }
+    Ok(typed)
 }
 
 /// The text: lines that begin with their number and go on with the alphabet.

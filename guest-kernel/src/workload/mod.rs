@@ -79,6 +79,7 @@ impl From<crate::paging::MapError> for Failure {
 pub const ALL: &[Workload] = &[
     null_call::WORKLOAD,
     console::WORKLOAD,
+    console::VIRTIO,
     map::SMALL,
     map::LARGE,
     address_space::WORKLOAD,

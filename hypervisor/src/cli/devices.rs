@@ -39,7 +39,7 @@ pub(super) struct DeviceArgs {
     vsock: Option<VsockOption>,
     /// Give the guest a virtio console besides the one that every guest has: stdio (it gets what is typed here, both
     /// print here), file=PATH[,append] (output only), unix=PATH[,server] (a socket), pty (a pseudo-terminal, whose
-    /// name is told). The built-in guest uses it with --cmdline console=virtio
+    /// name is told), loopback (for measurements: what is printed is typed). The built-in guest uses it with --cmdline console=virtio
     #[arg(long, value_name = "BACKEND[,..]")]
     console: Option<ConsoleOption>,
 }

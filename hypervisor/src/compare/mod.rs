@@ -75,9 +75,10 @@ impl Workload {
 }
 
 /// The workloads of the reference guest.
-pub const WORKLOADS: [Workload; 15] = [
+pub const WORKLOADS: [Workload; 16] = [
     Workload::new("null-call", "ask the machine the least, 1000 times", Needs::Nothing),
     Workload::new("console-4k", "print 4096 bytes in one write", Needs::Nothing),
+    Workload::new("console-virtio-4k", "print 4096 bytes in one write on a virtio console", Needs::Console),
     Workload::new("map-512", "map, touch, protect and unmap 512 scattered pages", Needs::Nothing),
     Workload::new("map-4096", "map, touch, protect and unmap 4096 scattered pages", Needs::Nothing),
     Workload::new("address-space", "make, use and destroy 16 address spaces of 128 pages", Needs::Nothing),

@@ -1,6 +1,6 @@
-//! What a workload needs besides a machine: a disk, or a network with somebody on it.
+//! What a workload needs besides a machine: a disk, a network with somebody on it, or a console.
 //!
-//! Both are made here, for nobody else. The disk is a file without a name, made once and filled with what the guest
+//! They are made here, for nobody else. The disk is a file without a name, made once and filled with what the guest
 //! expects; the network's other side is in this process. So a measurement of the way there measures nothing else.
 
 use std::fs::File;
@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 
 use crate::device::Device;
 use crate::device::block::{Block, Format, Options};
+use crate::device::console::Console;
+use crate::device::console::loopback::Loopback;
 use crate::device::net::peer::Peer;
 use crate::device::net::{Mac, Net};
 
@@ -23,13 +25,28 @@ pub enum Needs {
     Disk,
     /// A network interface with the peer on the other side.
     Network,
+    /// A console that types back what is printed.
+    Console,
 }
 
 /// A device cannot be had on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no disk for it can be made in {}: {why}; set TMPDIR to a directory with 16 MiB", std::env::temp_dir().display())]
-pub struct Unavailable {
-    why: String,
+pub enum Unavailable {
+    /// There is no room for a disk.
+    #[error(
+        "no disk for it can be made in {}: {why}; set TMPDIR to a directory with 16 MiB",
+        std::env::temp_dir().display()
+    )]
+    Disk {
+        /// What the host says.
+        why: String,
+    },
+    /// There is no descriptor for a console.
+    #[error("no console for it can be made: {why}; raise the limit of open files (ulimit -n)")]
+    Console {
+        /// What the host says.
+        why: String,
+    },
 }
 
 const DISK_BYTES: u64 = 16 << 20;
@@ -42,7 +59,7 @@ impl Needs {
     /// The devices for one boot.
     ///
     /// # Errors
-    /// When the host has no room for a disk.
+    /// When the host has no room for a disk, or no descriptor for a console.
     pub fn provide(self) -> Result<Vec<Box<dyn Device>>, Unavailable> {
         match self {
             Self::Nothing => Ok(Vec::new()),
@@ -55,8 +72,13 @@ impl Needs {
                     queues: 1,
                     id: None,
                 };
-                let disk = Block::open(&options).map_err(|e| Unavailable { why: e.to_string() })?;
+                let disk = Block::open(&options).map_err(|e| Unavailable::Disk { why: e.to_string() })?;
                 Ok(vec![Box::new(disk)])
+            }
+            Self::Console => {
+                let console = Loopback::new().and_then(|end| Console::new(Box::new(end)));
+                let console = console.map_err(|e| Unavailable::Console { why: e.to_string() })?;
+                Ok(vec![Box::new(console)])
             }
             Self::Network => Ok(vec![Box::new(Net::new(Box::new(Peer::default()), ADDRESS))]),
         }
@@ -66,7 +88,7 @@ impl Needs {
 /// The path of the disk's file, which is open for as long as this process lives, and gone with it.
 fn disk() -> Result<PathBuf, Unavailable> {
     static DISK: OnceLock<Result<File, Unavailable>> = OnceLock::new();
-    let made = DISK.get_or_init(|| make().map_err(|e| Unavailable { why: e.to_string() }));
+    let made = DISK.get_or_init(|| make().map_err(|e| Unavailable::Disk { why: e.to_string() }));
     let file = made.as_ref().map_err(Clone::clone)?;
     Ok(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
 }

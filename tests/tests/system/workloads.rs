@@ -1,7 +1,9 @@
 //! The workloads: right results, and the number of traps that each technique may take.
 
+use paravane::compare::Needs;
+use paravane::device::Device;
 use paravane::images::{BARE, PV};
-use paravane::ledger::{Cause, PortDevice, PrivOp, Region};
+use paravane::ledger::{Cause, MmioDevice, PortDevice, PrivOp, Region, VirtioRegister};
 use paravane_tests::boot::Guest;
 
 /// How often the guest left the CPU for causes of its own: kicks are the host's doing.
@@ -15,9 +17,24 @@ pub fn count(region: &Region, cause: Cause) -> u64 {
 
 /// What one technique needs on each engine; `check` sees what was measured and how many operations there were.
 fn measure(image: &'static [u8], workload: &str, check: impl Fn(&Region, u64) -> bool) {
+    measure_with(Vec::new, image, workload, check);
+}
+
+/// The same with devices.
+fn measure_with(
+    devices: fn() -> Vec<Box<dyn Device>>,
+    image: &'static [u8],
+    workload: &str,
+    check: impl Fn(&Region, u64) -> bool,
+) {
     let cmdline = format!("bench={workload}");
-    let guest =
-        Guest { name: "reference guest", cmdline: &cmdline, mem_bytes: 64 << 20, ..Guest::new(image) };
+    let guest = Guest {
+        name: "reference guest",
+        cmdline: &cmdline,
+        mem_bytes: 64 << 20,
+        devices,
+        ..Guest::new(image)
+    };
     for outcome in guest.boot() {
         let (said, region) = outcome.must_have_done(workload);
         let table = paravane::ledger::exit_table(&region);
@@ -38,6 +55,17 @@ fn console_4k() {
     measure(PV, "console-4k", |region, ops| ops == 4096 && own_traps(region) <= 1);
     measure(BARE, "console-4k", |region, ops| {
         own_traps(region) >= ops && count(region, Cause::PortOut(PortDevice::Uart)) >= ops
+    });
+}
+
+/// A kick and a wait at most by hypercalls; by registers an interrupt besides: no machine needs a trap for a byte.
+#[test]
+fn console_virtio_4k() {
+    let device = || Needs::Console.provide().unwrap();
+    measure_with(device, PV, "console-virtio-4k", |region, ops| ops == 4096 && own_traps(region) <= 4);
+    measure_with(device, BARE, "console-virtio-4k", |region, ops| {
+        let kicks = Cause::Mmio(MmioDevice::VirtioWrite(VirtioRegister::QueueNotify));
+        ops == 4096 && count(region, kicks) == 1 && own_traps(region) <= 40
     });
 }
 

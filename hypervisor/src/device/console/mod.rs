@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `transmit`, `receive` | what is done with the two queues |
 //! | `emergency` | bytes without a queue |
-//! | `backend` | what is behind the device: `file`, `unix`, `pty`, `stdio` |
+//! | `backend` | what is behind the device: `file`, `unix`, `pty`, `stdio`, `loopback` |
 //! | `options` | `--console` |
 //!
 //! One thread serves both queues and the back end, and sleeps in poll(2) when none has anything.
@@ -15,6 +15,7 @@
 pub mod backend;
 mod emergency;
 pub mod file;
+pub mod loopback;
 pub mod options;
 pub mod pty;
 mod receive;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use super::backend::Backend;
 use super::file::{FileEnd, FileError};
+use super::loopback::Loopback;
 use super::pty::{Pty, PtyError};
 use super::unix::Socket;
 use crate::device::net::unix::UnixError;
@@ -31,13 +32,15 @@ pub enum ConsoleOption {
     },
     /// `pty`: a new pseudo-terminal.
     Pty,
+    /// `loopback`: what is printed is typed.
+    Loopback,
 }
 
 /// A `--console` that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConsoleOptionError {
     /// None of them.
-    #[error("expected stdio, file=PATH, unix=PATH or pty, not `{0}`")]
+    #[error("expected stdio, file=PATH, unix=PATH, pty or loopback, not `{0}`")]
     Backend(String),
     /// Something unknown, or that this one does not have.
     #[error("unknown option `{0}`; file=PATH has append, unix=PATH has server, the others have none")]
@@ -74,6 +77,7 @@ impl FromStr for ConsoleOption {
         let mut option = match (name, path) {
             ("stdio", "") => Self::Stdio,
             ("pty", "") => Self::Pty,
+            ("loopback", "") => Self::Loopback,
             ("file", "") => return Err(ConsoleOptionError::Empty("file=PATH")),
             ("unix", "") => return Err(ConsoleOptionError::Empty("unix=PATH")),
             ("file", path) => Self::File { path: path.into(), append: false },
@@ -96,7 +100,7 @@ impl ConsoleOption {
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
             Self::File { path, .. } | Self::Unix { path, .. } => Some(path),
-            Self::Stdio | Self::Pty => None,
+            Self::Stdio | Self::Pty | Self::Loopback => None,
         }
     }
 
@@ -119,6 +123,7 @@ impl ConsoleOption {
                 announce(pty.path());
                 Box::new(pty)
             }
+            Self::Loopback => Box::new(Loopback::new()?),
         }))
     }
 }
@@ -136,6 +141,7 @@ mod tests {
         let right = [
             ("stdio", ConsoleOption::Stdio),
             ("pty", ConsoleOption::Pty),
+            ("loopback", ConsoleOption::Loopback),
             ("file=log", file(false)),
             ("file=log,append", file(true)),
             ("unix=/run/c", unix(false)),
