@@ -11,6 +11,7 @@ use virtio_bindings::bindings::virtio_ring::{
 
 mod aligned;
 mod clusters;
+mod model;
 mod stable;
 mod under_way;
 
