@@ -16,6 +16,7 @@ use crate::device::console::options::ConsoleOption;
 use crate::device::console::stdio::{Outside, Stdio};
 use crate::device::entropy::Entropy;
 use crate::device::net::options::{BackendOption, NetOption};
+use crate::device::net::user::Lost;
 use crate::device::vsock::options::VsockOption;
 
 /// A guest's virtio devices. They are numbered in this order, whatever the order on the command line.
@@ -53,11 +54,12 @@ pub(super) struct Opened {
 }
 
 impl DeviceArgs {
-    /// Opens what is behind the devices.
+    /// Opens what is behind the devices. `lost` is called with a reason, perhaps by another thread and later, when a
+    /// network turns out not to be had.
     ///
     /// # Errors
-    /// When that cannot be done; the message says what to do.
-    pub fn open(&self) -> anyhow::Result<Opened> {
+    /// When something cannot be opened; the message says what to do.
+    pub fn open(&self, lost: &Lost) -> anyhow::Result<Opened> {
         let single = [self.rng, self.vsock.is_some(), self.console.is_some()];
         let count = self.disk.len() + self.net.len() + single.iter().filter(|given| **given).count();
         anyhow::ensure!(
@@ -75,7 +77,7 @@ impl DeviceArgs {
             devices.push(Box::new(Entropy));
         }
         for option in &self.net {
-            devices.push(Box::new(option.open().context("cannot give the guest a network device")?));
+            devices.push(Box::new(option.open(lost).context("cannot give the guest a network device")?));
         }
         if let Some(option) = &self.vsock {
             devices.push(Box::new(option.open().context("cannot give the guest a socket device")?));

@@ -10,6 +10,7 @@ mod devices;
 mod disk;
 mod doctor;
 mod input;
+mod lost;
 mod output;
 mod paths;
 mod progress;

@@ -17,6 +17,7 @@ use anyhow::Context;
 use super::choice::{EngineArg, TransportArg};
 use super::devices::{DeviceArgs, Opened};
 use super::input::{Destination, Reader, Requests};
+use super::lost::LostDevice;
 use super::output::{Output, OutputState};
 use super::paths::Paths;
 use super::stats::{self, Origin, Statistics};
@@ -89,7 +90,8 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         }
     };
     check_paths(args)?;
-    let Opened { devices, stdio } = args.devices.open()?;
+    let (stop, lost) = (Arc::new(AtomicBool::new(false)), LostDevice::default());
+    let Opened { devices, stdio } = args.devices.open(&lost.reporter(Arc::clone(&stop)))?;
     // A file that cannot be written is better known before the guest has run for an hour.
     let json = match &args.stats_json {
         None => None,
@@ -98,7 +100,6 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         ),
     };
 
-    let stop = Arc::new(AtomicBool::new(false));
     let requests = Requests::default();
     let output = OutputState::default();
     let sink = Output::stdout(output.clone(), Arc::clone(&stop)).context("standard output is closed")?;
@@ -107,6 +108,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     restore_terminal_on_panic();
 
     let input = ConsoleInput::default();
+    let lost_at_start = lost.clone();
     let mut to = Destination::Console(input.clone());
     if let Some(Outside { keys, resized }) = stdio {
         to = Destination::Device(keys);
@@ -124,7 +126,10 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         transport: args.transport.into(),
         sink: Box::new(sink),
         input,
-        on_ready: Some(Box::new(signals::set_kicker)),
+        on_ready: Some(Box::new(move |kicker| {
+            signals::set_kicker(Arc::clone(&kicker));
+            lost_at_start.on_ready(kicker);
+        })),
         once_running: Some(Box::new(move |kicker| {
             let (to, stop, requests, escapes) = reader_parts;
             let reader = Reader { to, kicker, stop, requests, escapes };
@@ -145,7 +150,12 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     drop(raw);
     let report = result?;
 
-    let by = Interruption { signal: signals::received(), left: requests.left.load(Ordering::Acquire) };
+    let lost = lost.why();
+    let by = Interruption {
+        signal: signals::received(),
+        left: requests.left.load(Ordering::Acquire),
+        lost: lost.is_some(),
+    };
     let statistics = Statistics::new(&image_name, &report, origin, output.first_byte());
     if args.stats {
         eprint!("{statistics}");
@@ -153,7 +163,10 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     if let Some(file) = json {
         statistics.write_json(file).context("cannot write the statistics file")?;
     }
-    conclude(&report, by, output.failure())
+    match lost {
+        Some(why) if status::of(&report.end, by) == status::HOST_ERROR => Err(anyhow::Error::msg(why)),
+        _ => conclude(&report, by, output.failure()),
+    }
 }
 
 /// A console's file is emptied when it is opened: not if it is one that the guest needs.

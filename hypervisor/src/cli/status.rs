@@ -21,7 +21,7 @@ pub(super) const SIGNAL_BASE: u8 = 128;
 pub(super) const HELP: &str = "\
 Exit status:
   0      the guest powered itself off, or you left it with Ctrl-A x
-  1      the host failed: no usable engine, an unreadable image, lost output
+  1      the host failed: no usable engine, an unreadable image, no network, lost output
   2      the command line makes no sense
   3      the guest crashed: it said so, or its watchdog ran out
   4      the hypervisor killed the guest, which broke a rule
@@ -38,6 +38,8 @@ pub(super) struct Interruption {
     pub(super) signal: Option<u8>,
     /// Whether the user left with Ctrl-A x.
     pub(super) left: bool,
+    /// Whether a device turned out not to be had.
+    pub(super) lost: bool,
 }
 
 /// The exit status for a domain's end.
@@ -50,6 +52,7 @@ pub(super) fn of(end: &DomainEnd, by: Interruption) -> u8 {
         (DomainEnd::Killed(_), _) => KILLED,
         (DomainEnd::Interrupted, Interruption { signal: Some(n), .. }) => SIGNAL_BASE.saturating_add(n),
         (DomainEnd::Interrupted, Interruption { left: true, .. }) => 0,
+        (DomainEnd::Interrupted, Interruption { lost: true, .. }) => HOST_ERROR,
         (DomainEnd::Interrupted, _) => TIMEOUT,
     }
 }
@@ -90,10 +93,13 @@ mod tests {
 
     #[test]
     fn who_interrupted_matters() {
-        let by = |signal, left| of(&DomainEnd::Interrupted, Interruption { signal, left });
+        let by = |signal, left| of(&DomainEnd::Interrupted, Interruption { signal, left, lost: false });
         assert_eq!((by(Some(15), false), by(Some(2), true), by(None, true)), (143, 130, 0));
         assert_eq!(by(None, false), TIMEOUT);
-        let signalled = Interruption { signal: Some(2), left: false };
+        let signalled = Interruption { signal: Some(2), left: false, lost: true };
+        let lost = Interruption { lost: true, ..Interruption::default() };
+        assert_eq!(of(&DomainEnd::Interrupted, lost), HOST_ERROR);
+        assert_eq!(of(&DomainEnd::PowerOff, lost), 0, "it did not need it");
         assert_eq!(of(&DomainEnd::PowerOff, signalled), 0, "a guest that made it is not blamed");
     }
 }

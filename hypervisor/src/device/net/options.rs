@@ -7,7 +7,7 @@ use super::backend::Backend;
 use super::peer::Peer;
 use super::tap::{Tap, TapError};
 use super::unix::{self, UnixError};
-use super::user::{Ports, User, UserError};
+use super::user::{Lost, Ports, User, UserError};
 use super::{Mac, Net};
 
 /// What is behind a network device.
@@ -113,11 +113,14 @@ impl NetOption {
         Ok(())
     }
 
-    /// Opens what is behind the device.
-    pub fn open(&self) -> Result<Net, OpenError> {
+    /// Opens what is behind the device. `lost` is called when that turns out not to be had after all.
+    ///
+    /// # Errors
+    /// When it cannot be had; the message says what to do.
+    pub fn open(&self, lost: &Lost) -> Result<Net, OpenError> {
         let backend: Box<dyn Backend> = match &self.backend {
             BackendOption::Tap(name) => Box::new(Tap::open(name)?),
-            BackendOption::User(ports) => Box::new(User::start(ports)?),
+            BackendOption::User(ports) => Box::new(User::start(ports, Lost::clone(lost))?),
             BackendOption::Unix { path, server: false } => Box::new(unix::connect(path)?),
             BackendOption::Unix { path, server: true } => Box::new(unix::listen(path)?),
             BackendOption::Peer => Box::new(Peer::default()),

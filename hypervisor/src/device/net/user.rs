@@ -2,21 +2,36 @@
 //!
 //! passt runs as our child on one end of a socket pair, and ends when the other is closed, however we end. It
 //! gives the guest an address by DHCP, and passes its connections on as sockets of its own.
+//!
+//! A thread waits for its end, so that this is told when it happens and not when the guest next sends, and so
+//! that no zombie stays. passt takes longer to start than a guest does; it is not waited for. When it gives up
+//! before a single frame has come from it, the guest was never on a network, and that is a failed start
+//! ([`Lost`]); later it is a link that is down.
 
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::backend::{Backend, Received, Sent, Watch};
 use super::header::Header;
 use super::pieces::Pieces;
 use super::stream::Framed;
+use crate::threads;
 
 /// What the guest is told by DHCP: frames fit in every driver's buffers.
 const MTU: &str = "1500";
-/// How long passt has to end by itself when it is no longer needed, in steps of 1 ms.
-const GRACE_MS: u32 = 100;
+/// How long passt has to end by itself when it is no longer needed.
+const GRACE: Duration = Duration::from_millis(100);
+/// Bytes of passt's complaints that are kept; the last are its reason.
+const COMPLAINTS: usize = 4096;
+
+/// Called, once and from another thread, with the reason when a guest's network could not be had after all.
+pub type Lost = Arc<dyn Fn(String) + Send + Sync>;
 
 /// passt cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,20 +59,39 @@ pub struct Ports {
 /// A running passt.
 #[derive(Debug)]
 pub struct User {
-    /// Gone first when this is dropped.
-    frames: Option<Framed>,
-    passt: Child,
-    complaints: Option<ChildStderr>,
+    frames: Framed,
+    passt: Passt,
+}
+
+/// The process, as its user and the thread that waits for its end share it.
+#[derive(Debug)]
+struct Passt {
+    shared: Arc<Shared>,
+    /// Disconnected when the process is gone and everything about that was said.
+    gone: Receiver<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    child: Mutex<Child>,
+    /// It is no longer needed: its end is nothing to speak of.
+    dismissed: AtomicBool,
+    /// A frame has come from it.
+    worked: AtomicBool,
 }
 
 impl User {
-    /// Starts passt.
-    pub fn start(ports: &Ports) -> Result<Self, UserError> {
-        Self::start_program("passt", ports)
+    /// Starts passt. `lost` is called if it gives up before it has brought a frame.
+    ///
+    /// # Errors
+    /// When there is no passt, or the host has no process, thread or descriptor left for it.
+    pub fn start(ports: &Ports, lost: Lost) -> Result<Self, UserError> {
+        Self::start_program("passt", ports, lost)
     }
 
-    fn start_program(program: &str, ports: &Ports) -> Result<Self, UserError> {
+    fn start_program(program: &str, ports: &Ports, lost: Lost) -> Result<Self, UserError> {
         let (ours, theirs) = UnixStream::pair()?;
+        let frames = Framed::connected(ours)?;
         let theirs = OwnedFd::from(theirs);
         // SAFETY: `theirs` is an open descriptor of ours; this only lets a child inherit it.
         if unsafe { libc::fcntl(theirs.as_raw_fd(), libc::F_SETFD, 0) } < 0 {
@@ -69,82 +103,121 @@ impl User {
             command.args([option, list.as_deref().unwrap_or("none")]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut passt = command.spawn().map_err(|error| match error.kind() {
+        let child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => UserError::NotInstalled,
             _ => UserError::Start(error),
         })?;
-        let complaints = passt.stderr.take();
-        Ok(Self { frames: Some(Framed::connected(ours)?), passt, complaints })
-    }
-
-    /// Says why passt is gone, once.
-    fn report(&mut self) {
-        if self.is_up() {
-            return;
-        }
-        let Some(complaints) = self.complaints.take() else { return };
-        self.end();
-        let mut text = String::new();
-        // What is not text is not worth showing, and 4 KiB are enough of it.
-        let _ = complaints.take(4096).read_to_string(&mut text);
-        let last = text.lines().rfind(|line| !line.contains("syslog") && !line.trim().is_empty());
-        eprint!(
-            "paravane: passt has ended, the guest's network is down: {}\r\n",
-            last.unwrap_or("it did not say why")
-        );
-    }
-
-    /// Waits for passt, which ends when its socket is closed; kills it if it does not.
-    fn end(&mut self) {
-        for _ in 0..GRACE_MS {
-            if !matches!(self.passt.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        let _ = self.passt.kill();
-        let _ = self.passt.wait();
+        Ok(Self { frames, passt: Passt::watched(child, lost)? })
     }
 }
 
-impl Drop for User {
+impl Passt {
+    fn watched(mut child: Child, lost: Lost) -> io::Result<Self> {
+        let complaints = child.stderr.take();
+        let (dismissed, worked) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Arc::new(Shared { child: Mutex::new(child), dismissed, worked });
+        let (going, gone) = sync_channel(0);
+        let passt = Self { shared: Arc::clone(&shared), gone };
+        // Without a thread `passt` is dropped, and with it the process.
+        threads::spawn("passt", move || shared.attend(complaints, &lost, &going))?;
+        Ok(passt)
+    }
+}
+
+impl Drop for Passt {
+    /// Its socket is closed by now, which is its sign to end; it is killed if it does not.
     fn drop(&mut self) {
-        self.frames = None;
-        self.end();
+        self.shared.dismissed.store(true, Ordering::Release);
+        let _ = self.gone.recv_timeout(GRACE);
+        let mut child = self.shared.child();
+        // Neither does anything to a process that was waited for.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Shared {
+    fn child(&self) -> std::sync::MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread: until the process has ended and somebody knows why. `_going` says so by being dropped.
+    fn attend(&self, complaints: Option<ChildStderr>, lost: &Lost, _going: &SyncSender<()>) {
+        let said = complaints.map(last_of).unwrap_or_default();
+        let id = self.child().id();
+        // SAFETY: all zeroes are a siginfo_t, and it is live. The process is not reaped by this, so that nobody
+        // else gets its number before `kill` or `try_wait` had it under the lock.
+        let waited = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            libc::waitid(libc::P_PID, id, &mut info, libc::WEXITED | libc::WNOWAIT)
+        };
+        let status = if waited == 0 { self.child().wait().ok() } else { None };
+        if self.dismissed.load(Ordering::Acquire) {
+            return;
+        }
+        let why = reason(&said, status);
+        let gave_up = status.and_then(|status| status.code()).is_some_and(|code| code != 0);
+        if gave_up && !self.worked.load(Ordering::Acquire) {
+            lost(format!("the guest has no network: passt gave up: {why}"));
+        } else {
+            eprint!("paravane: passt has ended, the guest's network is down: {why}\r\n");
+        }
+    }
+}
+
+/// What a stream says at its end, which comes when nobody can write to it any more.
+fn last_of(mut stream: impl Read) -> String {
+    let mut text = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        match stream.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return String::from_utf8_lossy(&text).into_owned(),
+            Ok(count) => {
+                text.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                text.drain(..text.len().saturating_sub(COMPLAINTS));
+            }
+        }
+    }
+}
+
+/// Why passt has ended, in one line: what it said last, or how it ended.
+fn reason(said: &str, status: Option<ExitStatus>) -> String {
+    let last = said.lines().rfind(|line| !line.contains("syslog") && !line.trim().is_empty());
+    match (last, status) {
+        (Some(line), _) => {
+            line.trim().chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>()
+        }
+        (None, Some(status)) => format!("it did not say why ({status})"),
+        (None, None) => "it did not say why".to_owned(),
     }
 }
 
 impl Backend for User {
     fn is_up(&self) -> bool {
-        self.frames.as_ref().is_some_and(Framed::is_up)
+        self.frames.is_up()
     }
     fn watch(&self, receive: bool) -> Option<Watch> {
-        self.frames.as_ref()?.watch(receive)
+        self.frames.watch(receive)
     }
     fn ready(&mut self, revents: libc::c_short) {
-        if let Some(frames) = &mut self.frames {
-            frames.ready(revents);
-        }
-        self.report();
+        self.frames.ready(revents);
     }
     fn send(&mut self, header: &Header, frame: &mut Pieces<'_>) -> Sent {
-        self.frames.as_mut().map_or(Sent::Done, |frames| frames.send(header, frame))
+        self.frames.send(header, frame)
     }
     fn flush(&mut self) {
-        if let Some(frames) = &mut self.frames {
-            frames.flush();
-        }
-        self.report();
+        self.frames.flush();
     }
     fn receive(&mut self, into: &mut Pieces<'_>) -> Received {
-        let received = self.frames.as_mut().map_or(Received::Nothing, |frames| frames.receive(into));
-        if received == Received::Nothing {
-            self.report();
+        let received = self.frames.receive(into);
+        if matches!(received, Received::Frame(_)) && !self.passt.shared.worked.load(Ordering::Relaxed) {
+            self.passt.shared.worked.store(true, Ordering::Release);
         }
         received
     }
     fn has_frames(&self) -> bool {
-        self.frames.as_ref().is_some_and(Framed::has_frames)
+        self.frames.has_frames()
     }
 }
 
@@ -166,25 +239,96 @@ mod tests {
         user.ready(fd.revents);
     }
 
+    /// Where a reason goes.
+    fn told() -> (Lost, Receiver<String>) {
+        let (tell, told) = std::sync::mpsc::channel();
+        (Arc::new(move |why| _ = tell.send(why)), told)
+    }
+    fn path_of(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("paravane-passt-{}-{name}", std::process::id()))
+    }
+    /// What a script can wait for: a FIFO.
+    fn go_of(name: &str) -> std::path::PathBuf {
+        let path = path_of(&format!("{name}.go"));
+        let c_path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: the path ends with NUL.
+        unsafe { libc::mkfifo(c_path.as_ptr(), 0o600) };
+        path
+    }
+    /// A shell script in passt's place.
+    fn script(name: &str, text: &str) -> std::path::PathBuf {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = path_of(name);
+        let _ = std::fs::remove_file(&path);
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(&path);
+        std::io::Write::write_all(&mut file.unwrap(), format!("#!/bin/sh\n{text}\n").as_bytes()).unwrap();
+        path
+    }
+    fn start_script(name: &str, text: &str, lost: Lost) -> User {
+        let path = script(name, text);
+        loop {
+            match User::start_program(path.to_str().unwrap(), &Ports::default(), lost.clone()) {
+                // Another test's child may hold the script open for writing until it executes something.
+                Err(UserError::Start(error)) if error.raw_os_error() == Some(libc::ETXTBSY) => {}
+                user => return user.unwrap(),
+            }
+        }
+    }
+
     #[test]
     fn without_passt_it_says_what_to_install() {
-        let error = User::start_program("paravane-no-such-program", &Ports::default()).unwrap_err();
+        let error = User::start_program("paravane-no-such-program", &Ports::default(), told().0).unwrap_err();
         assert!(error.to_string().contains("apt install passt"), "{error}");
     }
 
     #[test]
-    fn a_passt_that_ends_is_a_link_that_is_down() {
-        // A program that takes any arguments and ends.
-        let mut user = User::start_program("false", &Ports::default()).unwrap();
-        assert!(user.is_up());
+    fn a_passt_that_gives_up_at_once_is_told_with_its_reason_and_nobody_asks() {
+        let (lost, told) = told();
+        let text = "echo 'Failed to send 3 bytes to syslog' >&2; echo 'no such port' >&2; echo >&2; exit 1";
+        let mut user = start_script("gives-up", text, lost);
+        assert_eq!(told.recv().unwrap(), "the guest has no network: passt gave up: no such port");
         wait(&mut user);
         assert!(!user.is_up() && user.watch(true).is_none());
-        assert!(user.passt.try_wait().unwrap().is_some(), "no zombie is left");
+        let id = user.passt.shared.child().id();
+        // SAFETY: no signal is sent. The number is nobody's, or by now somebody else's, who is no child of ours.
+        let reaped = unsafe { libc::waitid(libc::P_PID, id, std::ptr::null_mut(), libc::WEXITED) } < 0;
+        assert!(reaped, "no zombie is left");
+    }
+
+    #[test]
+    fn a_passt_that_ends_later_or_is_killed_is_a_link_that_is_down_and_no_more() {
+        for (name, text, worked) in [("worked", "exit 1", true), ("killed", "kill -9 $$", false)] {
+            let (lost, told) = told();
+            let go = go_of(name);
+            let user = start_script(name, &format!("read go <$0.go; {text}"), lost);
+            user.passt.shared.worked.store(worked, Ordering::Release);
+            std::fs::write(&go, "\n").unwrap();
+            assert!(user.passt.gone.recv().is_err());
+            std::fs::remove_file(go).unwrap();
+            assert!(told.try_recv().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_passt_that_does_not_end_is_killed_and_nothing_is_said() {
+        let (lost, told) = told();
+        let user = start_script("stays", "exec sleep 1000", lost);
+        let id = user.passt.shared.child().id();
+        drop(user);
+        assert!(!std::path::Path::new(&format!("/proc/{id}")).exists());
+        assert!(told.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_reason_is_one_line() {
+        assert_eq!(reason("one\n two\x1b[1m\n\nFailed to send 1 bytes to syslog\n", None), "two?[1m");
+        assert_eq!(reason("", None), "it did not say why");
+        assert_eq!(last_of(&[&b"x".repeat(5000)[..], b"end"].concat()[..]).len(), COMPLAINTS);
     }
 
     #[test]
     fn passt_answers_for_the_network() {
-        let mut user = match User::start(&Ports::default()) {
+        let mut user = match User::start(&Ports::default(), told().0) {
             Ok(user) => user,
             Err(why) => return skip("passt", why),
         };
@@ -211,7 +355,7 @@ mod tests {
                 }
                 Received::Nothing if user.is_up() => wait(&mut user),
                 // A network that it cannot use is none of ours.
-                Received::Nothing => return skip("passt", "it has ended; its reason is above"),
+                Received::Nothing => return skip("passt", "it has ended; it finds no network here"),
                 _ => {}
             }
         }
