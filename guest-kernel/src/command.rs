@@ -96,6 +96,10 @@ pub enum Command<'a> {
     Print(&'a str),
     /// Serve the network until a key is pressed.
     Serve,
+    /// Ask this station for so many echoes.
+    Ping(&'a str, u16),
+    /// Fetch a page from this web server.
+    Fetch(&'a str),
     /// Panic.
     Panic,
     /// Power off.
@@ -119,6 +123,8 @@ impl<'a> Command<'a> {
         ("ls [PATH]", "what is in a directory of the disk (ext2, ext3 or ext4)"),
         ("cat PATH", "what is in a file of the disk"),
         ("serve", "serve HTTP, a TCP sink and a source, until Ctrl-C"),
+        ("ping ADDRESS [COUNT]", "ask another station for echoes"),
+        ("fetch ADDRESS[:PORT]", "fetch a page from a web server"),
         ("uptime", "how long the kernel has been up"),
         ("halt", "power off (also Ctrl-D)"),
         ("reboot", "start again"),
@@ -140,6 +146,11 @@ impl<'a> Command<'a> {
             Some("ls") => Self::List(words.next().unwrap_or("/")),
             Some("cat") => Self::Print(words.next().unwrap_or("/")),
             Some("serve") => Self::Serve,
+            Some("ping") => {
+                let target = words.next().unwrap_or_default();
+                Self::Ping(target, words.next().and_then(|count| count.parse().ok()).unwrap_or(4))
+            }
+            Some("fetch") => Self::Fetch(words.next().unwrap_or_default()),
             Some("panic") => Self::Panic,
             Some("halt") => Self::Halt,
             Some("reboot") => Self::Reboot,

@@ -93,10 +93,28 @@ pub fn received(byte: u8) {
     }
 }
 
+/// With interrupts off: takes over what there is of typed bytes; whether that was anything. Else an interrupt comes with
+/// the next, if there is room for it.
+pub fn receive() -> bool {
+    let before = INPUT.added.load(Ordering::Acquire);
+    Current::console_receive();
+    while room() > 0
+        && let Some(byte) = taken_from_device()
+    {
+        received(byte);
+    }
+    let is_idle = INPUT.added.load(Ordering::Acquire) == before
+        && (room() == 0 || with_device(Console::is_idle).unwrap_or(true));
+    !is_idle
+}
+
 /// Takes the next typed byte if there is one.
 pub fn try_read() -> Option<u8> {
-    let from_device = || with_device(|console| console.read().map_err(DeviceError::from)).flatten();
-    taken_from_machine().or_else(from_device)
+    taken_from_machine().or_else(taken_from_device)
+}
+
+fn taken_from_device() -> Option<u8> {
+    with_device(|console| console.read().map_err(DeviceError::from)).flatten()
 }
 
 fn taken_from_machine() -> Option<u8> {
@@ -107,6 +125,20 @@ fn taken_from_machine() -> Option<u8> {
     let byte = INPUT.bytes[taken % INPUT.bytes.len()].load(Ordering::Relaxed);
     INPUT.taken.store(taken.wrapping_add(1), Ordering::Release);
     Some(byte)
+}
+
+/// Whether Ctrl-C was typed; it is taken, and so is what was typed before it.
+pub fn take_interrupt() -> bool {
+    const INTERRUPT: u8 = 0x03;
+    let (taken, added) = (INPUT.taken.load(Ordering::Relaxed), INPUT.added.load(Ordering::Acquire));
+    let waiting = added.wrapping_sub(taken);
+    let byte =
+        |offset: usize| INPUT.bytes[taken.wrapping_add(offset) % INPUT.bytes.len()].load(Ordering::Relaxed);
+    let found = (0..waiting).rev().find(|offset| byte(*offset) == INTERRUPT);
+    if let Some(offset) = found {
+        INPUT.taken.store(taken.wrapping_add(offset + 1), Ordering::Release);
+    }
+    found.is_some()
 }
 
 /// Takes the next typed byte, idle until there is one. Interrupts are on.

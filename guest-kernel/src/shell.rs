@@ -37,7 +37,7 @@ pub fn run(kernel: &mut Kernel) {
 fn obey(kernel: &mut Kernel, command: Command<'_>) -> bool {
     match command {
         Command::Empty => {}
-        Command::Help => Command::HELP.iter().for_each(|(usage, what)| println!("  {usage:<18}{what}")),
+        Command::Help => Command::HELP.iter().for_each(|(usage, what)| println!("  {usage:<21}{what}")),
         Command::Mem => mem(kernel),
         Command::Uptime => {
             let us = Current::clock().saturating_sub(kernel.started) / 1000;
@@ -56,6 +56,8 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> bool {
         Command::List(path) => files::list(kernel, path),
         Command::Print(path) => files::print(kernel, path),
         Command::Serve => network::serve(kernel),
+        Command::Ping(target, count) => network::ping(kernel, target, count),
+        Command::Fetch(target) => network::fetch(kernel, target),
         Command::Panic => panic!("asked for at the shell"),
         Command::Halt => return false,
         Command::Reboot => crate::kernel::end(Shutdown::Reboot),

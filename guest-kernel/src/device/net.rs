@@ -1,7 +1,7 @@
 //! A network interface (virtio 1.2, section 5.1): frames in slots, one queue each way, no offloads.
 
 use bitflags::bitflags;
-use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
+use paravane_guest::virtio::drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use paravane_guest::virtio::drivers::{Error, Result};
 
 use super::{DeviceError, Queue, Slots, Transported, check_started};
@@ -14,6 +14,9 @@ pub const DEPTH: usize = 256;
 const SLOT: usize = 2048;
 /// `virtio_net_hdr` (section 5.1.6): all zeroes means a frame as it is.
 const HEADER: usize = 12;
+/// Where `status` is in the configuration space (section 5.1.4), and its bit for a link that is up.
+const STATUS: usize = 6;
+const LINK_UP: u16 = 1;
 /// The longest frame: an Ethernet header and 1500 bytes.
 pub const MAX_FRAME: usize = 1514;
 
@@ -22,6 +25,7 @@ bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Features: u64 {
         const MAC = 1 << 5;
+        const STATUS = 1 << 16;
         const EVENT_IDX = 1 << 29;
         const VERSION_1 = 1 << 32;
     }
@@ -34,6 +38,8 @@ pub struct Net {
     receiver: Receiver,
     sender: Sender,
     mac: [u8; 6],
+    /// Whether the device says if its link is up.
+    has_status: bool,
 }
 
 /// What is received.
@@ -83,7 +89,7 @@ impl Net {
             free_count: DEPTH,
         };
         transport.finish_init();
-        Ok(Self { transport, receiver, sender, mac })
+        Ok(Self { transport, receiver, sender, mac, has_status: features.contains(Features::STATUS) })
     }
 
     /// Whether the device runs.
@@ -97,6 +103,39 @@ impl Net {
     /// Its address.
     pub const fn mac(&self) -> [u8; 6] {
         self.mac
+    }
+
+    /// Whether there is anything at the other end, as far as the device says.
+    pub fn link_is_up(&self) -> bool {
+        let status = || self.transport.read_consistent(|| self.transport.read_config_space::<u16>(STATUS));
+        !self.has_status || status().is_ok_and(|status| status & LINK_UP != 0)
+    }
+
+    /// After an interrupt of the device's own: whether the link is up now. `None` when there was none.
+    ///
+    /// # Errors
+    /// When the device stopped.
+    pub fn link_change(&mut self) -> core::result::Result<Option<bool>, DeviceError> {
+        if !self.transport.ack_interrupt().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
+            return Ok(None);
+        }
+        if self.transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET) {
+            return Err(DeviceError::NeedsReset);
+        }
+        Ok(Some(self.link_is_up()))
+    }
+
+    /// With interrupts off: waits until all frames are sent.
+    ///
+    /// # Errors
+    /// When the device stopped.
+    pub fn drain(&mut self) -> core::result::Result<(), DeviceError> {
+        self.reclaim()?;
+        while self.unsent() != 0 {
+            self.wait_sent(self.unsent() as u16)?;
+            self.reclaim()?;
+        }
+        Ok(())
     }
 
     /// Both directions, for who works on both at a time and tells the device afterwards, by [`tell`](Self::tell).

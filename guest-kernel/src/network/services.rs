@@ -7,28 +7,62 @@ use alloc::vec;
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 
+use super::stack::{Application, Stack, Step};
+use crate::console;
 use crate::machine::{Current, Machine};
 
-/// What there is, for people.
-pub const OFFER: &str = "http on port 80, a sink on port 9, a source on port 19";
+const INTERRUPT: u8 = 0x03;
+const END: u8 = 0x04;
 const HTTP_PORT: u16 = 80;
 /// RFC 863.
 const SINK_PORT: u16 = 9;
-/// RFC 864; without its line structure.
+/// RFC 864, with other characters: each byte is its place in the stream, modulo [`PERIOD`].
 const SOURCE_PORT: u16 = 19;
+/// No power of two, so that whoever takes the stream sees any part that is missing or not in its place.
+const PERIOD: u64 = 251;
+/// Connections to the sink, and to the source, at a time. One more than is of use: a socket listens again when the loop
+/// has seen that its connection is over, and the next caller may be there before that.
+const STREAMS: usize = 2;
 /// Connections to the web server at a time.
 const BROWSERS: usize = 4;
 /// The longest request that is read.
 const REQUEST: usize = 1024;
 /// Buffers for throughput, in one direction.
 const BIG: usize = 64 << 10;
+/// And in the other, in which nothing goes.
+const SMALL: usize = 512;
 
 pub struct Services {
     browsers: [Browser; BROWSERS],
-    sink: SocketHandle,
-    source: SocketHandle,
+    sinks: [SocketHandle; STREAMS],
+    sources: [Source; STREAMS],
     requests: u64,
-    sunk: u64,
+    sunk: Sunk,
+}
+
+/// A connection to the source, and how many bytes it has been given.
+struct Source {
+    socket: SocketHandle,
+    given: u64,
+}
+
+/// What the sink took, of all connections.
+#[derive(Clone, Copy, Default)]
+struct Sunk {
+    bytes: u64,
+    /// The sum of the bytes, and the sum of that sum after each of them: another order has another.
+    sums: (u64, u64),
+}
+
+impl Sunk {
+    fn take(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        let (a, b) = self.sums;
+        self.sums = bytes.iter().fold((a, b), |(a, b), byte| {
+            let a = a.wrapping_add(u64::from(*byte));
+            (a, b.wrapping_add(a))
+        });
+    }
 }
 
 /// A connection to the web server, and what it has asked so far.
@@ -49,52 +83,80 @@ impl Services {
             let socket = sockets.add(socket(REQUEST, 2048));
             Browser { socket, request: [0; REQUEST], len: 0, answered: false }
         });
-        let (sink, source) = (sockets.add(socket(BIG, 512)), sockets.add(socket(512, BIG)));
-        Self { browsers, sink, source, requests: 0, sunk: 0 }
+        let sinks = core::array::from_fn(|_| sockets.add(socket(BIG, SMALL)));
+        let sources = core::array::from_fn(|_| Source { socket: sockets.add(socket(SMALL, BIG)), given: 0 });
+        Self { browsers, sinks, sources, requests: 0, sunk: Sunk::default() }
     }
 
     /// Does what there is to do; whether that was anything.
-    pub fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
-        let mut busy = self.serve_sink(sockets.get_mut(self.sink));
-        busy |= serve_source(sockets.get_mut(self.source));
+    fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+        let mut busy = false;
+        for sink in self.sinks {
+            busy |= self.sunk.serve(sockets.get_mut(sink));
+        }
+        for source in &mut self.sources {
+            busy |= source.serve(sockets.get_mut(source.socket));
+        }
         for browser in &mut self.browsers {
             let socket = sockets.get_mut(browser.socket);
             busy |= browser.serve(socket, &mut self.requests, self.sunk);
         }
         busy
     }
+}
 
-    fn serve_sink(&mut self, socket: &mut Socket<'_>) -> bool {
+impl Sunk {
+    /// Takes what a connection to the sink has brought; whether that was anything.
+    fn serve(&mut self, socket: &mut Socket<'_>) -> bool {
         if listening(socket, SINK_PORT) {
             return false;
         }
-        let mut count = 0;
-        while let Ok(taken) = socket.recv(|bytes| (bytes.len(), bytes.len())) {
-            if taken == 0 {
-                break;
-            }
-            count += taken;
-        }
-        self.sunk += count as u64;
+        let before = self.bytes;
+        let mut take = |bytes: &mut [u8]| {
+            self.take(bytes);
+            (bytes.len(), bytes.len())
+        };
+        while socket.recv(&mut take).is_ok_and(|taken| taken != 0) {}
         if !socket.may_recv() && socket.state() == State::CloseWait {
             socket.close();
         }
+        self.bytes != before
+    }
+}
+
+impl Source {
+    /// Gives a connection what there is room for; whether that was anything.
+    fn serve(&mut self, socket: &mut Socket<'_>) -> bool {
+        if listening(socket, SOURCE_PORT) {
+            self.given = 0;
+            return false;
+        }
+        if socket.state() == State::CloseWait {
+            socket.close();
+        }
+        let fill = |bytes: &mut [u8]| {
+            (self.given..).zip(bytes.iter_mut()).for_each(|(place, byte)| *byte = (place % PERIOD) as u8);
+            (bytes.len(), bytes.len())
+        };
+        let count = socket.send(fill).unwrap_or(0);
+        self.given += count as u64;
         count != 0
     }
 }
 
-fn serve_source(socket: &mut Socket<'_>) -> bool {
-    if listening(socket, SOURCE_PORT) {
-        return false;
+impl Application for Services {
+    const OFFER: &'static str = "; http on port 80, a sink on port 9, a source on port 19";
+
+    fn step(&mut self, stack: &mut Stack) -> Step {
+        let busy = self.serve(&mut stack.sockets);
+        match console::try_read() {
+            Some(INTERRUPT | END) => Step::Done,
+            // Whatever else is typed means nothing here.
+            Some(_) => Step::Again,
+            None if busy => Step::Again,
+            None => Step::Wait(None),
+        }
     }
-    if socket.state() == State::CloseWait {
-        socket.close();
-    }
-    let fill = |bytes: &mut [u8]| {
-        bytes.fill(b'x');
-        (bytes.len(), bytes.len())
-    };
-    socket.send(fill).is_ok_and(|count| count != 0)
 }
 
 /// Whether a socket waits for somebody; one that is done with somebody does so from now on.
@@ -107,7 +169,7 @@ fn listening(socket: &mut Socket<'_>, port: u16) -> bool {
 }
 
 impl Browser {
-    fn serve(&mut self, socket: &mut Socket<'_>, requests: &mut u64, sunk: u64) -> bool {
+    fn serve(&mut self, socket: &mut Socket<'_>, requests: &mut u64, sunk: Sunk) -> bool {
         if listening(socket, HTTP_PORT) {
             (self.len, self.answered) = (0, false);
             return false;
@@ -133,7 +195,7 @@ impl Browser {
     }
 }
 
-fn answer(request: &[u8], requests: u64, sunk: u64) -> String {
+fn answer(request: &[u8], requests: u64, sunk: Sunk) -> String {
     let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let mut words = line.split(|byte| *byte == b' ');
     let (status, body) = match (words.next(), words.next()) {
@@ -142,7 +204,8 @@ fn answer(request: &[u8], requests: u64, sunk: u64) -> String {
             let name = Current::NAME;
             let body = format!(
                 "<!doctype html><title>Paravane</title><h1>Hello from a Paravane guest</h1>\n\
-                 <p>machine: {name}<br>clock: {up} ms<br>request: {requests}<br>sunk: {sunk} bytes\n"
+                 <p>machine: {name}<br>clock: {up} ms<br>request: {requests}<br>sunk: {} bytes, sums {:x} {:x}\n",
+                sunk.bytes, sunk.sums.0, sunk.sums.1
             );
             ("200 OK", body)
         }

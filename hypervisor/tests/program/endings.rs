@@ -33,7 +33,7 @@ const PATIENT: &str = super::PATIENCE;
 fn a_conversation_over_a_pipe() {
     for options in everywhere() {
         let ran = run(&options, b"help\nmem\nbench null-call\nhalt\n");
-        ran.must_end(0).must_print("  halt              power off").must_print("memory    65536 KiB");
+        ran.must_end(0).must_print("  halt                 power off").must_print("memory    65536 KiB");
         ran.must_print("bench: name=null-call ops=1000 ok=true").must(ran.err.is_empty(), "should be quiet");
         run(&options, b"mem\nreboot\n").must_end(5).must_say("paravane: the guest asked to be rebooted");
         run(&options, b"mem\npanic\n")

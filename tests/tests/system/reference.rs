@@ -70,7 +70,7 @@ fn its_shell_converses() {
         for outcome in (Guest { input, ..guest }).boot() {
             outcome.must_end(&DomainEnd::PowerOff);
             for answer in [
-                "bench [NAME|all]  run a workload",
+                "bench [NAME|all]     run a workload",
                 "memory    32768 KiB",
                 "nonsense: no such command",
                 "bench: name=null-call ops=1000 ok=true",

@@ -111,6 +111,15 @@ impl User {
     }
 }
 
+impl Drop for User {
+    /// From now on passt's end is nothing to speak of; if it ended before, that is still to be told.
+    fn drop(&mut self) {
+        if self.frames.is_up() {
+            self.passt.shared.dismissed.store(true, Ordering::Release);
+        }
+    }
+}
+
 impl Passt {
     fn watched(mut child: Child, lost: Lost) -> io::Result<Self> {
         let complaints = child.stderr.take();
@@ -127,7 +136,6 @@ impl Passt {
 impl Drop for Passt {
     /// Its socket is closed by now, which is its sign to end; it is killed if it does not.
     fn drop(&mut self) {
-        self.shared.dismissed.store(true, Ordering::Release);
         let _ = self.gone.recv_timeout(GRACE);
         let mut child = self.shared.child();
         // Neither does anything to a process that was waited for.
