@@ -10,7 +10,7 @@ use virtio_bindings::bindings::virtio_ring::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::testing::{BUFFERS, Bench, Interrupts, MEMORY, Ring};
+use super::testing::{BUFFERS, Bench, Interrupts, MEMORY, Ring, cases};
 use super::{Broken, DeviceMemory, Link, Queue, QueueSetup};
 use crate::device::entropy::Entropy;
 
@@ -137,6 +137,151 @@ fn indirect_tables() {
     assert_eq!(queue.take(), Err(Broken::Indirect));
 }
 
+/// Takes and gives back what a driver offered `count` times, and tells it in the end.
+fn turn(queue: &mut Queue, ring: &mut Ring, count: u32) {
+    for _ in 0..count {
+        ring.offer(0);
+        ring.publish();
+        let chain = queue.take().unwrap().expect("it was offered");
+        queue.give_back(chain.head(), 0).unwrap();
+    }
+    queue.notify().unwrap();
+}
+
+/// Indices are of 16 bits: what a driver asked for before they wrap holds after.
+#[test]
+fn notifications_across_the_wrap_of_the_indices() {
+    let memory = memory(MEMORY);
+    let mut ring = Ring::new(&memory, 0, SIZE);
+    let interrupts = Arc::new(Interrupts::default());
+    let link = Arc::new(Link::new(&[], interrupts.clone()));
+    let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    let features = 1 << VIRTIO_RING_F_EVENT_IDX;
+    let mut queue = Queue::new(0, &ring.setup, SIZE, features, &memory, (kick, link)).unwrap();
+    ring.describe(0, BUFFERS, 1, 0, 0);
+    let store = |at: u64, value: u16| memory.view().write_obj(value, GuestAddress(at)).unwrap();
+    let used_event = ring.setup.driver + 4 + u64::from(SIZE) * 2;
+    let avail_event = ring.setup.device + 4 + u64::from(SIZE) * 8;
+    let count = || interrupts.queues.load(std::sync::atomic::Ordering::SeqCst);
+    for done in 0..70_000u32 {
+        let before = count();
+        // Every third is waited for.
+        let next = done.next_multiple_of(3) as u16;
+        store(used_event, next);
+        turn(&mut queue, &mut ring, 1);
+        assert_eq!(count() - before, usize::from(next == done as u16), "after {done}");
+        assert!(!queue.ask_for_kicks().unwrap());
+        let asked: u16 = memory.view().read_obj(GuestAddress(avail_event)).unwrap();
+        assert_eq!(asked, (done + 1) as u16, "a kick for the next one");
+    }
+    // So many at once that the index is where it was: the driver's wish was passed, wherever it is.
+    let before = count();
+    store(used_event, ring.used_index().wrapping_sub(1));
+    turn(&mut queue, &mut ring, 1 << 16);
+    assert_eq!(count() - before, 1);
+}
+
+#[test]
+fn a_driver_that_wants_no_interrupts_gets_none() {
+    let bench = Bench::new(Entropy);
+    let mut ring = Ring::new(&bench.memory, 0, SIZE);
+    let link = Arc::new(Link::new(&[], bench.interrupts.clone()));
+    let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    let mut queue = Queue::new(0, &ring.setup, SIZE, 0, &bench.memory, (kick, link)).unwrap();
+    ring.describe(0, BUFFERS, 1, 0, 0);
+    let flags = GuestAddress(ring.setup.driver);
+    let count = || bench.interrupts.queues.load(std::sync::atomic::Ordering::SeqCst);
+    for (flag, expected) in [(0u16, 1), (1, 0), (0xfffe, 1), (u16::MAX, 0)] {
+        bench.memory.view().write_obj(flag, flags).unwrap();
+        let before = count();
+        turn(&mut queue, &mut ring, 3);
+        assert_eq!(count() - before, expected, "{flag:#x}");
+    }
+    queue.refuse_kicks().unwrap();
+    let refused: u16 = memory_flags(&bench.memory, &ring);
+    queue.ask_for_kicks().unwrap();
+    assert_eq!((refused, memory_flags(&bench.memory, &ring)), (1, 0));
+}
+
+fn memory_flags(memory: &DeviceMemory, ring: &Ring) -> u16 {
+    memory.view().read_obj(GuestAddress(ring.setup.device)).unwrap()
+}
+
+/// Rings in two regions that the device sees side by side, and whose frames lie anywhere.
+#[test]
+fn a_ring_may_lie_across_regions() {
+    use crate::device::Region;
+    use crate::memory::{Backing, MachineMemory, Mfn};
+    let machine = Arc::new(MachineMemory::new(0, 64, Backing::Anonymous).unwrap());
+    // Device page n is frame 63 - n.
+    let region = |n: u64| Region { address: n * 4096, first: Mfn(63 - n), frames: 1 };
+    let memory = DeviceMemory::new(&machine, &(0..60).map(region).collect::<Vec<_>>()).unwrap();
+    let setup = QueueSetup { size: 1024, descriptors: 0x1f00, driver: 0x7ffe, device: 0xbff8 };
+    let link = Arc::new(Link::new(&[], Arc::new(Interrupts::default())));
+    let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    let mut queue = Queue::new(0, &setup, 1024, 0, &memory, (kick, link)).unwrap();
+    let write = |at: u64, bytes: &[u8]| memory.view().write_slice(bytes, GuestAddress(at)).unwrap();
+    for n in 0..1024u64 {
+        // A buffer across two pages.
+        let desc = [(0x2_0ff0 + n % 8 * 0x1000).to_le_bytes(), (32 | 2u64 << 32).to_le_bytes()].concat();
+        write(setup.descriptors + n * 16, &desc);
+        write(setup.driver + 4 + n * 2, &(n as u16).to_le_bytes());
+    }
+    write(setup.driver + 2, &1024u16.to_le_bytes());
+    for n in 0..1024u16 {
+        let chain = queue.take().unwrap().expect("it was offered");
+        assert_eq!((chain.head(), chain.writable_len()), (n, 32));
+        assert_eq!(memory.scatter(chain.writable(), 0, &[n as u8; 32]), 32);
+        queue.give_back(n, 32).unwrap();
+    }
+    assert_eq!(queue.take(), Ok(None));
+    for n in 0..1024u64 {
+        let mut used = [0; 8];
+        memory.view().read_slice(&mut used, GuestAddress(setup.device + 4 + n * 8)).unwrap();
+        assert_eq!(u64::from_le_bytes(used), n | 32 << 32);
+    }
+}
+
+/// Empty buffers are legal and nothing; they count as descriptors.
+#[test]
+fn buffers_of_no_bytes() {
+    for (second, expected) in
+        [((0, 0, 0), (0, 1)), ((u64::MAX, 0, 0), (0, 1)), ((u64::MAX, 0, WRITE), (0, 1))]
+    {
+        let memory = memory(MEMORY);
+        let mut ring = Ring::new(&memory, 0, SIZE);
+        let mut queue = queue(&memory, &ring.setup, 0).unwrap();
+        ring.describe(0, BUFFERS, 1, WRITE | NEXT, 1);
+        let (address, len, flags) = second;
+        ring.describe(1, address, len, flags, 0);
+        ring.offer(0);
+        ring.publish();
+        let chain = queue.take().unwrap().unwrap();
+        assert_eq!((chain.readable().len(), chain.writable().len()), expected, "{second:?}");
+    }
+    let memory = memory(MEMORY);
+    let mut ring = Ring::new(&memory, 0, SIZE);
+    let mut queue = queue(&memory, &ring.setup, 0).unwrap();
+    ring.describe(0, 0, 0, NEXT, 0);
+    ring.offer(0);
+    ring.publish();
+    assert_eq!(queue.take(), Err(Broken::TooLong), "a loop of nothing is a loop");
+}
+
+/// More than 4 GiB in one chain: no driver has a reason, and lengths are of 32 bits.
+#[test]
+fn a_chain_of_more_than_lengths_can_say() {
+    let view = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+    let memory = DeviceMemory::standing_alone(view);
+    let mut ring = Ring::new(&memory, 0, SIZE);
+    let mut queue = queue(&memory, &ring.setup, 1 << VIRTIO_RING_F_INDIRECT_DESC).unwrap();
+    ring.describe(0, BUFFERS, 8, NEXT, 1);
+    ring.describe(1, BUFFERS, u32::MAX - 7, 0, 0);
+    ring.offer(0);
+    ring.publish();
+    assert_eq!(queue.take(), Err(Broken::TooMuch));
+}
+
 /// Where the random rings are, in a memory of [`SMALL`] bytes.
 const SETUP: QueueSetup = QueueSetup { size: SIZE, descriptors: 0x100, driver: 0x200, device: 0x240 };
 const USED_END: u64 = 0x240 + 4 + SIZE as u64 * 8 + 2;
@@ -152,7 +297,7 @@ pub(super) fn descriptor() -> impl Strategy<Value = [u64; 2]> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(512), failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever the rings say: what a queue hands out is the device's memory and no more than the ring holds, a
     /// broken queue stays within its memory, and nothing but the used ring is written.

@@ -20,6 +20,8 @@ mod chain;
 pub mod console;
 pub mod entropy;
 #[cfg(test)]
+mod facts;
+#[cfg(test)]
 mod hostile;
 mod link;
 mod memory;

@@ -60,8 +60,8 @@ pub struct Queue {
     index: u16,
     ring: virtio_queue::Queue,
     in_work: u16,
-    /// The used index of the last [`Queue::notify`].
-    told: u16,
+    /// Requests given back since the last [`Queue::notify`]: the indices alone would not tell 65536 from none.
+    given: u32,
     memory: DeviceMemory,
     indirect: bool,
     kick: EventFd,
@@ -81,7 +81,7 @@ impl Queue {
         let mut ring = setup.ring(max, memory)?;
         ring.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
         let indirect = features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
-        Some(Self { index, ring, in_work: 0, told: 0, memory: memory.clone(), indirect, kick, link })
+        Some(Self { index, ring, in_work: 0, given: 0, memory: memory.clone(), indirect, kick, link })
     }
 
     /// Whether `setup` is well-formed and lies in `memory`.
@@ -141,6 +141,7 @@ impl Queue {
     /// Never for a request that was taken: the rings were checked when the device was activated.
     pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), Broken> {
         self.in_work = self.in_work.saturating_sub(1);
+        self.given = self.given.saturating_add(1);
         self.ring.add_used(self.memory.view(), head, written).map_err(|_| Broken::Bug)
     }
 
@@ -159,6 +160,7 @@ impl Queue {
             let place = self.ring.used_ring().checked_add(at).ok_or(Broken::Bug)?;
             self.memory.view().write_obj(element.to_le(), GuestAddress(place)).map_err(|_| Broken::Bug)?;
             self.in_work = self.in_work.saturating_sub(1);
+            self.given = self.given.saturating_add(1);
             next = next.wrapping_add(1);
         }
         self.ring.set_next_used(next);
@@ -167,17 +169,16 @@ impl Queue {
 
     /// Interrupts the driver if anything was given back since the last call and it wants to hear of it.
     pub fn notify(&mut self) -> Result<(), Broken> {
-        let now = self.ring.next_used();
-        let before = std::mem::replace(&mut self.told, now);
-        if before != now && self.wants_interrupt(before, now)? {
+        let given = std::mem::take(&mut self.given);
+        if given != 0 && self.wants_interrupt(given)? {
             self.link.interrupt(self.index);
         }
         Ok(())
     }
 
-    /// Whether the driver wants to hear that the used index went from `before` to `now`. Not left to the
-    /// library, which counts only what it published itself and passes over the flag.
-    fn wants_interrupt(&self, before: u16, now: u16) -> Result<bool, Broken> {
+    /// Whether the driver wants to hear of the last `given` used buffers. Not left to the library, which counts
+    /// only what it published itself and passes over the flag.
+    fn wants_interrupt(&self, given: u32) -> Result<bool, Broken> {
         let load = |offset: u64| {
             let place = self.ring.avail_ring().checked_add(offset).ok_or(Broken::Bug)?;
             self.memory.view().load::<u16>(GuestAddress(place), Ordering::Relaxed).map_err(|_| Broken::Bug)
@@ -187,7 +188,7 @@ impl Queue {
         if self.ring.event_idx_enabled() {
             // Section 2.7.7: when the index passes `used_event`.
             let event = load(AVAILABLE_ENTRIES + u64::from(self.ring.size()) * 2)?;
-            return Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before));
+            return Ok(u32::from(self.ring.next_used().wrapping_sub(event).wrapping_sub(1)) < given);
         }
         Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }

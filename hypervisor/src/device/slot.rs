@@ -15,11 +15,6 @@ use super::{Activation, Device, DeviceMemory, Info, Interrupt, Link, Queue, Queu
 /// What every device offers: rings and transports have it, not the device.
 const COMMON_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-/// The status of an active device.
-const ACTIVE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
-    | VIRTIO_CONFIG_S_DRIVER
-    | VIRTIO_CONFIG_S_FEATURES_OK
-    | VIRTIO_CONFIG_S_DRIVER_OK;
 
 /// A device was not activated.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +54,12 @@ impl std::fmt::Debug for Slot {
 }
 
 impl Slot {
+    /// The status of a device that works (virtio 1.2, section 2.1).
+    pub const ACTIVE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
+        | VIRTIO_CONFIG_S_DRIVER
+        | VIRTIO_CONFIG_S_FEATURES_OK
+        | VIRTIO_CONFIG_S_DRIVER_OK;
+
     /// A device that is not active, which interrupts by `interrupt`.
     pub fn new(device: Box<dyn Device>, interrupt: Arc<dyn Interrupt>) -> Self {
         let link = Arc::new(Link::new(&device.config(), interrupt));
@@ -86,7 +87,7 @@ impl Slot {
     /// The device status of an active device, 0 of any other (virtio 1.2, section 2.1).
     pub fn status(&self) -> u32 {
         let broken = if self.link.needs_reset() { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
-        if self.active.is_some() { ACTIVE | broken } else { 0 }
+        if self.active.is_some() { Self::ACTIVE | broken } else { 0 }
     }
     /// Whether a driver may accept just these features.
     pub fn accepts(&self, features: u64) -> bool {

@@ -17,6 +17,11 @@ pub const BUFFERS: u64 = 0x8_0000;
 /// VIRTIO_F_VERSION_1, which every driver accepts.
 pub const MODERN: u64 = 1 << VIRTIO_F_VERSION_1;
 
+/// How many cases a property test tries: `usual`, or what `PROPTEST_CASES` says, for a run through a night.
+pub fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
+
 /// Interrupts that came, and a way to wait for one.
 #[derive(Default)]
 pub struct Interrupts {

@@ -42,10 +42,19 @@ impl Doorbell {
     ///
     /// A vCPU whose upcalls are masked is kicked too: it may be about to unmask them without a look.
     pub fn raise(&self, port: EvtchnPort) {
-        let vcpu_info = Maddr(self.vcpu_info.load(Ordering::SeqCst));
-        let upcall = Upcall { shared_info: self.shared_info, vcpu_info };
+        self.raise_by(self.vcpu_info.load(Ordering::SeqCst), port);
+    }
+
+    /// The same by a vCPU's info that was there a moment ago.
+    fn raise_by(&self, seen: u64, port: EvtchnPort) {
+        let at = |vcpu_info| Upcall { shared_info: self.shared_info, vcpu_info: Maddr(vcpu_info) };
         // The shared page is always there; the guest's own info page is held for good.
-        let Ok((is_new, upcall)) = upcall.raise_both(&self.memory, port) else { return };
+        let Ok((is_new, mut upcall)) = at(seen).raise_both(&self.memory, port) else { return };
+        // If it moved just now, the guest may have looked at all ports before this one was set pending.
+        let now = self.vcpu_info.load(Ordering::SeqCst);
+        if is_new && now != seen {
+            upcall |= at(now).select(&self.memory, port).unwrap_or(false);
+        }
         if upcall || is_new && self.waiting.load(Ordering::SeqCst) {
             self.kick.kick();
         }
@@ -67,8 +76,7 @@ impl Doorbell {
             self.waiting.store(waiting, Ordering::SeqCst);
         }
     }
-    /// The vCPU's info moved. An event that went to the old place is made up for by marking all as pending
-    /// after this.
+    /// The vCPU's info moved. What became pending before is made up for by marking all as pending after this.
     pub fn vcpu_info_moved(&self, to: Maddr) {
         self.vcpu_info.store(to.0, Ordering::SeqCst);
     }
@@ -110,6 +118,13 @@ mod tests {
         bell.vcpu_info_moved(Maddr(4096));
         assert_eq!(raised(8), 1);
         assert_eq!(raised(u32::MAX), 0);
+        // One that was looking for the old place as it moved: the upcall comes at the new one.
+        bell.vcpu_info_moved(Maddr(0));
+        let here = Upcall { shared_info: Maddr(0), vcpu_info: Maddr(0) };
+        memory.store_u64(Maddr(0), 0).unwrap();
+        memory.store_u64(Maddr(8), 0).unwrap();
+        bell.raise_by(4096, 9);
+        assert_eq!(here.state(&memory), Ok((true, false)));
         assert!(!bell.was_called());
         bell.call();
         assert!(bell.was_called() && !bell.was_called());

@@ -68,7 +68,7 @@ impl Upcall {
         Ok(memory.load_u64(pending)? & bit != 0)
     }
 
-    fn select(&self, memory: &MachineMemory, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
+    pub(super) fn select(&self, memory: &MachineMemory, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
         let (mask, bit) = self.word(offset_of!(SharedInfo, evtchn_mask), port)?;
         if memory.load_u64(mask)? & bit != 0 {
             return Ok(false);

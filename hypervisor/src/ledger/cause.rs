@@ -312,9 +312,46 @@ mod tests {
 
     #[test]
     fn registers_are_where_the_specification_has_them() {
-        assert_eq!(VirtioRegister::at(0x30), VirtioRegister::QueueSel);
-        assert_eq!(VirtioRegister::at(0xfc), VirtioRegister::ConfigGeneration);
-        assert_eq!(VirtioRegister::at(0x107), VirtioRegister::Config);
+        use VirtioRegister::*;
+        use virtio_bindings::bindings::virtio_mmio as header;
+        let facts = [
+            (header::VIRTIO_MMIO_MAGIC_VALUE, MagicValue),
+            (header::VIRTIO_MMIO_VERSION, Version),
+            (header::VIRTIO_MMIO_DEVICE_ID, DeviceId),
+            (header::VIRTIO_MMIO_VENDOR_ID, VendorId),
+            (header::VIRTIO_MMIO_DEVICE_FEATURES, DeviceFeatures),
+            (header::VIRTIO_MMIO_DEVICE_FEATURES_SEL, DeviceFeaturesSel),
+            (header::VIRTIO_MMIO_DRIVER_FEATURES, DriverFeatures),
+            (header::VIRTIO_MMIO_DRIVER_FEATURES_SEL, DriverFeaturesSel),
+            (header::VIRTIO_MMIO_QUEUE_SEL, QueueSel),
+            (header::VIRTIO_MMIO_QUEUE_NUM_MAX, QueueNumMax),
+            (header::VIRTIO_MMIO_QUEUE_NUM, QueueNum),
+            (header::VIRTIO_MMIO_QUEUE_READY, QueueReady),
+            (header::VIRTIO_MMIO_QUEUE_NOTIFY, QueueNotify),
+            (header::VIRTIO_MMIO_INTERRUPT_STATUS, InterruptStatus),
+            (header::VIRTIO_MMIO_INTERRUPT_ACK, InterruptAck),
+            (header::VIRTIO_MMIO_STATUS, Status),
+            (header::VIRTIO_MMIO_QUEUE_DESC_LOW, QueueDescLow),
+            (header::VIRTIO_MMIO_QUEUE_DESC_HIGH, QueueDescHigh),
+            (header::VIRTIO_MMIO_QUEUE_AVAIL_LOW, QueueDriverLow),
+            (header::VIRTIO_MMIO_QUEUE_AVAIL_HIGH, QueueDriverHigh),
+            (header::VIRTIO_MMIO_QUEUE_USED_LOW, QueueDeviceLow),
+            (header::VIRTIO_MMIO_QUEUE_USED_HIGH, QueueDeviceHigh),
+            (header::VIRTIO_MMIO_SHM_SEL, Other),
+            (header::VIRTIO_MMIO_SHM_LEN_LOW, SharedMemory),
+            (header::VIRTIO_MMIO_SHM_LEN_HIGH, SharedMemory),
+            (header::VIRTIO_MMIO_SHM_BASE_LOW, SharedMemory),
+            (header::VIRTIO_MMIO_SHM_BASE_HIGH, SharedMemory),
+            (header::VIRTIO_MMIO_CONFIG_GENERATION, ConfigGeneration),
+            (header::VIRTIO_MMIO_CONFIG, Config),
+            (header::VIRTIO_MMIO_CONFIG + 7, Config),
+        ];
+        for (offset, register) in facts {
+            assert_eq!(VirtioRegister::at(offset.into()), register, "{offset:#x}");
+        }
+        // Nothing else is a register: those of the legacy interface neither.
+        let known = |offset: u32| facts.iter().any(|(at, _)| *at == offset);
+        assert!((0..0x100).filter(|at| !known(*at)).all(|at| VirtioRegister::at(at.into()) == Other));
         assert_eq!(VirtioRegister::at(0x32), VirtioRegister::Other);
         let found =
             |register: &VirtioRegister| (0..0x101).any(|offset| VirtioRegister::at(offset) == *register);

@@ -10,7 +10,7 @@ use paravane_abi::event::EvtchnPort;
 use paravane_abi::virtio::*;
 
 use super::{HypercallResult, close, done, publish};
-use crate::device::{ActivateError, DeviceMemory, MemoryError, Queue, QueueSetup, Region};
+use crate::device::{ActivateError, DeviceMemory, MemoryError, Queue, QueueSetup, Region, Slot};
 use crate::domain::pv::PvDomain;
 use crate::event::{Binding, HostService};
 use crate::hypercall::Outcome;
@@ -48,8 +48,8 @@ pub(super) fn activate(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     let mut ports = Vec::with_capacity(request.queues.len() + 1);
     let started = start(d, &request, &mut ports, |d, ports, config_port| {
         op.config_port = config_port;
-        // What an active device has; told before it starts, so that nothing can fail after.
-        op.status = 0xf;
+        // Told before it starts, so that nothing can fail after.
+        op.status = Slot::ACTIVE;
         let mut queues = request.queues.clone();
         queues.iter_mut().zip(ports).for_each(|(queue, port)| queue.port = *port);
         for (offset, queue) in (0u64..).step_by(size_of::<VirtioQueue>()).zip(&queues) {

@@ -284,6 +284,8 @@ impl Registers {
     fn write_status(&mut self, value: u32, memory: &DeviceMemory) {
         if value == 0 {
             self.status = 0;
+            // What the driver did not acknowledge must not hide the end of a reset that takes a while.
+            self.line.clear();
             self.finish_reset();
             return;
         }

@@ -1,0 +1,83 @@
+//! A driver may start and reset its device as often as it likes: the host keeps nothing of it. In a program of its
+//! own, because what is counted is the whole process's.
+
+use std::fs;
+use std::sync::{Arc, Condvar, Mutex};
+
+use paravane::compare::Needs;
+use paravane::device::entropy::Entropy;
+use paravane::device::{Device, DeviceMemory, Interrupt, QueueSetup, Region, Slot};
+use paravane::memory::{Backing, MachineMemory, Mfn};
+
+const VERSION_1: u64 = 1 << 32;
+
+#[derive(Default)]
+struct Interrupts(Mutex<u64>, Condvar);
+
+impl Interrupt for Interrupts {
+    fn queue(&self, _: u16) {}
+    fn config(&self) {
+        *self.0.lock().unwrap() += 1;
+        self.1.notify_all();
+    }
+}
+
+impl Interrupts {
+    /// Resets a device, however long that takes.
+    fn reset(&self, slot: &mut Slot) {
+        loop {
+            let seen = *self.0.lock().unwrap();
+            if slot.reset() {
+                return;
+            }
+            drop(self.1.wait_while(self.0.lock().unwrap(), |count| *count == seen).unwrap());
+        }
+    }
+}
+
+fn count(directory: &str) -> usize {
+    fs::read_dir(directory).map(Iterator::count).unwrap_or_else(|e| panic!("broken test: {directory}: {e}"))
+}
+
+/// Starts and resets a device, its rings as the driver left them: empty, or wrong.
+fn cycle(slot: &mut Slot, interrupts: &Interrupts, memory: &DeviceMemory, times: u32) {
+    let setup = |n: u64| QueueSetup {
+        size: 8,
+        descriptors: n * 0x1000,
+        driver: n * 0x1000 + 0x800,
+        device: n * 0x1000 + 0xc00,
+    };
+    let setups: Vec<_> = (1..=u64::from(slot.info().queues)).map(setup).collect();
+    for _ in 0..times {
+        slot.activate(memory, VERSION_1, &setups).unwrap_or_else(|e| panic!("broken product: {e}"));
+        slot.kick(0);
+        interrupts.reset(slot);
+    }
+}
+
+#[test]
+fn ten_thousand_starts_leave_no_descriptors_and_no_threads() {
+    let mut devices: Vec<(Box<dyn Device>, u32)> = vec![(Box::new(Entropy), 8000)];
+    devices.extend(Needs::Network.provide().into_iter().flatten().map(|device| (device, 1000)));
+    match Needs::Disk.provide() {
+        Ok(disk) => devices.extend(disk.into_iter().map(|device| (device, 1000))),
+        Err(why) => eprintln!("SKIP: disk: {why}"),
+    }
+    let machine = Arc::new(MachineMemory::new(0, 16, Backing::Anonymous).unwrap());
+    let memory = DeviceMemory::new(&machine, &[Region { address: 0, first: Mfn(0), frames: 16 }]).unwrap();
+    let interrupts = Arc::new(Interrupts::default());
+    for (device, times) in devices {
+        let mut slot = Slot::new(device, interrupts.clone());
+        machine.zero_frame(Mfn(1)).unwrap();
+        cycle(&mut slot, &interrupts, &memory, 2);
+        let before = (count("/proc/self/fd"), count("/proc/self/task"));
+        cycle(&mut slot, &interrupts, &memory, times / 2);
+        // An available index that runs ahead of its ring.
+        machine.write_obj(Mfn(1).maddr(), &[0xffu8; 4096]).unwrap();
+        cycle(&mut slot, &interrupts, &memory, times / 2);
+        let after = (count("/proc/self/fd"), count("/proc/self/task"));
+        assert_eq!(before.0, after.0, "descriptors of device type {}", slot.info().kind);
+        // A thread that was waited for may be listed a little longer.
+        assert!(after.1 <= before.1 + 8, "threads: {} before, {} after", before.1, after.1);
+    }
+}
