@@ -2,6 +2,7 @@
 //! program is killed.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
@@ -9,15 +10,21 @@ use super::disk::{BATCH, BLOCK, BLOCKS, SEED, Scratch, holds, killed_after};
 use super::disk_errors::has_qemu_img;
 use super::{everywhere, run, skip};
 
-/// Pages of a file that are not yet on its disk, by cachestat(2); `None`: this kernel does not tell.
-fn unsynced(disk: &Scratch) -> Option<u64> {
+/// Pages of blocks of a file that are not yet on its disk, by cachestat(2); `None`: this kernel does not tell.
+fn unsynced_in(disk: &Scratch, blocks: Range<usize>) -> Option<u64> {
     const CACHESTAT: libc::c_long = 451;
     let file = File::open(&disk.0).unwrap();
-    // Offset and length, 0 being all of it; then cache, dirty, writeback, evicted, recently evicted.
-    let (range, mut found) = ([0u64; 2], [0u64; 5]);
+    // Offset and length; then cache, dirty, writeback, evicted, recently evicted.
+    let range = [blocks.start, blocks.len()].map(|n| (n * BLOCK) as u64);
+    let mut found = [0u64; 5];
     // SAFETY: a descriptor and two arrays of what the call reads and writes (linux/mman.h).
     let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), found.as_mut_ptr(), 0) };
     (result == 0).then(|| found[1] + found[2])
+}
+
+fn unsynced(disk: &Scratch) -> Option<u64> {
+    // A length of 0 is all of the file.
+    unsynced_in(disk, 0..0)
 }
 
 /// Whether what was written can be told from what was synced: not on a tmpfs.
@@ -65,6 +72,27 @@ fn what_was_flushed_is_on_the_disk() {
             let left = unsynced(&disk);
             ran.must_end(0).must_print("test: name=block-verify ok=true");
             ran.must(left == Some(0), format_args!("left {left:?} pages of a {format} disk unwritten"));
+        }
+    }
+}
+
+/// Killed in the middle of a write load, which leaves its page cache as it was: what had been flushed was not in it.
+#[test]
+fn what_was_flushed_before_sigkill_is_on_the_disk() {
+    if !can_tell() {
+        return;
+    }
+    for options in everywhere() {
+        for after in [1, 9, BLOCKS / BATCH + 3] {
+            let disk = Scratch::new("kill-flushed");
+            let (_, count) = killed_after(&options, &disk, after);
+            let begun = if count == BLOCKS { BATCH } else { 0 };
+            let left = unsynced_in(&disk, begun..count);
+            assert_eq!(
+                left,
+                Some(0),
+                "broken product: pages below block {count} unwritten, with {options:?}"
+            );
         }
     }
 }
