@@ -232,6 +232,44 @@ fn many_requests_in_flight_and_indirect_tables() {
     }
 }
 
+#[test]
+fn several_queues() {
+    let scratch = Scratch::new("queues", SECTORS * SECTOR);
+    let qcow2 = clusters::image("queues.qcow2", 3);
+    for options in [scratch.options(), qcow2.options()] {
+        let mut bench = Bench::new(Block::open(&Options { queues: 4, ..options }).unwrap());
+        assert_ne!(bench.slot.info().features & 1 << VIRTIO_BLK_F_MQ, 0);
+        assert_eq!(bench.slot.link().config().0.bytes()[34..36], [4, 0], "num_queues");
+        // A driver may use fewer than there are.
+        for count in [4, 3, 1] {
+            let mut rings = bench.start(FLUSH | 1 << VIRTIO_BLK_F_MQ, count, 16);
+            for n in 0..count as u16 {
+                let at = BUFFERS + u64::from(n) * 0x1000;
+                bench.put(at, &[&1u32.to_le_bytes()[..], &[0; 4], &u64::from(n).to_le_bytes()].concat());
+                bench.put(at + 16, &[n as u8 + count as u8; 512]);
+                rings[usize::from(n)]
+                    .chain(0, &[(at, 16, false), (at + 16, 512, false), (at + 0x800, 1, true)]);
+                bench.slot.kick(n);
+            }
+            for (n, ring) in (0u64..).zip(&mut rings) {
+                let mut used = None;
+                bench.interrupts.wait_until(|| {
+                    used = used.or_else(|| ring.next_used());
+                    used.is_some()
+                });
+                assert_eq!((used, bench.get(BUFFERS + n * 0x1000 + 0x800, 1)), (Some((0, 1)), vec![0]));
+            }
+            // What came by one queue is flushed and read by another.
+            let all: Vec<u8> = (0..count as u8).flat_map(|n| [n + count as u8; 512]).collect();
+            assert_eq!(request(&bench, &mut rings[0], 4, 0, &[]), ok(1));
+            let read = request(&bench, &mut rings[0], 0, 0, &[(DATA, all.len() as u32, true)]);
+            assert_eq!(read, ok(all.len() as u32 + 1));
+            assert!(bench.get(DATA, all.len()) == all);
+            bench.reset();
+        }
+    }
+}
+
 /// An image that fails as a disk can.
 struct Failing(Mutex<io::ErrorKind>);
 
