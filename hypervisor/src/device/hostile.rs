@@ -1,6 +1,7 @@
 //! Rings as no driver should make them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use virtio_bindings::bindings::virtio_ring::{
@@ -10,7 +11,7 @@ use virtio_bindings::bindings::virtio_ring::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::testing::{BUFFERS, Bench, Interrupts, MEMORY, Ring, cases};
+use super::testing::{BUFFERS, Bench, Interrupts, MEMORY, MODERN, Ring, cases, one_of_each};
 use super::{Broken, DeviceMemory, Link, Queue, QueueSetup};
 use crate::device::entropy::Entropy;
 
@@ -162,7 +163,7 @@ fn notifications_across_the_wrap_of_the_indices() {
     let store = |at: u64, value: u16| memory.view().write_obj(value, GuestAddress(at)).unwrap();
     let used_event = ring.setup.driver + 4 + u64::from(SIZE) * 2;
     let avail_event = ring.setup.device + 4 + u64::from(SIZE) * 8;
-    let count = || interrupts.queues.load(std::sync::atomic::Ordering::SeqCst);
+    let count = || interrupts.queues.load(Ordering::SeqCst);
     for done in 0..70_000u32 {
         let before = count();
         // Every third is waited for.
@@ -190,7 +191,7 @@ fn a_driver_that_wants_no_interrupts_gets_none() {
     let mut queue = Queue::new(0, &ring.setup, SIZE, 0, &bench.memory, (kick, link)).unwrap();
     ring.describe(0, BUFFERS, 1, 0, 0);
     let flags = GuestAddress(ring.setup.driver);
-    let count = || bench.interrupts.queues.load(std::sync::atomic::Ordering::SeqCst);
+    let count = || bench.interrupts.queues.load(Ordering::SeqCst);
     for (flag, expected) in [(0u16, 1), (1, 0), (0xfffe, 1), (u16::MAX, 0)] {
         bench.memory.view().write_obj(flag, flags).unwrap();
         let before = count();
@@ -379,4 +380,68 @@ fn snapshot(memory: &DeviceMemory) -> Vec<u8> {
     memory.view().read_slice(&mut bytes, GuestAddress(0)).unwrap();
     bytes.drain(SETUP.device as usize..USED_END as usize);
     bytes
+}
+
+/// A guest's other processor, which writes whatever it likes into the rings and buffers of a device at work.
+fn scribble(memory: &DeviceMemory, mut seed: u64, done: &AtomicBool) {
+    let mut next = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    while !done.load(Ordering::Relaxed) {
+        let (ring, what, n) = (next() % 4 * 0x1_0000 + 0x1000, next(), next() % u64::from(SIZE));
+        let [descriptors, driver] = [ring, ring + 0x8000];
+        let value = next();
+        let (at, word) = match what % 8 {
+            0 => (descriptors + n * 16, value % MEMORY),
+            1 => (descriptors + n * 16, value),
+            2 | 3 => (descriptors + n * 16 + 8, value & 0x0007_0003_0000_0fff),
+            4 => (descriptors + n * 16 + 8, value & 0x0007_0007_0000_0ff0),
+            // A whole line of the available ring, flags and index among it.
+            5 => (driver, (value % 8) << 32 | (value & 0x3ff) << 16),
+            6 => (driver + 8, value & 0x0007_0007_0007_0007),
+            _ => (BUFFERS + value % 0x1000 * 8, value),
+        };
+        memory.view().write_obj(word, GuestAddress(at)).unwrap();
+    }
+}
+
+/// What was checked is what is used: nothing is read twice, so no device fails of itself, and each can be reset.
+#[test]
+fn memory_that_changes_while_devices_work_on_it() {
+    for device in one_of_each() {
+        let mut bench = Bench::of(device);
+        let (kind, done) = (bench.slot.info().kind, AtomicBool::new(false));
+        let (memory, count) = (bench.memory.clone(), u64::from(bench.slot.info().queues));
+        std::thread::scope(|scope| {
+            let scribbler = scope.spawn(|| scribble(&memory, 0x5eed + u64::from(kind), &done));
+            let mut stops = 0;
+            for _ in 0..200 {
+                let setups: Vec<_> = (0..count)
+                    .map(|n| n * 0x1_0000 + 0x1000)
+                    .map(|at| QueueSetup {
+                        size: SIZE,
+                        descriptors: at,
+                        driver: at + 0x8000,
+                        device: at + 0xa000,
+                    })
+                    .collect();
+                let features = 1 << VIRTIO_RING_F_INDIRECT_DESC | MODERN;
+                bench.slot.activate(&bench.memory, features, &setups).unwrap();
+                for queue in 0..20 {
+                    bench.slot.kick(queue % count as u16);
+                    std::thread::yield_now();
+                }
+                stops += usize::from(bench.slot.link().needs_reset());
+                bench.reset();
+                let bug = bench.slot.link().last_offence().filter(|offence| offence.what == Broken::Bug);
+                assert_eq!(bug, None, "a device of type {kind}");
+            }
+            done.store(true, Ordering::Relaxed);
+            scribbler.join().unwrap();
+            assert!(stops > 0, "type {kind}: what was written was never wrong");
+        });
+    }
 }

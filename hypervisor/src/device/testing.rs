@@ -1,5 +1,6 @@
 //! The driver's side of a device, for tests without a guest: memory, a ring, and what a transport does.
 
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -8,7 +9,11 @@ use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRI
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::console::{Console, unix::Socket};
+use super::entropy::Entropy;
+use super::vsock::Vsock;
 use super::{Device, DeviceMemory, Interrupt, QueueSetup, Slot};
+use crate::compare::Needs;
 
 /// Bytes of the driver's memory, which begins at device address 0.
 pub const MEMORY: u64 = 1 << 20;
@@ -20,6 +25,23 @@ pub const MODERN: u64 = 1 << VIRTIO_F_VERSION_1;
 /// How many cases a property test tries: `usual`, or what `PROPTEST_CASES` says, for a run through a night.
 pub fn cases(usual: u32) -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
+
+/// One device of each kind, without anybody at the other end.
+pub fn one_of_each() -> Vec<Box<dyn Device>> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy)];
+    devices.extend(Needs::Network.provide().unwrap());
+    // A host without room for a disk has the others.
+    devices.extend(Needs::Disk.provide().unwrap_or_default());
+    let (_, other) = UnixStream::pair().unwrap();
+    devices.push(Box::new(Console::new(Box::new(Socket::connected(other).unwrap())).unwrap()));
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("paravane-each-{}-{number}", std::process::id()));
+    devices.push(Box::new(Vsock::new(9, &path).unwrap()));
+    // Its name is of no use to anybody.
+    let _ = std::fs::remove_file(path);
+    devices
 }
 
 /// Interrupts that came, and a way to wait for one.
@@ -145,9 +167,13 @@ pub struct Bench {
 impl Bench {
     /// A device that is not active.
     pub fn new(device: impl Device + 'static) -> Self {
+        Self::of(Box::new(device))
+    }
+    /// The same of a device of any kind.
+    pub fn of(device: Box<dyn Device>) -> Self {
         let view = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
         let interrupts = Arc::new(Interrupts::default());
-        let slot = Slot::new(Box::new(device), interrupts.clone() as Arc<dyn Interrupt>);
+        let slot = Slot::new(device, interrupts.clone() as Arc<dyn Interrupt>);
         Self { slot, memory: DeviceMemory::standing_alone(view), interrupts }
     }
     /// Activates it with rings of `size` entries for its first `count` queues.

@@ -6,9 +6,8 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::compare::Needs;
 use crate::device::entropy::Entropy;
-use crate::device::testing::cases;
+use crate::device::testing::{cases, one_of_each};
 use crate::memory::{Backing, Maddr};
 
 #[derive(Default)]
@@ -255,15 +254,6 @@ fn only_its_pages_are_its() {
     assert!(VirtioMmio::parameters(5).ends_with("=4K@0xd0004000:5"));
 }
 
-/// One of each kind that needs nothing of the host but a temporary file.
-fn devices() -> Vec<Box<dyn Device>> {
-    let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy)];
-    devices.extend(Needs::Network.provide().unwrap());
-    // A host without room for a disk has the others.
-    devices.extend(Needs::Disk.provide().unwrap_or_default());
-    devices
-}
-
 /// Where the `queue`th ring of a device is: descriptors, available and used ring.
 fn ring_of(device: u64, queue: u64) -> [u64; 3] {
     let base = 0x1000 + device * 0x1000 + queue * 0x800;
@@ -287,7 +277,7 @@ proptest! {
     #[test]
     fn any_register_traffic(
         ops in prop::collection::vec(
-            (0u64..4, offset(), prop_oneof![8 => 0u32..16, 1 => any::<u32>()], 0u8..4), 1..60),
+            (0u64..8, offset(), prop_oneof![8 => 0u32..16, 1 => any::<u32>()], 0u8..4), 1..60),
         descriptors in prop::collection::vec((0u64..0x1_1000, 0u64..0x400, 0u64..8, 0u64..9), 8),
         ready in any::<bool>(),
         index in 0u16..12,
@@ -295,7 +285,7 @@ proptest! {
         let memory = Arc::new(MachineMemory::new(OURS, GUESTS, Backing::Anonymous).unwrap());
         let kicks = Arc::new(Kicks::default());
         let kick = kicks.clone() as Arc<dyn Kick>;
-        let mut bus = VirtioMmio::new(devices(), &memory, &kick).unwrap();
+        let mut bus = VirtioMmio::new(one_of_each(), &memory, &kick).unwrap();
         memory.write_obj(Maddr(0), &[0xa5u8; 8192]).unwrap();
         let count = bus.slots().len() as u64;
         let view = bus.memory.clone().unwrap();
