@@ -100,6 +100,8 @@ pub enum Command<'a> {
     Ping(&'a str, u16),
     /// Fetch a page from this web server.
     Fetch(&'a str),
+    /// Call this port of the host and say this word, or serve callers.
+    Vsock(Option<(u32, &'a str)>),
     /// Panic.
     Panic,
     /// Power off.
@@ -125,6 +127,8 @@ impl<'a> Command<'a> {
         ("serve", "serve HTTP, a TCP sink and a source, until Ctrl-C"),
         ("ping ADDRESS [COUNT]", "ask another station for echoes"),
         ("fetch ADDRESS[:PORT]", "fetch a page from a web server"),
+        ("vsock", "echo what callers from the host say to port 7, until Ctrl-C"),
+        ("vsock PORT WORD", "call a port of the host, and show its answer"),
         ("uptime", "how long the kernel has been up"),
         ("halt", "power off (also Ctrl-D)"),
         ("reboot", "start again"),
@@ -151,6 +155,10 @@ impl<'a> Command<'a> {
                 Self::Ping(target, words.next().and_then(|count| count.parse().ok()).unwrap_or(4))
             }
             Some("fetch") => Self::Fetch(words.next().unwrap_or_default()),
+            Some("vsock") => {
+                let port = words.next().and_then(|port| port.parse().ok());
+                Self::Vsock(port.map(|port| (port, words.next().unwrap_or_default())))
+            }
             Some("panic") => Self::Panic,
             Some("halt") => Self::Halt,
             Some("reboot") => Self::Reboot,

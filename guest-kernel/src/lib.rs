@@ -49,6 +49,8 @@ pub mod shell;
 #[cfg(guest)]
 pub mod single;
 #[cfg(guest)]
+pub mod sockets;
+#[cfg(guest)]
 pub mod time;
 #[cfg(guest)]
 pub mod workload;

@@ -6,7 +6,7 @@ use crate::device::{self, DeviceError, entropy};
 use crate::kernel::Kernel;
 use crate::line::{LineEditor, Typed};
 use crate::machine::{Current, Machine, Shutdown};
-use crate::{console, files, heap, network, print, println, workload};
+use crate::{console, files, heap, network, print, println, sockets, workload};
 
 /// Reads commands and obeys them until one ends the session.
 pub fn run(kernel: &mut Kernel) {
@@ -58,6 +58,8 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> bool {
         Command::Serve => network::serve(kernel),
         Command::Ping(target, count) => network::ping(kernel, target, count),
         Command::Fetch(target) => network::fetch(kernel, target),
+        Command::Vsock(None) => sockets::echo(kernel),
+        Command::Vsock(Some((port, word))) => sockets::call(kernel, port, word),
         Command::Panic => panic!("asked for at the shell"),
         Command::Halt => return false,
         Command::Reboot => crate::kernel::end(Shutdown::Reboot),

@@ -19,6 +19,7 @@ pub mod console;
 pub mod entropy;
 pub mod net;
 mod queue;
+pub mod socket;
 
 pub use queue::Queue;
 

@@ -12,6 +12,7 @@ mod namespace;
 mod pair;
 mod tap;
 mod user;
+mod vsock;
 
 use std::fmt::Display;
 use std::io::Write;

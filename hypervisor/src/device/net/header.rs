@@ -39,6 +39,8 @@ pub const fn has(features: u64, bit: u32) -> bool {
 }
 
 const F_NEEDS_CSUM: u8 = 1;
+/// In a gso_type: the segments bear congestion marks. Not offered.
+const GSO_ECN: u8 = 0x80;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
@@ -98,6 +100,20 @@ impl Header {
     }
 }
 
+/// The `flags` with which a driver that accepted `features` may receive a frame, when its header begins with these;
+/// `None` if it may not receive the frame at all (sections 5.1.6.4.1 and 5.1.6.4.2).
+pub fn received(flags: u8, gso_type: u8, features: u64) -> Option<u8> {
+    let segmented = match gso_type & !GSO_ECN {
+        GSO_NONE => true,
+        GSO_TCPV4 => has(features, feature::GUEST_TSO4),
+        GSO_TCPV6 => has(features, feature::GUEST_TSO6),
+        _ => false,
+    };
+    let checksums = has(features, feature::GUEST_CSUM);
+    let taken = segmented && gso_type & GSO_ECN == 0 && (checksums || flags & F_NEEDS_CSUM == 0);
+    taken.then_some(if checksums { flags } else { 0 })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -141,6 +157,23 @@ mod tests {
             Header { gso_type: GSO_TCPV4 | 0x80, ..tso() },
         ] {
             assert_eq!(bad.checked(ALL, 9000), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_driver_did_not_ask_for_does_not_reach_it() {
+        const GUEST: u64 = 1 << feature::GUEST_CSUM | 1 << feature::GUEST_TSO4;
+        assert_eq!(received(1, GSO_TCPV4, GUEST), Some(1));
+        assert_eq!(
+            (received(2, 0, GUEST), received(2, 0, 0)),
+            (Some(2), Some(0)),
+            "a checksum that is right"
+        );
+        assert_eq!(received(1, 0, 0), None, "a checksum that is not there");
+        for (gso_type, features) in
+            [(GSO_TCPV4, 0), (GSO_TCPV6, GUEST), (GSO_TCPV4 | GSO_ECN, GUEST), (3, GUEST)]
+        {
+            assert_eq!(received(1, gso_type, features), None, "{gso_type}");
         }
     }
 

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use zerocopy::IntoBytes;
 
 use super::backend::{Backend, MAX_FRAME, Received, Sent, Watch};
-use super::header::{HEADER_LEN, Header, feature, has};
+use super::header::{self, HEADER_LEN, Header, feature, has};
 use super::pieces::Pieces;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -63,6 +63,8 @@ pub struct Tap {
     up: bool,
     /// The last frame found no room.
     waiting: bool,
+    /// What the driver has accepted.
+    features: u64,
     /// Takes what of a frame does not fit into the guest's buffers, which tells that it does not.
     spare: Box<[u8]>,
 }
@@ -120,7 +122,27 @@ impl Tap {
         // SAFETY: the request takes the address of an int.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &len) }).map_err(failed)?;
         set_up(&request.name());
-        Ok(Self { file, up: true, waiting: false, spare: vec![0; MAX_FRAME].into_boxed_slice() })
+        let mut tap = Self::on(file);
+        // Whoever had the interface before may have accepted offloads.
+        tap.accept(0).map_err(failed)?;
+        Ok(tap)
+    }
+
+    fn on(file: File) -> Self {
+        Self { file, up: true, waiting: false, features: 0, spare: vec![0; MAX_FRAME].into_boxed_slice() }
+    }
+
+    /// Whether the driver may have the frame in `frame`. One that waited since another driver was there may want
+    /// what this one does not do; and without the feature nobody is to hear of checksums (section 5.1.6.4.1).
+    fn admits(&self, frame: &Pieces<'_>) -> bool {
+        let mut start = [0; 2];
+        frame.copy_out(0, &mut start);
+        let [flags, gso_type] = start;
+        let right = header::received(flags, gso_type, self.features);
+        if let Some(right) = right.filter(|right| *right != flags) {
+            frame.copy_in(0, &[right]);
+        }
+        right.is_some()
     }
 
     /// An error of reading or writing: the frame's, or the interface's.
@@ -163,6 +185,7 @@ impl Backend for Tap {
         1 << CSUM | 1 << GUEST_CSUM | 1 << GUEST_TSO4 | 1 << GUEST_TSO6 | 1 << HOST_TSO4 | 1 << HOST_TSO6
     }
     fn accept(&mut self, features: u64) -> io::Result<()> {
+        self.features = features;
         let flags = libc::c_ulong::from(offloads(features));
         // SAFETY: the request takes a number.
         let result = check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD as _, flags) });
@@ -206,7 +229,9 @@ impl Backend for Tap {
             return Received::Nothing;
         }
         match into.read_from(self.file.as_fd(), &mut self.spare) {
-            Ok(len) if (HEADER_LEN..=into.bytes()).contains(&len) => Received::Frame(len),
+            Ok(len) if (HEADER_LEN..=into.bytes()).contains(&len) && self.admits(into) => {
+                Received::Frame(len)
+            }
             Ok(_) => Received::Lost,
             Err(error) => {
                 self.failed(&error);
@@ -216,6 +241,9 @@ impl Backend for Tap {
     }
 }
 
+#[cfg(test)]
+#[path = "offload_tests.rs"]
+mod offload_tests;
 #[cfg(test)]
 #[path = "tap_tests.rs"]
 mod tests;

@@ -14,7 +14,7 @@ const NAME: &str = "pvtest0";
 const ETHERTYPE: u16 = 0x88b5;
 
 /// Runs `test` in a thread with a network namespace of its own, or says why it cannot.
-fn in_own_network(test: impl FnOnce() + Send + 'static) {
+pub(super) fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let ran = std::thread::spawn(move || {
         // SAFETY: only this thread gets another network; it has no sockets yet.
         let entered = check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
@@ -22,6 +22,17 @@ fn in_own_network(test: impl FnOnce() + Send + 'static) {
     });
     if let Err(why) = ran.join().unwrap() {
         skip("tap", format_args!("a network namespace and {CLONE_DEVICE} are needed: {why}"));
+    }
+}
+
+/// Gives an interface an IPv4 address, with a network of 255 more.
+pub(super) fn set_address(name: &str, address: [u8; 4]) {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+    for (address, what) in [(address, libc::SIOCSIFADDR), ([255, 255, 255, 0], libc::SIOCSIFNETMASK)] {
+        let mut request = Request::new(name, libc::AF_INET).unwrap();
+        // A `struct sockaddr_in`: family, port, address.
+        request.rest[2..6].copy_from_slice(&address);
+        request.call(&socket, what as _).unwrap();
     }
 }
 
@@ -124,6 +135,32 @@ fn frames_pass_both_ways() {
         assert_eq!(receive(&mut tap, 1012).0, Received::Frame(1012));
         assert_eq!(receive(&mut tap, 1526).0, Received::Nothing);
     });
+}
+
+/// A socket in the place of the interface: each datagram is a frame behind its header.
+#[test]
+fn what_the_driver_did_not_accept_is_kept_from_it() {
+    let (ours, other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    other.set_nonblocking(true).unwrap();
+    let mut tap = Tap::on(File::from(OwnedFd::from(other)));
+    let mut receive_with = |features: u64, flags: u8, gso_type: u8| {
+        tap.features = features;
+        let header = Header { flags, gso_type, ..Header::default() };
+        ours.send(&[header.as_bytes(), &frame(60, 1)].concat()).unwrap();
+        let mut memory = [0; 2048];
+        let mut pieces = Pieces::default();
+        pieces.push(&VolatileSlice::from(&mut memory[..])).unwrap();
+        let received = tap.receive(&mut pieces);
+        drop(pieces);
+        (received, memory[0])
+    };
+    let csum = 1 << feature::GUEST_CSUM;
+    assert_eq!(receive_with(0, 0, 0), (Received::Frame(72), 0));
+    assert_eq!(receive_with(0, 2, 0), (Received::Frame(72), 0), "not told of a checksum that is right");
+    assert_eq!(receive_with(csum, 2, 0), (Received::Frame(72), 2));
+    assert_eq!(receive_with(0, 1, 0).0, Received::Lost);
+    assert_eq!(receive_with(csum, 1, 1).0, Received::Lost);
+    assert_eq!(receive_with(csum | 1 << feature::GUEST_TSO4, 1, 1), (Received::Frame(72), 1));
 }
 
 #[test]

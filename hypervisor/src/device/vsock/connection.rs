@@ -130,6 +130,11 @@ impl Connection {
             (op::RW, State::Open) if self.takes(header, bytes) => self.flush(),
             (op::SHUTDOWN, State::Open) => {
                 self.guest_shut |= header.flags.get() & (NO_MORE_RECEIVING | NO_MORE_SENDING);
+                if self.guest_shut & NO_MORE_RECEIVING != 0 {
+                    // Whoever sends to the guest learns that it is in vain, instead of waiting for room for ever.
+                    // An error is that nobody is there.
+                    let _ = self.socket.shutdown(std::net::Shutdown::Read);
+                }
                 self.flush();
             }
             (op::CREDIT_REQUEST, State::Open) => self.credit_update = true,

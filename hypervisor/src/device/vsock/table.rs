@@ -31,7 +31,7 @@ pub(super) struct Table<'a> {
     /// The last caller could not be admitted (no descriptor was left): not tried again before the guest sends,
     /// because poll(2) would name the same caller for ever.
     deaf: bool,
-    refusals: VecDeque<Ports>,
+    refusals: VecDeque<Header>,
     next_port: u32,
 }
 
@@ -73,17 +73,25 @@ impl<'a> Table<'a> {
             (op::REQUEST, None) if is_right && self.connections.len() < MAX_CONNECTIONS => {
                 match host::connect(&host::path_of_port(&self.path, ports.host)) {
                     Ok(socket) => self.connections.push(Connection::accepted(ports, socket, header)),
-                    Err(_) => self.refusals.push_back(ports),
+                    Err(_) => self.refuse(header),
                 }
             }
-            _ => self.refusals.push_back(ports),
+            _ => self.refuse(header),
         }
+    }
+
+    /// The guest is to be told that there is no such connection: by an answer that comes from where the packet was
+    /// to go, or the guest would not know what it answers.
+    fn refuse(&mut self, header: &Header) {
+        let mut refusal = Header::to_guest(self.guest_cid, header.guests_ports(), op::RST);
+        (refusal.src_cid, refusal.kind) = (header.dst_cid, header.kind);
+        self.refusals.push_back(refusal);
     }
 
     /// The next packet for the guest, its bytes in `bytes`.
     pub fn next(&mut self, bytes: &mut [u8]) -> Option<Header> {
-        if let Some(ports) = self.refusals.pop_front() {
-            return Some(Header::to_guest(self.guest_cid, ports, op::RST));
+        if let Some(refusal) = self.refusals.pop_front() {
+            return Some(refusal);
         }
         for _ in 0..self.connections.len() {
             self.turn = (self.turn + 1).checked_rem(self.connections.len()).unwrap_or(0);

@@ -96,7 +96,9 @@ impl Guest {
         ring.chain(head as u16, &[(at, EMPTY as u32, true)]);
         bench.slot.kick(0);
         let (header, rest) = Header::read_from_prefix(&bytes).unwrap();
-        assert_eq!((header.src_cid.get(), header.dst_cid.get(), header.kind.get()), (HOST_CID, CID, STREAM));
+        let is_refusal = header.op.get() == op::RST;
+        assert!(is_refusal || (header.src_cid.get(), header.kind.get()) == (HOST_CID, STREAM), "{header:?}");
+        assert_eq!(header.dst_cid.get(), CID);
         assert_eq!(header.len.get() as usize, rest.len());
         (header, rest.to_vec())
     }
@@ -201,6 +203,21 @@ fn one_direction_can_be_closed() {
 }
 
 #[test]
+fn who_sends_to_a_guest_that_receives_no_more_is_told() {
+    let mut guest = Guest::new();
+    let listener = guest.host_listener();
+    let (ports, mut socket) = guest.call_host(&listener);
+    let shutdown = Header { flags: NO_MORE_RECEIVING.into(), ..Guest::header(ports, op::SHUTDOWN) };
+    guest.send_as(shutdown, &[]);
+    assert_eq!(socket.write(b"in vain").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    // The other direction is as it was.
+    guest.send(ports, op::RW, b"still here");
+    let mut got = [0; 10];
+    socket.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"still here");
+}
+
+#[test]
 fn what_is_not_right_is_refused() {
     let mut guest = Guest::new();
     let ports = Ports { host: 9, guest: 1000 };
@@ -218,7 +235,13 @@ fn what_is_not_right_is_refused() {
         Header { op: op::RESPONSE.into(), ..right },
     ] {
         guest.send_as(wrong, &[]);
-        guest.expect(ports, op::RST);
+        let (refusal, _) = guest.receive();
+        assert_eq!(refusal.op.get(), op::RST);
+        // From where the packet was to go, so that the guest knows what it is about.
+        assert_eq!(
+            (refusal.src_cid, refusal.src_port, refusal.dst_port, refusal.kind),
+            (wrong.dst_cid, wrong.dst_port, wrong.src_port, wrong.kind)
+        );
     }
     guest.send(ports, op::REQUEST, &[]);
     guest.expect(ports, op::RESPONSE);
