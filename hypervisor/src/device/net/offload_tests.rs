@@ -9,7 +9,7 @@ use std::net::TcpListener;
 
 use super::super::Net;
 use super::super::header::{HEADER_LEN, Header, feature};
-use super::tests::{in_own_network, set_address};
+use super::tests::{in_own_network, mac_of, set_address};
 use super::*;
 use crate::device::testing::{BUFFERS, Bench, Ring};
 
@@ -169,7 +169,7 @@ fn the_host_s_tcp_takes_long_segments_and_sends_them() {
             receive.chain(n, &[(BUFFERS + u64::from(n) * BUFFER, BUFFER as u32, true)]);
         }
         bench.slot.kick(0);
-        let (sequence, expected, host_mac) = (1000, 0, [0xff; 6]);
+        let (sequence, expected, host_mac) = (1000, 0, mac_of("pvtest0"));
         let mut peer = Peer { bench, receive, transmit, host_mac, host_port, sequence, expected };
         peer.send(SYN, &[]);
         assert_eq!(peer.segment().1, SYN | ACK);
@@ -210,7 +210,7 @@ fn impossible_wishes_cost_the_frame_and_nothing_else() {
         let mut bench = Bench::new(Net::new(Box::new(tap), super::super::Mac(GUEST_MAC)));
         let mut rings = bench.start(features, 2, 8);
         let interesting = [0u16, 1, 13, 14, 33, 34, 53, 54, 55, 99, 100, 101, 0x7fff, 0xffff];
-        let mut packet = vec![0; HEADER_LEN + 100];
+        let mut packet = [0; HEADER_LEN + 100];
         packet[HEADER_LEN..HEADER_LEN + 14]
             .copy_from_slice(&[255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 9, 8, 0]);
         packet[HEADER_LEN + 14] = 0x45;

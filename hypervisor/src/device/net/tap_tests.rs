@@ -36,6 +36,14 @@ pub(super) fn set_address(name: &str, address: [u8; 4]) {
     }
 }
 
+/// The host's address on an interface.
+pub(super) fn mac_of(name: &str) -> [u8; 6] {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+    let mut request = Request::new(name, 0).unwrap();
+    request.call(&socket, libc::SIOCGIFHWADDR as _).unwrap();
+    request.rest[..6].try_into().unwrap()
+}
+
 fn index(name: &str) -> u32 {
     let name = std::ffi::CString::new(name).unwrap();
     // SAFETY: the name ends with NUL.
