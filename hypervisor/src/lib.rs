@@ -1,6 +1,7 @@
 //! The host.
 
 pub mod audit;
+pub mod busy_poll;
 pub mod cli;
 pub mod compare;
 pub mod console;

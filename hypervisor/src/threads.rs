@@ -47,6 +47,25 @@ pub fn pin_to_this_cpu() -> Option<libc::cpu_set_t> {
     Some(before)
 }
 
+/// How many CPUs this program's threads may use; 1 if that cannot be had.
+pub fn cpus() -> usize {
+    if let Some(cpus) = EVERYWHERE.get() {
+        return count(cpus);
+    }
+    // SAFETY: a live set of the size given; all zeroes is the empty set.
+    let cpus = unsafe {
+        let mut set: libc::cpu_set_t = zeroed();
+        let got = libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) == 0;
+        got.then_some(set)
+    };
+    cpus.as_ref().map_or(1, count)
+}
+
+fn count(cpus: &libc::cpu_set_t) -> usize {
+    // SAFETY: it only reads the set.
+    usize::try_from(unsafe { libc::CPU_COUNT(cpus) }).unwrap_or(1)
+}
+
 /// Lets the calling thread run where it could before [`pin_to_this_cpu`].
 pub fn unpin(before: &libc::cpu_set_t) {
     // SAFETY: `before` is a live set of the size given.

@@ -266,6 +266,13 @@ pub trait Engine {
     fn enter(&mut self, regs: &mut Regs, paging: &mut Paging, memory: &MachineMemory) -> Exit;
     /// The handle by which other threads and timers make this vCPU leave the guest.
     fn kicker(&self) -> Arc<dyn Kick>;
+    /// Whether a kick waits for the next entry; takes it, so that this entry is not for nothing. For a caller that looks
+    /// for what the kick was about before it enters again.
+    ///
+    /// An engine need not know: a kick that it does not own up to here makes the next entry return at once.
+    fn take_kick(&mut self) -> bool {
+        false
+    }
     /// The hypervisor's own entries for slots 256..=271 of every L4 table in use, in order.
     ///
     /// An engine that needs none (its gate lives elsewhere) returns zeroes.

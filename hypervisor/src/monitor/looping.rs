@@ -138,6 +138,11 @@ pub fn run(engine: &mut dyn Engine, guest: &mut dyn Guest, waker: &Waker, mut ou
             Next::Wait(until) => {
                 let before = clock.now();
                 let until = earliest(until, outside.deadline);
+                // A kick that came too late for the exit before: the waker remembers it, too, and an engine may insist
+                // on its being answered for as long as it is not.
+                if engine.take_kick() {
+                    armed = None;
+                }
                 waker.wait(until.map(|t| Duration::from_nanos(t.saturating_sub(before))));
                 guest.woken();
                 outside.look(guest, start);
@@ -154,14 +159,22 @@ pub fn run(engine: &mut dyn Engine, guest: &mut dyn Guest, waker: &Waker, mut ou
                     waker.arm(until.map_or(0, |t| t.saturating_sub(now).max(1)));
                     armed = until;
                 }
+                if !waker.enter_guest() {
+                    guest.woken();
+                    outside.look(guest, start);
+                    continue;
+                }
                 settle(guest, open.take(), now);
                 let (regs, paging, memory) = guest.context();
                 let exit = engine.enter(regs, paging, memory);
+                waker.leave_guest();
                 let since = clock.now();
                 let mut waited = 0;
-                if exit == Exit::Kick {
+                // A kick that the guest left for, or one that came when it was leaving anyway.
+                if exit == Exit::Kick || engine.take_kick() {
                     // The deadline may have been what kicked: it must be armed again if it stands.
                     armed = None;
+                    waker.hear();
                     guest.woken();
                     waited = outside.look(guest, start);
                 }
@@ -204,7 +217,11 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Kicks(EngineInfo);
+    struct Kicks {
+        info: EngineInfo,
+        /// Kicks that wait for an entry.
+        waiting: u32,
+    }
     struct NoKick;
 
     impl Kick for NoKick {
@@ -214,7 +231,7 @@ mod tests {
 
     impl Engine for Kicks {
         fn info(&self) -> &EngineInfo {
-            &self.0
+            &self.info
         }
         fn hypercall_stub(&self, _: u32) -> [u8; 32] {
             [0; 32]
@@ -224,6 +241,9 @@ mod tests {
         }
         fn kicker(&self) -> Arc<dyn Kick> {
             Arc::new(NoKick)
+        }
+        fn take_kick(&mut self) -> bool {
+            std::mem::take(&mut self.waiting) != 0
         }
         fn reserved_l4_entries(&self) -> [u64; 16] {
             [0; 16]
@@ -294,6 +314,17 @@ mod tests {
         run(&mut Kicks::default(), &mut guest, &Waker::new(Arc::new(NoKick)).unwrap(), outside);
         assert_eq!(*seen.lock().unwrap(), [0, 1], "at the first two kicks of three");
         assert!(!wanted.load(Ordering::Relaxed) && guest.ledger.exits() == 3);
+    }
+
+    #[test]
+    fn no_engine_insists_on_a_kick_while_its_guest_waits() {
+        let memory = MachineMemory::new(0, 1, Backing::Anonymous).unwrap();
+        let (regs, paging, ledger) = (Regs::default(), Paging::new(Mfn(0)), Ledger::new());
+        let mut guest = Fake { next: vec![Next::Wait(Some(0))], regs, paging, memory, ledger };
+        let mut engine = Kicks { waiting: 1, ..Kicks::default() };
+        let outside = Outside { stop: Arc::default(), deadline: None, put_off: None, peek: None };
+        run(&mut engine, &mut guest, &Waker::new(Arc::new(NoKick)).unwrap(), outside);
+        assert_eq!((engine.waiting, guest.ledger.exits()), (0, 0));
     }
 
     #[test]

@@ -1,32 +1,94 @@
 //! Waking a vCPU, whether it runs or waits.
 //!
-//! A running one is kicked by its engine; a waiting one sleeps here on an eventfd, which remembers a wake-up
-//! that came a moment too early.
+//! One in the guest is kicked by its engine. One whose thread is in the host is only told, by a flag that it reads before it
+//! enters again (KVM's own `vcpu->mode` works like that): a kick of the engine would make the next entry leave the
+//! guest for nothing. A waiting one first looks here for a while whether it was rung for
+//! ([`BusyPoll`]) and then sleeps on an eventfd, which remembers a ring that came a moment too early.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::busy_poll::BusyPoll;
 use crate::engine::Kick;
+
+/// Where the vCPU's thread is. It alone changes it.
+mod place {
+    /// In the host: it sees `rung` before it enters the guest.
+    pub const HOST: u8 = 0;
+    /// In [`Waker::wait`](super::Waker::wait), looking: it sees `rung`.
+    pub const LOOKS: u8 = 1;
+    /// There, asleep or about to be: it hears the bell.
+    pub const SLEEPS: u8 = 2;
+    /// In the guest, or about to be or just out of it.
+    pub const GUEST: u8 = 3;
+}
 
 /// Wakes the vCPU in every state.
 pub struct Waker {
     engine: Arc<dyn Kick>,
     bell: EventFd,
-    /// The vCPU is in [`Waker::wait`], or about to be or just out of it: the bell is enough.
-    waits: AtomicBool,
+    place: AtomicU8,
+    /// Somebody kicked. Set before `place` is read, and read after `place` is set: one of the two sides sees the other.
+    rung: AtomicBool,
+    /// The vCPU's thread's own; nobody else takes it.
+    habit: Mutex<BusyPoll>,
 }
 
 impl Waker {
     /// A waker for the vCPU that `engine` kicks.
     pub fn new(engine: Arc<dyn Kick>) -> std::io::Result<Self> {
-        Ok(Self { engine, bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, waits: AtomicBool::new(false) })
+        Ok(Self {
+            engine,
+            bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            place: AtomicU8::new(place::HOST),
+            rung: AtomicBool::new(false),
+            habit: Mutex::default(),
+        })
     }
 
-    /// Sleeps until woken, at most for `time` (`None`: as long as it takes). Signals end it early.
+    /// Waits until woken, at most for `time` (`None`: as long as it takes). Signals end its sleep early.
     pub fn wait(&self, time: Option<Duration>) {
+        let end = time.and_then(|time| Instant::now().checked_add(time));
+        let over = || end.is_some_and(|end| Instant::now() >= end);
+        let mut habit = self.habit.lock().unwrap_or_else(PoisonError::into_inner);
+        self.place.store(place::LOOKS, Ordering::SeqCst);
+        if !habit.look(|| self.rung.load(Ordering::Relaxed) || over()) {
+            self.place.store(place::SLEEPS, Ordering::SeqCst);
+            if !self.rung.load(Ordering::SeqCst) {
+                self.sleep(end.map(|end| end.saturating_duration_since(Instant::now())));
+            }
+            habit.slept();
+        }
+        self.place.store(place::HOST, Ordering::SeqCst);
+        self.hear();
+    }
+
+    /// The vCPU's thread is about to enter the guest. False if somebody kicked since the last call or wait: then it
+    /// must not, and look for the reason.
+    pub fn enter_guest(&self) -> bool {
+        self.place.store(place::GUEST, Ordering::SeqCst);
+        let rung = self.rung.load(Ordering::SeqCst);
+        if rung {
+            self.leave_guest();
+            self.hear();
+        }
+        !rung
+    }
+
+    /// The vCPU's thread, in the host, looks for the reasons of all kicks until now.
+    pub fn hear(&self) {
+        self.rung.store(false, Ordering::SeqCst);
+    }
+
+    /// It is out of the guest again.
+    pub fn leave_guest(&self) {
+        self.place.store(place::HOST, Ordering::Release);
+    }
+
+    fn sleep(&self, time: Option<Duration>) {
         let mut fd = libc::pollfd {
             fd: std::os::fd::AsRawFd::as_raw_fd(&self.bell),
             events: libc::POLLIN,
@@ -37,23 +99,22 @@ impl Waker {
             tv_nsec: i64::from(t.subsec_nanos()),
         });
         let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        self.waits.store(true, Ordering::SeqCst);
         // SAFETY: one live pollfd, a null or live timespec, no signal mask.
         unsafe { libc::ppoll(&mut fd, 1, limit, std::ptr::null()) };
-        // In this order, so that whoever still saw it waiting has rung before the bell is emptied, and is heard.
-        self.waits.store(false, Ordering::SeqCst);
-        // Empties the bell; it is empty already when the time was up.
+        // Empties the bell; it is empty already when the time was up. Who rings only now is heard all the same, and the
+        // next sleep is none.
         let _ = self.bell.read();
     }
 }
 
 impl Kick for Waker {
     fn kick(&self) {
-        // The counter cannot overflow: it is emptied at every wait, and u64::MAX kicks take centuries.
-        let _ = self.bell.write(1);
-        // A kick of the engine would be for its next entry, and make it leave the guest for nothing.
-        if !self.waits.load(Ordering::SeqCst) {
-            self.engine.kick();
+        self.rung.store(true, Ordering::SeqCst);
+        match self.place.load(Ordering::SeqCst) {
+            place::HOST | place::LOOKS => {}
+            // The counter cannot overflow: it is emptied at every sleep, and u64::MAX kicks take centuries.
+            place::SLEEPS => drop(self.bell.write(1)),
+            _ => self.engine.kick(),
         }
     }
     fn arm(&self, ns: u64) {
@@ -77,16 +138,55 @@ mod tests {
         fn arm(&self, _: u64) {}
     }
 
-    #[test]
-    fn a_vcpu_that_waits_is_woken_without_a_kick_of_its_engine() {
+    fn waker() -> (Waker, Arc<Kicks>) {
         let kicks = Arc::new(Kicks::default());
-        let waker = Waker::new(kicks.clone()).unwrap();
-        waker.waits.store(true, Ordering::SeqCst);
+        (Waker::new(kicks.clone()).unwrap(), kicks)
+    }
+
+    #[test]
+    fn the_engine_is_kicked_only_while_its_guest_runs() {
+        let (waker, kicks) = waker();
+        let kicked = || kicks.0.load(Ordering::SeqCst);
         waker.kick();
+        assert!(!waker.enter_guest(), "somebody kicked");
+        assert!(waker.enter_guest(), "heard once");
+        waker.kick();
+        assert_eq!(kicked(), 1);
+        waker.leave_guest();
+        waker.kick();
+        waker.wait(None);
+        assert_eq!(kicked(), 1, "the flag is enough, and ends the wait");
+        assert!(waker.enter_guest());
+    }
+
+    #[test]
+    fn no_wait_misses_a_kick() {
+        const ROUNDS: usize = 2000;
+        let (waker, kicks) = waker();
+        let turn = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    while turn.load(Ordering::Acquire) != round {
+                        std::thread::yield_now();
+                    }
+                    waker.kick();
+                }
+            });
+            for round in 1..=ROUNDS {
+                turn.store(round, Ordering::Release);
+                // For ever, if the kick is missed.
+                waker.wait(None);
+            }
+        });
         assert_eq!(kicks.0.load(Ordering::SeqCst), 0);
-        waker.wait(None);
-        waker.kick();
-        assert_eq!(kicks.0.load(Ordering::SeqCst), 1, "it may be about to enter the guest");
-        waker.wait(None);
+    }
+
+    #[test]
+    fn a_wait_ends_in_time() {
+        let (waker, _) = waker();
+        for ns in [0, 1, 10_000, 1_000_000] {
+            waker.wait(Some(Duration::from_nanos(ns)));
+        }
     }
 }

@@ -358,6 +358,16 @@ impl Engine for KvmEngine {
         self.kick.clone()
     }
 
+    fn take_kick(&mut self) -> bool {
+        let owed = std::mem::take(&mut self.kick_owed);
+        let waits = self.vcpu.get_kvm_run().immediate_exit != 0;
+        if waits {
+            self.vcpu.set_kvm_immediate_exit(0);
+            self.kick.answered();
+        }
+        owed || waits
+    }
+
     fn reserved_l4_entries(&self) -> [u64; 16] {
         self.gate.reserved_l4_entries()
     }

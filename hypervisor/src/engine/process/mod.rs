@@ -405,6 +405,10 @@ impl Engine for ProcessEngine {
         self.kick.clone()
     }
 
+    fn take_kick(&mut self) -> bool {
+        self.kick.take()
+    }
+
     fn reserved_l4_entries(&self) -> [u64; 16] {
         [0; 16]
     }

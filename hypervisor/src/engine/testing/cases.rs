@@ -298,12 +298,19 @@ pub(crate) fn vector_state(w: &mut World) {
     }
 }
 
-/// A kick before entry is answered at once, nothing of the guest having run.
+/// A kick before entry is answered at once, nothing of the guest having run; one that is taken, and only that, is no
+/// more.
 pub(crate) fn kick_before_entry(w: &mut World) {
     w.load(&code!("cli"));
-    w.engine.kicker().kick();
-    assert_eq!(w.enter(), Exit::Kick);
-    assert_eq!(w.regs.rip, CODE_VA);
+    for _ in 0..2 {
+        w.engine.kicker().kick();
+        assert_eq!(w.enter(), Exit::Kick);
+        assert_eq!(w.regs.rip, CODE_VA);
+        assert!(!w.engine.take_kick(), "answered already");
+        w.engine.kicker().kick();
+        assert!(w.engine.take_kick() && !w.engine.take_kick());
+        assert_eq!(w.enter(), gp(0));
+    }
     assert_eq!(w.run(), gp(0));
 }
 
