@@ -55,6 +55,8 @@ pub struct Comparison {
     pub repeat: usize,
     /// Memory of each guest.
     pub mem_bytes: u64,
+    /// How long vCPUs and devices look for something to do before they sleep, at most, in microseconds.
+    pub busy_poll_us: u64,
     /// The results.
     pub workloads: Vec<WorkloadResult>,
     /// What the numbers do not mean.
@@ -172,6 +174,7 @@ impl Comparison {
             engine: None,
             repeat,
             mem_bytes: machine.mem_bytes,
+            busy_poll_us: crate::busy_poll::longest_us(),
             workloads: Vec::new(),
             notes: &NOTES,
             started: false,

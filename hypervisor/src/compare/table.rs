@@ -55,7 +55,11 @@ pub(super) fn write_guests(out: &mut String, comparison: &Comparison) -> fmt::Re
         1 => "measured once".to_owned(),
         n => format!("median of {n} runs"),
     };
-    writeln!(out, "Guests  {} MiB each, {times}\n", comparison.mem_bytes >> 20)
+    let poll = match comparison.busy_poll_us {
+        0 => "no busy polling".to_owned(),
+        us => format!("busy polling for {us} us at most"),
+    };
+    writeln!(out, "Guests  {} MiB each, {times}, {poll}\n", comparison.mem_bytes >> 20)
 }
 
 pub(super) fn write_notes(out: &mut String, notes: &[&str], debug_build: bool) -> fmt::Result {

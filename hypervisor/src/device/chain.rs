@@ -4,11 +4,15 @@
 //! would look like a shorter request. Here every rule of virtio 1.2, section 2.7.5 that a driver can break is an
 //! error. Each descriptor is read exactly once: what the driver changes afterwards changes nothing.
 
+use smallvec::SmallVec;
 use virtio_bindings::bindings::virtio_ring::VRING_DESC_ALIGN_SIZE;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Broken, DeviceMemory};
+
+/// Buffers that a chain holds without allocating: a block request of six pages has header, status and these.
+const USUAL: usize = 8;
 
 /// A buffer: checked to be the device's memory when its chain was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +34,7 @@ impl Segment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     head: u16,
-    segments: Vec<Segment>,
+    segments: SmallVec<[Segment; USUAL]>,
     readable: usize,
 }
 
@@ -94,7 +98,7 @@ pub(super) fn read(
     head: u16,
     indirect: bool,
 ) -> Result<Chain, Broken> {
-    let mut chain = Chain { head, segments: Vec::with_capacity(4), readable: 0 };
+    let mut chain = Chain { head, segments: SmallVec::new(), readable: 0 };
     let mut table = Table { address: table, entries: size };
     // An indirect table may be larger than the queue; the chain in it may not be longer (2.7.5.3.1).
     let (mut index, mut inside, mut left, mut bytes) = (head, false, size, 0u32);

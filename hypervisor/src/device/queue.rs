@@ -11,7 +11,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
 };
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -60,6 +60,8 @@ pub struct Queue {
     index: u16,
     ring: virtio_queue::Queue,
     in_work: u16,
+    /// The available index at the last look.
+    seen: u16,
     /// Requests given back since the last [`Queue::notify`]: the indices alone would not tell 65536 from none.
     given: u32,
     memory: DeviceMemory,
@@ -81,7 +83,17 @@ impl Queue {
         let mut ring = setup.ring(max, memory)?;
         ring.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
         let indirect = features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
-        Some(Self { index, ring, in_work: 0, given: 0, memory: memory.clone(), indirect, kick, link })
+        Some(Self {
+            index,
+            ring,
+            in_work: 0,
+            seen: 0,
+            given: 0,
+            memory: memory.clone(),
+            indirect,
+            kick,
+            link,
+        })
     }
 
     /// Whether `setup` is well-formed and lies in `memory`.
@@ -121,8 +133,16 @@ impl Queue {
     /// When the driver broke the rules; the queue must not be used any more.
     pub fn take(&mut self) -> Result<Option<Chain>, Broken> {
         worker::look_at(self.index);
-        let mut waiting = self.ring.iter(self.memory.view()).map_err(|_| Broken::Ahead)?;
-        let Some(head) = waiting.next().map(|chain| chain.head_index()) else { return Ok(None) };
+        let next = self.ring.next_avail();
+        if next == self.seen {
+            self.seen = self.available_index()?;
+            if next == self.seen {
+                return Ok(None);
+            }
+        }
+        let entry = u64::from(next.checked_rem(self.ring.size()).ok_or(Broken::Bug)?);
+        let head = u16::from_le(self.load(self.ring.avail_ring(), AVAILABLE_ENTRIES + entry * 2)?);
+        self.ring.set_next_avail(next.wrapping_add(1));
         if self.in_work >= self.ring.size() {
             return Err(Broken::Ahead);
         }
@@ -133,6 +153,26 @@ impl Queue {
         let chain = chain::read(&self.memory, table, size, head, self.indirect)?;
         self.in_work += 1;
         Ok(Some(chain))
+    }
+
+    /// The driver's index. It shares its cache line with a driver that is adding to the ring: read only when all that
+    /// was there at the last look is taken.
+    fn available_index(&self) -> Result<u16, Broken> {
+        let now = self.ring.avail_idx(self.memory.view(), Ordering::Acquire).map_err(|_| Broken::Bug)?.0;
+        let ahead = now.wrapping_sub(self.ring.next_avail());
+        if ahead > self.ring.size() { Err(Broken::Ahead) } else { Ok(now) }
+    }
+
+    /// A word of one of the rings, which begins at `ring`.
+    fn load(&self, ring: u64, offset: u64) -> Result<u16, Broken> {
+        let place = ring.checked_add(offset).ok_or(Broken::Bug)?;
+        self.memory.view().load(GuestAddress(place), Ordering::Relaxed).map_err(|_| Broken::Bug)
+    }
+
+    /// Whether there is something to take, be it an error: for who looks again and again.
+    pub fn has_next(&self) -> bool {
+        let next = self.ring.next_avail();
+        next != self.seen || self.available_index() != Ok(next)
     }
 
     /// Gives a request back, `written` bytes of whose buffers the device has filled.
@@ -179,10 +219,7 @@ impl Queue {
     /// Whether the driver wants to hear of the last `given` used buffers. Not left to the library, which counts
     /// only what it published itself and passes over the flag.
     fn wants_interrupt(&self, given: u32) -> Result<bool, Broken> {
-        let load = |offset: u64| {
-            let place = self.ring.avail_ring().checked_add(offset).ok_or(Broken::Bug)?;
-            self.memory.view().load::<u16>(GuestAddress(place), Ordering::Relaxed).map_err(|_| Broken::Bug)
-        };
+        let load = |offset| self.load(self.ring.avail_ring(), offset).map(u16::from_le);
         // The used index is visible before the driver's wish is read: else it could ask just too late.
         fence(Ordering::SeqCst);
         if self.ring.event_idx_enabled() {

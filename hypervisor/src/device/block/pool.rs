@@ -103,6 +103,10 @@ impl Jobs for Pool {
         done.append(&mut self.ended.lock());
         Ok(())
     }
+
+    fn has_ended(&mut self) -> bool {
+        !self.ended.lock().is_empty()
+    }
 }
 
 impl Drop for Pool {

@@ -161,6 +161,10 @@ impl Jobs for Uring {
         }
         self.turn(usize::from(sleep), done)
     }
+
+    fn has_ended(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
 }
 
 impl Drop for Uring {

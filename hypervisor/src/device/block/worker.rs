@@ -8,14 +8,22 @@ use super::buffers::Buffers;
 use super::pool::Pool;
 use super::request::{self, Job, Op, Request, Status};
 use super::uring::Uring;
+use crate::busy_poll::BusyPoll;
 use crate::device::{Broken, Chain, Queue, Stop};
+
+/// Bytes that are handed over together. What is in the host's page cache is copied while it is handed over: the driver
+/// gets these while the next are copied.
+const AT_ONCE: u64 = 256 << 10;
 
 /// Does jobs, many at a time.
 pub(super) trait Jobs {
     /// Takes a job; its end is told under `token`, of which there is one at a time.
     fn begin(&mut self, token: u16, job: Job) -> io::Result<()>;
-    /// Adds the jobs that have ended to `done`. `sleep`: waits until one has, or one of `wake` is readable.
+    /// Hands over what was begun, and adds the jobs that have ended to `done`. `sleep`: waits until one has, or one of
+    /// `wake` is readable.
     fn ended(&mut self, sleep: bool, wake: [RawFd; 2], done: &mut Vec<Done>) -> io::Result<()>;
+    /// Whether a job has ended that [`Jobs::ended`] has not told of; costs next to nothing.
+    fn has_ended(&mut self) -> bool;
 }
 
 /// A job that has ended.
@@ -69,47 +77,75 @@ impl<'a> Worker<'a> {
     }
 
     fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
+        let mut habit = BusyPoll::default();
         let mut offence = Ok(());
         loop {
-            let goes_on = offence.is_ok() && !stop.is_asked();
-            if goes_on {
+            let mut listens = offence.is_ok() && !stop.is_asked();
+            let mut more = false;
+            if listens {
                 self.queue.refuse_kicks()?;
-                offence = self.take_all();
+                (offence, more) =
+                    self.take_some().map_or_else(|broken| (Err(broken), false), |more| (Ok(()), more));
+                listens = offence.is_ok();
             }
-            let waits = self.running.len() != self.free.len();
-            if (offence.is_err() || stop.is_asked()) && !waits {
+            if !listens && self.running.len() == self.free.len() {
                 // What was in work is done, whoever wanted to stop.
                 self.queue.notify()?;
                 return offence;
             }
-            // After the last look there must be either a kick to wake us, or a reason not to sleep. Once it is to
-            // stop there is nothing to hear but the ends of jobs; poll(2) and io_uring pass over these numbers.
-            let listens = goes_on && offence.is_ok();
-            let wake = if listens { [stop.fd(), self.queue.kick_fd()] } else { [-1; 2] };
-            let more = listens && self.queue.ask_for_kicks()?;
-            if self.jobs.ended(!more, wake, &mut self.done).is_err() {
-                return Err(Broken::Bug);
+            if self.turn(false, [-1; 2])? || more {
+                continue;
             }
-            self.queue.take_kick();
-            self.give_back_done()?;
+            // Once it is to stop there is nothing to hear but the ends of jobs.
+            let (queue, jobs) = (&self.queue, &mut *self.jobs);
+            if habit.look(|| listens && (queue.has_next() || stop.is_asked()) || jobs.has_ended()) {
+                continue;
+            }
+            // After the last look there must be either a kick to wake us, or a reason not to sleep. poll(2) and
+            // io_uring pass over negative descriptors.
+            if !(listens && self.queue.ask_for_kicks()?) {
+                let wake = if listens { [stop.fd(), self.queue.kick_fd()] } else { [-1; 2] };
+                self.turn(true, wake)?;
+                self.queue.take_kick();
+            }
+            habit.slept();
         }
     }
 
-    /// Begins what the driver has made available: no more than the ring has entries, as a driver could go on
-    /// for ever with requests that are done at once.
-    fn take_all(&mut self) -> Result<(), Broken> {
+    /// Gives back what has ended; whether anything had.
+    fn turn(&mut self, sleep: bool, wake: [RawFd; 2]) -> Result<bool, Broken> {
+        self.jobs.ended(sleep, wake, &mut self.done).map_err(|_| Broken::Bug)?;
+        let any = !self.done.is_empty();
+        self.give_back_done()?;
+        Ok(any)
+    }
+
+    /// Begins what the driver has made available, up to [`AT_ONCE`]; whether there may be more. No more than the ring
+    /// has entries, as a driver could go on for ever with requests that are done at once.
+    fn take_some(&mut self) -> Result<bool, Broken> {
+        let (mut bytes, mut more) = (0u64, true);
         for _ in 0..self.queue.size() {
-            let Some(chain) = self.queue.take()? else { break };
+            let Some(chain) = self.queue.take()? else {
+                more = false;
+                break;
+            };
             let mut spare = self.spare.pop().unwrap_or_default();
             match request::read(self.queue.memory(), &chain, self.disk, &mut spare)? {
                 Request::Done(status, data) => {
                     self.spare.push(spare);
                     self.finish(&chain, status, data)?;
                 }
-                Request::Job(job) => self.begin(chain, job)?,
+                Request::Job(job) => {
+                    bytes = bytes.saturating_add(job.len);
+                    self.begin(chain, job)?;
+                }
+            }
+            if bytes >= AT_ONCE {
+                break;
             }
         }
-        self.queue.notify()
+        self.queue.notify()?;
+        Ok(more)
     }
 
     fn begin(&mut self, chain: Chain, job: Job) -> Result<(), Broken> {

@@ -39,6 +39,7 @@ use self::options::NetOptionError;
 use self::receive::Receiver;
 use self::transmit::Transmitter;
 use super::{Activation, Broken, Device, Info, Link, Queue, Stop, Workers};
+use crate::busy_poll::BusyPoll;
 
 /// Frames of one queue in one round.
 const BATCH: usize = 64;
@@ -159,6 +160,7 @@ struct Worker<'m> {
 
 impl Worker<'_> {
     fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
+        let mut habit = BusyPoll::default();
         let (config, _) = self.link.config();
         let mut shown = config.bytes().get(STATUS_OFFSET).is_some_and(|status| status & 1 != 0);
         while !stop.is_asked() {
@@ -174,11 +176,45 @@ impl Worker<'_> {
                 shown = up;
                 self.show(up);
             }
-            if !more {
-                self.sleep(stop)?;
+            if more {
+                continue;
+            }
+            let mut failed = Ok(());
+            let found = habit.look(|| match self.has_work(stop) {
+                Ok(found) => found,
+                Err(broken) => {
+                    failed = Err(broken);
+                    true
+                }
+            });
+            failed?;
+            if !found {
+                if !self.ask_for_kicks()? {
+                    self.poll(stop, -1)?;
+                }
+                habit.slept();
             }
         }
         Ok(())
+    }
+
+    /// Whether a queue or the back end has something, as far as a look tells.
+    fn has_work(&mut self, stop: &Stop) -> Result<bool, Broken> {
+        let queues = self.transmitter.as_ref().is_some_and(Transmitter::has_next)
+            || self.receiver.as_ref().is_some_and(Receiver::has_next);
+        if queues { Ok(true) } else { self.poll(stop, 0) }
+    }
+
+    /// Asks for kicks before a sleep; true if there is a reason not to sleep.
+    fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
+        let mut any = false;
+        if let Some(transmitter) = &mut self.transmitter {
+            any |= transmitter.ask_for_kicks()?;
+        }
+        if let Some(receiver) = &mut self.receiver {
+            any |= receiver.ask_for_kicks()?;
+        }
+        Ok(any)
     }
 
     /// Tells the driver whether the link is up.
@@ -189,8 +225,8 @@ impl Worker<'_> {
         });
     }
 
-    /// Waits until there is something to do.
-    fn sleep(&mut self, stop: &Stop) -> Result<(), Broken> {
+    /// Waits for `time` milliseconds (-1: for ever) until there is something to do; whether there is.
+    fn poll(&mut self, stop: &Stop, time: libc::c_int) -> Result<bool, Broken> {
         let receiving = self.receiver.as_ref().is_some_and(Receiver::has_room);
         let watch = self.backend.watch(receiving);
         let queues = [self.receiver.as_ref().map(|r| &r.queue), self.transmitter.as_ref().map(|t| &t.queue)];
@@ -201,17 +237,23 @@ impl Worker<'_> {
         let mut fds = [behind, (stop.fd(), libc::POLLIN), receive, transmit]
             .map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
         // SAFETY: `fds` is a live array of that length.
-        let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+        let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, time) };
         if result < 0 {
             let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
-            return if interrupted { Ok(()) } else { Err(Broken::Bug) };
+            return if interrupted { Ok(true) } else { Err(Broken::Bug) };
         }
-        queues.into_iter().flatten().for_each(Queue::take_kick);
-        let [behind, ..] = fds;
+        let [behind, _, receive, transmit] = fds;
+        for (queue, fd) in queues.into_iter().zip([receive, transmit]) {
+            if fd.revents != 0
+                && let Some(queue) = queue
+            {
+                queue.take_kick();
+            }
+        }
         if behind.revents != 0 {
             self.backend.ready(behind.revents);
         }
-        Ok(())
+        Ok(result > 0)
     }
 }
 

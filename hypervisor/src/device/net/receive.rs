@@ -56,6 +56,16 @@ impl<'m> Receiver<'m> {
         !self.buffers.is_empty()
     }
 
+    /// Whether there is a buffer where none was.
+    pub(super) fn has_next(&self) -> bool {
+        !self.has_room() && self.queue.has_next()
+    }
+
+    /// Asks for kicks before a sleep, if there is no buffer; true if there is one already.
+    pub(super) fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
+        if self.has_room() { Ok(false) } else { self.queue.ask_for_kicks() }
+    }
+
     /// Receives what there is, up to a limit; whether there is more to be done now.
     pub(super) fn round(&mut self, backend: &mut dyn Backend) -> Result<bool, Broken> {
         self.queue.refuse_kicks()?;
@@ -63,7 +73,7 @@ impl<'m> Receiver<'m> {
         for _ in 0..BATCH {
             self.refill()?;
             if self.buffers.is_empty() {
-                more = self.queue.ask_for_kicks()?;
+                more = false;
                 break;
             }
             match backend.receive(&mut self.pieces) {

@@ -157,7 +157,8 @@ impl Tap {
 
 /// Brings the interface up if that is ours to do; if it is not, its owner has done it or will.
 fn set_up(name: &str) {
-    let Ok(socket) = std::net::UdpSocket::bind(("127.0.0.1", 0)) else { return };
+    // Any socket will do.
+    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else { return };
     let Ok(mut request) = Request::new(name, 0) else { return };
     if request.call(&socket, libc::SIOCGIFFLAGS as _).is_ok()
         && request.flags & libc::IFF_UP as libc::c_short == 0

@@ -8,6 +8,9 @@ use super::header::{HEADER_LEN, Header};
 use super::pieces::Pieces;
 use crate::device::{Broken, Chain, DeviceMemory, Queue};
 
+/// Frames that are given back together: each time costs a barrier, and the driver's CPU a cache line.
+const TOGETHER: usize = 8;
+
 /// The queue, and the frame that is being sent.
 pub(super) struct Transmitter<'m> {
     pub(super) queue: Queue,
@@ -16,11 +19,20 @@ pub(super) struct Transmitter<'m> {
     pieces: Pieces<'m>,
     /// For which the back end had no room.
     stalled: Option<Chain>,
+    /// Sent, and to be given back with the next ones.
+    sent: Vec<(u16, u32)>,
 }
 
 impl<'m> Transmitter<'m> {
     pub(super) fn new(queue: Queue, memory: &'m DeviceMemory, features: u64) -> Self {
-        Self { queue, memory, features, pieces: Pieces::default(), stalled: None }
+        Self {
+            queue,
+            memory,
+            features,
+            pieces: Pieces::default(),
+            stalled: None,
+            sent: Vec::with_capacity(TOGETHER),
+        }
     }
 
     /// Sends what there is, up to a limit; whether there is more to be done now.
@@ -29,7 +41,7 @@ impl<'m> Transmitter<'m> {
         let mut more = true;
         for _ in 0..BATCH {
             let Some(chain) = self.next()? else {
-                more = self.queue.ask_for_kicks()?;
+                more = false;
                 break;
             };
             if self.send(&chain, backend)? == Sent::Later {
@@ -37,11 +49,31 @@ impl<'m> Transmitter<'m> {
                 more = false;
                 break;
             }
-            self.queue.give_back(chain.head(), 0)?;
+            self.sent.push((chain.head(), 0));
+            if self.sent.len() == TOGETHER {
+                self.give_back()?;
+            }
         }
         backend.flush();
+        self.give_back()?;
         self.queue.notify()?;
         Ok(more)
+    }
+
+    fn give_back(&mut self) -> Result<(), Broken> {
+        self.queue.give_back_together(&self.sent)?;
+        self.sent.clear();
+        Ok(())
+    }
+
+    /// Whether there is a frame that can be tried.
+    pub(super) fn has_next(&self) -> bool {
+        self.stalled.is_none() && self.queue.has_next()
+    }
+
+    /// Asks for kicks before a sleep; true if there is a frame already.
+    pub(super) fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
+        if self.stalled.is_some() { Ok(false) } else { self.queue.ask_for_kicks() }
     }
 
     fn next(&mut self) -> Result<Option<Chain>, Broken> {
