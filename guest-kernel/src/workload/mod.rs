@@ -91,6 +91,8 @@ pub const ALL: &[Workload] = &[
     net::SETUP,
     net::SEND_SMALL,
     net::SEND_BIG,
+    net::FLOOD_SMALL,
+    net::FLOOD_BIG,
     net::RECEIVE_SMALL,
     net::RECEIVE_BIG,
 ];
