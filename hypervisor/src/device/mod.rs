@@ -6,7 +6,15 @@
 //! [`DeviceMemory`] that it was given.
 //!
 //! What a device does is done in threads of its own ([`Workers`]), which exist while it is active and at no
-//! other time: a domain without devices pays nothing, and an idle device sleeps.
+//! other time: a domain without devices pays nothing. A worker without work looks for some a little longer, where that
+//! has been worth while ([`crate::busy_poll`]), and then sleeps.
+//!
+//! | Concern | Modules |
+//! | --- | --- |
+//! | Devices | [`block`], [`console`], [`entropy`], [`net`], [`vsock`] |
+//! | Between a transport and a device | `slot`, `link`, `facts` |
+//! | A queue and what a driver puts into it: any value, at any time | `queue`, `chain`, `memory` |
+//! | Threads, and why they stopped | `worker`, `stops` |
 //!
 //! Two kinds of failure are kept apart. What the driver does wrong is [`Broken`]: a worker returns it, the
 //! device stops and asks for a reset, the host goes on. What the host cannot do (a full disk, a link that is

@@ -121,7 +121,7 @@ impl Workers {
 }
 
 impl Drop for Workers {
-    /// Waits for them: at once after [`Workers::have_ended`], else at the domain's end.
+    /// Waits for them: at once after `Workers::have_ended`, else at the domain's end.
     fn drop(&mut self) {
         self.stop.ask();
         for thread in self.threads.drain(..) {

@@ -1,7 +1,7 @@
 //! The domain builder: an image and a configuration become memory contents and a first vCPU state.
 //!
-//! What is common to both kinds of image is here; what differs is in [`super::pv_builder`] and
-//! [`super::bare_builder`]. Machine memory is fresh and therefore zero: nothing is cleared, everything is
+//! What is common to both kinds of image is here; what differs is in `pv_builder` and
+//! `bare_builder`. Machine memory is fresh and therefore zero: nothing is cleared, everything is
 //! written once and in bulk, because all of this happens before a guest's first instruction.
 
 use std::ops::Range;

@@ -1,4 +1,16 @@
-//! Building domains from images, and how they end.
+//! A domain: built from an image, what it owns while it lives, and how it ends.
+//!
+//! | Concern | Modules |
+//! | --- | --- |
+//! | The image: ELF, notes, compression, symbols and lines | [`image`], [`image_error`], [`notes`], [`compressed`], [`symbols`], [`lines`] |
+//! | Start of day: frames, tables, start info | [`layout`], [`mapping`], [`builder`], [`features`], [`selectors`] |
+//! | A paravirtual domain and its vCPU | [`pv`], [`vcpu`], [`runstate`] |
+//! | Frames pushed onto a guest's stack, and the way back | [`frames`], [`iret`] |
+//! | Memory that comes and goes, or is granted | [`free_frames`], [`grants`] |
+//! | Its devices | [`devices`] |
+//!
+//! Every pointer that a paravirtual guest passes goes through [`access`], and nothing else follows one. Such a guest is killed for what
+//! it did in one place, `PvDomain::kill`. What may not be done here: knowing a hypercall's arguments, or which engine runs.
 
 pub mod access;
 mod bare_builder;

@@ -1,8 +1,9 @@
 //! The loop that runs a domain: enter, exit, account, handle, resume.
 //!
 //! [`run`] builds a domain from a [`Config`] on the engine of choice and turns the loop until the domain's
-//! life is over. What an exit means is decided in [`pv`] and [`bare`], each a function of the domain and the
-//! exit; the loop knows neither, and neither knows the engine. Time is accounted here and nowhere else.
+//! life is over. What an exit means is decided in `pv` and `bare`, each a function of the domain and the
+//! exit; the loop knows neither, and neither knows the engine. Time is accounted here and nowhere else. A vCPU that
+//! blocks waits in `waker`, which is also how device workers, timers and the terminal reach it.
 
 mod bare;
 mod footprint;

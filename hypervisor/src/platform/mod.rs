@@ -1,8 +1,9 @@
 //! The small PC that a bare kernel believes in: a UART, two interrupt controllers, a timer, a way out.
 //!
-//! Ports, and virtio devices on the memory bus ([`virtio_mmio`]). Ports that nobody owns read all ones and swallow what is written, as an ISA bus does. Time
-//! is handed in with every call, so that the devices are functions of what the guest did and when. No device
-//! here interrupts by itself: the monitor asks before it enters the guest, and is kicked by those with threads.
+//! Ports, and virtio devices on the memory bus ([`virtio_mmio`]). Ports that nobody owns read all ones and swallow what
+//! is written, as an ISA bus does. Time is handed in with every call, so that the devices are functions of what the guest
+//! did and when. No device here interrupts by itself: the monitor asks before it enters the guest, and is kicked by those
+//! with threads.
 //!
 //! | ports | device |
 //! | --- | --- |

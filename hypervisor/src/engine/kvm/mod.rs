@@ -3,15 +3,15 @@
 //! Nothing of the host's sits between the guest and KVM_RUN: registers travel in the shared page
 //! (KVM_CAP_SYNC_REGS), so an exit costs one system call. The ways out of the guest:
 //!
-//! 1. The hypercall page's stub: on the `pio` transport `OUT` to [`gate::EXIT_PORT`] at CPL 3, which the TSS allows,
-//!    on `vmcall` a SYSCALL (see [`transport`]).
+//! 1. The hypercall page's stub: on the `pio` transport `OUT` to `gate::EXIT_PORT` at CPL 3, which the TSS allows,
+//!    on `vmcall` a SYSCALL (see `transport`).
 //! 2. SYSCALL arrives in the gate, which leaves by the same instruction, or by VMCALL.
 //! 3. An `OUT` in one of the gate's vector stubs: an exception arrived, its frame is on the gate's stack.
 //! 4. A signal: a kick.
 //!
 //! The way back is to set the guest's registers and segments in the shared page. Through the gate goes only the
 //! answer to a VMCALL, which KVM completes where it was issued, and an entry before which page-table entries must
-//! be stored again (see [`coherence`]).
+//! be stored again (see `coherence`).
 //! There is no irqchip and no in-kernel device: a vCPU never halts in KVM.
 
 mod coherence;
@@ -65,7 +65,7 @@ pub struct KvmEngine {
 
 impl KvmEngine {
     /// Sets up a VM over `memory` with one vCPU that runs on the calling thread, and a way into the host: the
-    /// one that is asked for, or else the best that works (see [`transport`]).
+    /// one that is asked for, or else the best that works (see `transport`).
     pub fn new(
         memory: &MachineMemory,
         layout: &HypervisorLayout,

@@ -5,10 +5,10 @@
 //! hand-over, which blocks it until the monitor answers, and its mappings are changed by a second thread
 //! that obeys the monitor alone. The threat model is in `docs/process-engine.md`.
 //!
-//! A tour, outside in: this file enters the guest and decodes nothing; [`space`] is one address space;
-//! [`child`] its process; [`script`] how that process locks itself up, [`filter`] with which rules;
-//! [`stub`] our code in it, [`area`] our memory in it; [`context`] turns a hand-over into registers and a
-//! trap; [`mirror`] keeps its mappings equal to the guest's page tables; [`kick`] stops it.
+//! A tour, outside in: this file enters the guest and decodes nothing; `space` is one address space;
+//! `child` its process; `script` how that process locks itself up, `filter` with which rules;
+//! `stub` our code in it, `area` our memory in it; `context` turns a hand-over into registers and a
+//! trap; `mirror` keeps its mappings equal to the guest's page tables; `kick` stops it.
 //!
 //! What may not be done here: interpreting an exit, or believing a guest process.
 

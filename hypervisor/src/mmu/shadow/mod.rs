@@ -16,7 +16,7 @@
 //!
 //! L4 slots 256..=271 of every root are the hypervisor's; a guest cannot use linear addresses there.
 //!
-//! What may not be done here: changing a shadow entry other than through [`Shadow::set_entry`], which keeps
+//! What may not be done here: changing a shadow entry other than through `Shadow::set_entry`, which keeps
 //! the reverse maps and tells the engine; deciding what a fault means to the guest.
 //!
 //! The idea is that of any shadowing hypervisor; the terms follow Intel SDM vol. 3, 4.5 to 4.10.
