@@ -38,8 +38,22 @@ pub(super) trait Image: Send + Sync {
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
 }
 
+/// A disk's file, locked until this goes.
+///
+/// Closing it does not do: the lock is of what was opened, not of the descriptor, so that a child process, which
+/// another thread is about to make into some program, holds it too until it gets there (flock(2)).
+#[derive(Debug)]
+pub(super) struct Locked(pub File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // One that is not locked has nothing to lose.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Opens and locks a disk's file.
-pub(super) fn open(path: &Path, options: &Options) -> Result<File, OpenError> {
+pub(super) fn open(path: &Path, options: &Options) -> Result<Locked, OpenError> {
     let opened = |error| OpenError::Open { path: path.to_owned(), error };
     let kind = std::fs::metadata(path).map_err(opened)?.file_type();
     // Before it is opened: that of a FIFO would wait for somebody at the other end.
@@ -53,7 +67,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<File, OpenError> {
     match locked {
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.to_owned())),
         // A file system without locks protects nobody; that is no reason not to use it.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(Locked(file)),
     }
 }
 
@@ -68,7 +82,7 @@ const FILE_BLOCK: u64 = 4096;
 
 /// A file or block device.
 pub(super) struct RawImage {
-    file: File,
+    file: Locked,
     bytes: u64,
     /// Set if the file was opened with O_DIRECT.
     direct: Option<Direct>,
@@ -78,21 +92,21 @@ pub(super) struct RawImage {
 
 impl RawImage {
     /// The image in `file`; `direct`: it was opened with O_DIRECT.
-    pub fn new(file: File, direct: bool) -> io::Result<Self> {
+    pub fn new(file: Locked, direct: bool) -> io::Result<Self> {
         use std::io::{Seek, SeekFrom};
         // A block device's metadata has no length; its end has a position.
-        let bytes = (&file).seek(SeekFrom::End(0))?;
-        let direct = direct.then(|| Direct::new(&file)).transpose()?;
+        let bytes = (&file.0).seek(SeekFrom::End(0))?;
+        let direct = direct.then(|| Direct::new(&file.0)).transpose()?;
         Ok(Self { file, bytes, direct, zeroes: OnceLock::new() })
     }
     /// The image in a file that has no end, as a pipe.
     #[cfg(test)]
     pub fn of_size(file: File, bytes: u64) -> Self {
-        Self { file, bytes, direct: None, zeroes: OnceLock::new() }
+        Self { file: Locked(file), bytes, direct: None, zeroes: OnceLock::new() }
     }
     /// Its descriptor, good for as long as the image lives.
     pub fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        self.file.0.as_raw_fd()
     }
     /// What the kernel wants of addresses; `None`: nothing.
     pub fn alignment(&self) -> Option<Alignment> {
@@ -169,7 +183,7 @@ impl Image for RawImage {
     }
     fn read(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()> {
         if let Some(direct) = self.direct.as_ref().filter(|d| !d.alignment.fits(buffers, offset)) {
-            return direct.read(&self.file, buffers, offset);
+            return direct.read(&self.file.0, buffers, offset);
         }
         // SAFETY: `count` buffers from `first` on are live, and what they name is the guest's memory, which the
         // caller keeps; it is shared with the guest, so that no reference to it exists in this program.
@@ -180,14 +194,14 @@ impl Image for RawImage {
         let write = |first, count, at| unsafe { libc::pwritev(self.fd(), first, count, at) };
         match &self.direct {
             Some(direct) if !direct.alignment.fits(buffers, offset) => {
-                direct.write(&self.file, buffers, offset)
+                direct.write(&self.file.0, buffers, offset)
             }
             Some(direct) => direct.whole(|| all(buffers, offset, write)),
             None => all(buffers, offset, write),
         }
     }
     fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.0.sync_data()
     }
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         match self.fallocate(PUNCH, offset, len) {

@@ -166,7 +166,7 @@ impl Block {
         let file = image::open(path, options)?;
         let (image, raw): (Arc<dyn Image>, _) = match format {
             Format::Raw => {
-                if options.format.is_none() && image::begins_as_qcow2(&file) {
+                if options.format.is_none() && image::begins_as_qcow2(&file.0) {
                     return Err(OpenError::LooksLikeQcow2(path.to_owned()));
                 }
                 let raw = Arc::new(RawImage::new(file, options.direct).map_err(opened)?);

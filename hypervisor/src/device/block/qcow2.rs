@@ -5,7 +5,6 @@
 //! clusters from under what is being read or written, and imago looks at the rest of a cluster before it makes all
 //! of it zeroes, which a write in between would be lost by.
 
-use std::fs::File;
 use std::io;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -17,7 +16,7 @@ use imago::{
     FormatAccess, FormatDriverBuilder, Mapping, PermissiveImplicitOpenGate, StorageExt, StorageOpenOptions,
 };
 
-use super::image::{Image, Limits};
+use super::image::{Image, Limits, Locked};
 use super::{Options, SECTOR};
 
 /// The least that is given back to the host's file system at a time.
@@ -31,13 +30,13 @@ pub(super) struct Qcow2Image {
     bytes: u64,
     /// Bytes of a cluster; `None`: the image's version has no clusters of zeroes, and gives none back.
     cluster: Option<u64>,
-    /// Holds the lock: imago opens the path anew.
-    _lock: File,
+    /// The last to go, after what imago has to write back; imago opens the path anew.
+    _lock: Locked,
 }
 
 impl Qcow2Image {
     /// Opens the image that `lock` is, and its backing files, which are only read.
-    pub fn open(lock: File, options: &Options) -> io::Result<Self> {
+    pub fn open(lock: Locked, options: &Options) -> io::Result<Self> {
         let storage = StorageOpenOptions::new().direct(options.direct);
         let image = Qcow2::<Storage>::builder_path(&options.path)
             .storage_open_options(storage)

@@ -17,6 +17,7 @@ mod under_way;
 
 use super::*;
 use crate::device::Broken;
+use crate::device::block::image::Locked;
 use crate::device::testing::{BUFFERS, Bench, Ring};
 
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
@@ -74,7 +75,7 @@ fn request(bench: &Bench, ring: &mut Ring, kind: u32, sector: u64, data: &[(u64,
 fn benches(scratch: &Scratch) -> Vec<Bench> {
     let raw = || {
         let file = File::options().read(true).write(true).open(&scratch.0).unwrap();
-        Arc::new(RawImage::new(file, false).unwrap())
+        Arc::new(RawImage::new(Locked(file), false).unwrap())
     };
     let options = scratch.options();
     let with_uring = raw();
@@ -309,9 +310,8 @@ fn the_hosts_errors_are_statuses() {
     assert_eq!(request(&bench, ring, 4, 0, &[]), IO_ERROR);
     assert_eq!(bench.slot.status(), 0xf, "the device is well");
     // A full disk as it is: /dev/full takes nothing.
-    let full = Arc::new(
-        RawImage::new(File::options().read(true).write(true).open("/dev/full").unwrap(), false).unwrap(),
-    );
+    let full = File::options().read(true).write(true).open("/dev/full").unwrap();
+    let full = RawImage::new(Locked(full), false).unwrap();
     assert_eq!(full.bytes(), 0);
     let mut byte = 7u8;
     let mut buffers = [libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 }];
@@ -332,6 +332,28 @@ fn a_disk_that_is_only_read() {
     assert_eq!(request(&bench, ring, 1, 0, &[(DATA, 512, false)]), IO_ERROR);
     assert_eq!(request(&bench, ring, 13, 0, &[(DATA, 16, false)]), IO_ERROR);
     assert_eq!(request(&bench, ring, 0, 0, &[(DATA, 512, true)]), ok(513));
+}
+
+/// What a child process that is being started has of a disk, too.
+#[test]
+fn a_disk_that_was_closed_is_free_whoever_inherited_its_file() {
+    for format in [Format::Raw, Format::Qcow2] {
+        let scratch = match format {
+            Format::Raw => Scratch::new("inherited", SECTORS * SECTOR),
+            Format::Qcow2 => clusters::image("inherited.qcow2", 3),
+        };
+        let options = Options { format: Some(format), ..scratch.options() };
+        let file = image::open(&scratch.0, &options).unwrap();
+        let inherited = file.0.try_clone().unwrap();
+        let image: Box<dyn Image> = match format {
+            Format::Raw => Box::new(RawImage::new(file, false).unwrap()),
+            Format::Qcow2 => Box::new(Qcow2Image::open(file, &options).unwrap()),
+        };
+        assert!(matches!(Block::open(&options), Err(OpenError::Locked(_))));
+        drop(image);
+        assert!(Block::open(&options).is_ok(), "{format:?}");
+        drop(inherited);
+    }
 }
 
 #[test]

@@ -138,9 +138,10 @@ fn piece(len: u64) -> u32 {
 mod tests {
     use super::*;
     use crate::device::block::buffers::{Buffers, total};
+    use crate::device::block::image::Locked;
 
     fn image() -> RawImage {
-        RawImage::new(std::fs::File::open("/dev/null").unwrap(), false).unwrap()
+        RawImage::new(Locked(std::fs::File::open("/dev/null").unwrap()), false).unwrap()
     }
 
     /// A job of two buffers of 1000 and 2000 bytes, which no kernel ever sees.

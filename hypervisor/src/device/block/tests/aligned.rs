@@ -10,7 +10,7 @@ fn direct_benches(scratch: &Scratch) -> Option<Vec<Bench>> {
     let options = Options { direct: true, ..scratch.options() };
     let raw = || {
         let file = image::open(&scratch.0, &options).ok()?;
-        file.unlock().unwrap();
+        file.0.unlock().unwrap();
         RawImage::new(file, true).ok().map(Arc::new)
     };
     let (Some(first), Some(second)) = (raw(), raw()) else {

@@ -28,7 +28,7 @@ fn zeroes_where_the_file_system_has_none() {
             for at in (0..BYTES).step_by(1 << 20) {
                 file.write_all_at(&[7; 1 << 20], at).unwrap();
             }
-            let raw = Arc::new(RawImage::new(file.try_clone().unwrap(), false).unwrap());
+            let raw = Arc::new(RawImage::new(Locked(file.try_clone().unwrap()), false).unwrap());
             let mut bench = Bench::new(Block::new(raw.clone(), uring.then(|| raw.clone()), &options));
             let mut rings = bench.start(sync, 1, 16);
             let ring = &mut rings[0];
