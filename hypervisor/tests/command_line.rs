@@ -49,29 +49,37 @@ fn signal(child: &Child, number: libc::c_int) {
 
 #[test]
 fn devices_that_cannot_be_had_say_what_to_do() {
-    let nine: Vec<_> = ["run"].into_iter().chain(["--net", "peer"].into_iter().cycle().take(18)).collect();
     for (args, part) in [
-        (&nine[..], "9 devices are too many: a guest can have 8"),
-        (&["run", "--net", "unix=/nonexistent/wire"], "start the program that listens there first"),
-        (&["run", "--vsock", "cid=3,socket=/nonexistent/s"], "cannot listen on /nonexistent/s"),
+        (&["run", "--net", "unix=/nonexistent/wire"][..], "start the program that listens there first"),
+        (&["run", "--net", "unix=/nonexistent/wire,server"], "in a directory that exists and is yours"),
+        (&["run", "--vsock", "cid=3,socket=/nonexistent/s"], "in a directory that exists and is yours"),
+        (&["run", "--disk", "/nonexistent/d"], "make it: truncate"),
+        (&["run", "--disk", "/tmp"], "is a directory; make an image of its files"),
+        (&["run", "--disk", "/etc/passwd,readonly,format=qcow2"], "is no qcow2 image"),
         (&["run", "--net", "tap=a/b"], "is no name of an interface"),
         (&["run", "--console", "unix=/nonexistent/c"], "start the program that listens there first"),
         (&["run", "--console", "file=/nonexistent/c"], "cannot write to /nonexistent/c"),
-        (
-            &["run", "--console", "unix=/tmp/x,server", "--vsock", "cid=3,socket=/tmp/../tmp/x"],
-            "give each a file of its own",
-        ),
     ] {
         let output = output(args);
-        assert_eq!(output.status.code(), Some(1), "{args:?}");
-        assert!(text(&output.stderr).contains(part), "{}", text(&output.stderr));
+        let said = text(&output.stderr);
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{args:?}: {said}");
+        assert!(said.starts_with("paravane: ") && said.contains(part), "{said}");
     }
 }
 
 #[test]
 fn usage_errors_are_2_and_name_the_mistake() {
+    let nine: Vec<_> = ["run"].into_iter().chain(["--net", "peer"].into_iter().cycle().take(18)).collect();
     for (args, part) in [
-        (&["run", "--mem", "12Q"][..], "unknown unit `Q`"),
+        (&nine[..], "9 devices are too many: a guest can have 8"),
+        (&["run", "--disk", "/tmp/x", "--disk", "/tmp/../tmp/x,readonly"], "add \",readonly\" to both"),
+        (
+            &["run", "--console", "unix=/tmp/x,server", "--vsock", "cid=3,socket=/tmp/../tmp/x"],
+            "give each a file of its own",
+        ),
+        (&["run", "--disk", "x,queues=17"], "a number from 1 to 16 is needed"),
+        (&["run", "--busy-poll", "200us"], "expected a whole number of microseconds"),
+        (&["run", "--mem", "12Q"], "unknown unit `Q`"),
         (&["run", "--engine", "xen"], "possible values: auto, kvm, process"),
         (&["run", "--bare", "kernel.elf"], "cannot be used with"),
         (&["compare", "--workload", "nothing"], "possible values: null-call"),
@@ -148,6 +156,8 @@ fn the_doctor_measures_what_works() {
     let works = |engine: &serde_json::Value| engine["why_not"].is_null();
     assert_eq!(result.status.success(), engines.iter().any(works), "{json:#}");
     assert_eq!(works(&json["auto"]), engines.iter().any(works));
+    let options: Vec<_> = json["devices"].as_array().unwrap().iter().map(|need| &need["option"]).collect();
+    assert_eq!(options, ["--disk", "--net tap", "--net user"]);
     for engine in engines.iter().filter(|engine| works(engine)) {
         let costs = engine["costs"].as_array().unwrap();
         assert!(costs.len() == 5 && costs.iter().all(|cost| cost["ns"].as_f64() > Some(0.0)), "{costs:#?}");

@@ -343,7 +343,7 @@ fn a_disk_is_not_taken_for_a_console_s_file() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
     let output =
         command.args(["run", "--disk", disk, "--console", &place.option("file", "")]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.starts_with("paravane: --disk and --console are both given "), "{said}");
     assert_eq!(std::fs::read_to_string(&place.0).unwrap(), "precious");

@@ -20,7 +20,8 @@ const EXAMPLES: &str = "\
 Examples:
   paravane compare                                   every workload, a table for each
   paravane compare --workload map-512 --repeat 5     the median of five
-  paravane compare --engine all                      the same on every engine that works here, side by side
+  paravane compare --engine all                      the same on every engine, side by side
+  paravane compare --busy-poll 0                     with vCPUs and devices that sleep at once
   paravane compare --json > result.json              everything, every run included
 
 The JSON of one engine has `host`, `engine` and `workloads`. That of several (or of `all`, however many that \
@@ -77,9 +78,9 @@ pub(super) struct CompareArgs {
     /// How hypercalls enter the host on KVM
     #[arg(long, value_enum, default_value_t)]
     transport: TransportArg,
-    /// How long a vCPU that blocks and a device without work look for something to do before they sleep, in
-    /// microseconds; 0 lets them sleep at once [default: 200, and 0 where there is one CPU]
-    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    /// Microseconds for which a vCPU or a device without work looks for some before it sleeps; 0: not at all
+    /// [default: 200, and 0 where there is one CPU]
+    #[arg(long, value_name = "US", value_parser = size::microseconds)]
     busy_poll: Option<u32>,
     /// How long one boot may take
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = size::duration)]

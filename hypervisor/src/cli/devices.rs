@@ -21,27 +21,35 @@ use crate::device::vsock::options::VsockOption;
 
 /// A guest's virtio devices. They are numbered in this order, whatever the order on the command line.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Devices (docs/devices.md)")]
 pub(super) struct DeviceArgs {
-    /// Give the guest a disk: PATH[,readonly][,format=raw|qcow2][,queues=N][,direct=on|off][,id=TEXT]; a comma in
-    /// PATH is doubled. May be given several times
+    /// A disk: a file or a block device. May be repeated
+    ///
+    /// Options: readonly, format=raw|qcow2, queues=N, direct=on|off, id=TEXT. A comma in PATH is doubled.
     #[arg(long, value_name = "PATH[,OPTION]...", value_parser = disk::parse)]
     disk: Vec<Options>,
-    /// Give the guest a virtio entropy device: random bytes of the host's kernel
+    /// Random bytes of the host's kernel
     #[arg(long)]
     rng: bool,
-    /// Give the guest a network device: tap=NAME (a TAP interface), user (the host's network, through passt; with
-    /// tcp=8080:80 its port 80 is this host's 8080), unix=PATH[,server] (a socket that speaks passt's or QEMU's
-    /// protocol), peer (a sink for measurements). After any: mac=ADDRESS. May be repeated
-    #[arg(long, value_name = "BACKEND[,..]")]
+    /// A network interface: user, tap=NAME, unix=PATH or peer. May be repeated
+    ///
+    /// user: the host's network, through passt; with tcp=8080:80 the guest's port 80 is this host's 8080, likewise udp=.
+    /// tap=NAME: a TAP interface. unix=PATH[,server]: a socket that speaks passt's and QEMU's protocol. peer: a sink for
+    /// measurements. After any: mac=ADDRESS.
+    #[arg(long, value_name = "BACKEND[,OPTION]...")]
     net: Vec<NetOption>,
-    /// Give the guest a socket device with this address: its port P calls PATH_P here, and a program here that
-    /// connects to PATH and sends "CONNECT P" calls the guest's port P
+    /// Sockets between the guest, which has this address, and the host
+    ///
+    /// What the guest calls as port P of the host is the socket PATH_P here. A program that connects to PATH and sends
+    /// "CONNECT P" and a newline calls the guest's port P.
     #[arg(long, value_name = "cid=NUMBER,socket=PATH")]
     vsock: Option<VsockOption>,
-    /// Give the guest a virtio console besides the one that every guest has: stdio (it gets what is typed here, both
-    /// print here), file=PATH[,append] (output only), unix=PATH[,server] (a socket), pty (a pseudo-terminal, whose
-    /// name is told), loopback (for measurements: what is printed is typed). The built-in guest uses it with --cmdline console=virtio
-    #[arg(long, value_name = "BACKEND[,..]")]
+    /// A second console: stdio, pty, unix=PATH, file=PATH or loopback
+    ///
+    /// stdio: it has what is typed here, and both print here. pty: a pseudo-terminal, whose name is told.
+    /// unix=PATH[,server]: a socket. file=PATH[,append]: output only. loopback: what is printed is typed, for
+    /// measurements. The built-in guest uses it with --cmdline console=virtio.
+    #[arg(long, value_name = "BACKEND[,OPTION]...")]
     console: Option<ConsoleOption>,
 }
 
@@ -53,6 +61,11 @@ pub(super) struct Opened {
     pub stdio: Option<Outside>,
 }
 
+/// More devices than a guest can have.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} devices are too many: a guest can have {VIRTIO_MAX_DEVICES}")]
+pub(super) struct TooMany(usize);
+
 impl DeviceArgs {
     /// Opens what is behind the devices. `lost` is called with a reason, perhaps by another thread and later, when a
     /// network turns out not to be had.
@@ -62,10 +75,9 @@ impl DeviceArgs {
     pub fn open(&self, lost: &Lost) -> anyhow::Result<Opened> {
         let single = [self.rng, self.vsock.is_some(), self.console.is_some()];
         let count = self.disk.len() + self.net.len() + single.iter().filter(|given| **given).count();
-        anyhow::ensure!(
-            count <= VIRTIO_MAX_DEVICES,
-            "{count} devices are too many: a guest can have {VIRTIO_MAX_DEVICES}"
-        );
+        if count > VIRTIO_MAX_DEVICES {
+            return Err(TooMany(count).into());
+        }
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
         if !self.disk.is_empty() || self.console.is_some() {
             signals::ignore_sigxfsz();
@@ -94,7 +106,7 @@ impl DeviceArgs {
     /// Adds the paths of what is written to or listened on, and of disks.
     pub fn add_paths<'a>(&'a self, paths: &mut Paths<'a>) {
         for disk in &self.disk {
-            paths.read("--disk", &disk.path);
+            paths.disk(&disk.path, disk.readonly);
         }
         for option in &self.net {
             if let BackendOption::Unix { path, .. } = &option.backend {

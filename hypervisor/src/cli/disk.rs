@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::device::MAX_QUEUES;
 use crate::device::block::{Format, Options};
 
 /// Parses `PATH[,readonly][,format=raw|qcow2][,queues=N][,direct=on|off][,id=TEXT]`. A comma in the path is doubled.
@@ -22,7 +23,10 @@ pub(super) fn parse(text: &str) -> Result<Options, String> {
             ("format", "raw") => options.format = Some(Format::Raw),
             ("format", "qcow2") => options.format = Some(Format::Qcow2),
             ("queues", number) => {
-                options.queues = number.parse().map_err(|_| format!("queues={number} is no number"))?;
+                let count =
+                    number.parse().ok().filter(|count| (1..=MAX_QUEUES).contains(&usize::from(*count)));
+                options.queues = count
+                    .ok_or_else(|| format!("queues={number}: a number from 1 to {MAX_QUEUES} is needed"))?;
             }
             ("id", id) if !id.is_empty() => options.id = Some(id.to_owned()),
             _ => {
@@ -82,6 +86,8 @@ mod tests {
             "d,format=vmdk",
             "d,queues=",
             "d,queues=-1",
+            "d,queues=0",
+            "d,queues=17",
             "d,id=",
             "d,readonly,,x",
         ] {

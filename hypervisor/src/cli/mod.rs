@@ -74,7 +74,9 @@ pub fn main(origin: Origin) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("paravane: {error:#}");
-            ExitCode::from(status::HOST_ERROR)
+            // What can be seen from the arguments alone is as wrong as a word that clap does not know.
+            let usage = error.is::<devices::TooMany>() || error.is::<paths::Clash>();
+            ExitCode::from(if usage { status::USAGE } else { status::HOST_ERROR })
         }
     }
 }

@@ -36,11 +36,17 @@ Examples:
   paravane run --bare                    the same kernel on a bare PC, trapped and emulated
   paravane run --cmdline bench=null-call --stats
   paravane run my-kernel.elf --mem 256M --initrd root.img --timeout 10s
-  paravane run --console stdio --cmdline console=virtio
+  paravane run --disk disk.img --disk base.qcow2,readonly --rng
+  paravane run --net user,tcp=8080:80 --cmdline serve       then: curl http://localhost:8080/
+  paravane run --net tap=tap0 --vsock cid=3,socket=/tmp/guest.sock
+  paravane run --console pty --cmdline console=virtio
 
 On a terminal, Ctrl-A x leaves and Ctrl-A h shows the other keys; everything else goes to the guest.
 In a pipe every byte goes to the guest, which goes on when its input ends.
 ";
+
+/// The heading over options that are the host's business and not the guest's.
+const HOST: &str = "Running and measuring";
 
 /// Arguments of `paravane run`.
 #[derive(Debug, clap::Args)]
@@ -64,24 +70,24 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     devices: DeviceArgs,
     /// What runs the guest's code
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = HOST)]
     engine: EngineArg,
     /// How hypercalls enter the host on KVM
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = HOST)]
     transport: TransportArg,
-    /// How long a vCPU that blocks and a device without work look for something to do before they sleep, in
-    /// microseconds; 0 lets them sleep at once [default: 200, and 0 where there is one CPU]
-    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    /// Microseconds for which a vCPU or a device without work looks for some before it sleeps; 0: not at all
+    /// [default: 200, and 0 where there is one CPU]
+    #[arg(long, value_name = "US", value_parser = size::microseconds, help_heading = HOST)]
     busy_poll: Option<u32>,
     /// End the guest after this long: a number and ms, s, m or h; a bare number is seconds
-    #[arg(long, value_name = "TIME", value_parser = size::duration)]
+    #[arg(long, value_name = "TIME", value_parser = size::duration, help_heading = HOST)]
     timeout: Option<Duration>,
-    /// Print start-up times, exits by cause, batch sizes, and the registers of a guest that came to a bad end, to
-    /// standard error at the end
-    #[arg(long)]
+    /// Print start-up times, exits by cause, batch sizes, what became of devices, and the registers of a guest that came
+    /// to a bad end, to standard error at the end
+    #[arg(long, help_heading = HOST)]
     stats: bool,
     /// Write the same as JSON to a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = HOST)]
     stats_json: Option<PathBuf>,
 }
 
@@ -178,11 +184,11 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
 /// A console's file is emptied when it is opened: not if it is one that the guest needs.
 fn check_paths(args: &RunArgs) -> anyhow::Result<()> {
     let mut paths = Paths::default();
-    args.image.iter().for_each(|path| paths.read("the image", path));
+    args.image.iter().for_each(|path| paths.read("IMAGE", path));
     args.initrd.iter().for_each(|path| paths.read("--initrd", path));
     args.stats_json.iter().for_each(|path| paths.write("--stats-json", path));
     args.devices.add_paths(&mut paths);
-    paths.check()
+    Ok(paths.check()?)
 }
 
 fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {

@@ -43,6 +43,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Microseconds, a million at most.
+pub(super) fn microseconds(text: &str) -> Result<u32, String> {
+    let count = text.parse().ok().filter(|us| *us <= 1_000_000);
+    count.ok_or_else(|| "expected a whole number of microseconds, 0 to 1000000".to_owned())
+}
+
 fn split(text: &str) -> (&str, &str) {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -68,6 +74,14 @@ mod tests {
     fn sizes_that_make_no_sense() {
         for text in ["", "M", "0", "-1", "1.5G", "3K", "64X", "64MM", "99999999999T", "٣M"] {
             assert!(memory(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn microseconds_are_plain_numbers() {
+        assert_eq!((microseconds("0"), microseconds("1000000")), (Ok(0), Ok(1_000_000)));
+        for text in ["", "200us", "-1", "1000001", "0.5"] {
+            assert!(microseconds(text).is_err(), "{text}");
         }
     }
 

@@ -4,6 +4,8 @@ use crate::domain::DomainEnd;
 
 /// The host's side failed: no usable engine, an unreadable image, lost console output.
 pub(super) const HOST_ERROR: u8 = 1;
+/// The command line makes no sense; the number that clap uses.
+pub(super) const USAGE: u8 = 2;
 /// The guest reported a crash or panic of its own, or its watchdog ran out.
 pub(super) const GUEST_CRASH: u8 = 3;
 /// The hypervisor ended the guest because it broke a rule.
@@ -88,7 +90,7 @@ mod tests {
         ];
         let codes: HashSet<u8> = ends.iter().map(|e| of(e, Interruption::default())).collect();
         assert_eq!(codes.len(), ends.len());
-        assert!(!codes.contains(&2), "2 is clap's");
+        assert!(!codes.contains(&USAGE), "it is clap's");
     }
 
     #[test]

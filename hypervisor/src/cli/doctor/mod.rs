@@ -3,12 +3,14 @@
 //! It looks, and boots the built-in guests on each engine; it changes nothing.
 
 mod advice;
+mod devices;
 mod kvm;
 mod text;
 mod trial;
 
 use serde::Serialize;
 
+use self::devices::Need;
 use self::kvm::KvmState;
 use self::trial::Trial;
 use super::{print, status};
@@ -45,6 +47,8 @@ struct Diagnosis {
     engines: Vec<Trial>,
     /// The ways into the host on KVM.
     transports: Vec<Trial>,
+    /// What guests' devices need.
+    devices: Vec<Need>,
     /// What to change.
     advice: Vec<String>,
 }
@@ -89,6 +93,7 @@ fn diagnose() -> Diagnosis {
         auto,
         engines,
         transports,
+        devices: devices::needs(),
         advice,
     }
 }

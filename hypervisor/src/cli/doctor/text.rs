@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::Diagnosis;
+use super::devices::Need;
 use super::trial::{Cost, Trial};
 use crate::compare::HostFacts;
 use crate::ledger::{nanos, nanos_f64};
@@ -29,6 +30,8 @@ fn write(out: &mut String, d: &Diagnosis) -> fmt::Result {
         writeln!(out, "Transports on KVM")?;
         d.transports.iter().try_for_each(|trial| write_transport(out, trial))?;
     }
+    writeln!(out, "Devices")?;
+    d.devices.iter().try_for_each(|need| write_need(out, need))?;
     write_costs(out, d)?;
     match d.advice.as_slice() {
         [] => writeln!(out, "\nNothing to change."),
@@ -57,6 +60,15 @@ fn write_transport(out: &mut String, trial: &Trial) -> fmt::Result {
         (Some(why), _) => writeln!(out, "unusable: {why}"),
         (None, Some(ns)) => writeln!(out, "works: {} for a hypercall and back", nanos_f64(ns)),
         (None, None) => writeln!(out, "works"),
+    }
+}
+
+fn write_need(out: &mut String, need: &Need) -> fmt::Result {
+    write!(out, "  {:<10} ", need.option)?;
+    match &need.why_not {
+        None => writeln!(out, "works: {} is here", need.what),
+        Some(why) if need.optional => writeln!(out, "works without {}: {why}", need.what),
+        Some(why) => writeln!(out, "unusable: {why}"),
     }
 }
 
@@ -148,6 +160,7 @@ pub mod tests {
             auto,
             engines,
             transports,
+            devices: Vec::new(),
             advice,
         }
     }
@@ -171,6 +184,20 @@ pub mod tests {
         }
         let row = text.lines().find(|l| l.trim_start().starts_with("a hypercall ")).unwrap();
         assert!(row.split_whitespace().skip(2).eq(["28.0", "us", "6.00", "us"]), "{row}");
+    }
+
+    #[test]
+    fn devices_say_what_they_lack() {
+        let need = |why: Option<&str>, optional| Need {
+            option: "--x",
+            what: "it",
+            why_not: why.map(str::to_owned),
+            optional,
+        };
+        let mut d = diagnosis(works("auto", "kvm", 6e3), Vec::new(), Vec::new());
+        d.devices = vec![need(None, false), need(Some("gone"), true), need(Some("gone"), false)];
+        let all = "Devices\n  --x        works: it is here\n  --x        works without it: gone\n  --x        unusable: gone\n";
+        assert!(text(&d).contains(all), "{}", text(&d));
     }
 
     #[test]

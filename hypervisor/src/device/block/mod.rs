@@ -100,7 +100,7 @@ pub enum OpenError {
     )]
     Locked(PathBuf),
     /// A directory, a pipe, a terminal...
-    #[error("disk {} is neither a file nor a block device", .0.display())]
+    #[error("disk {} is {}", .0.display(), instead(.0))]
     NoDisk(PathBuf),
     /// There is nothing in it.
     #[error("disk {} has {bytes} bytes, less than one block; give it a size: truncate -s 1G {}", path.display(), path.display())]
@@ -116,6 +116,9 @@ pub enum OpenError {
         .0.display()
     )]
     LooksLikeQcow2(PathBuf),
+    /// It is said, or its name says, that it is an image of a format that it is not.
+    #[error("disk {} is no qcow2 image; say format=raw if it is a raw one", .0.display())]
+    NoQcow2(PathBuf),
     /// No queues, or too many.
     #[error("a disk has 1 to {MAX_QUEUES} queues, not {0}")]
     Queues(u16),
@@ -128,6 +131,15 @@ fn hint(error: &io::Error) -> &'static str {
         }
         io::ErrorKind::NotFound => "; make it: truncate -s 1G FILE",
         _ => "",
+    }
+}
+
+/// What something is that is no disk, and what to do.
+fn instead(path: &Path) -> String {
+    if path.is_dir() {
+        format!("a directory; make an image of its files: mkfs.ext4 -d {} disk.img 64M", path.display())
+    } else {
+        "neither a file nor a block device; name one of these".to_owned()
     }
 }
 
@@ -172,6 +184,9 @@ impl Block {
                 let raw = Arc::new(RawImage::new(file, options.direct).map_err(opened)?);
                 let for_uring = raw.takes_sectors().then(|| raw.clone());
                 (raw, for_uring)
+            }
+            Format::Qcow2 if !image::begins_as_qcow2(&file.0) => {
+                return Err(OpenError::NoQcow2(path.to_owned()));
             }
             Format::Qcow2 => (Arc::new(Qcow2Image::open(file, options).map_err(opened)?), None),
         };

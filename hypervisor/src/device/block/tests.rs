@@ -369,12 +369,16 @@ fn disks_that_cannot_be_opened() {
     drop(readers);
     for none in ["/", "/dev/null"] {
         let options = Options { path: none.into(), readonly: true, ..scratch.options() };
-        assert!(matches!(Block::open(&options), Err(OpenError::NoDisk(_))), "{none}");
+        let error = Block::open(&options).err().unwrap();
+        assert!(matches!(error, OpenError::NoDisk(_)), "{error}");
+        assert_eq!(error.to_string().contains("mkfs.ext4"), none == "/", "{error}");
     }
     let missing = Options { path: "/nonexistent/disk".into(), ..scratch.options() };
     let error = Block::open(&missing).err().unwrap().to_string();
     assert!(error.contains("/nonexistent/disk") && error.contains("truncate"), "{error}");
     assert!(matches!(Block::open(&Options { queues: 0, ..scratch.options() }), Err(OpenError::Queues(0))));
+    let wrong = Options { format: Some(Format::Qcow2), ..scratch.options() };
+    assert!(matches!(Block::open(&wrong), Err(OpenError::NoQcow2(_))));
     File::options().write(true).open(&scratch.0).unwrap().write_all_at(b"QFI\xfb", 0).unwrap();
     assert!(matches!(Block::open(&scratch.options()), Err(OpenError::LooksLikeQcow2(_))));
     assert!(Block::open(&Options { format: Some(Format::Raw), ..scratch.options() }).is_ok());

@@ -12,7 +12,7 @@ use super::backend::{Backend, NOTHING, Watch, Wish, watch};
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be opened.
-    #[error("cannot write to {}: {error}", path.display())]
+    #[error("cannot write to {}: {error}; name a file that can be made or written", path.display())]
     Open {
         /// Which.
         path: PathBuf,

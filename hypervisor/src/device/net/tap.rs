@@ -25,35 +25,48 @@ pub enum TapError {
     #[error("`{0}` is no name of an interface: 1 to 15 bytes without `/`, `%` and blanks")]
     Name(String),
     /// The kernel has no TAP, or this user may not use it.
-    #[error(
-        "cannot open {CLONE_DEVICE}: {0}; load the module (`sudo modprobe tun`), or in a container pass the \
-         device in"
-    )]
+    #[error("cannot open {CLONE_DEVICE}: {error}; {hint}", error = .0, hint = open_hint(.0))]
     Open(io::Error),
     /// Not ours.
     #[error(
-        "no permission for the TAP interface {name}: make it for your user with `sudo ip tuntap \
-         add {name} mode tap user $USER && sudo ip link set {name} up`, or use `--net user`, which needs \
-         no privileges"
+        "no permission for the TAP interface {name}: if there is none, make it for your user with `sudo ip tuntap \
+         add {name} mode tap user $USER && sudo ip link set {name} up`; if it is another user's, make one of \
+         another name; or use `--net user`, which needs no privileges"
     )]
     Permission {
         /// The interface.
         name: String,
     },
     /// Somebody else has it.
-    #[error("the TAP interface {name} is in use by another program")]
+    #[error("the TAP interface {name} is in use by another program; make another one for this guest")]
     Busy {
         /// The interface.
         name: String,
     },
     /// Something else.
-    #[error("cannot use {name} as a TAP interface: {error}")]
+    #[error("cannot use {name} as a TAP interface: {error}{}", use_hint(error))]
     Use {
         /// The interface.
         name: String,
         /// What the kernel said.
         error: io::Error,
     },
+}
+
+fn open_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "most systems let every user open it, this one does not: ask its administrator, or use `--net user`"
+        }
+        _ => "load the module (`sudo modprobe tun`), or in a container pass the device in",
+    }
+}
+
+fn use_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => "; an interface of another kind has this name: give another",
+        _ => "",
+    }
 }
 
 /// An open TAP interface.
@@ -106,6 +119,15 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 impl Tap {
+    /// Whether interfaces can be had at all: the device that they are asked of opens.
+    ///
+    /// # Errors
+    /// When it does not; the message says what to do.
+    pub fn available() -> Result<(), TapError> {
+        let file = OpenOptions::new().read(true).write(true).open(CLONE_DEVICE);
+        file.map(drop).map_err(TapError::Open)
+    }
+
     /// Opens the interface called `name`, which is made if it does not exist and we may.
     pub fn open(name: &str) -> Result<Self, TapError> {
         let mut request = Request::new(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;

@@ -210,6 +210,12 @@ fn names_that_no_interface_has() {
     for name in ["", "sixteen-bytes-it", "a/b", "a b", "a%d", "a:1"] {
         assert!(matches!(Tap::open(name), Err(TapError::Name(_))), "{name}");
     }
+    let closed = TapError::Open(io::ErrorKind::PermissionDenied.into()).to_string();
+    let absent = TapError::Open(io::ErrorKind::NotFound.into()).to_string();
+    assert!(!closed.contains("modprobe") && absent.contains("modprobe"), "{closed} {absent}");
+    let error = io::Error::from_raw_os_error(libc::EINVAL);
+    let other = TapError::Use { name: "lo".into(), error }.to_string();
+    assert!(other.ends_with("of another kind has this name: give another"), "{other}");
     let permission = TapError::Permission { name: "tap7".into() }.to_string();
     assert!(permission.contains("sudo ip tuntap add tap7 mode tap user $USER"), "{permission}");
 }

@@ -23,7 +23,7 @@ pub enum UnixError {
         error: io::Error,
     },
     /// The socket cannot be made.
-    #[error("cannot listen on {path}: {error}")]
+    #[error("cannot listen on {path}: {error}{}", listen_hint(error))]
     Listen {
         /// The socket.
         path: PathBuf,
@@ -42,6 +42,20 @@ pub fn connect(path: &Path) -> Result<Framed, UnixError> {
 pub fn listen(path: &Path) -> Result<Framed, UnixError> {
     let socket = bind(path).and_then(Framed::listening);
     socket.map_err(|error| UnixError::Listen { path: path.to_owned(), error })
+}
+
+/// What to do when a socket cannot be made.
+pub(in crate::device) fn listen_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; a program listens there, or a file is in the way: end the one, remove the other, or name another path"
+        }
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+            "; name a path in a directory that exists and is yours"
+        }
+        io::ErrorKind::InvalidInput => "; a socket's path has 107 bytes at most",
+        _ => "",
+    }
 }
 
 /// Makes a socket at `path`; one that a former run left behind, and nobody listens on, is replaced.
@@ -76,7 +90,12 @@ mod tests {
         drop(listen(&path).unwrap());
         let host = listen(&path).unwrap();
         assert!(!host.is_up());
-        assert!(listen(&path).unwrap_err().to_string().contains("cannot listen"), "somebody listens there");
+        let text = listen(&path).unwrap_err().to_string();
+        assert!(text.contains("cannot listen") && text.contains("name another path"), "{text}");
+        let long = listen(Path::new(&"x".repeat(108))).unwrap_err().to_string();
+        assert!(long.ends_with("a socket's path has 107 bytes at most"), "{long}");
+        let nowhere = listen(Path::new("/nonexistent/s")).unwrap_err().to_string();
+        assert!(nowhere.ends_with("name a path in a directory that exists and is yours"), "{nowhere}");
         assert!(connect(&path).unwrap().is_up());
         drop(host);
         std::fs::remove_file(&path).unwrap();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::Vsock;
+use crate::device::net::unix::listen_hint;
 
 /// A `--vsock`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub enum VsockOptionError {
 
 /// The socket cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {}: {error}", path.display())]
+#[error("cannot listen on {}: {error}{}", path.display(), listen_hint(error))]
 pub struct OpenError {
     path: PathBuf,
     error: io::Error,
