@@ -80,7 +80,8 @@ impl Waker {
 
     /// The vCPU's thread, in the host, looks for the reasons of all kicks until now.
     pub fn hear(&self) {
-        self.rung.store(false, Ordering::SeqCst);
+        // A swap, because it must see what was done before the kicks that it takes back.
+        self.rung.swap(false, Ordering::SeqCst);
     }
 
     /// It is out of the guest again.
@@ -121,6 +122,10 @@ impl Kick for Waker {
         self.engine.arm(ns);
     }
 }
+
+#[cfg(test)]
+#[path = "waker_model.rs"]
+mod model;
 
 #[cfg(test)]
 mod tests {

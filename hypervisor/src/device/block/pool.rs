@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,11 +24,28 @@ const THREADS: usize = 4;
 struct Order(u16, Job);
 
 #[derive(Default)]
-struct Ended(Mutex<Vec<Done>>);
+struct Ended {
+    jobs: Mutex<Vec<Done>>,
+    /// Whether there are any: for who looks again and again, and would hold up the threads by taking the lock.
+    any: AtomicBool,
+}
 
 impl Ended {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Done>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn push(&self, job: Done) {
+        let mut jobs = self.lock();
+        jobs.push(job);
+        self.any.store(true, Ordering::Release);
+    }
+    fn take(&self, into: &mut Vec<Done>) {
+        let mut jobs = self.lock();
+        into.append(&mut jobs);
+        self.any.store(false, Ordering::Release);
+    }
+    fn is_empty(&self) -> bool {
+        !self.any.load(Ordering::Acquire)
     }
 }
 
@@ -55,7 +73,7 @@ impl Pool {
             let body = move || {
                 while let Some(Order(token, mut job)) = next(&receiver) {
                     let result = guarded(|| perform(&*image, &mut job));
-                    ended.lock().push(Done { token, result, buffers: job.buffers });
+                    ended.push(Done { token, result, buffers: job.buffers });
                     // A full counter is readable too.
                     let _ = bell.write(1);
                 }
@@ -100,12 +118,12 @@ impl Jobs for Pool {
         }
         // Before looking: what ends after this rings again.
         let _ = self.bell.read();
-        done.append(&mut self.ended.lock());
+        self.ended.take(done);
         Ok(())
     }
 
     fn has_ended(&mut self) -> bool {
-        !self.ended.lock().is_empty()
+        !self.ended.is_empty()
     }
 }
 

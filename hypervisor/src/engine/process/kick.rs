@@ -62,18 +62,26 @@ impl Slot {
             return;
         }
         self.users.fetch_add(1, SeqCst);
+        self.signal();
+        self.users.fetch_sub(1, SeqCst);
+    }
+
+    /// The rest of a kick that marked itself pending. It may have been answered meanwhile.
+    fn signal(&self) {
         let target = self.target.load(SeqCst);
         if target != NOBODY {
             sys::signal(target, KICK_SIGNAL);
             sys::set_timer(self.insist.load(SeqCst), INSIST_NS, INSIST_NS);
         }
-        self.users.fetch_sub(1, SeqCst);
     }
 
     /// Repeats a kick that was not answered yet. Runs in the vCPU's thread.
     fn insist(&self) {
+        if !self.pending.load(SeqCst) {
+            return self.calm_down();
+        }
         let target = self.target.load(SeqCst);
-        if target == NOBODY || !self.pending.load(SeqCst) {
+        if target == NOBODY {
             return;
         }
         let used = sys::cpu_time_ns(self.pid.load(SeqCst));
@@ -83,6 +91,17 @@ impl Slot {
         }
         let patience_is_over = since != 0 && used.saturating_sub(since) > PATIENCE_NS;
         sys::signal(target, if patience_is_over { libc::SIGKILL } else { KICK_SIGNAL });
+    }
+
+    /// Ends the repetition of a kick that was answered before its thread came to set the timer: nobody else would, and
+    /// a vCPU that sleeps would be woken every millisecond. One that is pending by the second look has set the timer
+    /// before this cleared it, or sets it later.
+    fn calm_down(&self) {
+        let insist = self.insist.load(SeqCst);
+        sys::set_timer(insist, 0, 0);
+        if self.pending.load(SeqCst) {
+            sys::set_timer(insist, INSIST_NS, INSIST_NS);
+        }
     }
 }
 
@@ -198,5 +217,36 @@ impl Drop for ProcessKick {
         }
         self.slot.target.store(NOBODY, SeqCst);
         self.slot.taken.store(false, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_armed(timer: i32) -> bool {
+        // SAFETY: plain data, for which all zeroes is a value.
+        let mut left: libc::itimerspec = unsafe { zeroed() };
+        // SAFETY: `left` is a live local; an id that is no timer is refused.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_timer_gettime, timer, &raw mut left) }, 0);
+        (left.it_value.tv_sec, left.it_value.tv_nsec) != (0, 0)
+    }
+
+    /// The kicking thread was held up between its two halves: the vCPU has left the guest for it, and entered again.
+    #[test]
+    fn nobody_insists_on_a_kick_that_was_answered_before_it_was_made() {
+        let kick = ProcessKick::new().unwrap();
+        let insist = kick.slot.insist.load(SeqCst);
+        // No process has this descriptor: signals go nowhere.
+        kick.aim(RawFd::MAX, 0);
+        kick.slot.pending.store(true, SeqCst);
+        assert!(kick.take());
+        kick.slot.signal();
+        kick.slot.insist();
+        assert!(!is_armed(insist), "the vCPU would be woken for nothing for as long as nobody kicks it");
+        kick.kick();
+        kick.slot.insist();
+        assert!(is_armed(insist), "one that was not answered is repeated");
+        assert!(kick.take() && !is_armed(insist));
     }
 }
