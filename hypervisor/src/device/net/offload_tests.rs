@@ -189,7 +189,10 @@ fn the_host_s_tcp_takes_long_segments_and_sends_them() {
         while got.len() < answer.len() {
             let (header, _, data) = peer.segment();
             let is_long = data.len() > usize::from(MSS);
-            assert_eq!((header.gso_type == 1, header.gso_size != 0), (is_long, is_long), "{header:?}");
+            // What is sent again may be less than it was, and still be marked as to be cut.
+            let is_to_be_cut = header.gso_type == 1;
+            assert_eq!(header.gso_size != 0, is_to_be_cut, "{header:?}");
+            assert!(is_to_be_cut || !is_long, "{header:?}");
             longest = longest.max(data.len());
             got.extend(data);
             peer.send(ACK, &[]);
