@@ -96,6 +96,8 @@ pub trait Device: Send {
     /// # Errors
     /// When the host has no thread or descriptor left; workers that were started already are then stopped.
     fn activate(&mut self, activation: Activation, workers: &mut Workers) -> io::Result<()>;
+    /// The driver has let go, and no worker is left: what it changed is again as it was at first.
+    fn reset(&mut self, _link: &Link) {}
 }
 
 /// What a device is given to work with.

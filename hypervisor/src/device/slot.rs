@@ -176,6 +176,7 @@ impl Slot {
             }
             self.active = None;
         }
+        self.device.reset(&self.link);
         self.link.mend();
         true
     }

@@ -78,11 +78,21 @@ pub struct Workers {
     running: Arc<AtomicUsize>,
     threads: Vec<JoinHandle<()>>,
     link: Arc<Link>,
+    /// As if the host had no thread left.
+    #[cfg(test)]
+    pub(super) refuse: bool,
 }
 
 impl Workers {
     pub(super) fn new(link: Arc<Link>) -> io::Result<Self> {
-        Ok(Self { stop: Arc::new(Stop::new()?), running: Arc::default(), threads: Vec::new(), link })
+        Ok(Self {
+            stop: Arc::new(Stop::new()?),
+            running: Arc::default(),
+            threads: Vec::new(),
+            link,
+            #[cfg(test)]
+            refuse: false,
+        })
     }
 
     /// Starts a worker, a thread called `name` (15 bytes at most are kept).
@@ -94,6 +104,10 @@ impl Workers {
         name: &str,
         body: impl FnOnce(&Stop) -> Result<(), Broken> + Send + 'static,
     ) -> io::Result<()> {
+        #[cfg(test)]
+        if self.refuse {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let end = End {
             stop: Arc::clone(&self.stop),
             running: Arc::clone(&self.running),

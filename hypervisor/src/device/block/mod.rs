@@ -311,13 +311,22 @@ impl Device for Block {
     }
 
     fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
-        let flushes = activation.features & 1 << VIRTIO_BLK_F_FLUSH != 0;
-        self.set_writeback(&activation.link, flushes);
-        for index in 0..usize::from(self.queues) {
-            let Some(queue) = activation.queue(index) else { continue };
+        let accepted = |bit: u32| activation.features & 1 << bit != 0;
+        let before = self.disk.writeback.load(Ordering::Acquire);
+        // One that negotiated CONFIG_WCE may have cleared it since (3.1.1, step 7); without flushes there is no
+        // cache (5.2.5.2).
+        let kept = before || !accepted(VIRTIO_BLK_F_CONFIG_WCE);
+        self.set_writeback(&activation.link, accepted(VIRTIO_BLK_F_FLUSH) && kept);
+        let mut queues = (0..usize::from(self.queues)).filter_map(|index| activation.queue(index));
+        let spawned = queues.try_for_each(|queue| {
             let disk = Arc::clone(&self.disk);
-            workers.spawn("pv-block", move |stop| worker::run(queue, stop, &disk))?;
-        }
-        Ok(())
+            workers.spawn("pv-block", move |stop| worker::run(queue, stop, &disk))
+        });
+        drop(queues);
+        spawned.inspect_err(|_| self.set_writeback(&activation.link, before))
+    }
+
+    fn reset(&mut self, link: &Link) {
+        self.set_writeback(link, true);
     }
 }

@@ -3,7 +3,10 @@
 //! A killed program's writes stay in the page cache, so that its death shows nothing of this. cachestat(2) does
 //! (Linux 6.5): a page that was written and not synced is dirty.
 
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
 use super::*;
+use crate::device::Queue;
 
 /// Pages of a file that are not yet on its disk; `None`: this kernel does not tell.
 pub fn unsynced(file: &File) -> Option<u64> {
@@ -106,11 +109,39 @@ fn a_driver_turns_the_cache_off() {
         assert_eq!(cache(&bench), 0);
         bench.reset();
         // The next driver begins anew; one that knows no flushes has no cache.
+        assert_eq!(bench.slot.link().config().0, others, "as before the activation");
         drop(bench.start(FLUSH, 1, 16));
         assert_eq!(cache(&bench), 1);
         bench.reset();
         drop(bench.start(0, 1, 16));
         assert_eq!(cache(&bench), 0);
         bench.reset();
+        assert_eq!(bench.slot.link().config().0, others, "nor is that the driver's after it");
+        // Between FEATURES_OK and DRIVER_OK, as virtio-mmio lets it.
+        assert!(bench.slot.write_config(WRITEBACK, &[0]));
+        drop(bench.start(FLUSH | WCE, 1, 16));
+        assert_eq!(cache(&bench), 0);
+        bench.reset();
+        assert_eq!(cache(&bench), 1);
+    }
+}
+
+#[test]
+fn an_activation_that_fails_leaves_the_cache_as_it_was() {
+    let scratch = Scratch::new("wce-failed", SECTORS * SECTOR);
+    let mut block = Block::open(&scratch.options()).unwrap();
+    for before in [true, false] {
+        let bench = Bench::new(crate::device::entropy::Entropy);
+        let link = Arc::new(Link::new(&block.config(), bench.interrupts.clone()));
+        block.set_writeback(&link, before);
+        let (setup, memory) = (Ring::new(&bench.memory, 0, 16).setup, bench.memory.clone());
+        let ends = (EventFd::new(EFD_NONBLOCK).unwrap(), link.clone());
+        let queues = vec![Queue::new(0, &setup, 256, 0, &memory, ends)];
+        let features = if before { 0 } else { FLUSH };
+        let activation = Activation { features, queues, memory, link: link.clone() };
+        let mut workers = Workers::new(link.clone()).unwrap();
+        workers.refuse = true;
+        assert!(block.activate(activation, &mut workers).is_err());
+        assert_eq!(block.disk.writeback.load(Ordering::Acquire), before);
     }
 }
