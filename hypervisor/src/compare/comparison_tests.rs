@@ -5,6 +5,7 @@ use std::cell::Cell;
 use super::super::played::{GOOD, good, is_pv, play, settings};
 use super::*;
 use crate::compare::{WORKLOADS, text};
+use crate::device::DeviceStops;
 use crate::domain::DomainEnd;
 use crate::engine::EngineInfo;
 use crate::ledger::{Cause, PrivOp};
@@ -141,6 +142,32 @@ fn different_engines_are_not_compared() {
     let workload = &result.workloads[0];
     assert_eq!(workload.problems, ["pv ran on engine process, trap on kvm: not comparable"]);
     assert!(!workload.ok && workload.time_saved.is_none() && workload.techniques.len() == 2);
+}
+
+#[test]
+fn a_device_that_stopped_is_a_problem_whatever_the_guest_says() {
+    let stopped = |config: Config| {
+        let mut report = good(config)?;
+        let last = Some("queue 0: the available index runs ahead of the ring".to_owned());
+        for (n, stops) in [0, 2].into_iter().enumerate() {
+            report.devices.push(DeviceStops {
+                device: format!("rng {n}"),
+                stops,
+                last: last.clone(),
+                untold: 0,
+            });
+        }
+        Ok(report)
+    };
+    let result = compare_one(&settings(2), stopped, |_| {});
+    let said = ["pv", "trap"].map(|technique| {
+        format!(
+            "{technique}: the guest broke the rules of rng 1, which stopped: queue 0: the available index runs \
+             ahead of the ring"
+        )
+    });
+    assert_eq!(result.workloads[0].problems, said);
+    assert!(!result.ok() && result.workloads[0].techniques.is_empty());
 }
 
 #[test]

@@ -62,6 +62,9 @@ pub enum Failure {
         /// The end of its console output.
         last_words: String,
     },
+    /// A device stopped for what the guest did with it.
+    #[error("the guest broke the rules of {0}")]
+    Stopped(String),
     /// Its result cannot be read.
     #[error("{0}")]
     Outcome(#[from] OutcomeError),
@@ -103,6 +106,11 @@ pub fn measure<E: std::fmt::Display>(
     };
     let report = boot(config).map_err(|e| Failure::Start(e.to_string()))?;
     let text = console.text();
+    // First of all, as the rest may follow from it.
+    if let Some(stopped) = report.devices.iter().find(|device| device.stops != 0) {
+        let last = stopped.last.as_deref().unwrap_or("no reason is known");
+        return Err(Failure::Stopped(format!("{}, which stopped: {last}", stopped.device)));
+    }
     if report.end != DomainEnd::PowerOff {
         return Err(Failure::End { end: report.end, last_words: last_words(&text) });
     }
