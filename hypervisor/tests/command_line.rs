@@ -2,8 +2,13 @@
 //!
 //! What needs a guest is skipped where this machine cannot run one.
 
+#[path = "../src/skip.rs"]
+mod skip;
+
 use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
+
+use skip::skip;
 
 fn paravane(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
@@ -29,7 +34,7 @@ fn guest(args: &[&str]) -> Option<Child> {
         if stdout.read(&mut byte).unwrap() == 0 {
             let output = child.wait_with_output().unwrap();
             assert_eq!(output.status.code(), Some(1), "the guest ended: {}", text(&seen));
-            let _ = writeln!(std::io::stderr(), "SKIP: no guest runs here: {}", text(&output.stderr));
+            skip("engine", text(&output.stderr));
             return None;
         }
         seen.push(byte[0]);
@@ -135,7 +140,7 @@ fn several_engines_are_compared_side_by_side() {
     let engines = json["engines"].as_array().unwrap();
     if engines.is_empty() {
         assert_eq!(result.status.code(), Some(1));
-        let _ = writeln!(std::io::stderr(), "SKIP: no guest runs here: {}", text(&result.stderr));
+        skip("engine", text(&result.stderr));
         return;
     }
     assert_eq!(result.status.code(), Some(0), "{}", text(&result.stderr));
@@ -163,7 +168,7 @@ fn the_doctor_measures_what_works() {
         assert!(costs.len() == 5 && costs.iter().all(|cost| cost["ns"].as_f64() > Some(0.0)), "{costs:#?}");
     }
     for failed in engines.iter().filter(|engine| !works(engine)) {
-        println!("SKIP: no {}: {}", failed["name"], failed["why_not"]);
+        skip(failed["name"].as_str().unwrap(), &failed["why_not"]);
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! The other end behaves in turn: it talks, goes away in the middle, does not read. What is absent is said.
 
+#[path = "../src/skip.rs"]
+mod skip;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -10,10 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-fn skip(why: &str) {
-    // Past the harness's capture: a skip is to be seen.
-    let _ = writeln!(std::io::stderr(), "SKIP: {why}");
-}
+use skip::skip;
 
 /// A program with a guest, and what both said on standard output and error.
 struct Guest {
@@ -52,7 +52,7 @@ impl Guest {
             }
         }
         assert_eq!(self.child.wait().unwrap().code(), Some(1), "{said}");
-        skip(&said);
+        skip("engine", said);
         false
     }
 
@@ -239,7 +239,7 @@ fn a_shell_on_a_pseudo_terminal_that_is_opened_twice() {
         let Some(name) = guest.line_with("console") else { panic!("nothing was said") };
         let Some((_, path)) = name.split_once("paravane: the console is ") else {
             assert_eq!(guest.child.wait().unwrap().code(), Some(1), "{name}");
-            skip(&name);
+            skip("engine", name);
             continue;
         };
         if !guest.runs() {
@@ -277,7 +277,7 @@ fn a_shell_into_a_file() {
 #[test]
 fn a_full_disk_does_not_stop_the_guest() {
     if !Path::new("/dev/full").exists() {
-        return skip("this host has no /dev/full");
+        return skip("dev-full", "this host has no /dev/full");
     }
     for machine in machines() {
         let mut guest = Guest::start(&machine, "file=/dev/full");
@@ -313,7 +313,7 @@ fn a_guest_without_the_device_says_so() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
-        return skip(&String::from_utf8_lossy(&output.stderr));
+        return skip("engine", String::from_utf8_lossy(&output.stderr));
     }
     assert!(said.contains("start me with one, e.g. `paravane run --console pty`"), "{said}");
     assert!(said.contains("test: name=entropy"), "and goes on: {said}");

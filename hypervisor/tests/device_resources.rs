@@ -1,6 +1,9 @@
 //! A driver may start and reset its device as often as it likes: the host keeps nothing of it. In a program of its
 //! own, because what is counted is the whole process's.
 
+#[path = "../src/skip.rs"]
+mod skip;
+
 use std::fs;
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -8,6 +11,7 @@ use paravane::compare::Needs;
 use paravane::device::entropy::Entropy;
 use paravane::device::{Device, DeviceMemory, Interrupt, QueueSetup, Region, Slot};
 use paravane::memory::{Backing, MachineMemory, Mfn};
+use skip::skip;
 
 const VERSION_1: u64 = 1 << 32;
 
@@ -61,7 +65,7 @@ fn ten_thousand_starts_leave_no_descriptors_and_no_threads() {
     devices.extend(Needs::Network.provide().into_iter().flatten().map(|device| (device, 1000)));
     match Needs::Disk.provide() {
         Ok(disk) => devices.extend(disk.into_iter().map(|device| (device, 1000))),
-        Err(why) => eprintln!("SKIP: disk: {why}"),
+        Err(why) => skip("disk", why),
     }
     let machine = Arc::new(MachineMemory::new(0, 16, Backing::Anonymous).unwrap());
     let memory = DeviceMemory::new(&machine, &[Region { address: 0, first: Mfn(0), frames: 16 }]).unwrap();

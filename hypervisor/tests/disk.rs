@@ -2,20 +2,20 @@
 //!
 //! What needs an engine is skipped where this machine lacks it.
 
+#[path = "../src/skip.rs"]
+mod skip;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use skip::skip;
+
 /// Bytes of a block, as the guest's test writes them.
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 2048;
 const SEED: u64 = 77;
-
-fn skip(why: &str) {
-    // Past the harness's capture: a skip is to be seen.
-    let _ = writeln!(std::io::stderr(), "SKIP: {why}");
-}
 
 /// A disk of zeroes, which goes when this does.
 struct Image(PathBuf);
@@ -71,7 +71,7 @@ fn what_was_written_is_read_back_and_is_in_the_file() {
         let output = start(&image, options, 1).wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         if output.status.code() == Some(1) && text.is_empty() {
-            return skip("no guest runs here");
+            return skip("engine", "no guest runs here");
         }
         assert!(text.contains("test: name=block-verify ok=true"), "{build}: {text}");
         let bytes = std::fs::read(&image.0).unwrap();
@@ -92,7 +92,7 @@ fn what_was_flushed_survives_sigkill() {
         let mut seen = lines.by_ref().filter_map(|line| flushed(&line)).filter(|(round, _)| *round == 1);
         let Some((_, last)) = seen.nth(batches - 1) else {
             assert_eq!(child.wait().unwrap().code(), Some(1));
-            return skip("no guest runs here");
+            return skip("engine", "no guest runs here");
         };
         child.kill().unwrap();
         child.wait().unwrap();
@@ -128,7 +128,7 @@ fn file_system() -> Option<Image> {
 #[test]
 fn files_are_read_from_a_disk() {
     let Some(image) = file_system() else {
-        return skip("mke2fs makes no file system here: e2fsprogs is missing or too old for -d");
+        return skip("mke2fs", "mke2fs makes no file system here: e2fsprogs is missing or too old for -d");
     };
     for (build, options) in [("pv", &[][..]), ("bare", &["--bare"])] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_paravane"))
@@ -144,7 +144,7 @@ fn files_are_read_from_a_disk() {
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
         if output.status.code() == Some(1) && text.is_empty() {
-            return skip("no guest runs here");
+            return skip("engine", "no guest runs here");
         }
         for part in [
             " sub/\n",

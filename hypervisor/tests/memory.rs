@@ -2,17 +2,16 @@
 //!
 //! What needs an engine is skipped where this machine lacks it.
 
-use std::io::Write;
+#[path = "../src/skip.rs"]
+mod skip;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use skip::skip;
+
 /// The promise, for the reference guest.
 const LIMIT: u64 = 6 << 20;
-
-fn skip(why: &str) {
-    // Past the harness's capture: a skip is to be seen.
-    let _ = writeln!(std::io::stderr(), "SKIP: {why}");
-}
 
 /// The `memory` object of a run's statistics; nothing where the engine is missing.
 fn counted(engine: &str, workload: &str) -> Option<serde_json::Value> {
@@ -28,7 +27,7 @@ fn counted(engine: &str, workload: &str) -> Option<serde_json::Value> {
     match output.status.code() {
         Some(0) => {}
         Some(1) => {
-            skip(&format!("--engine {engine}: {}", messages.trim()));
+            skip(engine, messages.trim());
             return None;
         }
         status => panic!("{engine}, {workload}: status {status:?}, {messages}"),
@@ -37,7 +36,7 @@ fn counted(engine: &str, workload: &str) -> Option<serde_json::Value> {
     let memory = statistics["memory"].clone();
     if memory.is_null() {
         assert!(!Path::new("/proc/self/smaps").exists(), "{statistics}");
-        skip("this host does not tell how much memory is in use");
+        skip("smaps", "this host does not tell how much memory is in use");
         return None;
     }
     Some(memory)

@@ -7,8 +7,8 @@ use std::fmt::Display;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
-/// Names a variable with a list, separated by commas or blanks, of what must not be skipped.
-const REQUIRE: &str = "PARAVANE_REQUIRE";
+#[path = "../../hypervisor/src/skip.rs"]
+mod skipping;
 
 /// Says something that is to be seen even if the test passes.
 pub fn note(what: impl Display) {
@@ -22,15 +22,10 @@ pub fn note(what: impl Display) {
 /// When `PARAVANE_REQUIRE` names the feature.
 pub fn skip(feature: &str, why: impl Display) {
     static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
-    let required = std::env::var(REQUIRE).unwrap_or_default();
-    assert!(
-        !required.split([',', ' ']).any(|what| what == feature),
-        "broken test: {REQUIRE}={required}, but {feature} is not there: {why}"
-    );
-    let skipped = format!("SKIP: {feature}: {why}");
+    let skipped = format!("{feature}: {why}");
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if !said.contains(&skipped) {
-        note(&skipped);
+        skipping::skip(feature, why);
         said.push(skipped);
     }
 }

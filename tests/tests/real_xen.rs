@@ -5,7 +5,6 @@
 //! first domain, which a PV image can be without any other software.
 
 use std::fs;
-use std::io::Write as _;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +14,7 @@ use std::time::Duration;
 
 use paravane::images::PV;
 use paravane_tests::guests::{CONFORMANCE, HELLO, HELLO_HIGH};
+use paravane_tests::verdict::skip;
 
 /// Emulating a whole machine takes its time.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -66,7 +66,7 @@ fn boot(name: &str, image: &[u8], cmdline: &str, wanted: &str) -> Option<Vec<Str
     let xen = match xen(&directory) {
         Ok(xen) => xen,
         Err(why) => {
-            let _ = writeln!(std::io::stderr(), "SKIP: {why}");
+            skip("real-xen", why);
             return None;
         }
     };
@@ -82,7 +82,7 @@ fn boot(name: &str, image: &[u8], cmdline: &str, wanted: &str) -> Option<Vec<Str
     let mut machine = match machine {
         Ok(machine) => Machine(machine),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "SKIP: qemu-system-x86_64: {error}");
+            skip("qemu-system-x86_64", error);
             return None;
         }
     };

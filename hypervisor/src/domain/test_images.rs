@@ -3,7 +3,6 @@
 use super::image::{Image, ImageKind};
 use super::image_error::ImageError;
 use super::test_elf::{Elf, Phdr, note, xen_number, xen_text};
-use std::io::Write as _;
 
 const BASE: u64 = 0x4000_0000;
 
@@ -122,8 +121,7 @@ fn foreign_images_are_named() {
 #[test]
 fn this_program_is_foreign() {
     let Ok(bytes) = std::env::current_exe().and_then(std::fs::read) else {
-        let _ = writeln!(std::io::stderr(), "SKIP: the test's own executable cannot be read");
-        return;
+        return crate::skip::skip("own-executable", "the test's own executable cannot be read");
     };
     assert!(matches!(Image::parse(&bytes), Err(ImageError::Foreign { .. })));
 }

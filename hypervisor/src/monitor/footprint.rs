@@ -115,8 +115,7 @@ Anonymous:             8 kB
     #[test]
     fn this_process_has_a_program() {
         let Some(own) = Resident::of("self") else {
-            println!("SKIP: this host has no /proc/self/smaps");
-            return;
+            return crate::skip::skip("smaps", "this host has no /proc/self/smaps");
         };
         assert!(own.program > 0 && own.other > 0, "{own:?}");
     }

@@ -10,17 +10,10 @@ mod http;
 mod icmp;
 mod namespace;
 mod pair;
+#[path = "../../src/skip.rs"]
+mod skip;
 mod tap;
 mod user;
 mod vsock;
 
-use std::fmt::Display;
-use std::io::Write;
-
-/// Says that `feature` is not there, past the harness's capture.
-fn skip(feature: &str, why: impl Display) {
-    let required = std::env::var("PARAVANE_REQUIRE").unwrap_or_default();
-    let is_required = required.split([',', ' ']).any(|what| what == feature);
-    assert!(!is_required, "broken test: {feature} is required, but {why}");
-    let _ = writeln!(std::io::stderr(), "SKIP: {feature}: {why}");
-}
+use skip::skip;

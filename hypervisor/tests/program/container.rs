@@ -76,7 +76,7 @@ fn under(denied: &[libc::c_long], args: &[&str]) -> Ran {
 #[test]
 fn a_container_s_default_profile_is_enough() {
     if !engines().contains(&"process") {
-        return skip("no process engine here");
+        return skip("process", "the engine does not work here");
     }
     for image in [&[][..], &["--bare"]] {
         let args = [&["--engine", "process", "--cmdline", "test=paging"], image].concat();
@@ -87,7 +87,7 @@ fn a_container_s_default_profile_is_enough() {
 #[test]
 fn what_a_stricter_profile_forbids_is_named() {
     if !engines().contains(&"process") {
-        return skip("no process engine here");
+        return skip("process", "the engine does not work here");
     }
     let args = ["--engine", "process", "--cmdline", "test=paging"];
     for (call, told) in [

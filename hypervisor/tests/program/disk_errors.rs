@@ -64,7 +64,7 @@ fn an_image_that_is_cut_short() {
         for more in ["", ",direct=on", ",queues=4"] {
             let disk = Scratch::new("cut");
             if more == ",direct=on" && !takes_direct(&disk) {
-                skip("direct-io: the file system of the temporary directory has none");
+                skip("direct-io", "the file system of the temporary directory has none");
                 continue;
             }
             let file = File::options().write(true).open(&disk.0).unwrap();
@@ -184,7 +184,7 @@ fn can_mount() -> bool {
     command.args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]);
     let can = command.output().is_ok_and(|output| output.status.success());
     if !can {
-        skip("user-namespaces: a file system of its own cannot be mounted here (unshare(1))");
+        skip("user-namespaces", "a file system of its own cannot be mounted here (unshare(1))");
     }
     can
 }
@@ -239,7 +239,7 @@ fn a_host_without_room_for_a_qcow2_image() {
 pub fn has_qemu_img() -> bool {
     let there = Command::new("qemu-img").arg("--version").output().is_ok();
     if !there {
-        skip("qemu-img: not installed, nobody else looks at the image");
+        skip("qemu-img", "not installed, nobody else looks at the image");
     }
     there
 }
@@ -260,7 +260,7 @@ fn a_device_that_fails() {
         let disk = Scratch::new("loop");
         let made = Command::new("losetup").args(["--show", "-f", disk.path()]).output();
         let Some(made) = made.ok().filter(|made| made.status.success()) else {
-            return skip("loop-devices: cannot be made here (needs root)");
+            return skip("loop-devices", "cannot be made here (needs root)");
         };
         let device = Loop(String::from_utf8_lossy(&made.stdout).trim().to_owned());
         for more in ["", ",direct=on"] {

@@ -37,7 +37,7 @@ fn can_tell() -> bool {
     file.sync_all().unwrap();
     let can = written.is_some_and(|n| n > 0) && unsynced(&disk) == Some(0);
     if !can {
-        skip("cachestat: this kernel (Linux 6.5 can) or file system does not say which pages are dirty");
+        skip("cachestat", "this kernel (Linux 6.5 can) or file system does not say which pages are dirty");
     }
     can
 }

@@ -9,10 +9,14 @@ mod disk_errors;
 mod endings;
 mod flushed;
 mod no_kvm;
+#[path = "../../src/skip.rs"]
+mod skip;
 
 use std::fmt::Display;
 use std::io::Write;
 use std::process::{Command, Stdio};
+
+use skip::skip;
 
 /// How long a guest may take that ends by itself: a guard against hangs.
 const PATIENCE: &str = "60s";
@@ -86,18 +90,13 @@ impl Ran {
     }
 }
 
-/// Says what is skipped, past the harness's capture.
-fn skip(what: impl Display) {
-    let _ = writeln!(std::io::stderr(), "SKIP: {what}");
-}
-
 /// The engines that work here; `auto` is left out.
 fn engines() -> Vec<&'static str> {
     let works = |engine: &&str| {
         let ran = run(&["--engine", engine, "--cmdline", "test=paging"], b"");
         let absent = ran.code == Some(1);
         if absent {
-            skip(ran.err.trim_end());
+            skip(engine, ran.err.trim_end());
         }
         !absent
     };

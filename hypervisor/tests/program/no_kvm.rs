@@ -37,15 +37,18 @@ fn is_root() -> bool {
 
 /// The program run by someone who may not open /dev/kvm; nothing where that cannot be had.
 fn without_permission(args: &[&str]) -> Option<Ran> {
-    let metadata = fs::metadata(KVM).map_err(|error| skip(format_args!("{KVM}: {error}"))).ok()?;
+    let metadata = fs::metadata(KVM).map_err(|error| skip("kvm", format_args!("{KVM}: {error}"))).ok()?;
     if !is_root() {
         let refused = OpenOptions::new().read(true).write(true).open(KVM);
         if !refused.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
-            skip(format_args!("whoever runs this may open {KVM}, and may not become somebody else"));
+            skip(
+                "no-kvm",
+                format_args!("whoever runs this may open {KVM}, and may not become somebody else"),
+            );
             return None;
         }
     } else if metadata.permissions().mode() & 0o006 == 0o006 {
-        skip(format_args!("anybody may open {KVM} here"));
+        skip("no-kvm", format_args!("anybody may open {KVM} here"));
         return None;
     }
     let program = Program::open();
@@ -66,7 +69,7 @@ fn without_device(args: &[&str]) -> Option<Ran> {
     match ran(command, b"") {
         Ok(ran) => Some(ran),
         Err(error) => {
-            skip(format_args!("no mount namespace without {KVM}: {error}"));
+            skip("no-kvm", format_args!("no mount namespace without {KVM}: {error}"));
             None
         }
     }
@@ -132,7 +135,7 @@ fn processes_step_in() {
 #[test]
 fn with_no_engine_at_all_both_reasons_are_told() {
     if !is_root() {
-        return skip("only root may become somebody without processes");
+        return skip("no-kvm", "only root may become somebody without processes");
     }
     let program = Program::open();
     let mut command = program.command(&["--engine", "auto"]);
@@ -146,7 +149,7 @@ fn with_no_engine_at_all_both_reasons_are_told() {
         });
     }
     if fs::metadata(KVM).is_ok_and(|kvm| kvm.permissions().mode() & 0o006 == 0o006) {
-        return skip(format_args!("anybody may open {KVM} here"));
+        return skip("no-kvm", format_args!("anybody may open {KVM} here"));
     }
     let ran = finished(command);
     ran.must_end(1).must_say("no engine works here. KVM: ").must_say("Processes: ");
