@@ -138,7 +138,7 @@ fn is_crowded() -> bool {
     let running = file.read_at(&mut text, 0).ok().and_then(|len| running(text.get(..len)?));
     // SAFETY: a question that takes no pointer.
     let cpus = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    running.is_some_and(|running| running > i64::from(cpus))
+    running.is_some_and(|running| running > cpus)
 }
 
 fn running(loadavg: &[u8]) -> Option<i64> {
