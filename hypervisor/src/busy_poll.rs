@@ -132,13 +132,21 @@ impl BusyPoll {
 /// Whether more threads want to run than there are CPUs, by Linux's own count of this moment (proc_loadavg(5), the
 /// fourth field). KVM asks the scheduler the same before it polls on.
 fn is_crowded() -> bool {
-    static LOADAVG: OnceLock<Option<File>> = OnceLock::new();
-    let Some(file) = LOADAVG.get_or_init(|| File::open("/proc/loadavg").ok()) else { return false };
+    // Both are asked for once: opening a file takes longer than the question.
+    static ASKED: OnceLock<Option<(File, i64)>> = OnceLock::new();
+    let Some((file, cpus)) = ASKED.get_or_init(|| Some((File::open("/proc/loadavg").ok()?, online()?)))
+    else {
+        return false;
+    };
     let mut text = [0; 64];
     let running = file.read_at(&mut text, 0).ok().and_then(|len| running(text.get(..len)?));
+    running.is_some_and(|running| running > *cpus)
+}
+
+/// How many CPUs the host has; not those that this program may use, as the host's threads are counted.
+fn online() -> Option<i64> {
     // SAFETY: a question that takes no pointer.
-    let cpus = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    running.is_some_and(|running| running > cpus)
+    Some(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).filter(|cpus| *cpus > 0)
 }
 
 fn running(loadavg: &[u8]) -> Option<i64> {

@@ -2,8 +2,9 @@
 //!
 //! They are mostly started by a vCPU's thread, and a new thread inherits what an engine did to that one for the guest's
 //! sake: the one CPU that it is pinned to, and that it may not execute CPUID. A worker wants neither: it runs on the
-//! other CPUs, if there are any. What may not be
-//! done here: pinning anything but the calling thread.
+//! other CPUs, if there are any.
+//!
+//! What may not be done here: pinning anything but the calling thread.
 
 use std::io;
 use std::mem::{size_of, zeroed};

@@ -164,19 +164,8 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
-
     use super::*;
-
-    #[derive(Default)]
-    struct CountKicks(AtomicU64);
-
-    impl Kick for CountKicks {
-        fn kick(&self) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-        fn arm(&self, _: u64) {}
-    }
+    use crate::engine::testing::CountKicks;
 
     fn type_in(text: &[u8]) -> (Vec<u8>, Requests, bool, u64) {
         let (input, kicks, stop) = (ConsoleInput::default(), Arc::new(CountKicks::default()), Arc::default());
@@ -190,7 +179,7 @@ mod tests {
         };
         reader.run(text);
         let got = std::iter::from_fn(|| input.pop()).collect();
-        (got, requests, stop.load(Ordering::Relaxed), kicks.0.load(Ordering::Relaxed))
+        (got, requests, stop.load(Ordering::Relaxed), kicks.count())
     }
 
     #[test]

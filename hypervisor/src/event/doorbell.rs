@@ -84,31 +84,20 @@ impl Doorbell {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use super::*;
+    use crate::engine::testing::CountKicks;
     use crate::memory::Backing;
-
-    #[derive(Default)]
-    struct Kicks(AtomicUsize);
-
-    impl Kick for Kicks {
-        fn kick(&self) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-        fn arm(&self, _: u64) {}
-    }
 
     #[test]
     fn a_vcpu_is_kicked_for_what_is_news_to_it() {
         let memory = Arc::new(MachineMemory::new(2, 0, Backing::Anonymous).unwrap());
         let upcall = Upcall { shared_info: Maddr(0), vcpu_info: Maddr(0) };
-        let kicks = Arc::new(Kicks::default());
+        let kicks = Arc::new(CountKicks::default());
         let bell = Doorbell::new(memory.clone(), upcall, kicks.clone());
         let raised = |port| {
-            let before = kicks.0.load(Ordering::Relaxed);
+            let before = kicks.count();
             bell.raise(port);
-            kicks.0.load(Ordering::Relaxed) - before
+            kicks.count() - before
         };
         assert_eq!((raised(5), raised(5)), (1, 0));
         assert_eq!(raised(6), 0, "an upcall is pending already");

@@ -132,26 +132,17 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::engine::testing::CountKicks;
 
-    #[derive(Default)]
-    struct Kicks(AtomicUsize);
-
-    impl Kick for Kicks {
-        fn kick(&self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-        fn arm(&self, _: u64) {}
-    }
-
-    fn waker() -> (Waker, Arc<Kicks>) {
-        let kicks = Arc::new(Kicks::default());
+    fn waker() -> (Waker, Arc<CountKicks>) {
+        let kicks = Arc::new(CountKicks::default());
         (Waker::new(kicks.clone()).unwrap(), kicks)
     }
 
     #[test]
     fn the_engine_is_kicked_only_while_its_guest_runs() {
         let (waker, kicks) = waker();
-        let kicked = || kicks.0.load(Ordering::SeqCst);
+        let kicked = || kicks.count();
         waker.kick();
         assert!(!waker.enter_guest(), "somebody kicked");
         assert!(waker.enter_guest(), "heard once");
@@ -184,7 +175,7 @@ mod tests {
                 waker.wait(None);
             }
         });
-        assert_eq!(kicks.0.load(Ordering::SeqCst), 0);
+        assert_eq!(kicks.count(), 0);
     }
 
     #[test]

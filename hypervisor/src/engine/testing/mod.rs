@@ -6,11 +6,30 @@
 pub(crate) mod cases;
 pub(crate) mod measure;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use paravane_abi::{addr, pte};
 
-use super::{Engine, Exit, Fault, Paging, PteWrite, Regs};
+use super::{Engine, Exit, Fault, Kick, Paging, PteWrite, Regs};
 use crate::domain::layout::HypervisorLayout;
 use crate::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
+
+/// In an engine's place where nothing but kicks matters: how many there were.
+#[derive(Debug, Default)]
+pub(crate) struct CountKicks(AtomicU64);
+
+impl CountKicks {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Kick for CountKicks {
+    fn kick(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+    fn arm(&self, _: u64) {}
+}
 
 /// Where snippets are put.
 pub(crate) const CODE_VA: u64 = 0x40_0000;
