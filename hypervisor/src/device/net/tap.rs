@@ -78,8 +78,9 @@ pub struct Tap {
     waiting: bool,
     /// What the driver has accepted.
     features: u64,
-    /// Takes what of a frame does not fit into the guest's buffers, which tells that it does not.
-    spare: Box<[u8]>,
+    /// Where a short frame is put together to be sent; and what takes what of a received one does not fit into the
+    /// guest's buffers, which tells that it does not.
+    room: Box<[u8]>,
 }
 
 /// `struct ifreq` of netdevice(7), as far as flags need it.
@@ -151,7 +152,7 @@ impl Tap {
     }
 
     fn on(file: File) -> Self {
-        Self { file, up: true, waiting: false, features: 0, spare: vec![0; MAX_FRAME].into_boxed_slice() }
+        Self { file, up: true, waiting: false, features: 0, room: vec![0; MAX_FRAME].into_boxed_slice() }
     }
 
     /// Whether the driver may have the frame in `frame`. One that waited since another driver was there may want
@@ -237,7 +238,7 @@ impl Backend for Tap {
     }
     fn send(&mut self, header: &Header, frame: &mut Pieces<'_>) -> Sent {
         if self.up
-            && let Err(error) = frame.write_to(self.file.as_fd(), header.as_bytes())
+            && let Err(error) = frame.write_to(self.file.as_fd(), header.as_bytes(), &mut self.room)
         {
             if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
                 self.waiting = true;
@@ -251,7 +252,7 @@ impl Backend for Tap {
         if !self.up {
             return Received::Nothing;
         }
-        match into.read_from(self.file.as_fd(), &mut self.spare) {
+        match into.read_from(self.file.as_fd(), &mut self.room) {
             Ok(len) if (HEADER_LEN..=into.bytes()).contains(&len) && self.admits(into) => {
                 Received::Frame(len)
             }
