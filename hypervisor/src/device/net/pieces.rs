@@ -135,8 +135,11 @@ impl<'m> Pieces<'m> {
     /// Writes `front` and then all pieces to `fd` in one call; the bytes written. `room` is overwritten.
     pub fn write_to(&mut self, fd: BorrowedFd<'_>, front: &[u8], room: &mut [u8]) -> io::Result<usize> {
         let wrote = match self.put_together(front, room) {
+            // The library's `write` is a point where a thread can be cancelled, which takes two locked instructions.
             // SAFETY: `whole` is borrowed, and `write` only reads it.
-            Some(whole) => unsafe { libc::write(fd.as_raw_fd(), whole.as_ptr().cast(), whole.len()) },
+            Some(whole) => unsafe {
+                libc::syscall(libc::SYS_write, fd.as_raw_fd(), whole.as_ptr(), whole.len()) as isize
+            },
             None => self.write_pieces(fd, front),
         };
         usize::try_from(wrote).map_err(|_| io::Error::last_os_error())
