@@ -219,21 +219,24 @@ fn what_no_frame_can_be_long_closes_it_too() {
 fn a_socket_that_nobody_reads_holds_frames_up_and_loses_none() {
     let (mut other, mut bench) = streamed();
     let mut rings = bench.start(0, 2, 4);
-    // More than the device's buffer and the socket's hold: 64 KiB frames, one at a time while they are taken
-    // at once.
-    let big = [&[0; HEADER_LEN][..], &[3; 0x1_0000 - HEADER_LEN - 1]].concat();
-    bench.put(BUFFERS, &big);
+    // More than the device's buffer and the socket's hold: 64 KiB frames, each another, one at a time while they are
+    // taken at once.
+    const LEN: usize = 0x1_0000 - 1;
+    let frame = |head: u16| [&[0; HEADER_LEN][..], &[head as u8; LEN - HEADER_LEN]].concat();
+    let at = |head: u16| BUFFERS + u64::from(head) * 0x1_0000;
     for head in 0..4 {
-        rings[1].chain(head, &[(BUFFERS, big.len() as u32, false)]);
+        bench.put(at(head), &frame(head));
+        rings[1].chain(head, &[(at(head), LEN as u32, false)]);
     }
     bench.slot.kick(1);
-    let expected = framed(&big[HEADER_LEN..]);
-    let mut got = vec![0; expected.len()];
     for n in 0..40u16 {
+        let expected = framed(&frame(n % 4)[HEADER_LEN..]);
+        let mut got = vec![0; expected.len()];
         other.read_exact(&mut got).unwrap();
         assert!(got == expected, "frame {n}");
         let (head, _) = next_used(&bench, &mut rings[1]);
-        rings[1].chain(head as u16, &[(BUFFERS, big.len() as u32, false)]);
+        assert_eq!(head, u32::from(n % 4));
+        rings[1].chain(n % 4, &[(at(n % 4), LEN as u32, false)]);
         bench.slot.kick(1);
     }
     assert!(is_up(&bench));
@@ -264,6 +267,24 @@ fn malformed_requests_stop_it() {
         offer(&bench, &mut rings[1], 0, &[1; 60]);
         assert_eq!(bench.run(1, &mut rings[1]), (0, 0), "after a reset it works");
     }
+}
+
+#[test]
+fn frames_before_a_malformed_one_are_sent() {
+    let (mut other, mut bench) = streamed();
+    let mut rings = bench.start(0, 2, 16);
+    // All are there before the device looks, and more than it takes ahead.
+    for head in 0..10 {
+        offer(&bench, &mut rings[1], head, &[head as u8; 60]);
+    }
+    rings[1].chain(10, &[(BUFFERS, 100, true)]);
+    offer(&bench, &mut rings[1], 11, &[11; 60]);
+    bench.slot.kick(1);
+    assert!(matches!(bench.offence(), Broken::Request(_)));
+    assert_eq!(rings[1].used_index(), 10);
+    let mut got = vec![0; 640];
+    other.read_exact(&mut got).unwrap();
+    assert_eq!(got, (0..10).flat_map(|n| framed(&[n; 60])).collect::<Vec<_>>());
 }
 
 #[test]

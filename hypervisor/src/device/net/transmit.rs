@@ -60,16 +60,17 @@ impl<'m> Transmitter<'m> {
     pub(super) fn round(&mut self, backend: &mut dyn Backend) -> Result<bool, Broken> {
         self.queue.refuse_kicks()?;
         self.stalled = false;
-        let mut more = true;
+        let mut more = Ok(true);
         for _ in 0..BATCH / TOGETHER {
-            more = self.send_some(backend)?;
-            if !more {
+            more = self.send_some(backend);
+            if !matches!(more, Ok(true)) {
                 break;
             }
         }
+        // Also where the driver went wrong behind frames that were right.
         backend.flush();
         self.queue.notify()?;
-        Ok(more)
+        more
     }
 
     /// Whether there is a frame that can be tried.
