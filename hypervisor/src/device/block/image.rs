@@ -71,10 +71,19 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<Locked, OpenError> 
     }
 }
 
+/// The first bytes of a file, if it has so many.
+pub(super) fn beginning<const N: usize>(file: &File) -> Option<[u8; N]> {
+    /// A page at a page's address: what any O_DIRECT takes.
+    #[repr(align(4096))]
+    struct Page([u8; 4096]);
+    let mut page = Page([0; 4096]);
+    let count = file.read_at(&mut page.0, 0).ok()?;
+    page.0.get(..count)?.first_chunk().copied()
+}
+
 /// Whether a file has qcow2's magic number. A guest can write that into a raw disk, so that it decides nothing.
 pub(super) fn begins_as_qcow2(file: &File) -> bool {
-    let mut magic = [0; 4];
-    file.read_exact_at(&mut magic, 0).is_ok() && magic == *b"QFI\xfb"
+    beginning(file) == Some(*b"QFI\xfb")
 }
 
 /// What a discard of a file gives back at least: a block of most file systems.

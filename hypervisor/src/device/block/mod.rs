@@ -10,11 +10,13 @@
 //! | `direct.rs` | raw files around the page cache |
 //! | `buffers.rs` | lists of guest memory, aligned buffers |
 //! | `qcow2.rs` | qcow2 images, by imago |
+//! | `behind.rs` | the files that such an image names |
 //!
 //! A write is used once the host has it, a flush once all that was used before is on stable storage. A driver
 //! that does not accept flushes gets every write on stable storage before it is used. The host's errors are
 //! statuses of requests.
 
+mod behind;
 mod buffers;
 mod direct;
 mod image;
@@ -86,7 +88,7 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file cannot be opened.
-    #[error("cannot open disk {}: {error}{}", path.display(), hint(error))]
+    #[error("cannot open disk {}: {error}{}", path.display(), hint(path, error))]
     Open {
         /// Which.
         path: PathBuf,
@@ -95,7 +97,8 @@ pub enum OpenError {
     },
     /// Somebody else writes to it, or it is to be written while somebody reads.
     #[error(
-        "disk {} is in use by another process; end that one, make a copy, or open it \",readonly\" in both",
+        "disk {} is in use by another process, or behind another disk; end that one, make a copy, or open it \
+         \",readonly\" in both",
         .0.display()
     )]
     Locked(PathBuf),
@@ -119,19 +122,68 @@ pub enum OpenError {
     /// It is said, or its name says, that it is an image of a format that it is not.
     #[error("disk {} is no qcow2 image; say format=raw if it is a raw one", .0.display())]
     NoQcow2(PathBuf),
+    /// Its content is encrypted.
+    #[error(
+        "disk {} is encrypted, and nothing here decrypts it; make a copy that is not: qemu-img convert",
+        .0.display()
+    )]
+    Encrypted(PathBuf),
+    /// A backing file that is behind itself, or the last of too many.
+    #[error(
+        "disk {} is behind itself, or one of too many; make one of them by qemu-img commit or qemu-img convert",
+        .0.display()
+    )]
+    Endless(PathBuf),
+    /// An image that cannot be used as it is.
+    #[error(
+        "cannot use disk {}: {error}; qemu-img check says whether it is damaged, and qemu-img convert -O raw \
+         makes a raw disk of it",
+        path.display()
+    )]
+    Image {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file that an image names, a backing file for one, cannot be used.
+    #[error("disk {} needs another file: {}", image.display(), needed(error))]
+    Behind {
+        /// The image.
+        image: PathBuf,
+        /// What is wrong with the other file.
+        error: Box<OpenError>,
+    },
     /// No queues, or too many.
     #[error("a disk has 1 to {MAX_QUEUES} queues, not {0}")]
     Queues(u16),
 }
 
-fn hint(error: &io::Error) -> &'static str {
+fn hint(path: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "; change its permissions, or add \",readonly\""
+            "; change its permissions, or add \",readonly\"".to_owned()
         }
-        io::ErrorKind::NotFound => "; make it: truncate -s 1G FILE",
-        _ => "",
+        io::ErrorKind::NotFound if is_called_qcow2(path) => {
+            format!("; make it: qemu-img create -f qcow2 {} 1G", path.display())
+        }
+        io::ErrorKind::NotFound => format!("; make it: truncate -s 1G {}", path.display()),
+        _ => String::new(),
     }
+}
+
+/// What is wrong with a file that an image names. Nobody is to make an empty one in its stead.
+fn needed(error: &OpenError) -> String {
+    match error {
+        OpenError::Open { path, error } => {
+            format!("cannot open {}: {error}; put it there, or name another: qemu-img rebase", path.display())
+        }
+        other => other.to_string(),
+    }
+}
+
+fn is_called_qcow2(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "qcow2")
 }
 
 /// What something is that is no disk, and what to do.
@@ -172,8 +224,8 @@ impl Block {
             return Err(OpenError::Queues(options.queues));
         }
         let path = options.path.as_path();
-        let by_name = path.extension().is_some_and(|end| end == "qcow2");
-        let format = options.format.unwrap_or(if by_name { Format::Qcow2 } else { Format::Raw });
+        let by_name = if is_called_qcow2(path) { Format::Qcow2 } else { Format::Raw };
+        let format = options.format.unwrap_or(by_name);
         let opened = |error| OpenError::Open { path: path.to_owned(), error };
         let file = image::open(path, options)?;
         let (image, raw): (Arc<dyn Image>, _) = match format {
@@ -188,7 +240,7 @@ impl Block {
             Format::Qcow2 if !image::begins_as_qcow2(&file.0) => {
                 return Err(OpenError::NoQcow2(path.to_owned()));
             }
-            Format::Qcow2 => (Arc::new(Qcow2Image::open(file, options).map_err(opened)?), None),
+            Format::Qcow2 => (Arc::new(Qcow2Image::open(file, options)?), None),
         };
         let bytes = image.bytes();
         if bytes < image.limits().block {

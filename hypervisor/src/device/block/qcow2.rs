@@ -12,12 +12,11 @@ use imago::file::File as Storage;
 use imago::format::drivers::FormatDriverInstance;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
-use imago::{
-    FormatAccess, FormatDriverBuilder, Mapping, PermissiveImplicitOpenGate, StorageExt, StorageOpenOptions,
-};
+use imago::{FormatAccess, FormatDriverBuilder, Mapping, Storage as _, StorageExt, StorageOpenOptions};
 
+use super::behind::Behind;
 use super::image::{Image, Limits, Locked};
-use super::{Options, SECTOR};
+use super::{OpenError, Options, SECTOR};
 
 /// The least that is given back to the host's file system at a time.
 const HOST_BLOCK: u64 = 4096;
@@ -32,18 +31,25 @@ pub(super) struct Qcow2Image {
     cluster: Option<u64>,
     /// The last to go, after what imago has to write back; imago opens the path anew.
     _lock: Locked,
+    /// Those of the files that the image names.
+    _behind: Vec<Locked>,
 }
 
 impl Qcow2Image {
-    /// Opens the image that `lock` is, and its backing files, which are only read.
-    pub fn open(lock: Locked, options: &Options) -> io::Result<Self> {
-        let storage = StorageOpenOptions::new().direct(options.direct);
-        let image = Qcow2::<Storage>::builder_path(&options.path)
-            .storage_open_options(storage)
-            .write(!options.readonly)
-            .open(PermissiveImplicitOpenGate::default())?;
+    /// Opens the image that `lock` is, and the files that it names.
+    pub fn open(lock: Locked, options: &Options) -> Result<Self, OpenError> {
+        let behind = Behind::new(&lock, options)?;
+        let image = Self::opened(options, behind.clone()).map_err(|error| behind.why(error))?;
         let (bytes, cluster) = (image.size(), image.zero_granularity());
-        Ok(Self { access: RwLock::new(FormatAccess::new(image)), bytes, cluster, _lock: lock })
+        let access = RwLock::new(FormatAccess::new(image));
+        Ok(Self { access, bytes, cluster, _lock: lock, _behind: behind.locks() })
+    }
+
+    fn opened(options: &Options, behind: Behind) -> io::Result<Qcow2<Storage>> {
+        let storage = StorageOpenOptions::new().direct(options.direct);
+        let own = storage.clone().write(!options.readonly).filename(&options.path);
+        let builder = Qcow2::<Storage>::builder(Storage::open(own)?);
+        builder.storage_open_options(storage).write(!options.readonly).open(behind)
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<Storage>> {

@@ -10,6 +10,7 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 
 mod aligned;
+mod behind;
 mod clusters;
 mod model;
 mod stable;

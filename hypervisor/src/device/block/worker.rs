@@ -50,7 +50,7 @@ pub(super) fn run(queue: Queue, stop: &Stop, disk: &Disk) -> Result<(), Broken> 
     match uring {
         Some(mut uring) => Worker::new(queue, disk, &mut uring).serve(stop),
         None => {
-            let mut pool = Pool::new(&disk.image).map_err(|_| Broken::Bug)?;
+            let mut pool = Pool::new(&disk.image).map_err(|_| Broken::Host)?;
             Worker::new(queue, disk, &mut pool).serve(stop)
         }
     }
