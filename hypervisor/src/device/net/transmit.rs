@@ -17,6 +17,7 @@ use crate::device::{Broken, DeviceMemory, Queue};
 const TOGETHER: usize = 8;
 
 /// A frame that was taken.
+#[derive(Default)]
 struct Frame<'m> {
     head: u16,
     /// Where it lies.
@@ -122,12 +123,6 @@ impl<'m> Transmitter<'m> {
             self.sent.push((frame.head, 0));
             self.ahead.start += 1;
         }
-    }
-}
-
-impl Default for Frame<'_> {
-    fn default() -> Self {
-        Self { head: 0, pieces: Pieces::default(), opened: false, header: None }
     }
 }
 
