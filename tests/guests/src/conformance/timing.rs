@@ -62,10 +62,18 @@ fn fires(bench: &mut Bench, name: &str, set: impl Fn(u64) -> Result<(), Errno>) 
 
 /// A timer that was stopped does not fire while a later one is waited for.
 fn stopped(bench: &mut Bench) {
-    FIRED.store(0, Ordering::Relaxed);
-    let set = vcpu::set_singleshot_timer(0, time::now() + 50 * MILLISECOND, false);
-    let stop = vcpu::stop_singleshot_timer(0);
-    let wait = paravane_guest::hypercall::sched::poll(&[], time::now() + 60 * MILLISECOND);
-    let fired = FIRED.load(Ordering::Relaxed);
-    bench.suite.equal("stopped", (set, stop, wait, fired), (Ok(()), Ok(()), Ok(()), 0));
+    // One that the host let the guest stop too late shows nothing: then once more, with more time.
+    for patience in [50, 500, 5000].map(|ms| ms * MILLISECOND) {
+        FIRED.store(0, Ordering::Relaxed);
+        let deadline = time::now() + patience;
+        let set = vcpu::set_singleshot_timer(0, deadline, false);
+        let stop = vcpu::stop_singleshot_timer(0);
+        if time::now() >= deadline {
+            continue;
+        }
+        let wait = paravane_guest::hypercall::sched::poll(&[], deadline + 10 * MILLISECOND);
+        let fired = FIRED.load(Ordering::Relaxed);
+        return bench.suite.equal("stopped", (set, stop, wait, fired), (Ok(()), Ok(()), Ok(()), 0));
+    }
+    bench.suite.holds("stopped", false);
 }
