@@ -353,31 +353,41 @@ mod tests {
         assert_eq!((engine.told, engine.waiting, guest.ledger.exits()), (vec![true, true], false, 0));
     }
 
+    /// What a guest was booked for leaving with `exit` twice, and how long its ledger was shown meanwhile, in ns.
+    fn paid_and_shown(exit: Exit) -> (u64, u64) {
+        let clock = Clock::new(1_000_000, 0);
+        let waker = Arc::new(Waker::new(Arc::new(NoKick)).unwrap());
+        let (wanted, taken) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (before, after) = (clock.now(), taken.clone());
+        let show = move |_: &Ledger, _| {
+            let start = clock.now();
+            // Longer than all before it, and than what is left to do.
+            while clock.now() - start <= 10_000_000 + 2 * (start - before) {}
+            after.fetch_add(clock.now() - start, Ordering::Relaxed);
+        };
+        let mut guest = Fake::new(vec![Next::Run(None); 2]);
+        // The kick comes while the exit is handled: it is met on the way back into the guest.
+        let (asks, kicks) = (wanted.clone(), waker.clone());
+        guest.on_exit = Box::new(move || {
+            asks.store(true, Ordering::Relaxed);
+            kicks.kick();
+        });
+        let peek = Some(Peek { wanted, show: Box::new(show) });
+        let mut engine = Kicks { exit: Some(exit), ..Kicks::default() };
+        run(&mut engine, &mut guest, &waker, Outside { peek, ..Outside::nothing() });
+        (guest.ledger.whole(0).handling_ns(), taken.load(Ordering::Relaxed))
+    }
+
     #[test]
     fn no_guest_pays_for_the_time_in_which_its_ledger_is_shown() {
-        let clock = Clock::new(1_000_000, 0);
         for exit in [Exit::Kick, Exit::Syscall] {
-            let waker = Arc::new(Waker::new(Arc::new(NoKick)).unwrap());
-            let (wanted, taken) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-            let (before, after) = (clock.now(), taken.clone());
-            let show = move |_: &Ledger, _| {
-                let start = clock.now();
-                // Longer than all before it, and than what is left to do.
-                while clock.now() - start <= 10_000_000 + 2 * (start - before) {}
-                after.fetch_add(clock.now() - start, Ordering::Relaxed);
-            };
-            let mut guest = Fake::new(vec![Next::Run(None); 2]);
-            // The kick comes while the exit is handled: it is met on the way back into the guest.
-            let (asks, kicks) = (wanted.clone(), waker.clone());
-            guest.on_exit = Box::new(move || {
-                asks.store(true, Ordering::Relaxed);
-                kicks.kick();
+            // A busy host may hold up what is left to do for longer than that; a guest that pays, pays every time.
+            let free = (0..5).any(|_| {
+                let (paid, shown) = paid_and_shown(exit);
+                assert!(shown > 0);
+                paid < shown
             });
-            let peek = Some(Peek { wanted, show: Box::new(show) });
-            let mut engine = Kicks { exit: Some(exit), ..Kicks::default() };
-            run(&mut engine, &mut guest, &waker, Outside { peek, ..Outside::nothing() });
-            let (paid, shown) = (guest.ledger.whole(0).handling_ns(), taken.load(Ordering::Relaxed));
-            assert!(shown > 0 && paid < shown, "{exit:?}: {paid} of {shown} ns");
+            assert!(free, "{exit:?}");
         }
     }
 
