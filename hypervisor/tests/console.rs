@@ -169,6 +169,8 @@ fn programs_that_come_and_go() {
             shell.write_all(b"help\rhelp\rhelp\rhelp\r").unwrap();
         }
         let mut shell = patient(UnixStream::connect(&place.0).unwrap());
+        // What the last one left may be half a line.
+        greet(&mut shell, "six");
         shell.write_all(b"halt\r").unwrap();
         guest.ends(0);
     }
@@ -269,7 +271,7 @@ fn a_shell_into_a_file() {
         guest.input.take().unwrap().write_all(b"uptime\nhalt\n").unwrap();
         guest.ends(0);
         let text = std::fs::read_to_string(&place.0).unwrap();
-        assert!(text.starts_with("type `help` for the commands\n> uptime\nup 0."), "{machine:?}: {text}");
+        assert!(text.starts_with("type `help` for the commands\n> uptime\nup "), "{machine:?}: {text}");
         assert!(text.ends_with("> halt\n"), "{machine:?}: {text}");
     }
 }
