@@ -14,7 +14,7 @@ use super::pieces::Pieces;
 use crate::device::{Broken, DeviceMemory, Queue};
 
 /// Frames that are taken, fetched and given back together: each time costs a barrier, and the driver's CPU a cache line.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 16;
 
 /// A frame that was taken.
 #[derive(Default)]
