@@ -130,7 +130,7 @@ pub fn run(kernel: &mut Kernel, name: &str) {
 /// Prints what there is to run.
 pub fn list() {
     for workload in ALL {
-        println!("  {:<16}{}", workload.name, workload.what);
+        println!("  {:<18}{}", workload.name, workload.what);
     }
 }
 

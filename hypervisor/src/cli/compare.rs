@@ -170,11 +170,11 @@ fn selected(names: &[String]) -> Vec<Workload> {
 fn list() -> String {
     let mut out = "Workloads\n".to_owned();
     for w in WORKLOADS {
-        out += &format!("  {:<16} {}\n", w.name, w.about);
+        out += &format!("  {:<17} {}\n", w.name, w.about);
     }
     out += "Techniques\n";
     for t in techniques() {
-        out += &format!("  {:<16} {}\n", t.name, t.about);
+        out += &format!("  {:<17} {}\n", t.name, t.about);
     }
     out
 }
@@ -204,5 +204,7 @@ mod tests {
         for name in ["map-4096", "address-space", "pv", "trap"] {
             assert!(list.lines().any(|l| l.split_whitespace().next() == Some(name)), "{name}");
         }
+        let column = |w: &Workload| list.lines().find_map(|line| line.find(w.about));
+        assert!(WORKLOADS.iter().all(|w| column(w) == Some(20)), "in columns:\n{list}");
     }
 }

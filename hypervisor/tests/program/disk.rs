@@ -87,6 +87,13 @@ fn what_was_flushed_survives_sigkill() {
                     "broken product: block {block} of round {round} is lost, flushed to {count}, with {options:?}"
                 );
             }
+            // What is not overwritten yet is as the round before left it.
+            for block in (count + BATCH..BLOCKS).filter(|_| round > 0) {
+                assert!(
+                    holds(&found, block, SEED + round - 1),
+                    "broken product: block {block} is lost before round {round} came to it, with {options:?}"
+                );
+            }
         }
     }
 }

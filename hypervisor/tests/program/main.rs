@@ -7,6 +7,7 @@ mod container;
 mod disk;
 mod disk_errors;
 mod endings;
+mod files;
 mod flushed;
 mod no_kvm;
 #[path = "../../src/skip.rs"]

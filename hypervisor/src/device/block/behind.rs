@@ -5,7 +5,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -19,8 +18,8 @@ use super::{OpenError, Options};
 
 /// Files of one image at most: each is opened within the opening of the one before.
 const MOST: usize = 64;
-/// Where the header says how the image is encrypted ("crypt_method" of the format's specification); 0: not at all.
-const ENCRYPTION: Range<usize> = 32..36;
+/// Bytes of what the versions' headers have in common, up to how the image is encrypted.
+const HEADER: usize = 36;
 
 /// Opens what images name, and holds it.
 #[derive(Clone)]
@@ -75,9 +74,7 @@ impl Behind {
             return Err(OpenError::Endless(path.to_owned()));
         }
         places.push(place);
-        let header: Option<[u8; ENCRYPTION.end]> = image::beginning(&file.0);
-        let method = header.as_ref().and_then(|header| header.get(ENCRYPTION));
-        let encrypted = image::begins_as_qcow2(&file.0) && method.is_some_and(|method| *method != [0; 4]);
+        let encrypted = image::beginning(&file.0).is_some_and(|header| is_encrypted(&header));
         if encrypted { Err(OpenError::Encrypted(path.to_owned())) } else { Ok(()) }
     }
 
@@ -92,6 +89,15 @@ impl Behind {
         self.check(&file, path)?;
         self.found.borrow_mut().locks.push(file);
         Ok(())
+    }
+}
+
+/// Whether this is the header of an image that is encrypted: magic number, version and, last, `crypt_method`, of which 0
+/// is none.
+fn is_encrypted(header: &[u8; HEADER]) -> bool {
+    match header {
+        [b'Q', b'F', b'I', 0xfb, 0, 0, 0, 2 | 3, .., a, b, c, d] => [*a, *b, *c, *d] != [0; 4],
+        _ => false,
     }
 }
 

@@ -68,8 +68,4 @@ pub trait Backend: Send {
     fn flush(&mut self) {}
     /// Receives a frame, header first.
     fn receive(&mut self, into: &mut Pieces<'_>) -> Received;
-    /// Whether [`Backend::receive`] has a frame that no descriptor will tell of.
-    fn has_frames(&self) -> bool {
-        false
-    }
 }

@@ -140,9 +140,6 @@ impl Backend for Peer {
         into.copy_in(HEADER_LEN, frame);
         Received::Frame(HEADER_LEN + len)
     }
-    fn has_frames(&self) -> bool {
-        self.report || self.next < self.end
-    }
 }
 
 /// The control frame with which a guest at `from` asks for an operation: for tests here and elsewhere.
@@ -160,6 +157,13 @@ mod tests {
     use vm_memory::VolatileSlice;
 
     use super::*;
+
+    impl Peer {
+        /// Whether [`Backend::receive`] has a frame, or something to say of one.
+        fn has_frames(&self) -> bool {
+            self.report || self.next < self.end
+        }
+    }
 
     const GUEST: [u8; 6] = [2, 1, 1, 1, 1, 1];
 

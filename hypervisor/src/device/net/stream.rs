@@ -244,9 +244,6 @@ impl Backend for Framed {
             }
         }
     }
-    fn has_frames(&self) -> bool {
-        self.input.is_complete()
-    }
 }
 
 #[cfg(test)]
@@ -257,6 +254,13 @@ mod tests {
     use vm_memory::VolatileSlice;
 
     use super::*;
+
+    impl Framed {
+        /// Whether [`Backend::receive`] has a frame, or something to say of one.
+        fn has_frames(&self) -> bool {
+            self.input.is_complete()
+        }
+    }
 
     fn pair() -> (UnixStream, Framed) {
         let (ours, other) = UnixStream::pair().unwrap();

@@ -224,9 +224,6 @@ impl Backend for User {
         }
         received
     }
-    fn has_frames(&self) -> bool {
-        self.frames.has_frames()
-    }
 }
 
 #[cfg(test)]
