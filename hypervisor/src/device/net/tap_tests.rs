@@ -36,6 +36,18 @@ pub(super) fn set_address(name: &str, address: [u8; 4]) {
     }
 }
 
+/// Gives an interface an IPv6 address, with a network of 64 bits, which can be used at once: nobody is asked first whether
+/// he has it. Behind the header is a `struct ifaddrmsg`, with the address as its one attribute.
+///
+/// # Errors
+/// Where the host has no IPv6.
+pub(super) fn set_address6(name: &str, address: [u8; 16]) -> io::Result<()> {
+    let message = [libc::AF_INET6 as u8, 64, libc::IFA_F_NODAD as u8, 0];
+    let attribute = [20u16.to_ne_bytes(), libc::IFA_ADDRESS.to_ne_bytes()].concat();
+    let body = [&message, &index(name).to_ne_bytes()[..], &attribute, &address].concat();
+    ask(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &body)
+}
+
 /// The host's address on an interface.
 pub(super) fn mac_of(name: &str) -> [u8; 6] {
     let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).unwrap();
@@ -75,17 +87,26 @@ fn wire(interface: u32) -> File {
     File::from(socket)
 }
 
-/// Deletes an interface: RTM_DELLINK, a header and a `struct ifinfomsg` (rtnetlink(7)).
-fn delete(interface: u32) {
+/// Asks the kernel for a change (rtnetlink(7)): of `kind`, with `body` behind the header.
+fn ask(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<()> {
     let mut netlink = File::from(socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE));
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-    let header =
-        [&32u32.to_ne_bytes()[..], &libc::RTM_DELLINK.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 8]].concat();
-    let message = [&header[..], &[0; 4], &interface.to_ne_bytes(), &[0; 8]].concat();
-    netlink.write_all(&message).unwrap();
-    let mut answer = [0; 64];
-    let len = io::Read::read(&mut netlink, &mut answer).unwrap();
-    assert!(len >= 20 && answer[16..20] == [0; 4], "deleted: {:?}", &answer[..len]);
+    let flags = (flags | libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    let len = 16 + body.len() as u32;
+    let header = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 8]].concat();
+    netlink.write_all(&[&header[..], body].concat())?;
+    let mut answer = [0; 256];
+    let len = io::Read::read(&mut netlink, &mut answer)?;
+    assert!(len >= 20, "{:?}", &answer[..len]);
+    match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
+/// Deletes an interface. Behind the header is a `struct ifinfomsg`.
+fn delete(interface: u32) {
+    let body = [&[0; 4], &interface.to_ne_bytes()[..], &[0; 8]].concat();
+    ask(libc::RTM_DELLINK, 0, &body).unwrap();
 }
 
 fn frame(len: usize, fill: u8) -> Vec<u8> {
