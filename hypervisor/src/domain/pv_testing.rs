@@ -1,6 +1,7 @@
 //! A paravirtual domain to test on, without an image and without an engine.
 //!
-//! 96 frames, all mapped at [`BASE`] in order: four boot tables (read-only), and the rest writable.
+//! 96 frames, all mapped at [`BASE`] in order: four boot tables (read-only), and the rest writable. More, if a test
+//! asks for them, are mapped nowhere.
 
 use std::ops::{Deref, DerefMut};
 
@@ -77,8 +78,12 @@ pub const fn va(pfn: u64) -> u64 {
 impl TestDomain {
     /// A domain in kernel mode with no handlers, upcalls masked.
     pub fn new() -> Self {
-        let layout = HypervisorLayout::new(FRAMES, 0);
-        let memory = MachineMemory::new(layout.hypervisor_frames(), FRAMES, Backing::Anonymous).unwrap();
+        Self::with_frames(FRAMES)
+    }
+    /// One that has `frames` frames, of which those past [`FRAMES`] are mapped nowhere.
+    pub fn with_frames(frames: u64) -> Self {
+        let layout = HypervisorLayout::new(frames, 0);
+        let memory = MachineMemory::new(layout.hypervisor_frames(), frames, Backing::Anonymous).unwrap();
         let base = layout.hypervisor_frames();
         let link = |table: u64, level: u32, to: u64| {
             let index = addr::table_index(BASE, level) as u64;
@@ -93,7 +98,7 @@ impl TestDomain {
             let at = Maddr(Mfn(base + L1).maddr().0 + pfn * 8);
             memory.store_u64(at, pte::make(base + pfn, flags)).unwrap();
         }
-        for pfn in 0..FRAMES {
+        for pfn in 0..frames {
             let at = Maddr(Mfn(layout.m2p.start).maddr().0 + (base + pfn) * 8);
             memory.store_u64(at, pfn).unwrap();
         }

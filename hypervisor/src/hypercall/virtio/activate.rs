@@ -2,6 +2,10 @@
 //!
 //! Everything is checked, then everything is taken (frames, event channels), then the guest is told, and only
 //! then the device starts; what fails on the way gives back all that was taken.
+//!
+//! Not interrupted between frames: as many as there may be are held in a fraction of what one entry may take, and
+//! a call that the guest could change in the middle would have to remember what it holds. So nothing may be
+//! done here for each frame but what [`hold`] does for a run of them.
 
 use std::mem::size_of;
 
@@ -25,7 +29,7 @@ struct Request {
     regions: Vec<Region>,
 }
 
-/// Frames that are held, in the order in which they were taken.
+/// Runs of frames that are held: the first of each, and how many.
 #[derive(Default)]
 struct Held(Vec<(Mfn, u64)>);
 
@@ -148,37 +152,23 @@ where
 /// Holds every frame of the regions as writable memory, or none.
 fn hold(d: &mut PvDomain, regions: &[Region]) -> Result<Held, Refused> {
     let mut held = Held::default();
-    for region in regions {
-        for n in 0..region.frames {
-            let mfn = Mfn(region.first.0.saturating_add(n));
-            let refused = match d.mmu.get_writable(&d.memory, &mut d.paging, mfn) {
-                Ok(()) => {
-                    held.add(mfn);
-                    continue;
-                }
-                Err(Stop::Refused(_)) => Refused::Errno(Errno::EPERM),
-                Err(Stop::Restart) => Refused::Restart,
-            };
-            let_go(d, held);
-            return Err(refused);
-        }
+    for &Region { first, frames, .. } in regions.iter().filter(|region| region.frames > 0) {
+        let refused = match d.mmu.get_writable_run(&d.memory, &mut d.paging, first, frames) {
+            Ok(()) => {
+                held.0.push((first, frames));
+                continue;
+            }
+            Err(Stop::Refused(_)) => Refused::Errno(Errno::EPERM),
+            Err(Stop::Restart) => Refused::Restart,
+        };
+        let_go(d, held);
+        return Err(refused);
     }
     Ok(held)
 }
 
-impl Held {
-    fn add(&mut self, mfn: Mfn) {
-        match self.0.last_mut() {
-            Some((first, count)) if first.0 + *count == mfn.0 => *count += 1,
-            _ => self.0.push((mfn, 1)),
-        }
-    }
-}
-
 fn let_go(d: &mut PvDomain, held: Held) {
-    for (first, count) in held.0 {
-        (first.0..first.0 + count).for_each(|mfn| d.mmu.put_writable(Mfn(mfn)));
-    }
+    held.0.into_iter().for_each(|(first, frames)| d.mmu.put_writable_run(first, frames));
 }
 
 /// Binds the ports, has the guest told of them, and starts the device. `ports` are those that were bound, also

@@ -102,9 +102,7 @@ fn reset(d: &mut PvDomain, id: u32) -> HypercallResult {
 fn give_back(d: &mut PvDomain, id: u32) {
     let Some(device) = d.virtio.get_mut(id) else { return };
     for (first, count) in std::mem::take(&mut device.held) {
-        for mfn in first.0..first.0.saturating_add(count) {
-            d.mmu.put_writable(crate::memory::Mfn(mfn));
-        }
+        d.mmu.put_writable_run(first, count);
     }
     let mut ports = [0; VIRTIO_MAX_QUEUES + 1];
     ports.iter_mut().zip(device.ports.all()).for_each(|(slot, port)| *slot = port);

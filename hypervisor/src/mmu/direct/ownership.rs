@@ -61,4 +61,27 @@ impl DirectPaging {
     pub fn put_writable(&mut self, mfn: Mfn) {
         self.frames.release(mfn);
     }
+
+    /// [`DirectPaging::get_writable`] for `frames` frames that follow one another: all of them, or none.
+    ///
+    /// Takes time in proportion to their number, which is the caller's to bound.
+    pub fn get_writable_run(
+        &mut self,
+        memory: &MachineMemory,
+        paging: &mut Paging,
+        first: Mfn,
+        frames: u64,
+    ) -> Result<(), Stop> {
+        self.pass(memory, paging).begin(None)?;
+        if self.frames.hold_writable(first, frames).ok_or(Errno::EINVAL)? {
+            // A CPU may have cached one as the table that it was.
+            paging.flush(Flush::All);
+        }
+        Ok(())
+    }
+
+    /// Ends what one [`DirectPaging::get_writable_run`] began.
+    pub fn put_writable_run(&mut self, first: Mfn, frames: u64) {
+        self.frames.release_run(first, frames);
+    }
 }

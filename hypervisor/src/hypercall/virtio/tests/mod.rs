@@ -3,6 +3,7 @@
 mod clauses;
 mod frames;
 mod hostile;
+mod largest;
 
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -55,7 +56,11 @@ fn machine() -> Machine {
 }
 
 fn machine_with(devices: Vec<Box<dyn Device>>) -> Machine {
-    let (mut t, kicks) = (TestDomain::new(), Arc::new(Kicks::default()));
+    machine_on(TestDomain::new(), devices)
+}
+
+fn machine_on(mut t: TestDomain, devices: Vec<Box<dyn Device>>) -> Machine {
+    let kicks = Arc::new(Kicks::default());
     t.virtio = PvDevices::new(devices, &t.memory, t.upcall, kicks.clone());
     t.virtio.publish_all(&t.memory).unwrap();
     Machine { t, kicks }

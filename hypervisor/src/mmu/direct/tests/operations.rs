@@ -377,6 +377,33 @@ fn the_host_writes_to_ordinary_memory_only() {
 }
 
 #[test]
+fn a_run_is_held_whole_or_not_at_all() {
+    let mut w = World::new();
+    for pfn in 8..12 {
+        w.protect(pfn);
+    }
+    let is_held = |w: &World| (8..12).map(|pfn| w.held(pfn)).collect::<Vec<_>>();
+    let run = |w: &mut World, first, frames| {
+        let first = w.mfn(first);
+        w.direct.get_writable_run(&w.memory, &mut w.paging, first, frames)
+    };
+    let before = is_held(&w);
+    assert_eq!(run(&mut w, L1, 9), EINVAL, "a table comes first");
+    assert_eq!(run(&mut w, 8, FRAMES), EINVAL, "past the guest's frames");
+    assert_eq!(run(&mut w, 8, u64::MAX), EINVAL);
+    assert_eq!(is_held(&w), before);
+    assert_eq!(w.pin(10, Level::L1).and_then(|()| w.unpin(10)), Ok(()));
+    for flush in [Flush::All, Flush::None] {
+        assert_eq!(run(&mut w, 8, 4), Ok(()));
+        assert_eq!(is_held(&w), [Some(FrameType::Writable); 4]);
+        assert_eq!(w.paging.flush_scope(), flush, "one was a table, once");
+        w.direct.put_writable_run(w.mfn(8), 4);
+        assert_eq!(is_held(&w), before);
+        w.enter();
+    }
+}
+
+#[test]
 fn the_engine_hears_of_tables_that_come_back() {
     let mut w = World::new();
     w.protect(10);
