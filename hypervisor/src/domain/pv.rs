@@ -48,6 +48,8 @@ pub struct PvDomain {
     pub console: PvConsole,
     /// Every exit and batch.
     pub ledger: Ledger,
+    /// Elementary operations that a hypercall may still perform before it is interrupted: see `hypercall`.
+    pub budget: u64,
     /// Facts that the guest may ask for.
     pub facts: Facts,
     /// The frames that the guest gave back.
@@ -134,6 +136,7 @@ impl PvDomain {
             timers: Timers::default(),
             console: parts.console,
             ledger: Ledger::new(),
+            budget: 0,
             grants: Grants::new(parts.facts.grants.clone()),
             facts: parts.facts,
             virtio: PvDevices::default(),

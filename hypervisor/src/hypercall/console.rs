@@ -7,7 +7,7 @@ use paravane_abi::console::{
 };
 use paravane_abi::errno::Errno;
 
-use super::{HypercallResult, Outcome, done, low32};
+use super::{HypercallResult, Outcome, done, low32, spend};
 use crate::domain::pv::{PvConsole, PvDomain};
 use crate::event::HostService;
 use crate::ledger::BatchKind;
@@ -23,6 +23,7 @@ const CHUNK: usize = 4096;
 pub fn console_io(d: &mut PvDomain, [command, count, buffer, ..]: [u64; 6]) -> HypercallResult {
     let count = usize::try_from(low32(count)).map_err(|_| Errno::E2BIG)?;
     let now = count.min(CHUNK);
+    spend(d, now as u64);
     match low32(command) {
         CONSOLEIO_WRITE => {
             let mut bytes = [0; CHUNK];

@@ -7,7 +7,7 @@ use paravane_abi::errno::Errno;
 use paravane_abi::mmu::{FOREIGNDOM_FD_MASK, FOREIGNDOM_PFD_SHIFT, MmuUpdate, MmuextOp};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{HypercallResult, Outcome, PREEMPT_AFTER, done, low32};
+use super::{HypercallResult, Outcome, done, is_spent, low32, spend};
 use crate::domain::pv::{DOMID, PvDomain};
 use crate::ledger::BatchKind;
 use crate::mmu::direct::Stop;
@@ -53,14 +53,15 @@ fn walk<T: FromBytes + IntoBytes + Copy>(
 ) -> Result<Walked, Errno> {
     let mut chunk = [(); CHUNK].map(|()| T::new_zeroed());
     while *completed < count {
-        if *completed >= PREEMPT_AFTER {
-            return Ok(Walked::Some(*completed));
-        }
         let n = usize::try_from(count - *completed).map_or(CHUNK, |left| left.min(CHUNK));
         let at = (*completed).checked_mul(size_of::<T>() as u64).and_then(|o| list.checked_add(o));
         let requests = chunk.get_mut(..n).ok_or(Errno::EFAULT)?;
         d.read_guest(at.ok_or(Errno::EFAULT)?, requests.as_mut_bytes())?;
         for request in chunk.iter().take(n) {
+            if is_spent(d) {
+                return Ok(Walked::Some(*completed));
+            }
+            spend(d, 1);
             match one(d, request) {
                 Ok(()) => *completed += 1,
                 Err(Stop::Refused(errno)) => return Err(errno),

@@ -5,7 +5,9 @@
 //! [`Outcome::Again`] makes the guest issue the same call again with what is left to do, as Xen does.
 //!
 //! Nothing here knows the engine, and nothing may trust a guest's value: pointers go through
-//! `domain::access`, counts are bounded per entry by [`PREEMPT_AFTER`].
+//! `domain::access`, counts are bounded per entry by [`PREEMPT_AFTER`]. All that one entry does counts together, a
+//! multicall's calls too: who loops over what a guest asked for says what it costs ([`spend`]) and stops when
+//! enough was done ([`is_spent`]).
 
 mod console;
 mod event;
@@ -30,11 +32,16 @@ use paravane_abi::errno::Errno;
 use paravane_abi::hypercall as nr;
 
 use crate::domain::pv::PvDomain;
+use crate::mmu::direct::BUDGET;
 
 /// How many elementary operations one entry performs before the guest may be interrupted.
 ///
-/// At well under a microsecond each this bounds the latency of an upcall to about a millisecond.
+/// At well under a microsecond each this bounds the latency of an upcall to about a millisecond. A multicall may
+/// do twice as much, lest one full list take the whole of it.
 pub const PREEMPT_AFTER: u64 = 4096;
+
+/// Page-table entries to look at, or frames to hold or let go in a run: so many take as long as one operation.
+const PER_OPERATION: u64 = BUDGET as u64 / PREEMPT_AFTER;
 
 /// What a hypercall leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +67,27 @@ fn low32(argument: u64) -> u32 {
     (argument & 0xffff_ffff) as u32
 }
 
-/// Performs hypercall `number`.
+/// Says that this entry performs `operations` more elementary operations, or what takes as long.
+fn spend(d: &mut PvDomain, operations: u64) {
+    d.budget = d.budget.saturating_sub(operations);
+}
+
+/// Whether this entry has done enough, so that what is left is for the next. Never before its first operation.
+fn is_spent(d: &mut PvDomain) -> bool {
+    let tables = d.mmu.take_looked_at() / PER_OPERATION;
+    spend(d, tables);
+    d.budget == 0
+}
+
+/// Performs hypercall `number`, as far as one entry may.
 pub fn dispatch(d: &mut PvDomain, number: u64, args: [u64; 6]) -> HypercallResult {
+    d.mmu.take_looked_at();
+    d.budget = PREEMPT_AFTER;
+    call(d, number, args)
+}
+
+/// Performs hypercall `number`, alone or as one of a multicall.
+fn call(d: &mut PvDomain, number: u64, args: [u64; 6]) -> HypercallResult {
     match number {
         nr::SET_TRAP_TABLE => traps::set_trap_table(d, args),
         nr::MMU_UPDATE => mmu::mmu_update(d, args),

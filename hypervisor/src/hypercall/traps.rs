@@ -8,7 +8,7 @@ use paravane_abi::segment::FLAT_KERNEL_CS;
 use paravane_abi::shared_info::{ArchSharedInfo, SharedInfo};
 use paravane_abi::trap::{TI_IF, TRAP_NMI, TRAP_VECTORS, TrapInfo};
 
-use super::{HypercallResult, done, low32};
+use super::{HypercallResult, done, low32, spend};
 use crate::domain::pv::PvDomain;
 use crate::domain::vcpu::Callback;
 use crate::memory::Maddr;
@@ -27,6 +27,7 @@ pub fn set_trap_table(d: &mut PvDomain, [table, ..]: [u64; 6]) -> HypercallResul
     let mut at = table;
     // One entry for each vector and the terminator: a longer table only repeats itself.
     for _ in 0..=TRAP_VECTORS {
+        spend(d, 1);
         let trap: TrapInfo = d.read_guest_obj(at)?;
         if trap.address == 0 {
             break;

@@ -17,13 +17,13 @@ use paravane_abi::errno::Errno;
 use paravane_abi::grant::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{HypercallResult, Outcome, PREEMPT_AFTER, done, low32};
+use super::{HypercallResult, Outcome, done, is_spent, low32, spend};
 use crate::domain::grants::Unusable;
 use crate::domain::pv::{DOMID, PvDomain};
 use crate::mmu::direct::Stop;
 
-/// Elements per entry before the guest may be interrupted: each may copy a page or flush translations.
-const PER_ENTRY: u64 = PREEMPT_AFTER / 16;
+/// What an element costs in elementary operations: it may copy a page or flush translations.
+const ELEMENT: u64 = 16;
 
 /// Why an element is not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,9 +169,10 @@ impl Call {
             let offset = n.checked_mul(size_of::<T>() as u64).ok_or(Errno::EFAULT)?;
             let at = self.array.checked_add(offset).ok_or(Errno::EFAULT)?;
             let again = Ok(Outcome::Again([self.op.into(), at, self.count - n, 0, 0, 0]));
-            if n == PER_ENTRY {
+            if is_spent(d) {
                 return again;
             }
+            spend(d, ELEMENT);
             let mut element: T = d.read_guest_obj(at)?;
             match one(d, &mut element) {
                 Ok(()) => d.write_guest_obj(at, &element)?,

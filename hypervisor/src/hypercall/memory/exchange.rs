@@ -10,7 +10,7 @@ use super::own;
 use super::reservation::{MAX_CHUNK, frame_limit, number_at, page_of, take_back};
 use crate::domain::free_frames::MAX_ORDER;
 use crate::domain::pv::PvDomain;
-use crate::hypercall::{HypercallResult, Outcome, PREEMPT_AFTER, done};
+use crate::hypercall::{HypercallResult, Outcome, done, is_spent, spend};
 use crate::memory::Mfn;
 use crate::mmu::direct::Stop;
 
@@ -18,13 +18,15 @@ use crate::mmu::direct::Stop;
 pub fn exchange(d: &mut PvDomain, argument: u64) -> HypercallResult {
     let mut x = Exchange::check(d.read_guest_obj(argument)?)?;
     let in_per_chunk = 1u64 << (x.chunk_order - x.arg.in_.extent_order);
-    let chunks_per_entry = (PREEMPT_AFTER >> x.chunk_order).max(1);
-    let mut made = 0;
     let mut result = Ok(());
     while result.is_ok() && x.arg.nr_exchanged < x.arg.in_.nr_extents {
-        result = if made == chunks_per_entry { Err(Stop::Restart) } else { x.chunk(d) };
+        result = if is_spent(d) {
+            Err(Stop::Restart)
+        } else {
+            spend(d, 1 << x.chunk_order);
+            x.chunk(d)
+        };
         if result.is_ok() {
-            made += 1;
             x.arg.nr_exchanged += in_per_chunk;
         }
     }

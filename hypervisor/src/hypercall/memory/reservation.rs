@@ -10,7 +10,7 @@ use paravane_abi::memory::*;
 use super::{COMMAND_BITS, own};
 use crate::domain::free_frames::MAX_ORDER;
 use crate::domain::pv::PvDomain;
-use crate::hypercall::{HypercallResult, Outcome, PREEMPT_AFTER, done};
+use crate::hypercall::{HypercallResult, Outcome, done, is_spent, spend};
 use crate::memory::{Maddr, Mfn, PAGE_SHIFT};
 use crate::mmu::direct::Stop;
 
@@ -52,12 +52,12 @@ pub fn change(d: &mut PvDomain, command: u32, argument: u64, first: u64) -> Hype
     if on_demand {
         return done(first);
     }
-    let per_entry = (PREEMPT_AFTER >> r.extent_order).max(1);
     let mut made = first;
     while made < r.nr_extents {
-        let halt = if made - first == per_entry {
+        let halt = if is_spent(d) {
             Err(Halt::Later)
         } else {
+            spend(d, 1 << r.extent_order);
             match command {
                 XENMEM_INCREASE_RESERVATION => increase(d, &r, made, limit),
                 XENMEM_DECREASE_RESERVATION => decrease(d, &r, made),

@@ -17,7 +17,7 @@ use super::{HypercallResult, close, done, publish};
 use crate::device::{ActivateError, DeviceMemory, MemoryError, Queue, QueueSetup, Region, Slot};
 use crate::domain::pv::PvDomain;
 use crate::event::{Binding, HostService};
-use crate::hypercall::Outcome;
+use crate::hypercall::{Outcome, PER_OPERATION, spend};
 use crate::memory::{Mfn, PAGE_SIZE};
 use crate::mmu::direct::Stop;
 
@@ -44,6 +44,7 @@ pub(super) fn activate(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     let [_, argument, ..] = args;
     let mut op: VirtioActivate = d.read_guest_obj(argument)?;
     let request = Request::read(d, &op)?;
+    spend(d, request.effort());
     let held = match hold(d, &request.regions) {
         Ok(held) => held,
         Err(Refused::Errno(errno)) => return Err(errno),
@@ -128,6 +129,13 @@ impl Request {
         if overlap { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
+    /// Elementary operations for all that the guest decides the number of: at most a quarter of what one entry
+    /// may perform.
+    fn effort(&self) -> u64 {
+        let frames: u64 = self.regions.iter().map(|r| r.frames).sum();
+        (self.regions.len() + self.queues.len()) as u64 + frames / PER_OPERATION
+    }
+
     fn setups(&self) -> Vec<QueueSetup> {
         let setup = |q: &VirtioQueue| QueueSetup {
             size: q.size,
@@ -197,6 +205,8 @@ fn start(
     let queue_ports = ports.clone();
     ports.push(config);
     tell(d, &queue_ports, config)?;
+    // Threads begin: enough for one entry.
+    spend(d, u64::MAX);
     let device = d.virtio.get_mut(request.id).ok_or(Errno::ENODEV)?;
     device.ports.set(&queue_ports, config);
     device.slot.activate(&memory, request.features, &setups).map_err(|e| {

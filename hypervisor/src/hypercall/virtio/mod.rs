@@ -10,7 +10,7 @@ mod tests;
 use paravane_abi::errno::Errno;
 use paravane_abi::virtio::*;
 
-use super::{HypercallResult, done, low32};
+use super::{HypercallResult, done, low32, spend};
 use crate::device::MAX_CONFIG;
 use crate::domain::devices::PvDevice;
 use crate::domain::pv::{DOMID, PvDomain};
@@ -90,6 +90,10 @@ fn config_write(d: &mut PvDomain, argument: u64) -> HypercallResult {
 
 /// Stops a device, or goes on stopping it.
 fn reset(d: &mut PvDomain, id: u32) -> HypercallResult {
+    if device(d, id)?.slot.is_active() {
+        // Threads end: enough for one entry.
+        spend(d, u64::MAX);
+    }
     let device = d.virtio.get_mut(id).ok_or(Errno::ENODEV)?;
     if !device.slot.reset() {
         return Err(Errno::EAGAIN);

@@ -109,6 +109,12 @@ impl DirectPaging {
         self.frames.get(mfn)
     }
 
+    /// How many entries operations have looked at since this was last asked, to validate tables or to take them
+    /// down: what [`BUDGET`] bounds in one operation, and the caller in many.
+    pub fn take_looked_at(&mut self) -> u64 {
+        std::mem::take(&mut self.work.looked_at)
+    }
+
     fn pass<'a>(&'a mut self, memory: &'a MachineMemory, paging: &'a mut Paging) -> Pass<'a> {
         Pass {
             frames: &mut self.frames,

@@ -22,6 +22,8 @@ pub(super) struct Work {
     /// The table whose validation the next operation may take up again.
     resume: Option<(Mfn, Level)>,
     budget: u32,
+    /// How many entries were looked at since somebody asked.
+    pub(super) looked_at: u64,
     /// What `budget` is at the beginning of an operation.
     pub(super) limit: u32,
 }
@@ -29,12 +31,13 @@ pub(super) struct Work {
 impl Work {
     /// Nothing unfinished, and `limit` entries for each operation: at least four tables, lest none finish.
     pub(super) fn new(limit: u32) -> Self {
-        Self { kept: Vec::new(), dropping: Vec::new(), resume: None, budget: 0, limit }
+        Self { kept: Vec::new(), dropping: Vec::new(), resume: None, budget: 0, looked_at: 0, limit }
     }
     fn spend(&mut self) -> bool {
         match self.budget.checked_sub(ENTRIES) {
             Some(rest) => {
                 self.budget = rest;
+                self.looked_at += u64::from(ENTRIES);
                 true
             }
             None => false,

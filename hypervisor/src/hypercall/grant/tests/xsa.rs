@@ -129,14 +129,16 @@ fn xsa_316_a_failure_has_a_status() {
 #[test]
 fn xsa_318_a_long_list_is_done_in_parts_that_add_up() {
     let mut t = TestDomain::new();
-    let count = 3 * PER_ENTRY;
+    let per_entry = crate::hypercall::PREEMPT_AFTER / ELEMENT;
+    let count = 3 * per_entry;
     let swap = GnttabSwapGrantRef { ref_a: 600, ref_b: 600, ..Default::default() };
     for n in 0..count {
         t.write_guest_obj(va(FREE) + n * 12, &swap).unwrap();
     }
-    let outcome = grant_table_op(&mut t, [GNTTABOP_SWAP_GRANT_REF.into(), va(FREE), count, 0, 0, 0]);
-    let at = va(FREE) + PER_ENTRY * 12;
-    assert_eq!(outcome, Ok(Outcome::Again([GNTTABOP_SWAP_GRANT_REF.into(), at, count - PER_ENTRY, 0, 0, 0])));
+    let args = [GNTTABOP_SWAP_GRANT_REF.into(), va(FREE), count, 0, 0, 0];
+    let outcome = crate::hypercall::dispatch(&mut t, nr::GRANT_TABLE_OP, args);
+    let at = va(FREE) + per_entry * 12;
+    assert_eq!(outcome, Ok(Outcome::Again([GNTTABOP_SWAP_GRANT_REF.into(), at, count - per_entry, 0, 0, 0])));
     assert_eq!(t.call(nr::GRANT_TABLE_OP, [GNTTABOP_SWAP_GRANT_REF.into(), va(FREE), count]), Ok(0));
     for n in 0..count {
         let op: GnttabSwapGrantRef = t.read_guest_obj(va(FREE) + n * 12).unwrap();

@@ -1,9 +1,13 @@
-//! Activations of as many frames and regions as there may be: what they hold and, for who asks, what they cost.
+//! Activations of as many frames and regions as there may be: what they hold, how many fit into one entry of the
+//! guest, and, for who asks, what they cost.
 
 use std::time::{Duration, Instant};
 
+use paravane_abi::multicall::MulticallEntry;
+
 use super::*;
-use crate::domain::pv_testing::FRAMES;
+use crate::domain::pv_testing::{FRAMES, SCRATCH};
+use crate::hypercall::{Outcome, dispatch};
 use crate::memory::Mfn;
 
 /// A guest with more frames than a device may have.
@@ -39,6 +43,19 @@ impl Machine {
     fn op(&mut self, op: u32) -> Result<u64, Errno> {
         self.t.call(nr::PARAVANE_VIRTIO_OP, [op.into(), ARGUMENT])
     }
+    /// How many of forty operations, of these in turn, one entry makes.
+    fn made_at_once(&mut self, ops: [u32; 2]) -> u64 {
+        const COUNT: u64 = 40;
+        for (n, op) in (0..COUNT).zip(ops.into_iter().cycle()) {
+            let args = [op.into(), ARGUMENT, 0, 0, 0, 0];
+            let entry = MulticallEntry { op: nr::PARAVANE_VIRTIO_OP, result: 0, args };
+            self.t.write_guest_obj(va(SCRATCH) + n * size_of::<MulticallEntry>() as u64, &entry).unwrap();
+        }
+        match dispatch(&mut self.t, nr::MULTICALL, [va(SCRATCH), COUNT, 0, 0, 0, 0]) {
+            Ok(Outcome::Again([_, left, ..])) => COUNT - left,
+            other => panic!("all at once: {other:?}"),
+        }
+    }
 }
 
 /// With the last frame not the guest's: everything else was looked at, and some held, before that was seen.
@@ -66,6 +83,23 @@ fn every_frame_is_held_and_let_go() {
 }
 
 #[test]
+fn a_multicall_of_them_is_interrupted() {
+    let mut m = large();
+    let bad = spoilt(&m, m.regions(VIRTIO_MAX_REGIONS as u64));
+    m.prepare(&bad);
+    assert_eq!(
+        m.made_at_once([VIRTIOP_ACTIVATE; 2]),
+        8,
+        "refused, an eighth of what a multicall may do each"
+    );
+    let good = m.regions(VIRTIO_MAX_REGIONS as u64);
+    m.prepare(&good);
+    assert_eq!(m.made_at_once([VIRTIOP_ACTIVATE, VIRTIOP_RESET]), 1, "a device that starts is enough");
+    assert_eq!(m.made_at_once([VIRTIOP_RESET; 2]), 1, "as is one that stops");
+    m.reset();
+}
+
+#[test]
 #[ignore = "a measurement: run it alone, in release"]
 fn measure() {
     fn timed(m: &mut Machine, op: u32) -> (Duration, Result<u64, Errno>) {
@@ -83,7 +117,7 @@ fn measure() {
         );
     }
     for count in [1, VIRTIO_MAX_REGIONS as u64] {
-        let [mut first, mut again, mut reset, mut refused] = [const { Vec::new() }; 4];
+        let [mut first, mut again, mut reset, mut refused, mut refusals] = [const { Vec::new() }; 5];
         for _ in 0..100 {
             let mut m = large();
             let good = m.regions(count);
@@ -104,10 +138,14 @@ fn measure() {
             let (time, result) = timed(&mut m, VIRTIOP_ACTIVATE);
             assert_eq!(result, Err(Errno::EPERM));
             refused.push(time);
+            let start = Instant::now();
+            m.made_at_once([VIRTIOP_ACTIVATE; 2]);
+            refusals.push(start.elapsed());
         }
         show("first", count, first);
         show("again", count, again);
         show("reset", count, reset);
         show("refused", count, refused);
+        show("an entry", count, refusals);
     }
 }
