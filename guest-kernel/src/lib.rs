@@ -26,7 +26,7 @@
 //! | Concern | Modules |
 //! | --- | --- |
 //! | The two machines | `machine`, with `machine::pv` and `machine::bare` |
-//! | Start, end, exceptions, time | `kernel`, `exception`, `time`, [`timers`] |
+//! | Start, end, exceptions, time | `kernel`, `exception`, `time`, [`timers`], [`rate`] |
 //! | Memory: frames, address spaces, the heap | [`frames`], [`paging`], `memory`, `heap` |
 //! | What it was told, and the shell | [`command`], [`mod@line`], `console`, `shell` |
 //! | Virtio devices, one driver for both machines | `device` |
@@ -45,6 +45,7 @@ pub mod frames;
 pub mod line;
 pub mod paging;
 pub mod pattern;
+pub mod rate;
 pub mod timers;
 
 #[cfg(guest)]

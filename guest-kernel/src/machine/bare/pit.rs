@@ -8,7 +8,10 @@ const CHANNEL_0: u16 = 0x40;
 const CONTROL: u16 = 0x43;
 /// Channel 0, low byte then high byte, mode 0: interrupt on terminal count.
 const ONE_SHOT: u8 = 0x30;
-const LATCH: u8 = 0x00;
+/// Status and count of channel 0 (Intel's data sheet of the 8254, "Read-Back Command").
+const READ_BACK: u8 = 0xc2;
+/// In the status: the output is high, which in this mode it is from the terminal count on.
+const OUTPUT: u8 = 0x80;
 
 /// What the counter counts in a second.
 pub const HZ: u64 = 1_193_182;
@@ -62,14 +65,15 @@ pub fn start(ticks: u64) {
     }
 }
 
-/// Freezes a copy of the count for [`latched`].
+/// Freezes a copy of the status and the count for [`latched`].
 pub fn latch() {
-    // SAFETY: latching does not disturb the count.
-    unsafe { port::write_u8(CONTROL, LATCH) };
+    // SAFETY: reading back does not disturb the count.
+    unsafe { port::write_u8(CONTROL, READ_BACK) };
 }
 
-/// The frozen count.
-pub fn latched() -> u64 {
-    // SAFETY: after a latch command, two reads return the copy's bytes, low one first.
-    unsafe { u64::from(port::read_u8(CHANNEL_0)) | u64::from(port::read_u8(CHANNEL_0)) << 8 }
+/// The frozen count; `None` if it has run out since it was started, from when on it counts from its top again.
+pub fn latched() -> Option<u64> {
+    // SAFETY: after a read-back command, a read returns the status and two more the count's bytes, low one first.
+    let [status, low, high] = unsafe { core::array::from_fn(|_| port::read_u8(CHANNEL_0)) };
+    (status & OUTPUT == 0).then(|| u16::from_le_bytes([low, high]).into())
 }

@@ -4,6 +4,7 @@ use core::arch::x86_64::{__cpuid, _rdtsc};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::pit;
+use crate::rate::{self, Sample};
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
@@ -49,27 +50,18 @@ fn rate_from_cpuid() -> Option<u64> {
 
 /// The rate as measured over some 10 ms of the 8254's time.
 fn rate_from_pit() -> u64 {
-    const INTERVAL: u64 = pit::HZ / 100;
-    pit::start(pit::MAX_TICKS);
-    let (first_ticks, first_count) = sample();
-    loop {
-        let (last_ticks, last_count) = sample();
-        let counted = first_count.saturating_sub(last_count);
-        if counted >= INTERVAL {
-            pit::stop();
-            return (last_ticks - first_ticks) * pit::HZ / counted;
-        }
-    }
+    let hz = rate::measure(pit::HZ, pit::HZ / 100, || pit::start(pit::MAX_TICKS), sample);
+    pit::stop();
+    hz
 }
 
 /// Both counters at one moment: of a few attempts the one that took the shortest.
-fn sample() -> (u64, u64) {
+fn sample() -> Sample {
     let attempt = || {
         let before = ticks();
         pit::latch();
-        let after = ticks();
-        (after - before, before + (after - before) / 2, pit::latched())
+        let took = ticks() - before;
+        (took, Sample { ticks: before + took / 2, left: pit::latched() })
     };
-    let (_, ticks, count) = (1..4).fold(attempt(), |best, _| best.min(attempt()));
-    (ticks, count)
+    (1..4).fold(attempt(), |best, _| best.min(attempt())).1
 }
