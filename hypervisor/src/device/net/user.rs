@@ -11,6 +11,7 @@
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -103,6 +104,8 @@ impl User {
             command.args([option, list.as_deref().unwrap_or("none")]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // Ctrl-C at the terminal is for us: passt would end at once, as if it had failed.
+        command.process_group(0);
         let child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => UserError::NotInstalled,
             _ => UserError::Start(error),
@@ -189,9 +192,11 @@ fn last_of(mut stream: impl Read) -> String {
     }
 }
 
-/// Why passt has ended, in one line: what it said last, or how it ended.
+/// Why passt has ended, in one line: how it was killed, what it said last, or how it ended.
 fn reason(said: &str, status: Option<ExitStatus>) -> String {
-    let last = said.lines().rfind(|line| !line.contains("syslog") && !line.trim().is_empty());
+    let killed = status.is_some_and(|status| status.signal().is_some());
+    // Who was killed had no time to say so: what it said before was about something else.
+    let last = said.lines().rfind(|line| !killed && !line.contains("syslog") && !line.trim().is_empty());
     match (last, status) {
         (Some(line), _) => {
             line.trim().chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>()
@@ -324,10 +329,21 @@ mod tests {
         assert!(told.try_recv().is_err());
     }
 
+    /// Signals of the terminal are for the program, which ends passt when it has to.
+    #[test]
+    fn signals_of_the_terminal_do_not_reach_passt() {
+        let user = start_script("group", "exec sleep 1000", told().0);
+        let id = libc::pid_t::try_from(user.passt.shared.child().id()).unwrap();
+        // SAFETY: a number; our child, which is not reaped while it runs.
+        assert_eq!(unsafe { libc::getpgid(id) }, id);
+    }
+
     #[test]
     fn a_reason_is_one_line() {
         assert_eq!(reason("one\n two\x1b[1m\n\nFailed to send 1 bytes to syslog\n", None), "two?[1m");
         assert_eq!(reason("", None), "it did not say why");
+        let killed = reason("Changing to nobody...\n", Some(ExitStatus::from_raw(libc::SIGKILL)));
+        assert!(killed.contains("SIGKILL") && !killed.contains("nobody"), "{killed}");
         assert_eq!(last_of(&[&b"x".repeat(5000)[..], b"end"].concat()[..]).len(), COMPLAINTS);
     }
 
