@@ -1,18 +1,22 @@
 //! The driver's side of a device, for tests without a guest: memory, a ring, and what a transport does.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::console::{Console, unix::Socket};
 use super::entropy::Entropy;
 use super::vsock::Vsock;
-use super::{Device, DeviceMemory, Interrupt, QueueSetup, Slot};
+use super::{
+    Activation, Broken, Device, DeviceMemory, Info, Interrupt, MAX_QUEUES, QueueSetup, Slot, Workers, wait,
+};
 use crate::compare::Needs;
 
 /// Bytes of the driver's memory, which begins at device address 0.
@@ -42,6 +46,34 @@ pub fn one_of_each() -> Vec<Box<dyn Device>> {
     // Its name is of no use to anybody.
     let _ = std::fs::remove_file(path);
     devices
+}
+
+/// A device of as many queues as there can be. Each answers with one byte: its number and one.
+pub struct Numbers;
+
+impl Device for Numbers {
+    fn info(&self) -> Info {
+        Info { kind: VIRTIO_ID_RNG, features: 0, queues: MAX_QUEUES as u16, queue_size: 4 }
+    }
+    fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
+        let mut queues = (0..MAX_QUEUES).filter_map(|index| activation.queue(index));
+        queues.try_for_each(|mut queue| {
+            workers.spawn("number", move |stop| {
+                while !stop.is_asked() {
+                    while let Some(chain) = queue.take()? {
+                        queue.memory().scatter(chain.writable(), 0, &[queue.index() as u8 + 1]);
+                        queue.give_back(chain.head(), 1)?;
+                    }
+                    queue.notify()?;
+                    if !queue.ask_for_kicks()? {
+                        wait(&[stop.fd(), queue.kick_fd()]).map_err(|_| Broken::Bug)?;
+                        queue.take_kick();
+                    }
+                }
+                Ok(())
+            })
+        })
+    }
 }
 
 /// Interrupts that came, and a way to wait for one.

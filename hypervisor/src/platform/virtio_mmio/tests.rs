@@ -1,5 +1,6 @@
 //! The bus as a driver sees it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex};
 
 use proptest::prelude::*;
@@ -7,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::device::entropy::Entropy;
-use crate::device::testing::{cases, one_of_each};
+use crate::device::testing::{Numbers, cases, one_of_each};
 use crate::memory::{Backing, Maddr};
 
 #[derive(Default)]
@@ -252,6 +253,41 @@ fn only_its_pages_are_its() {
         "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:9"
     );
     assert!(VirtioMmio::parameters(5).ends_with("=4K@0xd0004000:5"));
+}
+
+/// The selector chooses the queue, and a notification names it.
+#[test]
+fn each_of_many_queues_is_set_up_and_notified_by_its_number() {
+    let memory = Arc::new(MachineMemory::new(OURS, GUESTS, Backing::Anonymous).unwrap());
+    let kicks = Arc::new(Kicks::default());
+    let kick = kicks.clone() as Arc<dyn Kick>;
+    let mut bus = VirtioMmio::new(vec![Box::new(Numbers)], &memory, &kick).unwrap();
+    stores(&mut bus, &[(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)]);
+    let count = MAX_QUEUES as u32;
+    for n in 0..count {
+        store(&mut bus, 0x30, n);
+        assert_eq!((load(&mut bus, 0x34), load(&mut bus, 0x44)), (4, 0));
+        let base = 0x1000 + n * 0x100;
+        stores(&mut bus, &[(0x38, 2), (0x80, base), (0x90, base + 0x40), (0xa0, base + 0x80), (0x44, 1)]);
+    }
+    store(&mut bus, 0x30, count);
+    assert_eq!(load(&mut bus, 0x34), 0, "there is no such queue");
+    store(&mut bus, 0x70, 15);
+    let view = bus.memory.clone().unwrap();
+    let view = view.view();
+    for n in (0..count).rev() {
+        let (base, buffer) = (u64::from(0x1000 + n * 0x100), u64::from(0x3000 + n));
+        view.write_obj([buffer, 1 | 2 << 32], GuestAddress(base)).unwrap();
+        view.store(1u16, GuestAddress(base + 0x42), Ordering::Release).unwrap();
+        store(&mut bus, 0x50, n);
+        wait_for_line(&bus, &kicks);
+        assert_eq!(load(&mut bus, 0x60), 1);
+        store(&mut bus, 0x64, 1);
+        let used = |n: u32| view.read_obj::<u16>(GuestAddress(u64::from(0x1000 + n * 0x100 + 0x82))).unwrap();
+        assert!((0..count).all(|other| used(other) == u16::from(other >= n)), "queue {n} alone");
+        assert_eq!(view.read_obj::<u8>(GuestAddress(buffer)).unwrap(), n as u8 + 1);
+    }
+    reset(&mut bus, &kicks);
 }
 
 /// Where the `queue`th ring of a device is: descriptors, available and used ring.

@@ -11,6 +11,7 @@ use paravane_abi::event::{
 use super::*;
 use crate::device::net::peer::Peer;
 use crate::device::net::{Mac, Net};
+use crate::device::testing::Numbers;
 use crate::device::{Activation, Info, Workers};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -272,4 +273,38 @@ fn a_devices_ports_are_ordinary_but_for_their_end() {
         let status = m.t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_STATUS, status).unwrap().1;
         assert_eq!(status.status, EVTCHNSTAT_CLOSED);
     }
+}
+
+/// A kick by a queue's port is for that queue, and so is its interrupt.
+#[test]
+fn each_of_many_queues_has_a_port_of_its_own() {
+    let mut m = machine_with(vec![Box::new(Numbers)]);
+    let (activate, _, regions) = m.request();
+    let activate =
+        VirtioActivate { queue_count: VIRTIO_MAX_QUEUES as u32, regions: va(LISTS) + 0x400, ..activate };
+    m.t.write_guest_obj(activate.regions, &regions).unwrap();
+    let queue = |n: u64| activate.queues + n * 32;
+    for n in 0..VIRTIO_MAX_QUEUES as u64 {
+        let base = AT + n * 0x100;
+        let (driver, device) = (base + 0x40, base + 0x80);
+        let ring = VirtioQueue { size: 2, descriptors: base, driver, device, ..Default::default() };
+        m.t.write_guest_obj(queue(n), &ring).unwrap();
+    }
+    let activated = m.virtio(VIRTIOP_ACTIVATE, activate).unwrap();
+    let port = |m: &Machine, n| m.t.read_guest_obj::<VirtioQueue>(queue(n)).unwrap().port;
+    let ports: Vec<u32> = (0..VIRTIO_MAX_QUEUES as u64).map(|n| port(&m, n)).collect();
+    for n in (0..VIRTIO_MAX_QUEUES as u64).rev() {
+        let port = ports[n as usize];
+        assert!(port != activated.config_port && !m.pending(port), "of no other queue");
+        let word = n * 0x100 / 8;
+        m.t.poke(RING, word, AT + 0x1000 + n * 8);
+        m.t.poke(RING, word + 1, 8 | 2 << 32);
+        m.t.poke(RING, word + 0x40 / 8, 1 << 16);
+        m.send(port);
+        m.wait_until(|t| t.upcall.is_pending(&t.memory, port).unwrap());
+        assert_eq!(m.t.peek(RING, word + 0x80 / 8) >> 16 & 0xffff, 1, "queue {n}");
+        assert_eq!(m.t.peek(BUFFER, n) & 0xff, n + 1);
+    }
+    m.reset();
+    assert!(m.is_clean() && ports.iter().all(|&port| m.t.events.send(port).is_err()));
 }
