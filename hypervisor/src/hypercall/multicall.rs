@@ -127,10 +127,14 @@ mod tests {
         assert_eq!(after[1].result, u64::MAX, "not made");
     }
 
-    /// How many of a list of equal calls one entry makes to the end.
+    /// How many of a list of `count` times the same call one entry makes to the end.
     fn made_at_once(t: &mut TestDomain, count: u64, call: MulticallEntry) -> u64 {
-        for n in 0..count {
-            t.write_guest_obj(va(SCRATCH) + n * size_of::<MulticallEntry>() as u64, &call).unwrap();
+        made_in_turn(t, count, [call])
+    }
+    /// The same for calls that are made in turn.
+    fn made_in_turn<const N: usize>(t: &mut TestDomain, count: u64, calls: [MulticallEntry; N]) -> u64 {
+        for (n, call) in (0..count).zip(calls.iter().cycle()) {
+            t.write_guest_obj(va(SCRATCH) + n * size_of::<MulticallEntry>() as u64, call).unwrap();
         }
         match dispatch(t, nr::MULTICALL, [va(SCRATCH), count, 0, 0, 0, 0]) {
             Ok(Outcome::Again([_, left, ..])) => count - left,
@@ -197,5 +201,20 @@ mod tests {
         let pair = entry(nr::MMUEXT_OP, [va(FREE), 2, 0, this, 0, 0]);
         assert_eq!(made_at_once(&mut t, 20, pair), 2);
         assert_eq!(t.call(nr::MULTICALL, [va(SCRATCH), 20]), Ok(0));
+    }
+
+    /// A frame of descriptors is read when it becomes one, which it does each time where two tables take turns.
+    #[test]
+    fn descriptors_count_too() {
+        const FRAMES: u64 = 14;
+        let mut t = TestDomain::with_frames(1024);
+        for n in 0..2 * FRAMES {
+            t.poke(FREE, n, t.mfn(200 + n));
+        }
+        let [a, b] = [0, FRAMES].map(|n| entry(nr::SET_GDT, [va(FREE) + n * 8, FRAMES * 512, 0, 0, 0, 0]));
+        assert_eq!(made_at_once(&mut t, 60, a), 60, "the same again: nothing is read");
+        let cost = CALL + FRAMES * 8;
+        assert_eq!(made_in_turn(&mut t, 60, [b, a]), BUDGET.div_ceil(cost));
+        assert_eq!(t.call(nr::MULTICALL, [va(SCRATCH), 60]), Ok(0));
     }
 }

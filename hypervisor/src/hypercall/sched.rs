@@ -4,7 +4,7 @@ use paravane_abi::domid::DomId;
 use paravane_abi::errno::Errno;
 use paravane_abi::sched::*;
 
-use super::{HypercallResult, done, low32};
+use super::{HypercallResult, done, low32, spend};
 use crate::domain::DomainEnd;
 use crate::domain::pv::{DOMID, PvDomain};
 use crate::domain::vcpu::{MAX_POLL_PORTS, RunState};
@@ -83,6 +83,7 @@ fn poll(d: &mut PvDomain, argument: u64) -> HypercallResult {
     if usize::try_from(op.nr_ports).map_or(true, |n| n > MAX_POLL_PORTS) {
         return Err(Errno::EINVAL);
     }
+    spend(d, op.nr_ports.into());
     let mut pending = false;
     d.vcpu.polled.clear();
     for n in 0..u64::from(op.nr_ports) {

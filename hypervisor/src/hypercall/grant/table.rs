@@ -4,7 +4,7 @@ use paravane_abi::domid::DOMID_SELF;
 use paravane_abi::errno::Errno;
 use paravane_abi::grant::*;
 
-use super::super::{HypercallResult, done};
+use super::super::{HypercallResult, done, spend};
 use super::{Halt, own_table, plausible_list};
 use crate::domain::pv::{DOMID, PvDomain};
 use crate::memory::{Maddr, PAGE_SIZE};
@@ -19,6 +19,7 @@ pub(super) fn setup(d: &mut PvDomain, op: &mut GnttabSetupTable) -> Result<(), H
     if u64::from(op.nr_frames) > d.grants.limit() {
         return Err(Halt::Status(GNTST_GENERAL_ERROR));
     }
+    spend(d, op.nr_frames.into());
     d.grants.grow(&mut d.mmu, op.nr_frames.into());
     let mut place = op.frame_list;
     for n in 0..op.nr_frames.into() {

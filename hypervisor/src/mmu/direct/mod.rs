@@ -110,7 +110,8 @@ impl DirectPaging {
     }
 
     /// How many entries operations have looked at since this was last asked, to validate tables or to take them
-    /// down: what [`BUDGET`] bounds in one operation, and the caller in many.
+    /// down: what [`BUDGET`] bounds in one operation, and the caller in many. Descriptors that were validated are
+    /// among them.
     pub fn take_looked_at(&mut self) -> u64 {
         std::mem::take(&mut self.work.looked_at)
     }

@@ -120,6 +120,7 @@ impl Pass<'_> {
         if !fresh {
             return Ok(());
         }
+        self.work.looked_at += PER_FRAME as u64;
         let validated = self.validate_segdesc(mfn);
         match validated {
             Ok(()) => self.frames.set_validated(mfn, true),

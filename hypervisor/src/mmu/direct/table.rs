@@ -22,7 +22,7 @@ pub(super) struct Work {
     /// The table whose validation the next operation may take up again.
     resume: Option<(Mfn, Level)>,
     budget: u32,
-    /// How many entries were looked at since somebody asked.
+    /// How many entries, or descriptors, were looked at since somebody asked.
     pub(super) looked_at: u64,
     /// What `budget` is at the beginning of an operation.
     pub(super) limit: u32,
