@@ -172,6 +172,10 @@ fn a_panic_is_an_error_of_its_request() {
 #[test]
 fn short_reads_are_gone_on_with_even_during_a_reset() {
     use std::io::Write;
+    if let Err(why) = io_uring::IoUring::new(2) {
+        // Threads do not read from what has no places.
+        return crate::skip::skip("io-uring", format_args!("not here, or not in this container: {why}"));
+    }
     let (from, mut to) = io::pipe().unwrap();
     let raw = Arc::new(RawImage::of_size(std::os::fd::OwnedFd::from(from).into(), SECTORS * SECTOR));
     let options = Scratch::new("pipe", 0).options();
