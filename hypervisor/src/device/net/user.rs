@@ -108,10 +108,18 @@ impl User {
         command.process_group(0);
         let child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => UserError::NotInstalled,
+            io::ErrorKind::PermissionDenied if is_nowhere(program) => UserError::NotInstalled,
             _ => UserError::Start(error),
         })?;
         Ok(Self { frames, passt: Passt::watched(child, lost)? })
     }
+}
+
+/// Whether no directory that is searched has it. execvp(3) says of such a program that it is forbidden, if one of them may
+/// not be looked into.
+fn is_nowhere(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    !program.contains('/') && !std::env::split_paths(&path).any(|directory| directory.join(program).exists())
 }
 
 impl Drop for User {
