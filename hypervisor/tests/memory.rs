@@ -15,7 +15,8 @@ const LIMIT: u64 = 6 << 20;
 
 /// The `memory` object of a run's statistics; nothing where the engine is missing.
 fn counted(engine: &str, workload: &str) -> Option<serde_json::Value> {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("memory-{engine}-{workload}.json"));
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("memory-{}-{engine}-{workload}.json", std::process::id()));
     let output = Command::new(env!("CARGO_BIN_EXE_paravane"))
         .args(["run", "--engine", engine, "--timeout", "60s", "--cmdline", &format!("bench={workload}")])
         .arg("--stats-json")
@@ -33,6 +34,7 @@ fn counted(engine: &str, workload: &str) -> Option<serde_json::Value> {
         status => panic!("{engine}, {workload}: status {status:?}, {messages}"),
     }
     let statistics: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    std::fs::remove_file(&file).unwrap();
     let memory = statistics["memory"].clone();
     if memory.is_null() {
         assert!(!Path::new("/proc/self/smaps").exists(), "{statistics}");

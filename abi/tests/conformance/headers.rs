@@ -54,7 +54,8 @@ pub fn evaluate(facts: &[Fact]) -> Result<Vec<i128>, Error> {
         )));
     }
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let (source, program) = (directory.join("conformance.c"), directory.join("conformance"));
+    let name = format!("conformance-{}", std::process::id());
+    let (source, program) = (directory.join(&name).with_extension("c"), directory.join(name));
     std::fs::write(&source, program_text(facts))
         .map_err(|error| Error::Failed(format!("cannot write {}: {error}", source.display())))?;
     // The tools' view adds operations to memory.h; the newest interface version names fields as they are now.
@@ -70,6 +71,9 @@ pub fn evaluate(facts: &[Fact]) -> Result<Vec<i128>, Error> {
         .args([&program, &source]);
     run(&mut compile)?;
     let output = run(&mut Command::new(&program))?;
+    for file in [source, program] {
+        let _ = std::fs::remove_file(file);
+    }
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .map(|line| {
