@@ -17,9 +17,15 @@ const KVM: &str = "/dev/kvm";
 struct Program(File);
 
 impl Program {
-    fn open() -> Self {
-        match File::open(env!("CARGO_BIN_EXE_paravane")) {
-            Ok(file) => Self(file),
+    /// Nothing where it was built for nobody else, as with umask 077.
+    fn open() -> Option<Self> {
+        let opened = File::open(env!("CARGO_BIN_EXE_paravane")).and_then(|file| Ok((file.metadata()?, file)));
+        match opened {
+            Ok((metadata, _)) if is_root() && metadata.permissions().mode() & 0o005 != 0o005 => {
+                skip("no-kvm", "nobody else may run what was built here");
+                None
+            }
+            Ok((_, file)) => Some(Self(file)),
             Err(error) => panic!("broken test: the program cannot be read: {error}"),
         }
     }
@@ -51,7 +57,7 @@ fn without_permission(args: &[&str]) -> Option<Ran> {
         skip("no-kvm", format_args!("anybody may open {KVM} here"));
         return None;
     }
-    let program = Program::open();
+    let program = Program::open()?;
     let mut command = program.command(args);
     if is_root() {
         // Supplementary groups go with it.
@@ -137,7 +143,7 @@ fn with_no_engine_at_all_both_reasons_are_told() {
     if !is_root() {
         return skip("no-kvm", "only root may become somebody without processes");
     }
-    let program = Program::open();
+    let Some(program) = Program::open() else { return };
     let mut command = program.command(&["--engine", "auto"]);
     command.uid(NOBODY).gid(NOBODY);
     let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
