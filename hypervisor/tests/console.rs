@@ -259,6 +259,28 @@ fn a_shell_on_a_pseudo_terminal_that_is_opened_twice() {
     }
 }
 
+/// A bare PC has four lines for devices: the console shares one with the network interface, which is busy while
+/// something is typed.
+#[test]
+fn a_shell_on_a_shared_line() {
+    let place = Place::new("console-shared");
+    for machine in machines() {
+        let others = [&["--rng"][..], &["--net", "peer"].repeat(4)].concat();
+        let Some((guest, mut shell)) = called(&[machine, others].concat(), &place) else { continue };
+        for _ in 0..3 {
+            shell.write_all(b"bench net-receive-64\r").unwrap();
+            // One by one, as they are typed: an interrupt each, as far as the guest keeps up.
+            (0..100).for_each(|_| shell.write_all(b"x\r").unwrap());
+            assert!(read_until(&mut shell, "> ").contains(" ops=10000 ok=true "));
+            for _ in 0..100 {
+                assert_eq!(read_until(&mut shell, "> "), "x\nx: no such command; try `help`\n> ");
+            }
+        }
+        shell.write_all(b"halt\r").unwrap();
+        guest.ends(0);
+    }
+}
+
 /// A file has nothing to type: the console that every guest has still does.
 #[test]
 fn a_shell_into_a_file() {
