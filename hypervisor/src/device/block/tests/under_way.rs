@@ -186,6 +186,7 @@ fn short_reads_are_gone_on_with_even_during_a_reset() {
     read_under_way(&bench, ring);
     // The last byte of the first part: then the device waits for the next.
     while bench.get(DATA + 99, 1) != [1] {
+        assert_eq!(ring.used_index(), 0, "the read has ended");
         std::thread::yield_now();
     }
     assert!(!bench.slot.reset());
