@@ -14,7 +14,7 @@ cd "$(dirname "$0")/../.."
 transports=("$@")
 [ $# != 0 ] || transports=(pio vmcall)
 # Far more than it takes on a slow machine; the steps in `init` have limits of their own.
-limit_s=900
+limit_s=2400
 here=tests/hardware-kvm
 work=${CARGO_TARGET_DIR:-target}/hardware-kvm
 # In the order in which they need each other.
