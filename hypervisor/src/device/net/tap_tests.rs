@@ -45,7 +45,27 @@ pub(super) fn set_address6(name: &str, address: [u8; 16]) -> io::Result<()> {
     let message = [libc::AF_INET6 as u8, 64, libc::IFA_F_NODAD as u8, 0];
     let attribute = [20u16.to_ne_bytes(), libc::IFA_ADDRESS.to_ne_bytes()].concat();
     let body = [&message, &index(name).to_ne_bytes()[..], &attribute, &address].concat();
-    ask(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &body)
+    ask(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &body)?;
+    // A thread of the kernel's makes the route to it later. Without that nothing for the address is taken in.
+    let (began, patience) = (std::time::Instant::now(), std::time::Duration::from_secs(60));
+    while !is_local(address)? {
+        if began.elapsed() > patience {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// Whether the kernel takes an address for its own: the flag `RTF_LOCAL` (linux/ipv6_route.h) of a route to it alone.
+fn is_local(address: [u8; 16]) -> io::Result<bool> {
+    const RTF_LOCAL: u32 = 0x8000_0000;
+    let address: String = address.iter().map(|byte| format!("{byte:02x}")).collect();
+    let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route")?;
+    // Address, bits of the prefix; the ninth field is the flags.
+    let flags = |line: &str| u32::from_str_radix(line.split_whitespace().nth(8)?, 16).ok();
+    let mut to_it = routes.lines().filter(|line| line.starts_with(&format!("{address} 80 ")));
+    Ok(to_it.any(|line| flags(line).is_some_and(|flags| flags & RTF_LOCAL != 0)))
 }
 
 /// The host's address on an interface.
