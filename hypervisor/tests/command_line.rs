@@ -69,7 +69,6 @@ fn devices_that_cannot_be_had_say_what_to_do() {
         (&["run", "--disk", "/nonexistent/d"], "make it: truncate"),
         (&["run", "--disk", "/tmp"], "is a directory; make an image of its files"),
         (&["run", "--disk", "/etc/passwd,readonly,format=qcow2"], "is no qcow2 image"),
-        (&["run", "--net", "tap=a/b"], "is no name of an interface"),
         (&["run", "--console", "unix=/nonexistent/c"], "start the program that listens there first"),
         (&["run", "--console", "file=/nonexistent/c"], "cannot write to /nonexistent/c"),
     ] {
@@ -97,6 +96,7 @@ fn usage_errors_are_2_and_name_the_mistake() {
         (&["run", "--bare", "kernel.elf"], "cannot be used with"),
         (&["compare", "--workload", "nothing"], "possible values: null-call"),
         (&["run", "--net", "ether"], "expected tap=NAME, user, unix=PATH or peer first"),
+        (&["run", "--net", "tap=a/b"], "is no name of an interface"),
         (&["run", "--net", "peer,mac=01:00:00:00:00:01"], "is no MAC address for a guest"),
         (&["run", "--vsock", "cid=2,socket=/tmp/s"], "is no address of a guest"),
         (&["fly"], "unrecognized subcommand"),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::backend::Backend;
 use super::peer::Peer;
-use super::tap::{Tap, TapError};
+use super::tap::{self, Tap, TapError};
 use super::unix::{self, UnixError};
 use super::user::{Lost, Ports, User, UserError};
 use super::{Mac, Net};
@@ -49,6 +49,9 @@ pub enum NetOptionError {
          server"
     )]
     Unknown(String),
+    /// No interface can have this name.
+    #[error("`{0}` is no name of an interface: 1 to 15 bytes without `/`, `%`, `:` and blanks")]
+    Interface(String),
     /// No address, or one of a group.
     #[error("`{0}` is no MAC address for a guest: six bytes like 02:11:22:33:44:55, the first one even")]
     Mac(String),
@@ -75,6 +78,10 @@ fn value(text: &str, option: &'static str) -> Result<String, NetOptionError> {
     if text.is_empty() { Err(NetOptionError::Empty(option)) } else { Ok(text.to_owned()) }
 }
 
+fn interface(name: String) -> Result<String, NetOptionError> {
+    if tap::is_name(&name) { Ok(name) } else { Err(NetOptionError::Interface(name)) }
+}
+
 impl FromStr for NetOption {
     type Err = NetOptionError;
 
@@ -82,7 +89,7 @@ impl FromStr for NetOption {
         let mut parts = text.split(',');
         let first = parts.next().unwrap_or_default();
         let backend = match first.split_once('=').unwrap_or((first, "")) {
-            ("tap", name) => BackendOption::Tap(value(name, "tap=NAME")?),
+            ("tap", name) => BackendOption::Tap(interface(value(name, "tap=NAME")?)?),
             ("unix", path) => BackendOption::Unix { path: value(path, "unix=PATH")?.into(), server: false },
             ("user", "") => BackendOption::User(Ports::default()),
             ("peer", "") => BackendOption::Peer,
@@ -153,12 +160,14 @@ mod tests {
 
     #[test]
     fn what_they_get_wrong() {
-        use NetOptionError::{Backend, Empty, Mac, Unknown};
+        use NetOptionError::{Backend, Empty, Interface, Mac, Unknown};
         let wrong = [
             ("", Backend("".into())),
             ("tun=x", Backend("tun=x".into())),
             ("user=me", Backend("user=me".into())),
             ("tap", Empty("tap=NAME")),
+            ("tap=a/b", Interface("a/b".into())),
+            ("tap=sixteen-letters1", Interface("sixteen-letters1".into())),
             ("unix=,server", Empty("unix=PATH")),
             ("user,tcp=", Empty("tcp=PORTS")),
             ("tap=t,server", Unknown("server".into())),

@@ -22,7 +22,7 @@ const CLONE_DEVICE: &str = "/dev/net/tun";
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// The name is none that an interface can have.
-    #[error("`{0}` is no name of an interface: 1 to 15 bytes without `/`, `%` and blanks")]
+    #[error("`{0}` is no name of an interface: 1 to 15 bytes without `/`, `%`, `:` and blanks")]
     Name(String),
     /// The kernel has no TAP, or this user may not use it.
     #[error("cannot open {CLONE_DEVICE}: {error}; {hint}", error = .0, hint = open_hint(.0))]
@@ -94,10 +94,8 @@ const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
 
 impl Request {
     fn new(name: &str, flags: libc::c_int) -> Result<Self, TapError> {
-        let bad = || TapError::Name(name.to_owned());
-        let is_good = |b: u8| !matches!(b, b'/' | b'%' | b':' | 0) && !b.is_ascii_whitespace();
-        if name.is_empty() || name.len() >= libc::IFNAMSIZ || !name.bytes().all(is_good) {
-            return Err(bad());
+        if !is_name(name) {
+            return Err(TapError::Name(name.to_owned()));
         }
         let flags = libc::c_short::from_le_bytes([flags.to_le_bytes()[0], flags.to_le_bytes()[1]]);
         let mut request = Self { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
@@ -113,6 +111,12 @@ impl Request {
         // SAFETY: all requests that come here take a `struct ifreq`, which `Request` is as long as.
         check(unsafe { libc::ioctl(fd.as_raw_fd(), what as _, std::ptr::from_mut(self)) })
     }
+}
+
+/// Whether an interface can have this name.
+pub(super) fn is_name(name: &str) -> bool {
+    let is_good = |b: u8| !matches!(b, b'/' | b'%' | b':' | 0) && !b.is_ascii_whitespace();
+    !name.is_empty() && name.len() < libc::IFNAMSIZ && name.bytes().all(is_good)
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
