@@ -166,6 +166,9 @@ pub enum Broken {
     /// The host has no means to start the device.
     #[error("the host has no thread or descriptor left to start it with")]
     Host,
+    /// What is behind a network interface does not do what its features promised.
+    #[error("the host refused the offloads that the guest had accepted")]
+    Offloads,
     /// The device itself failed: a bug of ours.
     #[error("the device failed; this is a bug in Paravane, please report it")]
     Bug,

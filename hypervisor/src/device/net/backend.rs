@@ -48,10 +48,11 @@ pub trait Backend: Send {
     fn features(&self) -> u64 {
         0
     }
-    /// The driver has accepted `features`.
+    /// The driver has accepted `features`. Before any frame, and by the device's thread: the host may take its time, as
+    /// for a TAP interface it takes a lock that all interfaces share.
     ///
     /// # Errors
-    /// When the host does not let it; the device is then not activated.
+    /// When the host does not let it; the device then needs a reset.
     fn accept(&mut self, _features: u64) -> io::Result<()> {
         Ok(())
     }

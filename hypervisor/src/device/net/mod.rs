@@ -136,13 +136,13 @@ impl Device for Net {
     }
 
     fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
-        // Nobody holds it: the workers of a former activation have ended.
-        self.backend.lock().unwrap_or_else(PoisonError::into_inner).accept(activation.features)?;
         let (backend, features) = (Arc::clone(&self.backend), activation.features);
         let (receive, transmit) = (activation.queue(RECEIVE_QUEUE), activation.queue(TRANSMIT_QUEUE));
         let Activation { memory, link, .. } = activation;
         workers.spawn("pv-net", move |stop| {
+            // Nobody else holds it: the workers of a former activation have ended.
             let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
+            backend.accept(features).map_err(|_| Broken::Offloads)?;
             let receiver = receive.map(|queue| Receiver::new(queue, &memory, features));
             let transmitter = transmit.map(|queue| Transmitter::new(queue, &memory, features));
             Worker { backend: &mut **backend, receiver, transmitter, link: &link }.serve(stop)

@@ -68,6 +68,36 @@ fn what_it_says_of_itself() {
     assert_eq!(Mac::random().to_string().parse::<Mac>().unwrap().to_string().len(), 17);
 }
 
+/// Takes its time to refuse whatever the driver accepted.
+struct Unwilling(std::thread::ThreadId);
+
+impl Backend for Unwilling {
+    fn accept(&mut self, _: u64) -> io::Result<()> {
+        assert_ne!(std::thread::current().id(), self.0, "a vCPU's thread would have to wait");
+        Err(io::ErrorKind::InvalidInput.into())
+    }
+    fn is_up(&self) -> bool {
+        true
+    }
+    fn watch(&self, _: bool) -> Option<backend::Watch> {
+        None
+    }
+    fn ready(&mut self, _: libc::c_short) {}
+    fn send(&mut self, _: &header::Header, _: &mut pieces::Pieces<'_>) -> backend::Sent {
+        backend::Sent::Done
+    }
+    fn receive(&mut self, _: &mut pieces::Pieces<'_>) -> backend::Received {
+        backend::Received::Nothing
+    }
+}
+
+#[test]
+fn offloads_are_agreed_on_by_the_device_s_thread_and_told_if_they_fail() {
+    let mut bench = bench(Unwilling(std::thread::current().id()));
+    bench.start(0, 2, 8);
+    assert_eq!((bench.offence(), bench.slot.status()), (Broken::Offloads, 0x4f));
+}
+
 #[test]
 fn frames_go_out_in_order_with_the_header_apart_or_not() {
     for features in [0, 1 << VIRTIO_RING_F_EVENT_IDX] {
