@@ -1,5 +1,7 @@
 //! What the kernel was told to do: its command line, and lines typed at the shell.
 
+use core::str::FromStr;
+
 /// What a boot is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose<'a> {
@@ -56,17 +58,21 @@ pub enum Sectors {
 impl Sectors {
     fn parse<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Self> {
         let what = words.next()?;
-        let mut number = || words.next()?.parse::<u64>().ok();
-        let mut range = || Some((number()?, u32::try_from(number().unwrap_or(1)).ok()?));
+        let mut first = || words.next()?.parse().ok();
         match what {
-            "read" => Some(Self::Read(range()?.0)),
-            "write" => Some(Self::Write(range()?.0)),
+            "read" => first().map(Self::Read),
+            "write" => first().map(Self::Write),
             "flush" => Some(Self::Flush),
-            "discard" => range().map(|(first, count)| Self::Discard(first, count)),
-            "zero" => range().map(|(first, count)| Self::Zero(first, count)),
+            "discard" => Some(Self::Discard(first()?, optional(words.next(), 1)?)),
+            "zero" => Some(Self::Zero(first()?, optional(words.next(), 1)?)),
             _ => None,
         }
     }
+}
+
+/// A number that may be left out; none if it is something else.
+fn optional<T: FromStr>(word: Option<&str>, otherwise: T) -> Option<T> {
+    word.map_or(Some(otherwise), |word| word.parse().ok())
 }
 
 /// A line typed at the shell.
@@ -108,6 +114,8 @@ pub enum Command<'a> {
     Halt,
     /// Start again.
     Reboot,
+    /// This one, but not as it is used.
+    Misused(&'static str),
     /// None of these.
     Unknown(&'a str),
 }
@@ -144,20 +152,22 @@ impl<'a> Command<'a> {
             Some("mem") => Self::Mem,
             Some("uptime") => Self::Uptime,
             Some("bench") => Self::Bench(words.next()),
-            Some("rng") => Self::Rng(words.next().and_then(|count| count.parse().ok()).unwrap_or(16)),
-            Some("disk") => Sectors::parse(words).map_or(Self::Disk, Self::Sectors),
+            Some("rng") => optional(words.next(), 16).map_or(Self::Misused("rng"), Self::Rng),
+            Some("disk") if words.clone().next().is_none() => Self::Disk,
+            Some("disk") => Sectors::parse(words).map_or(Self::Misused("disk"), Self::Sectors),
             Some("console") => Self::Console,
             Some("ls") => Self::List(words.next().unwrap_or("/")),
             Some("cat") => Self::Print(words.next().unwrap_or("/")),
             Some("serve") => Self::Serve,
             Some("ping") => {
                 let target = words.next().unwrap_or_default();
-                Self::Ping(target, words.next().and_then(|count| count.parse().ok()).unwrap_or(4))
+                optional(words.next(), 4).map_or(Self::Misused("ping"), |count| Self::Ping(target, count))
             }
             Some("fetch") => Self::Fetch(words.next().unwrap_or_default()),
             Some("vsock") => {
-                let port = words.next().and_then(|port| port.parse().ok());
-                Self::Vsock(port.map(|port| (port, words.next().unwrap_or_default())))
+                let Some(port) = words.next() else { return Self::Vsock(None) };
+                let call = |port| Self::Vsock(Some((port, words.next().unwrap_or_default())));
+                port.parse().map_or(Self::Misused("vsock"), call)
             }
             Some("panic") => Self::Panic,
             Some("halt") => Self::Halt,
@@ -243,9 +253,23 @@ mod tests {
         assert_eq!(Command::parse("bench"), Command::Bench(None));
         assert_eq!(Command::parse("helpme"), Command::Unknown("helpme"));
         assert_eq!(Command::parse("disk"), Command::Disk);
-        assert_eq!(Command::parse("disk read"), Command::Disk);
+        assert_eq!(Command::parse("rng"), Command::Rng(16));
+        assert_eq!(Command::parse("vsock"), Command::Vsock(None));
+        assert_eq!(Command::parse("vsock 7 word"), Command::Vsock(Some((7, "word"))));
+        assert_eq!(Command::parse("ping 10.0.0.1"), Command::Ping("10.0.0.1", 4));
         assert_eq!(Command::parse("disk read 7"), Command::Sectors(Sectors::Read(7)));
         assert_eq!(Command::parse("disk zero 7 9"), Command::Sectors(Sectors::Zero(7, 9)));
         assert_eq!(Command::parse("disk discard 7"), Command::Sectors(Sectors::Discard(7, 1)));
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_taken_for_one_left_out() {
+        let wrong =
+            ["rng x", "rng -1", "disk read", "disk raed 7", "disk zero 7 x", "ping 10.0.0.1 x", "vsock x"];
+        for line in wrong {
+            let Command::Misused(name) = Command::parse(line) else { panic!("{line}") };
+            assert!(line.starts_with(name));
+            assert!(Command::HELP.iter().any(|(usage, _)| usage.split(' ').next() == Some(name)), "{name}");
+        }
     }
 }

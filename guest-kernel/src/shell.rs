@@ -63,6 +63,10 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> bool {
         Command::Panic => panic!("asked for at the shell"),
         Command::Halt => return false,
         Command::Reboot => crate::kernel::end(Shutdown::Reboot),
+        Command::Misused(name) => {
+            let usages = Command::HELP.iter().filter(|(usage, _)| usage.split(' ').next() == Some(name));
+            usages.for_each(|(usage, what)| println!("usage: {usage}: {what}"));
+        }
         Command::Unknown(word) => println!("{word}: no such command; try `help`"),
     }
     true
