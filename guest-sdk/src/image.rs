@@ -13,6 +13,7 @@ macro_rules! entry {
     ($main:path) => {
         #[unsafe(no_mangle)]
         extern "C" fn __paravane_main(start_info: u64, stack_top: u64) -> ! {
+            // SAFETY: symbols of the linker script, of which only the addresses are taken.
             unsafe extern "C" {
                 static __virt_base: u8;
                 static __image_start: u8;

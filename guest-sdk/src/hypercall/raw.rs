@@ -12,6 +12,7 @@ pub struct Hypervisor;
 
 type Page = [[u8; HYPERCALL_ENTRY_SIZE]; HYPERCALL_ENTRIES];
 
+// SAFETY: `entry!` reserves a page of this size under this name.
 #[cfg(guest)]
 unsafe extern "C" {
     /// The page of the image that the hypervisor fills: see [`crate::entry!`].

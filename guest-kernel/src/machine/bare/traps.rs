@@ -93,6 +93,7 @@ global_asm!(
     dispatch = sym dispatch,
 );
 
+// SAFETY: a label of the assembly above, of which only the address is taken.
 unsafe extern "C" {
     safe static trap_stubs: u8;
 }

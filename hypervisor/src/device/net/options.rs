@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::backend::Backend;
 use super::peer::Peer;
-use super::tap::{self, Tap, TapError};
+use super::tap::{self, BadName, Tap, TapError};
 use super::unix::{self, UnixError};
 use super::user::{Lost, Ports, User, UserError};
 use super::{Mac, Net};
@@ -50,8 +50,8 @@ pub enum NetOptionError {
     )]
     Unknown(String),
     /// No interface can have this name.
-    #[error("`{0}` is no name of an interface: 1 to 15 bytes without `/`, `%`, `:` and blanks")]
-    Interface(String),
+    #[error(transparent)]
+    Interface(#[from] BadName),
     /// No address, or one of a group.
     #[error("`{0}` is no MAC address for a guest: six bytes like 02:11:22:33:44:55, the first one even")]
     Mac(String),
@@ -79,7 +79,8 @@ fn value(text: &str, option: &'static str) -> Result<String, NetOptionError> {
 }
 
 fn interface(name: String) -> Result<String, NetOptionError> {
-    if tap::is_name(&name) { Ok(name) } else { Err(NetOptionError::Interface(name)) }
+    tap::check_name(&name)?;
+    Ok(name)
 }
 
 impl FromStr for NetOption {
@@ -166,8 +167,8 @@ mod tests {
             ("tun=x", Backend("tun=x".into())),
             ("user=me", Backend("user=me".into())),
             ("tap", Empty("tap=NAME")),
-            ("tap=a/b", Interface("a/b".into())),
-            ("tap=sixteen-letters1", Interface("sixteen-letters1".into())),
+            ("tap=a/b", Interface(BadName("a/b".into()))),
+            ("tap=sixteen-letters1", Interface(BadName("sixteen-letters1".into()))),
             ("unix=,server", Empty("unix=PATH")),
             ("user,tcp=", Empty("tcp=PORTS")),
             ("tap=t,server", Unknown("server".into())),

@@ -18,12 +18,17 @@ use super::pieces::Pieces;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
+/// A name that no interface can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no name of an interface: 1 to 15 bytes without `/`, `%`, `:` and blanks")]
+pub struct BadName(pub String);
+
 /// A TAP interface cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// The name is none that an interface can have.
-    #[error("`{0}` is no name of an interface: 1 to 15 bytes without `/`, `%`, `:` and blanks")]
-    Name(String),
+    /// Nothing can be called so.
+    #[error(transparent)]
+    Name(#[from] BadName),
     /// The kernel has no TAP, or this user may not use it.
     #[error("cannot open {CLONE_DEVICE}: {error}; {hint}", error = .0, hint = open_hint(.0))]
     Open(io::Error),
@@ -94,9 +99,7 @@ const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
 
 impl Request {
     fn new(name: &str, flags: libc::c_int) -> Result<Self, TapError> {
-        if !is_name(name) {
-            return Err(TapError::Name(name.to_owned()));
-        }
+        check_name(name)?;
         let flags = libc::c_short::from_le_bytes([flags.to_le_bytes()[0], flags.to_le_bytes()[1]]);
         let mut request = Self { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
         request.name.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
@@ -114,9 +117,10 @@ impl Request {
 }
 
 /// Whether an interface can have this name.
-pub(super) fn is_name(name: &str) -> bool {
+pub(super) fn check_name(name: &str) -> Result<(), BadName> {
     let is_good = |b: u8| !matches!(b, b'/' | b'%' | b':' | 0) && !b.is_ascii_whitespace();
-    !name.is_empty() && name.len() < libc::IFNAMSIZ && name.bytes().all(is_good)
+    let is_name = !name.is_empty() && name.len() < libc::IFNAMSIZ && name.bytes().all(is_good);
+    if is_name { Ok(()) } else { Err(BadName(name.to_owned())) }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -15,6 +15,7 @@ use crate::device::{Broken, DeviceMemory, Queue};
 
 /// Frames that are taken, fetched and given back together: each time costs a barrier, and the driver's CPU a cache line.
 const TOGETHER: usize = 16;
+const _: () = assert!(BATCH.is_multiple_of(TOGETHER));
 
 /// A frame that was taken.
 #[derive(Default)]

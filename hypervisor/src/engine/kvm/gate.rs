@@ -134,6 +134,7 @@ paravane_gate_text_end:
     map_gpa_range = const MAP_GPA_RANGE,
 );
 
+// SAFETY: labels of the assembly above, of which only the addresses are taken.
 unsafe extern "C" {
     static paravane_gate_syscall: u8;
     static paravane_gate_syscall_end: u8;

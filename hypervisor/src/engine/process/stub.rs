@@ -309,6 +309,7 @@ global_asm!(
     components_high = const (FPU_COMPONENTS >> 32) as i32,
 );
 
+// SAFETY: labels of the assembly above, of which only the addresses are taken.
 unsafe extern "C" {
     static paravane_stub_start: u8;
     static paravane_stub_end: u8;

@@ -20,6 +20,7 @@ const SOMEWHERE: u64 = 0x1000;
 
 static NMIS: AtomicU32 = AtomicU32::new(0);
 
+// SAFETY: a page of the image, of which only the address is taken.
 unsafe extern "C" {
     /// The page that the hypervisor fills.
     static hypercall_page: u8;

@@ -7,6 +7,7 @@ use paravane_guest::event;
 
 use super::Bench;
 
+// SAFETY: a page of the image, of which only the address is taken.
 unsafe extern "C" {
     /// The page that the hypervisor fills.
     static hypercall_page: u8;

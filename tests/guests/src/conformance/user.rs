@@ -70,6 +70,7 @@ impl Stack {
 static KERNEL_WORD: u64 = 0x6b65;
 static USER_WORD: u64 = 0x7573;
 
+// SAFETY: a page of the image, of which only the address is taken.
 unsafe extern "C" {
     /// The page that the hypervisor fills.
     static hypercall_page: u8;
