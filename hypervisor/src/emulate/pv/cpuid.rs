@@ -16,6 +16,16 @@ use crate::ledger::{Cause, PrivOp};
 
 /// CR4.OSXSAVE.
 const CR4_OSXSAVE: u64 = 1 << 18;
+
+/// How a guest came to ask.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// By the emulation prefix.
+    ByPrefix,
+    /// By the instruction alone, where that traps.
+    Natively,
+}
+
 pub(super) const XSAVE: u32 = 1 << 26;
 /// Bits of a machine address: more than any engine's machine has.
 const MACHINE_ADDRESS_WIDTH: u32 = 40;
@@ -32,26 +42,39 @@ pub(super) fn forced(d: &mut PvDomain) -> Option<Emulated> {
     if insn.mnemonic() != Mnemonic::Cpuid {
         return None;
     }
-    emulate(d);
+    answer(d, Asked::ByPrefix);
     finish(d, &insn, Ended::Done);
     Some(Cause::PrivilegedInstruction(PrivOp::Cpuid).into())
 }
 
-/// CPUID itself.
+/// CPUID without the prefix.
 pub(super) fn emulate(d: &mut PvDomain) {
+    answer(d, Asked::Natively);
+}
+
+fn answer(d: &mut PvDomain, asked: Asked) {
     let regs = &d.vcpu.regs;
-    let r = leaf(d, (regs.rax & 0xffff_ffff) as u32, (regs.rcx & 0xffff_ffff) as u32);
+    let (function, index) = ((regs.rax & 0xffff_ffff) as u32, (regs.rcx & 0xffff_ffff) as u32);
+    let r = leaf(d, function, index, shows_osxsave(d, asked));
     let regs = &mut d.vcpu.regs;
     (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (r.eax.into(), r.ebx.into(), r.ecx.into(), r.edx.into());
 }
 
-fn leaf(d: &PvDomain, function: u32, index: u32) -> CpuidResult {
+/// Whether leaf 1 says that XSAVE is in use, where the processor has it at all.
+///
+/// A kernel that asks by the prefix is always told so, whatever its CR4 says: Xen does that, and Linux takes a
+/// clear bit to mean that XSAVE must not be used (`guest_cpuid` in Xen's arch/x86/cpuid.c has the history).
+fn shows_osxsave(d: &PvDomain, asked: Asked) -> bool {
+    d.vcpu.control.cr4 & CR4_OSXSAVE != 0 || asked == Asked::ByPrefix && d.vcpu.kernel_mode
+}
+
+fn leaf(d: &PvDomain, function: u32, index: u32, osxsave: bool) -> CpuidResult {
     let beyond = XEN_CPUID_FIRST_LEAF + XEN_CPUID_MAX_NUM_LEAVES;
     match function {
         XEN_CPUID_FIRST_LEAF..0x8000_0000 if function <= beyond => {
             hypervisor(d, function - XEN_CPUID_FIRST_LEAF, index)
         }
-        _ => host_cpuid::for_guest(function, index, d.vcpu.control.cr4 & CR4_OSXSAVE != 0),
+        _ => host_cpuid::for_guest(function, index, osxsave),
     }
 }
 

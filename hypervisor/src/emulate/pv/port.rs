@@ -1,6 +1,6 @@
 //! IN and OUT: a domain without devices has no port that answers.
 //!
-//! Reads yield ones, writes go nowhere. Who may try follows Xen: the kernel with a virtual IOPL of 1, user
+//! Reads yield ones, but for one port (`value_of`); writes go nowhere. Who may try follows Xen: the kernel with a virtual IOPL of 1, user
 //! programs with 3, or whoever the I/O bitmap lets. Writing a byte to the mark port is Paravane's own and
 //! always allowed, because the measurements of a guest must not depend on its privileges.
 
@@ -16,6 +16,8 @@ use crate::ledger::{Cause, PortDevice};
 
 /// Writes here mark a measured region.
 const MARK_PORT: u16 = 0x80;
+/// The counter of the 8254's channel 2.
+const PIT_CHANNEL_2: u16 = 0x42;
 /// Elements of a repeated instruction that one exit transfers.
 const MAX_REPEATS: u64 = 512;
 
@@ -42,12 +44,22 @@ pub(super) fn access(d: &mut PvDomain, insn: &Instruction) -> Option<(Emulated, 
     let ended = match (string, input) {
         (true, _) => repeat(d, insn, size, input),
         (false, true) => {
-            write_register(&mut d.vcpu.regs, insn.op0_register(), u64::MAX);
+            let value = value_of(port_of(d, insn), size);
+            write_register(&mut d.vcpu.regs, insn.op0_register(), value);
             Ended::Done
         }
         (false, false) => Ended::Done,
     };
     Some((cause.into(), ended))
+}
+
+/// What IN reads: ones, and from the counter of the PIT's channel 2 a count that has run out.
+///
+/// Linux's first calibration of the TSC (`quick_pit_calibrate`) waits for this counter to leave 0xff, and on Xen
+/// reads its ones 100 000 times before it gives up, which was half of the time that Linux took to start. At 0 it
+/// gives up after two reads. Its second one looks at bit 5 of port 0x61, whose ones say that time is up already.
+fn value_of(port: u16, size: u32) -> u64 {
+    if port == PIT_CHANNEL_2 && size == 1 { 0 } else { u64::MAX }
 }
 
 fn port_of(d: &PvDomain, insn: &Instruction) -> u16 {

@@ -109,6 +109,9 @@ fn identification(bench: &mut Bench) {
     suite.equal("no-such-leaf", forced(last + 1), [0; 4]);
     suite.holds("basic-leaves", forced(0)[0] >= 1);
     suite.holds("is-virtual", forced(1)[2] >> 31 == 1);
+    // Before anything was written to CR4.
+    let [xsave, osxsave] = [26, 27].map(|bit| forced(1)[2] >> bit & 1);
+    suite.equal("osxsave-goes-with-xsave", osxsave, xsave);
     suite.holds("long-mode", forced(0x8000_0001)[3] >> 29 & 1 == 1);
     let other = attempt!(".byte 0x0f, 0x0b, 0x78, 0x65, 0x6d");
     suite.equal("another-prefix", other, UNDEFINED);
@@ -186,7 +189,9 @@ fn model_registers(bench: &mut Bench) {
 }
 
 /// A port that no domain of this kind owns.
-const PORT: u16 = 0x42;
+const PORT: u16 = 0x44;
+/// The counter of the PIT's channel 2.
+const PIT_CHANNEL_2: u16 = 0x42;
 
 fn input() -> (u64, u32) {
     let mut value = 0_u32;
@@ -219,6 +224,12 @@ fn ports(bench: &mut Bench) {
         suite.equal("in", input(), (NONE, u32::MAX));
         let mut byte = 0_u8;
         suite.equal("in-byte", (attempt!("in al, dx", in("dx") PORT, inout("al") byte), byte), (NONE, 0xff));
+        let mut count = 0_u8;
+        let counted = attempt!("in al, dx", in("dx") PIT_CHANNEL_2, inout("al") count);
+        suite.equal("in-pit-counter", counted, NONE);
+        if bench.paravane {
+            suite.equal("pit-counter-has-run-out", count, 0);
+        }
         let mut half = 0_u16;
         suite.equal(
             "in-half",

@@ -14,6 +14,8 @@ use crate::memory::Mfn;
 const CLI: &[u8] = &[0xfa];
 const STI: &[u8] = &[0xfb];
 const IN_AL_42: &[u8] = &[0xe4, 0x42];
+const IN_AL_61: &[u8] = &[0xe4, 0x61];
+const IN_AL_DX: &[u8] = &[0xec];
 const IN_EAX_DX: &[u8] = &[0xed];
 const OUT_DX_AL: &[u8] = &[0xee];
 const REP_INSD: &[u8] = &[0xf3, 0x6d];
@@ -73,7 +75,7 @@ fn instructions_that_hypercalls_stand_in_for_are_the_guests_own_faults() {
 fn ports_are_absent() {
     let mut t = domain();
     t.vcpu.regs.rax = 0x1234;
-    assert_eq!(completes(&mut t, IN_AL_42, GP), Cause::PortIn(PortDevice::Other));
+    assert_eq!(completes(&mut t, IN_AL_61, GP), Cause::PortIn(PortDevice::Other));
     assert_eq!(t.vcpu.regs.rax, 0x12ff);
     completes(&mut t, IN_EAX_DX, GP);
     assert_eq!(t.vcpu.regs.rax, 0xffff_ffff);
@@ -91,6 +93,26 @@ fn ports_are_absent() {
     t.vcpu.io.bitmap = NOWHERE;
     is_refused(&mut t, IN_AL_42);
     is_refused(&mut user_domain(), IN_AL_42);
+}
+
+#[test]
+fn a_kernel_that_calibrates_by_the_pit_gives_up_at_once() {
+    let mut t = domain();
+    t.vcpu.regs.rax = 0x1234;
+    // Linux's quick_pit_calibrate: two reads, of which the second is to be 0xff for as long as the counter is there.
+    for _ in 0..2 {
+        assert_eq!(completes(&mut t, IN_AL_42, GP), Cause::PortIn(PortDevice::Other));
+        assert_eq!(t.vcpu.regs.rax, 0x1200);
+    }
+    t.vcpu.regs.rdx = 0x42;
+    completes(&mut t, IN_AL_DX, GP);
+    assert_eq!(t.vcpu.regs.rax, 0x1200);
+    // pit_calibrate_tsc: until the output of channel 2 is high.
+    completes(&mut t, IN_AL_61, GP);
+    assert_eq!(t.vcpu.regs.rax & 0x20, 0x20);
+    // What is wider than the counter is no access to it.
+    completes(&mut t, IN_EAX_DX, GP);
+    assert_eq!(t.vcpu.regs.rax, 0xffff_ffff);
 }
 
 #[test]
@@ -283,10 +305,7 @@ fn cpuid_behind_its_prefix() {
     assert_eq!(ask(&mut t, 0x4000_0100), [0; 4], "one hypervisor and no more");
     let features = ask(&mut t, 1);
     assert_eq!(features[3] & 1 << 9, 0, "no APIC");
-    assert_eq!(features[2] & 1 << 27, 0, "OSXSAVE follows CR4");
     assert_ne!(features[2] & 1 << 31, 0, "a hypervisor is there");
-    t.vcpu.control.cr4 |= 1 << 18;
-    assert_eq!(ask(&mut t, 1)[2] >> 27 & 1, features[2] >> 26 & 1);
     assert_eq!(ask(&mut t, 0x4), [0; 4]);
     assert_ne!(ask(&mut t, 0x8000_0001)[3] & 1 << 29, 0, "long mode");
 
@@ -294,6 +313,26 @@ fn cpuid_behind_its_prefix() {
     for code in [&[0x0f, 0x0b, b'x', b'e', b'n', 0x90][..], &[0x0f, 0x0b, b'x', b'e', b'm', 0x0f, 0xa2]] {
         let (vector, [rip, ..]) = raises(&mut t, code, UD);
         assert_eq!((vector, rip), (6, RIP));
+    }
+}
+
+#[test]
+fn osxsave_is_always_shown_to_a_kernel_that_asks_by_the_prefix() {
+    let forced = [&XEN_EMULATE_PREFIX, CPUID].concat();
+    let xsave_and_osxsave = |t: &mut TestDomain, code: &[u8], fault| {
+        (t.vcpu.regs.rax, t.vcpu.regs.rcx) = (1, 0);
+        completes(t, code, fault);
+        (t.vcpu.regs.rcx >> 26 & 1, t.vcpu.regs.rcx >> 27 & 1)
+    };
+    let (mut kernel, mut user) = (domain(), user_domain());
+    let (xsave, osxsave) = xsave_and_osxsave(&mut kernel, &forced, UD);
+    assert_eq!(osxsave, xsave, "by the prefix in the kernel, CR4.OSXSAVE clear");
+    assert_eq!(xsave_and_osxsave(&mut kernel, CPUID, GP).1, 0, "natively it follows CR4");
+    assert_eq!(xsave_and_osxsave(&mut user, &forced, UD).1, 0, "in user mode it follows CR4");
+    for t in [&mut kernel, &mut user] {
+        t.vcpu.control.cr4 |= 1 << 18;
+        assert_eq!(xsave_and_osxsave(t, CPUID, GP).1, xsave);
+        assert_eq!(xsave_and_osxsave(t, &forced, UD).1, xsave);
     }
 }
 
