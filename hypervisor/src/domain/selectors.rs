@@ -7,16 +7,24 @@
 use paravane_abi::segment::{
     DESCRIPTORS_PER_FRAME, FIRST_RESERVED_GDT_ENTRY, FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64,
 };
+use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_NO_SEGMENT, TRAP_STACK_ERROR};
 
 use super::pv::PvDomain;
+use crate::engine::Fault;
 use crate::memory::Maddr;
 
 /// In a selector: the local table instead of the global one.
 const LOCAL: u16 = 1 << 2;
 /// Selectors up to this one are null.
 const LAST_NULL: u16 = 3;
+/// The requested privilege level.
+const RPL: u16 = 3;
 
+/// Of data.
 const WRITABLE: u64 = 1 << 41;
+/// Of code.
+const READABLE: u64 = 1 << 41;
+const CONFORMING: u64 = 1 << 42;
 const CODE: u64 = 1 << 43;
 const NOT_SYSTEM: u64 = 1 << 44;
 const DPL: u64 = 0b11 << 45;
@@ -40,7 +48,8 @@ impl PvDomain {
             let (base, entries) = self.tables.ldt();
             let va = base.checked_add(u64::from(index) * 8)?;
             let at = self.translate_in_kernel(va, false).ok().filter(|_| u32::from(index) < entries)?;
-            return self.memory.load_u64(at).ok();
+            // Not validated as the GDT is: the guest's privilege level is put in here.
+            return self.memory.load_u64(at).ok().map(|d| if d & PRESENT != 0 { d | DPL } else { d });
         }
         if u32::from(index) >= FIRST_RESERVED_GDT_ENTRY {
             return match selector & !LAST_NULL {
@@ -56,26 +65,80 @@ impl PvDomain {
         self.memory.load_u64(Maddr(frame.maddr().0 + offset)).ok()
     }
 
-    fn usable(&self, selector: u16) -> Option<u64> {
-        let wanted = PRESENT | NOT_SYSTEM | DPL;
-        self.descriptor(selector).filter(|d| d & wanted == wanted)
+    /// The descriptor of a code or data segment, present or not: #GP where there is none.
+    fn code_or_data(&self, selector: u16) -> Result<u64, Fault> {
+        self.descriptor(selector).filter(|d| d & NOT_SYSTEM != 0).ok_or(refused(TRAP_GP_FAULT, selector))
+    }
+
+    /// What loading `selector` into DS, ES, FS or GS gives: the segment's base, 0 for a null selector.
+    ///
+    /// # Errors
+    /// The exception that the load raises (SDM vol. 2, MOV): #GP or #NP.
+    pub fn load_data(&self, selector: u16) -> Result<u64, Fault> {
+        if selector <= LAST_NULL {
+            return Ok(0);
+        }
+        let d = self.code_or_data(selector)?;
+        let conforming = d & (CODE | CONFORMING) == CODE | CONFORMING;
+        if d & CODE != 0 && d & READABLE == 0 || d & DPL != DPL && !conforming {
+            return Err(refused(TRAP_GP_FAULT, selector));
+        }
+        if d & PRESENT == 0 {
+            return Err(refused(TRAP_NO_SEGMENT, selector));
+        }
+        Ok((d >> 16 & 0xff_ffff) | (d >> 32 & 0xff00_0000))
+    }
+
+    /// Whether `selector` may be loaded into SS at CPL 3.
+    ///
+    /// # Errors
+    /// The exception that the load raises (SDM vol. 2, MOV): #GP or #SS.
+    pub fn load_stack(&self, selector: u16) -> Result<(), Fault> {
+        if selector <= LAST_NULL {
+            return Err(refused(TRAP_GP_FAULT, 0));
+        }
+        let d = self.code_or_data(selector)?;
+        if selector & RPL != RPL || d & (CODE | WRITABLE) != WRITABLE || d & DPL != DPL {
+            return Err(refused(TRAP_GP_FAULT, selector));
+        }
+        if d & PRESENT == 0 { Err(refused(TRAP_STACK_ERROR, selector)) } else { Ok(()) }
+    }
+
+    /// Whether `selector` names 64-bit code that CPL 3 may go to. 32-bit code is not supported: it is #GP.
+    ///
+    /// # Errors
+    /// The exception that a far transfer raises (SDM vol. 2, JMP, RET, IRET): #GP or #NP.
+    pub fn load_code(&self, selector: u16) -> Result<(), Fault> {
+        if selector <= LAST_NULL {
+            return Err(refused(TRAP_GP_FAULT, 0));
+        }
+        let d = self.code_or_data(selector)?;
+        let privileged = d & CONFORMING == 0 && d & DPL != DPL;
+        if d & CODE == 0 || privileged || d & (LONG | DEFAULT_32) != LONG {
+            return Err(refused(TRAP_GP_FAULT, selector));
+        }
+        if d & PRESENT == 0 { Err(refused(TRAP_NO_SEGMENT, selector)) } else { Ok(()) }
     }
 
     /// Whether CS could hold this selector at CPL 3 in 64-bit mode. 32-bit user programs are not supported.
     pub fn is_code_64(&self, selector: u16) -> bool {
-        self.usable(selector).is_some_and(|d| d & (CODE | LONG | DEFAULT_32) == CODE | LONG)
+        self.load_code(selector).is_ok()
     }
 
-    /// Whether SS could hold this selector at CPL 3.
+    /// Whether SS could hold this selector, its privilege level raised to 3.
     pub fn is_stack(&self, selector: u16) -> bool {
-        self.usable(selector).is_some_and(|d| d & (CODE | WRITABLE) == WRITABLE)
+        selector > LAST_NULL && self.load_stack(selector | RPL).is_ok()
     }
 
     /// The base that loading this selector into a data segment register gives: 0 where it cannot be loaded.
     pub fn segment_base(&self, selector: u16) -> u64 {
-        let loadable = |d: &u64| d & CODE == 0 || d & WRITABLE != 0;
-        self.usable(selector).filter(loadable).map_or(0, |d| (d >> 16 & 0xff_ffff) | (d >> 32 & 0xff00_0000))
+        self.load_data(selector).unwrap_or(0)
     }
+}
+
+/// An exception whose error code is a selector (SDM vol. 3, 6.13).
+fn refused(vector: u8, selector: u16) -> Fault {
+    Fault { vector, error_code: u32::from(selector & !RPL), address: 0 }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | --- | --- | --- |
 //! | #UD | CPUID behind the emulation prefix | `cpuid.rs` |
 //! | #UD, #GP | INT n, where the host does not deliver it | `interrupt.rs` |
+//! | #GP | loads of segment registers that the host's tables refuse and the guest's allow | `segment.rs` |
 //! | #GP | port I/O: nothing is there | `port.rs` |
 //! | #GP | RDMSR and WRMSR of the few that a domU has | `msr.rs` |
 //! | #GP | CLI, STI, CLTS, WBINVD, MOV CR, MOV DR, XSETBV, CPUID | `privileged.rs` |
@@ -22,6 +23,7 @@ mod msr;
 mod page_table;
 mod port;
 mod privileged;
+mod segment;
 #[cfg(test)]
 mod tests;
 
@@ -66,7 +68,7 @@ pub fn handle(d: &mut PvDomain, fault: Fault) -> Emulated {
     let emulated = match fault.vector {
         TRAP_INVALID_OP => cpuid::forced(d).or_else(|| interrupt::software(d, fault)),
         TRAP_GP_FAULT if fault.error_code == 0 => general_protection(d),
-        TRAP_GP_FAULT => interrupt::software(d, fault),
+        TRAP_GP_FAULT => interrupt::software(d, fault).or_else(|| segment::load(d)),
         TRAP_PAGE_FAULT => page_table::store(d, fault),
         _ => None,
     };

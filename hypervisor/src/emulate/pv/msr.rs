@@ -53,6 +53,11 @@ enum Vendor {
     Other,
 }
 
+/// Whether the processor is AMD's, or one of their kind.
+pub(super) fn is_amd() -> bool {
+    vendor() == Vendor::Amd
+}
+
 fn vendor() -> Vendor {
     match crate::engine::host_cpuid::query(0, 0).ebx.to_le_bytes() {
         [b'G', b'e', b'n', b'u'] => Vendor::Intel,

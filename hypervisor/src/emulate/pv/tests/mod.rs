@@ -2,6 +2,7 @@
 
 mod instructions;
 mod page_tables;
+mod segments;
 
 use paravane_abi::trap::{TI_IF, TRAP_GP_FAULT, TRAP_INVALID_OP};
 
