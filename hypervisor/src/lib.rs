@@ -43,6 +43,7 @@
 //! | Virtio devices, for both kinds of kernel | [`device`], [`console`], [`threads`] |
 //! | What exits were, and what they cost | [`ledger`], [`compare`] |
 //! | What in a kernel's code does not do at CPL 3 what it does at CPL 0 | [`audit`] |
+//! | Names from outside, fit for a terminal | [`printable`] |
 //!
 //! [`console`] is the console that every guest has; [`device::console`] is the virtio device, for guests that are given one.
 
@@ -63,6 +64,7 @@ pub mod memory;
 pub mod mmu;
 pub mod monitor;
 pub mod platform;
+pub mod printable;
 #[cfg(test)]
 mod skip;
 pub mod threads;

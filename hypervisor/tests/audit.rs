@@ -1,8 +1,12 @@
 //! `paravane audit` from outside, on the built-in guests and on this very program, in which one instruction of
 //! each kind is planted: compiled, linked, with symbols and line tables, as a kernel's are.
 
+#[path = "../src/skip.rs"]
+mod skip;
+
 use std::arch::asm;
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -147,6 +151,75 @@ fn what_matters_is_the_callers_choice() {
     assert!(matter(&["--allow", "flags"]) < silent);
     assert_eq!(matter(&["--deny", "swap-gs"]), 1);
     assert_eq!(matter(&["--deny", "swap-gs", "--allow", "swap-gs"]), 0);
+}
+
+/// Assembles an object file; `None`, said, where there is no C compiler to do it.
+fn assemble(name: &str, source: &str) -> Option<PathBuf> {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (from, to) = (dir.join(format!("{name}.s")), dir.join(format!("{name}.o")));
+    std::fs::write(&from, source).unwrap();
+    match Command::new("cc").arg("-c").arg(&from).arg("-o").arg(&to).output() {
+        Ok(output) => {
+            assert!(output.status.success(), "broken test: {}", text(&output.stderr));
+            Some(to)
+        }
+        Err(error) => {
+            skip::skip("cc", format!("cannot run cc: {error}"));
+            None
+        }
+    }
+}
+
+/// Two sections, each from address 0, with a call, a table and a constant that the linker has to fill in.
+const OBJECT: &str = r#"
+    .section .text.a,"ax",@progbits
+    .type f,@function
+f:  popfq
+    lgdt table(%rip)
+    ret
+    .size f,.-f
+    .section .text.b,"ax",@progbits
+    .type g,@function
+g:  ret
+    nop
+    lidt other+8(%rip)
+22: pushfq
+    .size g,.-g
+    .section .paravane.audit,"",@progbits
+    .quad 22b
+    .asciz "known"
+"#;
+
+#[test]
+fn an_object_files_findings_are_of_the_right_section_function_and_operand() {
+    let Some(object) = assemble("two-sections", OBJECT) else { return };
+    let (audit, status) = json(&[object.to_str().unwrap()]);
+    assert_eq!((&audit["subject"], status), (&"object".into(), Some(1)));
+    let found = audit["findings"].as_array().unwrap().iter().map(|f| {
+        let part = |key: &str| f[key].as_str().unwrap_or("none").to_owned();
+        [part("section"), part("function"), part("instruction"), part("deliberate")]
+    });
+    let found: Vec<_> = found.map(|parts| parts.join(" | ")).collect();
+    assert_eq!(
+        found,
+        [
+            ".text.a | f | popf | none",
+            ".text.a | f | lgdt [rel table] | none",
+            ".text.b | g | lidt [rel other+0x8] | none",
+            ".text.b | g | pushf | known",
+        ]
+    );
+    let shown = text(&self::audit(&[object.to_str().unwrap()]).stdout);
+    assert!(shown.contains("    .text.b+0x2  lidt [rel other+0x8]  g+0x2\n"), "{shown}");
+}
+
+#[test]
+fn a_file_without_code_cannot_be_audited() {
+    let Some(object) = assemble("no-code", ".data\n.quad 1\n") else { return };
+    let output = audit(&[object.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("the file has no code: an object file without an executable"));
+    assert!(output.stdout.is_empty());
 }
 
 #[test]

@@ -1,21 +1,22 @@
-//! Where the code is in an image, and which function each piece of it belongs to.
+//! Cuts executable bytes into the pieces that are swept, and says which function each belongs to.
 //!
-//! Sections and symbols say it best; segments say it too, when a file was stripped of both. Everything is
-//! bounded by the file: nothing that a header claims is believed beyond that.
+//! A symbol names code of its own section only: in an object file every section begins at address 0, and in a
+//! linked one a symbol at a section's end is not what the next section begins with.
 
-use object::LittleEndian;
-use object::elf::{
-    PF_X, PT_LOAD, SHF_EXECINSTR, SHN_ABS, SHN_UNDEF, SHT_PROGBITS, SHT_SYMTAB, STT_FUNC, STT_NOTYPE,
-};
-use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
+use object::elf::{SHN_ABS, SHN_UNDEF, SHT_SYMTAB, STT_FUNC, STT_NOTYPE};
+use object::read::elf::{FileHeader, Sym};
+use object::{LittleEndian, SectionIndex, SymbolIndex};
 
+use super::regions::{Region, Section};
 use crate::domain::image::Header;
 use crate::domain::symbols::readable;
 
 /// A run of code that is swept as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece<'a> {
-    /// Virtual address of its first byte.
+    /// The section that it is in, if the file has sections.
+    pub section: Option<Section<'a>>,
+    /// Address of its first byte: virtual, or in an object file an offset in the section.
     pub start: u64,
     /// Its bytes.
     pub code: &'a [u8],
@@ -26,6 +27,7 @@ pub(super) struct Piece<'a> {
 /// A symbol that names code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Symbol<'a> {
+    section: Option<usize>,
     pub value: u64,
     /// Bytes that it spans; 0 for assembly's labels, which do not say.
     pub size: u64,
@@ -39,69 +41,50 @@ impl Symbol<'_> {
     }
 }
 
-/// The pieces of all executable code, by rising address within each section.
-pub(super) fn pieces<'a>(header: &Header, file: &'a [u8]) -> Vec<Piece<'a>> {
-    let mut symbols = symbols(header, file);
+/// The pieces of these regions, by rising address within each.
+pub(super) fn pieces<'a>(header: &Header, file: &'a [u8], regions: &[Region<'a>]) -> Vec<Piece<'a>> {
+    let by_section = regions.iter().any(|region| region.section.is_some());
+    let mut symbols = symbols(header, file, by_section);
     symbols.sort_unstable();
     // Of several names for one address, the one that spans most.
     symbols.reverse();
-    symbols.dedup_by_key(|s| s.value);
+    symbols.dedup_by_key(|s| (s.section, s.value));
     symbols.reverse();
     let mut pieces = Vec::new();
-    for (start, code) in regions(header, file) {
-        split(start, code, &symbols, &mut pieces);
+    for region in regions {
+        let section = region.section.map(|section| section.index);
+        let first = symbols.partition_point(|s| s.section < section);
+        let end = symbols.partition_point(|s| s.section <= section);
+        split(region, symbols.get(first..end).unwrap_or_default(), &mut pieces);
     }
     pieces
 }
 
-/// Executable sections, or else executable segments: address and bytes.
-fn regions<'a>(header: &Header, file: &'a [u8]) -> Vec<(u64, &'a [u8])> {
-    let mut regions = Vec::new();
-    if let Ok(sections) = header.sections(LittleEndian, file) {
-        for section in sections.iter() {
-            let executable = section.sh_flags(LittleEndian) & u64::from(SHF_EXECINSTR) != 0;
-            if executable && section.sh_type(LittleEndian) == SHT_PROGBITS {
-                let data = section.data(LittleEndian, file).unwrap_or_default();
-                regions.push((section.sh_addr(LittleEndian), data));
-            }
-        }
-    }
-    if regions.iter().all(|(_, code)| code.is_empty()) {
-        let segments = header.program_headers(LittleEndian, file).unwrap_or_default();
-        for segment in segments {
-            if segment.p_type(LittleEndian) == PT_LOAD && segment.p_flags(LittleEndian) & PF_X != 0 {
-                let data = segment.data(LittleEndian, file).unwrap_or_default();
-                regions.push((segment.p_vaddr(LittleEndian), data));
-            }
-        }
-    }
-    // An address space has an end; what would lie beyond it is no code.
-    regions.retain(|(start, code)| !code.is_empty() && start.checked_add(code.len() as u64).is_some());
-    // Headers may name the same bytes many times; code that is swept is bounded by the file's size.
-    let mut budget = file.len();
-    regions.retain(|(_, code)| budget.checked_sub(code.len()).inspect(|rest| budget = *rest).is_some());
-    regions
-}
-
-fn symbols<'a>(header: &Header, file: &'a [u8]) -> Vec<Symbol<'a>> {
+/// The symbols that name code; without their sections where there are none to tell regions by.
+fn symbols<'a>(header: &Header, file: &'a [u8], by_section: bool) -> Vec<Symbol<'a>> {
     let Ok(sections) = header.sections(LittleEndian, file) else { return Vec::new() };
     let Ok(table) = sections.symbols(LittleEndian, file, SHT_SYMTAB) else { return Vec::new() };
-    let code_symbol = |symbol: &<Header as FileHeader>::Sym| {
-        let section = symbol.st_shndx(LittleEndian);
+    let code_symbol = |(index, symbol): (SymbolIndex, &<Header as FileHeader>::Sym)| {
+        let special = [SHN_UNDEF, SHN_ABS].contains(&symbol.st_shndx(LittleEndian));
         let function = symbol.st_type() == STT_FUNC;
-        let defined =
-            section != SHN_UNDEF && section != SHN_ABS && (function || symbol.st_type() == STT_NOTYPE);
+        let defined = !special && (function || symbol.st_type() == STT_NOTYPE);
         let name = symbol.name(LittleEndian, table.strings()).ok().filter(|name| !name.is_empty())?;
         let (value, size) = (symbol.st_value(LittleEndian), symbol.st_size(LittleEndian));
-        defined.then_some(Symbol { value, size, function, name })
+        let section = match table.symbol_section(LittleEndian, symbol, index) {
+            Ok(Some(SectionIndex(index))) if by_section => Some(index),
+            _ if by_section => return None,
+            _ => None,
+        };
+        defined.then_some(Symbol { section, value, size, function, name })
     };
-    table.iter().filter_map(code_symbol).collect()
+    table.enumerate().filter_map(code_symbol).collect()
 }
 
 /// Cuts a region at its symbols, and where a symbol ends before the next begins.
 ///
 /// A label within a function that says where it ends is a place in that function, not another one.
-fn split<'a>(start: u64, code: &'a [u8], symbols: &[Symbol<'a>], pieces: &mut Vec<Piece<'a>>) {
+fn split<'a>(region: &Region<'a>, symbols: &[Symbol<'a>], pieces: &mut Vec<Piece<'a>>) {
+    let Region { section, start, code } = *region;
     let end = start + code.len() as u64;
     let first = symbols.partition_point(|s| s.value < start);
     let inside = symbols.get(first..).unwrap_or_default().iter().take_while(|s| s.value < end);
@@ -110,7 +93,7 @@ fn split<'a>(start: u64, code: &'a [u8], symbols: &[Symbol<'a>], pieces: &mut Ve
     let mut push = |from: u64, to: u64, symbol: Option<Symbol<'a>>| {
         let code = code.get((from - start) as usize..(to - start) as usize).unwrap_or_default();
         if !code.is_empty() {
-            pieces.push(Piece { start: from, code, symbol });
+            pieces.push(Piece { section, start: from, code, symbol });
         }
     };
     let ends = |symbol: Symbol<'_>| symbol.value.saturating_add(symbol.size);

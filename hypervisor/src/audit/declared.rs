@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use object::LittleEndian;
 use object::read::elf::{FileHeader, SectionHeader};
 
+use super::regions::Section;
+use super::relocation::{Place, Relocations};
 use crate::domain::image::Header;
 
 /// The section's name.
@@ -20,36 +22,58 @@ const MAX_ENTRIES: usize = 10_000;
 /// Longer reasons are cut.
 const MAX_REASON: usize = 200;
 
-/// Reasons by address.
+/// Reasons by address; in an object file, by section and offset in it.
 #[derive(Debug, Default)]
-pub(super) struct Declared(BTreeMap<u64, String>);
+pub(super) struct Declared {
+    linked: BTreeMap<u64, String>,
+    unlinked: BTreeMap<Place, String>,
+}
 
 impl Declared {
-    /// What the file declares; what is damaged ends the list.
-    pub fn read(header: &Header, file: &[u8]) -> Self {
+    /// What the file declares. The list ends where it is damaged.
+    pub fn read(header: &Header, file: &[u8], relocations: &Relocations<'_>) -> Self {
+        let mut declared = Self::default();
         let section = header.sections(LittleEndian, file).ok().and_then(|sections| {
-            let (_, section) = sections.section_by_name(LittleEndian, SECTION.as_bytes())?;
-            section.data(LittleEndian, file).ok()
+            let (index, section) = sections.section_by_name(LittleEndian, SECTION.as_bytes())?;
+            Some((index, section.data(LittleEndian, file).ok()?))
         });
-        Self(entries(section.unwrap_or_default()))
+        let Some((index, data)) = section else { return declared };
+        for Entry { offset, address, reason } in entries(data) {
+            match relocations.pointer((index.0, offset)) {
+                Some(place) => declared.unlinked.insert(place, reason).is_some(),
+                None => declared.linked.insert(address, reason).is_some(),
+            };
+        }
+        declared
     }
 
-    /// Why the instruction at `address` is there, if the image says.
-    pub fn reason(&self, address: u64) -> Option<&str> {
-        self.0.get(&address).map(String::as_str)
+    /// Why the instruction at `address` of `section` is there, if the image says.
+    pub fn reason(&self, section: Option<Section<'_>>, address: u64) -> Option<&str> {
+        let unlinked = section.and_then(|section| self.unlinked.get(&(section.index, address)));
+        unlinked.or_else(|| self.linked.get(&address)).map(String::as_str)
     }
 }
 
-fn entries(mut rest: &[u8]) -> BTreeMap<u64, String> {
-    let mut found = BTreeMap::new();
+/// One declaration.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    /// Where in the section it is.
+    offset: u64,
+    address: u64,
+    reason: String,
+}
+
+fn entries(section: &[u8]) -> Vec<Entry> {
+    let mut found = Vec::new();
+    let mut rest = section;
     while let Some((address, tail)) = rest.split_first_chunk()
         && let Some(end) = tail.iter().position(|byte| *byte == 0)
         && found.len() < MAX_ENTRIES
     {
+        let offset = (section.len() - rest.len()) as u64;
         let (reason, tail) = tail.split_at(end);
-        let reason = String::from_utf8_lossy(reason);
-        let reason: String = reason.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
-        found.insert(u64::from_le_bytes(*address), reason);
+        let reason = String::from_utf8_lossy(reason).chars().take(MAX_REASON).collect();
+        found.push(Entry { offset, address: u64::from_le_bytes(*address), reason });
         rest = tail.get(1..).unwrap_or_default();
     }
     found
@@ -66,8 +90,8 @@ mod tests {
             section.extend(address.to_le_bytes());
             section.extend(reason.bytes());
         }
-        let expected = [(7, String::new()), (0x4010_0000, "why[2J not".to_owned())];
-        assert_eq!(entries(&section), BTreeMap::from(expected));
+        let found: Vec<_> = entries(&section).into_iter().map(|e| (e.offset, e.address, e.reason)).collect();
+        assert_eq!(found, [(0, 0x4010_0000, "why\x1b[2J not".to_owned()), (20, 7, String::new())]);
         assert!(entries(&section[..7]).is_empty() && entries(&[]).is_empty());
     }
 }

@@ -7,7 +7,10 @@
 mod class;
 mod code;
 mod declared;
+mod error;
 mod policy;
+mod regions;
+mod relocation;
 mod sweep;
 mod text;
 
@@ -15,14 +18,20 @@ use serde::Serialize;
 
 pub use class::{Class, Effect};
 pub use declared::SECTION as DECLARATIONS;
+pub use error::AuditError;
 pub use policy::Policy;
+pub use regions::Skipped;
 pub use text::text;
 
 use declared::Declared;
+use object::LittleEndian;
+use object::elf::{ET_CORE, ET_DYN, ET_EXEC, ET_REL};
+use object::read::elf::FileHeader;
+use regions::Regions;
+use relocation::Relocations;
 
 use crate::domain::compressed::unpack;
-use crate::domain::image::{Image, ImageKind, header};
-use crate::domain::image_error::ImageError;
+use crate::domain::image::{Header, Image, ImageKind, header};
 use crate::domain::lines::Lines;
 
 /// How many findings are listed one by one; all of them are counted.
@@ -36,22 +45,27 @@ pub enum Subject {
     Paravirtual,
     /// An image with the notes of the bare boot protocol.
     Bare,
-    /// An ELF file that is no image yet.
+    /// An object file or a kernel module, whose addresses are offsets in its sections.
+    Object,
+    /// An ELF file that is not an image for Paravane yet.
     Other,
 }
 
 /// One privileged or sensitive instruction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Its virtual address.
+    /// Its virtual address; in an object file, its offset in `section`.
     pub address: u64,
+    /// The section that it is in; none if the file has no sections.
+    pub section: Option<String>,
     /// The function that it is in, if the image has symbols.
     pub function: Option<String>,
     /// Bytes from the function's beginning.
     pub offset: u64,
-    /// The source file and line that it comes from, if the image has line tables.
+    /// The source file and line that it comes from, if the image has line tables. Those of an object file are
+    /// not read: they too have still to be relocated.
     pub line: Option<String>,
-    /// The instruction, in NASM's syntax.
+    /// The instruction, in NASM's syntax; operands that the linker has still to fill in by their symbols.
     pub instruction: String,
     /// What kind it is.
     pub class: Class,
@@ -112,6 +126,8 @@ pub struct Audit {
     pub total: u64,
     /// How much was looked at.
     pub coverage: Coverage,
+    /// What was not, and why.
+    pub skipped: Vec<Skipped>,
 }
 
 impl Audit {
@@ -121,30 +137,51 @@ impl Audit {
     }
 }
 
-/// Audits an ELF file, compressed or not. It need not be an image for Paravane: a kernel to be ported is not.
-pub fn audit(file: &[u8]) -> Result<Audit, ImageError> {
-    let file = unpack(file)?;
+/// Audits an ELF file, compressed or not. It need not be an image for Paravane: a kernel to be ported is not,
+/// nor is an object file of one.
+///
+/// # Errors
+/// If the file is not ELF for x86-64, has no code, or is cut off so that code is missing.
+pub fn audit(file: &[u8]) -> Result<Audit, AuditError> {
+    let file = unpack(file).map_err(crate::domain::image_error::ImageError::from)?;
     let header = header(&file)?;
-    let (subject, hypercall_page) = subject(&file);
-    let mut sweep = sweep::Sweep::new(hypercall_page, Declared::read(header, &file));
-    for piece in code::pieces(header, &file) {
+    let (subject, hypercall_page) = subject(header, &file);
+    let regions = Regions::read(header, &file)?;
+    let relocations = Relocations::read(header, &file);
+    let declared = Declared::read(header, &file, &relocations);
+    let mut sweep = sweep::Sweep::new(hypercall_page, declared, &relocations);
+    for piece in code::pieces(header, &file, &regions.found) {
         sweep.piece(&piece);
     }
-    let mut audit = sweep.finish(subject);
-    if let Some(lines) = Lines::new(&file) {
+    let mut audit = sweep.finish(subject, regions.skipped);
+    if subject != Subject::Object
+        && let Some(lines) = Lines::new(&file)
+    {
         for finding in &mut audit.findings {
-            finding.line = lines.at(finding.address).map(|line| line.to_string());
+            finding.line = lines.at(finding.address).map(|at| format!("{}:{}", at.file, at.line));
         }
     }
     Ok(audit)
 }
 
 /// What the file is, and the page whose contents the hypervisor replaces.
-fn subject(file: &[u8]) -> (Subject, Option<u64>) {
+fn subject(header: &Header, file: &[u8]) -> (Subject, Option<u64>) {
     match Image::parse(file).as_ref().map(Image::kind) {
         Ok(ImageKind::Pv(notes)) => (Subject::Paravirtual, notes.hypercall_page),
         Ok(ImageKind::Bare(_)) => (Subject::Bare, None),
+        Err(_) if header.e_type(LittleEndian) == ET_REL => (Subject::Object, None),
         Err(_) => (Subject::Other, None),
+    }
+}
+
+/// What a file without code is.
+fn kind_of(header: &Header) -> &'static str {
+    match header.e_type(LittleEndian) {
+        ET_REL => "an object file",
+        ET_EXEC => "an executable",
+        ET_DYN => "a shared library or a position-independent program",
+        ET_CORE => "a core dump",
+        _ => "an ELF file of unknown type",
     }
 }
 

@@ -7,7 +7,8 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
 
 use super::code::Piece;
 use super::declared::Declared;
-use super::{Audit, Class, ClassSummary, Coverage, Finding, LISTED, Subject};
+use super::relocation::Relocations;
+use super::{Audit, Class, ClassSummary, Coverage, Finding, LISTED, Skipped, Subject};
 use crate::memory::PAGE_SIZE;
 
 /// Counts for one class.
@@ -16,26 +17,28 @@ struct Count {
     all: u64,
     uncertain: u64,
     deliberate: u64,
-    /// By where they begin; code without a symbol is one.
-    functions: BTreeSet<Option<u64>>,
+    /// By section and where they begin; code without a symbol is one.
+    functions: BTreeSet<Option<(usize, u64)>>,
 }
 
 /// A sweep in progress.
-pub(super) struct Sweep {
+pub(super) struct Sweep<'a> {
     /// The page whose contents the hypervisor replaces: what is in it does not count.
     hypercall_page: Option<u64>,
     declared: Declared,
+    relocations: &'a Relocations<'a>,
     counts: BTreeMap<Class, Count>,
     findings: Vec<Finding>,
     coverage: Coverage,
     formatter: NasmFormatter,
 }
 
-impl Sweep {
-    pub fn new(hypercall_page: Option<u64>, declared: Declared) -> Self {
+impl<'a> Sweep<'a> {
+    pub fn new(hypercall_page: Option<u64>, declared: Declared, relocations: &'a Relocations<'a>) -> Self {
         Self {
             hypercall_page,
             declared,
+            relocations,
             counts: BTreeMap::new(),
             findings: Vec::new(),
             coverage: Coverage::default(),
@@ -65,7 +68,8 @@ impl Sweep {
             if let Some(class) = Class::of(&instruction)
                 && !self.is_replaced(instruction.ip())
             {
-                self.found(piece, &instruction, class, certain);
+                let text = self.operation(piece, &decoder, &instruction);
+                self.found(piece, &instruction, text, class, certain);
             }
         }
     }
@@ -85,20 +89,42 @@ impl Sweep {
             .is_some_and(|offset| offset < PAGE_SIZE)
     }
 
-    fn found(&mut self, piece: &Piece<'_>, instruction: &Instruction, class: Class, certain: bool) {
-        let deliberate = self.declared.reason(instruction.ip());
+    /// The instruction as text; operands that relocations fill in are shown by their symbols.
+    fn operation(&mut self, piece: &Piece<'_>, decoder: &Decoder<'_>, instruction: &Instruction) -> String {
+        let mut text = String::new();
+        let offsets = decoder.get_constant_offsets(instruction);
+        let operands =
+            piece.section.and_then(|s| self.relocations.operands(s.index, instruction, offsets));
+        match operands {
+            Some(operands) => {
+                NasmFormatter::with_options(Some(Box::new(operands)), None).format(instruction, &mut text);
+            }
+            None => self.formatter.format(instruction, &mut text),
+        }
+        text
+    }
+
+    fn found(
+        &mut self,
+        piece: &Piece<'_>,
+        instruction: &Instruction,
+        text: String,
+        class: Class,
+        certain: bool,
+    ) {
+        let deliberate = self.declared.reason(piece.section, instruction.ip());
         let count = self.counts.entry(class).or_default();
         count.all += 1;
         count.deliberate += u64::from(deliberate.is_some());
         count.uncertain += u64::from(!certain);
-        count.functions.insert(piece.symbol.map(|s| s.value));
+        let section = piece.section.map_or(0, |s| s.index);
+        count.functions.insert(piece.symbol.map(|s| (section, s.value)));
         if self.findings.len() == LISTED {
             return;
         }
-        let mut text = String::new();
-        self.formatter.format(instruction, &mut text);
         self.findings.push(Finding {
             address: instruction.ip(),
+            section: piece.section.map(|s| String::from_utf8_lossy(s.name).into_owned()),
             function: piece.symbol.map(|s| s.readable()),
             offset: instruction.ip() - piece.symbol.map_or(piece.start, |s| s.value),
             line: None,
@@ -111,8 +137,11 @@ impl Sweep {
     }
 
     /// What was found, put in order.
-    pub fn finish(mut self, subject: Subject) -> Audit {
-        self.findings.sort_by_key(|f| f.address);
+    pub fn finish(mut self, subject: Subject, skipped: Vec<Skipped>) -> Audit {
+        // In an object file the sections stay in the file's order.
+        if subject != Subject::Object {
+            self.findings.sort_by_key(|f| f.address);
+        }
         let summary = |(class, count): (&Class, &Count)| ClassSummary {
             class: *class,
             effect: class.effect(),
@@ -126,6 +155,6 @@ impl Sweep {
         let mut classes: Vec<ClassSummary> = self.counts.iter().map(summary).collect();
         classes.sort_by_key(|c| (c.effect, Reverse(c.count)));
         let total = classes.iter().map(|c| c.count).sum();
-        Audit { subject, classes, findings: self.findings, total, coverage: self.coverage }
+        Audit { subject, classes, findings: self.findings, total, coverage: self.coverage, skipped }
     }
 }

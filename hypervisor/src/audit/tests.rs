@@ -1,9 +1,9 @@
 //! Planted instructions are found where they were planted, and nowhere else.
 
-use object::elf::{SHT_PROGBITS, STT_FUNC, STT_NOTYPE};
+use object::elf::{SHT_NOBITS, SHT_PROGBITS, STT_FUNC, STT_NOTYPE};
 use proptest::prelude::*;
 
-use super::{Audit, Class, DECLARATIONS, Effect, Finding, Policy, Subject, audit, text};
+use super::{Audit, AuditError, Class, DECLARATIONS, Effect, Finding, Policy, Subject, audit, text};
 use crate::domain::image_error::ImageError;
 use crate::domain::test_elf::{Elf, Symbol};
 
@@ -98,6 +98,68 @@ fn without_sections_or_symbols_the_segments_are_swept() {
 }
 
 #[test]
+fn a_file_without_code_is_refused() {
+    let mut elf = image(&[0xfa], &[]);
+    // What `objcopy --only-keep-debug` leaves of a file: sections have sizes and no bytes.
+    elf.sections = vec![(".text", SHT_NOBITS, vec![0; 16])];
+    elf.phdrs.clear();
+    assert_eq!(audit(&elf.bytes()), Err(AuditError::DebugOnly));
+    let mut elf = Elf::plain();
+    elf.phdrs.retain(|p| p.flags & object::elf::PF_X == 0);
+    let error = audit(&elf.bytes()).unwrap_err();
+    assert!(error.to_string().contains("an executable without an executable section"), "{error}");
+}
+
+#[test]
+fn code_that_was_cut_off_is_refused() {
+    let file = Elf::plain().bytes();
+    let error = audit(&file[..0x1000]).unwrap_err();
+    assert!(error.to_string().starts_with("segment 0 holds code and lies outside the file"), "{error}");
+    let mut elf = image(&[0xfa; 64], &[]);
+    elf.phdrs.clear();
+    let mut file = elf.bytes();
+    // The section's size, in the second section header: as a header of a file that was longer.
+    let at = u64::from_le_bytes(file[40..48].try_into().unwrap()) as usize + 64 + 32;
+    file[at..at + 8].copy_from_slice(&0x10_0000u64.to_le_bytes());
+    let error = audit(&file).unwrap_err();
+    assert!(error.to_string().starts_with("section .text holds code and lies outside the file"), "{error}");
+}
+
+#[test]
+fn what_is_not_swept_is_listed() {
+    let mut elf = image(&[0xfa, 0xc3], &[]);
+    elf.sections.push((".none", SHT_NOBITS, vec![0; 16]));
+    elf.sections.push((".wraps", SHT_PROGBITS, vec![0xf4; 16]));
+    elf.code_sections.extend([(".none", 0), (".wraps", u64::MAX)]);
+    elf.phdrs[0].data = vec![0xfa; 5];
+    let audit = run(&elf);
+    assert_eq!((audit.total, audit.coverage.code_bytes), (1, 2));
+    let skipped: Vec<_> = audit.skipped.iter().map(|s| format!("{}: {}", s.what, s.why)).collect();
+    let expected = [
+        "section .none: it has no bytes in the file",
+        "section .wraps: it ends beyond the address space",
+    ];
+    assert_eq!(skipped, expected);
+    elf.sections.truncate(1);
+    let audit = run(&elf);
+    assert_eq!(audit.skipped[0].what, "3 executable bytes of segments");
+    let shown = text(&audit, "k", &Policy::default(), 9);
+    assert!(shown.contains("not audited: 3 executable bytes of segments: they are in no"), "{shown}");
+}
+
+#[test]
+fn a_symbol_names_code_of_its_own_section_only() {
+    let mut elf = image(&[0xfa, 0xc3], &[("a", 0, 2, STT_FUNC), ("end", 2, 0, STT_NOTYPE)]);
+    elf.sections.push((".more", SHT_PROGBITS, vec![0xf4]));
+    elf.code_sections.push((".more", TEXT + 2));
+    // Both symbols are the first section's; `end` lies where the second begins.
+    assert_eq!(
+        found(&run(&elf)),
+        [("a+0x0".into(), Class::InterruptFlag, true), ("?+0x0".into(), Class::Halt, false)]
+    );
+}
+
+#[test]
 fn the_hypercall_page_does_not_count() {
     let mut elf = Elf::pv(0x4000_0000, 0x4000_0000, 0x10_0000, &[]);
     elf.phdrs[0].data = vec![0xf4; 0x3000];
@@ -150,8 +212,8 @@ fn it_can_be_written_as_json() {
 
 #[test]
 fn what_is_no_elf_file_is_refused() {
-    assert_eq!(audit(b""), Err(ImageError::Empty));
-    assert!(matches!(audit(b"#!/bin/sh"), Err(ImageError::NotElf { .. })));
+    assert_eq!(audit(b""), Err(AuditError::Image(ImageError::Empty)));
+    assert!(matches!(audit(b"#!/bin/sh"), Err(AuditError::Image(ImageError::NotElf { .. }))));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::{Audit, ClassSummary, Effect, Finding, Policy, Subject};
+use crate::printable::printable;
 
 /// Formats everything; of each class at most `limit` findings.
 pub fn text(audit: &Audit, name: &str, policy: &Policy, limit: usize) -> String {
@@ -14,7 +15,7 @@ pub fn text(audit: &Audit, name: &str, policy: &Policy, limit: usize) -> String 
 
 fn write(out: &mut String, audit: &Audit, name: &str, policy: &Policy, limit: usize) -> fmt::Result {
     let coverage = &audit.coverage;
-    writeln!(out, "{name}: {}", subject(audit.subject))?;
+    writeln!(out, "{}: {}", printable(name), subject(audit.subject))?;
     writeln!(
         out,
         "{} instructions in {}; {} bytes of code, {} of them in no function, {} undecodable",
@@ -24,6 +25,7 @@ fn write(out: &mut String, audit: &Audit, name: &str, policy: &Policy, limit: us
         coverage.code_bytes.saturating_sub(coverage.named_bytes),
         coverage.undecodable_bytes,
     )?;
+    write_skipped(out, audit)?;
     for effect in Effect::ALL {
         let mut classes = audit.classes.iter().filter(|c| c.effect == effect).peekable();
         if classes.peek().is_some() {
@@ -34,6 +36,19 @@ fn write(out: &mut String, audit: &Audit, name: &str, policy: &Policy, limit: us
     write_summary(out, audit, policy)
 }
 
+/// How many things that were left out are listed.
+const SKIPPED: usize = 20;
+
+fn write_skipped(out: &mut String, audit: &Audit) -> fmt::Result {
+    for skipped in audit.skipped.iter().take(SKIPPED) {
+        writeln!(out, "not audited: {}: {}", printable(&skipped.what), skipped.why)?;
+    }
+    match audit.skipped.len().saturating_sub(SKIPPED) {
+        0 => Ok(()),
+        more => writeln!(out, "not audited: {more} more; --json lists them"),
+    }
+}
+
 fn write_class(out: &mut String, audit: &Audit, class: &ClassSummary, limit: usize) -> fmt::Result {
     writeln!(out, "\n  {}: {}: {}", class.class.id(), class.name, count(class))?;
     writeln!(out, "  instead: {}", class.instead)?;
@@ -41,7 +56,7 @@ fn write_class(out: &mut String, audit: &Audit, class: &ClassSummary, limit: usi
     let shown: Vec<&Finding> = findings.by_ref().take(limit).collect();
     let width = shown.iter().map(|f| f.instruction.len()).max().unwrap_or(0);
     for finding in &shown {
-        write_finding(out, finding, width)?;
+        write_finding(out, audit.subject, finding, width)?;
     }
     let rest = class.count.saturating_sub(shown.len() as u64);
     if rest != 0 {
@@ -64,18 +79,23 @@ fn functions(n: u64) -> String {
     if n == 1 { "1 function".to_owned() } else { format!("{n} functions") }
 }
 
-fn write_finding(out: &mut String, finding: &Finding, width: usize) -> fmt::Result {
+fn write_finding(out: &mut String, subject: Subject, finding: &Finding, width: usize) -> fmt::Result {
     let Finding { address, instruction, function, offset, line, .. } = finding;
-    let function = function.as_deref().unwrap_or("no function");
-    write!(out, "    {address:#x}  {instruction:<width$}  {function}+{offset:#x}")?;
+    let section = finding.section.as_deref().filter(|_| subject == Subject::Object);
+    match section {
+        Some(section) => write!(out, "    {}+{address:#x}", printable(section))?,
+        None => write!(out, "    {address:#x}")?,
+    }
+    let function = printable(function.as_deref().unwrap_or("no function"));
+    write!(out, "  {instruction:<width$}  {function}+{offset:#x}")?;
     if let Some(line) = line {
-        write!(out, "  {line}")?;
+        write!(out, "  {}", printable(line))?;
     }
     if !finding.certain {
         write!(out, "  (perhaps not code)")?;
     }
     match &finding.deliberate {
-        Some(reason) => writeln!(out, "\n      deliberate, the image says: {reason}"),
+        Some(reason) => writeln!(out, "\n      deliberate, the image says: {}", printable(reason)),
         None => writeln!(out),
     }
 }
@@ -97,6 +117,7 @@ const fn subject(subject: Subject) -> &'static str {
     match subject {
         Subject::Paravirtual => "a paravirtual kernel (it has Xen's notes)",
         Subject::Bare => "a bare-PC kernel (it has the notes of the bare boot protocol)",
+        Subject::Object => "an object file: addresses are offsets in its sections",
         Subject::Other => "an ELF file, not an image for Paravane yet",
     }
 }

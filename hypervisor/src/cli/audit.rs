@@ -29,7 +29,8 @@ not matter.
 Exit status:
   0      nothing that matters was found
   1      something that matters was found
-  2      the command line makes no sense, or the file cannot be audited";
+  2      the command line makes no sense, or the file cannot be audited: it is not ELF for x86-64, has no
+         code, or is cut off";
 
 /// The file cannot be audited: as for grep and diff, not to be taken for a finding.
 const CANNOT_AUDIT: u8 = 2;
@@ -40,7 +41,7 @@ const FOUND: u8 = 1;
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(super) struct AuditArgs {
-    /// The kernel: an ELF file, compressed or not [default: the built-in reference guest]
+    /// The kernel: an ELF file, linked or an object file (.o, .ko), compressed or not [default: the built-in reference guest]
     image: Option<PathBuf>,
     /// Audit the built-in guest's bare-PC build
     #[arg(long, conflicts_with = "image")]

@@ -10,8 +10,9 @@ use object::elf::{SHF_COMPRESSED, SHT_NOBITS};
 use object::read::elf::{FileHeader, SectionHeader};
 
 use super::image::Header;
+use crate::printable::printable;
 
-/// A place in a source file.
+/// A place in a source file; displayed fit for a terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// The file, as the compiler was given it.
@@ -22,7 +23,7 @@ pub struct Line {
 
 impl std::fmt::Display for Line {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
+        write!(f, "{}:{}", printable(&self.file), self.line)
     }
 }
 
@@ -53,8 +54,7 @@ impl<'a> Lines<'a> {
     /// The line that the instruction at `address` was compiled from.
     pub fn at(&self, address: u64) -> Option<Line> {
         let location = self.0.find_location(address).ok()??;
-        let file = location.file?.chars().filter(|c| !c.is_control()).collect();
-        Some(Line { file, line: location.line.unwrap_or(0) })
+        Some(Line { file: location.file?.to_owned(), line: location.line.unwrap_or(0) })
     }
 }
 
