@@ -40,13 +40,20 @@ pub unsafe fn start(boot: Boot, mmu: <Current as Machine>::Mmu) -> ! {
     let mut kernel = Kernel { memory, started: Current::clock(), cmdline: boot.cmdline };
     Current::interrupts_on();
     console::open(&mut kernel);
-    match Purpose::from_cmdline(boot.cmdline) {
-        Purpose::Shell => shell::run(&mut kernel),
+    let ok = match Purpose::from_cmdline(boot.cmdline) {
+        Purpose::Shell => {
+            shell::run(&mut kernel);
+            true
+        }
         Purpose::Bench(name) => workload::run(&mut kernel, name),
-        Purpose::Serve => network::serve(&mut kernel),
+        Purpose::Serve => {
+            network::serve(&mut kernel);
+            true
+        }
         Purpose::Test(name) => selftest::run(&mut kernel, name),
-    }
-    end(Shutdown::PowerOff)
+    };
+    // What failed ends as a crash does, so that the host's exit status says so.
+    end(if ok { Shutdown::PowerOff } else { Shutdown::Crash })
 }
 
 /// Ends it all, once everything has been printed.

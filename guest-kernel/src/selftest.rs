@@ -34,12 +34,15 @@ const ALL: &[(&str, Test)] = &[
     ("block-verify", devices::block_verify),
 ];
 
-/// Runs the named test and prints its verdict.
-pub fn run(kernel: &mut Kernel, name: &str) {
-    match ALL.iter().find(|(known, _)| *known == name) {
-        Some((_, test)) => println!("test: name={name} ok={}", test(kernel)),
-        None => println!("test: name={name} ok=false why=no-such-test"),
-    }
+/// Runs the named test, prints its verdict and returns it.
+pub fn run(kernel: &mut Kernel, name: &str) -> bool {
+    let Some((_, test)) = ALL.iter().find(|(known, _)| *known == name) else {
+        println!("test: name={name} ok=false why=no-such-test");
+        return false;
+    };
+    let ok = test(kernel);
+    println!("test: name={name} ok={ok}");
+    ok
 }
 
 /// Never ends, for whoever wants to see how a guest is stopped that does not listen.

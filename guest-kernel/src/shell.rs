@@ -43,7 +43,7 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> bool {
             let us = Current::clock().saturating_sub(kernel.started) / 1000;
             println!("up {}.{:06} s", us / 1_000_000, us % 1_000_000);
         }
-        Command::Bench(Some(name)) => workload::run(kernel, name),
+        Command::Bench(Some(name)) => drop(workload::run(kernel, name)),
         Command::Bench(None) => workload::list(),
         Command::Rng(count) => rng(kernel, count),
         Command::Disk => disk(kernel),

@@ -43,7 +43,7 @@
 //! | Virtio devices, for both kinds of kernel | [`device`], [`console`], [`threads`] |
 //! | What exits were, and what they cost | [`ledger`], [`compare`] |
 //! | What in a kernel's code does not do at CPL 3 what it does at CPL 0 | [`audit`] |
-//! | Names from outside, fit for a terminal | [`printable`] |
+//! | Text for people: names from outside, times and sizes | [`printable`], [`units`] |
 //!
 //! [`console`] is the console that every guest has; [`device::console`] is the virtio device, for guests that are given one.
 
@@ -69,3 +69,4 @@ pub mod printable;
 mod skip;
 pub mod threads;
 pub mod time;
+pub mod units;

@@ -41,6 +41,23 @@ impl Display for PrintablePath<'_> {
     }
 }
 
+/// Displays a message that may have several lines, fit for a terminal.
+#[derive(Clone, Copy, Debug)]
+pub struct PrintableLines<'a>(&'a str);
+
+/// The message, fit for a terminal. Names in it that came from outside went through [`printable`] or [`path`]
+/// before: otherwise they could add lines of their own.
+pub const fn lines(message: &str) -> PrintableLines<'_> {
+    PrintableLines(message)
+}
+
+impl Display for PrintableLines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keep = |c| !misleads(c) || c == '\n';
+        self.0.chars().try_for_each(|c| if keep(c) { f.write_char(c) } else { write_escaped(f, c) })
+    }
+}
+
 fn write_escaped(f: &mut fmt::Formatter<'_>, c: char) -> fmt::Result {
     write!(f, "{}", c.escape_unicode())
 }
@@ -76,6 +93,11 @@ mod tests {
         for name in ["disk.img", "core::fmt::Write", "große Scheibe", "ядро", "内核", "a\\b c"] {
             assert_eq!(printable(name).to_string(), name);
         }
+    }
+
+    #[test]
+    fn messages_keep_their_lines() {
+        assert_eq!(lines("a\nb\rc\x1b").to_string(), "a\nb\\u{d}c\\u{1b}");
     }
 
     #[test]

@@ -61,6 +61,31 @@ fn signal(child: &Child, number: libc::c_int) {
 }
 
 #[test]
+fn messages_show_no_control_or_bidirectional_characters_of_paths() {
+    let name = "/nonexistent/\x1b]0;owned\x07\u{202e}gpj.img";
+    let arguments = [
+        &["run", name][..],
+        &["run", "--initrd", name],
+        &["run", "--disk", name],
+        &["run", "--stats-json", name],
+        &["run", "--net", &format!("unix={name}")],
+        &["run", "--vsock", &format!("cid=3,socket={name}")],
+        &["run", "--console", &format!("file={name}")],
+        &["audit", name],
+        &["run", "--engine", name],
+        &["run", "--disk", &format!("{name},format=vmdk")],
+    ];
+    for arguments in arguments {
+        let output = output(arguments);
+        let said = text(&output.stderr);
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {said}");
+        // Of a terminal's escape sequences clap leaves nothing.
+        assert!(said.contains(r"\u{202e}gpj.img"), "{arguments:?}: {said:?}");
+        assert!(!said.contains(['\x1b', '\x07', '\u{202e}']), "{arguments:?}: {said:?}");
+    }
+}
+
+#[test]
 fn devices_that_cannot_be_had_say_what_to_do() {
     for (args, part) in [
         (&["run", "--net", "unix=/nonexistent/wire"][..], "start the program that listens there first"),

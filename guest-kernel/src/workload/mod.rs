@@ -115,16 +115,20 @@ fn measure<R>(memory: &mut Memory, body: impl FnOnce(&mut Memory) -> R) -> (R, M
     (result, Measured { ns, counters })
 }
 
-/// Runs the named workload, or `all`, and prints one line for each.
-pub fn run(kernel: &mut Kernel, name: &str) {
-    let mut found = false;
+/// Runs the named workload, or `all`, and prints one line for each. False if one of them failed, or if there is
+/// none of that name.
+pub fn run(kernel: &mut Kernel, name: &str) -> bool {
+    let (mut found, mut ok) = (false, true);
     for workload in ALL.iter().filter(|w| name == "all" || name == w.name) {
         found = true;
-        report(workload, (workload.run)(kernel));
+        ok &= report(workload, (workload.run)(kernel));
     }
     if !found {
         println!("bench: name={name} ops=0 ok=false why=no-such-workload");
+        println!("the workloads are `all` and:");
+        list();
     }
+    found && ok
 }
 
 /// Prints what there is to run.
@@ -134,18 +138,23 @@ pub fn list() {
     }
 }
 
-fn report(workload: &Workload, outcome: Result<Outcome, Failure>) {
+/// Prints a workload's line; false if it failed.
+fn report(workload: &Workload, outcome: Result<Outcome, Failure>) -> bool {
     let Workload { name, unit, .. } = workload;
     match outcome {
         // Not a failure of anything: this machine lacks what the workload is about.
         Err(Failure(why)) if why == DeviceError::Absent.word() => println!("skip: name={name} why={why}"),
-        Err(Failure(why)) => println!("bench: name={name} ops=0 ok=false why={why}"),
+        Err(Failure(why)) => {
+            println!("bench: name={name} ops=0 ok=false why={why}");
+            return false;
+        }
         Ok(Outcome { ops, measured: Measured { ns, counters }, figures, values }) => {
             let counters = Figures(CurrentMmu::COUNTERS, counters);
             let figures = Figures(figures, values);
             println!("bench: name={name} ops={ops} ok=true unit={unit} ns={ns}{figures}{counters}");
         }
     }
+    true
 }
 
 struct Figures(&'static [&'static str], [u64; 3]);

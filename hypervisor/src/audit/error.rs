@@ -13,7 +13,9 @@ pub enum AuditError {
          from which this one was split off"
     )]
     DebugOnly,
-    #[error("the file has no code: {kind} without an executable section or segment that has bytes in the file")]
+    #[error(
+        "the file has no code: {kind} without an executable section or segment that has bytes in the file"
+    )]
     NoCode { kind: &'static str },
     #[error(
         "{what} holds code and lies outside the file (offset {offset:#x}, {size:#x} bytes, of {file:#x}); \

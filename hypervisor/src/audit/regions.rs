@@ -4,9 +4,9 @@
 //! code outside the file is an error, and whatever else is left out is listed, so that an audit never passes over
 //! code in silence.
 
+use object::LittleEndian;
 use object::elf::{PF_X, PT_LOAD, SHF_COMPRESSED, SHF_EXECINSTR, SHT_NOBITS};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
-use object::LittleEndian;
 use serde::Serialize;
 
 use super::AuditError;

@@ -93,8 +93,7 @@ impl<'a> Sweep<'a> {
     fn operation(&mut self, piece: &Piece<'_>, decoder: &Decoder<'_>, instruction: &Instruction) -> String {
         let mut text = String::new();
         let offsets = decoder.get_constant_offsets(instruction);
-        let operands =
-            piece.section.and_then(|s| self.relocations.operands(s.index, instruction, offsets));
+        let operands = piece.section.and_then(|s| self.relocations.operands(s.index, instruction, offsets));
         match operands {
             Some(operands) => {
                 NasmFormatter::with_options(Some(Box::new(operands)), None).format(instruction, &mut text);

@@ -135,10 +135,8 @@ fn what_is_not_swept_is_listed() {
     let audit = run(&elf);
     assert_eq!((audit.total, audit.coverage.code_bytes), (1, 2));
     let skipped: Vec<_> = audit.skipped.iter().map(|s| format!("{}: {}", s.what, s.why)).collect();
-    let expected = [
-        "section .none: it has no bytes in the file",
-        "section .wraps: it ends beyond the address space",
-    ];
+    let expected =
+        ["section .none: it has no bytes in the file", "section .wraps: it ends beyond the address space"];
     assert_eq!(skipped, expected);
     elf.sections.truncate(1);
     let audit = run(&elf);
@@ -250,7 +248,7 @@ proptest! {
 
     #[test]
     fn no_file_makes_it_panic(
-        code in prop::collection::vec(any::<u8>(), 0..200),
+        code in prop::collection::vec(any::<u8>(), 1..200),
         symbols in prop::collection::vec((0u64..256, any::<u64>(), any::<bool>()), 0..8),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
     ) {

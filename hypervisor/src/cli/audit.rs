@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::print;
 use crate::audit::{Audit, Class, Effect, Policy, audit, text};
 use crate::images;
+use crate::printable;
 
 const HELP: &str = "\
 Examples:
@@ -87,7 +88,7 @@ pub(super) fn run(args: &AuditArgs) -> anyhow::Result<u8> {
     let (name, audit) = match load(args) {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("paravane: {error:#}");
+            eprintln!("paravane: {}", super::message(&error));
             return Ok(CANNOT_AUDIT);
         }
     };
@@ -107,12 +108,13 @@ fn load(args: &AuditArgs) -> anyhow::Result<(String, Audit)> {
         None if args.bare => ("built-in bare guest".to_owned(), images::BARE.into()),
         None => ("built-in guest".to_owned(), images::PV.into()),
         Some(path) => {
-            let name = path.display().to_string();
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
+            let name = path.to_string_lossy().into_owned();
+            let bytes =
+                std::fs::read(path).with_context(|| format!("cannot read {}", printable::path(path)))?;
             (name, bytes.into())
         }
     };
-    let audit = audit(&bytes).with_context(|| name.clone())?;
+    let audit = audit(&bytes).with_context(|| printable::printable(&name).to_string())?;
     Ok((name, audit))
 }
 

@@ -78,7 +78,7 @@ pub(super) struct CompareArgs {
     /// How hypercalls enter the host on KVM
     #[arg(long, value_enum, default_value_t)]
     transport: TransportArg,
-    /// Microseconds for which a vCPU or a device without work looks for some before it sleeps; 0: not at all
+    /// Microseconds for which a vCPU or a device without work polls before it sleeps; 0 turns polling off
     /// [default: 200, and 0 where there is one CPU]
     #[arg(long, value_name = "US", value_parser = size::microseconds)]
     busy_poll: Option<u32>,

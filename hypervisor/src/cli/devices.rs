@@ -18,6 +18,7 @@ use crate::device::entropy::Entropy;
 use crate::device::net::options::{BackendOption, NetOption};
 use crate::device::net::user::Lost;
 use crate::device::vsock::options::VsockOption;
+use crate::printable;
 
 /// A guest's virtio devices. They are numbered in this order, whatever the order on the command line.
 #[derive(Debug, clap::Args)]
@@ -28,7 +29,7 @@ pub(super) struct DeviceArgs {
     /// Options: readonly, format=raw|qcow2, queues=N, direct=on|off, id=TEXT. A comma in PATH is doubled.
     #[arg(long, value_name = "PATH[,OPTION]...", value_parser = disk::parse)]
     disk: Vec<Options>,
-    /// Random bytes of the host's kernel
+    /// An entropy device, fed by the host's kernel
     #[arg(long)]
     rng: bool,
     /// A network interface: user, tap=NAME, unix=PATH or peer. May be repeated
@@ -38,7 +39,7 @@ pub(super) struct DeviceArgs {
     /// measurements. After any: mac=ADDRESS.
     #[arg(long, value_name = "BACKEND[,OPTION]...")]
     net: Vec<NetOption>,
-    /// Sockets between the guest, which has this address, and the host
+    /// A socket device: connections between the guest, at this address (CID), and the host
     ///
     /// What the guest calls as port P of the host is the socket PATH_P here. A program that connects to PATH and sends
     /// "CONNECT P" and a newline calls the guest's port P.
@@ -46,8 +47,8 @@ pub(super) struct DeviceArgs {
     vsock: Option<VsockOption>,
     /// A second console: stdio, pty, unix=PATH, file=PATH or loopback
     ///
-    /// stdio: it has what is typed here, and both print here. pty: a pseudo-terminal, whose name is told.
-    /// unix=PATH[,server]: a socket. file=PATH[,append]: output only. loopback: what is printed is typed, for
+    /// stdio: it gets what is typed here, and both consoles print here. pty: a pseudo-terminal, whose name is printed.
+    /// unix=PATH[,server]: a socket. file=PATH[,append]: output only. loopback: its output comes back as its input, for
     /// measurements. The built-in guest uses it with --cmdline console=virtio.
     #[arg(long, value_name = "BACKEND[,OPTION]...")]
     console: Option<ConsoleOption>,
@@ -123,7 +124,7 @@ impl DeviceArgs {
 }
 
 fn open_console(option: &ConsoleOption) -> anyhow::Result<(Console, Option<Outside>)> {
-    let announce = |path: &Path| eprintln!("paravane: the console is {}", path.display());
+    let announce = |path: &Path| eprintln!("paravane: the console is {}", printable::path(path));
     if let Some(end) = option.open(announce)? {
         return Ok((Console::new(end)?, None));
     }

@@ -27,6 +27,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::printable;
+
 pub use stats::Origin;
 
 /// A paravirtualizing hypervisor in the manner of Xen, on KVM or without it.
@@ -60,7 +62,7 @@ enum Command {
 
 /// The program: parses its arguments, does as they say.
 pub fn main(origin: Origin) -> ExitCode {
-    let command = Cli::parse().command;
+    let command = Cli::try_parse().unwrap_or_else(|error| misused(&error)).command;
     if !matches!(command, Command::Run(_)) {
         signals::default_sigpipe();
     }
@@ -73,12 +75,37 @@ pub fn main(origin: Origin) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("paravane: {error:#}");
+            eprintln!("paravane: {}", message(&error));
             // What can be seen from the arguments alone is as wrong as a word that clap does not know.
             let usage = error.is::<devices::TooMany>() || error.is::<paths::Clash>();
             ExitCode::from(if usage { status::USAGE } else { status::HOST_ERROR })
         }
     }
+}
+
+/// Ends the program as clap does. Arguments that would drive a terminal are escaped, and the message then has no
+/// colours.
+fn misused(error: &clap::Error) -> ! {
+    let escaped = |argument: &String| printable::printable(argument).to_string() != *argument;
+    if !std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).any(|a| escaped(&a)) {
+        error.exit();
+    }
+    eprint!("{}", printable::lines(&error.render().to_string()));
+    std::process::exit(error.exit_code());
+}
+
+/// An error with its causes on one line, for people. A cause that the message before it repeats is not repeated
+/// once more.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    printable::lines(&text).to_string()
 }
 
 /// Prints a command's result.
@@ -97,6 +124,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let refused = || std::io::Error::from_raw_os_error(libc::EMFILE);
+        let told = crate::monitor::RunError::Eventfd(refused());
+        let told = message(&anyhow::Error::new(told).context("cannot start"));
+        assert_eq!(told.matches("Too many open files").count(), 1, "{told}");
+        let repeated = crate::device::console::options::OpenError::from(refused());
+        let told = message(&anyhow::Error::new(repeated).context("cannot start"));
+        assert_eq!(told.matches("Too many open files").count(), 1, "{told}");
+        let told = message(&anyhow::Error::new(refused()).context("cannot\x1b[2J read"));
+        assert!(told.starts_with(r"cannot\u{1b}[2J read: Too many open files"), "{told}");
     }
 
     #[test]

@@ -3,9 +3,11 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::printable;
+
 /// Two options that cannot both have the file that they are given.
 #[derive(Debug, thiserror::Error)]
-#[error("{first} and {second} are both given {}; {advice}", path.display())]
+#[error("{first} and {second} are both given {}; {advice}", printable::path(path))]
 pub(super) struct Clash {
     first: &'static str,
     second: &'static str,

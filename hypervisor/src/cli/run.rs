@@ -29,6 +29,7 @@ use crate::console::ConsoleInput;
 use crate::device::console::stdio::Outside;
 use crate::images;
 use crate::monitor::{self, Config, Peek, Report};
+use crate::printable;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -75,7 +76,7 @@ pub(super) struct RunArgs {
     /// How hypercalls enter the host on KVM
     #[arg(long, value_enum, default_value_t, help_heading = HOST)]
     transport: TransportArg,
-    /// Microseconds for which a vCPU or a device without work looks for some before it sleeps; 0: not at all
+    /// Microseconds for which a vCPU or a device without work polls before it sleeps; 0 turns polling off
     /// [default: 200, and 0 where there is one CPU]
     #[arg(long, value_name = "US", value_parser = size::microseconds, help_heading = HOST)]
     busy_poll: Option<u32>,
@@ -97,9 +98,9 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     let (image, image_name) = load_image(args)?;
     let initrd = match &args.initrd {
         None => None,
-        Some(path) => {
-            Some(std::fs::read(path).with_context(|| format!("cannot read initrd {}", path.display()))?)
-        }
+        Some(path) => Some(
+            std::fs::read(path).with_context(|| format!("cannot read initrd {}", printable::path(path)))?,
+        ),
     };
     check_paths(args)?;
     let (stop, lost) = (Arc::new(AtomicBool::new(false)), LostDevice::default());
@@ -108,7 +109,8 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     let json = match &args.stats_json {
         None => None,
         Some(path) => Some(
-            File::create(path).with_context(|| format!("cannot write statistics to {}", path.display()))?,
+            File::create(path)
+                .with_context(|| format!("cannot write statistics to {}", printable::path(path)))?,
         ),
     };
 
@@ -168,7 +170,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         left: requests.left.load(Ordering::Acquire),
         lost: lost.is_some(),
     };
-    let statistics = Statistics::new(&image_name, &report, origin, output.first_byte());
+    let statistics = Statistics::new(&image_name, (&report, by), origin, output.first_byte());
     if args.stats {
         eprint!("{statistics}");
     }
@@ -196,9 +198,9 @@ fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
         None if args.bare => Ok((Cow::Borrowed(images::BARE), "built-in bare guest".to_owned())),
         None => Ok((Cow::Borrowed(images::PV), "built-in guest".to_owned())),
         Some(path) => {
-            let bytes =
-                std::fs::read(path).with_context(|| format!("cannot read image {}", path.display()))?;
-            Ok((Cow::Owned(bytes), path.display().to_string()))
+            let bytes = std::fs::read(path)
+                .with_context(|| format!("cannot read image {}", printable::path(path)))?;
+            Ok((Cow::Owned(bytes), printable::path(path).to_string()))
         }
     }
 }
@@ -210,9 +212,7 @@ fn conclude(report: &Report, by: Interruption, lost: Option<io::Error>) -> anyho
     }
     let code = status::of(&report.end, by);
     if code != 0 && !quiet(code) {
-        let what =
-            if code == status::TIMEOUT { "timed out".to_owned() } else { status::describe(&report.end) };
-        eprintln!("paravane: {what}");
+        complain(printable::lines(&status::describe(&report.end, by)));
     }
     match lost {
         // The reader went away, which is its right; SIGPIPE has set the status.

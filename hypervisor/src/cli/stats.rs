@@ -7,10 +7,11 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::registers::Registers;
-use super::status;
+use super::status::{self, Interruption};
 use crate::device::DeviceStops;
 use crate::ledger::{BatchSizes, Ledger, Region, exit_table, nanos};
 use crate::monitor::{HostMemory, Report};
+use crate::printable::printable;
 
 /// Where a run's clock starts.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +76,13 @@ struct Startup<'a> {
 }
 
 impl<'a> Statistics<'a> {
-    pub(super) fn new(image: &'a str, report: &'a Report, origin: &Origin, first: Option<Instant>) -> Self {
+    /// Of a run that ended so, perhaps interrupted by somebody.
+    pub(super) fn new(
+        image: &'a str,
+        (report, by): (&'a Report, Interruption),
+        origin: &Origin,
+        first: Option<Instant>,
+    ) -> Self {
         let main_to_first_output_ns = first.map(|t| {
             let waited = t.saturating_duration_since(origin.main);
             u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX)
@@ -83,7 +90,7 @@ impl<'a> Statistics<'a> {
         Self {
             schema: 1,
             image,
-            end: status::describe(&report.end),
+            end: status::describe(&report.end, by),
             registers: report.last.as_ref().map(Registers),
             engine: Engine {
                 name: report.engine.name,
@@ -113,7 +120,7 @@ impl<'a> Statistics<'a> {
 impl fmt::Display for Statistics<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Engine { name, transport, detail } = &self.engine;
-        writeln!(f, "\n{}: {}", self.image, self.end)?;
+        writeln!(f, "\n{}: {}", printable(self.image), printable(&self.end))?;
         writeln!(f, "engine {name}, transport {transport}: {detail}\n")?;
         self.fmt_startup(f)?;
         if let Some(registers) = &self.registers {
@@ -253,7 +260,7 @@ mod tests {
     #[test]
     fn the_text_has_all_of_it() {
         let (report, origin) = (report(), Origin::here());
-        let text = Statistics::new("guest", &report, &origin, None).to_string();
+        let text = Statistics::new("guest", (&report, Interruption::default()), &origin, None).to_string();
         for part in [
             "guest: the guest powered off",
             "engine kvm, transport pio: software KVM",
@@ -287,7 +294,9 @@ mod tests {
     fn the_json_has_the_same() {
         let (report, origin) = (report(), Origin::here());
         let mut bytes = Vec::new();
-        Statistics::new("guest", &report, &origin, Some(origin.main)).write_json(&mut bytes).unwrap();
+        Statistics::new("guest", (&report, Interruption::default()), &origin, Some(origin.main))
+            .write_json(&mut bytes)
+            .unwrap();
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(json["startup"]["main_to_first_output_ns"], 0);
         assert_eq!(json["memory"]["beyond_guest"], 5 << 20);

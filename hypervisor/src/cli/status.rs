@@ -59,16 +59,18 @@ pub(super) fn of(end: &DomainEnd, by: Interruption) -> u8 {
     }
 }
 
-/// One line about a domain's end, for people.
-pub(crate) fn describe(end: &DomainEnd) -> String {
-    match end {
-        DomainEnd::PowerOff => "the guest powered off".to_owned(),
-        DomainEnd::Reboot => "the guest asked to be rebooted".to_owned(),
-        DomainEnd::Suspend => "the guest asked to be suspended".to_owned(),
-        DomainEnd::GuestCrash => "the guest crashed".to_owned(),
-        DomainEnd::Watchdog => "the guest's watchdog ran out".to_owned(),
-        DomainEnd::Killed(why) => format!("the hypervisor killed the guest: {why}"),
-        DomainEnd::Interrupted => "interrupted".to_owned(),
+/// One line about a domain's end, for people: the same wherever it is said.
+pub(super) fn describe(end: &DomainEnd, by: Interruption) -> String {
+    match (end, by) {
+        (DomainEnd::Interrupted, Interruption { signal: Some(n), .. }) => {
+            format!("interrupted by signal {n}")
+        }
+        (DomainEnd::Interrupted, Interruption { left: true, .. }) => "left with Ctrl-A x".to_owned(),
+        (DomainEnd::Interrupted, Interruption { lost: true, .. }) => {
+            "ended because a device was lost".to_owned()
+        }
+        (DomainEnd::Interrupted, _) => "timed out".to_owned(),
+        (other, _) => other.to_string(),
     }
 }
 

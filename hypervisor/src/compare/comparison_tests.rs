@@ -171,13 +171,26 @@ fn a_device_that_stopped_is_a_problem_whatever_the_guest_says() {
 }
 
 #[test]
+fn a_guest_that_fails_and_crashes_is_believed_its_reason() {
+    let failed = |config: Config| {
+        let line = "bench: name=map-512 ops=0 ok=false why=two frames swapped\n";
+        let report = play(config, line, Cause::Kick, 1, 1);
+        Ok(Report { end: DomainEnd::GuestCrash, ..report })
+    };
+    let result = compare_one(&settings(1), failed, |_| {});
+    assert!(result.workloads[0].problems[0].contains("failed: two frames swapped"));
+}
+
+#[test]
 fn ends_and_errors_of_the_host_are_problems() {
     let crashed = |config: Config| {
         let report = play(config, "one\ntwo\x1b[2J\n", Cause::Kick, 1, 1);
         Ok(Report { end: DomainEnd::GuestCrash, ..report })
     };
     let result = compare_one(&settings(1), crashed, |_| {});
-    assert!(result.workloads[0].problems[0].contains("GuestCrash; its last words: one / two\u{fffd}[2J"));
+    assert!(
+        result.workloads[0].problems[0].contains(r"the guest crashed; its last words: one / two\u{1b}[2J")
+    );
     let result = compare_one(&settings(1), |_| Err("no /dev/kvm".to_owned()), |_| {});
     assert!(result.workloads[0].problems[0].contains("no /dev/kvm"));
     assert!(result.engine.is_none() && result.workloads[0].techniques.is_empty());

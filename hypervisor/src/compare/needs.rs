@@ -15,6 +15,7 @@ use crate::device::console::Console;
 use crate::device::console::loopback::Loopback;
 use crate::device::net::peer::Peer;
 use crate::device::net::{Mac, Net};
+use crate::printable::path;
 
 /// A device that a workload needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,15 +35,15 @@ pub enum Needs {
 pub enum Unavailable {
     /// There is no room for a disk.
     #[error(
-        "no disk for it can be made in {}: {why}; set TMPDIR to a directory with 16 MiB",
-        std::env::temp_dir().display()
+        "cannot make a disk for it in {}: {why}; set TMPDIR to a directory with 16 MiB",
+        path(&std::env::temp_dir())
     )]
     Disk {
         /// What the host says.
         why: String,
     },
     /// There is no descriptor for a console.
-    #[error("no console for it can be made: {why}; raise the limit of open files (ulimit -n)")]
+    #[error("cannot make a console for it: {why}; raise the limit of open files (ulimit -n)")]
     Console {
         /// What the host says.
         why: String,

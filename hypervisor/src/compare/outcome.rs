@@ -90,10 +90,10 @@ pub(super) fn skipped(console: &str, workload: &str) -> Option<String> {
     })
 }
 
-/// Guest text, safe to show on a terminal and bounded.
+/// Guest text, fit for a terminal and bounded.
 pub(super) fn printable(text: &str) -> String {
-    let safe = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    text.chars().take(200).map(safe).collect()
+    let bounded: String = text.chars().take(200).collect();
+    crate::printable::printable(&bounded).to_string()
 }
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(parse("bench: ops=1 ok=true"), OutcomeError::Field("name"));
         assert_eq!(
             parse("bench: name=y\x1b[2J ops=1 ok=true"),
-            OutcomeError::Other("y\u{fffd}[2J".to_owned())
+            OutcomeError::Other(r"y\u{1b}[2J".to_owned())
         );
         assert_eq!(parse("bench: name=x ops=many ok=true"), OutcomeError::Field("ops"));
         assert_eq!(parse("bench: name=x ops=0 ok=true"), OutcomeError::Field("ops"));

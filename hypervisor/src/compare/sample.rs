@@ -55,10 +55,10 @@ pub enum Failure {
     #[error("the guest could not be started: {0}")]
     Start(String),
     /// It ended in another way than by powering off.
-    #[error("the guest did not finish: {end:?}; its last words: {last_words}")]
+    #[error("the guest did not finish: {end}; its last words: {last_words}")]
     End {
-        /// How it ended.
-        end: DomainEnd,
+        /// How it ended, for people.
+        end: String,
         /// The end of its console output.
         last_words: String,
     },
@@ -111,13 +111,16 @@ pub fn measure<E: std::fmt::Display>(
         let last = stopped.last.as_deref().unwrap_or("no reason is known");
         return Err(Failure::Stopped(format!("{}, which stopped: {last}", stopped.device)));
     }
-    if report.end != DomainEnd::PowerOff {
-        return Err(Failure::End { end: report.end, last_words: last_words(&text) });
+    let outcome = Outcome::parse(&text, workload.name);
+    match (&report.end, &outcome) {
+        // A guest whose workload failed says so and ends as a crash: what it says is the better reason.
+        (DomainEnd::PowerOff, _) | (DomainEnd::GuestCrash, Ok(Outcome { ok: false, .. })) => {}
+        _ => return Err(Failure::End { end: report.end.to_string(), last_words: last_words(&text) }),
     }
     if let Some(why) = outcome::skipped(&text, workload.name) {
         return Err(Failure::Skipped(why));
     }
-    let mut outcome = Outcome::parse(&text, workload.name)?;
+    let mut outcome = outcome?;
     if !outcome.ok {
         let why = outcome.details.remove("why");
         return Err(Failure::Wrong(why.unwrap_or_else(|| "it gives no reason".to_owned())));

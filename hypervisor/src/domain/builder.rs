@@ -15,6 +15,7 @@ use super::layout::HypervisorLayout;
 use super::mapping::{AddressLimits, pages};
 use super::{bare_builder, pv_builder};
 use crate::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SHIFT, PAGE_SIZE};
+use crate::units::bytes;
 
 /// Bytes that a command line may have, for either kind of image.
 pub const CMDLINE_MAX: usize = MAX_GUEST_CMDLINE - 1;
@@ -41,8 +42,8 @@ pub struct DomainConfig<'a> {
 pub enum BuildError {
     /// Image, start-of-day structures and page tables together exceed the guest's memory.
     #[error(
-        "the guest needs {} MiB at least and was given {} KiB; raise --mem to {}M",
-        needed.div_ceil(1 << 20), given >> 10, needed.div_ceil(1 << 20)
+        "the guest needs at least {} of memory and was given {}; raise --mem to {}M",
+        bytes(needed.div_ceil(1 << 20) << 20), bytes(*given), needed.div_ceil(1 << 20)
     )]
     TooLittleMemory {
         /// Bytes that the guest was given.

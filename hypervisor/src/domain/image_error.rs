@@ -19,7 +19,9 @@ pub enum ImageError {
     Elf32,
     #[error("the image is for {machine}; only x86-64 guests run here: build it for x86_64")]
     OtherMachine { machine: String },
-    #[error("the image's {what} is cut off or damaged ({reason}); build or copy it again")]
+    #[error(
+        "cannot read the image's {what} ({reason}): the file is cut off or damaged; build or copy it again"
+    )]
     Truncated { what: &'static str, reason: String },
     #[error(
         "the image is not a guest: it has neither Xen nor Paravane notes, so it is {what}; link the kernel \

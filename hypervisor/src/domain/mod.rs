@@ -70,3 +70,17 @@ pub enum DomainEnd {
     /// The host's user asked for it (Ctrl-A x, a signal).
     Interrupted,
 }
+
+impl std::fmt::Display for DomainEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reboot => f.write_str("the guest asked to be rebooted"),
+            Self::Suspend => f.write_str("the guest asked to be suspended"),
+            Self::GuestCrash => f.write_str("the guest crashed"),
+            Self::Watchdog => f.write_str("the guest's watchdog ran out"),
+            Self::Killed(why) => write!(f, "the hypervisor killed the guest: {why}"),
+            Self::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}

@@ -4,9 +4,9 @@
 
 use std::ops::Range;
 
+use object::LittleEndian;
 use object::elf::{FileHeader64, SHN_ABS, SHN_UNDEF, SHT_SYMTAB, STT_FUNC, STT_NOTYPE, STT_OBJECT};
 use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
-use object::LittleEndian;
 
 use super::lines::Lines;
 use crate::printable::printable;

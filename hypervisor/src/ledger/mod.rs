@@ -14,14 +14,13 @@ mod name;
 mod region;
 mod table;
 mod tally;
-mod units;
 
+pub use crate::units::{nanos, nanos_f64};
 pub use batch::{BatchKind, BatchSizes};
 pub use cause::{Cause, MmioDevice, PortDevice, PrivOp, VirtioRegister};
 pub use region::{ExitRow, Region};
 pub use table::exit_table;
 pub use tally::Tally;
-pub use units::{nanos, nanos_f64};
 
 use batch::Batches;
 use tally::Tallies;

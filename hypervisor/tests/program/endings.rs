@@ -10,6 +10,8 @@ use super::{everywhere, run};
 fn how_the_guest_ends_is_told() {
     let endings = [
         ("test=paging", PATIENT, 0, None),
+        ("bench=nosuch", PATIENT, 3, Some("paravane: the guest crashed")),
+        ("test=nosuch", PATIENT, 3, Some("paravane: the guest crashed")),
         ("test=panic", PATIENT, 3, Some("paravane: the guest crashed")),
         ("test=bad-write", PATIENT, 3, Some("paravane: the guest crashed")),
         ("test=triple", PATIENT, 4, Some("paravane: the hypervisor killed the guest: ")),

@@ -7,12 +7,13 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::backend::{Backend, NOTHING, Watch, Wish, watch};
+use crate::printable;
 
 /// A file cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be opened.
-    #[error("cannot write to {}: {error}; name a file that can be made or written", path.display())]
+    #[error("cannot write to {}: {error}; name a file that can be made or written", printable::path(path))]
     Open {
         /// Which.
         path: PathBuf,
@@ -20,7 +21,7 @@ pub enum FileError {
         error: io::Error,
     },
     /// Whoever reads it would hold the guest up, or be gone before it starts.
-    #[error("{} is {kind}; use {instead} for that", path.display())]
+    #[error("{} is {kind}; use {instead} for that", printable::path(path))]
     NoFile {
         /// Which.
         path: PathBuf,
@@ -78,7 +79,7 @@ impl Backend for FileEnd {
             // What followed a gap would only confuse.
             failed => {
                 let why = failed.err().unwrap_or_else(|| ErrorKind::WriteZero.into());
-                let path = self.path.display();
+                let path = printable::path(&self.path);
                 eprint!(
                     "paravane: the console's output is lost from here on: cannot write to {path}: {why}\r\n"
                 );

@@ -53,7 +53,9 @@ pub enum NetOptionError {
     #[error(transparent)]
     Interface(#[from] BadName),
     /// No address, or one of a group.
-    #[error("`{0}` is no MAC address for a guest: six bytes like 02:11:22:33:44:55, the first one even")]
+    #[error(
+        "`{0}` is not a MAC address that a guest can have: give six bytes like 02:11:22:33:44:55, the first one even"
+    )]
     Mac(String),
     /// An option without a value.
     #[error("`{0}` needs a value")]

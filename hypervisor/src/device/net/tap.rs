@@ -20,7 +20,7 @@ const CLONE_DEVICE: &str = "/dev/net/tun";
 
 /// A name that no interface can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no name of an interface: 1 to 15 bytes without `/`, `%`, `:` and blanks")]
+#[error("`{0}` is not a valid interface name: give 1 to 15 bytes without `/`, `%`, `:` and blanks")]
 pub struct BadName(pub String);
 
 /// A TAP interface cannot be used.

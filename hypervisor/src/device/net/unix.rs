@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::stream::Framed;
+use crate::printable;
 
 /// A socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +15,8 @@ pub enum UnixError {
     /// Nobody listens.
     #[error(
         "cannot connect to {path}: {error}; start the program that listens there first, or add `,server` to \
-         wait for it"
+         wait for it",
+        path = printable::path(path)
     )]
     Connect {
         /// The socket.
@@ -23,7 +25,7 @@ pub enum UnixError {
         error: io::Error,
     },
     /// The socket cannot be made.
-    #[error("cannot listen on {path}: {error}{}", listen_hint(error))]
+    #[error("cannot listen on {path}: {error}{}", listen_hint(error), path = printable::path(path))]
     Listen {
         /// The socket.
         path: PathBuf,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use super::Vsock;
 use crate::device::net::unix::listen_hint;
+use crate::printable;
 
 /// A `--vsock`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,15 +28,15 @@ pub enum VsockOptionError {
     Missing(&'static str),
     /// No guest's address.
     #[error(
-        "`{0}` is no address of a guest: a number from 3 to 4294967294 (0 to 2 are the hypervisor's and the \
-         host's)"
+        "`{0}` is not an address that a guest can have: give a number from 3 to 4294967294 (0 to 2 are the \
+         hypervisor's and the host's)"
     )]
     Cid(String),
 }
 
 /// The socket cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {}: {error}{}", path.display(), listen_hint(error))]
+#[error("cannot listen on {}: {error}{}", printable::path(path), listen_hint(error))]
 pub struct OpenError {
     path: PathBuf,
     error: io::Error,

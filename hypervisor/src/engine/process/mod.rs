@@ -134,8 +134,8 @@ impl ProcessEngine {
             name: "process",
             transport: "stub",
             detail: format!(
-                "sandboxed processes; CPUID {}, RDTSC the host's",
-                if terms.cpuid_traps { "ours" } else { "and" }
+                "sandboxed processes; {}",
+                if terms.cpuid_traps { "CPUID emulated, RDTSC native" } else { "CPUID and RDTSC native" }
             ),
             call_length: stub::CALL_LENGTH,
             m2p_va: M2P_VA,
