@@ -121,9 +121,9 @@ fn usage_errors_are_2_and_name_the_mistake() {
         (&["run", "--bare", "kernel.elf"], "cannot be used with"),
         (&["compare", "--workload", "nothing"], "possible values: null-call"),
         (&["run", "--net", "ether"], "expected tap=NAME, user, unix=PATH or peer first"),
-        (&["run", "--net", "tap=a/b"], "is no name of an interface"),
-        (&["run", "--net", "peer,mac=01:00:00:00:00:01"], "is no MAC address for a guest"),
-        (&["run", "--vsock", "cid=2,socket=/tmp/s"], "is no address of a guest"),
+        (&["run", "--net", "tap=a/b"], "is not a valid interface name"),
+        (&["run", "--net", "peer,mac=01:00:00:00:00:01"], "is not a MAC address that a guest can have"),
+        (&["run", "--vsock", "cid=2,socket=/tmp/s"], "is not an address that a guest can have"),
         (&["fly"], "unrecognized subcommand"),
     ] {
         let output = output(args);

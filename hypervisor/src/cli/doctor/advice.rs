@@ -27,7 +27,7 @@ pub fn advice(
     if let (KvmState::Works, Some(why)) =
         (kvm, engines.iter().find(|t| t.name == "kvm").and_then(|t| t.why_not.as_ref()))
     {
-        advice.push(format!("/dev/kvm works, and still no guest ran on it: {why}"));
+        advice.push(format!("/dev/kvm works, but no guest ran on it: {why}"));
     }
     advice.extend(cheaper("engine", auto.engine, engines));
     if auto.engine == Some("kvm") {
@@ -78,7 +78,7 @@ mod tests {
         assert!(all[0].contains("group that owns /dev/kvm") && !all[0].contains("run without it"));
         assert!(all[1].contains("without KVM: no way"));
         let all = advice(&host(), &KvmState::Works, &failed("auto"), &[failed("kvm")], &[]);
-        assert!(all[0].contains("still no guest ran on it: no way"));
+        assert!(all[0].contains("but no guest ran on it: no way"));
     }
 
     #[test]
