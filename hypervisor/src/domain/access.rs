@@ -38,6 +38,12 @@ impl PvDomain {
         t.maddr.ok_or(Errno::EFAULT)
     }
 
+    /// Checks that `len` bytes at `va` can be written, on every page that they touch: for what is written only after
+    /// something that cannot be taken back. EFAULT if not.
+    pub fn check_writable(&self, va: u64, len: usize) -> Result<(), Errno> {
+        self.for_each_page(va, len, true, |_, _| Ok(()))
+    }
+
     /// The fault that an access of `len` bytes at `va`, which has just failed, is for the guest; `wanted` is
     /// PFEC_WRITE for a store.
     pub fn fault_at(&self, va: u64, len: usize, wanted: u32) -> Fault {

@@ -39,10 +39,12 @@ pub fn console_io(d: &mut PvDomain, [command, count, buffer, ..]: [u64; 6]) -> H
         }
         CONSOLEIO_READ => {
             let mut read = 0;
-            while read < now
-                && let Some(byte) = d.console.input.pop()
-            {
-                d.write_guest_obj(buffer.wrapping_add(read as u64), &byte)?;
+            while read < now && !d.console.input.is_empty() {
+                let at = buffer.wrapping_add(read as u64);
+                // Before a byte is taken from the input: it could not be put back.
+                d.check_writable(at, 1)?;
+                let Some(byte) = d.console.input.pop() else { break };
+                d.write_guest_obj(at, &byte)?;
                 read += 1;
             }
             done(read as u64)
@@ -152,6 +154,13 @@ mod tests {
         assert_eq!(t.call(nr::CONSOLE_IO, [read, 3, va(FREE)]), Ok(3));
         assert_eq!(t.call(nr::CONSOLE_IO, [read, 99, va(FREE) + 3]), Ok(2));
         assert_eq!(t.read_guest_obj::<[u8; 5]>(va(FREE)), Ok(*b"typed"));
+        t.input.push(b"kept");
+        assert_eq!(t.call(nr::CONSOLE_IO, [read, 4, NOWHERE]), Err(Errno::EFAULT));
+        assert_eq!(
+            t.call(nr::CONSOLE_IO, [read, 4, va(FREE)]),
+            Ok(4),
+            "no byte was lost to the page that is not there"
+        );
         assert_eq!(t.call(nr::CONSOLE_IO, [2, 0, 0]), Err(Errno::ENOSYS));
     }
 

@@ -174,6 +174,8 @@ impl Call {
             }
             spend(d, ELEMENT);
             let mut element: T = d.read_guest_obj(at)?;
+            // A handle that the guest cannot be told would be lost to it.
+            d.check_writable(at, size_of::<T>())?;
             match one(d, &mut element) {
                 Ok(()) => d.write_guest_obj(at, &element)?,
                 Err(Halt::Error(errno)) => return Err(errno),

@@ -3,11 +3,13 @@
 //! Work goes in chunks of the larger of the two extent sizes: what comes in is given back first, so that it
 //! may be a part of what goes out, and a chunk that cannot be made leaves everything as it was.
 
+use std::mem::offset_of;
+
 use paravane_abi::errno::Errno;
 use paravane_abi::memory::{XENMEM_EXCHANGE, XenMemoryExchange, XenMemoryReservation};
 
 use super::own;
-use super::reservation::{MAX_CHUNK, frame_limit, number_at, page_of, take_back};
+use super::reservation::{MAX_CHUNK, NUMBER, frame_limit, number_at, page_of, take_back};
 use crate::domain::free_frames::MAX_ORDER;
 use crate::domain::pv::PvDomain;
 use crate::hypercall::{HypercallResult, Outcome, done, is_spent, spend};
@@ -17,6 +19,9 @@ use crate::mmu::direct::Stop;
 /// Performs an exchange as far as one entry may go.
 pub fn exchange(d: &mut PvDomain, argument: u64) -> HypercallResult {
     let mut x = Exchange::check(d.read_guest_obj(argument)?)?;
+    // Before anything is exchanged: an interrupted call goes on from what stands there.
+    let progress = argument.wrapping_add(offset_of!(XenMemoryExchange, nr_exchanged) as u64);
+    d.check_writable(progress, size_of::<u64>())?;
     let in_per_chunk = 1u64 << (x.chunk_order - x.arg.in_.extent_order);
     let mut result = Ok(());
     while result.is_ok() && x.arg.nr_exchanged < x.arg.in_.nr_extents {
@@ -30,7 +35,8 @@ pub fn exchange(d: &mut PvDomain, argument: u64) -> HypercallResult {
             x.arg.nr_exchanged += in_per_chunk;
         }
     }
-    d.write_guest_obj(argument, &x.arg)?;
+    // Nothing else of the argument: it may overlap the list of what went out.
+    d.write_guest_obj(progress, &x.arg.nr_exchanged)?;
     match result {
         Ok(()) => done(0),
         Err(Stop::Refused(errno)) => Err(errno),
@@ -104,7 +110,7 @@ impl List<'_> {
     fn check_writable(&self, d: &PvDomain) -> Result<(), Errno> {
         (0..self.len()).try_for_each(|n| {
             let at = self.at(n)?;
-            d.translate(at, true)?;
+            d.check_writable(at, NUMBER)?;
             d.read_guest_obj::<u64>(at).map(drop)
         })
     }
@@ -188,7 +194,7 @@ mod tests {
     use paravane_abi::memory::XENMEM_DECREASE_RESERVATION;
 
     use super::*;
-    use crate::domain::pv_testing::{FREE, L1, NOWHERE, TestDomain, va};
+    use crate::domain::pv_testing::{FREE, L1, NOWHERE, RO, TestDomain, va};
 
     const IN: u64 = FREE;
     const OUT: u64 = FREE + 1;
@@ -274,6 +280,43 @@ mod tests {
         let nowhere = XenMemoryReservation { extent_start: NOWHERE, ..side(OUT, 1, 4) };
         fails(&mut t, order(side(IN, 16, 0), nowhere), Errno::EFAULT);
         fails(&mut t, order(nowhere, side(OUT, 1, 4)), Errno::EFAULT);
+    }
+
+    /// XENMEM_exchange with a result that cannot be told in full: the chunk is not made.
+    #[test]
+    fn a_list_that_runs_into_a_page_that_cannot_be_written_loses_no_frames() {
+        for unaligned in 1..8 {
+            let mut t = TestDomain::new();
+            let frames = sixteen(&mut t);
+            let read_only = t.entry(OUT + 1, RO);
+            t.map(OUT + 1, read_only).unwrap();
+            let out = XenMemoryReservation { extent_start: va(OUT + 1) - unaligned, ..side(OUT, 1, 0) };
+            assert_eq!(exchange(&mut t, order(side(IN, 1, 0), out)), Err(Errno::EFAULT), "{unaligned}");
+            assert!(t.free_frames.is_empty());
+            assert_eq!(t.m2p(frames[0]), 16, "what came in went back");
+        }
+    }
+
+    /// Where the progress cannot be told, nothing is exchanged; where it can, nothing else is written, since the list
+    /// of what goes out may lie there.
+    #[test]
+    fn of_the_argument_only_the_progress_is_written() {
+        let mut t = TestDomain::new();
+        let frames = sixteen(&mut t);
+        let at = va(OUT);
+        // The result goes over the argument's own first word, from which the call has its input list.
+        let x = order(side(IN, 1, 0), XenMemoryReservation { extent_start: at, ..side(OUT, 1, 0) });
+        t.write_guest_obj(at, &x).unwrap();
+        assert_eq!(t.call(nr::MEMORY_OP, [XENMEM_EXCHANGE.into(), at]), Ok(0));
+        assert_eq!(t.peek(OUT, 0), frames[0]);
+
+        let x = order(side(IN, 1, 0), side(FREE + 2, 1, 0));
+        t.write_guest_obj(at, &x).unwrap();
+        t.poke(IN, 0, frames[1]);
+        let (m2p, read_only) = (t.m2p(frames[1]), t.entry(OUT, RO));
+        t.map(OUT, read_only).unwrap();
+        assert_eq!(t.call(nr::MEMORY_OP, [XENMEM_EXCHANGE.into(), at]), Err(Errno::EFAULT));
+        assert_eq!(t.m2p(frames[1]), m2p);
     }
 
     #[test]

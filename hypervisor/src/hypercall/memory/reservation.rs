@@ -17,6 +17,9 @@ use crate::mmu::direct::Stop;
 /// More extents than this Xen cannot count in an interrupted call.
 const MAX_EXTENTS: u64 = (u32::MAX >> COMMAND_BITS) as u64;
 
+/// Bytes of an element of the lists: a frame or page number. It may cross into another page.
+pub(super) const NUMBER: usize = size_of::<u64>();
+
 /// Frames in the largest extent.
 pub(super) const MAX_CHUNK: usize = 1 << MAX_ORDER;
 
@@ -135,7 +138,7 @@ pub(super) fn page_of(d: &PvDomain, mfn: u64) -> Result<u64, Errno> {
 fn increase(d: &mut PvDomain, r: &XenMemoryReservation, n: u64, limit: Mfn) -> Result<(), Halt> {
     let at = number_at(r, n)?;
     if r.extent_start != 0 {
-        d.translate(at, true)?;
+        d.check_writable(at, NUMBER)?;
     }
     let first = hand_out(d, r.extent_order, limit, |_| INVALID_M2P_ENTRY).ok_or(Halt::Short)?;
     if r.extent_start != 0 {
@@ -147,7 +150,7 @@ fn increase(d: &mut PvDomain, r: &XenMemoryReservation, n: u64, limit: Mfn) -> R
 fn populate(d: &mut PvDomain, r: &XenMemoryReservation, n: u64, limit: Mfn) -> Result<(), Halt> {
     let at = number_at(r, n)?;
     let page: u64 = d.read_guest_obj(at)?;
-    d.translate(at, true)?;
+    d.check_writable(at, NUMBER)?;
     let first = hand_out(d, r.extent_order, limit, |i| page.wrapping_add(i)).ok_or(Halt::Short)?;
     Ok(d.write_guest_obj(at, &first.0)?)
 }
@@ -164,7 +167,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::pv_testing::{CONSOLE, FRAMES, FREE, L1, NOWHERE, RW, SCRATCH, TestDomain, va};
+    use crate::domain::pv_testing::{CONSOLE, FRAMES, FREE, L1, NOWHERE, RO, RW, SCRATCH, TestDomain, va};
 
     /// PFN of the page with the list.
     const LIST: u64 = FREE;
@@ -300,25 +303,58 @@ mod tests {
         assert_eq!(t.call(nr::MEMORY_OP, [beyond, va(SCRATCH)]), Ok(9));
     }
 
+    /// A number that crosses into a page which cannot be written stops the list before its frames change hands.
+    #[test]
+    fn a_list_that_runs_into_a_page_that_cannot_be_written_loses_no_frames() {
+        for command in [XENMEM_INCREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP] {
+            for unaligned in 1..8 {
+                let mut t = TestDomain::new();
+                give_back(&mut t, 20..24);
+                let read_only = t.entry(LIST + 1, RO);
+                t.map(LIST + 1, read_only).unwrap();
+                let before = t.free_frames.len();
+                let extent_start = va(LIST + 1) - 8 - unaligned;
+                let r = XenMemoryReservation { extent_start, ..reservation(2, 0) };
+                assert_eq!(change(&mut t, command, r), 1, "{command}, {unaligned} bytes before the boundary");
+                assert_eq!(t.free_frames.len(), before - 1, "one was told, one is left");
+                let told: u64 = t.read_guest_obj(extent_start).unwrap();
+                let owner = t.mmu.frame(Mfn(told)).unwrap().owner();
+                assert_eq!(owner, crate::mmu::direct::frame::Owner::Guest);
+            }
+        }
+    }
+
     proptest! {
         /// Whatever is asked for, frames are neither lost nor doubled.
+        ///
+        /// The list begins so that it may cross into a page that is writable, read-only or absent.
         #[test]
         fn frames_are_conserved(
-            calls in prop::collection::vec((0u32..3, 0u64..6, 0u32..4, prop::collection::vec(0u64..100, 6)), 1..30),
+            calls in prop::collection::vec(
+                (0u32..3, 0u64..6, 0u32..4, prop::collection::vec(0u64..100, 6), 0u64..56), 1..30,
+            ),
+            next_page in 0usize..3,
         ) {
             let mut t = TestDomain::new();
+            let next = [t.entry(LIST + 1, RW), t.entry(LIST + 1, RO), 0][next_page];
+            t.map(LIST + 1, next).unwrap();
             for pfn in 16..96 {
                 t.unmap(pfn);
             }
             let base = t.mfn(0);
-            for (command, count, order, list) in calls {
+            for (command, count, order, list, before_end) in calls {
                 let command =
                     [XENMEM_INCREASE_RESERVATION, XENMEM_DECREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP][command as usize];
+                let extent_start = va(LIST + 1) - before_end;
                 for (n, number) in (0..).zip(list) {
-                    t.poke(LIST, n, base + number);
+                    let _ = t.write_guest_obj(extent_start + n * 8, &(base + number));
                 }
-                let made = change(&mut t, command, reservation(count, order));
+                let free = t.free_frames.len();
+                let made = change(&mut t, command, XenMemoryReservation { extent_start, ..reservation(count, order) });
                 prop_assert!(made <= count);
+                let moved = made << order;
+                let left = if command == XENMEM_DECREASE_RESERVATION { free + moved } else { free - moved };
+                prop_assert_eq!(t.free_frames.len(), left, "as many as were told");
                 let owned = (0..FRAMES)
                     .filter(|pfn| t.mmu.frame(Mfn(base + pfn)).unwrap().owner() == crate::mmu::direct::frame::Owner::Guest)
                     .count() as u64;

@@ -5,7 +5,7 @@ use paravane_abi::hypercall as nr;
 use paravane_abi::pte;
 
 use super::*;
-use crate::domain::pv_testing::{CONSOLE, FRAMES, FREE, L1, L2, NOWHERE, RW, SCRATCH, TestDomain, va};
+use crate::domain::pv_testing::{CONSOLE, FRAMES, FREE, L1, L2, NOWHERE, RO, RW, SCRATCH, TestDomain, va};
 use crate::memory::{Maddr, Mfn};
 
 mod properties;
