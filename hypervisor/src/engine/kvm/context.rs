@@ -61,6 +61,13 @@ pub fn set_ring(sregs: &mut kvm_sregs, ring: u8) {
     sregs.ss = segment(ss, DATA, ring, false);
 }
 
+/// Whether the code segment is the one that [`set_ring`] loads for `ring`. Not the privilege level alone: a guest can
+/// go to 32-bit code by itself, and is entered in 64-bit mode all the same.
+pub fn is_in_ring(sregs: &kvm_sregs, ring: u8) -> bool {
+    let selector = if ring == 0 { selector::KERNEL_CS } else { selector::USER_CS };
+    sregs.cs.dpl == ring && sregs.cs.l == 1 && sregs.cs.selector == selector
+}
+
 /// The type of the TSS's descriptor: 64-bit, busy.
 const BUSY_TSS: u8 = 11;
 /// The same without the busy bit.
@@ -242,6 +249,17 @@ mod tests {
     fn guest_flags_never_include_privileged_ones() {
         let privileged = 1 << 9 | 3 << 12 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 19 | 1 << 20;
         assert_eq!(GUEST_FLAGS & privileged, 0);
+    }
+
+    #[test]
+    fn compatibility_mode_is_no_ring_that_a_guest_is_entered_in() {
+        let mut sregs = kvm_sregs::default();
+        for ring in [0, 3] {
+            set_ring(&mut sregs, ring);
+            assert!(is_in_ring(&sregs, ring) && !is_in_ring(&sregs, 3 - ring));
+        }
+        sregs.cs = segment(selector::USER32_CS, CODE, 3, false);
+        assert!(!is_in_ring(&sregs, 3));
     }
 
     #[test]

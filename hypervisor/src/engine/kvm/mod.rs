@@ -36,7 +36,9 @@ pub use self::setup::KvmError;
 pub use self::transport::Transport;
 
 use self::coherence::{Plan, Planner};
-use self::context::{canonical, cr0, enter_gate, from_kvm, read_frame, set_ring, to_kvm, write_words};
+use self::context::{
+    canonical, cr0, enter_gate, from_kvm, is_in_ring, read_frame, set_ring, to_kvm, write_words,
+};
 use self::gate::Answer;
 use self::kick::KvmKick;
 use self::tables::GateTables;
@@ -168,7 +170,7 @@ impl KvmEngine {
         let (fs, gs) = (canonical(regs.fs_base), canonical(regs.gs_base));
         let shared = self.vcpu.sync_regs_mut();
         let sregs = &mut shared.sregs;
-        let dirty = sregs.cs.dpl != ring
+        let dirty = !is_in_ring(sregs, ring)
             || sregs.cr0 != cr0
             || sregs.cr3 != cr3
             || sregs.fs.base != fs
