@@ -180,6 +180,44 @@ fn a_forged_exit_is_only_an_exit() {
     assert!(matches!(w.run(), Exit::Dead(_)), "and for good");
 }
 
+/// Page faults made up on a page that the process has, as many as one likes, end nothing: they are retried, and a kick
+/// gets through.
+#[test]
+fn forged_page_faults_on_a_mapped_page_end_nothing() {
+    let Some(mut w) = world() else { return };
+    let (image, frame, info) = (room_va(room::FPU_IN), room_va(room::STACK), room_va(room::STACK + 0x1000));
+    // The frame says that a load from DATA_VA faulted, where there is a page, and that it goes on where that is counted
+    // and the frame is handed over again.
+    w.load(&code!(
+        "mov [rdx + 224], rbx",
+        "mov dword ptr [rsi + 8], 1",
+        "mov qword ptr [rdx + 192], 4",
+        "mov qword ptr [rdx + 200], 14",
+        "mov [rdx + 216], r9",
+        "lea r13, [rip + 5f]",
+        "mov [rdx + 168], r13",
+        "mov [rdx + 104], rdi",
+        "mov [rdx + 112], rsi",
+        "mov [rdx + 136], rdx",
+        "mov [rdx + 144], rax",
+        "mov [rdx + 152], rcx",
+        "mov [rdx + 48], r9",
+        "5:",
+        "inc qword ptr [r9]",
+        "cmp qword ptr [r9], 1000",
+        "je 6f",
+        "jmp rcx",
+        "6:",
+        "cli",
+    ));
+    w.poke(DATA_VA, 0);
+    (w.regs.rax, w.regs.rdx, w.regs.rsi, w.regs.rdi) = (u64::from(stub::HANDOVER_NR), frame, info, 11);
+    (w.regs.rbx, w.regs.rcx, w.regs.r9) = (image, stub::address(Place::HandedOver) - 2, DATA_VA);
+    assert_eq!(w.run(), gp(0));
+    assert_eq!(w.peek(DATA_VA), 1000);
+    is_well(&mut w);
+}
+
 /// A forged signal frame whose FPU image the processor refuses.
 #[test]
 fn a_forged_frame_with_a_broken_fpu_image() {

@@ -56,7 +56,8 @@ pub use self::probe::{Features, Unavailable, probe};
 /// How many address spaces are kept as processes. A guest that uses more still runs: the one that was not
 /// used for longest gives its process up.
 const MAX_SPACES: usize = 16;
-/// How often in a row a page may fault that is mapped already, before the guest is given up.
+/// How often in one entry pages may fault that are mapped already, before the process starts empty again. Faults can be
+/// made up, by user programs too, so that they are no reason to give the guest up.
 const MAX_REPEATS: u32 = 64;
 
 /// The process engine could not be made.
@@ -328,11 +329,14 @@ impl ProcessEngine {
         }
         match self.mirror.fault(&mut self.spaces, self.current, memory, address, access) {
             Filled::Mapped => None,
-            Filled::Again if *repeats < MAX_REPEATS => {
+            Filled::Again => {
                 *repeats += 1;
+                if *repeats > MAX_REPEATS {
+                    *repeats = 0;
+                    self.mirror.drop_space(&mut self.spaces, self.current);
+                }
                 None
             }
-            Filled::Again => Some(self.die("the guest's process faults on a page that it has")),
             Filled::Fault(error_code) => fault(error_code),
             Filled::Unmappable => Some(self.die(
                 "the guest uses linear addresses that the process engine cannot give it (below 0x10000, from \
