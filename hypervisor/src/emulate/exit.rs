@@ -112,7 +112,8 @@ impl Trap<'_> {
         Ok(BareOutcome::Resume)
     }
 
-    fn advance(&mut self, next: u64) -> Result<(), Death> {
+    /// Goes on at `next`, by way of the single step's #DB if that is on.
+    pub fn advance(&mut self, next: u64) -> Result<(), Death> {
         self.regs.rip = next;
         self.regs.rflags &= !rflags::RF;
         if self.regs.rflags & rflags::TF == 0 {

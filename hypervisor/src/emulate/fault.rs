@@ -83,7 +83,8 @@ impl Trap<'_> {
         match self.shadow.fill(self.mem, self.paging, va, found) {
             Fill::Filled => self.history.spurious.1 = 0,
             Fill::Spurious => match self.history.count_spurious(va) {
-                HOPELESS.. => {
+                // Not from user mode: a program on the process engine can make faults up.
+                HOPELESS.. if !self.cpu.user => {
                     return Err(Death::NoProgress { rip: self.regs.rip, address: va }.into());
                 }
                 SUSPICIOUS.. => self.paging.invalidate_all(),
@@ -120,8 +121,7 @@ impl Trap<'_> {
         let Some(insn) = self.decode() else { return Ok(Emulated::Unknown) };
         let emulated = self.memory_instruction(&insn)?;
         if emulated == Emulated::Done {
-            self.regs.rip = insn.next_ip();
-            self.regs.rflags &= !super::cpu::rflags::RF;
+            self.advance(insn.next_ip())?;
         }
         Ok(emulated)
     }

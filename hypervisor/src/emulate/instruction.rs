@@ -1,6 +1,7 @@
 //! The privileged and sensitive instructions that trap at CPL 3, and what each does to the virtual CPU.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use paravane_abi::addr::is_canonical;
 
 use super::access::Trap;
 use super::cpu::cr4;
@@ -149,7 +150,10 @@ impl Trap<'_> {
             Clts => self.clear_task_switched(),
             Invlpg => {
                 let va = self.linear_address(insn, 0)?;
-                self.paging.flush(Flush::Page(va));
+                // Of no effect where there can be no translation (SDM vol. 2, INVLPG).
+                if is_canonical(va) {
+                    self.paging.flush(Flush::Page(va));
+                }
             }
             Invpcid => self.paging.flush(Flush::All),
             // Caches are coherent and stay as they are; with CR4.SMAP clear AC means nothing to a kernel.

@@ -5,6 +5,7 @@ mod hostile;
 mod instructions;
 mod paging;
 mod transfers;
+mod xsa;
 
 use paravane_abi::pte;
 
