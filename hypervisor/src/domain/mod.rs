@@ -50,6 +50,8 @@ mod test_images;
 mod test_modes;
 #[cfg(test)]
 mod test_pv;
+#[cfg(test)]
+mod tests;
 pub mod vcpu;
 
 /// How a domain's life ended.

@@ -154,3 +154,6 @@ impl PvDomain {
         Cause::GuestFault { vector: TRAP_GP_FAULT }.into()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! The cases in [`cases`] are about the contract of [`Engine`] and so are the same for every engine; an
 //! engine's own tests call them with a world made for it.
 
+pub(crate) mod advisories;
 pub(crate) mod cases;
 pub(crate) mod measure;
 
@@ -67,12 +68,20 @@ pub(crate) use code;
 macro_rules! contract {
     ($world:ident) => {
         $crate::engine::testing::contract!(@ $world: hypercall_by_the_page, iret_by_the_page, bare_syscall, privileged_instructions, exceptions, task_switched, single_step, page_faults, remapping, aliases, shared_tables, accessed_and_dirty, switching_roots, vector_state, kick_before_entry, kicks_while_running, deadline, unloadable_registers, machine_to_physical, time_stamp_counter, scattered_batch, large_pages);
+        $crate::engine::testing::contract!(@ advisories $world:
+            entries_are_in_64_bit_mode, xsa_7_returns_to_addresses_that_are_not_canonical,
+            xsa_52_a_guest_begins_with_no_ones_state, xsa_52_x87_state_is_the_guests_in_every_root,
+            xsa_220_protection_keys_are_not_kept, xsa_260_mov_ss_before_every_way_out,
+            xsa_279_flushes_of_any_address, xsa_293_bases_are_what_was_told);
     };
-    (@ $world:ident: $($case:ident),*) => {$(
+    (@ $world:ident: $($case:ident),*) => {
+        $crate::engine::testing::contract!(@ cases $world: $($case),*);
+    };
+    (@ $module:ident $world:ident: $($case:ident),*) => {$(
         #[test]
         fn $case() {
             if let Some(mut w) = $world() {
-                $crate::engine::testing::cases::$case(&mut w);
+                $crate::engine::testing::$module::$case(&mut w);
             }
         }
     )*};

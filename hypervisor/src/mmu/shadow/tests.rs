@@ -298,6 +298,38 @@ fn a_frame_written_like_data_is_no_table_any_more() {
     assert!(b.shadow.is_table(4), "used again, a table again");
 }
 
+/// XSA-438: the reference that kept a root's shadow alive was dropped before the processor walked another. Here no
+/// pressure takes the root in use away: neither more address spaces than are kept, nor a pool without frames, nor stores
+/// that make its frame no table.
+#[test]
+fn xsa_438_the_root_in_use_is_never_freed() {
+    for frames in [Shadow::MIN_FRAMES, SHADOW_FRAMES] {
+        let mut b = Bench::new(frames);
+        for view in [View::Kernel, View::User] {
+            b.view = view;
+            for pfn in 400..440 {
+                b.poke(pfn, 0, 2 << 12 | RW_SEEN);
+                b.activate(pfn << 12);
+                b.root_is_alive();
+                b.poke(4, 1, 100 << 12 | RW_SEEN);
+                b.touch(0x1000, READ).unwrap();
+                b.root_is_alive();
+                assert!(!b.release(pfn), "the root in use stays");
+                b.root_is_alive();
+                for slot in 0..300 {
+                    // Not entries, so that the frame is soon taken for data.
+                    let at = Maddr(b.at(pfn, slot).0 + 1);
+                    let _ = b.shadow.store(&b.mem, &mut b.paging, at, &[0; 3]);
+                    b.root_is_alive();
+                }
+                b.poke(pfn, 0, 2 << 12 | RW_SEEN);
+                b.touch(0x1000, READ).unwrap();
+                b.root_is_alive();
+            }
+        }
+    }
+}
+
 /// Guest tables that a random kernel makes in few frames: they collide at all levels.
 #[derive(Clone, Debug)]
 enum Op {
@@ -383,6 +415,15 @@ impl Bench {
         }
     }
 
+    /// What the CPU walks is a shadow of the address space in use, and nothing else since.
+    fn root_is_alive(&self) {
+        let root = self.paging.root();
+        assert_eq!(Some(root), self.shadow.root());
+        let table = self.shadow.pool.at(root.0).expect("the root's frame is a table in use");
+        let pool::Table { source, level, view, .. } = *self.shadow.pool.table(table);
+        assert_eq!((source, level, view), (pool::Source::Guest(self.shadow.space), 4, self.view));
+    }
+
     /// Whatever the CPU can reach, the guest's tables allow; and no table in use can be written.
     fn check(&self, va: u64) {
         let Some((maddr, writable)) = self.cpu(va) else { return };
@@ -413,6 +454,7 @@ proptest! {
         }
         for op in &ops {
             b.apply(op);
+            b.root_is_alive();
             for bits in 0..16u64 {
                 b.check(address(bits >> 3, bits >> 2 & 1, bits >> 1 & 1, bits & 1));
             }

@@ -3,6 +3,7 @@
 mod instructions;
 mod page_tables;
 mod segments;
+mod xsa;
 
 use paravane_abi::trap::{TI_IF, TRAP_GP_FAULT, TRAP_INVALID_OP};
 

@@ -4,7 +4,7 @@ use super::super::frame::{FrameType, Level};
 use super::*;
 
 /// A guest with an unused tree: an L4 table in frame 4, and `l1s` L1 tables below one L2.
-fn with_tree(l1s: u64) -> World {
+pub(super) fn with_tree(l1s: u64) -> World {
     let mut w = World::with_frames(l1s + 16);
     w.poke(4, 1, w.entry(5, TABLE));
     w.poke(5, 2, w.entry(6, TABLE));

@@ -3,10 +3,11 @@
 //! Facts: the advisories' titles and texts (xenbits.xen.org/xsa). Where the mistake cannot be made here because
 //! the feature does not exist, the test shows that the attempt ends in an error.
 
+use paravane_abi::addr::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
 use paravane_abi::mmu::*;
 use paravane_abi::pte;
 
-use super::super::frame::{FrameType, Level};
+use super::super::frame::{Frame, FrameType, Level};
 use super::*;
 
 /// XSA-45: tearing down big page tables took unbounded time. Here it stops and restarts.
@@ -161,6 +162,72 @@ fn xsa_299_an_interrupted_validation_leaves_nothing_half_done() {
     assert_eq!(w.update(L1, 11, w.entry(11, RW)), Ok(()), "the frame is free to become something else");
     assert_eq!(w.held(12), None, "and what was done for it is dropped");
     assert_eq!(w.pin(11, Level::L2), EINVAL);
+}
+
+/// References, type references, whether pinned, whether parked: what must be as before after an operation that failed.
+fn accounts(w: &World) -> Vec<(u64, u64, bool, bool)> {
+    let account = |f: Frame| (f.refs(), f.type_refs(), f.pinned(), f.parked());
+    (0..w.layout.total).map(|m| account(w.direct.frame(Mfn(m)).unwrap())).collect()
+}
+
+/// XSA-242: an update held a type reference of its own for a while, and where that was the last one by the end, what
+/// the table referred to was never let go. The like of it here: an operation that was interrupted has taken references,
+/// and then it is refused, or never issued again.
+#[test]
+fn xsa_242_an_operation_that_fails_after_a_restart_keeps_no_reference() {
+    type Attempt = fn(&mut World) -> Result<(), Stop>;
+    let attempts: [Attempt; 4] = [
+        |w| w.pin(4, Level::L4),
+        |w| w.update(L4, 3, w.entry(5, TABLE)),
+        |w| w.ext(MMUEXT_NEW_BASEPTR, w.mfn(4).0),
+        |w| w.ext(MMUEXT_NEW_USER_BASEPTR, w.mfn(4).0),
+    ];
+    for (n, attempt) in attempts.into_iter().enumerate() {
+        for issues in [1, 2, 100] {
+            let mut w = super::restart::with_tree(40);
+            w.direct.work.limit = 8 * 512;
+            // The very last entry of the last table links a table writable.
+            w.update(L1, 46, w.entry(46, RW)).unwrap();
+            w.poke(46, 511, w.entry(L1, RW));
+            w.protect(46);
+            let before = accounts(&w);
+            let outcomes: Vec<_> = (0..issues).map(|_| attempt(&mut w)).collect();
+            assert_eq!(outcomes[0], Err(Stop::Restart), "{n}");
+            assert!(issues < 100 || outcomes.contains(&EBUSY), "{n}: refused in the end");
+            // What is left over is done by what comes next, whatever that is.
+            let next = w.mfn(L1 + 1);
+            let drain =
+                |w: &mut World| w.op(|d, m, p, _| d.get_writable(m, p, next).map(|()| d.put_writable(next)));
+            while drain(&mut w) == Err(Stop::Restart) {}
+            assert!(accounts(&w) == before, "{n}, issued {issues} times: references were lost");
+        }
+    }
+}
+
+/// XSA-279: a flush of an address that is not canonical was passed on to an instruction that faults on it. No address
+/// but a guest's reaches an engine.
+#[test]
+fn xsa_279_only_addresses_of_a_guest_are_flushed() {
+    let mut w = World::new();
+    for va in [
+        1 << 47,
+        1 << 63,
+        u64::MAX >> 1,
+        0xffff_7fff_ffff_f000,
+        HYPERVISOR_VIRT_START,
+        HYPERVISOR_VIRT_END - 1,
+    ] {
+        for cmd in [MMUEXT_INVLPG_LOCAL, MMUEXT_INVLPG_MULTI, MMUEXT_INVLPG_ALL] {
+            let op = MmuextOp { cmd, arg1: va, ..MmuextOp::default() };
+            assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.paging, &mut w.tables, &op), Ok(()), "{va:#x}");
+            assert_eq!(w.paging.flush_scope(), Flush::None, "{va:#x}");
+        }
+        let update = w.direct.update_va_mapping(&w.memory, &mut w.paging, va, 0, UVMF_INVLPG);
+        assert_eq!((update, w.paging.flush_scope()), (EINVAL, Flush::None), "{va:#x}");
+    }
+    let op = MmuextOp { cmd: MMUEXT_INVLPG_LOCAL, arg1: HYPERVISOR_VIRT_END, ..MmuextOp::default() };
+    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.paging, &mut w.tables, &op), Ok(()));
+    assert_eq!(w.paging.flush_scope(), Flush::Page(HYPERVISOR_VIRT_END), "the first address that is");
 }
 
 /// XSA-273 and its like (L1TF): an entry that is not present may hold anything. It refers to nothing here: it

@@ -1,0 +1,3 @@
+//! A domain under attack by its own guest, by what Xen once got wrong.
+
+mod xsa;
