@@ -140,13 +140,16 @@ pub(crate) fn xsa_52_x87_state_is_the_guests_in_every_root(w: &mut World) {
     w.regs.rdi = DATA_VA;
     for round in 0..4 {
         w.paging.set_root(roots[round % 2]);
-        // An exception that is pending, so that every processor saves the pointers.
+        // An exception that is pending, so that every processor saves the pointers that it has.
         assert_eq!(w.exec(&divide), gp(0));
-        w.paging.set_root(roots[(round + 1) % 2]);
-        assert_eq!(w.exec(&store), gp(0));
-        let (status, pointer) = (w.peek(DATA_VA + 64) >> 16 & 0xffff, w.peek(DATA_VA + 72));
-        assert_eq!(status & 0x84, 0x84, "a division by zero is pending");
-        assert!((CODE_VA..CODE_VA + divide.len() as u64).contains(&pointer), "{pointer:#x}");
+        let mut stored = [(0, 0); 2];
+        for (root, stored) in [roots[round % 2], roots[(round + 1) % 2]].into_iter().zip(&mut stored) {
+            w.paging.set_root(root);
+            assert_eq!(w.exec(&store), gp(0));
+            *stored = (w.peek(DATA_VA + 64), w.peek(DATA_VA + 72));
+        }
+        assert_eq!(stored[0], stored[1], "status and instruction pointer");
+        assert_eq!(stored[0].0 >> 16 & 0x84, 0x84, "a division by zero is pending");
         // In the other root, something else.
         assert_eq!(w.exec(&code!("fninit", "cli")), gp(0));
         w.paging.set_root(roots[round % 2]);
@@ -207,6 +210,11 @@ pub(crate) fn xsa_260_mov_ss_before_every_way_out(w: &mut World) {
                 );
                 if exit == gp(0) {
                     break;
+                }
+                if *name == "int1" && exit == fault(6) {
+                    // QEMU's emulated processors do not have it.
+                    w.regs.rip += 1;
+                    continue;
                 }
                 assert!(own && stops < 40, "{name}, flags {flags:#x}: {exit:?} at {:#x}", w.regs.rip);
                 let page = w.regs.rip & !(PAGE_SIZE - 1);
