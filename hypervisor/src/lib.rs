@@ -40,6 +40,7 @@
 //! | What a bare kernel trips over, and the PC that it believes in | [`emulate`], [`platform`] |
 //! | Memory, and who may write page tables | [`memory`], [`mmu`] |
 //! | Time | [`time`] |
+//! | The xenstore that a paravirtual kernel finds | [`xenstore`] |
 //! | Virtio devices, for both kinds of kernel | [`device`], [`console`], [`threads`] |
 //! | What exits were, and what they cost | [`ledger`], [`compare`] |
 //! | What in a kernel's code does not do at CPL 3 what it does at CPL 0 | [`audit`] |
@@ -70,3 +71,4 @@ mod skip;
 pub mod threads;
 pub mod time;
 pub mod units;
+pub mod xenstore;

@@ -29,8 +29,8 @@ pub struct DomainConfig<'a> {
     pub initrd: Option<&'a [u8]>,
     /// The event channel of the console.
     pub console_port: u32,
-    /// The event channel of the xenstore, if there is one to answer.
-    pub store_port: Option<u32>,
+    /// The event channel of the xenstore.
+    pub store_port: u32,
     /// The features that the hypervisor offers, a mask over submap 0.
     pub features: u32,
     /// Where the engine can map a kernel.
@@ -116,7 +116,7 @@ pub struct BuiltDomain {
     pub start_info_va: u64,
     /// The console ring's frame; a bare domain has none.
     pub console_mfn: Option<Mfn>,
-    /// The xenstore ring's frame, if there is a xenstore.
+    /// The xenstore ring's frame; a bare domain has none.
     pub store_mfn: Option<Mfn>,
     /// The shared info page.
     pub shared_info: Mfn,

@@ -7,6 +7,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use paravane_abi::event::EvtchnPort;
+
 use super::DomainEnd;
 use super::devices::PvDevices;
 use super::free_frames::FreeFrames;
@@ -14,15 +16,21 @@ use super::grants::Grants;
 use super::vcpu::PvVcpu;
 use crate::console::{ConsoleInput, ConsoleSink};
 use crate::engine::{Paging, Regs};
-use crate::event::EventChannels;
 use crate::event::upcall::Upcall;
+use crate::event::{Binding, EventChannels, HostService};
 use crate::ledger::Ledger;
 use crate::memory::{MachineMemory, Maddr, Mfn};
 use crate::mmu::direct::{DirectPaging, Stop, VcpuTables};
 use crate::time::{Clock, Timers};
+use crate::xenstore::{About, Server};
 
 /// The number of the only guest domain.
 pub const DOMID: u16 = 1;
+
+/// The port of the xenstore: the first, as Xen's toolstack has it.
+pub const STORE_PORT: EvtchnPort = 1;
+/// The port of the console.
+pub const CONSOLE_PORT: EvtchnPort = 2;
 
 /// A domain and its one vCPU.
 pub struct PvDomain {
@@ -46,6 +54,8 @@ pub struct PvDomain {
     pub timers: Timers,
     /// The console's two ends.
     pub console: PvConsole,
+    /// The xenstore.
+    pub store: PvStore,
     /// Every exit and batch.
     pub ledger: Ledger,
     /// Elementary operations that a hypercall may still perform before it is interrupted: see `hypercall`.
@@ -84,6 +94,8 @@ pub struct PvParts {
     pub clock: Clock,
     /// The console's two ends.
     pub console: PvConsole,
+    /// The xenstore.
+    pub store: PvStore,
     /// Facts that the guest may ask for.
     pub facts: Facts,
 }
@@ -113,14 +125,38 @@ pub struct PvConsole {
     pub input: ConsoleInput,
 }
 
+/// The xenstore: a ring shared with the guest, and the server behind it.
+pub struct PvStore {
+    /// The ring's page.
+    pub ring: Maddr,
+    /// What the store says of the domain.
+    pub about: About,
+    /// Nothing until the guest first asks.
+    server: Option<Box<Server>>,
+}
+
+impl PvStore {
+    /// A store that nobody has asked yet.
+    pub const fn new(ring: Maddr, about: About) -> Self {
+        Self { ring, about, server: None }
+    }
+
+    /// The server.
+    pub fn server(&mut self) -> &mut Server {
+        self.server.get_or_insert_with(|| Box::new(Server::new(self.ring, self.about.clone())))
+    }
+}
+
 impl PvDomain {
     /// A domain about to run its first instruction.
     ///
     /// # Errors
-    /// When the console's frame cannot be held: the host writes the ring's indices by frame, so for the whole
-    /// of the domain's life it must not become a page table.
+    /// When a ring's frame cannot be held: the host writes the rings of console and xenstore by frame, so for the whole
+    /// of the domain's life neither may become a page table.
     pub fn new(mut parts: PvParts) -> Result<Self, Stop> {
-        parts.mmu.get_writable(&parts.memory, &mut parts.paging, parts.console.ring.mfn())?;
+        for ring in [parts.console.ring, parts.store.ring] {
+            parts.mmu.get_writable(&parts.memory, &mut parts.paging, ring.mfn())?;
+        }
         // Nothing has run yet: no translation can be stale.
         parts.paging.done();
         Ok(Self {
@@ -135,6 +171,7 @@ impl PvDomain {
             clock: parts.clock,
             timers: Timers::default(),
             console: parts.console,
+            store: parts.store,
             ledger: Ledger::new(),
             budget: 0,
             grants: Grants::new(parts.facts.grants.clone()),
@@ -144,6 +181,14 @@ impl PvDomain {
             shutdown_code: None,
             end: None,
         })
+    }
+
+    /// Gives the domain the ports of its services, which are its first.
+    pub fn connect_services(&mut self) {
+        for (service, port) in [(HostService::Store, STORE_PORT), (HostService::Console, CONSOLE_PORT)] {
+            let allocated = self.events.allocate(Binding::Host(service));
+            debug_assert_eq!(allocated, Ok(port));
+        }
     }
 
     /// Sets or clears CR0.TS, as the guest sees it and for the engine.

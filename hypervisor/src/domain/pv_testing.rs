@@ -11,14 +11,14 @@ use paravane_abi::{addr, pte};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::layout::HypervisorLayout;
-use super::pv::{Facts, PvConsole, PvDomain, PvParts};
+use super::pv::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
 use crate::console::{CaptureSink, ConsoleInput};
 use crate::engine::{Paging, Regs};
-use crate::event::{Binding, HostService};
 use crate::hypercall::{Outcome, dispatch};
 use crate::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::mmu::direct::DirectPaging;
 use crate::time::Clock;
+use crate::xenstore::About;
 
 /// Frames that the guest has.
 pub const FRAMES: u64 = 96;
@@ -32,6 +32,8 @@ pub const L3: u64 = 1;
 pub const L2: u64 = 2;
 /// As above.
 pub const L1: u64 = 3;
+/// PFN of the xenstore ring.
+pub const STORE: u64 = 7;
 /// PFN of the console ring.
 pub const CONSOLE: u64 = 4;
 /// PFN of the page whose end is the boot stack's top.
@@ -108,6 +110,14 @@ impl TestDomain {
         let (output, input) = (CaptureSink::default(), ConsoleInput::default());
         let ring = Mfn(base + CONSOLE).maddr();
         let console = PvConsole { ring, sink: Box::new(output.clone()), input: input.clone() };
+        let about = About {
+            domain: DOMID,
+            name: "test".into(),
+            memory_kib: frames * (PAGE_SIZE >> 10),
+            store: (base + STORE, STORE_PORT),
+            console: (base + CONSOLE, CONSOLE_PORT),
+        };
+        let store = PvStore::new(Mfn(base + STORE).maddr(), about);
         let facts = Facts {
             m2p_va: 0xffff_8080_0000_0000,
             m2p: layout.m2p.clone(),
@@ -125,11 +135,12 @@ impl TestDomain {
             shared_info: layout.shared_info.maddr(),
             clock: Clock::new(2_000_000, 0),
             console,
+            store,
             facts,
         })
         .unwrap();
         domain.upcall.set_mask(&domain.memory, true).unwrap();
-        domain.events.allocate(Binding::Host(HostService::Console)).unwrap();
+        domain.connect_services();
         Self { domain, output, input }
     }
 

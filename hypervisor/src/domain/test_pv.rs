@@ -22,7 +22,7 @@ pub fn config(initrd: Option<&[u8]>) -> DomainConfig<'_> {
         cmdline: "bench=null-call quiet",
         initrd,
         console_port: 2,
-        store_port: Some(1),
+        store_port: 1,
         features: 0b1_0001,
         limits: AddressLimits::XEN,
     }
@@ -259,15 +259,6 @@ fn a_p2m_that_would_run_into_the_kernel() {
     let elf = Elf::pv(0x4000_0000, 0, 0, &[xen_number(15, 0x4000_0000 - 0x1000)]);
     let err = try_build(&elf.bytes(), 16 * MIB, &config(None)).map(|_| ()).unwrap_err();
     assert!(matches!(err, BuildError::VirtualRange { va: 0x3fff_f000, .. }), "{err}");
-}
-
-#[test]
-fn without_a_xenstore() {
-    let elf = Elf::pv(0x4000_0000, 0, 0x10_0000, &[]);
-    let config = DomainConfig { store_port: None, ..config(None) };
-    let built = try_build(&elf.bytes(), 16 * MIB, &config).unwrap();
-    let info = built.start_info();
-    assert_eq!((info.store_mfn, info.store_evtchn, built.domain.store_mfn), (0, 0, None));
 }
 
 #[test]

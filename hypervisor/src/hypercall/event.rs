@@ -4,7 +4,7 @@ use paravane_abi::domid::{DOMID_SELF, DomId};
 use paravane_abi::errno::Errno;
 use paravane_abi::event::*;
 
-use super::{HypercallResult, done, low32};
+use super::{HypercallResult, Outcome, done, low32};
 use crate::domain::pv::{DOMID, PvDomain};
 use crate::event::{Binding, EventChannels, HostService, Sent};
 
@@ -22,7 +22,7 @@ pub fn event_channel_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> 
     match low32(command) {
         EVTCHNOP_SEND => {
             let send: EvtchnSend = d.read_guest_obj(argument)?;
-            self::send(d, send.port)
+            self::send(d, send.port, argument)
         }
         EVTCHNOP_ALLOC_UNBOUND => {
             let mut op: EvtchnAllocUnbound = d.read_guest_obj(argument)?;
@@ -97,7 +97,10 @@ pub fn event_channel_op_compat(d: &mut PvDomain, [operation, ..]: [u64; 6]) -> H
     let argument = operation.checked_add(4).ok_or(Errno::EFAULT)?;
     match command {
         EVTCHNOP_BIND_INTERDOMAIN..=EVTCHNOP_UNMASK => {
-            event_channel_op(d, [command.into(), argument, 0, 0, 0, 0])
+            match event_channel_op(d, [command.into(), argument, 0, 0, 0, 0])? {
+                Outcome::Again(_) => Ok(Outcome::Again([operation, 0, 0, 0, 0, 0])),
+                outcome => Ok(outcome),
+            }
         }
         _ => Err(Errno::ENOSYS),
     }
@@ -127,12 +130,19 @@ fn raise(d: &mut PvDomain, port: EvtchnPort) {
     }
 }
 
-fn send(d: &mut PvDomain, port: EvtchnPort) -> HypercallResult {
+/// Sends through `port`. To send once more, which is what is left to do after a part of the work of a service, is to
+/// make the call with the same `argument`.
+fn send(d: &mut PvDomain, port: EvtchnPort, argument: u64) -> HypercallResult {
     match d.events.send(port)? {
         Sent::Raise(target) => raise(d, target),
         Sent::Notify(HostService::Console) => super::service_console(d),
         Sent::Notify(HostService::Queue { device, queue }) => d.virtio.kick(device, queue),
-        Sent::Notify(HostService::Store | HostService::Config { .. }) | Sent::Dropped => {}
+        Sent::Notify(HostService::Store) => {
+            if super::store::service(d) {
+                return Ok(Outcome::Again([EVTCHNOP_SEND.into(), argument, 0, 0, 0, 0]));
+            }
+        }
+        Sent::Notify(HostService::Config { .. }) | Sent::Dropped => {}
     }
     done(0)
 }

@@ -19,6 +19,7 @@ mod physdev;
 mod processor;
 mod refused;
 mod sched;
+mod store;
 mod time;
 mod traps;
 mod vcpu;

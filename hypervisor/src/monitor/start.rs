@@ -20,15 +20,15 @@ use crate::domain::image::{Image, ImageKind};
 use crate::domain::image_error::ImageError;
 use crate::domain::layout::HypervisorLayout;
 use crate::domain::mapping::AddressLimits;
-use crate::domain::pv::{Facts, PvConsole, PvDomain, PvParts};
+use crate::domain::pv::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
 use crate::domain::symbols::{locate, symbolize};
 use crate::engine::{Engine, Kick, Paging, Regs};
-use crate::event::{Binding, HostService};
 use crate::hypercall::FEATURES;
 use crate::memory::{BadMachineAddress, CreateError, MachineMemory, Maddr, PAGE_SIZE};
 use crate::mmu::direct::DirectPaging;
 use crate::platform::virtio_mmio::VirtioMmio;
 use crate::time::Clock;
+use crate::xenstore::About;
 
 /// A domain could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -58,9 +58,11 @@ pub enum RunError {
     /// The builder's page tables were refused: a bug of ours.
     #[error("the initial page tables were refused with {0}; this is a bug in Paravane, please report it")]
     InitialTables(paravane_abi::errno::Errno),
-    /// The builder made no console page: a bug of ours.
-    #[error("the domain has no console page of its own; this is a bug in Paravane, please report it")]
-    NoConsole,
+    /// The builder made no pages for the rings of console and xenstore, or not as ordinary memory: a bug of ours.
+    #[error(
+        "the domain lacks the page of a ring (console or xenstore); this is a bug in Paravane, please report it"
+    )]
+    NoRing,
     /// The guest's memory cannot be shown to its devices: a bug of ours.
     #[error("{0}; this is a bug in Paravane, please report it")]
     Devices(#[from] crate::device::MemoryError),
@@ -79,8 +81,6 @@ pub enum RunError {
 const UPPER_HALF: u64 = 0xffff_8000_0000_0000;
 /// How long a guest that neither prints nor waits runs before what was put off is done.
 const PUT_OFF_NS: u64 = 5_000_000;
-/// The event channel of the console: the first that a domain has.
-const CONSOLE_PORT: u32 = 1;
 
 /// What an image that demands "writable_page_tables" gets: its stores to L1 tables may trap, and are done for it
 /// (public/features.h; every Linux image demands it, and Xen does not announce it to running domains either).
@@ -151,7 +151,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         cmdline: &cmdline,
         initrd: config.initrd.as_deref(),
         console_port: CONSOLE_PORT,
-        store_port: None,
+        store_port: STORE_PORT,
         features: FEATURES | TRAPPED_STORES,
         limits: AddressLimits { lower_half_end: info.lower_half_end, upper_half: info.upper_half },
     };
@@ -168,6 +168,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         built,
         sink,
         input: config.input,
+        name: domain_name(&config.image_name),
         engine: &*engine,
         devices: config.devices,
         kick: waker.clone(),
@@ -225,6 +226,12 @@ fn cmdline<'a>(config: &'a Config, image: &Image<'_>) -> Cow<'a, str> {
     }
 }
 
+/// What the domain is called in its xenstore: its image's name, without the way there.
+fn domain_name(image: &str) -> String {
+    let file = std::path::Path::new(image).file_name();
+    file.map_or_else(|| image.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
 /// Where the guest was, unless it ended of its own will: then nobody asks.
 fn last_state(end: &DomainEnd, regs: Regs, elf: &[u8]) -> Option<LastState> {
     match end {
@@ -250,6 +257,7 @@ pub(super) struct World<'a> {
     pub built: BuiltDomain,
     pub sink: Box<dyn ConsoleSink>,
     pub input: crate::console::ConsoleInput,
+    pub name: String,
     pub engine: &'a dyn Engine,
     pub devices: Vec<Box<dyn Device>>,
     pub kick: Arc<dyn Kick>,
@@ -262,7 +270,15 @@ impl World<'_> {
         let mut paging = Paging::new(self.built.root);
         let tables =
             mmu.pin_initial(&self.memory, &mut paging, self.built.root).map_err(RunError::InitialTables)?;
-        let console = self.built.console_mfn.ok_or(RunError::NoConsole)?;
+        let console = self.built.console_mfn.ok_or(RunError::NoRing)?;
+        let store = self.built.store_mfn.ok_or(RunError::NoRing)?;
+        let about = About {
+            domain: DOMID,
+            name: self.name,
+            memory_kib: self.memory.guest_frames() * (PAGE_SIZE >> 10),
+            store: (store.0, STORE_PORT),
+            console: (console.0, CONSOLE_PORT),
+        };
 
         let clock = Clock::new(info.tsc_khz, info.tsc_offset);
         let shared_info = self.layout.shared_info.maddr();
@@ -283,6 +299,7 @@ impl World<'_> {
             shared_info,
             clock,
             console: PvConsole { ring: console.maddr(), sink: self.sink, input: self.input },
+            store: PvStore::new(store.maddr(), about),
             facts: Facts {
                 m2p_va: info.m2p_va,
                 call_length: info.call_length,
@@ -291,10 +308,9 @@ impl World<'_> {
                 tsc_khz: info.tsc_khz,
             },
         })
-        .map_err(|_| RunError::NoConsole)?;
+        .map_err(|_| RunError::NoRing)?;
         domain.upcall.set_mask(&domain.memory, true)?;
-        let port = domain.events.allocate(Binding::Host(HostService::Console));
-        debug_assert_eq!(port, Ok(CONSOLE_PORT));
+        domain.connect_services();
         domain.virtio = PvDevices::new(self.devices, &domain.memory, domain.upcall, self.kick);
         domain.virtio.publish_all(&domain.memory)?;
         Ok(domain)

@@ -23,6 +23,7 @@ mod timing;
 mod traps;
 mod user;
 mod vcpu;
+mod xenstore;
 
 use paravane_guest::abi::start_info::SIF_PRIVILEGED;
 use paravane_guest::hypercall::version;
@@ -59,6 +60,7 @@ const GROUPS: &[Group] = &[
     ("pins", tables::pins),
     ("paging", paging::run),
     ("grants", grants::run),
+    ("xenstore", xenstore::run),
     ("user-mode", user::run),
     ("emulation", emulation::run),
     ("processor", processor::run),

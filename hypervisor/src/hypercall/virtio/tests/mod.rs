@@ -18,6 +18,7 @@ use super::*;
 use crate::device::Device;
 use crate::device::entropy::Entropy;
 use crate::domain::devices::PvDevices;
+use crate::domain::pv::CONSOLE_PORT;
 use crate::domain::pv_testing::{FREE, L1, NOWHERE, RO, TestDomain, va};
 use crate::engine::Kick;
 
@@ -149,7 +150,8 @@ impl Machine {
     /// What nothing of a device holds any more.
     fn is_clean(&self) -> bool {
         let free = |page| self.t.mmu.frame(crate::memory::Mfn(self.t.mfn(page))).unwrap().refs() == 1;
-        free(RING) && free(BUFFER) && self.t.events.send(2).is_err() && self.t.events.send(3).is_err()
+        let closed = (CONSOLE_PORT + 1..CONSOLE_PORT + 3).all(|port| self.t.events.send(port).is_err());
+        free(RING) && free(BUFFER) && closed
     }
 }
 
