@@ -3,14 +3,16 @@
 //! Facts: the advisories' titles and texts (xenbits.xen.org/xsa).
 
 use paravane_abi::callback::*;
+use paravane_abi::domid::DOMID_SELF;
 use paravane_abi::errno::Errno;
 use paravane_abi::grant::{GNTTABOP_SETUP_TABLE, GnttabSetupTable};
 use paravane_abi::hypercall as nr;
+use paravane_abi::mmu::{MMUEXT_SET_LDT, MmuextOp};
 use paravane_abi::nmi::{XENNMI_REGISTER_CALLBACK, XennmiCallback};
 use paravane_abi::segment::{FLAT_KERNEL_CS, FLAT_USER_CS, FLAT_USER_SS, SEGBASE_FS, SEGBASE_GS_KERNEL};
 use paravane_abi::trap::{IretContext, TrapInfo};
 
-use crate::domain::pv_testing::{FREE, SCRATCH, STACK, TestDomain, va};
+use crate::domain::pv_testing::{FREE, RO, SCRATCH, STACK, TestDomain, va};
 use crate::domain::vcpu::Callback;
 use crate::engine::Fault;
 use crate::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
@@ -151,6 +153,28 @@ fn xsa_293_each_mode_has_its_gs_base_back() {
             assert_eq!(t.call(nr::SET_SEGMENT_BASE, [which.into(), base]), Err(Errno::EINVAL));
         }
     }
+}
+
+/// XSA-298: descriptors were read beyond the table that the guest had set, whose memory may be anything.
+#[test]
+fn xsa_298_no_descriptor_beyond_the_tables_limit() {
+    const TABLE: u64 = 40;
+    const CODE_64: u64 = 0x00af_fb00_0000_ffff;
+    let mut t = domain();
+    let local = |index: u16| index << 3 | 7;
+    (0..512).for_each(|index| t.poke(TABLE, index, CODE_64));
+    let read_only = t.entry(TABLE, RO);
+    t.map(TABLE, read_only).unwrap();
+    for count in [0, 1, 3, 512] {
+        let op = MmuextOp { cmd: MMUEXT_SET_LDT, arg1: va(TABLE), arg2: count, ..MmuextOp::default() };
+        t.write_guest_obj(va(SCRATCH), &op).unwrap();
+        t.call(nr::MMUEXT_OP, [va(SCRATCH), 1, 0, DOMID_SELF.into()]).unwrap();
+        for index in [0, 1, 2, 3, 4, 511, 512, 8191] {
+            assert_eq!(t.is_code_64(local(index)), u64::from(index) < count, "{index} of {count}");
+        }
+    }
+    t.set_gdt(&[TABLE], 8);
+    assert!(t.is_code_64(7 << 3 | 3) && !t.is_code_64(512 << 3 | 3), "there is no second frame");
 }
 
 /// XSA-100: memory that had been another's was handed out unscrubbed. A machine's memory holds nothing of what was in
