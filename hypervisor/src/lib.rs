@@ -32,7 +32,7 @@
 //!
 //! | Concern | Modules |
 //! | --- | --- |
-//! | The program: arguments, terminal, signals, output | [`cli`] |
+//! | The program: arguments, terminal, signals, output | [`cli`], [`notice`] |
 //! | The loop: enter, exit, account, handle, resume; waking a vCPU | [`monitor`], [`busy_poll`] |
 //! | What enters a guest and maps its pages | [`engine`]: [`kvm`](engine::kvm), [`process`](engine::process) |
 //! | A domain: its image, its first state, what it owns, how it ends | [`domain`], [`images`] |
@@ -58,12 +58,14 @@ pub mod domain;
 pub mod emulate;
 pub mod engine;
 pub mod event;
+pub mod host_limit;
 pub mod hypercall;
 pub mod images;
 pub mod ledger;
 pub mod memory;
 pub mod mmu;
 pub mod monitor;
+pub mod notice;
 pub mod platform;
 pub mod printable;
 #[cfg(test)]

@@ -21,6 +21,8 @@ use vm_memory::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::host_limit::Advice;
+
 /// Bytes in a page, and in a frame.
 pub const PAGE_SIZE: u64 = 4096;
 /// log2 of [`PAGE_SIZE`].
@@ -78,8 +80,8 @@ pub enum CreateError {
     },
     /// The host gives no file for memory that processes share.
     #[error(
-        "cannot make a memfd of {bytes} bytes for guest memory: {error}; allow memfd_create and ftruncate, lower --mem, \
-         or use --engine kvm"
+        "cannot make a memfd of {bytes} bytes for guest memory: {error}{}; or use --engine kvm",
+        file_advice(error)
     )]
     File {
         /// What was asked for.
@@ -87,6 +89,13 @@ pub enum CreateError {
         /// What the host said.
         error: std::io::Error,
     },
+}
+
+/// What to do about a memfd that cannot be had. It counts as an open file, and to the limit of file sizes.
+fn file_advice(error: &std::io::Error) -> String {
+    let limits = [Advice::of_files(error), Advice::of_writes(error)];
+    let named = limits.into_iter().find(|advice| advice.is_some()).map(|advice| advice.to_string());
+    named.unwrap_or_else(|| "; allow memfd_create and ftruncate, lower --mem".to_owned())
 }
 
 /// What backs machine memory.

@@ -50,6 +50,17 @@ pub fn pin_to_this_cpu() -> Option<libc::cpu_set_t> {
     Some(before)
 }
 
+/// Lets `signal` reach the calling thread, whatever was blocked when the program was started.
+pub fn unblock_signal(signal: libc::c_int) {
+    // SAFETY: the set is a live local that names one signal.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+    }
+}
+
 /// How many CPUs this program's threads may use; 1 if that cannot be had.
 pub fn cpus() -> usize {
     if let Some(cpus) = EVERYWHERE.get() {

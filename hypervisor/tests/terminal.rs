@@ -6,8 +6,8 @@ mod skip;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
 
 use skip::skip;
 
@@ -29,24 +29,7 @@ fn guest() -> Option<OnTerminal> {
 }
 
 fn guest_with(options: &[&str]) -> Option<OnTerminal> {
-    let (user, terminal) = open_pty();
-    resize(&user, 80, 24);
-    let before = modes(&terminal);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
-    command.args(["run", "--timeout", "60s"]).args(options);
-    let side = || terminal.try_clone().unwrap();
-    command.stdin(side()).stdout(side()).stderr(side());
-    // SAFETY: setsid and ioctl are async-signal-safe, as is making an error of errno; standard input is open.
-    unsafe {
-        command.pre_exec(|| {
-            match libc::setsid() != -1 && libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) == 0 {
-                true => Ok(()),
-                false => Err(io::Error::last_os_error()),
-            }
-        });
-    }
-    let child = command.spawn().unwrap();
-    let mut guest = OnTerminal { user, terminal, child, before };
+    let mut guest = start(options, None, |_| {});
     let seen = guest.read_until(&["> ", "paravane: "]);
     if !seen.ends_with("> ") {
         skip("engine", guest.read_until(&["\n"]));
@@ -54,6 +37,32 @@ fn guest_with(options: &[&str]) -> Option<OnTerminal> {
         return None;
     }
     Some(guest)
+}
+
+/// Starts the program, a signal ignored if one is given, on a terminal that is `prepared` before.
+fn start(options: &[&str], ignored: Option<libc::c_int>, prepare: fn(&OwnedFd)) -> OnTerminal {
+    let (user, terminal) = open_pty();
+    resize(&user, 80, 24);
+    let before = modes(&terminal);
+    prepare(&terminal);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
+    command.args(["run", "--timeout", "60s"]).args(options);
+    let side = || terminal.try_clone().unwrap();
+    command.stdin(side()).stdout(side()).stderr(side());
+    // SAFETY: signal, setsid and ioctl are async-signal-safe, as is making an error of errno; standard input is open.
+    unsafe {
+        command.pre_exec(move || {
+            if let Some(number) = ignored {
+                libc::signal(number, libc::SIG_IGN);
+            }
+            match libc::setsid() != -1 && libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) == 0 {
+                true => Ok(()),
+                false => Err(io::Error::last_os_error()),
+            }
+        });
+    }
+    let child = command.spawn().unwrap();
+    OnTerminal { user, terminal, child, before }
 }
 
 impl OnTerminal {
@@ -80,8 +89,23 @@ impl OnTerminal {
         modes(&self.terminal)[3] & (libc::ICANON | libc::ECHO | libc::ISIG) == 0
     }
 
-    fn ends_with(mut self, code: i32) {
-        assert_eq!(self.child.wait().unwrap().code(), Some(code));
+    /// Waits until it is stopped.
+    fn wait_for_stop(&self) {
+        let pid = libc::id_t::from(self.child.id());
+        // SAFETY: an all-zero siginfo is valid room for the answer; the child exists. WNOWAIT leaves it to `wait`.
+        let stopped = unsafe {
+            let mut info = std::mem::zeroed();
+            libc::waitid(libc::P_PID, pid, &mut info, libc::WSTOPPED | libc::WNOWAIT)
+        };
+        assert_eq!(stopped, 0);
+    }
+
+    fn ends_with(self, code: i32) {
+        self.ends(|status| assert_eq!(status.code(), Some(code)));
+    }
+
+    fn ends(mut self, check: impl FnOnce(ExitStatus)) {
+        check(self.child.wait().unwrap());
         assert_eq!(modes(&self.terminal), self.before, "the terminal was not restored");
     }
 }
@@ -100,6 +124,17 @@ fn resize(user: &File, columns: u16, rows: u16) {
     let size = libc::winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: a descriptor that is open, and what this request takes.
     assert_eq!(unsafe { libc::ioctl(user.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
+}
+
+/// As a shell makes its terminal when a job of its has stopped.
+fn make_cooked(terminal: &OwnedFd) {
+    // SAFETY: an all-zero termios is valid room for tcgetattr; then it is a whole one.
+    unsafe {
+        let mut modes = std::mem::zeroed::<libc::termios>();
+        assert_eq!(libc::tcgetattr(terminal.as_raw_fd(), &raw mut modes), 0);
+        modes.c_lflag |= libc::ICANON | libc::ECHO | libc::ISIG;
+        assert_eq!(libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const modes), 0);
+    }
 }
 
 fn modes(terminal: &OwnedFd) -> Modes {
@@ -152,13 +187,7 @@ fn a_guest_that_panics_restores_the_terminal() {
 fn stopping_gives_the_terminal_back_for_the_while() {
     let Some(mut guest) = guest() else { return };
     guest.signal(libc::SIGTSTP);
-    let pid = libc::id_t::from(guest.child.id());
-    // SAFETY: an all-zero siginfo is valid room for the answer; the child exists. WNOWAIT leaves it to `wait`.
-    let stopped = unsafe {
-        let mut info = std::mem::zeroed();
-        libc::waitid(libc::P_PID, pid, &mut info, libc::WSTOPPED | libc::WNOWAIT)
-    };
-    assert_eq!(stopped, 0);
+    guest.wait_for_stop();
     assert_eq!(modes(&guest.terminal), guest.before);
     guest.signal(libc::SIGCONT);
     guest.type_keys(b"\r");
@@ -167,6 +196,108 @@ fn stopping_gives_the_terminal_back_for_the_while() {
     assert!(guest.is_raw());
     guest.type_keys(b"halt\r");
     guest.ends_with(0);
+}
+
+/// SIGSTOP leaves no time to restore the terminal: the shell sets its own modes, and knows nothing of the guest's.
+#[test]
+fn a_program_that_was_stopped_hard_has_its_terminal_raw_again() {
+    let Some(mut guest) = guest() else { return };
+    guest.signal(libc::SIGSTOP);
+    guest.wait_for_stop();
+    make_cooked(&guest.terminal);
+    guest.signal(libc::SIGCONT);
+    while !guest.is_raw() {
+        std::thread::yield_now();
+    }
+    guest.type_keys(b"halt\r");
+    guest.ends_with(0);
+}
+
+/// What ends a program by default, and can be handled.
+fn ending_signals() -> impl Iterator<Item = libc::c_int> {
+    let others = [
+        libc::SIGKILL,
+        libc::SIGSTOP,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        libc::SIGCONT,
+        libc::SIGCHLD,
+        libc::SIGURG,
+        libc::SIGWINCH,
+        // A file over its limit is an error of the write.
+        libc::SIGXFSZ,
+        // The engines' kicks.
+        libc::SIGRTMIN() + 2,
+        libc::SIGRTMIN() + 6,
+    ];
+    // Those between the two are the C library's own.
+    (1..=libc::SIGSYS)
+        .chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
+        .filter(move |number| !others.contains(number))
+}
+
+#[test]
+fn every_signal_that_ends_the_program_restores_the_terminal_and_is_its_end() {
+    const IN_ORDER: [i32; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];
+    for number in ending_signals() {
+        let Some(guest) = guest() else { return };
+        assert!(guest.is_raw());
+        guest.signal(number);
+        guest.ends(|status| {
+            let end = (status.code(), status.signal());
+            let expected =
+                if IN_ORDER.contains(&number) { (Some(128 + number), None) } else { (None, Some(number)) };
+            assert_eq!(end, expected, "signal {number}");
+        });
+    }
+}
+
+#[test]
+fn what_was_ignored_stays_ignored() {
+    for number in [libc::SIGHUP, libc::SIGUSR1, libc::SIGALRM, libc::SIGRTMIN() + 10] {
+        let mut guest = start(&[], Some(number), |_| {});
+        if !guest.read_until(&["> ", "paravane: "]).ends_with("> ") {
+            return skip("engine", guest.read_until(&["\n"]));
+        }
+        guest.signal(number);
+        guest.type_keys(b"mem\r");
+        guest.read_until(&["> "]);
+        guest.type_keys(b"halt\r");
+        guest.ends_with(0);
+    }
+}
+
+/// Nobody reads the terminal, and the guest waits for it in the middle of a write.
+#[test]
+fn a_terminal_that_stands_still_can_be_left() {
+    for machine in [&["--engine", "process"][..], &["--engine", "kvm"], &["--bare"]] {
+        let Some(mut guest) = guest_with(machine) else { continue };
+        for _ in 0..300 {
+            guest.type_keys(b"help\r");
+        }
+        guest.type_keys(b"\x01x");
+        guest.ends_with(0);
+    }
+}
+
+/// As with Ctrl-S before the first word: the thread that sees Ctrl-A x is not put off until after it.
+#[test]
+fn a_terminal_that_stood_still_before_the_guest_ran_can_be_left() {
+    for machine in [&["--engine", "process"][..], &["--engine", "kvm"]] {
+        if guest_with(machine).map(|mut guest| guest.child.kill()).is_none() {
+            continue;
+        }
+        // SAFETY: a descriptor that is open, and numbers.
+        let mut guest = start(machine, None, |terminal| unsafe {
+            assert_eq!(libc::tcflow(terminal.as_raw_fd(), libc::TCOOFF), 0);
+        });
+        while !guest.is_raw() {
+            std::thread::yield_now();
+        }
+        guest.type_keys(b"\x01x");
+        guest.ends_with(0);
+    }
 }
 
 /// The same with the shell on a virtio console.

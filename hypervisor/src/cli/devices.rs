@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::Context;
 use paravane_abi::virtio::VIRTIO_MAX_DEVICES;
 
+use super::disk;
 use super::paths::Paths;
-use super::{disk, signals};
 use crate::device::Device;
 use crate::device::block::{Block, Options};
 use crate::device::console::Console;
@@ -18,6 +18,7 @@ use crate::device::entropy::Entropy;
 use crate::device::net::options::{BackendOption, NetOption};
 use crate::device::net::user::Lost;
 use crate::device::vsock::options::VsockOption;
+use crate::notice::notice;
 use crate::printable;
 
 /// A guest's virtio devices. They are numbered in this order, whatever the order on the command line.
@@ -80,9 +81,6 @@ impl DeviceArgs {
             return Err(TooMany(count).into());
         }
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
-        if !self.disk.is_empty() || self.console.is_some() {
-            signals::ignore_sigxfsz();
-        }
         for options in &self.disk {
             devices.push(Box::new(Block::open(options)?));
         }
@@ -124,7 +122,7 @@ impl DeviceArgs {
 }
 
 fn open_console(option: &ConsoleOption) -> anyhow::Result<(Console, Option<Outside>)> {
-    let announce = |path: &Path| eprintln!("paravane: the console is {}", printable::path(path));
+    let announce = |path: &Path| notice(format_args!("the console is {}", printable::path(path)));
     if let Some(end) = option.open(announce)? {
         return Ok((Console::new(end)?, None));
     }

@@ -3,11 +3,14 @@
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::ending::{self, Asker};
 use crate::console::ConsoleInput;
 use crate::engine::Kick;
+use crate::host_limit::Advice;
+use crate::notice::{self, notice};
 use crate::threads;
 
 const ESCAPE: u8 = 0x01;
@@ -81,6 +84,49 @@ pub(super) struct Reader {
     pub(super) requests: Requests,
     /// Whether Ctrl-A is ours; only so on a terminal, a pipe may carry any byte.
     pub(super) escapes: bool,
+    /// Called when the user leaves, to see to it that the run ends.
+    pub(super) insist: fn(),
+}
+
+/// What reads standard input once it is started, which happens once; clones share it.
+#[derive(Clone)]
+pub(super) struct Keyboard(Arc<Starting>);
+
+struct Starting {
+    started: AtomicBool,
+    parts: Mutex<Option<(Destination, Arc<AtomicBool>, Requests)>>,
+    escapes: bool,
+}
+
+impl std::fmt::Debug for Keyboard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keyboard").field("started", &self.0.started).finish_non_exhaustive()
+    }
+}
+
+impl Keyboard {
+    /// With the fields of [`Reader`].
+    pub(super) fn new(to: Destination, stop: Arc<AtomicBool>, requests: Requests, escapes: bool) -> Self {
+        let parts = Mutex::new(Some((to, stop, requests)));
+        Self(Arc::new(Starting { started: AtomicBool::new(false), parts, escapes }))
+    }
+
+    /// Whether [`Keyboard::start`] was called.
+    pub(super) fn has_started(&self) -> bool {
+        self.0.started.load(Ordering::Relaxed)
+    }
+
+    /// Starts the thread, if that was not done before. The guest must be about to run at least.
+    pub(super) fn start(&self) {
+        self.0.started.store(true, Ordering::Relaxed);
+        let parts = self.0.parts.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some((to, stop, requests)), Some(kicker)) = (parts, ending::kicker()) else { return };
+        let (escapes, insist) = (self.0.escapes, || ending::ask(Asker::Keyboard));
+        if let Err(error) = (Reader { to, kicker, stop, requests, escapes, insist }).spawn() {
+            let advice = Advice::of_processes(&error);
+            notice(format_args!("the guest has no console input: {error}{advice}"));
+        }
+    }
 }
 
 impl Reader {
@@ -151,12 +197,13 @@ impl Reader {
                 self.requests.left.store(true, Ordering::Release);
                 self.stop.store(true, Ordering::Release);
                 self.kicker.kick();
+                (self.insist)();
             }
             Typed::Statistics => {
                 self.requests.statistics.store(true, Ordering::Release);
                 self.kicker.kick();
             }
-            Typed::Help => eprint!("{HELP}"),
+            Typed::Help => notice::text(HELP),
         }
         None
     }
@@ -176,6 +223,7 @@ mod tests {
             stop: Arc::clone(&stop),
             requests: requests.clone(),
             escapes: true,
+            insist: || (),
         };
         reader.run(text);
         let got = std::iter::from_fn(|| input.pop()).collect();
@@ -212,6 +260,7 @@ mod tests {
             stop: Arc::default(),
             requests: requests.clone(),
             escapes: true,
+            insist: || (),
         };
         // Far more than a socket holds, and nobody reads.
         let typed = [vec![b'k'; 4 << 20], b"\x01x".to_vec()].concat();
@@ -231,6 +280,7 @@ mod tests {
             stop: Arc::default(),
             requests: Requests::default(),
             escapes: false,
+            insist: || (),
         };
         let typed = vec![1; 4 << 20];
         let piped = typed.clone();

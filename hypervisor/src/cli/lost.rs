@@ -32,8 +32,12 @@ impl LostDevice {
         self.lock().kicker = Some(kicker);
     }
 
-    /// What ends the run by `stop`, for a reason.
-    pub(super) fn reporter(&self, stop: Arc<AtomicBool>) -> Arc<dyn Fn(String) + Send + Sync> {
+    /// What ends the run by `stop`, for a reason; `insist` sees to it that it ends.
+    pub(super) fn reporter(
+        &self,
+        stop: Arc<AtomicBool>,
+        insist: impl Fn() + Send + Sync + 'static,
+    ) -> Arc<dyn Fn(String) + Send + Sync> {
         let lost = self.clone();
         Arc::new(move |why| {
             let mut state = lost.lock();
@@ -42,6 +46,7 @@ impl LostDevice {
             if let Some(kicker) = &state.kicker {
                 kicker.kick();
             }
+            insist();
         })
     }
 
@@ -71,7 +76,7 @@ mod tests {
     fn the_first_reason_ends_the_run_whenever_it_comes() {
         for ready_first in [true, false] {
             let (lost, stop, kicks) = (LostDevice::default(), Arc::default(), Arc::new(Kicks::default()));
-            let report = lost.reporter(Arc::clone(&stop));
+            let report = lost.reporter(Arc::clone(&stop), || ());
             if ready_first {
                 lost.on_ready(kicks.clone());
             }

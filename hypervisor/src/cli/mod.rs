@@ -9,6 +9,7 @@ mod compare;
 mod devices;
 mod disk;
 mod doctor;
+mod ending;
 mod input;
 mod lost;
 mod output;
@@ -19,6 +20,7 @@ mod run;
 mod signals;
 mod size;
 mod stats;
+mod stats_file;
 mod status;
 mod terminal;
 
@@ -27,6 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::notice::notice;
 use crate::printable;
 
 pub use stats::Origin;
@@ -63,6 +66,7 @@ enum Command {
 /// The program: parses its arguments, does as they say.
 pub fn main(origin: Origin) -> ExitCode {
     let command = Cli::try_parse().unwrap_or_else(|error| misused(&error)).command;
+    signals::survive_file_limits();
     if !matches!(command, Command::Run(_)) {
         signals::default_sigpipe();
     }
@@ -75,7 +79,7 @@ pub fn main(origin: Origin) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("paravane: {}", message(&error));
+            notice(message(&error));
             // What can be seen from the arguments alone is as wrong as a word that clap does not know.
             let usage = error.is::<devices::TooMany>() || error.is::<paths::Clash>();
             ExitCode::from(if usage { status::USAGE } else { status::HOST_ERROR })

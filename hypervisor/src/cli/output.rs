@@ -2,18 +2,21 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use super::input::Keyboard;
 use crate::console::ConsoleSink;
+use crate::notice;
 
 /// What happened to a console's output; clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OutputState {
     first_byte: Arc<OnceLock<Instant>>,
     failure: Arc<Mutex<Option<io::Error>>>,
+    unread: Arc<AtomicBool>,
 }
 
 impl OutputState {
@@ -25,41 +28,60 @@ impl OutputState {
     pub(super) fn failure(&self) -> Option<io::Error> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+    /// Whether the last of it was dropped at the end of the run, because nobody took it.
+    pub(super) fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
+    }
 }
 
 /// Writes to a file descriptor of its own.
+///
+/// The guest waits for whoever reads it, until the end of the run is asked for: then it takes what the reader has room
+/// for. O_NONBLOCK would be our parent's as well, so writes block, and the end interrupts them (see `ending`).
 #[derive(Debug)]
 pub(super) struct Output {
     file: File,
     state: OutputState,
     /// The domain is to end: a reader that takes nothing must not hold it up.
     stop: Arc<AtomicBool>,
+    /// To be started before a wait, for a user who wants to leave.
+    early: Option<Keyboard>,
     /// Output was lost; what follows would only confuse.
     closed: bool,
 }
 
 impl Output {
-    /// A sink on standard output.
-    pub(super) fn stdout(state: OutputState, stop: Arc<AtomicBool>) -> io::Result<Self> {
-        Ok(Self { file: File::from(io::stdout().as_fd().try_clone_to_owned()?), state, stop, closed: false })
+    /// A sink on standard output. `early` is what reads the keyboard, if it may not wait for the first output.
+    pub(super) fn stdout(
+        state: OutputState,
+        stop: Arc<AtomicBool>,
+        early: Option<Keyboard>,
+    ) -> io::Result<Self> {
+        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        Ok(Self { file, state, stop, early, closed: false })
     }
 
-    /// Like `Write::write_all`, but waits for a terminal that somebody else made non-blocking, and gives up
-    /// when interrupted in a wait after the domain's end was asked for.
-    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Like `Write::write_all`, but waits for a terminal that somebody else made non-blocking, and gives up with
+    /// `Ok(false)` when nobody takes the bytes after the domain's end was asked for.
+    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<bool> {
         while !bytes.is_empty() {
-            match self.file.write(bytes) {
+            let ending = self.stop.load(Ordering::Acquire);
+            if ending && !notice::has_room(self.file.as_fd(), 0) {
+                return Ok(false);
+            }
+            let piece = if ending { bytes.get(..notice::AT_ONCE).unwrap_or(bytes) } else { bytes };
+            match self.file.write(piece) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
-                Err(e) if !matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
-                    return Err(e);
+                // The end may have been asked for.
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    notice::has_room(self.file.as_fd(), -1);
                 }
-                Err(e) if self.stop.load(Ordering::Acquire) => return Err(e),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => wait_writable(&self.file),
-                Err(_) => {}
+                Err(e) => return Err(e),
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -68,9 +90,19 @@ impl ConsoleSink for Output {
         if self.closed || bytes.is_empty() {
             return;
         }
+        self.early.take_if(|keyboard| keyboard.has_started());
+        if let Some(keyboard) = &self.early
+            && !notice::has_room(self.file.as_fd(), 0)
+        {
+            keyboard.start();
+        }
         match self.write_all(bytes) {
-            Ok(()) => {
+            Ok(true) => {
                 self.state.first_byte.get_or_init(Instant::now);
+            }
+            Ok(false) => {
+                self.closed = true;
+                self.state.unread.store(true, Ordering::Relaxed);
             }
             Err(error) => {
                 self.closed = true;
@@ -78,12 +110,6 @@ impl ConsoleSink for Output {
             }
         }
     }
-}
-
-fn wait_writable(file: &File) {
-    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one pollfd, valid for the call. Whatever it returns, the next write says what is the matter.
-    unsafe { libc::poll(&mut poll, 1, -1) };
 }
 
 #[cfg(test)]
@@ -97,7 +123,8 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let state = OutputState::default();
         let file = File::from(std::os::fd::OwnedFd::from(writer));
-        let mut sink = Output { file, state: state.clone(), stop: Arc::default(), closed: false };
+        let mut sink =
+            Output { file, state: state.clone(), stop: Arc::default(), early: None, closed: false };
         assert!(state.first_byte().is_none());
         sink.write(b"one ");
         let first = state.first_byte();
@@ -116,7 +143,8 @@ mod tests {
             return crate::skip::skip("dev-full", "this host has no /dev/full");
         };
         let state = OutputState::default();
-        let mut sink = Output { file, state: state.clone(), stop: Arc::default(), closed: false };
+        let mut sink =
+            Output { file, state: state.clone(), stop: Arc::default(), early: None, closed: false };
         sink.write(b"lost");
         sink.write(b"lost too");
         assert_eq!(state.failure().map(|e| e.kind()), Some(ErrorKind::StorageFull));

@@ -4,9 +4,7 @@
 //! formatting, no file that was not asked for.
 
 use std::borrow::Cow;
-use std::fmt::Display;
-use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,19 +14,23 @@ use anyhow::Context;
 
 use super::choice::{EngineArg, TransportArg};
 use super::devices::{DeviceArgs, Opened};
-use super::input::{Destination, Reader, Requests};
+use super::ending::{self, Asker};
+use super::input::{Destination, Keyboard, Requests};
 use super::lost::LostDevice;
 use super::output::{Output, OutputState};
 use super::paths::Paths;
 use super::stats::{self, Origin, Statistics};
+use super::stats_file::StatisticsFile;
 use super::status::{self, Interruption};
 use super::terminal::{self, RawMode};
 use super::{signals, size};
 use crate::busy_poll;
 use crate::console::ConsoleInput;
 use crate::device::console::stdio::Outside;
+use crate::host_limit::Advice;
 use crate::images;
 use crate::monitor::{self, Config, Peek, Report};
+use crate::notice::{self, notice};
 use crate::printable;
 
 const EXAMPLES: &str = "\
@@ -80,7 +82,7 @@ pub(super) struct RunArgs {
     /// [default: 200, and 0 where there is one CPU]
     #[arg(long, value_name = "US", value_parser = size::microseconds, help_heading = HOST)]
     busy_poll: Option<u32>,
-    /// End the guest after this long: a number and ms, s, m or h; a bare number is seconds
+    /// End the run after this long, whatever it waits for: a number and ms, s, m or h; a bare number is seconds
     #[arg(long, value_name = "TIME", value_parser = size::duration, help_heading = HOST)]
     timeout: Option<Duration>,
     /// Print start-up times, exits by cause, batch sizes, what became of devices, and the registers of a guest that came
@@ -94,6 +96,11 @@ pub(super) struct RunArgs {
 
 /// Runs a guest to its end; the exit status of the process.
 pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let timeout = args.timeout.map(|timeout| origin.what_is_left_of(timeout));
+    signals::install();
+    ending::begin(Arc::clone(&stop), timeout)?;
+    terminal::restore_on_panic();
     args.busy_poll.into_iter().for_each(busy_poll::set_longest_us);
     let (image, image_name) = load_image(args)?;
     let initrd = match &args.initrd {
@@ -103,32 +110,26 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         ),
     };
     check_paths(args)?;
-    let (stop, lost) = (Arc::new(AtomicBool::new(false)), LostDevice::default());
-    let Opened { devices, stdio } = args.devices.open(&lost.reporter(Arc::clone(&stop)))?;
-    // A file that cannot be written is better known before the guest has run for an hour.
-    let json = match &args.stats_json {
-        None => None,
-        Some(path) => Some(
-            File::create(path)
-                .with_context(|| format!("cannot write statistics to {}", printable::path(path)))?,
-        ),
-    };
+    let lost = LostDevice::default();
+    let report_loss = lost.reporter(Arc::clone(&stop), || ending::ask(Asker::LostDevice));
+    let Opened { devices, stdio } = args.devices.open(&report_loss)?;
+    let json = args.stats_json.as_deref().map(StatisticsFile::open).transpose()?;
 
     let requests = Requests::default();
     let output = OutputState::default();
-    let sink = Output::stdout(output.clone(), Arc::clone(&stop)).context("standard output is closed")?;
-    signals::install(Arc::clone(&stop));
     let raw = RawMode::enter();
-    restore_terminal_on_panic();
-
     let input = ConsoleInput::default();
-    let lost_at_start = lost.clone();
     let mut to = Destination::Console(input.clone());
     if let Some(Outside { keys, resized }) = stdio {
         to = Destination::Device(keys);
         resized.into_iter().for_each(signals::on_resize);
     }
-    let reader_parts = (to, Arc::clone(&stop), requests.clone(), raw.is_some());
+    let keyboard = Keyboard::new(to, Arc::clone(&stop), requests.clone(), raw.is_some());
+    // Without the escape key nobody waits for what is typed before the guest has printed.
+    let early = raw.is_some().then(|| keyboard.clone());
+    let sink =
+        Output::stdout(output.clone(), Arc::clone(&stop), early).context("standard output is closed")?;
+    let lost_at_start = lost.clone();
     let config = Config {
         image,
         image_name: image_name.clone(),
@@ -141,24 +142,18 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         sink: Box::new(sink),
         input,
         on_ready: Some(Box::new(move |kicker| {
-            signals::set_kicker(Arc::clone(&kicker));
+            ending::guest_runs(Arc::clone(&kicker));
             lost_at_start.on_ready(kicker);
         })),
-        once_running: Some(Box::new(move |kicker| {
-            let (to, stop, requests, escapes) = reader_parts;
-            let reader = Reader { to, kicker, stop, requests, escapes };
-            if let Err(error) = reader.spawn() {
-                eprint!("paravane: no console input: {error}\r\n");
-            }
-        })),
+        once_running: Some(Box::new(move |_| keyboard.start())),
         stop,
-        deadline: args.timeout,
+        deadline: args.timeout.map(|timeout| origin.what_is_left_of(timeout)),
         peek: Some(Peek {
             wanted: Arc::clone(&requests.statistics),
-            show: Box::new(|ledger, ns| eprint!("{}", stats::so_far(ledger, ns))),
+            show: Box::new(|ledger, ns| notice::text(&stats::so_far(ledger, ns))),
         }),
         count_memory: args.stats || args.stats_json.is_some(),
-        on_stop: Some(Arc::new(|stopped| complain(stopped))),
+        on_stop: Some(Arc::new(|stopped| notice(stopped))),
     };
     let result = monitor::run(config);
     drop(raw);
@@ -166,20 +161,20 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
 
     let lost = lost.why();
     let by = Interruption {
-        signal: signals::received(),
+        signal: ending::signal(),
         left: requests.left.load(Ordering::Acquire),
         lost: lost.is_some(),
     };
     let statistics = Statistics::new(&image_name, (&report, by), origin, output.first_byte());
     if args.stats {
-        eprint!("{statistics}");
+        notice::text(&statistics.to_string());
     }
     if let Some(file) = json {
-        statistics.write_json(file).context("cannot write the statistics file")?;
+        file.write(&statistics)?;
     }
     match lost {
         Some(why) if status::of(&report.end, by) == status::HOST_ERROR => Err(anyhow::Error::msg(why)),
-        _ => conclude(&report, by, output.failure()),
+        _ => conclude(&report, by, &output),
     }
 }
 
@@ -206,38 +201,28 @@ fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
 }
 
 /// Says on standard error what a user should know of the end, and makes it an exit status.
-fn conclude(report: &Report, by: Interruption, lost: Option<io::Error>) -> anyhow::Result<u8> {
+fn conclude(report: &Report, by: Interruption, output: &OutputState) -> anyhow::Result<u8> {
     for device in report.devices.iter().filter(|device| device.untold > 0) {
-        complain(format_args!("virtio {} stopped {} times in all", device.device, device.stops));
+        notice(format_args!("virtio {} stopped {} times in all", device.device, device.stops));
     }
     let code = status::of(&report.end, by);
     if code != 0 && !quiet(code) {
-        complain(printable::lines(&status::describe(&report.end, by)));
+        let unread = if output.is_unread() { "; nobody reads standard output" } else { "" };
+        let what = status::describe(&report.end, by);
+        notice(format_args!("{}{unread}", printable::lines(&what)));
     }
-    match lost {
-        // The reader went away, which is its right; SIGPIPE has set the status.
-        Some(error) if error.kind() != io::ErrorKind::BrokenPipe && by.signal.is_none() && !by.left => {
-            Err(anyhow::Error::new(error).context("console output was lost"))
+    // A reader that went away did so of its own will; SIGPIPE has set the status.
+    match output.failure().filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
+        None => Ok(code),
+        Some(error) => {
+            notice(format_args!("console output was lost: {error}{}", Advice::of_writes(&error)));
+            Ok(if by.signal.is_some() { code } else { status::HOST_ERROR })
         }
-        _ => Ok(code),
     }
-}
-
-/// One line on standard error, if anybody reads it.
-fn complain(what: impl Display) {
-    let _ = writeln!(io::stderr(), "paravane: {what}");
 }
 
 /// Whether an end needs no words, because whoever caused it knows.
 fn quiet(code: u8) -> bool {
     code > status::SIGNAL_BASE && !io::stderr().is_terminal()
         || code == status::SIGNAL_BASE + libc::SIGPIPE as u8
-}
-
-fn restore_terminal_on_panic() {
-    let previous = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        terminal::restore();
-        previous(info);
-    }));
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -35,6 +35,11 @@ impl Origin {
         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
         let cpu_before_main_ns = seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0);
         Self { main, cpu_before_main_ns }
+    }
+
+    /// What is left of a time that began here.
+    pub(super) fn what_is_left_of(&self, time: Duration) -> Duration {
+        time.saturating_sub(self.main.elapsed())
     }
 }
 

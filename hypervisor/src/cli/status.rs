@@ -30,8 +30,10 @@ Exit status:
   5      the guest asked to be rebooted (it is not started again)
   6      the guest asked to be suspended
   101    paravane itself failed: a bug, please report it
-  124    the time given by --timeout was up
-  128+N  signal N ended the run (130 for SIGINT, 143 for SIGTERM)";
+  124    the time given by --timeout was up, wherever the run was
+  128+N  signal N ended the run in order (130 for SIGINT, 143 for SIGTERM); a second one ends it at once
+
+What does not end in order within 5 seconds ends hard, with the same status and a message.";
 
 /// Who ended a domain that did not end itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

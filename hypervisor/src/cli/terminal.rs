@@ -7,6 +7,8 @@ use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::signals;
+
 const TERMINAL: libc::c_int = libc::STDIN_FILENO;
 
 /// The modes as we found them and as we set them.
@@ -24,6 +26,7 @@ impl RawMode {
     /// Makes the terminal on standard input raw; nothing if there is none.
     pub(super) fn enter() -> Option<Self> {
         let found = current_modes()?;
+        signals::guard_terminal();
         let mut raw = found;
         // SAFETY: `raw` is a termios that tcgetattr filled.
         unsafe { libc::cfmakeraw(&mut raw) };
@@ -34,6 +37,19 @@ impl RawMode {
         reenter();
         Some(Self(()))
     }
+}
+
+/// From now on a panic restores the terminal before it is reported. A panic of a thread that is not this one ends a
+/// device and not the run: then the terminal is raw again afterwards.
+pub(super) fn restore_on_panic() {
+    let (previous, of_the_run) = (std::panic::take_hook(), std::thread::current().id());
+    std::panic::set_hook(Box::new(move |info| {
+        restore();
+        previous(info);
+        if std::thread::current().id() != of_the_run {
+            reenter();
+        }
+    }));
 }
 
 impl Drop for RawMode {
@@ -50,10 +66,14 @@ pub(super) fn restore() {
     }
 }
 
-/// Makes the terminal raw again after [`restore`], if a guest still wants it. Safe in a signal handler.
+/// Makes the terminal raw, again or still, if a guest wants it. Safe in a signal handler.
+///
+/// Also where it should be raw already: SIGSTOP leaves no time for [`restore`], and the shell has set its own modes
+/// since.
 pub(super) fn reenter() {
     // In the background this would stop us (SIGTTOU) and spoil what the shell has set for itself.
-    if WANTED.load(Ordering::Relaxed) && in_foreground() && !RAW.swap(true, Ordering::AcqRel) {
+    if WANTED.load(Ordering::Relaxed) && in_foreground() {
+        RAW.store(true, Ordering::Release);
         set(MODES.get().map(|(_, raw)| raw));
     }
 }

@@ -95,7 +95,7 @@ pub struct Config {
     pub once_running: Option<OnReady>,
     /// Set this, then kick: the domain ends with [`DomainEnd::Interrupted`].
     pub stop: Arc<AtomicBool>,
-    /// Ends the domain with [`DomainEnd::Interrupted`] after this long.
+    /// Ends the domain with [`DomainEnd::Interrupted`] this long after the call of [`run`].
     pub deadline: Option<Duration>,
     /// Whether the report is to say how much memory the domain took.
     pub count_memory: bool,

@@ -23,6 +23,7 @@ use crate::domain::mapping::AddressLimits;
 use crate::domain::pv::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
 use crate::domain::symbols::{locate, symbolize};
 use crate::engine::{Engine, Kick, Paging, Regs};
+use crate::host_limit::Advice;
 use crate::hypercall::FEATURES;
 use crate::memory::{BadMachineAddress, CreateError, MachineMemory, Maddr, PAGE_SIZE};
 use crate::mmu::direct::DirectPaging;
@@ -73,7 +74,7 @@ pub enum RunError {
     #[error("{0}; this is a bug in Paravane, please report it")]
     Layout(#[from] BadMachineAddress),
     /// The host has no event descriptors left.
-    #[error("cannot make an eventfd: {0}; close some files or raise the limit (ulimit -n)")]
+    #[error("cannot make an eventfd: {0}{advice}", advice = Advice::of_files(.0))]
     Eventfd(std::io::Error),
 }
 
@@ -193,8 +194,11 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         printed: first.clone(),
         by: guest.clock().now() + PUT_OFF_NS,
     });
-    let outside =
-        Outside { stop: config.stop, deadline: config.deadline.map(nanos), put_off, peek: config.peek };
+    // The guest's clock is younger than the run.
+    let deadline = config
+        .deadline
+        .map(|after| guest.clock().now().saturating_add(nanos(after.saturating_sub(start.elapsed()))));
+    let outside = Outside { stop: config.stop, deadline, put_off, peek: config.peek };
     steps.done("get ready");
     let running = Instant::now();
     let end = looping::run(&mut *engine, &mut *guest, &waker, outside);

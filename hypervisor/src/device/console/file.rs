@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::backend::{Backend, NOTHING, Watch, Wish, watch};
+use crate::host_limit::Advice;
+use crate::notice::notice;
 use crate::printable;
 
 /// A file cannot be written.
@@ -80,9 +82,10 @@ impl Backend for FileEnd {
             failed => {
                 let why = failed.err().unwrap_or_else(|| ErrorKind::WriteZero.into());
                 let path = printable::path(&self.path);
-                eprint!(
-                    "paravane: the console's output is lost from here on: cannot write to {path}: {why}\r\n"
-                );
+                let advice = Advice::of_writes(&why);
+                notice(format_args!(
+                    "the console's output is lost from here on: cannot write to {path}: {why}{advice}"
+                ));
                 self.file = None;
                 bytes.len()
             }

@@ -14,6 +14,8 @@ use std::os::unix::net::UnixStream;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::{Backend, NOTHING, Size, Watch, Wish, watch};
+use crate::host_limit::Advice;
+use crate::notice::notice;
 
 /// What a terminal or pipe takes without blocking once poll(2) says that it has room.
 const CAREFUL: usize = 64;
@@ -148,7 +150,8 @@ impl Backend for Stdio {
                 let why = failed.err().unwrap_or_else(|| ErrorKind::WriteZero.into());
                 // A reader that went away knows.
                 if why.kind() != ErrorKind::BrokenPipe {
-                    eprint!("paravane: the console's output is lost from here on: {why}\r\n");
+                    let advice = Advice::of_writes(&why);
+                    notice(format_args!("the console's output is lost from here on: {why}{advice}"));
                 }
                 self.output = None;
                 bytes.len()

@@ -22,6 +22,7 @@ use super::backend::{Backend, Received, Sent, Watch};
 use super::header::Header;
 use super::pieces::Pieces;
 use super::stream::Framed;
+use crate::notice::notice;
 use crate::threads;
 
 /// What the guest is told by DHCP: frames fit in every driver's buffers.
@@ -179,7 +180,7 @@ impl Shared {
         if gave_up && !self.worked.load(Ordering::Acquire) {
             lost(format!("the guest has no network: passt gave up: {why}"));
         } else {
-            eprint!("paravane: passt has ended, the guest's network is down: {why}\r\n");
+            notice(format_args!("passt has ended, the guest's network is down: {why}"));
         }
     }
 }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kvm_bindings::kvm_run;
 
 use crate::engine::Kick;
+use crate::threads;
 
 thread_local! {
     /// The `immediate_exit` byte of the vCPU that this thread runs; null when it runs none.
@@ -67,6 +68,7 @@ impl KvmKick {
     /// Attaches the calling thread to the vCPU whose shared page is `run`.
     pub fn new(run: &mut kvm_run) -> io::Result<Self> {
         install_handler();
+        threads::unblock_signal(signal());
         IMMEDIATE_EXIT.with(|cell| cell.set(&raw mut run.immediate_exit));
         // SAFETY: no arguments, cannot fail.
         let thread = unsafe { libc::gettid() };
@@ -126,5 +128,31 @@ impl Kick for KvmKick {
             libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
         // SAFETY: the timer lives until `detach`; `spec` is a live local.
         unsafe { libc::timer_settime(self.timer, 0, &spec, ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program inherits what its parent had blocked: no kick would ever reach the vCPU.
+    #[test]
+    fn a_kick_is_heard_by_a_thread_that_had_its_signal_blocked() {
+        let thread = std::thread::spawn(|| {
+            let mut run = kvm_run::default();
+            // SAFETY: live sets; the mask is this thread's own.
+            unsafe {
+                let mut all: libc::sigset_t = std::mem::zeroed();
+                libc::sigfillset(&raw mut all);
+                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, ptr::null_mut());
+            }
+            let kick = KvmKick::new(&mut run).unwrap();
+            // A signal for the own thread is delivered before tgkill(2) returns.
+            kick.kick();
+            kick.detach();
+            // SAFETY: a live byte, which the handler wrote behind the compiler's back.
+            unsafe { ptr::read_volatile(&raw const run.immediate_exit) }
+        });
+        assert_eq!(thread.join().unwrap(), 1);
     }
 }

@@ -99,8 +99,7 @@ impl KvmEngine {
         let tss_type = context::tss_type();
         let mut vcpu = setup::processor(&vm, gate.syscall().start, tss_type)?;
         let (tsc_khz, tsc_offset) = setup::clock(&vcpu)?;
-        let kick = KvmKick::new(vcpu.get_kvm_run())
-            .map_err(|error| KvmError::Refused { step: "timer_create", error })?;
+        let kick = KvmKick::new(vcpu.get_kvm_run()).map_err(KvmError::Timer)?;
         let spare_slot = kvm_userspace_memory_region {
             slot: 1,
             flags: 0,

@@ -6,6 +6,7 @@ use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 use super::context::{Features, initial_sregs};
 use super::tables::selector;
 use super::{cpuid, tsc};
+use crate::host_limit::Advice;
 use crate::memory::{BadMachineAddress, MachineMemory};
 
 /// Why the KVM engine could not be set up.
@@ -20,7 +21,7 @@ pub enum KvmError {
     )]
     Permission,
     /// Another failure to open it.
-    #[error("cannot open /dev/kvm: {0}; try --engine process")]
+    #[error("cannot open /dev/kvm: {0}{advice}; try --engine process", advice = Advice::of_files(.0))]
     Open(std::io::Error),
     /// A capability is missing.
     #[error("this KVM lacks {0}, which Paravane needs; use a newer kernel, or --engine process")]
@@ -34,8 +35,11 @@ pub enum KvmError {
          KVM_CAP_EXIT_HYPERCALL is missing; use a newer kernel, or --engine process"
     )]
     NoWay,
+    /// The timer of its deadlines could not be made.
+    #[error("cannot make a timer: {0}{advice}", advice = Advice::of_timer(.0))]
+    Timer(std::io::Error),
     /// A set-up call failed.
-    #[error("KVM refused {step}: {error}; try --engine process")]
+    #[error("KVM refused {step}: {error}{}; try --engine process", Advice::of_files(error))]
     Refused {
         /// The call.
         step: &'static str,

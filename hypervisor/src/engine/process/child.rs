@@ -14,12 +14,13 @@ use super::filter::MEMORY_FD;
 use super::script::{self, AREA_FD, SOCKET_FD, Terms};
 use super::stub::{self, KIND_READY};
 use super::sys::{self, Ended, Received};
+use crate::host_limit::Advice;
 
 /// Why a guest process could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// The host refused something that the monitor itself needs.
-    #[error("cannot {what} for a guest process: {error}")]
+    #[error("cannot {what} for a guest process: {error}{}", Advice::of_processes(error))]
     Host {
         /// What was refused.
         what: &'static str,
@@ -27,10 +28,7 @@ pub enum SpawnError {
         error: io::Error,
     },
     /// The stub could not be executed.
-    #[error(
-        "cannot execute the guest process's stub from a memfd: {0}; allow it (sysctl vm.memfd_noexec below 2, no \
-         security policy against it)"
-    )]
+    #[error("cannot execute the guest process's stub from a memfd: {0}{advice}", advice = why_no_exec(.0))]
     Exec(io::Error),
     /// The process could not restrict itself, and so ended before any guest code ran.
     #[error(
@@ -46,6 +44,15 @@ pub enum SpawnError {
     /// The process vanished.
     #[error("a guest process was killed while it was being set up ({0})")]
     Killed(String),
+}
+
+/// What to do about a stub that was not executed.
+fn why_no_exec(error: &io::Error) -> String {
+    let limit = Advice::of_processes(error);
+    if limit.is_some() {
+        return limit.to_string();
+    }
+    "; allow it (sysctl vm.memfd_noexec below 2, no security policy against it)".to_owned()
 }
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> SpawnError {
@@ -140,7 +147,9 @@ extern "C" fn launch(arg: *mut libc::c_void) -> i32 {
                 libc::AT_EMPTY_PATH,
             );
         }
-        launch.error = *libc::__errno_location();
+        // fcntl(2) says EINVAL where the limit of open files allows no number as high as the one asked for.
+        let limited = moved.contains(&-1) && *libc::__errno_location() == libc::EINVAL;
+        launch.error = if limited { libc::EMFILE } else { *libc::__errno_location() };
     }
     1
 }

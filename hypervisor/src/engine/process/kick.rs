@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::S
 use super::stub::KICK_SIGNAL;
 use super::sys;
 use crate::engine::Kick;
+use crate::threads;
 
 /// How often an unanswered kick is repeated.
 const INSIST_NS: i64 = 1_000_000;
@@ -160,7 +161,7 @@ impl ProcessKick {
     /// For the calling thread, which will run the vCPU.
     pub fn new() -> io::Result<Self> {
         install_handler()?;
-        sys::unblock_signal(timer_signal());
+        threads::unblock_signal(timer_signal());
         let free = |(_, slot): &(usize, &'static Slot)| !slot.taken.swap(true, SeqCst);
         let Some((index, slot)) = ALL.iter().enumerate().find(free) else {
             return Err(io::Error::from_raw_os_error(libc::EUSERS));

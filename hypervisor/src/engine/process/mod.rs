@@ -47,6 +47,7 @@ use self::sys::Ended;
 use super::host_cpuid::{self, Trapping};
 use super::{Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
 use crate::domain::layout::HypervisorLayout;
+use crate::host_limit::Advice;
 use crate::memory::{MachineMemory, Mfn, PAGE_SIZE};
 use crate::threads;
 
@@ -73,10 +74,10 @@ pub enum ProcessEngineError {
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     /// The timer or its signal could not be set up.
-    #[error("cannot set up the engine's timer: {0}; allow timer_create and sigaction")]
+    #[error("cannot set up the engine's timer: {0}{advice}", advice = Advice::of_timer(.0))]
     Timer(io::Error),
     /// A descriptor could not be duplicated.
-    #[error("cannot duplicate the memfd of guest memory: {0}; raise the limit of open files")]
+    #[error("cannot duplicate the memfd of guest memory: {0}{advice}", advice = Advice::of_files(.0))]
     Descriptor(io::Error),
 }
 

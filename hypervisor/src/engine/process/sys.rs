@@ -219,17 +219,6 @@ pub(super) fn delete_timer(timer: i32) {
     unsafe { libc::syscall(libc::SYS_timer_delete, timer) };
 }
 
-/// Lets `signal` reach the calling thread.
-pub(super) fn unblock_signal(signal: i32) {
-    // SAFETY: the set is a live local that names one signal.
-    unsafe {
-        let mut set: libc::sigset_t = zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, signal);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
-    }
-}
-
 /// CPU time that a process has used; 0 if it is gone. May be called in a signal handler.
 pub(super) fn cpu_time_ns(pid: u32) -> u64 {
     // The id of a process's clock (clock_getcpuclockid(3) makes the same).
