@@ -93,7 +93,7 @@ fn devices_that_cannot_be_had_say_what_to_do() {
         (&["run", "--vsock", "cid=3,socket=/nonexistent/s"], "in a directory that exists and is yours"),
         (&["run", "--disk", "/nonexistent/d"], "make it: truncate"),
         (&["run", "--disk", "/tmp"], "is a directory; make an image of its files"),
-        (&["run", "--disk", "/etc/passwd,readonly,format=qcow2"], "is no qcow2 image"),
+        (&["run", "--disk", "/etc/passwd,readonly,format=qcow2"], "is not a qcow2 image"),
         (&["run", "--console", "unix=/nonexistent/c"], "start the program that listens there first"),
         (&["run", "--console", "file=/nonexistent/c"], "cannot write to /nonexistent/c"),
     ] {

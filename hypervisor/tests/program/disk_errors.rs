@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::disk::Scratch;
-use super::{PATIENCE, everywhere, paravane, skip};
+use super::{PATIENCE, everywhere, paravane, run, skip};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_paravane");
 
@@ -79,6 +79,50 @@ fn an_image_that_is_cut_short() {
             guest.must("read 100", DONE);
             guest.end();
         }
+    }
+}
+
+/// A qcow2 image of which only the header was copied. The first write of the guest would be put over it, and end the
+/// program.
+#[test]
+fn a_qcow2_image_whose_copy_stopped_early() {
+    let mut header = [0u8; 72];
+    // Version 2, clusters of 64 KiB, 64 MiB, one entry at 0x30000, one cluster of refcounts at 0x10000.
+    let fields = [
+        (0, 0x5146_49fb_u32),
+        (4, 2),
+        (20, 16),
+        (28, 64 << 20),
+        (36, 1),
+        (44, 0x30000),
+        (52, 0x10000),
+        (56, 1),
+    ];
+    for (at, value) in fields {
+        header[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    }
+    for options in everywhere() {
+        let disk = Scratch::new("copied.qcow2");
+        std::fs::write(&disk.0, header).unwrap();
+        let ran = run(&[&options[..], &["--disk", disk.path()]].concat(), b"disk write 0\nhalt\n");
+        ran.must_end(1).must_say("lies outside the file, which has 72 bytes");
+        ran.must_say(&format!("qemu-img check -r all {}", disk.path()));
+        assert!(std::fs::read(&disk.0).unwrap() == header, "broken product: it was written to");
+    }
+}
+
+/// The last sector of a file that ends in the middle of it.
+#[test]
+fn a_file_that_is_not_a_number_of_sectors() {
+    for options in everywhere() {
+        let disk = Scratch::new("odd");
+        std::fs::write(&disk.0, vec![b'x'; 1000]).unwrap();
+        let mut guest = Session::on(&options, disk.path());
+        guest.must("read 2", ERROR);
+        guest.must("read 1", DONE);
+        guest.must("write 1", DONE);
+        guest.end();
+        assert_eq!(std::fs::metadata(&disk.0).unwrap().len(), 1024, "broken product: its length");
     }
 }
 

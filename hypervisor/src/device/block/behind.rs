@@ -1,7 +1,8 @@
 //! Files that a qcow2 image names: its backing file, that one's, and a file for its data.
 //!
 //! What the user gave is one path; these come out of the image, so that each is checked and locked as a disk of its own
-//! would be. A backing file that somebody writes to meanwhile is an image that is broken, and nobody would notice.
+//! would be, before imago reads a byte of it. A backing file that somebody writes to meanwhile breaks the image, and
+//! nobody would notice.
 
 use std::cell::RefCell;
 use std::io;
@@ -9,17 +10,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use imago::file::File as Storage;
+use imago::format::Format as Kind;
 use imago::format::gate::ImplicitOpenGate;
-use imago::{FormatAccess, FormatDriverBuilder, Storage as _, StorageOpenOptions};
+use imago::{FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 
 use super::image::{self, Locked};
+use super::qcow2::{self, Storage};
 use super::{OpenError, Options};
 
 /// Files of one image at most: each is opened within the opening of the one before.
 const MOST: usize = 64;
-/// Bytes of what the versions' headers have in common, up to how the image is encrypted.
-const HEADER: usize = 36;
 
 /// Opens what images name, and holds it.
 #[derive(Clone)]
@@ -74,11 +74,10 @@ impl Behind {
             return Err(OpenError::Endless(path.to_owned()));
         }
         places.push(place);
-        let encrypted = image::beginning(&file.0).is_some_and(|header| is_encrypted(&header));
-        if encrypted { Err(OpenError::Encrypted(path.to_owned())) } else { Ok(()) }
+        Ok(())
     }
 
-    fn open(&self, path: &Path, writable: bool) -> Result<(), OpenError> {
+    fn open(&self, path: &Path, writable: bool) -> Result<Storage, OpenError> {
         // One that is there already would be found to be in use, by us.
         if let Ok(meta) = std::fs::metadata(path)
             && self.found.borrow().places.contains(&(meta.dev(), meta.ino()))
@@ -87,17 +86,25 @@ impl Behind {
         }
         let file = image::open(path, &Options { readonly: !writable, ..self.options.clone() })?;
         self.check(&file, path)?;
+        let storage = Storage::new(&file, path);
+        let storage = storage.map_err(|error| OpenError::Open { path: path.to_owned(), error })?;
         self.found.borrow_mut().locks.push(file);
-        Ok(())
+        Ok(storage)
     }
-}
 
-/// Whether this is the header of an image that is encrypted: magic number, version and, last, `crypt_method`, of which 0
-/// is none.
-fn is_encrypted(header: &[u8; HEADER]) -> bool {
-    match header {
-        [b'Q', b'F', b'I', 0xfb, 0, 0, 0, 2 | 3, .., a, b, c, d] => [*a, *b, *c, *d] != [0; 4],
-        _ => false,
+    /// Looks at the image that was opened last, which is about to be read. None of these is written to.
+    fn check_last(&self, path: &Path) -> Result<(), OpenError> {
+        let found = self.found.borrow();
+        let Some(last) = found.locks.last() else { return Ok(()) };
+        let checked = qcow2::check(&last.0, self.options.direct, false);
+        checked.map(drop).map_err(|fault| OpenError::fault(path, fault))
+    }
+
+    /// Notes why an image is refused, for [`Behind::why`].
+    fn refuse(&self, refused: OpenError) -> io::Error {
+        let text = refused.to_string();
+        self.found.borrow_mut().refused.get_or_insert(refused);
+        io::Error::other(text)
     }
 }
 
@@ -108,17 +115,17 @@ impl ImplicitOpenGate<Storage> for Behind {
     ) -> io::Result<FormatAccess<Storage>> {
         // A backing file: only read, and so is its data's.
         let below = Self { writable: false, ..self.clone() };
+        if F::FORMAT == Kind::Qcow2 {
+            // imago opens a backing file and, next, what is in it.
+            let path = builder.get_image_path().unwrap_or_default();
+            self.check_last(&path).map_err(|refused| self.refuse(refused))?;
+        }
         builder.open(below).map(FormatAccess::new)
     }
 
     fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<Storage> {
         let writable = options.get_writable() && self.writable;
         let path = options.get_filename().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        if let Err(refused) = self.open(&path, writable) {
-            let text = refused.to_string();
-            self.found.borrow_mut().refused.get_or_insert(refused);
-            return Err(io::Error::other(text));
-        }
-        Storage::open(options.write(writable))
+        self.open(&path, writable).map_err(|refused| self.refuse(refused))
     }
 }

@@ -112,9 +112,14 @@ pub(super) struct Aligned {
 impl Aligned {
     /// [`PIECE`] bytes at a multiple of `align`, a power of two.
     pub fn piece(align: usize) -> Self {
-        let bytes = vec![0; PIECE + align].into_boxed_slice();
+        Self::new(PIECE, align)
+    }
+
+    /// `len` bytes at a multiple of `align`, a power of two.
+    pub fn new(len: usize, align: usize) -> Self {
+        let bytes = vec![0; len + align].into_boxed_slice();
         let skip = bytes.as_ptr().addr().wrapping_neg() & align.wrapping_sub(1);
-        Self { bytes, skip, len: PIECE }
+        Self { bytes, skip, len }
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::buffers::{Aligned, Buffers, MOST_BUFFERS, advance, for_call};
+use super::buffers::{Aligned, Buffers, MOST_BUFFERS, advance, copy_to, for_call, total};
 use super::direct::{Alignment, Direct};
 use super::{OpenError, Options, SECTOR};
 
@@ -92,7 +92,10 @@ const FILE_BLOCK: u64 = 4096;
 /// A file or block device.
 pub(super) struct RawImage {
     file: Locked,
+    /// The disk's size: the file's, rounded up to a sector as QEMU does.
     bytes: u64,
+    /// Where the file ended when it was opened. Between this and the disk's end are zeroes, until that is written.
+    end: u64,
     /// Set if the file was opened with O_DIRECT.
     direct: Option<Direct>,
     /// Made when the first zeroes are written.
@@ -104,14 +107,16 @@ impl RawImage {
     pub fn new(file: Locked, direct: bool) -> io::Result<Self> {
         use std::io::{Seek, SeekFrom};
         // A block device's metadata has no length; its end has a position.
-        let bytes = (&file.0).seek(SeekFrom::End(0))?;
+        let end = (&file.0).seek(SeekFrom::End(0))?;
         let direct = direct.then(|| Direct::new(&file.0)).transpose()?;
-        Ok(Self { file, bytes, direct, zeroes: OnceLock::new() })
+        // Around the page cache, a part of a sector cannot be read.
+        let bytes = if direct.is_some() { end } else { end.next_multiple_of(SECTOR) };
+        Ok(Self { file, bytes, end, direct, zeroes: OnceLock::new() })
     }
     /// The image in a file that has no end, as a pipe.
     #[cfg(test)]
     pub fn of_size(file: File, bytes: u64) -> Self {
-        Self { file: Locked(file), bytes, direct: None, zeroes: OnceLock::new() }
+        Self { file: Locked(file), bytes, end: bytes, direct: None, zeroes: OnceLock::new() }
     }
     /// Its descriptor, good for as long as the image lives.
     pub fn fd(&self) -> RawFd {
@@ -124,6 +129,22 @@ impl RawImage {
     /// Whether every request's offset and length is right for the kernel.
     pub fn takes_sectors(&self) -> bool {
         self.direct.as_ref().is_none_or(Direct::takes_sectors)
+    }
+    /// Completes a read for which the file has no more bytes: fills `buffers` with the zeroes that are between its end
+    /// and the disk's.
+    ///
+    /// # Errors
+    /// When the file ends before that: somebody has cut it short.
+    ///
+    /// # Safety
+    /// As [`copy_to`].
+    pub unsafe fn read_past_end(&self, buffers: &[libc::iovec], offset: u64) -> io::Result<()> {
+        if offset < self.end || total(buffers) > SECTOR {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { copy_to(buffers, &[0; SECTOR as usize]) };
+        Ok(())
     }
     /// What zeroes of this length are written from.
     pub fn zeroes(&self, len: u64) -> Buffers {
@@ -156,17 +177,17 @@ pub(super) fn offset_of(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Calls `transfer` until all of the buffers are done.
+/// Calls `transfer` until all of the buffers are done, or `at_end` when it has nothing more.
 fn all(
     mut buffers: &mut [libc::iovec],
     mut offset: u64,
     transfer: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t,
+    at_end: impl Fn(&[libc::iovec], u64) -> io::Result<()>,
 ) -> io::Result<()> {
     while !buffers.is_empty() {
         let (first, count) = for_call(buffers, MOST_BUFFERS);
         match usize::try_from(transfer(first, count.cast_signed(), offset_of(offset)?)) {
-            // The file ends before the disk does: somebody has cut it short.
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return at_end(buffers, offset),
             Ok(done) => {
                 buffers = advance(buffers, done);
                 offset += done as u64;
@@ -196,17 +217,20 @@ impl Image for RawImage {
         }
         // SAFETY: `count` buffers from `first` on are live, and what they name is the guest's memory, which the
         // caller keeps; it is shared with the guest, so that no reference to it exists in this program.
-        all(buffers, offset, |first, count, at| unsafe { libc::preadv(self.fd(), first, count, at) })
+        let read = |first, count, at| unsafe { libc::preadv(self.fd(), first, count, at) };
+        // SAFETY: as above.
+        all(buffers, offset, read, |rest, at| unsafe { self.read_past_end(rest, at) })
     }
     fn write(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()> {
         // SAFETY: as above.
         let write = |first, count, at| unsafe { libc::pwritev(self.fd(), first, count, at) };
+        let none = |_: &[libc::iovec], _| Err(io::ErrorKind::WriteZero.into());
         match &self.direct {
             Some(direct) if !direct.alignment.fits(buffers, offset) => {
                 direct.write(&self.file.0, buffers, offset)
             }
-            Some(direct) => direct.whole(|| all(buffers, offset, write)),
-            None => all(buffers, offset, write),
+            Some(direct) => direct.whole(|| all(buffers, offset, write, none)),
+            None => all(buffers, offset, write, none),
         }
     }
     fn flush(&self) -> io::Result<()> {

@@ -9,8 +9,9 @@
 //! | `image.rs` | raw files |
 //! | `direct.rs` | raw files around the page cache |
 //! | `buffers.rs` | lists of guest memory, aligned buffers |
-//! | `qcow2.rs` | qcow2 images, by imago |
+//! | `qcow2` | qcow2 images: by imago, after a look of our own at their tables |
 //! | `behind.rs` | the files that such an image names |
+//! | `errors.rs` | why a disk cannot be opened |
 //!
 //! A write is used once the host has it, a flush once all that was used before is on stable storage. A driver
 //! that does not accept flushes gets every write on stable storage before it is used. The host's errors are
@@ -19,6 +20,7 @@
 mod behind;
 mod buffers;
 mod direct;
+mod errors;
 mod image;
 mod pool;
 mod qcow2;
@@ -42,7 +44,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::IntoBytes;
 
 use super::{Activation, Device, Info, Link, MAX_QUEUES, Workers};
+pub use errors::OpenError;
 use image::{Image, Limits, RawImage};
+pub use qcow2::Fault;
 use qcow2::Qcow2Image;
 
 /// The unit of addresses and capacities, whatever the disk (5.2.4).
@@ -84,115 +88,8 @@ pub struct Options {
     pub id: Option<String>,
 }
 
-/// A disk cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file cannot be opened.
-    #[error("cannot open disk {}: {error}{}", path.display(), hint(path, error))]
-    Open {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// Somebody else writes to it, or it is to be written while somebody reads.
-    #[error(
-        "disk {} is in use by another process, or behind another disk; end that one, make a copy, or open it \
-         \",readonly\" in both",
-        .0.display()
-    )]
-    Locked(PathBuf),
-    /// A directory, a pipe, a terminal...
-    #[error("disk {} is {}", .0.display(), instead(.0))]
-    NoDisk(PathBuf),
-    /// There is nothing in it.
-    #[error("disk {} has {bytes} bytes, less than one block; give it a size: truncate -s 1G {}", path.display(), path.display())]
-    Empty {
-        /// Which.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
-    },
-    /// A raw disk that begins like an image of another format.
-    #[error(
-        "disk {} looks like a qcow2 image; say format=qcow2, or format=raw if the guest is to see it as it is",
-        .0.display()
-    )]
-    LooksLikeQcow2(PathBuf),
-    /// It is said, or its name says, that it is an image of a format that it is not.
-    #[error("disk {} is no qcow2 image; say format=raw if it is a raw one", .0.display())]
-    NoQcow2(PathBuf),
-    /// Its content is encrypted.
-    #[error(
-        "disk {} is encrypted, and nothing here decrypts it; make a copy that is not: qemu-img convert",
-        .0.display()
-    )]
-    Encrypted(PathBuf),
-    /// A backing file that is behind itself, or the last of too many.
-    #[error(
-        "disk {} is behind itself, or one of too many; make one of them by qemu-img commit or qemu-img convert",
-        .0.display()
-    )]
-    Endless(PathBuf),
-    /// An image that cannot be used as it is.
-    #[error(
-        "cannot use disk {}: {error}; qemu-img check says whether it is damaged, and qemu-img convert -O raw \
-         makes a raw disk of it",
-        path.display()
-    )]
-    Image {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// A file that an image names, a backing file for one, cannot be used.
-    #[error("disk {} needs another file: {}", image.display(), needed(error))]
-    Behind {
-        /// The image.
-        image: PathBuf,
-        /// What is wrong with the other file.
-        error: Box<OpenError>,
-    },
-    /// No queues, or too many.
-    #[error("a disk has 1 to {MAX_QUEUES} queues, not {0}")]
-    Queues(u16),
-}
-
-fn hint(path: &Path, error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "; change its permissions, or add \",readonly\"".to_owned()
-        }
-        io::ErrorKind::NotFound if is_called_qcow2(path) => {
-            format!("; make it: qemu-img create -f qcow2 {} 1G", path.display())
-        }
-        io::ErrorKind::NotFound => format!("; make it: truncate -s 1G {}", path.display()),
-        _ => String::new(),
-    }
-}
-
-/// What is wrong with a file that an image names. Nobody is to make an empty one in its stead.
-fn needed(error: &OpenError) -> String {
-    match error {
-        OpenError::Open { path, error } => {
-            format!("cannot open {}: {error}; put it there, or name another: qemu-img rebase", path.display())
-        }
-        other => other.to_string(),
-    }
-}
-
 fn is_called_qcow2(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "qcow2")
-}
-
-/// What something is that is no disk, and what to do.
-fn instead(path: &Path) -> String {
-    if path.is_dir() {
-        format!("a directory; make an image of its files: mkfs.ext4 -d {} disk.img 64M", path.display())
-    } else {
-        "neither a file nor a block device; name one of these".to_owned()
-    }
 }
 
 /// A disk.
@@ -234,6 +131,10 @@ impl Block {
                     return Err(OpenError::LooksLikeQcow2(path.to_owned()));
                 }
                 let raw = Arc::new(RawImage::new(file, options.direct).map_err(opened)?);
+                let (bytes, block) = (raw.bytes(), raw.limits().block);
+                if !bytes.is_multiple_of(block) {
+                    return Err(OpenError::PartOfABlock { path: path.to_owned(), bytes, block });
+                }
                 let for_uring = raw.takes_sectors().then(|| raw.clone());
                 (raw, for_uring)
             }
@@ -242,17 +143,15 @@ impl Block {
             }
             Format::Qcow2 => (Arc::new(Qcow2Image::open(file, options)?), None),
         };
-        let bytes = image.bytes();
-        if bytes < image.limits().block {
-            return Err(OpenError::Empty { path: path.to_owned(), bytes });
+        if image.bytes() == 0 {
+            return Err(OpenError::Empty(path.to_owned()));
         }
         Ok(Self::new(image, raw, options))
     }
 
     fn new(image: Arc<dyn Image>, raw: Option<Arc<RawImage>>, options: &Options) -> Self {
         let limits = image.limits();
-        // What is less than a block at the end could not be read around the page cache.
-        let sectors = (image.bytes() - image.bytes().checked_rem(limits.block).unwrap_or(0)) / SECTOR;
+        let sectors = image.bytes() / SECTOR;
         let id = identity(options);
         let disk =
             Disk { image, raw, limits, sectors, readonly: options.readonly, writeback: true.into(), id };

@@ -84,8 +84,7 @@ impl Transfer {
         self.patience = PATIENCE;
         if !self.syncing && matches!(self.job.op, Op::Read | Op::Write) {
             if done == 0 {
-                // The file ends before the disk does: somebody has cut it short.
-                return Some(Err(io::ErrorKind::UnexpectedEof.into()));
+                return Some(self.at_end(image));
             }
             if self.moved(done) > 0 {
                 return None;
@@ -93,6 +92,16 @@ impl Transfer {
         }
         self.syncing = std::mem::take(&mut self.sync_after);
         (!self.syncing).then_some(Ok(()))
+    }
+
+    /// Nothing more was read or written.
+    fn at_end(&self, image: &RawImage) -> io::Result<()> {
+        if self.job.op == Op::Write {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        let left = self.job.buffers.get(self.first..).unwrap_or_default();
+        // SAFETY: the guest's memory, which the ring's owner keeps.
+        unsafe { image.read_past_end(left, self.job.offset) }
     }
 
     /// `done` bytes were read or written; how many buffers are left.

@@ -27,7 +27,7 @@ pub fn image(name: &str, version: u32) -> Scratch {
 }
 
 /// What qemu-img says; `None` where there is none.
-fn qemu_img(args: &[&str]) -> Option<String> {
+pub fn qemu_img(args: &[&str]) -> Option<String> {
     let Ok(output) = Command::new("qemu-img").args(args).output() else {
         crate::skip::skip("qemu-img", "qemu-img is not installed: nobody else looks at the image");
         return None;
@@ -37,7 +37,7 @@ fn qemu_img(args: &[&str]) -> Option<String> {
     Some(text(&output.stdout))
 }
 
-fn is_consistent(scratch: &Scratch) {
+pub fn is_consistent(scratch: &Scratch) {
     // An image with errors or leaks is a failure of the command.
     qemu_img(&["check", "-q", "-f", "qcow2", scratch.0.to_str().unwrap()]);
 }

@@ -1,25 +1,44 @@
 //! qcow2 images, by imago: allocation, backing files, compressed clusters and refcounts are its business.
 //!
-//! imago's operations wait, so that they are done by the pool's threads; it takes many reads and writes at a time.
+//! imago is given only images whose tables were checked (`check.rs`), only the file that is locked (`storage.rs`), and
+//! never the guest's memory: it inflates a compressed cluster in the memory that it reads to, and inflating looks back at
+//! what it has written, which a guest could be changing.
+//!
+//! Its operations wait, so that they are done by the pool's threads; it takes many reads and writes at a time.
 //! Its caches are written back by a flush. Zeroing and discarding have the image for themselves alone: both take
 //! clusters from under what is being read or written, and imago looks at the rest of a cluster before it makes all
 //! of it zeroes, which a write in between would be lost by.
 
-use std::io;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+mod check;
+mod counts;
+mod fault;
+mod header;
+mod named;
+mod reader;
+mod storage;
 
-use imago::file::File as Storage;
+use std::io;
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
 use imago::format::drivers::FormatDriverInstance;
-use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
-use imago::{FormatAccess, FormatDriverBuilder, Mapping, Storage as _, StorageExt, StorageOpenOptions};
+use imago::{FormatAccess, FormatDriverBuilder, Mapping, StorageExt};
+
+pub(super) use check::check;
+pub use fault::Fault;
+use reader::Reader;
+pub(super) use storage::Storage;
 
 use super::behind::Behind;
+use super::buffers::{Aligned, advance, copy_from, copy_to, total};
 use super::image::{Image, Limits, Locked};
 use super::{OpenError, Options, SECTOR};
 
 /// The least that is given back to the host's file system at a time.
 const HOST_BLOCK: u64 = 4096;
+/// Bytes that imago gets at a time, at an address that any O_DIRECT takes.
+const PIECE: usize = 1 << 20;
+const ALIGN: usize = 4096;
 /// Zeroes that are written at a time where an image cannot say that clusters are zeroes.
 static ZEROES: [u8; 4096] = [0; 4096];
 
@@ -29,7 +48,9 @@ pub(super) struct Qcow2Image {
     bytes: u64,
     /// Bytes of a cluster; `None`: the image's version has no clusters of zeroes, and gives none back.
     cluster: Option<u64>,
-    /// The last to go, after what imago has to write back; imago opens the path anew.
+    /// Memory for what is read and written: as many as there were threads at a time.
+    spare: Mutex<Vec<Aligned>>,
+    /// The last to go, after what imago has to write back.
     _lock: Locked,
     /// Those of the files that the image names.
     _behind: Vec<Locked>,
@@ -38,18 +59,27 @@ pub(super) struct Qcow2Image {
 impl Qcow2Image {
     /// Opens the image that `lock` is, and the files that it names.
     pub fn open(lock: Locked, options: &Options) -> Result<Self, OpenError> {
+        let checked = check(&lock.0, options.direct, !options.readonly);
+        let header = checked.map_err(|fault| OpenError::fault(&options.path, fault))?;
         let behind = Behind::new(&lock, options)?;
-        let image = Self::opened(options, behind.clone()).map_err(|error| behind.why(error))?;
+        let image = Self::opened(&lock, options, behind.clone(), header.cluster());
+        let image = image.map_err(|error| behind.why(error))?;
         let (bytes, cluster) = (image.size(), image.zero_granularity());
         let access = RwLock::new(FormatAccess::new(image));
-        Ok(Self { access, bytes, cluster, _lock: lock, _behind: behind.locks() })
+        let spare = Mutex::default();
+        Ok(Self { access, bytes, cluster, spare, _lock: lock, _behind: behind.locks() })
     }
 
-    fn opened(options: &Options, behind: Behind) -> io::Result<Qcow2<Storage>> {
-        let storage = StorageOpenOptions::new().direct(options.direct);
-        let own = storage.clone().write(!options.readonly).filename(&options.path);
-        let builder = Qcow2::<Storage>::builder(Storage::open(own)?);
-        builder.storage_open_options(storage).write(!options.readonly).open(behind)
+    fn opened(lock: &Locked, options: &Options, behind: Behind, cluster: u64) -> io::Result<Qcow2<Storage>> {
+        let storage = Storage::new(lock, &options.path)?;
+        let first = storage.first_cluster();
+        let image = Qcow2::<Storage>::builder(storage).write(!options.readonly).open(behind)?;
+        if !options.readonly {
+            // Only now: imago has cleared what says that bitmaps are up to date.
+            let now = Reader::new(&lock.0, options.direct)?.beginning(cluster).map_err(io::Error::other)?;
+            first.get_or_init(|| now);
+        }
+        Ok(image)
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<Storage>> {
@@ -93,21 +123,19 @@ impl Image for Qcow2Image {
         Limits { block: SECTOR, discard: self.cluster }
     }
     fn read(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()> {
-        let mut vector = IoVectorMut::with_capacity(buffers.len());
-        for b in buffers {
-            // SAFETY: the guest's memory, which the caller keeps. The guest may write there at any time, which can
-            // change what imago copies and nothing else: it looks at none of these bytes.
-            vector.push(unsafe { std::slice::from_raw_parts_mut(b.iov_base.cast(), b.iov_len) });
-        }
-        self.shared().readv(vector, offset)
+        self.in_pieces(buffers, offset, |buffers, piece, offset| {
+            self.shared().read(&mut *piece, offset)?;
+            // SAFETY: the guest's memory, which the caller keeps.
+            unsafe { copy_to(buffers, piece) };
+            Ok(())
+        })
     }
     fn write(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()> {
-        let mut vector = IoVector::with_capacity(buffers.len());
-        for b in buffers {
+        self.in_pieces(buffers, offset, |buffers, piece, offset| {
             // SAFETY: as above.
-            vector.push(unsafe { std::slice::from_raw_parts(b.iov_base.cast(), b.iov_len) });
-        }
-        self.shared().writev(vector, offset)
+            unsafe { copy_from(buffers, piece) };
+            self.shared().write(&*piece, offset)
+        })
     }
     fn flush(&self) -> io::Result<()> {
         let access = self.shared();
@@ -120,7 +148,9 @@ impl Image for Qcow2Image {
         access.discard_to_any(offset, len)
     }
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        if self.cluster.is_none() {
+        // imago (0.2.6) subtracts a cluster from the end of a disk that is shorter than one: an overflow, and a panic
+        // where overflows are checked for.
+        if self.cluster.is_none_or(|cluster| self.bytes < cluster) {
             return self.write_zeroes(offset, len);
         }
         let mut access = self.alone();
@@ -133,6 +163,29 @@ impl Image for Qcow2Image {
 }
 
 impl Qcow2Image {
+    /// Calls `transfer` for one piece of a request after the other, with the buffers from there on, memory of ours for
+    /// the piece, and where it is on the disk.
+    fn in_pieces(
+        &self,
+        mut buffers: &mut [libc::iovec],
+        mut offset: u64,
+        transfer: impl Fn(&[libc::iovec], &mut [u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = spare().pop().unwrap_or_else(|| Aligned::new(PIECE, ALIGN));
+        let mut left = total(buffers);
+        let mut result = Ok(());
+        while left > 0 && result.is_ok() {
+            let part = PIECE.min(usize::try_from(left).unwrap_or(usize::MAX));
+            result = transfer(buffers, memory.get_mut(..part).unwrap_or_default(), offset);
+            buffers = advance(buffers, part);
+            offset = offset.saturating_add(part as u64);
+            left -= part as u64;
+        }
+        spare().push(memory);
+        result
+    }
+
     /// Zeroes, for images that have no other way to say it.
     fn write_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
         while len > 0 {
