@@ -78,7 +78,8 @@ impl Client<'_, '_> {
     /// # Errors
     /// E2BIG when they do not fit into one message.
     pub fn directory(&mut self, path: &Path) -> Result<Vec<u8>, Errno> {
-        let names = names(&self.node(path, Access::READ)?);
+        let node = self.node(path, Access::READ)?;
+        let names = names(&node);
         if names.len() > XENSTORE_PAYLOAD_MAX { Err(Errno::E2BIG) } else { Ok(names) }
     }
 
