@@ -79,7 +79,7 @@ impl Check<'_> {
         let what = "the refcount table";
         self.begins(what, table)?;
         let mut block = vec![0; usize::try_from(cluster).unwrap_or(0)];
-        let per_block = cluster * 8 >> header.refcount_order;
+        let per_block = (cluster * 8) >> header.refcount_order;
         let mut blocks = Vec::new();
         reader.entries(what, table, bytes / 8, |number, value| {
             if value & !OFFSET & !(0xff << 56) != 0 {
