@@ -89,7 +89,8 @@ unsafe extern "C" fn forced_cpuid(leaf: u32, result: *mut [u32; 4]) {
     )
 }
 
-fn forced(leaf: u32) -> [u32; 4] {
+/// EAX, EBX, ECX, EDX of a leaf (its index 0), as the hypervisor has them.
+pub(super) fn forced(leaf: u32) -> [u32; 4] {
     let mut result = [0; 4];
     // SAFETY: writes to its argument alone.
     unsafe { forced_cpuid(leaf, &raw mut result) };

@@ -8,7 +8,7 @@ use paravane_guest::abi::memory::*;
 use paravane_guest::abi::mmu::UVMF_INVLPG;
 use paravane_guest::abi::pte;
 use paravane_guest::hypercall::memory;
-use paravane_guest::memory::Pfn;
+use paravane_guest::memory::{Mfn, Pfn};
 use paravane_guest::paging::FrameSource;
 use paravane_guest::println;
 
@@ -94,7 +94,7 @@ impl Pages {
             // SAFETY: the page is this check's.
             unsafe { probe::write(*va, pfn) }.is_ok()
                 && probe::read(*va) == Ok(pfn)
-                && all.pfn(paravane_guest::memory::Mfn(mfn)) == Some(Pfn(pfn))
+                && all.pfn(Mfn(mfn)) == Some(Pfn(pfn))
         })
     }
 }
@@ -105,6 +105,46 @@ pub(super) fn run(bench: &mut Bench) {
     mistakes(bench, &pages);
     give_and_take(bench, &mut pages);
     exchanges(bench, &mut pages);
+    crossing(bench, &mut pages);
+}
+
+/// Room for a number that lies in two pages.
+#[repr(align(4096))]
+struct TwoPages([u8; 8192]);
+static mut TWO_PAGES: TwoPages = TwoPages([0; 8192]);
+
+/// A result that runs into a page which cannot be written: nothing is done, and no frame is lost.
+fn crossing(bench: &mut Bench, pages: &mut Pages) {
+    if !bench.paravane {
+        // Xen looks at where the number begins, and gives frames that it cannot tell of.
+        return;
+    }
+    let start = &raw mut TWO_PAGES as u64;
+    let second = start + 4096;
+    let translated = bench.mmu.kernel_space().translate(&bench.mmu, second);
+    let Some((Mfn(frame), _)) = translated else { return bench.suite.holds("two-pages", false) };
+    let at = second - 4;
+    // SAFETY: room of this check's own.
+    unsafe { (at as *mut u64).write_unaligned(pages.pfns[0]) };
+    let one = XenMemoryReservation { extent_start: at, nr_extents: 1, ..list(&pages.pfns, 0) };
+    let suite = &mut bench.suite;
+    suite.equal("unmap-for-crossing", pages.unmap(), PAGES);
+    let given = change(XENMEM_DECREASE_RESERVATION, list(&pages.mfns, 0));
+    suite.equal("decrease-for-crossing", given, Ok(PAGES as u64));
+    let before = memory::current_reservation();
+    let read_only = pte::make(frame, WRITABLE & !pte::RW);
+    suite.equal("read-only", raw(UPDATE_VA_MAPPING, [second, read_only, UVMF_INVLPG]), Ok(0));
+    for command in [XENMEM_INCREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP] {
+        suite.equal("number-that-cannot-be-told", change(command, one), Ok(0));
+        suite.equal("no-frame-is-lost", memory::current_reservation(), before);
+    }
+    let writable = pte::make(frame, WRITABLE);
+    suite.equal("writable-again", raw(UPDATE_VA_MAPPING, [second, writable, UVMF_INVLPG]), Ok(0));
+    let numbers = pages.pfns;
+    let populated = change(XENMEM_POPULATE_PHYSMAP, list(&numbers, 0));
+    suite.equal("populate-after-crossing", populated, Ok(PAGES as u64));
+    let mapped = pages.map(bench, reread(&numbers));
+    bench.suite.equal("all-frames-are-there", (mapped, pages.are_ours(bench)), (PAGES, true));
 }
 
 fn give_and_take(bench: &mut Bench, pages: &mut Pages) {

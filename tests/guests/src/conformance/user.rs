@@ -2,7 +2,7 @@
 //!
 //! The entry points here are raw: they note the frame that they find and go back to whoever entered user mode.
 
-use core::arch::naked_asm;
+use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use paravane_guest::abi::Errno;
@@ -15,10 +15,11 @@ use paravane_guest::abi::segment::*;
 use paravane_guest::abi::trap::*;
 use paravane_guest::event::{self, Port};
 use paravane_guest::paging::{AddressSpace, FrameSource, PageFlags};
-use paravane_guest::trap;
+use paravane_guest::{println, trap};
 
 use super::Bench;
 use super::calls::NOWHERE;
+use super::emulation::forced;
 use super::raw::{does, op, raw};
 use crate::probe;
 
@@ -30,6 +31,11 @@ const SECRET: u64 = 0x5ec2e7;
 const FLAGS: u64 = 0x203;
 /// RFLAGS.RF.
 const RF: u64 = 1 << 16;
+/// RFLAGS.TF.
+const TF: u64 = 1 << 8;
+/// CR4.FSGSBASE, and CPUID's bit of it in EBX of leaf 7.
+const CR4_FSGSBASE: u64 = 1 << 16;
+const FSGSBASE: u32 = 1;
 
 /// Which entry point was used.
 const BY_SYSCALL: u64 = 1000;
@@ -69,6 +75,7 @@ impl Stack {
 
 static KERNEL_WORD: u64 = 0x6b65;
 static USER_WORD: u64 = 0x7573;
+static NATIVE_WORD: u64 = 0x6e61;
 
 // SAFETY: a page of the image, of which only the address is taken.
 unsafe extern "C" {
@@ -155,6 +162,22 @@ unsafe extern "C" fn look() {
     )
 }
 
+/// A system call as its first instruction.
+#[unsafe(naked)]
+unsafe extern "C" fn call_at_once() {
+    naked_asm!("syscall", "ud2")
+}
+/// Sets its own bases, and makes a system call.
+#[unsafe(naked)]
+unsafe extern "C" fn set_bases() {
+    naked_asm!("lea rax, [rip + {word}]", "wrgsbase rax", "wrfsbase rax", "syscall", "ud2", word = sym NATIVE_WORD)
+}
+/// Shows what it sees at GS:0 and FS:0.
+#[unsafe(naked)]
+unsafe extern "C" fn look_at_bases() {
+    naked_asm!("mov rdx, gs:[0]", "mov rsi, fs:[0]", "syscall", "ud2")
+}
+
 #[unsafe(naked)]
 unsafe extern "C" fn undefined() {
     naked_asm!("ud2")
@@ -232,6 +255,7 @@ pub(super) fn run(bench: &mut Bench) {
     event::enable();
     system_calls(bench);
     spaces(bench);
+    bases(bench);
     returns(bench);
     events(bench);
     exceptions(bench);
@@ -319,6 +343,29 @@ fn spaces(bench: &mut Bench) {
     event::enable();
 }
 
+/// What a program sets natively is its own, and not its kernel's (XSA-293).
+fn bases(bench: &mut Bench) {
+    let suite = &mut bench.suite;
+    if forced(7)[1] & FSGSBASE == 0 {
+        println!("user-mode: this processor has no instructions that set bases");
+        return;
+    }
+    // SAFETY: turns instructions on, of which the kernel uses none.
+    unsafe {
+        asm!("mov {v}, cr4", "or {v}, {bit}", "mov cr4, {v}", v = out(reg) _, bit = const CR4_FSGSBASE)
+    };
+    let entry = go(to(address(set_bases)));
+    suite.equal("bases-set-natively", (entry.by, entry.gs), (BY_SYSCALL, KERNEL_WORD));
+    let entry = go(to(address(look_at_bases)));
+    suite.equal(
+        "are-the-programs-still",
+        (entry.rdx, entry.rsi, entry.gs),
+        (NATIVE_WORD, NATIVE_WORD, KERNEL_WORD),
+    );
+    suite.equal("base-of-fs", raw(SET_SEGMENT_BASE, [SEGBASE_FS.into(), 0]), Ok(0));
+    event::enable();
+}
+
 fn returns(bench: &mut Bench) {
     let suite = &mut bench.suite;
     let rip = address(call);
@@ -328,6 +375,9 @@ fn returns(bench: &mut Bench) {
     suite.equal("no-privilege-level-by-iret", entry.words[4] & 0x3000, 0);
     let entry = go(IretContext { rflags: 0x8d7 | 0x200, ..to(rip) });
     suite.equal("arithmetic-flags", entry.words[4] & 0x8d5, 0x8d5);
+    // XSA-204: the single step of a system call is not one of the kernel's first instruction.
+    let entry = go(IretContext { rflags: FLAGS | TF, ..to(address(call_at_once)) });
+    suite.equal("stepped-system-call", (entry.by, entry.words[4] & TF), (BY_SYSCALL, TF));
     event::enable();
 }
 
