@@ -25,33 +25,41 @@ pub enum Kind {
 /// # Panics
 /// When the code does not fit.
 pub fn kernel(kind: Kind, code: &[u8]) -> Vec<u8> {
+    kernel_at(kind, VIRT_BASE, HYPERCALL_PAGE - VIRT_BASE, code)
+}
+
+/// The same linked elsewhere: `code` one page after `virt_base + load`, where the hypercall page is.
+///
+/// # Panics
+/// When the code does not fit.
+pub fn kernel_at(kind: Kind, virt_base: u64, load: u64, code: &[u8]) -> Vec<u8> {
     assert!(code.len() as u64 <= SIZE - 0x1000, "broken test: {} bytes of code", code.len());
     let notes = match kind {
-        Kind::Pv => pv_notes(),
+        Kind::Pv => pv_notes(virt_base, virt_base + load),
         Kind::Bare => {
-            [note("Paravane", 1, &1u32.to_le_bytes()), note("Paravane", 2, &le(VIRT_BASE))].concat()
+            [note("Paravane", 1, &1u32.to_le_bytes()), note("Paravane", 2, &le(virt_base))].concat()
         }
     };
     let text = [&[0xcc; 0x1000], code].concat();
     let headers = 64 + 2 * 56;
     let (notes_at, text_at) = (headers, headers + notes.len() as u64);
-    let mut file = header();
-    file.extend(segment(1, text_at, HYPERCALL_PAGE, text.len() as u64, SIZE));
+    let mut file = header(virt_base + load + 0x1000);
+    file.extend(segment(1, text_at, virt_base + load, text.len() as u64, SIZE));
     file.extend(segment(4, notes_at, 0, notes.len() as u64, notes.len() as u64));
     file.extend(notes);
     file.extend(text);
     file
 }
 
-fn pv_notes() -> Vec<u8> {
+fn pv_notes(virt_base: u64, hypercall_page: u64) -> Vec<u8> {
     let text = |kind, value: &str| note("Xen", kind, format!("{value}\0").as_bytes());
     let number = |kind, value| note("Xen", kind, &le(value));
     [
         text(elfnote::XEN_ELFNOTE_XEN_VERSION, "xen-3.0"),
         text(elfnote::XEN_ELFNOTE_LOADER, "generic"),
-        number(elfnote::XEN_ELFNOTE_VIRT_BASE, VIRT_BASE),
-        number(elfnote::XEN_ELFNOTE_PADDR_OFFSET, VIRT_BASE),
-        number(elfnote::XEN_ELFNOTE_HYPERCALL_PAGE, HYPERCALL_PAGE),
+        number(elfnote::XEN_ELFNOTE_VIRT_BASE, virt_base),
+        number(elfnote::XEN_ELFNOTE_PADDR_OFFSET, virt_base),
+        number(elfnote::XEN_ELFNOTE_HYPERCALL_PAGE, hypercall_page),
     ]
     .concat()
 }
@@ -71,14 +79,14 @@ fn note(owner: &str, kind: u32, value: &[u8]) -> Vec<u8> {
 }
 
 /// The ELF header of a static x86-64 executable with two program headers (gABI, "ELF Header").
-fn header() -> Vec<u8> {
+fn header(entry: u64) -> Vec<u8> {
     let ident = [0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let halves = |halves: &[u16]| halves.iter().flat_map(|h| h.to_le_bytes()).collect::<Vec<u8>>();
     [
         ident.to_vec(),
         halves(&[2, 62]),
         1u32.to_le_bytes().to_vec(),
-        [ENTRY, 64, 0].map(le).concat(),
+        [entry, 64, 0].map(le).concat(),
         0u32.to_le_bytes().to_vec(),
         halves(&[64, 56, 2, 64, 0, 0]),
     ]

@@ -22,7 +22,7 @@ use super::builder::{
 use super::guest_frames::GuestFrames;
 use super::image::Image;
 use super::layout::HypervisorLayout;
-use super::mapping::{InitialMapping, pages};
+use super::mapping::{AddressLimits, InitialMapping, pages};
 use super::tables::{Run, Style, Tables};
 use crate::memory::{MachineMemory, PAGE_SIZE};
 
@@ -49,9 +49,35 @@ struct Plan {
     pfns: Allocator,
 }
 
-fn plan(image: &Image<'_>, initrd_len: usize) -> Plan {
+/// Checks that everything fits; see [`super::builder::check`].
+pub(super) fn check(
+    image: &Image<'_>,
+    initrd_len: u64,
+    nr_pages: u64,
+    limits: &AddressLimits,
+) -> Result<(), BuildError> {
+    checked_plan(image, initrd_len, nr_pages, limits).map(drop)
+}
+
+fn checked_plan(
+    image: &Image<'_>,
+    initrd_len: u64,
+    nr_pages: u64,
+    limits: &AddressLimits,
+) -> Result<Plan, BuildError> {
+    let plan = plan(image, initrd_len);
+    if plan.pages > nr_pages {
+        return Err(too_little(nr_pages, plan.pages, |_| plan.pages));
+    }
+    let (virt_base, extent) = (image.virt_base(), image.extent());
+    limits.check_start(virt_base + extent.start, extent.end - extent.start)?;
+    limits.check(virt_base, plan.pages)?;
+    Ok(plan)
+}
+
+fn plan(image: &Image<'_>, initrd_len: u64) -> Plan {
     let mut pfns = Allocator::after(image);
-    let initrd = pfns.take("initrd", pages(initrd_len as u64));
+    let initrd = pfns.take("initrd", pages(initrd_len));
     let start_info = pfns.take("start info", 1);
     let mapping = InitialMapping::new(image.virt_base(), pfns.next() + STACK_PAGES);
     let pt = pfns.take("page tables", mapping.tables);
@@ -67,12 +93,9 @@ pub(super) fn build(
     memory: &MachineMemory,
     layout: &HypervisorLayout,
 ) -> Result<BuiltDomain, BuildError> {
-    let plan = plan(image, config.initrd.map_or(0, <[u8]>::len));
-    if plan.pages > memory.guest_frames() {
-        return Err(too_little(memory.guest_frames(), plan.pages, |_| plan.pages));
-    }
+    let initrd_len = config.initrd.map_or(0, |bytes| bytes.len() as u64);
+    let plan = checked_plan(image, initrd_len, memory.guest_frames(), &config.limits)?;
     let virt_base = image.virt_base();
-    config.limits.check(virt_base, plan.pages)?;
 
     let guest = GuestFrames(memory);
     load_segments(guest, image)?;

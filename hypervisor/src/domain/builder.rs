@@ -63,7 +63,7 @@ pub enum BuildError {
     /// The kernel is linked where it cannot be.
     #[error(
         "{bytes:#x} bytes at virtual address {va:#x} cannot be mapped on this engine; link the kernel \
-         elsewhere (VIRT_BASE 0x40000000 works everywhere) or choose another engine"
+         elsewhere (VIRT_BASE 0x40000000 works everywhere), or use an engine that can map them"
     )]
     VirtualRange {
         /// Where the range begins.
@@ -128,6 +128,25 @@ pub struct BuiltDomain {
     pub mapped_bytes: u64,
     /// What went where, in order of PFNs: for `--stats`.
     pub pieces: Vec<Piece>,
+}
+
+/// Checks whether [`build`] could put this into a guest of `nr_pages` pages, before there is any memory or engine.
+///
+/// `initrd_len` stands for the initial RAM disk of `config`, which need not be there yet.
+pub fn check(
+    config: &DomainConfig<'_>,
+    image: &Image<'_>,
+    initrd_len: u64,
+    nr_pages: u64,
+) -> Result<(), BuildError> {
+    check_cmdline(config.cmdline)?;
+    match image.kind() {
+        ImageKind::Pv(notes) => {
+            check_features(notes.features, config.features)?;
+            pv_builder::check(image, notes, initrd_len, nr_pages, &config.limits)
+        }
+        ImageKind::Bare(_) => bare_builder::check(image, initrd_len, nr_pages, &config.limits),
+    }
 }
 
 /// Fills a domain's memory from its image, by the image's kind.

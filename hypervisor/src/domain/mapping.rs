@@ -7,6 +7,7 @@ use paravane_abi::addr::{HYPERVISOR_VIRT_END, is_canonical};
 
 use super::builder::BuildError;
 use super::tables::Tables;
+use crate::engine::EngineInfo;
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Pages in 4 MiB: what the mapping's end is aligned to.
@@ -48,6 +49,9 @@ impl InitialMapping {
 /// Where a guest's kernel may be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressLimits {
+    /// First address that is usable: nothing may be loaded below. What is mapped may begin lower, for a kernel that is
+    /// linked higher seldom touches that.
+    pub lower_half_start: u64,
     /// First address past what is usable in the lower half.
     pub lower_half_end: u64,
     /// Whether the part of the upper half that Xen leaves to guests is usable.
@@ -56,7 +60,18 @@ pub struct AddressLimits {
 
 impl AddressLimits {
     /// What Xen gives a 64-bit guest: everything but 0xffff800000000000 to 0xffff87ffffffffff.
-    pub const XEN: Self = Self { lower_half_end: 1 << 47, upper_half: true };
+    pub const XEN: Self = Self { lower_half_start: 0, lower_half_end: 1 << 47, upper_half: true };
+
+    /// What this engine gives.
+    pub fn of_engine(info: &EngineInfo) -> Self {
+        let EngineInfo { lower_half_start, lower_half_end, upper_half, .. } = *info;
+        Self { lower_half_start, lower_half_end, upper_half }
+    }
+
+    /// Checks that an image of `bytes` bytes can be loaded at `va`.
+    pub(super) fn check_start(&self, va: u64, bytes: u64) -> Result<(), BuildError> {
+        if va >= self.lower_half_start { Ok(()) } else { Err(BuildError::VirtualRange { va, bytes }) }
+    }
 
     /// Checks that `pages` pages at `va` can be mapped for the guest.
     pub(super) fn check(&self, va: u64, pages: u64) -> Result<(), BuildError> {
@@ -97,7 +112,9 @@ mod tests {
         assert!(!ok(xen, 0xffff_8000_0000_0000, 1), "not the hypervisor's");
         assert!(!ok(xen, 0x8000_0000_0000_0000, 1), "not what is not canonical");
         assert!(!ok(xen, 0, u64::MAX));
-        let low = AddressLimits { lower_half_end: 1 << 32, upper_half: false };
+        let low = AddressLimits { lower_half_start: 0x1_0000, lower_half_end: 1 << 32, upper_half: false };
+        assert!(ok(low, 0, 1024), "mapped, and not to be touched");
+        assert!(low.check_start(0xf000, 1).is_err() && low.check_start(0x1_0000, 1).is_ok());
         assert!(ok(low, 0x4000_0000, 1024));
         assert!(!ok(low, 0xffff_ffff_8000_0000, 1024));
         assert!(!ok(low, 0xffff_f000, 2));

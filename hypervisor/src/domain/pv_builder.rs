@@ -60,14 +60,14 @@ struct P2m {
 struct Needs<'a, 'f> {
     image: &'a Image<'f>,
     notes: &'a XenNotes,
-    initrd_len: usize,
+    initrd_len: u64,
 }
 
 impl Needs<'_, '_> {
     /// Plans for a guest of `nr_pages` pages, whether or not that is enough.
     fn plan(&self, nr_pages: u64) -> Plan {
         let virt_base = self.image.virt_base();
-        let initrd_pages = pages(self.initrd_len as u64);
+        let initrd_pages = pages(self.initrd_len);
         // Not even a guest without memory has an empty list: it is refused by what it lacks.
         let p2m_pages = pages(nr_pages.saturating_mul(8)).max(1);
         let init_p2m = self.init_p2m();
@@ -122,6 +122,8 @@ impl Needs<'_, '_> {
             return Err(too_little(nr_pages, plan.total, |pages| self.plan(pages).total));
         }
         let virt_base = self.image.virt_base();
+        let extent = self.image.extent();
+        limits.check_start(virt_base + extent.start, extent.end - extent.start)?;
         limits.check(virt_base, plan.mapped_pages)?;
         if plan.p2m.outside.is_some() {
             let (va, p2m_pages) = (plan.p2m.va, pages(nr_pages * 8));
@@ -139,6 +141,17 @@ impl Needs<'_, '_> {
     }
 }
 
+/// Checks that everything fits; see [`super::builder::check`].
+pub(super) fn check(
+    image: &Image<'_>,
+    notes: &XenNotes,
+    initrd_len: u64,
+    nr_pages: u64,
+    limits: &AddressLimits,
+) -> Result<(), BuildError> {
+    Needs { image, notes, initrd_len }.checked_plan(nr_pages, limits).map(drop)
+}
+
 /// Fills the memory of a paravirtual domain.
 pub(super) fn build(
     config: &DomainConfig<'_>,
@@ -148,7 +161,7 @@ pub(super) fn build(
     layout: &HypervisorLayout,
     hypercall_stub: impl FnMut(u32) -> [u8; 32],
 ) -> Result<BuiltDomain, BuildError> {
-    let needs = Needs { image, notes, initrd_len: config.initrd.map_or(0, <[u8]>::len) };
+    let needs = Needs { image, notes, initrd_len: config.initrd.map_or(0, |bytes| bytes.len() as u64) };
     let plan = needs.checked_plan(memory.guest_frames(), &config.limits)?;
     let virt_base = image.virt_base();
 

@@ -289,7 +289,7 @@ fn what_the_configuration_rules_out() {
     assert_eq!(fails(&elf(&[]), with(&long)), BuildError::CmdlineTooLong { len: 1024 });
     assert!(try_build(&elf(&[]), 16 * MIB, &with(&long[1..])).is_ok());
     assert_eq!(fails(&elf(&[]), with("a\0b")), BuildError::CmdlineZero);
-    let limits = AddressLimits { lower_half_end: 1 << 47, upper_half: false };
+    let limits = AddressLimits { lower_half_start: 0, lower_half_end: 1 << 47, upper_half: false };
     let low = DomainConfig { limits, ..config(None) };
     assert!(matches!(fails(&elf(&[]), low), BuildError::VirtualRange { .. }));
     let wants = elf(&[xen_text(10, "!writable_page_tables|!supervisor_mode_kernel")]);

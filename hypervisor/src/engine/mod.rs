@@ -242,6 +242,8 @@ pub struct EngineInfo {
     pub call_length: u64,
     /// Linear address at which the guest finds the machine-to-physical table.
     pub m2p_va: u64,
+    /// First linear address that a guest can use.
+    pub lower_half_start: u64,
     /// First linear address past what a guest can use below the hypervisor's range (exclusive).
     pub lower_half_end: u64,
     /// Whether kernels linked in the upper half (0xffffffff80000000) can run.

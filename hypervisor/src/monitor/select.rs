@@ -5,18 +5,23 @@
 //! over, and why, is said in the report.
 
 use super::{EngineChoice, TransportChoice};
+use crate::domain::builder::BuildError;
 use crate::domain::layout::HypervisorLayout;
+use crate::domain::mapping::AddressLimits;
 use crate::engine::Engine;
 use crate::engine::kvm::{self, HostKind, KvmEngine, KvmError, Transport};
-use crate::engine::process::{ProcessEngine, ProcessEngineError};
+use crate::engine::process::{Lowest, ProcessEngine, ProcessEngineError};
 use crate::memory::{Backing, MachineMemory};
 
 /// No engine could be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SelectError {
-    /// KVM was asked for, or is all that could run this image.
+    /// KVM was asked for.
+    #[error("{0}; or use --engine process")]
+    Kvm(KvmError),
+    /// KVM was asked for, in a way that it cannot be entered.
     #[error(transparent)]
-    Kvm(#[from] KvmError),
+    Transport(KvmError),
     /// The process engine was asked for.
     #[error(transparent)]
     Process(#[from] ProcessEngineError),
@@ -25,6 +30,14 @@ pub enum SelectError {
         "--transport is about KVM; the process engine has one way in: leave --transport out, or use --engine kvm"
     )]
     NoTransport,
+    /// KVM is all that could run this image.
+    #[error("no engine here can run this kernel. KVM: {kvm}. Processes: {process}")]
+    OnlyKvm {
+        /// Why not KVM.
+        kvm: KvmError,
+        /// Why the kernel does not fit into a process.
+        process: BuildError,
+    },
     /// Everything was tried.
     #[error("no engine works here. KVM: {kvm}. Processes: {process}")]
     Nothing {
@@ -47,10 +60,12 @@ impl TransportChoice {
 }
 
 /// An engine to try, and the one to fall back to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// KVM only.
     Kvm(&'static str),
+    /// KVM only, because a process does not have the addresses that the kernel is linked at.
+    OnlyKvm(BuildError),
     /// The process engine only.
     Process(&'static str),
     /// KVM, then the process engine.
@@ -59,52 +74,76 @@ pub enum Plan {
     ProcessThenKvm(&'static str),
 }
 
-/// What to try for this choice and a kernel that is (not) linked in the upper half.
-pub fn plan(choice: EngineChoice, transport: TransportChoice, upper_half: bool) -> Result<Plan, SelectError> {
-    plan_on(choice, transport, upper_half, kvm::host_kind())
+/// What to try for this choice and a kernel that fits into a process, or why it does not.
+pub fn plan(
+    choice: EngineChoice,
+    transport: TransportChoice,
+    fits_process: Result<(), BuildError>,
+) -> Result<Plan, SelectError> {
+    plan_on(choice, transport, fits_process, kvm::host_kind())
 }
 
 fn plan_on(
     choice: EngineChoice,
     transport: TransportChoice,
-    upper_half: bool,
+    fits_process: Result<(), BuildError>,
     kvm: HostKind,
 ) -> Result<Plan, SelectError> {
     let named = transport.named().is_some();
-    Ok(match (choice, kvm) {
-        (EngineChoice::Kvm, _) => Plan::Kvm("asked for"),
-        (EngineChoice::Process, _) if named => return Err(SelectError::NoTransport),
-        (EngineChoice::Process, _) => Plan::Process("asked for"),
-        (EngineChoice::Auto, _) if named => Plan::Kvm("a way into KVM was asked for"),
-        (EngineChoice::Auto, _) if upper_half => Plan::Kvm("the kernel is linked in the upper half"),
-        (EngineChoice::Auto, HostKind::Hardware) => Plan::KvmThenProcess("KVM has hardware support"),
-        (EngineChoice::Auto, HostKind::Software) => {
+    Ok(match (choice, fits_process, kvm) {
+        (EngineChoice::Kvm, ..) => Plan::Kvm("asked for"),
+        (EngineChoice::Process, ..) if named => return Err(SelectError::NoTransport),
+        (EngineChoice::Process, ..) => Plan::Process("asked for"),
+        (EngineChoice::Auto, ..) if named => Plan::Kvm("a way into KVM was asked for"),
+        (EngineChoice::Auto, Err(why), _) => Plan::OnlyKvm(why),
+        (EngineChoice::Auto, Ok(()), HostKind::Hardware) => Plan::KvmThenProcess("KVM has hardware support"),
+        (EngineChoice::Auto, Ok(()), HostKind::Software) => {
             Plan::ProcessThenKvm("KVM is in software here, where an exit is dearer")
         }
-        (EngineChoice::Auto, HostKind::Absent) => Plan::ProcessThenKvm("KVM cannot be used here"),
+        (EngineChoice::Auto, Ok(()), HostKind::Absent) => Plan::ProcessThenKvm("KVM cannot be used here"),
     })
+}
+
+/// What the process engine offers a kernel, of the low addresses those from `lowest` up.
+pub fn process_limits(lowest: Lowest) -> AddressLimits {
+    AddressLimits {
+        lower_half_start: lowest.address,
+        lower_half_end: crate::engine::process::ADDRESSES_END,
+        upper_half: false,
+    }
 }
 
 impl Plan {
     /// What machine memory must be backed by.
-    pub fn backing(self) -> Backing {
+    pub fn backing(&self) -> Backing {
         match self {
-            Self::Kvm(_) => Backing::Anonymous,
+            Self::Kvm(_) | Self::OnlyKvm(_) => Backing::Anonymous,
             _ => Backing::Memfd,
         }
     }
 
-    /// Sets up the engine over `memory`; also says why this one.
+    /// Sets up the engine over `memory`; also says why this one. A process is to have addresses from `lowest` up.
     pub fn engine(
         self,
         memory: &MachineMemory,
         layout: &HypervisorLayout,
         transport: TransportChoice,
+        lowest: Lowest,
     ) -> Result<(Box<dyn Engine>, String), SelectError> {
         let kvm = || KvmEngine::new(memory, layout, transport.named());
-        let process = || ProcessEngine::new(memory, layout);
+        let process = || ProcessEngine::with_lowest(memory, layout, lowest);
         match self {
-            Self::Kvm(why) => Ok((Box::new(kvm()?), why.to_owned())),
+            Self::Kvm(why) => match kvm() {
+                Ok(engine) => Ok((Box::new(engine), why.to_owned())),
+                Err(error @ KvmError::Vmcall(_)) => Err(SelectError::Transport(error)),
+                Err(error) => Err(SelectError::Kvm(error)),
+            },
+            Self::OnlyKvm(process) => match kvm() {
+                Ok(engine) => {
+                    Ok((Box::new(engine), "the kernel is linked where only KVM can map it".to_owned()))
+                }
+                Err(kvm) => Err(SelectError::OnlyKvm { kvm, process }),
+            },
             Self::Process(why) => Ok((Box::new(process()?), why.to_owned())),
             Self::KvmThenProcess(why) => match kvm() {
                 Ok(engine) => Ok((Box::new(engine), why.to_owned())),
@@ -128,26 +167,39 @@ impl Plan {
 mod tests {
     use super::*;
 
+    fn elsewhere() -> BuildError {
+        BuildError::VirtualRange { va: 0xffff_ffff_8000_0000, bytes: 1 << 20 }
+    }
+
     #[test]
     fn hardware_first_then_processes_then_software() {
         use EngineChoice::{Auto, Kvm, Process};
         use HostKind::{Absent, Hardware, Software};
-        let plan_on = |choice, upper, kvm| plan_on(choice, TransportChoice::Auto, upper, kvm).unwrap();
-        assert!(matches!(plan_on(Auto, false, Hardware), Plan::KvmThenProcess(_)));
-        assert!(matches!(plan_on(Auto, false, Software), Plan::ProcessThenKvm(_)));
-        assert!(matches!(plan_on(Auto, false, Absent), Plan::ProcessThenKvm(_)));
-        assert!(matches!(plan_on(Auto, true, Software), Plan::Kvm(_)));
-        assert!(
-            matches!(plan_on(Process, true, Hardware), Plan::Process(_)),
-            "as asked; the builder refuses"
-        );
-        assert!(matches!(plan_on(Kvm, false, Absent), Plan::Kvm(_)));
+        let plan_on = |choice, fits, kvm| plan_on(choice, TransportChoice::Auto, fits, kvm).unwrap();
+        assert!(matches!(plan_on(Auto, Ok(()), Hardware), Plan::KvmThenProcess(_)));
+        assert!(matches!(plan_on(Auto, Ok(()), Software), Plan::ProcessThenKvm(_)));
+        assert!(matches!(plan_on(Auto, Ok(()), Absent), Plan::ProcessThenKvm(_)));
+        for kvm in [Absent, Hardware, Software] {
+            assert_eq!(plan_on(Auto, Err(elsewhere()), kvm), Plan::OnlyKvm(elsewhere()));
+        }
+        let process = plan_on(Process, Err(elsewhere()), Hardware);
+        assert!(matches!(process, Plan::Process(_)), "as asked; the builder refuses");
+        assert!(matches!(plan_on(Kvm, Ok(()), Absent), Plan::Kvm(_)));
+    }
+
+    /// The advice to try the other engine once stood beside the reason that it cannot be.
+    #[test]
+    fn a_kernel_for_kvm_only_is_not_sent_to_the_process_engine() {
+        let only = SelectError::OnlyKvm { kvm: KvmError::Absent, process: elsewhere() }.to_string();
+        assert!(only.contains("/dev/kvm") && only.contains("0xffffffff80000000"), "{only}");
+        assert!(!only.contains("--engine process"), "{only}");
+        assert!(SelectError::Kvm(KvmError::Absent).to_string().ends_with("or use --engine process"));
     }
 
     #[test]
     fn a_transport_is_never_passed_over_in_silence() {
         for transport in [TransportChoice::Pio, TransportChoice::Vmcall] {
-            let on = |choice| plan_on(choice, transport, false, HostKind::Software);
+            let on = |choice| plan_on(choice, transport, Ok(()), HostKind::Software);
             assert!(matches!(on(EngineChoice::Auto), Ok(Plan::Kvm(_))));
             assert!(matches!(on(EngineChoice::Kvm), Ok(Plan::Kvm(_))));
             assert!(matches!(on(EngineChoice::Process), Err(SelectError::NoTransport)));

@@ -10,7 +10,7 @@ use paravane_abi::shared_info::{SharedInfo, VcpuInfo};
 
 use super::looping::{self, Guest, Outside, PutOff};
 use super::waker::Waker;
-use super::{Config, HostMemory, LastState, Report, select};
+use super::{Config, EngineChoice, HostMemory, LastState, Report, select};
 use crate::console::ConsoleSink;
 use crate::device::{self, Device};
 use crate::domain::DomainEnd;
@@ -22,6 +22,7 @@ use crate::domain::layout::HypervisorLayout;
 use crate::domain::mapping::AddressLimits;
 use crate::domain::pv::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
 use crate::domain::symbols::{locate, symbolize};
+use crate::engine::process::Lowest;
 use crate::engine::{Engine, Kick, Paging, Regs};
 use crate::host_limit::Advice;
 use crate::hypercall::FEATURES;
@@ -78,8 +79,6 @@ pub enum RunError {
     Eventfd(std::io::Error),
 }
 
-/// The first linear address above the hole of those that are not canonical.
-const UPPER_HALF: u64 = 0xffff_8000_0000_0000;
 /// How long a guest that neither prints nor waits runs before what was put off is done.
 const PUT_OFF_NS: u64 = 5_000_000;
 
@@ -139,14 +138,6 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         ImageKind::Bare(_) => super::bare::shadow_frames(frames),
     };
     let layout = HypervisorLayout::new(frames, shadow);
-    let plan = select::plan(config.engine, config.transport, image.virt_base() >= UPPER_HALF)?;
-    let memory = MachineMemory::new(layout.hypervisor_frames(), frames, plan.backing())?;
-    steps.done("map memory");
-    let (mut engine, why) = plan.engine(&memory, &layout, config.transport)?;
-    steps.done("set up the engine");
-
-    let mut info = engine.info().clone();
-    info.detail = format!("{} ({why})", info.detail);
     let cmdline = cmdline(&config, &image);
     let building = DomainConfig {
         cmdline: &cmdline,
@@ -154,8 +145,27 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         console_port: CONSOLE_PORT,
         store_port: STORE_PORT,
         features: FEATURES | TRAPPED_STORES,
-        limits: AddressLimits { lower_half_end: info.lower_half_end, upper_half: info.upper_half },
+        limits: AddressLimits::XEN,
     };
+    let lowest = Lowest::for_guest(image.virt_base());
+    let initrd_len = config.initrd.as_ref().map_or(0, |bytes| bytes.len() as u64);
+    let check = |limits| builder::check(&DomainConfig { limits, ..building }, &image, initrd_len, frames);
+    let refused = |error| RunError::Build { image: name.clone(), error };
+    // What no engine could run is refused before any is set up.
+    check(AddressLimits::XEN).map_err(refused)?;
+    let in_process = check(select::process_limits(lowest));
+    if config.engine == EngineChoice::Process {
+        in_process.clone().map_err(refused)?;
+    }
+    let plan = select::plan(config.engine, config.transport, in_process)?;
+    let memory = MachineMemory::new(layout.hypervisor_frames(), frames, plan.backing())?;
+    steps.done("map memory");
+    let (mut engine, why) = plan.engine(&memory, &layout, config.transport, lowest)?;
+    steps.done("set up the engine");
+
+    let mut info = engine.info().clone();
+    info.detail = format!("{} ({why})", info.detail);
+    let building = DomainConfig { limits: AddressLimits::of_engine(&info), ..building };
     let built = builder::build(&building, &image, &memory, &layout, |n| engine.hypercall_stub(n))
         .map_err(|error| RunError::Build { image: name, error })?;
     steps.done("build the domain");

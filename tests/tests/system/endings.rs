@@ -7,7 +7,7 @@ use paravane::domain::builder::BuildError;
 use paravane::monitor::{EngineChoice, RunError};
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::guests::{ENDINGS, HELLO, HELLO_HIGH};
-use paravane_tests::images::{Kind, kernel};
+use paravane_tests::images::{Kind, kernel, kernel_at};
 use paravane_tests::machine::engines;
 use paravane_tests::verdict::broken_product;
 
@@ -76,6 +76,55 @@ fn a_kernel_in_the_upper_half_boots_where_there_is_one() {
             Err(error) => broken_product(format_args!("on {engine:?}: {error}")),
         }
         host_is_alive();
+    }
+}
+
+/// As an operating-systems course links its kernels, and GRUB is linked.
+#[test]
+fn a_kernel_at_1_mib_with_virt_base_0_runs_on_every_engine() {
+    for kind in [Kind::Pv, Kind::Bare] {
+        let code: &[u8] = if kind == Kind::Pv { &shutdown(0) } else { &POWER_OFF };
+        for outcome in Guest::new(kernel_at(kind, 0, 0x10_0000, code)).boot() {
+            outcome.must_end(&DomainEnd::PowerOff);
+        }
+    }
+}
+
+/// Below what a process may map, and in what of the lower half a process keeps for itself.
+#[test]
+fn a_kernel_runs_where_it_is_linked_or_is_refused_before_it_starts() {
+    for (virt_base, load) in
+        [(0, 0), (0, 0xf000), (0x7e00_0000_0000, 0x10_0000), (0x7dff_fff0_0000, 0x10_0000)]
+    {
+        for &engine in engines() {
+            let guest = Guest::new(kernel_at(Kind::Pv, virt_base, load, &shutdown(0)));
+            match guest.boot_on(engine) {
+                Ok(outcome) => {
+                    outcome.must_end(&DomainEnd::PowerOff);
+                }
+                Err(RunError::Build { error: BuildError::VirtualRange { .. }, .. })
+                    if engine == EngineChoice::Process => {}
+                Err(error) => broken_product(format_args!("{virt_base:#x} on {engine:?}: {error}")),
+            }
+        }
+    }
+}
+
+/// Where there is KVM, `auto` takes it for a kernel that a process cannot be.
+#[test]
+fn auto_takes_the_engine_that_can_map_the_kernel() {
+    if !engines().contains(&EngineChoice::Kvm) {
+        return paravane_tests::verdict::skip("kvm", "auto has the process engine only");
+    }
+    for virt_base in [0x7e00_0000_0000, 0x7dff_fff0_0000, 0xffff_ffff_8000_0000] {
+        let guest = Guest::new(kernel_at(Kind::Pv, virt_base, 0x10_0000, &shutdown(0)));
+        match guest.boot_on(EngineChoice::Auto) {
+            Ok(outcome) => {
+                outcome.must_end(&DomainEnd::PowerOff);
+                outcome.must(outcome.engine == "kvm", "should have run on KVM");
+            }
+            Err(error) => broken_product(format_args!("{virt_base:#x}: {error}")),
+        }
     }
 }
 
@@ -156,11 +205,13 @@ fn every_reason_to_shut_down_is_told_apart() {
     }
 }
 
+/// mov dx, 0x604; mov ax, 0x2000; out dx, ax; hlt
+const POWER_OFF: [u8; 11] = [0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4];
+
 #[test]
 fn a_pc_is_switched_off_reset_and_told_of_a_crash() {
     let wanted: [(&[u8], DomainEnd); 3] = [
-        // mov dx, 0x604; mov ax, 0x2000; out dx, ax; hlt
-        (&[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4], DomainEnd::PowerOff),
+        (&POWER_OFF, DomainEnd::PowerOff),
         // mov al, 0xfe; out 0x64, al; hlt
         (&[0xb0, 0xfe, 0xe6, 0x64, 0xf4], DomainEnd::Reboot),
         // mov al, 3; out 0xf4, al; hlt

@@ -113,6 +113,7 @@ impl KvmEngine {
             detail: host::describe().to_owned(),
             call_length: transport::CALL_LENGTH,
             m2p_va: tables::M2P_VA,
+            lower_half_start: 0,
             lower_half_end: 1 << 47,
             upper_half: true,
             tsc_khz,

@@ -13,18 +13,16 @@ use crate::memory::{BadMachineAddress, MachineMemory};
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// There is no /dev/kvm.
-    #[error("there is no /dev/kvm: this machine offers no KVM; load a kvm module, or use --engine process")]
+    #[error("there is no /dev/kvm: this machine offers no KVM; load a kvm module")]
     Absent,
     /// /dev/kvm may not be opened.
-    #[error(
-        "cannot open /dev/kvm: permission denied; add yourself to the kvm group, or use --engine process"
-    )]
+    #[error("cannot open /dev/kvm: permission denied; add yourself to the kvm group")]
     Permission,
     /// Another failure to open it.
-    #[error("cannot open /dev/kvm: {0}{advice}; try --engine process", advice = Advice::of_files(.0))]
+    #[error("cannot open /dev/kvm: {0}{advice}", advice = Advice::of_files(.0))]
     Open(std::io::Error),
     /// A capability is missing.
-    #[error("this KVM lacks {0}, which Paravane needs; use a newer kernel, or --engine process")]
+    #[error("this KVM lacks {0}, which Paravane needs; use a newer kernel")]
     Missing(&'static str),
     /// VMCALL was asked for and cannot work.
     #[error("--transport vmcall needs {0}; use --transport pio")]
@@ -32,14 +30,14 @@ pub enum KvmError {
     /// Neither transport works.
     #[error(
         "this KVM gives a guest at CPL 3 no way into the host: the port that its TSS opens is closed, and \
-         KVM_CAP_EXIT_HYPERCALL is missing; use a newer kernel, or --engine process"
+         KVM_CAP_EXIT_HYPERCALL is missing; use a newer kernel"
     )]
     NoWay,
     /// The timer of its deadlines could not be made.
     #[error("cannot make a timer: {0}{advice}", advice = Advice::of_timer(.0))]
     Timer(std::io::Error),
     /// A set-up call failed.
-    #[error("KVM refused {step}: {error}{}; try --engine process", Advice::of_files(error))]
+    #[error("KVM refused {step}: {error}{}", Advice::of_files(error))]
     Refused {
         /// The call.
         step: &'static str,

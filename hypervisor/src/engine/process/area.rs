@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::sys;
 
 /// First linear address that a guest cannot have: what lies from here up is ours.
-pub(super) const GUEST_END: u64 = 0x7e00_0000_0000;
+pub const GUEST_END: u64 = 0x7e00_0000_0000;
 /// Where every guest process finds the machine-to-physical table, read-only.
 pub(super) const M2P_VA: u64 = GUEST_END;
 /// Where the stub's code is.

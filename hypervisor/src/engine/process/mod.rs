@@ -8,7 +8,7 @@
 //! A tour, outside in: this file enters the guest and decodes nothing; `space` is one address space;
 //! `child` its process; `script` how that process locks itself up, `filter` with which rules;
 //! `stub` our code in it, `area` our memory in it; `context` turns a hand-over into registers and a
-//! trap; `mirror` keeps its mappings equal to the guest's page tables; `kick` stops it.
+//! trap; `mirror` keeps its mappings equal to the guest's page tables, which `lowest` bounds; `kick` stops it.
 //!
 //! What may not be done here: interpreting an exit, or believing a guest process.
 
@@ -21,6 +21,7 @@ mod filter;
 mod kick;
 #[cfg(test)]
 mod lifecycle;
+mod lowest;
 mod mirror;
 mod probe;
 mod script;
@@ -51,7 +52,9 @@ use crate::host_limit::Advice;
 use crate::memory::{MachineMemory, Mfn, PAGE_SIZE};
 use crate::threads;
 
+pub use self::area::GUEST_END as ADDRESSES_END;
 pub use self::child::SpawnError;
+pub use self::lowest::Lowest;
 pub use self::probe::{Features, Unavailable, probe};
 
 /// How many address spaces are kept as processes. A guest that uses more still runs: the one that was not
@@ -115,6 +118,15 @@ impl ProcessEngine {
     /// An engine for a guest in `memory`, run by the calling thread, which it pins to its CPU: a hand-over
     /// between two CPUs costs dozens of times one on the same.
     pub fn new(memory: &MachineMemory, layout: &HypervisorLayout) -> Result<Self, ProcessEngineError> {
+        Self::with_lowest(memory, layout, Lowest::ASSUMED)
+    }
+
+    /// The same for a guest that is to have addresses from `lowest` up, as [`Lowest::for_guest`] found them.
+    pub fn with_lowest(
+        memory: &MachineMemory,
+        layout: &HypervisorLayout,
+        lowest: Lowest,
+    ) -> Result<Self, ProcessEngineError> {
         let start = tsc::Instant::now();
         let features = Features::detect()?;
         let memfd = memory.memfd().ok_or(ProcessEngineError::NotShared)?;
@@ -126,7 +138,7 @@ impl ProcessEngine {
         // Before the first process is made: what takes turns on one CPU is to have one setting.
         let cpuid_traps = host_cpuid::can_trap();
         let trapping = cpuid_traps.then(Trapping::begin).flatten();
-        let terms = Terms { m2p, cpuid_traps };
+        let terms = Terms { m2p, cpuid_traps, low_pages: lowest.privileged };
         let kick = Arc::new(ProcessKick::new().map_err(ProcessEngineError::Timer)?);
         let unpinned = threads::pin_to_this_cpu();
         let image = Image::new()?;
@@ -141,6 +153,7 @@ impl ProcessEngine {
             ),
             call_length: stub::CALL_LENGTH,
             m2p_va: M2P_VA,
+            lower_half_start: lowest.address,
             lower_half_end: GUEST_END,
             upper_half: false,
             tsc_khz: told_khz.unwrap_or_else(|| start.khz_since()),
@@ -153,7 +166,7 @@ impl ProcessEngine {
             terms,
             spaces,
             current: 0,
-            mirror: Mirror::new(layout.hypervisor_frames(), layout.shared()),
+            mirror: Mirror::new(layout.hypervisor_frames(), layout.shared(), lowest.address),
             kick,
             fpu: Fpu { space: 0, at: FpuAt::Registers },
             fpu_size: features.fpu_size(),
@@ -339,9 +352,13 @@ impl ProcessEngine {
                 None
             }
             Filled::Fault(error_code) => fault(error_code),
+            Filled::Unmappable if address < lowest::USUAL => Some(self.die(
+                "the guest uses a page below those that Linux lets a process map (sysctl vm.mmap_min_addr); link it \
+                 higher, run it as root, or run it with --engine kvm",
+            )),
             Filled::Unmappable => Some(self.die(
-                "the guest uses linear addresses that the process engine cannot give it (below 0x10000, from \
-                 0x7e0000000000 up, or in the upper half); link it lower, or run it with --engine kvm",
+                "the guest uses linear addresses that the process engine cannot give it (from 0x7e0000000000 up, or \
+                 in the upper half); link it lower, or run it with --engine kvm",
             )),
         }
     }

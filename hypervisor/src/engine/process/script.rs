@@ -38,6 +38,8 @@ pub(super) struct Terms {
     pub m2p: M2p,
     /// CPUID is the monitor's to answer.
     pub cpuid_traps: bool,
+    /// The mapper keeps the capability that mapping the lowest pages takes.
+    pub low_pages: bool,
 }
 
 /// One step of a script and what to call it when it fails.
@@ -93,6 +95,9 @@ const SIGNALS: [i32; 7] =
 /// SA_RESTORER, which the kernel demands and libc hides; the stub never returns through it.
 const SA_RESTORER: u64 = 0x0400_0000;
 
+/// The capability that lets a process map below vm.mmap_min_addr.
+const CAP_SYS_RAWIO: u64 = 1 << 17;
+
 /// PR_SET_SYSCALL_USER_DISPATCH (Linux 5.11). It traps calls before any seccomp filter sees them: a container's
 /// filter that kills for some numbers cannot kill the guest for its choice, and the numbers that Linux exempts
 /// from seccomp (uretprobe, uprobe) are caught as well.
@@ -108,9 +113,9 @@ const LIMITS: [(u64, u64); 5] = [
 ];
 
 /// The leader's way: it sets everything up, makes the guest thread and becomes the mapper.
-fn mapper_steps(data: &mut Data<'_>, Terms { m2p, cpuid_traps }: Terms) -> Vec<Step> {
+fn mapper_steps(data: &mut Data<'_>, Terms { m2p, cpuid_traps, low_pages }: Terms) -> Vec<Step> {
     let no_new_privs = libc::PR_SET_NO_NEW_PRIVS as u64;
-    let capabilities = (data.put(&[0x2008_0522]), data.put(&[0, 0, 0]));
+    let capabilities = capabilities(data, if low_pages { CAP_SYS_RAWIO } else { 0 });
     let name = data.put(&[u64::from_le_bytes(*b"paravane"), u64::from_le_bytes(*b"-guest\0\0")]);
     let prctl = libc::SYS_prctl;
     // Both threads, so that a switch between any two of the threads that take turns changes nothing.
@@ -177,6 +182,12 @@ fn mapper_steps(data: &mut Data<'_>, Terms { m2p, cpuid_traps }: Terms) -> Vec<S
     steps
 }
 
+/// Header and data of `capset`: these capabilities, effective and permitted, and no others.
+fn capabilities(data: &mut Data<'_>, set: u64) -> (u64, u64) {
+    const LINUX_CAPABILITY_VERSION_3: u64 = 0x2008_0522;
+    (data.put(&[LINUX_CAPABILITY_VERSION_3]), data.put(&[set | set << 32, 0, 0]))
+}
+
 /// A `msghdr` that carries the listener.
 fn listener_message(data: &mut Data<'_>) -> u64 {
     const HEADER_LEN: u64 = 20;
@@ -187,11 +198,16 @@ fn listener_message(data: &mut Data<'_>) -> u64 {
 }
 
 /// The guest thread's way: a signal stack, no descriptors, no blocked signals, and no system calls.
-fn guest_steps(data: &mut Data<'_>) -> Vec<Step> {
+fn guest_steps(data: &mut Data<'_>, terms: Terms) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if terms.low_pages {
+        let (header, none) = capabilities(data, 0);
+        steps.push(step("drop the guest thread's capabilities", libc::SYS_capset, &[header, none]));
+    }
     let stack = data.put(&[room_va(room::STACK), 0, ROOM_SIZE - room::STACK]);
     let none = data.put(&[0]);
     let filter = data.filter(&filter::guest());
-    vec![
+    steps.extend([
         step("set its signal stack", libc::SYS_sigaltstack, &[stack, 0]),
         step("drop the guest thread's descriptors", libc::SYS_close_range, &[0, ALL_FDS]),
         step("unblock signals", libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as u64, none, 0, 8]),
@@ -206,7 +222,8 @@ fn guest_steps(data: &mut Data<'_>) -> Vec<Step> {
             &[u64::from(libc::SECCOMP_SET_MODE_FILTER), 0, filter],
         ),
         jump(Place::Ready),
-    ]
+    ]);
+    steps
 }
 
 /// Writes both scripts to the board of a process that is about to start.
@@ -231,8 +248,10 @@ pub(super) fn name_of(area: &Area, terms: Terms, va: u64) -> &'static str {
 
 fn visit(area: &Area, terms: Terms, mut f: impl FnMut(u64, &Step)) {
     let mut data = Data { area, at: board::DATA };
-    let scripts =
-        [(board::SCRIPT, mapper_steps(&mut data, terms)), (board::GUEST_SCRIPT, guest_steps(&mut data))];
+    let scripts = [
+        (board::SCRIPT, mapper_steps(&mut data, terms)),
+        (board::GUEST_SCRIPT, guest_steps(&mut data, terms)),
+    ];
     for (base, steps) in scripts {
         for (i, step) in (0u64..).zip(&steps) {
             f(base + i * STEP, step);
@@ -248,8 +267,9 @@ mod tests {
     fn scripts_fit_the_board() {
         let area = Area::new().unwrap();
         let mut data = Data { area: &area, at: board::DATA };
-        let mapper = mapper_steps(&mut data, Terms { m2p: M2p { offset: 0, len: 4096 }, cpuid_traps: true });
-        let guest = guest_steps(&mut data);
+        let terms = Terms { m2p: M2p { offset: 0, len: 4096 }, cpuid_traps: true, low_pages: true };
+        let mapper = mapper_steps(&mut data, terms);
+        let guest = guest_steps(&mut data, terms);
         assert!(data.at <= board::SCRIPT, "{:#x}", data.at);
         assert!(board::SCRIPT + mapper.len() as u64 * STEP <= board::GUEST_SCRIPT);
         assert!(board::GUEST_SCRIPT + guest.len() as u64 * STEP <= board::STEPS);

@@ -45,6 +45,27 @@ pub(super) fn unmap(base: NonNull<u8>, size: u64) {
     unsafe { libc::munmap(base.as_ptr().cast(), size as usize) };
 }
 
+/// Whether this process's capabilities are root's.
+pub(super) fn is_root() -> bool {
+    // SAFETY: has no arguments and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Whether this process may map a page at `address`; maps none. An address that is in use already may be mapped.
+pub(super) fn can_map(address: u64) -> bool {
+    const PAGE: usize = 4096;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let at = std::ptr::without_provenance_mut(address as usize);
+    // SAFETY: MAP_FIXED_NOREPLACE replaces nothing, and nobody accesses the page.
+    let mapped = unsafe { libc::mmap(at, PAGE, libc::PROT_NONE, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return io::Error::last_os_error().raw_os_error() == Some(libc::EEXIST);
+    }
+    // SAFETY: the page that was just mapped, which nobody else knows of.
+    unsafe { libc::munmap(mapped, PAGE) };
+    mapped == at
+}
+
 /// Wakes who waits on a futex that processes share.
 pub(super) fn futex_wake(word: &AtomicU32) {
     // SAFETY: `word` is a live, aligned u32; waking has no other precondition.

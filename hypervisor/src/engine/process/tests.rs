@@ -1,5 +1,7 @@
 //! The engine's contract, run on this engine.
 
+mod low_pages;
+
 use super::*;
 use crate::engine::testing::{World, contract};
 use crate::memory::Backing;

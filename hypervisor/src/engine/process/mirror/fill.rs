@@ -32,11 +32,16 @@ struct View<'a> {
     table: &'a Table,
     id: Id,
     rights: (bool, bool),
+    /// Pages below are not to be had.
+    first: usize,
 }
 
 impl View<'_> {
-    /// What the table maps at a page.
+    /// What the table maps at a page, if the process can have it.
     fn want(&self, index: usize) -> Option<Page> {
+        if index < self.first {
+            return None;
+        }
         let entry = *self.table.0.get(index)?;
         self.mirror.page_of(self.memory, entry, self.rights)
     }
@@ -70,7 +75,8 @@ impl View<'_> {
 
 impl Mirror {
     fn view<'a>(&'a self, memory: &'a MachineMemory, table: &'a Table, id: Id) -> View<'a> {
-        View { mirror: self, memory, table, id, rights: self.chunks.rights(id) }
+        let (rights, first) = (self.chunks.rights(id), self.first_page(id));
+        View { mirror: self, memory, table, id, rights, first }
     }
 
     /// Maps the page of `va` and what is likely to be wanted with it.
@@ -152,11 +158,12 @@ impl Mirror {
             return Filled::Unmappable;
         }
         let dirty = write || t.leaf().value & pte::DIRTY != 0;
-        let page = Page::new(frame, t.writable && dirty, t.executable);
-        let known = self.chunks.page(id, 0) == page;
-        self.note(spaces, id, 0, PAGES, page);
-        self.emit_map(spaces, id, 0, PAGES, page);
-        self.emit_populate(spaces, id, va, 0, PAGES);
+        let first = self.first_page(id);
+        let page = Page::new(frame + first as u64, t.writable && dirty, t.executable);
+        let known = self.chunks.page(id, first) == page;
+        self.note(spaces, id, first, PAGES - first, page);
+        self.emit_map(spaces, id, first, PAGES - first, page);
+        self.emit_populate(spaces, id, va, first, PAGES - first);
         if known { Filled::Again } else { Filled::Mapped }
     }
 }

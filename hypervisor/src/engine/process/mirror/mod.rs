@@ -22,15 +22,14 @@ use paravane_abi::pte;
 use self::batch::Rights;
 use self::chunks::{Chunks, Id, NO_TABLE, PAGES, Page, Tables};
 use super::area::{Area, GUEST_END};
+use super::lowest;
 use super::space::Space;
 use crate::engine::{Paging, PteWrite};
-use crate::memory::{MachineMemory, Mfn, PAGE_SHIFT};
+use crate::memory::{MachineMemory, Mfn, PAGE_SHIFT, PAGE_SIZE};
 use crate::mmu::walk::{Access, MachineTables, Translation, walk_for};
 
 pub(super) use self::batch::Batch;
 
-/// The lowest address that an unprivileged process may map (vm.mmap_min_addr as distributions set it).
-const LOWEST: u64 = 0x1_0000;
 /// How many mappings one process may have: a quarter of Linux's default limit.
 const MAX_RUNS: u32 = 16_384;
 const CHUNK_SHIFT: u32 = 21;
@@ -64,12 +63,32 @@ pub(super) struct Mirror {
     /// Frames below are the hypervisor's: never writable, but for those that it shares.
     hypervisor_frames: u64,
     shared: Range<u64>,
+    /// The first address that a process may map.
+    lowest: u64,
+    /// Whether the host was asked for it.
+    lowest_is_known: bool,
 }
 
 impl Mirror {
-    pub fn new(hypervisor_frames: u64, shared: Range<u64>) -> Self {
+    /// A mirror for processes that may map what is not below `lowest`.
+    pub fn new(hypervisor_frames: u64, shared: Range<u64>, lowest: u64) -> Self {
         let order = Vec::with_capacity(Paging::CAPACITY);
-        Self { chunks: Chunks::new(), order, hypervisor_frames, shared }
+        let lowest_is_known = lowest < lowest::USUAL;
+        Self { chunks: Chunks::new(), order, hypervisor_frames, shared, lowest, lowest_is_known }
+    }
+
+    /// Whether a process can have this address.
+    fn can_have(&mut self, va: u64) -> bool {
+        if va < self.lowest && !self.lowest_is_known {
+            (self.lowest, self.lowest_is_known) = (lowest::unprivileged(), true);
+        }
+        (self.lowest..GUEST_END).contains(&va)
+    }
+
+    /// The first page of a chunk that a process can have: not the first in the lowest chunk only.
+    fn first_page(&self, id: Id) -> usize {
+        let below = self.lowest.saturating_sub(self.chunks.base(id) << CHUNK_SHIFT);
+        (below.div_ceil(PAGE_SIZE) as usize).min(PAGES)
     }
 
     fn may_be_written(&self, frame: u64) -> bool {
@@ -108,7 +127,7 @@ impl Mirror {
         if write && !self.may_be_written(maddr.mfn().0) {
             return Filled::Fault(code | PF_PRESENT);
         }
-        if !(LOWEST..GUEST_END).contains(&va) {
+        if !self.can_have(va) {
             return Filled::Unmappable;
         }
         set_accessed(memory, &t, write);
@@ -220,7 +239,7 @@ impl Mirror {
         let new = self.page_of(memory, entry, self.chunks.rights(id)).unwrap_or_default();
         let space = usize::from(self.chunks.space(id));
         // What the guest marks as accessed in the address space it is in, it is about to use.
-        if old == new || (!old.is_mapped() && space != current) {
+        if old == new || (!old.is_mapped() && space != current) || index < self.first_page(id) {
             return;
         }
         if spaces.get(space).is_none_or(|s| s.runs >= MAX_RUNS) {
