@@ -153,6 +153,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
             show: Box::new(|ledger, ns| notice::text(&stats::so_far(ledger, ns))),
         }),
         count_memory: args.stats || args.stats_json.is_some(),
+        marks: args.stats || args.stats_json.is_some(),
         on_stop: Some(Arc::new(|stopped| notice(stopped))),
     };
     let result = monitor::run(config);

@@ -102,6 +102,7 @@ pub fn measure<E: std::fmt::Display>(
         deadline: Some(machine.deadline),
         peek: None,
         count_memory: false,
+        marks: true,
         on_stop: None,
     };
     let report = boot(config).map_err(|e| Failure::Start(e.to_string()))?;

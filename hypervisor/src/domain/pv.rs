@@ -15,7 +15,7 @@ use super::free_frames::FreeFrames;
 use super::grants::Grants;
 use super::vcpu::PvVcpu;
 use crate::console::{ConsoleInput, ConsoleSink};
-use crate::engine::{Paging, Regs};
+use crate::engine::{Allowed, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD, Paging, Regs};
 use crate::event::upcall::Upcall;
 use crate::event::{Binding, EventChannels, HostService};
 use crate::ledger::Ledger;
@@ -113,6 +113,8 @@ pub struct Facts {
     pub tsc_khz: u64,
     /// Length of the hypercall page's instruction that enters the host.
     pub call_length: u64,
+    /// Whether the kernel may mark a measured region (see `ledger`).
+    pub marks: bool,
 }
 
 /// The console: a ring shared with the guest, and the host's side.
@@ -159,7 +161,7 @@ impl PvDomain {
         }
         // Nothing has run yet: no translation can be stale.
         parts.paging.done();
-        Ok(Self {
+        let mut domain = Self {
             free_frames: FreeFrames::new(parts.memory.frames()),
             memory: Arc::new(parts.memory),
             mmu: parts.mmu,
@@ -180,7 +182,9 @@ impl PvDomain {
             pirq_eoi_map: None,
             shutdown_code: None,
             end: None,
-        })
+        };
+        domain.allow_instructions();
+        Ok(domain)
     }
 
     /// Gives the domain the ports of its services, which are its first.
@@ -195,6 +199,16 @@ impl PvDomain {
     pub fn set_task_switched(&mut self, set: bool) {
         self.vcpu.control.task_switched = set;
         self.paging.set_task_switched(set);
+    }
+
+    /// Tells the engine which instructions the guest's CR4 and XCR0 allow.
+    pub fn allow_instructions(&mut self) {
+        let control = &self.vcpu.control;
+        let by_use = if control.xsave_in_use { CR4_OSXSAVE } else { 0 };
+        self.paging.set_allowed(Allowed {
+            cr4: control.cr4 & (CR4_TSD | CR4_FSGSBASE | CR4_OSXSAVE) | by_use,
+            xcr0: control.xcr0,
+        });
     }
 
     /// Ends the domain for a rule that it broke; `what` says which, the place is added.

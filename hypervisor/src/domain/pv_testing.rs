@@ -124,6 +124,7 @@ impl TestDomain {
             grants: layout.grants.clone(),
             tsc_khz: 2_000_000,
             call_length: 2,
+            marks: false,
         };
         let regs = Regs { rip: va(FREE), rsp: va(STACK + 1), rflags: 0x202, ..Regs::default() };
         let mut domain = PvDomain::new(PvParts {

@@ -6,6 +6,7 @@ use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
 
 use super::runstate::Runstate;
 use crate::engine::Regs;
+use crate::engine::guest_cpuid::XCR0_FIRST;
 
 /// A registered entry point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,8 +66,12 @@ pub struct Control {
     pub task_switched: bool,
     /// CR2: the address of the last page fault, or what was written to it.
     pub cr2: u64,
-    /// CR4: those bits that a guest may have as it likes.
+    /// CR4, as the guest reads it.
     pub cr4: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// The kernel has used XSAVE or its kin without CR4.OSXSAVE, as it may on Xen.
+    pub xsave_in_use: bool,
     /// IA32_TSC_AUX.
     pub tsc_aux: u32,
 }
@@ -147,8 +152,8 @@ pub struct PvVcpu {
     pub runstate: Runstate,
 }
 
-/// PAE, OSFXSR and OSXMMEXCPT: what a 64-bit guest with SSE needs to find set.
-const CR4_DEFAULT: u64 = 1 << 5 | 1 << 9 | 1 << 10;
+/// What every guest finds set in CR4: PAE, MCE, OSFXSR, OSXMMEXCPT.
+pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
 
 impl PvVcpu {
     /// A vCPU in kernel mode with no handlers, about to run with `regs`.
@@ -166,7 +171,14 @@ impl PvVcpu {
             syscall32: Callback::default(),
             sysenter: Callback::default(),
             other_gs_base: 0,
-            control: Control { task_switched: false, cr2: 0, cr4: CR4_DEFAULT, tsc_aux: 0 },
+            control: Control {
+                task_switched: false,
+                cr2: 0,
+                cr4: CR4_FIXED,
+                xcr0: XCR0_FIRST,
+                xsave_in_use: false,
+                tsc_aux: 0,
+            },
             debug: DebugRegisters {
                 addresses: [0; 4],
                 status: DEBUGREG_STATUS_DEFAULT,

@@ -8,7 +8,7 @@ use paravane_abi::addr::is_canonical;
 use super::access::Trap;
 use super::cpu::{cr0, cr4, efer};
 use super::exception::{Exception, Stop};
-use crate::engine::Flush;
+use crate::engine::{Flush, guest_cpuid, host_cpuid};
 
 /// Model-specific registers (SDM vol. 4, table 2-2).
 mod msr {
@@ -31,8 +31,6 @@ mod msr {
 const APIC_BASE: u64 = 0xfee0_0000;
 /// Bits of CR3 that do not select a frame: PWT and PCD, which mean nothing here.
 const CR3_IGNORED: u64 = 0xfff;
-/// x87, SSE and AVX state.
-const XCR0_KNOWN: u64 = 0b111;
 const DR6_FIXED: u64 = 0xffff_0ff0;
 const DR6_WRITABLE: u64 = 0xe00f;
 const DR7_FIXED: u64 = 0x400;
@@ -197,8 +195,9 @@ impl Trap<'_> {
 
     /// XSETBV: accepts what every engine can keep, without effect; XGETBV shows the host's own.
     pub fn write_extended_control(&mut self, number: u32, value: u64) -> Result<(), Stop> {
-        let consistent = value & 1 != 0 && (value & 4 == 0 || value & 2 != 0);
-        if number == 0 && consistent && value & !XCR0_KNOWN == 0 { Ok(()) } else { refuse() }
+        let available = host_cpuid::available_state();
+        let fine = number == 0 && guest_cpuid::is_consistent(value) && value & !available == 0;
+        if fine { Ok(()) } else { refuse() }
     }
 }
 

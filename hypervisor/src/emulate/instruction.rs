@@ -7,7 +7,8 @@ use super::access::Trap;
 use super::cpu::cr4;
 use super::exception::{Death, Exception, Stop, vector};
 use super::operand::truncate;
-use crate::engine::{Flush, host_cpuid};
+use crate::engine::Flush;
+use crate::engine::host_cpuid::{self, Dynamic};
 use crate::ledger::{Cause, PrivOp};
 use crate::platform::{Platform, PlatformEvent};
 
@@ -182,9 +183,10 @@ impl Trap<'_> {
     }
 
     fn identify(&mut self) {
-        let osxsave = self.cpu.cr4 & cr4::OSXSAVE != 0;
+        // XCR0 is the engine's, with all that there is.
+        let dynamic = Dynamic { osxsave: self.cpu.cr4 & cr4::OSXSAVE != 0, xcr0: u64::MAX };
         let (function, index) = (truncate(self.regs.rax, 4) as u32, truncate(self.regs.rcx, 4) as u32);
-        let answer = host_cpuid::for_guest(function, index, osxsave);
+        let answer = host_cpuid::for_guest(function, index, dynamic);
         self.regs.rax = answer.eax.into();
         self.regs.rbx = answer.ebx.into();
         self.regs.rcx = answer.ecx.into();

@@ -104,7 +104,29 @@ pub struct Paging {
     flush: Flush,
     root: Mfn,
     task_switched: bool,
+    allowed: Allowed,
 }
+
+/// What CR4 and XCR0 let a guest's code execute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// Of CR4 the bits TSD, FSGSBASE and OSXSAVE; the rest is the engine's.
+    pub cr4: u64,
+    /// XCR0, of which an engine leaves out what it does not have. It counts while `cr4` has OSXSAVE.
+    pub xcr0: u64,
+}
+
+impl Allowed {
+    /// All that the engine has.
+    pub const ALL: Self = Self { cr4: CR4_FSGSBASE | CR4_OSXSAVE, xcr0: u64::MAX };
+}
+
+/// CR4.TSD: RDTSC and RDTSCP are for CPL 0.
+pub const CR4_TSD: u64 = 1 << 2;
+/// CR4.FSGSBASE: RDFSBASE and its kin can be executed.
+pub const CR4_FSGSBASE: u64 = 1 << 16;
+/// CR4.OSXSAVE: XSAVE and its kin can be executed, and XCR0 says which vector registers there are.
+pub const CR4_OSXSAVE: u64 = 1 << 18;
 
 /// How much of what a CPU may have cached of translations must go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,6 +155,7 @@ impl Paging {
             flush: Flush::None,
             root,
             task_switched: false,
+            allowed: Allowed::ALL,
         }
     }
     /// Notes that an entry was written (the value is in machine memory already).
@@ -183,6 +206,16 @@ impl Paging {
     /// CR0.TS.
     pub fn task_switched(&self) -> bool {
         self.task_switched
+    }
+    /// Sets what instructions can be executed; at first all that the engine has.
+    ///
+    /// An engine that cannot make it so ignores this: more can then be executed than should be.
+    pub fn set_allowed(&mut self, allowed: Allowed) {
+        self.allowed = allowed;
+    }
+    /// What instructions can be executed.
+    pub fn allowed(&self) -> Allowed {
+        self.allowed
     }
     /// Declares everything that an engine has cached of any page table stale.
     pub fn invalidate_all(&mut self) {

@@ -91,7 +91,11 @@ const CONTROL_ZEROES: u64 = 0xd800;
 /// A breakpoint on I/O, in the two bits that say what to break on.
 const ON_IO: u64 = 0b10;
 
-/// Sets a debug register. ENODEV where there is none, EINVAL for reserved bits, EPERM for what a guest may not.
+/// CR4.DE: breakpoints on I/O are allowed.
+const CR4_DE: u64 = 1 << 3;
+
+/// Sets a debug register. ENODEV where there is none, EINVAL for reserved bits, EPERM for what a guest may not: watch
+/// the hypervisor's addresses, have accesses to these registers trap, or break on I/O while CR4.DE is clear.
 pub fn write_debug_register(d: &mut PvDomain, number: u32, value: u64) -> Result<(), Errno> {
     let debug = &mut d.vcpu.debug;
     match number {
@@ -110,7 +114,8 @@ pub fn write_debug_register(d: &mut PvDomain, number: u32, value: u64) -> Result
             narrow(value)?;
             let value = value & !CONTROL_ZEROES | CONTROL_ONES;
             let breaks_on_io = (16..32).step_by(4).any(|shift| value >> shift & 3 == ON_IO);
-            if value & GENERAL_DETECT != 0 || value & ACTIVE != 0 && breaks_on_io {
+            let on_io = value & ACTIVE != 0 && breaks_on_io && d.vcpu.control.cr4 & CR4_DE == 0;
+            if value & GENERAL_DETECT != 0 || on_io {
                 return Err(Errno::EPERM);
             }
             debug.control = value;
@@ -245,6 +250,9 @@ mod tests {
         assert_eq!(set(&mut t, 7, 1 << 13), Err(Errno::EPERM));
         assert_eq!(set(&mut t, 7, 0x2_0001), Err(Errno::EPERM), "a breakpoint on I/O");
         assert_eq!(set(&mut t, 7, 0x2_0000), Ok(0), "but it is not enabled");
+        t.vcpu.control.cr4 |= CR4_DE;
+        assert_eq!(set(&mut t, 7, 0x2_0702), Ok(0), "with CR4.DE a breakpoint on I/O is one");
+        assert_eq!(t.call(nr::GET_DEBUGREG, [7]), Ok(0x2_0702));
         for n in [6, 7] {
             assert_eq!(set(&mut t, n, 1 << 32), Err(Errno::EINVAL));
         }

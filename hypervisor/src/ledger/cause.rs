@@ -234,6 +234,8 @@ pub enum Cause {
     PortOut(PortDevice),
     /// A store to a write-protected page table, emulated.
     PageTableStore,
+    /// A load from the machine-to-physical table where the engine cannot map it, emulated.
+    TableLoad,
     /// A shadow page table that lacked what the guest's own table has.
     ShadowFill,
     /// An access to device memory, emulated.
@@ -250,7 +252,8 @@ const PRIVILEGED: usize = FAULT + Cause::VECTORS;
 const PORT_IN: usize = PRIVILEGED + PrivOp::ALL.len();
 const PORT_OUT: usize = PORT_IN + PortDevice::ALL.len();
 const PAGE_TABLE_STORE: usize = PORT_OUT + PortDevice::ALL.len();
-const SHADOW_FILL: usize = PAGE_TABLE_STORE + 1;
+const TABLE_LOAD: usize = PAGE_TABLE_STORE + 1;
+const SHADOW_FILL: usize = TABLE_LOAD + 1;
 const MMIO: usize = SHADOW_FILL + 1;
 const KICK: usize = MMIO + MmioDevice::COUNT;
 const DEAD: usize = KICK + 1;
@@ -273,6 +276,7 @@ impl Cause {
             Self::PortIn(device) => PORT_IN + device as usize,
             Self::PortOut(device) => PORT_OUT + device as usize,
             Self::PageTableStore => PAGE_TABLE_STORE,
+            Self::TableLoad => TABLE_LOAD,
             Self::ShadowFill => SHADOW_FILL,
             Self::Mmio(device) => MMIO + device.index(),
             Self::Kick => KICK,
@@ -290,7 +294,7 @@ impl Cause {
             .chain(PrivOp::ALL.map(Self::PrivilegedInstruction))
             .chain(PortDevice::ALL.map(Self::PortIn))
             .chain(PortDevice::ALL.map(Self::PortOut))
-            .chain([Self::PageTableStore, Self::ShadowFill])
+            .chain([Self::PageTableStore, Self::TableLoad, Self::ShadowFill])
             .chain(MmioDevice::all().map(Self::Mmio))
             .chain([Self::Kick, Self::Dead])
     }

@@ -13,7 +13,7 @@ impl Cause {
             Self::GuestFault { .. } => "guest-fault",
             Self::PrivilegedInstruction(_) => "privileged",
             Self::PortIn(_) | Self::PortOut(_) => "port",
-            Self::PageTableStore | Self::ShadowFill => "paging",
+            Self::PageTableStore | Self::TableLoad | Self::ShadowFill => "paging",
             Self::Mmio(_) => "mmio",
             Self::Kick | Self::Dead => "host",
         }
@@ -36,6 +36,7 @@ impl fmt::Display for Cause {
             Self::PortIn(device) => write!(f, "in {}", device.name()),
             Self::PortOut(device) => write!(f, "out {}", device.name()),
             Self::PageTableStore => f.write_str("page-table store"),
+            Self::TableLoad => f.write_str("machine-to-physical load"),
             Self::ShadowFill => f.write_str("shadow fill"),
             Self::Mmio(MmioDevice::VirtioRead(register)) => write!(f, "mmio read virtio {}", register.name()),
             Self::Mmio(MmioDevice::VirtioWrite(register)) => {

@@ -99,6 +99,9 @@ pub struct Config {
     pub deadline: Option<Duration>,
     /// Whether the report is to say how much memory the domain took.
     pub count_memory: bool,
+    /// Whether the kernel may mark a measured region in the ledger by writing to port 0x80, whatever its privileges.
+    /// For paravirtual guests: to a bare kernel that port is one of its machine's, always.
+    pub marks: bool,
     /// Shows the ledger while the domain lives.
     pub peek: Option<Peek>,
     /// Tells the user of devices that stop for what their drivers did.

@@ -183,6 +183,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         engine: &*engine,
         devices: config.devices,
         kick: waker.clone(),
+        marks: config.marks,
     };
     let mut guest: Box<dyn Guest> = match world.built.kind {
         DomainKind::Pv => Box::new(world.paravirtual()?),
@@ -275,6 +276,7 @@ pub(super) struct World<'a> {
     pub engine: &'a dyn Engine,
     pub devices: Vec<Box<dyn Device>>,
     pub kick: Arc<dyn Kick>,
+    pub marks: bool,
 }
 
 impl World<'_> {
@@ -317,6 +319,7 @@ impl World<'_> {
             facts: Facts {
                 m2p_va: info.m2p_va,
                 call_length: info.call_length,
+                marks: self.marks,
                 m2p: self.layout.m2p,
                 grants: self.layout.grants,
                 tsc_khz: info.tsc_khz,

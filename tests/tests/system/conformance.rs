@@ -1,6 +1,7 @@
 //! The conformance guest: every hypercall answers as `docs/abi.md` says, right or wrong as the call may be.
 
 use paravane::domain::DomainEnd;
+use paravane::engine::kvm::{HostKind, host_kind};
 use paravane_tests::boot::{Guest, Outcome};
 use paravane_tests::guests::CONFORMANCE;
 use paravane_tests::verdict::note;
@@ -37,6 +38,26 @@ fn checks(outcome: &Outcome) -> impl Iterator<Item = &str> {
     outcome.text.lines().filter(|line| line.starts_with("test: name=") && line.contains('/'))
 }
 
+/// What only some engines can make true of CPUID, CR4 and XCR0: on hardware KVM it must be.
+fn features(outcome: &Outcome) {
+    let lines: Vec<_> = outcome.text.lines().filter(|line| line.starts_with("features: ")).collect();
+    let hardware = outcome.engine == "kvm" && host_kind() == HostKind::Hardware;
+    if hardware {
+        outcome.must_print("features: native-only-registers=0\n");
+        outcome.must_print("features: rdfsbase-raises=true\n");
+        let xcr0 = |line: &str| {
+            let value =
+                |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)).map(str::to_owned);
+            (value("xcr0-at-first="), value("xcr0=") == value("all="))
+        };
+        let exact =
+            lines.iter().filter(|line| line.contains("xcr0=")).all(|l| xcr0(l) == (Some("0x3".into()), true));
+        outcome.must(exact, format_args!("should have found XCR0 as it was set: {lines:?}"));
+    } else {
+        note(format_args!("conformance on {}: {lines:?}", outcome.engine));
+    }
+}
+
 #[test]
 fn every_hypercall_answers_as_the_abi_says() {
     for outcome in (Guest { name: "conformance", ..Guest::new(CONFORMANCE) }).boot() {
@@ -49,6 +70,7 @@ fn every_hypercall_answers_as_the_abi_says() {
         for attack in ATTACKS {
             outcome.must_print(&format!("test: name={attack} ok=true "));
         }
+        features(&outcome);
         note(format_args!("conformance: {run} checks on {}, all right", outcome.engine));
     }
 }

@@ -11,11 +11,10 @@ use paravane_abi::version::make_version;
 
 use super::{Emulated, Ended, decode, finish};
 use crate::domain::pv::PvDomain;
-use crate::engine::host_cpuid;
+use crate::engine::CR4_OSXSAVE;
+use crate::engine::guest_cpuid::LEAF1_EDX_MACHINE_CHECKS;
+use crate::engine::host_cpuid::{self, Dynamic};
 use crate::ledger::{Cause, PrivOp};
-
-/// CR4.OSXSAVE.
-const CR4_OSXSAVE: u64 = 1 << 18;
 
 /// How a guest came to ask.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,7 +25,6 @@ enum Asked {
     Natively,
 }
 
-pub(super) const XSAVE: u32 = 1 << 26;
 /// Bits of a machine address: more than any engine's machine has.
 const MACHINE_ADDRESS_WIDTH: u32 = 40;
 /// The MSR that takes the address of a hypercall page.
@@ -74,7 +72,15 @@ fn leaf(d: &PvDomain, function: u32, index: u32, osxsave: bool) -> CpuidResult {
         XEN_CPUID_FIRST_LEAF..0x8000_0000 if function <= beyond => {
             hypervisor(d, function - XEN_CPUID_FIRST_LEAF, index)
         }
-        _ => host_cpuid::for_guest(function, index, osxsave),
+        _ => {
+            let mut answer =
+                host_cpuid::for_guest(function, index, Dynamic { osxsave, xcr0: d.vcpu.control.xcr0 });
+            if function == 1 {
+                // `msr` has the registers.
+                answer.edx |= LEAF1_EDX_MACHINE_CHECKS;
+            }
+            answer
+        }
     }
 }
 

@@ -6,12 +6,14 @@
 //! | exception | what is completed | where |
 //! | --- | --- | --- |
 //! | #UD | CPUID behind the emulation prefix | `cpuid.rs` |
+//! | #UD | XSAVE and its kin, which Xen always allows | `privileged.rs` |
 //! | #UD, #GP | INT n, where the host does not deliver it | `interrupt.rs` |
 //! | #GP | loads of segment registers that the host's tables refuse and the guest's allow | `segment.rs` |
 //! | #GP | port I/O: nothing is there | `port.rs` |
 //! | #GP | RDMSR and WRMSR of the few that a domU has | `msr.rs` |
 //! | #GP | CLI, STI, CLTS, WBINVD, MOV CR, MOV DR, XSETBV, CPUID | `privileged.rs` |
 //! | #PF | a kernel's store to an L1 table, when it asked for that | `page_table.rs` |
+//! | #PF | a load from the machine-to-physical table at Xen's address | `m2p.rs` |
 //!
 //! Which instructions those are, and what each does, was learnt from Xen's behaviour towards a domU (4.17).
 //! What may not be done here: naming an engine, trusting anything that the guest says, allocating.
@@ -19,6 +21,7 @@
 mod cpuid;
 mod decode;
 mod interrupt;
+mod m2p;
 mod msr;
 mod page_table;
 mod port;
@@ -66,10 +69,12 @@ const UNDEFINED: Fault = Fault { vector: TRAP_INVALID_OP, error_code: 0, address
 /// Handles an exception: completes the instruction, or lets the guest have it.
 pub fn handle(d: &mut PvDomain, fault: Fault) -> Emulated {
     let emulated = match fault.vector {
-        TRAP_INVALID_OP => cpuid::forced(d).or_else(|| interrupt::software(d, fault)),
+        TRAP_INVALID_OP => cpuid::forced(d)
+            .or_else(|| interrupt::software(d, fault))
+            .or_else(|| privileged::extended_state(d)),
         TRAP_GP_FAULT if fault.error_code == 0 => general_protection(d),
         TRAP_GP_FAULT => interrupt::software(d, fault).or_else(|| segment::load(d)),
-        TRAP_PAGE_FAULT => page_table::store(d, fault),
+        TRAP_PAGE_FAULT => page_table::store(d, fault).or_else(|| m2p::access(d, fault)),
         _ => None,
     };
     emulated.unwrap_or_else(|| {

@@ -1,8 +1,9 @@
 //! IN and OUT: a domain without devices has no port that answers.
 //!
 //! Reads yield ones, but for one port (`value_of`); writes go nowhere. Who may try follows Xen: the kernel with a virtual IOPL of 1, user
-//! programs with 3, or whoever the I/O bitmap lets. Writing a byte to the mark port is Paravane's own and
-//! always allowed, because the measurements of a guest must not depend on its privileges.
+//! programs with 3, or whoever the I/O bitmap lets. While a run is measured, the kernel may also write a byte to the
+//! mark port, which is Paravane's own, because measurements must not depend on the guest's privileges. In any other
+//! run, and to user programs always, that port is like any other.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use paravane_abi::trap::PFEC_WRITE;
@@ -31,7 +32,7 @@ pub(super) fn access(d: &mut PvDomain, insn: &Instruction) -> Option<(Emulated, 
         Outsb | Outsw | Outsd => (false, true),
         _ => return None,
     };
-    if matches!(insn.code(), Code::Out_imm8_AL | Code::Out_DX_AL) && port_of(d, insn) == MARK_PORT {
+    if d.facts.marks && d.vcpu.kernel_mode && is_mark(d, insn) {
         let value = (d.vcpu.regs.rax & 0xff) as u8;
         let emulated = Emulated { cause: Cause::PortOut(PortDevice::Mark), mark: Some(value) };
         return Some((emulated, Ended::Done));
@@ -51,6 +52,10 @@ pub(super) fn access(d: &mut PvDomain, insn: &Instruction) -> Option<(Emulated, 
         (false, false) => Ended::Done,
     };
     Some((cause.into(), ended))
+}
+
+fn is_mark(d: &PvDomain, insn: &Instruction) -> bool {
+    matches!(insn.code(), Code::Out_imm8_AL | Code::Out_DX_AL) && port_of(d, insn) == MARK_PORT
 }
 
 /// What IN reads: ones, and from the counter of the PIT's channel 2 a count that has run out.

@@ -6,24 +6,22 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::{Ended, PROTECTION, UNDEFINED, cpuid, msr, port};
+use super::{Emulated, Ended, PROTECTION, UNDEFINED, cpuid, decode, msr, port};
 use crate::domain::pv::PvDomain;
-use crate::emulate::cpu::{cr0, cr4};
+use crate::domain::vcpu::CR4_FIXED;
+use crate::emulate::cpu::cr0;
 use crate::emulate::operand::{read_register, write_register};
-use crate::engine::guest_cpuid::{MAX_BASIC, XCR0_MASK};
+use crate::engine::guest_cpuid::is_consistent;
+use crate::engine::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD, host_cpuid};
 use crate::hypercall::{read_debug_register, write_debug_register};
-use crate::ledger::PrivOp;
+use crate::ledger::{Cause, PrivOp};
 use crate::memory::Maddr;
 use crate::mmu::direct::Stop;
 
 /// CR0 but for TS, as code on Xen finds it: PG, AM, WP, NE, ET, MP, PE.
 const CR0: u64 = cr0::PG | 1 << 18 | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;
-/// Bits of CR4 that a guest may have as it likes: TSD, DE, FSGSBASE, OSXSAVE. Others it finds as they are.
-const CR4_CHANGEABLE: u64 = CR4_TSD | 1 << 3 | 1 << 16 | CR4_OSXSAVE;
-const CR4_TSD: u64 = 1 << 2;
-const CR4_OSXSAVE: u64 = 1 << 18;
-/// What every guest has set.
-const CR4_FIXED: u64 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+/// CR4.DE.
+const CR4_DE: u64 = 1 << 3;
 
 /// Performs an instruction; `None` if it is the guest's #GP.
 pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivOp, Ended)> {
@@ -34,6 +32,13 @@ pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivO
             let tsc = crate::time::rdtsc().wrapping_add(d.clock.tsc_offset());
             let regs = &mut d.vcpu.regs;
             (regs.rax, regs.rdx) = (tsc & 0xffff_ffff, tsc >> 32);
+            return Some((PrivOp::Other, Ended::Done));
+        }
+        Mnemonic::Rdtscp if !tsc_is_disabled(d) => {
+            let tsc = crate::time::rdtsc().wrapping_add(d.clock.tsc_offset());
+            let aux = d.vcpu.control.tsc_aux.into();
+            let regs = &mut d.vcpu.regs;
+            (regs.rax, regs.rdx, regs.rcx) = (tsc & 0xffff_ffff, tsc >> 32, aux);
             return Some((PrivOp::Other, Ended::Done));
         }
         Mnemonic::Cpuid => {
@@ -56,6 +61,27 @@ pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivO
         Mnemonic::Wrmsr => (PrivOp::Wrmsr, msr::write(d)?),
         Mnemonic::Xsetbv => (PrivOp::Xsetbv, xsetbv(d)),
         _ => return None,
+    })
+}
+
+/// Lets a kernel go on that uses XSAVE or its kin without having set CR4.OSXSAVE: on Xen it may, because Xen has set the
+/// real bit. `None` if that is not why an instruction is undefined.
+pub(super) fn extended_state(d: &mut PvDomain) -> Option<Emulated> {
+    use Mnemonic::*;
+    let control = &d.vcpu.control;
+    let hidden = control.cr4 & CR4_OSXSAVE == 0 && !control.xsave_in_use;
+    if !hidden || !d.vcpu.kernel_mode || host_cpuid::available_state() == 0 {
+        return None;
+    }
+    let insn = decode::at_rip(d)?;
+    let ours = matches!(
+        insn.mnemonic(),
+        Xgetbv | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64
+    );
+    ours.then(|| {
+        d.vcpu.control.xsave_in_use = true;
+        d.allow_instructions();
+        Cause::PrivilegedInstruction(PrivOp::Other).into()
     })
 }
 
@@ -115,16 +141,23 @@ fn write_control(d: &mut PvDomain, register: Register, value: u64) -> Option<End
         Register::CR2 => d.set_cr2(value),
         Register::CR3 => return new_root(d, value),
         Register::CR4 => {
-            let changeable = if has_xsave() { CR4_CHANGEABLE } else { CR4_CHANGEABLE & !CR4_OSXSAVE };
-            d.vcpu.control.cr4 = CR4_FIXED | value & changeable;
+            d.vcpu.control.cr4 = CR4_FIXED | value & changeable();
+            d.allow_instructions();
         }
         _ => return None,
     }
     Some(Ended::Done)
 }
 
-fn has_xsave() -> bool {
-    crate::engine::host_cpuid::query(1, 0).ecx & cpuid::XSAVE != 0
+/// Bits of CR4 that a guest may have as it likes: TSD, DE, and FSGSBASE and OSXSAVE where CPUID shows the feature.
+/// Others it finds as they are.
+fn changeable() -> u64 {
+    let fsgsbase = host_cpuid::query(0, 0).eax >= 7 && host_cpuid::query(7, 0).ebx & 1 != 0;
+    let optional = |have: bool, bit: u64| if have { bit } else { 0 };
+    CR4_TSD
+        | CR4_DE
+        | optional(fsgsbase, CR4_FSGSBASE)
+        | optional(host_cpuid::available_state() != 0, CR4_OSXSAVE)
 }
 
 /// MOV to CR3 is MMUEXT_NEW_BASEPTR.
@@ -141,46 +174,18 @@ fn new_root(d: &mut PvDomain, value: u64) -> Option<Ended> {
     }
 }
 
-/// The engine has given the guest all the state components that it may have: a guest that wants fewer gets
-/// them all the same.
-fn xsetbv(d: &PvDomain) -> Ended {
+/// XCR0 is the guest's where the engine can have that; where not, the host's stays, and so does what it allows.
+fn xsetbv(d: &mut PvDomain) -> Ended {
     if d.vcpu.control.cr4 & CR4_OSXSAVE == 0 {
         return Ended::Fault(UNDEFINED);
     }
     let regs = &d.vcpu.regs;
     let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
-    let supported = u64::from(crate::engine::host_cpuid::query(MAX_BASIC, 0).eax) & XCR0_MASK;
-    if regs.rcx & 0xffff_ffff == 0 && is_consistent(value) && value & !supported == 0 {
-        Ended::Done
-    } else {
-        Ended::Fault(PROTECTION)
+    let available = host_cpuid::available_state();
+    if regs.rcx & 0xffff_ffff != 0 || !is_consistent(value) || value & !available != 0 {
+        return Ended::Fault(PROTECTION);
     }
-}
-
-/// What XCR0 may hold (SDM vol. 1, 13.3): x87 always, AVX with SSE, the three parts of AVX-512 with AVX.
-fn is_consistent(value: u64) -> bool {
-    let has = |bits: u64| value & bits == bits;
-    let avx512 = value & 0xe0;
-    has(1) && (!has(4) || has(2)) && (avx512 == 0 || avx512 == 0xe0 && has(4))
-}
-
-#[cfg(test)]
-mod unit {
-    use super::is_consistent;
-
-    #[test]
-    fn state_components_come_in_order() {
-        for (value, fine) in [
-            (1, true),
-            (3, true),
-            (7, true),
-            (0xe7, true),
-            (0, false),
-            (5, false),
-            (0x27, false),
-            (0xe3, false),
-        ] {
-            assert_eq!(is_consistent(value), fine, "{value:#x}");
-        }
-    }
+    d.vcpu.control.xcr0 = value;
+    d.allow_instructions();
+    Ended::Done
 }

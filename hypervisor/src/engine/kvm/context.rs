@@ -7,7 +7,7 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
 use super::host::{self, HostKind};
 use super::tables::{self, GateTables, selector};
-use crate::engine::{Exit, Fault, Regs};
+use crate::engine::{Allowed, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD, Exit, Fault, Regs};
 use crate::memory::{BadMachineAddress, MachineMemory, Maddr};
 
 /// Flags that a guest may have as it likes: the arithmetic flags, TF, DF, AC and ID (SDM vol. 1, 3.4.3).
@@ -20,14 +20,20 @@ const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
 const CR0_TS: u64 = 1 << 3;
 /// PAE, OSFXSR, OSXMMEXCPT.
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
-const CR4_FSGSBASE: u64 = 1 << 16;
-const CR4_OSXSAVE: u64 = 1 << 18;
 /// SCE, LME, LMA, NXE.
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 
 /// CR0 for a guest that has TS set, or not.
 pub fn cr0(task_switched: bool) -> u64 {
     CR0 | if task_switched { CR0_TS } else { 0 }
+}
+
+/// CR4 for a guest that wants these bits, as far as the processor has them.
+pub fn cr4(wanted: u64, features: Features) -> u64 {
+    let optional = |have: bool, bit: u64| if have { bit } else { 0 };
+    let possible =
+        CR4_TSD | optional(features.xcr0 != 0, CR4_OSXSAVE) | optional(features.fsgsbase, CR4_FSGSBASE);
+    CR4 | wanted & possible
 }
 
 fn segment(selector: u16, kind: u8, dpl: u8, code: bool) -> kvm_segment {
@@ -88,8 +94,8 @@ pub fn canonical(address: u64) -> u64 {
 /// What differs between processors.
 #[derive(Clone, Copy, Debug)]
 pub struct Features {
-    /// CR4.OSXSAVE is allowed.
-    pub xsave: bool,
+    /// The state components that XCR0 can have; 0: CR4.OSXSAVE is not allowed.
+    pub xcr0: u64,
     /// CR4.FSGSBASE is allowed.
     pub fsgsbase: bool,
     /// See [`tss_type`].
@@ -98,7 +104,6 @@ pub struct Features {
 
 /// A vCPU in long mode on the gate's tables.
 pub fn initial_sregs(features: Features) -> kvm_sregs {
-    let optional = |have: bool, bit: u64| if have { bit } else { 0 };
     let data = segment(selector::USER_SS, DATA, 3, false);
     let null_based = kvm_segment { selector: 0, ..data };
     let mut sregs = kvm_sregs {
@@ -107,7 +112,7 @@ pub fn initial_sregs(features: Features) -> kvm_sregs {
         fs: null_based,
         gs: null_based,
         cr0: CR0,
-        cr4: CR4 | optional(features.xsave, CR4_OSXSAVE) | optional(features.fsgsbase, CR4_FSGSBASE),
+        cr4: cr4(Allowed::ALL.cr4, features),
         efer: EFER,
         apic_base: 0xfee0_0900,
         ..Default::default()

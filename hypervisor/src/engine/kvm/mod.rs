@@ -37,12 +37,13 @@ pub use self::transport::Transport;
 
 use self::coherence::{Plan, Planner};
 use self::context::{
-    canonical, cr0, enter_gate, from_kvm, is_in_ring, read_frame, set_ring, to_kvm, write_words,
+    Features, canonical, cr0, cr4, enter_gate, from_kvm, is_in_ring, read_frame, set_ring, to_kvm,
+    write_words,
 };
 use self::gate::Answer;
 use self::kick::KvmKick;
 use self::tables::GateTables;
-use super::{Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
+use super::{Allowed, CR4_OSXSAVE, Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
 use crate::domain::layout::HypervisorLayout;
 use crate::memory::MachineMemory;
 
@@ -55,7 +56,11 @@ pub struct KvmEngine {
     info: EngineInfo,
     transport: Transport,
     gate: GateTables,
-    tss_type: u8,
+    features: Features,
+    /// What CR4 and XCR0 allow.
+    allowed: Allowed,
+    /// XCR0 as KVM has it.
+    xcr0: u64,
     planner: Planner,
     /// RIP of a VMCALL that waits for its answer: KVM completes it at the next entry, whatever RIP is then.
     call: Option<u64>,
@@ -97,7 +102,7 @@ impl KvmEngine {
         transport::prepare(transport, &vm)?;
         let gate = GateTables::install(memory, layout, transport)?;
         let tss_type = context::tss_type();
-        let mut vcpu = setup::processor(&vm, gate.syscall().start, tss_type)?;
+        let (mut vcpu, features) = setup::processor(&vm, gate.syscall().start, tss_type)?;
         let (tsc_khz, tsc_offset) = setup::clock(&vcpu)?;
         let kick = KvmKick::new(vcpu.get_kvm_run()).map_err(KvmError::Timer)?;
         let spare_slot = kvm_userspace_memory_region {
@@ -126,7 +131,9 @@ impl KvmEngine {
             info,
             transport,
             gate,
-            tss_type,
+            features,
+            xcr0: features.xcr0,
+            allowed: Allowed::ALL,
             planner: Planner::new(),
             call: None,
             kick_owed: false,
@@ -167,21 +174,27 @@ impl KvmEngine {
         let ring = if apply || call.is_some() { 0 } else { 3 };
         let cr3 = paging.root().maddr().0;
         let cr0 = cr0(paging.task_switched());
+        if paging.allowed() != self.allowed {
+            self.allow(paging.allowed())?;
+        }
+        let cr4 = cr4(self.allowed.cr4, self.features);
         let (fs, gs) = (canonical(regs.fs_base), canonical(regs.gs_base));
         let shared = self.vcpu.sync_regs_mut();
         let sregs = &mut shared.sregs;
         let dirty = !is_in_ring(sregs, ring)
             || sregs.cr0 != cr0
+            || sregs.cr4 != cr4
             || sregs.cr3 != cr3
             || sregs.fs.base != fs
             || sregs.gs.base != gs;
         if dirty {
             set_ring(sregs, ring);
             sregs.cr0 = cr0;
+            sregs.cr4 = cr4;
             sregs.cr3 = cr3;
             sregs.fs.base = fs;
             sregs.gs.base = gs;
-            sregs.tr.type_ = self.tss_type;
+            sregs.tr.type_ = self.features.tss_type;
         }
         to_kvm(regs, &mut shared.regs);
         if ring == 0 {
@@ -198,6 +211,19 @@ impl KvmEngine {
             self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
         }
         Ok(())
+    }
+
+    /// Takes on what is allowed: CR4 goes with the registers, XCR0 is KVM's to be told.
+    #[cold]
+    fn allow(&mut self, allowed: Allowed) -> Result<(), &'static str> {
+        self.allowed = allowed;
+        let xcr0 = allowed.xcr0 & self.features.xcr0;
+        // While CR4.OSXSAVE is clear, the value makes no difference and is left alone.
+        if allowed.cr4 & CR4_OSXSAVE == 0 || xcr0 == self.xcr0 {
+            return Ok(());
+        }
+        self.xcr0 = xcr0;
+        if setup::set_xcr0(&self.vcpu, xcr0) { Ok(()) } else { Err("KVM refused a value of XCR0") }
     }
 
     /// Sees to it that no stale translation will be used; whether the gate has a work list to apply.

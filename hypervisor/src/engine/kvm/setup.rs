@@ -72,21 +72,21 @@ pub fn machine(memory: &MachineMemory) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-/// A vCPU in long mode whose SYSCALL goes to `syscall_va`.
-pub fn processor(vm: &VmFd, syscall_va: u64, tss_type: u8) -> Result<VcpuFd, KvmError> {
+/// A vCPU in long mode whose SYSCALL goes to `syscall_va`, and what its processor has. All of that is allowed.
+pub fn processor(vm: &VmFd, syscall_va: u64, tss_type: u8) -> Result<(VcpuFd, Features), KvmError> {
     let mut vcpu = vm.create_vcpu(0).map_err(refused("KVM_CREATE_VCPU"))?;
     let (entries, xcr0) = cpuid::table();
     let table = CpuId::from_entries(&entries).map_err(no_table("CPUID table"))?;
     vcpu.set_cpuid2(&table).map_err(refused("KVM_SET_CPUID2"))?;
     set_msrs(&vcpu, syscall_va)?;
-    let xsave = xcr0 != 1 && set_xcr0(&vcpu, xcr0);
+    let xcr0 = if xcr0 != 0 && set_xcr0(&vcpu, xcr0) { xcr0 } else { 0 };
     for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
         vcpu.set_sync_valid_reg(reg);
     }
-    let features = Features { xsave, fsgsbase: cpuid::has_fsgsbase(&entries), tss_type };
+    let features = Features { xcr0, fsgsbase: cpuid::has_fsgsbase(&entries), tss_type };
     vcpu.sync_regs_mut().sregs = initial_sregs(features);
     vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
-    Ok(vcpu)
+    Ok((vcpu, features))
 }
 
 /// Rate of the guest's time-stamp counter in kHz, and how far it is ahead of the host's.
@@ -130,8 +130,8 @@ fn set_msrs(vcpu: &VcpuFd, syscall_va: u64) -> Result<(), KvmError> {
     }
 }
 
-/// Lets the guest use the vector state that the table announces; false if KVM will not have it.
-fn set_xcr0(vcpu: &VcpuFd, xcr0: u64) -> bool {
+/// Lets the guest use these state components, which the table announces; false if KVM will not have it.
+pub fn set_xcr0(vcpu: &VcpuFd, xcr0: u64) -> bool {
     let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
     xcrs.xcrs[0] = kvm_xcr { xcr: 0, reserved: 0, value: xcr0 };
     vcpu.set_xcrs(&xcrs).is_ok()

@@ -4,19 +4,20 @@
 //!
 //! | slot | what | guest may |
 //! | --- | --- | --- |
+//! | 256 | machine-to-physical table, on hardware KVM | read |
 //! | 257 | machine-to-physical table | read |
 //! | 260 | gate: SYSCALL entry of the `pio` transport | execute |
 //! | 260 | gate: text, descriptor tables, stack, work list | nothing |
 //! | 262 | all machine memory, for the gate's page-table stores | nothing |
 //!
-//! Slot 256, where Xen has its M2P, does not work for guests of some software KVMs.
+//! Slot 256, where Xen has its M2P, does not work for guests of software KVM: loads from there fault, and are emulated.
 
 use std::ops::Range;
 
 use paravane_abi::{addr, pte};
 
 use super::gate;
-use super::host;
+use super::host::{self, HostKind};
 use super::transport::Transport;
 use crate::domain::layout::HypervisorLayout;
 use crate::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
@@ -146,6 +147,9 @@ impl GateTables {
 
         let mut reserved = [0; 16];
         reserved[257 - 256] = table(L3_M2P, pte::PRESENT | pte::USER | pte::ACCESSED);
+        if host::usable_kind() == HostKind::Hardware {
+            reserved[0] = reserved[257 - 256];
+        }
         reserved[260 - 256] = table(L3_GATE, user);
         reserved[262 - 256] = table(L3_PHYSMAP, supervisor);
         Ok(Self { base, syscall: syscall_range(transport), reserved })

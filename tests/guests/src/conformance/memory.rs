@@ -1,11 +1,13 @@
 //! `memory_op`, and the tables of frames.
 
 use paravane_guest::abi::Errno;
+use paravane_guest::abi::addr::MACH2PHYS_VIRT_START;
 use paravane_guest::abi::domid::DOMID_SELF;
 use paravane_guest::abi::hypercall::MEMORY_OP;
 use paravane_guest::abi::memory::{
     XENMEM_DECREASE_RESERVATION, XENMEM_MACHINE_MEMORY_MAP, XENMEM_MACHPHYS_MAPPING, XenMemoryReservation,
 };
+use paravane_guest::abi::trap::{PFEC_PRESENT, PFEC_USER, PFEC_WRITE};
 use paravane_guest::hypercall::{call, memory};
 use paravane_guest::memory::Pfn;
 
@@ -32,8 +34,40 @@ pub(super) fn run(bench: &mut Bench) {
     // SAFETY: if it is not refused, the same value is written back.
     let written = probe::read(m2p).and_then(|value| unsafe { probe::write(m2p, value) });
     suite.holds("m2p-is-read-only", written.is_err());
+    m2p_where_xen_has_it(bench);
+    let suite = &mut bench.suite;
     // SAFETY: not a frame.
     suite.holds("no-frame-is-not-freed", unsafe { free(u64::MAX >> 12) } != Ok(1));
+}
+
+/// The machine-to-physical table at the address that Xen's headers have for it, for guests that do not ask.
+fn m2p_where_xen_has_it(bench: &mut Bench) {
+    let memory = bench.mmu.memory();
+    let pfn = bench.boot.root();
+    let mfn = memory.mfn(pfn).map_or(0, |mfn| mfn.0);
+    let entry = MACH2PHYS_VIRT_START + mfn * 8;
+    let suite = &mut bench.suite;
+    suite.equal("m2p-at-xens-address", probe::read(entry), Ok(pfn.0));
+    let (mut half, mut equal) = (0_u32, 0_u8);
+    // SAFETY: reads the table, as the check above did.
+    unsafe {
+        core::arch::asm!(
+            "movzx {half:e}, word ptr [{entry}]",
+            "cmp qword ptr [{entry}], {pfn}",
+            "sete {equal}",
+            entry = in(reg) entry,
+            pfn = in(reg) pfn.0,
+            half = inout(reg) half,
+            equal = inout(reg_byte) equal,
+            options(readonly, nostack),
+        );
+    }
+    suite.equal("m2p-by-other-loads", (u64::from(half), equal), (pfn.0 & 0xffff, 1));
+    // SAFETY: if it is not refused, the same value is written back.
+    let written = unsafe { probe::write(entry, pfn.0) };
+    let code = u64::from(PFEC_PRESENT | PFEC_WRITE | PFEC_USER);
+    let denied = |fault: probe::PageFault| (fault.address, fault.error_code | u64::from(PFEC_USER));
+    suite.equal("m2p-at-xens-address-is-read-only", written.map_err(denied), Err((entry, code)));
 }
 
 fn round_trip(memory: &paravane_guest::memory::Memory, pfn: u64) -> bool {

@@ -7,6 +7,7 @@ mod callbacks;
 mod calls;
 mod emulation;
 mod events;
+mod features;
 mod grants;
 mod memory;
 mod paging;
@@ -63,6 +64,7 @@ const GROUPS: &[Group] = &[
     ("xenstore", xenstore::run),
     ("user-mode", user::run),
     ("emulation", emulation::run),
+    ("features", features::run),
     ("processor", processor::run),
     ("callbacks", callbacks::run),
     ("physdev", physdev::run),

@@ -1,6 +1,7 @@
 //! Instructions of a paravirtual kernel that trap: what is done for it, and what it hears of.
 
 mod instructions;
+mod m2p;
 mod page_tables;
 mod segments;
 mod xsa;

@@ -1,0 +1,129 @@
+//! What CPUID shows, and whether the processor agrees: XCR0, CR4, and natively visible features.
+//!
+//! What only some engines can make true is printed for the host's side of this test, which knows the engine
+//! (`features: NAME=VALUE`); the rest is checked here.
+
+use core::arch::asm;
+use core::arch::x86_64::__cpuid_count;
+
+use paravane_guest::abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
+use paravane_guest::println;
+use paravane_guest::trap::set_handler;
+
+use super::Bench;
+use super::emulation::{NONE, PROTECTION, RAISED, RESUME, UNDEFINED, attempt, forced_sub, note};
+
+const OSXSAVE: u64 = 1 << 18;
+const FSGSBASE: u64 = 1 << 16;
+const EXTENDED_STATE: u32 = 0xd;
+
+pub(super) fn run(bench: &mut Bench) {
+    for vector in [TRAP_GP_FAULT, TRAP_INVALID_OP] {
+        set_handler(vector, Some(note));
+    }
+    hidden(bench);
+    by_cr4(bench);
+    by_xcr0(bench);
+    for vector in [TRAP_GP_FAULT, TRAP_INVALID_OP] {
+        set_handler(vector, None);
+    }
+}
+
+/// Whether `shown` has one of the bits with these numbers.
+fn any(shown: u32, numbers: &[u32]) -> bool {
+    numbers.iter().any(|number| shown >> number & 1 != 0)
+}
+
+/// What no PV guest is shown, on Xen or here; and what the instruction alone shows beyond the prefix.
+fn hidden(bench: &mut Bench) {
+    let suite = &mut bench.suite;
+    suite.holds("no-vmx-smx-pcid", !any(forced_sub(1, 0)[2], &[5, 6, 17]));
+    let [_, b, c, d] = forced_sub(7, 0);
+    suite.holds("no-sgx-smep-invpcid-mpx-smap-pt", !any(b, &[2, 7, 10, 14, 20, 25]));
+    suite.holds("no-umip-pku-waitpkg-cet", !any(c, &[2, 3, 4, 5, 7]));
+    suite.holds("no-ibt-amx", !any(d, &[20, 22, 24, 25]));
+    suite.holds("no-svm-lwp-mwaitx", !any(forced_sub(0x8000_0001, 0)[2], &[2, 15, 29]));
+    suite.holds("no-large-pages", !any(forced_sub(0x8000_0001, 0)[3], &[26]));
+    suite.holds("no-xsaves", !any(forced_sub(EXTENDED_STATE, 1)[0], &[3, 4]));
+    let mut more = 0;
+    for (leaf, index) in [(1, 0), (7, 0), (7, 1), (EXTENDED_STATE, 0), (EXTENDED_STATE, 1), (0x8000_0001, 0)]
+    {
+        let native = __cpuid_count(leaf, index);
+        let shown = forced_sub(leaf, index);
+        let native = match (leaf, index) {
+            (1, _) => [0, 0, native.ecx, native.edx],
+            (7, 0) => [0, native.ebx, native.ecx, native.edx],
+            (0x8000_0001, _) => [0, 0, native.ecx, native.edx],
+            _ => [native.eax, 0, 0, 0],
+        };
+        for (register, (native, shown)) in ["eax", "ebx", "ecx", "edx"].iter().zip(native.iter().zip(shown)) {
+            if native & !shown != 0 {
+                more += 1;
+                println!("features: native-only leaf={leaf:#x}.{index} {register}={:#x}", native & !shown);
+            }
+        }
+    }
+    println!("features: native-only-registers={more}");
+}
+
+/// RDFSBASE and CR4.FSGSBASE.
+fn by_cr4(bench: &mut Bench) {
+    let paravane = bench.paravane;
+    let suite = &mut bench.suite;
+    let (mut cr4, mut base) = (0_u64, 0_u64);
+    suite.equal("read-cr4", attempt!("mov {v}, cr4", v = out(reg) cr4), NONE);
+    suite.equal("fsgsbase-is-clear-at-first", cr4 & FSGSBASE, 0);
+    let raised = attempt!("rdfsbase {v}", v = inout(reg) base);
+    println!("features: rdfsbase-raises={}", raised == UNDEFINED);
+    if !paravane {
+        suite.equal("rdfsbase-while-clear", raised, UNDEFINED);
+    }
+    if !any(forced_sub(7, 0)[1], &[0]) {
+        return;
+    }
+    suite.equal("set-fsgsbase", attempt!("mov cr4, {v}", v = in(reg) cr4 | FSGSBASE), NONE);
+    suite.equal("rdfsbase-while-set", attempt!("rdfsbase {v}", v = inout(reg) base), NONE);
+    suite.equal("clear-fsgsbase", attempt!("mov cr4, {v}", v = in(reg) cr4), NONE);
+}
+
+fn read_xcr0() -> (u64, u64) {
+    let (low, high): (u32, u32);
+    let raised = attempt!("xor eax, eax; xor edx, edx; xgetbv", in("ecx") 0, out("eax") low, out("edx") high);
+    (raised, u64::from(high) << 32 | u64::from(low))
+}
+
+fn write_xcr0(value: u64) -> u64 {
+    attempt!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32)
+}
+
+/// XCR0, its sizes in CPUID, and the rules of XSETBV.
+fn by_xcr0(bench: &mut Bench) {
+    let paravane = bench.paravane;
+    let suite = &mut bench.suite;
+    if !any(forced_sub(1, 0)[2], &[26]) {
+        return;
+    }
+    let [low, size, largest, high] = forced_sub(EXTENDED_STATE, 0);
+    let all = u64::from(high) << 32 | u64::from(low);
+    suite.equal("state-components", all & !0xe7, 0);
+    suite.equal("size-at-first", size, 576);
+    let osxsave = __cpuid_count(1, 0).ecx >> 27 & 1;
+    let (raised, first) = read_xcr0();
+    suite.equal("xgetbv-without-osxsave", raised, NONE);
+    suite.equal("xsetbv-without-osxsave", write_xcr0(all), UNDEFINED);
+    let mut cr4 = 0_u64;
+    suite.equal("read-cr4-again", attempt!("mov {v}, cr4", v = out(reg) cr4), NONE);
+    suite.equal("set-osxsave", attempt!("mov cr4, {v}", v = in(reg) cr4 | OSXSAVE), NONE);
+    for (name, value) in [("xsetbv-nothing", 0), ("xsetbv-avx-alone", 5), ("xsetbv-pkru", 1 << 9 | 3)] {
+        suite.equal(name, write_xcr0(value), PROTECTION);
+    }
+    suite.equal("xsetbv", write_xcr0(all), NONE);
+    let (raised, second) = read_xcr0();
+    suite.equal("xgetbv", (raised, second & all), (NONE, all));
+    suite.equal("size-of-all", forced_sub(EXTENDED_STATE, 0)[1], largest);
+    println!("features: osxsave-at-first={osxsave} xcr0-at-first={first:#x} xcr0={second:#x} all={all:#x}");
+    if !paravane {
+        suite.equal("xcr0-at-first", first, 3);
+        suite.equal("xcr0-as-set", second, all);
+    }
+}
