@@ -336,7 +336,7 @@ pub(crate) fn widest_vector_state(w: &mut World) {
     const MASKS: u64 = 8;
     let wide = host_cpuid::available_state() & 0xe0 != 0 && is_x86_feature_detected!("avx512bw");
     if !wide {
-        println!("SKIP: this host has no AVX-512");
+        println!("note: this host has no AVX-512");
         return;
     }
     let first = w.paging.root();

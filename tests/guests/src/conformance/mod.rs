@@ -49,6 +49,7 @@ pub struct Bench {
 type Group = (&'static str, fn(&mut Bench));
 
 const GROUPS: &[Group] = &[
+    ("features", features::run),
     ("version", calls::version),
     ("console", calls::console),
     ("multicall", calls::multicall),
@@ -64,7 +65,6 @@ const GROUPS: &[Group] = &[
     ("xenstore", xenstore::run),
     ("user-mode", user::run),
     ("emulation", emulation::run),
-    ("features", features::run),
     ("processor", processor::run),
     ("callbacks", callbacks::run),
     ("physdev", physdev::run),
