@@ -4,10 +4,13 @@
 //! `domain::{frames, iret}` and `monitor::pv`, each a function of the domain and what the guest asked, none
 //! knowing the engine.
 
+use std::mem::offset_of;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use paravane_abi::event::EvtchnPort;
+use paravane_abi::shared_info::SharedInfo;
 
 use super::DomainEnd;
 use super::devices::PvDevices;
@@ -19,8 +22,9 @@ use crate::engine::{Allowed, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD, Paging, Regs};
 use crate::event::upcall::Upcall;
 use crate::event::{Binding, EventChannels, HostService};
 use crate::ledger::Ledger;
-use crate::memory::{MachineMemory, Maddr, Mfn};
+use crate::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn};
 use crate::mmu::direct::{DirectPaging, Stop, VcpuTables};
+use crate::time::wall::WallClock;
 use crate::time::{Clock, Timers};
 use crate::xenstore::{About, Server};
 
@@ -52,6 +56,8 @@ pub struct PvDomain {
     pub clock: Clock,
     /// Timers, in system time.
     pub timers: Timers,
+    /// The date, as the guest was told.
+    pub wall: WallClock,
     /// The console's two ends.
     pub console: PvConsole,
     /// The xenstore.
@@ -172,6 +178,7 @@ impl PvDomain {
             upcall: Upcall { shared_info: parts.shared_info, vcpu_info: parts.shared_info },
             clock: parts.clock,
             timers: Timers::default(),
+            wall: WallClock::of_the_host(),
             console: parts.console,
             store: parts.store,
             ledger: Ledger::new(),
@@ -193,6 +200,23 @@ impl PvDomain {
             let allocated = self.events.allocate(Binding::Host(service));
             debug_assert_eq!(allocated, Ok(port));
         }
+    }
+
+    /// Tells the guest the date in the shared page if that has changed, at system time `now` (public/xen.h, `wc_*`).
+    ///
+    /// # Errors
+    /// When there is no shared page.
+    pub fn follow_wall_clock(&mut self, now: u64) -> Result<(), BadMachineAddress> {
+        let Some(told) = self.wall.news(now) else { return Ok(()) };
+        let shared = self.upcall.shared_info;
+        let put = |field: usize, value: u32| self.memory.write_obj(Maddr(shared.0 + field as u64), &value);
+        put(offset_of!(SharedInfo, wc_version), told.version.wrapping_sub(1))?;
+        fence(Ordering::Release);
+        put(offset_of!(SharedInfo, wc_sec), told.seconds)?;
+        put(offset_of!(SharedInfo, wc_nsec), told.nanoseconds)?;
+        put(offset_of!(SharedInfo, wc_sec_hi), told.seconds_high)?;
+        fence(Ordering::Release);
+        put(offset_of!(SharedInfo, wc_version), told.version)
     }
 
     /// Sets or clears CR0.TS, as the guest sees it and for the engine.
@@ -220,3 +244,6 @@ impl PvDomain {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,6 +92,9 @@ impl Guest for BareDomain {
         if self.machine.is_halted() { Next::Wait(deadline) } else { Next::Run(deadline) }
     }
 
+    /// Its PC has no clock that tells the date.
+    fn about_to_run(&mut self, _: u64) {}
+
     /// Input is polled before each entry.
     fn woken(&mut self) {}
 

@@ -47,6 +47,8 @@ pub trait Guest {
     fn handle(&mut self, exit: Exit) -> Handled;
     /// Fires what is due, delivers what is pending, and says what to do next.
     fn prepare(&mut self) -> Next;
+    /// The guest is about to run, and system time is `now`. Called before each entry: it must cost next to nothing.
+    fn about_to_run(&mut self, now: u64);
     /// Somebody kicked: input may have come.
     fn woken(&mut self);
     /// Ends the domain from outside.
@@ -172,6 +174,7 @@ pub fn run(engine: &mut dyn Engine, guest: &mut dyn Guest, waker: &Waker, mut ou
                     continue;
                 }
                 settle(guest, open.take(), now);
+                guest.about_to_run(now);
                 let (regs, paging, memory) = guest.context();
                 let exit = engine.enter(regs, paging, memory);
                 waker.leave_guest();
@@ -293,6 +296,7 @@ mod tests {
         fn prepare(&mut self) -> Next {
             self.next.pop().unwrap_or(Next::End)
         }
+        fn about_to_run(&mut self, _: u64) {}
         fn woken(&mut self) {}
         fn interrupt(&mut self) {}
         fn clock(&self) -> Clock {

@@ -7,7 +7,7 @@
 
 mod bare;
 mod footprint;
-mod looping;
+pub(crate) mod looping;
 mod pv;
 mod select;
 mod start;

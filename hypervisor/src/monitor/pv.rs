@@ -68,6 +68,12 @@ impl Guest for PvDomain {
         if self.end.is_some() { Next::End } else { Next::Run(self.timers.next()) }
     }
 
+    fn about_to_run(&mut self, now: u64) {
+        if let Err(error) = self.follow_wall_clock(now) {
+            self.kill(error);
+        }
+    }
+
     fn woken(&mut self) {
         if !self.console.input.is_empty() {
             hypercall::service_console(self);

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use paravane_abi::shared_info::{SharedInfo, VcpuInfo};
+use paravane_abi::shared_info::VcpuInfo;
 
 use super::looping::{self, Guest, Outside, PutOff};
 use super::waker::Waker;
@@ -298,7 +298,8 @@ impl World<'_> {
 
         let clock = Clock::new(info.tsc_khz, info.tsc_offset);
         let shared_info = self.layout.shared_info.maddr();
-        publish_time(&self.memory, shared_info, &clock)?;
+        let time = Maddr(shared_info.0 + std::mem::offset_of!(VcpuInfo, time) as u64);
+        self.memory.write_obj(time, &clock.published(0))?;
         let regs = Regs {
             rip: self.built.entry_rip,
             rsp: self.built.rsp,
@@ -327,22 +328,10 @@ impl World<'_> {
         })
         .map_err(|_| RunError::NoRing)?;
         domain.upcall.set_mask(&domain.memory, true)?;
+        domain.follow_wall_clock(clock.now())?;
         domain.connect_services();
         domain.virtio = PvDevices::new(self.devices, &domain.memory, domain.upcall, self.kick);
         domain.virtio.publish_all(&domain.memory)?;
         Ok(domain)
     }
-}
-
-/// Fills in vCPU 0's time and the wall clock at system time 0 (public/xen.h, vcpu_time_info, wc_*).
-fn publish_time(memory: &MachineMemory, shared: Maddr, clock: &Clock) -> Result<(), BadMachineAddress> {
-    let at = |field: usize| Maddr(shared.0 + field as u64);
-    memory.write_obj(at(std::mem::offset_of!(VcpuInfo, time)), &clock.published(0))?;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let boot = now.saturating_sub(std::time::Duration::from_nanos(clock.now()));
-    let seconds = boot.as_secs();
-    memory.write_obj(at(std::mem::offset_of!(SharedInfo, wc_sec)), &((seconds & 0xffff_ffff) as u32))?;
-    memory.write_obj(at(std::mem::offset_of!(SharedInfo, wc_nsec)), &boot.subsec_nanos())?;
-    memory.write_obj(at(std::mem::offset_of!(SharedInfo, wc_sec_hi)), &((seconds >> 32) as u32))?;
-    memory.write_obj(at(std::mem::offset_of!(SharedInfo, wc_version)), &2u32)
 }

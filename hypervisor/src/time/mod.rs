@@ -4,6 +4,8 @@
 //! one that `vcpu_time_info` publishes, computed here with the same integers, so that a deadline that the guest
 //! names means the same instant to both. No timer is armed here; [`Timers::next`] says when one is due.
 
+pub mod wall;
+
 use paravane_abi::shared_info::VcpuTimeInfo;
 
 /// Nanoseconds in a second.
