@@ -74,3 +74,4 @@ pub mod threads;
 pub mod time;
 pub mod units;
 pub mod xenstore;
+mod zeroed;

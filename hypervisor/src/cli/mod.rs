@@ -12,6 +12,7 @@ mod doctor;
 mod ending;
 mod input;
 mod lost;
+mod oom;
 mod output;
 mod paths;
 mod progress;

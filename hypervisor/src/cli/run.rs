@@ -23,7 +23,7 @@ use super::stats::{self, Origin, Statistics};
 use super::stats_file::StatisticsFile;
 use super::status::{self, Interruption};
 use super::terminal::{self, RawMode};
-use super::{signals, size};
+use super::{oom, signals, size};
 use crate::busy_poll;
 use crate::console::ConsoleInput;
 use crate::device::console::stdio::Outside;
@@ -156,6 +156,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         marks: args.stats || args.stats_json.is_some(),
         on_stop: Some(Arc::new(|stopped| notice(stopped))),
     };
+    oom::stand_before_others();
     let result = monitor::run(config);
     drop(raw);
     let report = result?;

@@ -16,8 +16,8 @@ use paravane_abi::start_info::MAX_GUEST_CMDLINE;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::builder::{
-    Allocator, BuildError, BuiltDomain, DomainConfig, DomainKind, frames, load_segments, pa, text_field,
-    too_little,
+    Allocator, BuildError, BuiltDomain, DomainConfig, DomainKind, Written, frames, load_segments, pa,
+    text_field, too_little,
 };
 use super::guest_frames::GuestFrames;
 use super::image::Image;
@@ -55,8 +55,9 @@ pub(super) fn check(
     initrd_len: u64,
     nr_pages: u64,
     limits: &AddressLimits,
-) -> Result<(), BuildError> {
-    checked_plan(image, initrd_len, nr_pages, limits).map(drop)
+) -> Result<Written, BuildError> {
+    let plan = checked_plan(image, initrd_len, nr_pages, limits)?;
+    Ok(Written::new(image, initrd_len, plan.pt.end - plan.pt.start))
 }
 
 fn checked_plan(

@@ -130,15 +130,32 @@ pub struct BuiltDomain {
     pub pieces: Vec<Piece>,
 }
 
+/// Bytes that building a domain writes to its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The kernel and the initial RAM disk.
+    pub fixed: u64,
+    /// What grows with the memory that the guest is given: the list of frames and page tables.
+    pub growing: u64,
+}
+
+impl Written {
+    /// What comes from files, and `pages` pages of tables and lists.
+    pub(super) fn new(image: &Image<'_>, initrd_len: u64, pages: u64) -> Self {
+        let kernel: u64 = image.segments().iter().map(|s| image.segment_bytes(s).len() as u64).sum();
+        Self { fixed: kernel.saturating_add(initrd_len), growing: pages.saturating_mul(PAGE_SIZE) }
+    }
+}
+
 /// Checks whether [`build`] could put this into a guest of `nr_pages` pages, before there is any memory or engine.
 ///
-/// `initrd_len` stands for the initial RAM disk of `config`, which need not be there yet.
+/// `initrd_len` stands for the initial RAM disk of `config`, which need not be there yet. Tells what would be written.
 pub fn check(
     config: &DomainConfig<'_>,
     image: &Image<'_>,
     initrd_len: u64,
     nr_pages: u64,
-) -> Result<(), BuildError> {
+) -> Result<Written, BuildError> {
     check_cmdline(config.cmdline)?;
     match image.kind() {
         ImageKind::Pv(notes) => {

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use crate::memory::Mfn;
+use crate::zeroed::zeroed;
 
 const BITS: u64 = 64;
 /// The largest run that can be asked for: a superpage, Xen's limit for a domU.
@@ -38,7 +39,9 @@ impl FreeFrames {
     /// Adds a frame.
     pub fn insert(&mut self, mfn: Mfn) {
         if self.words.is_empty() {
-            self.words = vec![0; usize::try_from(self.frames.div_ceil(BITS)).unwrap_or(0)];
+            // A host that has no memory for the bitmap loses the frame to the guest, and nothing else.
+            self.words =
+                zeroed("the frames that a guest gave back", self.frames.div_ceil(BITS)).unwrap_or_default();
         }
         if let Some((word, bit)) = self.bit(mfn)
             && *word & bit == 0

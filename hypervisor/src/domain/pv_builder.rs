@@ -13,7 +13,7 @@ use paravane_abi::start_info::{SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, START_INF
 use zerocopy::IntoBytes;
 
 use super::builder::{
-    Allocator, BuildError, BuiltDomain, DomainConfig, DomainKind, Piece, frames, load_segments, pa,
+    Allocator, BuildError, BuiltDomain, DomainConfig, DomainKind, Piece, Written, frames, load_segments, pa,
     text_field, too_little,
 };
 use super::guest_frames::{GuestFrames, write_words};
@@ -148,8 +148,10 @@ pub(super) fn check(
     initrd_len: u64,
     nr_pages: u64,
     limits: &AddressLimits,
-) -> Result<(), BuildError> {
-    Needs { image, notes, initrd_len }.checked_plan(nr_pages, limits).map(drop)
+) -> Result<Written, BuildError> {
+    let plan = Needs { image, notes, initrd_len }.checked_plan(nr_pages, limits)?;
+    let p2m = plan.p2m.outside.map_or(pages(nr_pages.saturating_mul(8)), |(_, pages)| pages);
+    Ok(Written::new(image, initrd_len, p2m + (plan.pt.end - plan.pt.start)))
 }
 
 /// Fills the memory of a paravirtual domain.

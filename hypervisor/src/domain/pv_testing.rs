@@ -104,7 +104,7 @@ impl TestDomain {
             let at = Maddr(Mfn(layout.m2p.start).maddr().0 + (base + pfn) * 8);
             memory.store_u64(at, pfn).unwrap();
         }
-        let mut mmu = DirectPaging::new(&layout, [0; 16]);
+        let mut mmu = DirectPaging::new(&layout, [0; 16]).unwrap();
         let mut paging = Paging::new(Mfn(base + L4));
         let tables = mmu.pin_initial(&memory, &mut paging, Mfn(base + L4)).unwrap();
         let (output, input) = (CaptureSink::default(), ConsoleInput::default());

@@ -47,7 +47,7 @@ use crate::domain::DomainEnd;
 use crate::engine::{Exit, Paging, Regs};
 use crate::ledger::Cause;
 use crate::memory::MachineMemory;
-use crate::mmu::shadow::{Shadow, TooFewFrames};
+use crate::mmu::shadow::{NoShadow, Shadow};
 use crate::platform::Platform;
 
 use access::Trap;
@@ -96,9 +96,9 @@ pub struct Handled {
 /// A bare guest could not be started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
-    /// No room for shadow tables.
+    /// There can be no shadow tables.
     #[error(transparent)]
-    Shadow(#[from] TooFewFrames),
+    Shadow(#[from] NoShadow),
     /// The loader's L4 table is not in the guest's memory.
     #[error("the first L4 table, at {0:#x}, is not in the guest's memory; give the guest more memory")]
     Root(u64),

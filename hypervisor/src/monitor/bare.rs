@@ -110,6 +110,10 @@ impl Guest for BareDomain {
         &mut self.ledger
     }
 
+    fn into_ledger(self: Box<Self>) -> Ledger {
+        self.ledger
+    }
+
     fn end(&self) -> DomainEnd {
         self.end.clone().unwrap_or(DomainEnd::Interrupted)
     }

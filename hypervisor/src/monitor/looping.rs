@@ -57,6 +57,8 @@ pub trait Guest {
     fn clock(&self) -> Clock;
     /// The books.
     fn ledger(&mut self) -> &mut Ledger;
+    /// The books, when it has ended: a host without memory for new ones must not lose them.
+    fn into_ledger(self: Box<Self>) -> Ledger;
     /// How its life ended.
     fn end(&self) -> DomainEnd;
     /// Its virtio devices, in order.
@@ -304,6 +306,9 @@ mod tests {
         }
         fn ledger(&mut self) -> &mut Ledger {
             &mut self.ledger
+        }
+        fn into_ledger(self: Box<Self>) -> Ledger {
+            self.ledger
         }
         fn end(&self) -> DomainEnd {
             DomainEnd::PowerOff

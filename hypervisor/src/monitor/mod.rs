@@ -5,6 +5,7 @@
 //! exit; the loop knows neither, and neither knows the engine. Time is accounted here and nowhere else. A vCPU that
 //! blocks waits in `waker`, which is also how device workers, timers and the terminal reach it.
 
+mod available;
 mod bare;
 mod footprint;
 pub(crate) mod looping;

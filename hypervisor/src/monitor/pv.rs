@@ -93,6 +93,10 @@ impl Guest for PvDomain {
         &mut self.ledger
     }
 
+    fn into_ledger(self: Box<Self>) -> Ledger {
+        self.ledger
+    }
+
     fn end(&self) -> DomainEnd {
         self.end.clone().unwrap_or(DomainEnd::Interrupted)
     }

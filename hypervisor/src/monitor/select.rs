@@ -12,6 +12,7 @@ use crate::engine::Engine;
 use crate::engine::kvm::{self, HostKind, KvmEngine, KvmError, Transport};
 use crate::engine::process::{Lowest, ProcessEngine, ProcessEngineError};
 use crate::memory::{Backing, MachineMemory};
+use crate::zeroed::check_own_room;
 
 /// No engine could be set up.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +132,12 @@ impl Plan {
         lowest: Lowest,
     ) -> Result<(Box<dyn Engine>, String), SelectError> {
         let kvm = || KvmEngine::new(memory, layout, transport.named());
-        let process = || ProcessEngine::with_lowest(memory, layout, lowest);
+        let process = || {
+            let engine = ProcessEngine::with_lowest(memory, layout, lowest)?;
+            // KVM takes less of the host's memory: where this leaves too little, that may do.
+            check_own_room()?;
+            Ok::<_, ProcessEngineError>(engine)
+        };
         match self {
             Self::Kvm(why) => match kvm() {
                 Ok(engine) => Ok((Box::new(engine), why.to_owned())),

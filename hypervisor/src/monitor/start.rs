@@ -10,7 +10,7 @@ use paravane_abi::shared_info::VcpuInfo;
 
 use super::looping::{self, Guest, Outside, PutOff};
 use super::waker::Waker;
-use super::{Config, EngineChoice, HostMemory, LastState, Report, select};
+use super::{Config, EngineChoice, HostMemory, LastState, Report, available, select};
 use crate::console::ConsoleSink;
 use crate::device::{self, Device};
 use crate::domain::DomainEnd;
@@ -31,6 +31,7 @@ use crate::mmu::direct::DirectPaging;
 use crate::platform::virtio_mmio::VirtioMmio;
 use crate::time::Clock;
 use crate::xenstore::About;
+use crate::zeroed::{NoMemory, check_own_room};
 
 /// A domain could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -68,8 +69,14 @@ pub enum RunError {
     /// The guest's memory cannot be shown to its devices: a bug of ours.
     #[error("{0}; this is a bug in Paravane, please report it")]
     Devices(#[from] crate::device::MemoryError),
+    /// There is no memory for the hypervisor's own tables.
+    #[error(transparent)]
+    Tables(#[from] NoMemory),
+    /// The host has too little memory for what is written before the guest starts.
+    #[error(transparent)]
+    TooLittle(#[from] available::TooLittle),
     /// A bare machine could not be made.
-    #[error("{0}; this is a bug in Paravane, please report it")]
+    #[error("cannot make a bare machine: {0}")]
     Bare(#[from] crate::emulate::StartError),
     /// The layout does not fit: a bug of ours.
     #[error("{0}; this is a bug in Paravane, please report it")]
@@ -152,8 +159,9 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let check = |limits| builder::check(&DomainConfig { limits, ..building }, &image, initrd_len, frames);
     let refused = |error| RunError::Build { image: name.clone(), error };
     // What no engine could run is refused before any is set up.
-    check(AddressLimits::XEN).map_err(refused)?;
-    let in_process = check(select::process_limits(lowest));
+    let written = check(AddressLimits::XEN).map_err(refused)?;
+    available::check(config.mem_bytes, written.fixed, written.growing + tables_of(&layout, image.kind()))?;
+    let in_process = check(select::process_limits(lowest)).map(drop);
     if config.engine == EngineChoice::Process {
         in_process.clone().map_err(refused)?;
     }
@@ -161,6 +169,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let memory = MachineMemory::new(layout.hypervisor_frames(), frames, plan.backing())?;
     steps.done("map memory");
     let (mut engine, why) = plan.engine(&memory, &layout, config.transport, lowest)?;
+    check_own_room()?;
     steps.done("set up the engine");
 
     let mut info = engine.info().clone();
@@ -221,13 +230,24 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         memory,
         devices: device::report(&guest.slots()),
         end: name_the_place(end, guest.context().0.rip, image.elf()),
-        ledger: std::mem::take(guest.ledger()),
+        ledger: guest.into_ledger(),
         startup: steps.list,
         kernel_statistics: engine.kernel_statistics(),
         engine: info,
         run_ns,
         first_output_ns: first.get().copied(),
     })
+}
+
+/// Bytes of the hypervisor's own tables that are written before the guest starts.
+fn tables_of(layout: &HypervisorLayout, kind: &ImageKind) -> u64 {
+    let m2p = layout.m2p.end - layout.m2p.start;
+    let frames = match kind {
+        // The table itself, those that map it, and the account of the hypervisor's frames.
+        ImageKind::Pv(_) => m2p + m2p.div_ceil(512) + layout.hypervisor_frames().div_ceil(512),
+        ImageKind::Bare(_) => m2p.div_ceil(512),
+    };
+    frames * PAGE_SIZE
 }
 
 /// The kernel's command line: what was given, and where a bare kernel finds its devices.
@@ -282,7 +302,7 @@ pub(super) struct World<'a> {
 impl World<'_> {
     fn paravirtual(self) -> Result<PvDomain, RunError> {
         let info = self.engine.info();
-        let mut mmu = DirectPaging::new(&self.layout, self.engine.reserved_l4_entries());
+        let mut mmu = DirectPaging::new(&self.layout, self.engine.reserved_l4_entries())?;
         let mut paging = Paging::new(self.built.root);
         let tables =
             mmu.pin_initial(&self.memory, &mut paging, self.built.root).map_err(RunError::InitialTables)?;

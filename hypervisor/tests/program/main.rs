@@ -9,6 +9,7 @@ mod disk_errors;
 mod endings;
 mod files;
 mod flushed;
+mod memory_limits;
 mod no_kvm;
 #[path = "../../src/skip.rs"]
 mod skip;

@@ -98,6 +98,9 @@ impl KvmEngine {
         layout: &HypervisorLayout,
         transport: Transport,
     ) -> Result<Self, KvmError> {
+        if !tables::can_map(layout) {
+            return Err(KvmError::TooLarge { largest_gib: tables::largest_guest_gib(layout) });
+        }
         let vm = setup::machine(memory)?;
         transport::prepare(transport, &vm)?;
         let gate = GateTables::install(memory, layout, transport)?;

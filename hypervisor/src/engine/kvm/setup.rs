@@ -44,6 +44,12 @@ pub enum KvmError {
         /// What the kernel said.
         error: std::io::Error,
     },
+    /// More memory than the gate's page tables can map.
+    #[error("a guest on KVM can have {largest_gib} GiB at most; lower --mem to {largest_gib}G")]
+    TooLarge {
+        /// The largest guest, in GiB.
+        largest_gib: u64,
+    },
     /// The layout does not fit machine memory.
     #[error("cannot install the gate: {0}")]
     Gate(#[from] BadMachineAddress),

@@ -22,6 +22,26 @@ use super::transport::Transport;
 use crate::domain::layout::HypervisorLayout;
 use crate::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 
+/// Frames that machine memory may have: what one L4 slot maps of it, and of the machine-to-physical table one L2 table.
+pub const MAX_FRAMES: u64 = 1 << 27;
+
+/// Whether the tables here can map all of it: see [`MAX_FRAMES`].
+pub fn can_map(layout: &HypervisorLayout) -> bool {
+    layout.total <= MAX_FRAMES && layout.m2p.end - layout.m2p.start <= MAX_FRAMES / 512
+}
+
+/// The largest guest in GiB that has as much shadow for its size as the one of `layout` and can be mapped.
+pub fn largest_guest_gib(layout: &HypervisorLayout) -> u64 {
+    let guest = u128::from((layout.total - layout.hypervisor_frames()).max(1));
+    let shadow = u128::from(layout.shadow.end - layout.shadow.start);
+    let fits = |gib: &u64| {
+        let frames = gib << 18;
+        let shadow = u64::try_from(u128::from(frames) * shadow / guest).unwrap_or(u64::MAX);
+        can_map(&HypervisorLayout::new(frames, shadow))
+    };
+    (0..=MAX_FRAMES >> 18).rev().find(fits).unwrap_or(0)
+}
+
 const fn slot_va(slot: u64) -> u64 {
     0xffff_0000_0000_0000 | slot << 39
 }
@@ -333,6 +353,21 @@ mod tests {
     fn the_io_bitmap_opens_the_port_that_the_transport_needs() {
         assert_eq!(open_ports(Transport::Pio), [u64::from(gate::EXIT_PORT)]);
         assert_eq!(open_ports(Transport::Vmcall), Vec::<u64>::new());
+    }
+
+    /// From 511 GiB on the table that maps the machine-to-physical table ran into the next frame.
+    #[test]
+    fn what_the_tables_cannot_map_is_refused() {
+        let pv = |gib: u64| HypervisorLayout::new(gib << 18, 0);
+        let bare = |gib: u64| HypervisorLayout::new(gib << 18, 512 + (gib << 12));
+        assert!(can_map(&pv(500)) && !can_map(&pv(512)) && !can_map(&pv(1 << 14)));
+        for layout in [pv, bare] {
+            let largest = largest_guest_gib(&layout(1 << 14));
+            assert!((480..512).contains(&largest), "{largest}");
+            assert!(can_map(&layout(largest)) && !can_map(&layout(largest + 1)));
+            // In every layout that passes, each table is used up to its end at most.
+            assert!(layout(largest).m2p.end - layout(largest).m2p.start <= 512 * 512);
+        }
     }
 
     #[test]

@@ -51,6 +51,7 @@ use crate::domain::layout::HypervisorLayout;
 use crate::host_limit::Advice;
 use crate::memory::{MachineMemory, Mfn, PAGE_SIZE};
 use crate::threads;
+use crate::zeroed::NoMemory;
 
 pub use self::area::GUEST_END as ADDRESSES_END;
 pub use self::child::SpawnError;
@@ -79,6 +80,9 @@ pub enum ProcessEngineError {
     /// The timer or its signal could not be set up.
     #[error("cannot set up the engine's timer: {0}{advice}", advice = Advice::of_timer(.0))]
     Timer(io::Error),
+    /// There is no memory for the engine's tables.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// A descriptor could not be duplicated.
     #[error("cannot duplicate the memfd of guest memory: {0}{advice}", advice = Advice::of_files(.0))]
     Descriptor(io::Error),
@@ -166,7 +170,7 @@ impl ProcessEngine {
             terms,
             spaces,
             current: 0,
-            mirror: Mirror::new(layout.hypervisor_frames(), layout.shared(), lowest.address),
+            mirror: Mirror::new(layout.hypervisor_frames(), layout.shared(), lowest.address)?,
             kick,
             fpu: Fpu { space: 0, at: FpuAt::Registers },
             fpu_size: features.fpu_size(),

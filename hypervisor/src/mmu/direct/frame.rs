@@ -7,6 +7,7 @@
 //! change its type, and that rule is what keeps page tables out of the guest's hands.
 
 use crate::memory::Mfn;
+use crate::zeroed::{NoMemory, zeroed};
 
 /// Level of a page table: an L1 table's entries map pages, the others' link tables of the level below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -177,8 +178,8 @@ pub(super) struct FrameTable {
 }
 
 impl FrameTable {
-    pub(super) fn new(frames: u64) -> Self {
-        Self { words: vec![0; usize::try_from(frames).unwrap_or(usize::MAX)] }
+    pub(super) fn new(frames: u64) -> Result<Self, NoMemory> {
+        Ok(Self { words: zeroed("the account of the guest's frames", frames)? })
     }
     #[cfg(test)]
     pub(super) fn len(&self) -> u64 {
@@ -313,7 +314,7 @@ mod tests {
 
     #[test]
     fn untouched_frames_are_free_guest_frames() {
-        let t = FrameTable::new(2);
+        let t = FrameTable::new(2).unwrap();
         let f = t.get(F).unwrap();
         assert_eq!((f.refs(), f.type_refs(), f.kind(), f.owner()), (0, 0, FrameType::None, Owner::Guest));
         assert!(!f.validated() && !f.pinned() && !f.was_table() && !f.parked());
@@ -323,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_held_frame_keeps_its_type() {
-        let mut t = FrameTable::new(2);
+        let mut t = FrameTable::new(2).unwrap();
         assert_eq!(t.hold(F, L1), Some(Hold::First(FrameType::None)));
         assert_eq!(t.hold(F, L1), None, "not validated yet");
         t.set_validated(F, true);
@@ -341,7 +342,7 @@ mod tests {
 
     #[test]
     fn fields_do_not_leak_into_each_other() {
-        let mut t = FrameTable::new(2);
+        let mut t = FrameTable::new(2).unwrap();
         for owner in [Owner::Hypervisor, Owner::Shared, Owner::ReadOnly, Owner::Guest] {
             t.set_owner(F, owner);
             assert_eq!(t.get(F).unwrap().owner(), owner);
@@ -367,7 +368,7 @@ mod tests {
 
     #[test]
     fn only_the_guests_frames_can_be_held() {
-        let mut t = FrameTable::new(2);
+        let mut t = FrameTable::new(2).unwrap();
         for owner in [Owner::Hypervisor, Owner::Shared, Owner::ReadOnly] {
             t.set_owner(F, owner);
             assert_eq!(t.hold(F, FrameType::Writable), None);
@@ -408,7 +409,7 @@ mod tests {
 
     #[test]
     fn runs_that_are_not_there() {
-        let mut t = FrameTable::new(2);
+        let mut t = FrameTable::new(2).unwrap();
         for (first, count) in [(0, 3), (2, 1), (3, 0), (1, u64::MAX), (u64::MAX, 1), (u64::MAX, u64::MAX)] {
             assert_eq!(t.hold_writable(Mfn(first), count), None, "{count} from {first}");
         }

@@ -31,6 +31,7 @@ use paravane_abi::{Errno, addr};
 use crate::domain::layout::HypervisorLayout;
 use crate::engine::{Flush, Paging};
 use crate::memory::{BadMachineAddress, MachineMemory, Mfn};
+use crate::zeroed::NoMemory;
 
 mod entry;
 mod ext;
@@ -91,8 +92,11 @@ impl DirectPaging {
     /// The state of a machine laid out as `layout`, no frame of which is used yet.
     ///
     /// `reserved_l4` is what the engine wants in slots 256 to 271 of every L4 table.
-    pub fn new(layout: &HypervisorLayout, reserved_l4: [u64; RESERVED_ENTRIES]) -> Self {
-        let mut frames = FrameTable::new(layout.total);
+    ///
+    /// # Errors
+    /// When the host has no memory for an account of so many frames.
+    pub fn new(layout: &HypervisorLayout, reserved_l4: [u64; RESERVED_ENTRIES]) -> Result<Self, NoMemory> {
+        let mut frames = FrameTable::new(layout.total)?;
         let guest_base = layout.hypervisor_frames();
         for mfn in 0..guest_base {
             frames.set_owner(Mfn(mfn), Owner::Hypervisor);
@@ -101,7 +105,8 @@ impl DirectPaging {
             frames.set_owner(Mfn(mfn), Owner::ReadOnly);
         }
         frames.set_owner(layout.shared_info, Owner::Shared);
-        Self { frames, work: Work::new(BUDGET), reserved_l4, m2p: layout.m2p.clone(), guest_base }
+        let (work, m2p) = (Work::new(BUDGET), layout.m2p.clone());
+        Ok(Self { frames, work, reserved_l4, m2p, guest_base })
     }
 
     /// The account of `mfn`, if there is such a frame.

@@ -36,6 +36,7 @@ use paravane_abi::{addr, pte};
 
 use crate::engine::Paging;
 use crate::memory::{MachineMemory, Maddr, Mfn};
+use crate::zeroed::NoMemory;
 
 pub use entry::Controls;
 pub use fill::{Fill, Lookup, LookupError};
@@ -86,10 +87,16 @@ pub struct Shadow {
 #[error("CR3 {0:#x} is not the address of a frame of the guest's memory; load one that is")]
 pub struct BadRoot(pub u64);
 
-/// A shadow was given too few frames to work in.
+/// No shadow can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} frames are too few for shadow page tables; give them at least {min}", min = Shadow::MIN_FRAMES)]
-pub struct TooFewFrames(pub u64);
+pub enum NoShadow {
+    /// It was given too few frames to work in.
+    #[error("{0} frames are too few for shadow page tables; give them at least {min}", min = Shadow::MIN_FRAMES)]
+    TooFewFrames(u64),
+    /// The host has no memory for its book.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
+}
 
 impl Shadow {
     /// The least number of frames that a shadow can work with: one way from a root down to a page, and room
@@ -104,12 +111,12 @@ impl Shadow {
         frames: Range<u64>,
         guest_frames: u64,
         reserved: [u64; RESERVED_COUNT],
-    ) -> Result<Self, TooFewFrames> {
+    ) -> Result<Self, NoShadow> {
         let count = frames.end.saturating_sub(frames.start);
         if count < Self::MIN_FRAMES {
-            return Err(TooFewFrames(count));
+            return Err(NoShadow::TooFewFrames(count));
         }
-        let pool = Pool::new(frames, guest_frames);
+        let pool = Pool::new(frames, guest_frames)?;
         Ok(Self { pool, roots: Roots::default(), controls: Controls::default(), space: 0, reserved })
     }
 

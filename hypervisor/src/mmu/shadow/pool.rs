@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::View;
 use crate::memory::Mfn;
+use crate::zeroed::{NoMemory, room, zeroed};
 
 /// Entries in a table.
 pub(super) const SLOTS: u64 = paravane_abi::addr::PT_ENTRIES as u64;
@@ -89,21 +90,21 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(frames: Range<u64>, guest_frames: u64) -> Self {
+    pub(super) fn new(frames: Range<u64>, guest_frames: u64) -> Result<Self, NoMemory> {
+        const WHAT: &str = "the book of shadow page tables";
         // Links are 32 bits wide: 2^23 tables, 32 GiB of them, is all that can be told apart.
         let count = frames.end.saturating_sub(frames.start).min((1 << 23) - 1);
-        let entries = (count * SLOTS) as usize;
-        let guest = usize::try_from(guest_frames).unwrap_or(0);
-        Self {
+        let entries = count * SLOTS;
+        Ok(Self {
             frames: frames.start..frames.start + count,
-            tables: Vec::with_capacity(count as usize),
+            tables: room(WHAT, count)?,
             free: 0,
             in_use: 0,
-            links: Links { next: vec![0; entries], prev: vec![0; entries] },
-            derived: vec![0; guest],
-            writers: vec![0; guest],
-            stores: vec![0; guest],
-        }
+            links: Links { next: zeroed(WHAT, entries)?, prev: zeroed(WHAT, entries)? },
+            derived: zeroed(WHAT, guest_frames)?,
+            writers: zeroed(WHAT, guest_frames)?,
+            stores: zeroed(WHAT, guest_frames)?,
+        })
     }
 
     pub(super) fn in_use(&self) -> usize {
@@ -289,7 +290,7 @@ mod tests {
 
     #[test]
     fn tables_are_taken_found_and_given_back() {
-        let mut pool = Pool::new(10..13, 4);
+        let mut pool = Pool::new(10..13, 4).unwrap();
         let a = pool.take(Source::Guest(2), 4, View::Kernel).unwrap();
         let b = pool.take(Source::Guest(2), 1, View::Kernel).unwrap();
         let c = pool.take(Source::Split(2), 1, View::User).unwrap();
@@ -308,7 +309,7 @@ mod tests {
 
     #[test]
     fn links_survive_removal_anywhere() {
-        let mut pool = Pool::new(0..2, 1);
+        let mut pool = Pool::new(0..2, 1).unwrap();
         let table = pool.take(Source::Split(0), 1, View::Kernel).unwrap();
         let links: Vec<Link> = (0..3).map(|slot| Pool::link(table, slot)).collect();
         for first in 0..3 {

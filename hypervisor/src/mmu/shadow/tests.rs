@@ -262,7 +262,7 @@ fn the_hypervisors_slots_stay() {
 
 #[test]
 fn a_pool_too_small_is_refilled() {
-    assert!(matches!(Shadow::new(0..4, 1, [0; 16]), Err(TooFewFrames(4))));
+    assert!(matches!(Shadow::new(0..4, 1, [0; 16]), Err(NoShadow::TooFewFrames(4))));
     let mut b = Bench::new(Shadow::MIN_FRAMES);
     for slot in 0..64 {
         b.poke(3, slot, (600 + slot) << 12 | RW_SEEN);

@@ -5,6 +5,8 @@
 //! that change. All of it is one fixed pool: nothing here allocates after [`Chunks::new`], and nothing that
 //! a guest does makes it grow. No meaning of page-table bits here.
 
+use crate::zeroed::{NoMemory, room, zeroed};
+
 /// Pages in a chunk.
 pub(crate) const PAGES: usize = 512;
 /// How many chunks there are, for all processes of an engine together. It bounds what page tables of its own
@@ -115,18 +117,19 @@ fn address_bucket(space: u8, base: u64) -> usize {
 }
 
 impl Chunks {
-    pub fn new() -> Self {
-        let mut chunks = Vec::with_capacity(COUNT as usize + 1);
+    pub fn new() -> Result<Self, NoMemory> {
+        const WHAT: &str = "the process engine's book of mappings";
+        let mut chunks = room(WHAT, u64::from(COUNT) + 1)?;
         chunks.push(EMPTY);
-        Self {
+        Ok(Self {
             chunks,
             // Zeroed memory comes from the kernel untouched: a chunk costs its page when it is used.
-            pages: vec![0; (COUNT as usize + 1) * PAGES],
+            pages: zeroed(WHAT, (u64::from(COUNT) + 1) * PAGES as u64)?,
             by_address: vec![NONE; BUCKETS],
             by_table: [vec![NONE; BUCKETS], vec![NONE; BUCKETS], vec![NONE; BUCKETS]],
             free: NONE,
             fresh: 1,
-        }
+        })
     }
 
     fn at(&self, i: u32) -> &Chunk {
@@ -364,7 +367,7 @@ mod tests {
         /// Whatever comes and goes, every chunk is found by its address and by each of its tables, once.
         #[test]
         fn the_book_is_in_order(ops in prop::collection::vec(op(), 1..200)) {
-            let mut chunks = Chunks::new();
+            let mut chunks = Chunks::new().unwrap();
             let mut model: HashMap<(u8, u64), (Id, Tables)> = HashMap::new();
             for op in ops {
                 let nth = |n: usize, m: &HashMap<(u8, u64), (Id, Tables)>| {
@@ -411,7 +414,7 @@ mod tests {
 
     #[test]
     fn the_pool_is_bounded_and_reusable() {
-        let mut chunks = Chunks::new();
+        let mut chunks = Chunks::new().unwrap();
         let ids: Vec<_> =
             (0..u64::from(COUNT)).map(|b| chunks.insert(1, b, [b, 1, 2], (true, true)).unwrap()).collect();
         assert_eq!(chunks.insert(1, 1 << 20, [0; 3], (true, true)), None);

@@ -27,6 +27,7 @@ use super::space::Space;
 use crate::engine::{Paging, PteWrite};
 use crate::memory::{MachineMemory, Mfn, PAGE_SHIFT, PAGE_SIZE};
 use crate::mmu::walk::{Access, MachineTables, Translation, walk_for};
+use crate::zeroed::NoMemory;
 
 pub(super) use self::batch::Batch;
 
@@ -71,10 +72,11 @@ pub(super) struct Mirror {
 
 impl Mirror {
     /// A mirror for processes that may map what is not below `lowest`.
-    pub fn new(hypervisor_frames: u64, shared: Range<u64>, lowest: u64) -> Self {
+    pub fn new(hypervisor_frames: u64, shared: Range<u64>, lowest: u64) -> Result<Self, NoMemory> {
         let order = Vec::with_capacity(Paging::CAPACITY);
         let lowest_is_known = lowest < lowest::USUAL;
-        Self { chunks: Chunks::new(), order, hypervisor_frames, shared, lowest, lowest_is_known }
+        let chunks = Chunks::new()?;
+        Ok(Self { chunks, order, hypervisor_frames, shared, lowest, lowest_is_known })
     }
 
     /// Whether a process can have this address.

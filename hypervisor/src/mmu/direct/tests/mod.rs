@@ -74,7 +74,7 @@ impl World {
         for pfn in 0..frames.min(512) {
             store(L1, pfn, pte::make(base + pfn, if pfn < FREE { RO } else { RW }));
         }
-        let mut direct = DirectPaging::new(&layout, reserved);
+        let mut direct = DirectPaging::new(&layout, reserved).unwrap();
         let mut paging = Paging::new(Mfn(base + L4));
         let tables = direct.pin_initial(&memory, &mut paging, Mfn(base + L4)).unwrap();
         let mut world = Self { memory, direct, paging, tables, layout, cpu: Cpu::default() };

@@ -28,7 +28,7 @@ fn boot_tables_that_are_writable_are_refused() {
     let World { memory, layout, .. } = World::new();
     let l1_maps_itself = Maddr(layout.hypervisor_frames() * 4096 + L1 * 4096 + L1 * 8);
     memory.store_u64(l1_maps_itself, pte::make(layout.hypervisor_frames() + L1, RW)).unwrap();
-    let mut direct = DirectPaging::new(&layout, [0; RESERVED_ENTRIES]);
+    let mut direct = DirectPaging::new(&layout, [0; RESERVED_ENTRIES]).unwrap();
     let root = Mfn(layout.hypervisor_frames() + L4);
     let mut paging = Paging::new(root);
     assert_eq!(direct.pin_initial(&memory, &mut paging, root).map(|_| ()), Err(Errno::EBUSY));
