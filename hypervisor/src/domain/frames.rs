@@ -8,7 +8,6 @@
 use std::mem::offset_of;
 
 use paravane_abi::addr;
-use paravane_abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS};
 use paravane_abi::shared_info::VcpuInfo;
 use paravane_abi::trap::{
     FRAME_CS_UPCALL_MASK_SHIFT, PFEC_USER, TI_IF, TRAP_DEBUG, TRAP_GP_FAULT, TRAP_NMI, TRAP_NO_DEVICE,
@@ -154,13 +153,13 @@ impl PvDomain {
         let regs = self.vcpu.regs;
         let stack = if from_kernel { regs.rsp.wrapping_sub(RED_ZONE) } else { self.vcpu.kernel_sp };
         // A privilege level of 0 tells the guest that its kernel was interrupted.
-        let cs = u64::from(self.vcpu.cs) & if from_kernel { !RPL } else { u64::MAX };
+        let cs = u64::from(regs.selectors.cs) & if from_kernel { !RPL } else { u64::MAX };
         let tail = [
             regs.rip,
             cs | u64::from(masked) << FRAME_CS_UPCALL_MASK_SHIFT,
             self.guest_flags(masked),
             regs.rsp,
-            u64::from(self.vcpu.ss),
+            u64::from(regs.selectors.ss),
         ];
         let mut frame = [0u64; MAX_FRAME];
         let head = [regs.rcx, regs.r11];
@@ -185,9 +184,8 @@ impl PvDomain {
         {
             return self.kill(e);
         }
-        self.vcpu.cs = FLAT_KERNEL_CS;
-        self.vcpu.ss = FLAT_KERNEL_SS;
         let regs = &mut self.vcpu.regs;
+        regs.selectors.flatten();
         regs.rsp = sp;
         regs.rip = callback.address;
         regs.rflags &= !CLEARED_ON_ENTRY;

@@ -11,7 +11,7 @@ use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
 use super::frames::{IF, IOPL, IOPL_SHIFT, RPL, VM};
 use super::pv::PvDomain;
-use crate::engine::Fault;
+use crate::engine::{Fault, Selectors};
 
 impl PvDomain {
     /// The `iret` hypercall: takes its frame off the guest's stack and continues where it says.
@@ -51,27 +51,25 @@ impl PvDomain {
         if frame.flags & VGCF_IN_SYSCALL == 0 {
             regs.r11 = frame.r11;
             regs.rcx = frame.rcx;
-            self.vcpu.cs = selector(frame.cs);
-            self.vcpu.ss = selector(frame.ss);
+            (regs.selectors.cs, regs.selectors.ss) = (selector(frame.cs), selector(frame.ss));
         } else {
             // What SYSRET does.
             regs.r11 = frame.rflags;
             regs.rcx = frame.rip;
-            self.vcpu.cs = FLAT_USER_CS;
-            self.vcpu.ss = FLAT_USER_SS;
+            regs.selectors.flatten();
         }
     }
 
     /// Whether a processor could go on with what was loaded; the error code of its #GP if not (SDM vol. 2, IRET).
     fn check_context(&self) -> Result<(), u32> {
-        let v = &self.vcpu;
-        let flat = v.cs == FLAT_USER_CS && v.ss == FLAT_USER_SS;
+        let Selectors { cs, ss, .. } = self.vcpu.regs.selectors;
+        let flat = cs == FLAT_USER_CS && ss == FLAT_USER_SS;
         let selector = |selector: u16| u32::from(selector) & !(RPL as u32);
-        if !flat && !self.is_code_64(v.cs) {
-            Err(selector(v.cs))
-        } else if !flat && !self.is_stack(v.ss) {
-            Err(selector(v.ss))
-        } else if !addr::is_canonical(v.regs.rip) {
+        if !flat && !self.is_code_64(cs) {
+            Err(selector(cs))
+        } else if !flat && !self.is_stack(ss) {
+            Err(selector(ss))
+        } else if !addr::is_canonical(self.vcpu.regs.rip) {
             Err(0)
         } else {
             Ok(())

@@ -1,8 +1,7 @@
 //! What a selector means: the guest's descriptor tables, and the flat descriptors behind them.
 //!
-//! No selector of a guest is ever loaded into a processor here (code always runs on flat 64-bit segments).
-//! They are looked up all the same where loading one could fail or where its base counts, so that a guest
-//! meets what Xen would show it. Facts: SDM vol. 3, 3.4.2 and 3.4.5; public/arch-x86/xen.h.
+//! Where the processor does not run on the guest's own table (`EngineInfo::native_selectors`), this stands in for it; where
+//! it does, for loads by hypercalls and for the local table, which no engine loads. Facts: SDM vol. 3, 3.4.2 and 3.4.5; public/arch-x86/xen.h.
 
 use paravane_abi::segment::{
     DESCRIPTORS_PER_FRAME, FIRST_RESERVED_GDT_ENTRY, FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64,
@@ -129,11 +128,6 @@ impl PvDomain {
     pub fn is_stack(&self, selector: u16) -> bool {
         selector > LAST_NULL && self.load_stack(selector | RPL).is_ok()
     }
-
-    /// The base that loading this selector into a data segment register gives: 0 where it cannot be loaded.
-    pub fn segment_base(&self, selector: u16) -> u64 {
-        self.load_data(selector).unwrap_or(0)
-    }
 }
 
 /// An exception whose error code is a selector (SDM vol. 3, 6.13).
@@ -168,7 +162,7 @@ mod tests {
         t.set_gdt(&[20], 8);
         assert!(t.is_code_64(0x33) && !t.is_code_64(0x2b) && !t.is_code_64(0x3b));
         assert!(t.is_stack(0x2b) && !t.is_stack(0x33) && !t.is_stack(0x1003));
-        assert_eq!(t.segment_base(0x2b), 0x1234_5678);
-        assert_eq!((t.segment_base(0), t.segment_base(0x43), t.segment_base(0x2f)), (0, 0, 0));
+        assert_eq!((t.load_data(0x2b), t.load_data(0)), (Ok(0x1234_5678), Ok(0)));
+        assert!(t.load_data(0x43).is_err() && t.load_data(0x2f).is_err());
     }
 }

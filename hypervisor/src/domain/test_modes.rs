@@ -90,7 +90,10 @@ fn a_return_as_by_sysret_has_flat_selectors_and_loses_rcx_and_r11() {
     let mut t = domain();
     iret(&mut t, IretContext { flags: VGCF_IN_SYSCALL, cs: 0x33, ss: 0x2b, ..to_user() });
     let v = &t.vcpu;
-    assert_eq!((v.regs.rcx, v.regs.r11, v.cs, v.ss), (USER_RIP, IF | 2, FLAT_USER_CS, FLAT_USER_SS));
+    assert_eq!(
+        (v.regs.rcx, v.regs.r11, v.regs.selectors.cs, v.regs.selectors.ss),
+        (USER_RIP, IF | 2, FLAT_USER_CS, FLAT_USER_SS)
+    );
     assert_eq!(t.end, None);
 }
 
@@ -188,11 +191,15 @@ fn the_kernels_own_selectors_come_back_without_their_privilege() {
     t.set_gdt(&[20], 4);
     iret(&mut t, IretContext { cs: 0x10, ss: 0x18, rsp: va(STACK) + 512, ..to_user() });
     assert!(t.vcpu.kernel_mode);
-    assert_eq!((t.vcpu.cs, t.vcpu.ss), (0x13, 0x1b));
+    assert_eq!((t.vcpu.regs.selectors.cs, t.vcpu.regs.selectors.ss), (0x13, 0x1b));
     t.enter_handler(Callback { address: HANDLER, mask_events: false }, &[]);
     let [_, _, _, cs, _, _, ss] = pushed::<7>(&t);
     assert_eq!((cs & 0xffff, ss), (0x10, 0x1b));
-    assert_eq!((t.vcpu.cs, t.vcpu.ss), (FLAT_USER_CS, FLAT_USER_SS), "handlers run on the flat ones");
+    assert_eq!(
+        (t.vcpu.regs.selectors.cs, t.vcpu.regs.selectors.ss),
+        (FLAT_USER_CS, FLAT_USER_SS),
+        "handlers run on the flat ones"
+    );
 }
 
 #[test]
@@ -248,7 +255,7 @@ proptest! {
         let v = &t.vcpu;
         if t.end.is_none() {
             prop_assert!(paravane_abi::addr::is_canonical(v.regs.rip));
-            prop_assert!(t.is_code_64(v.cs) && t.is_stack(v.ss));
+            prop_assert!(t.is_code_64(v.regs.selectors.cs) && t.is_stack(v.regs.selectors.ss));
             prop_assert_eq!(v.regs.rflags & (3 << 12 | 1 << 17), 0);
             let root = if v.kernel_mode { t.tables.kernel_root() } else { t.tables.user_root().unwrap() };
             prop_assert_eq!(t.paging.root(), root);

@@ -1,7 +1,6 @@
 //! A paravirtual CPU: what Xen keeps of one, as far as a guest can tell. Plain data, no behaviour.
 
 use paravane_abi::debugreg::{DEBUGREG_CONTROL_DEFAULT, DEBUGREG_STATUS_DEFAULT};
-use paravane_abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS};
 use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
 
 use super::runstate::Runstate;
@@ -114,10 +113,6 @@ pub struct PvVcpu {
     pub regs: Regs,
     /// Whether the guest's kernel, not its user program, runs.
     pub kernel_mode: bool,
-    /// The code selector that the running code believes in; the privilege level in it is 3.
-    pub cs: u16,
-    /// Its stack selector.
-    pub ss: u16,
     /// The stack that entries from user mode switch to (stack_switch).
     pub kernel_sp: u64,
     /// Exception handlers, by vector.
@@ -161,8 +156,6 @@ impl PvVcpu {
         Self {
             regs,
             kernel_mode: true,
-            cs: FLAT_KERNEL_CS,
-            ss: FLAT_KERNEL_SS,
             kernel_sp: 0,
             traps: [TrapInfo::default(); TRAP_VECTORS],
             event: Callback::default(),

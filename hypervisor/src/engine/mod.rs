@@ -11,6 +11,8 @@
 
 use std::sync::Arc;
 
+use paravane_abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS, GDT_FRAMES};
+
 use crate::memory::{MachineMemory, Maddr, Mfn};
 
 pub mod guest_cpuid;
@@ -22,8 +24,7 @@ pub(crate) mod testing;
 
 /// The registers that a kernel at CPL 3 and the host share: what an exit saves and an entry restores.
 ///
-/// Vector state stays in the engine. Selectors are not here: code always runs on flat 64-bit CPL 3
-/// segments, and the selectors that a guest believes in are the monitor's business.
+/// Vector state stays in the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Regs {
@@ -49,6 +50,40 @@ pub struct Regs {
     pub fs_base: u64,
     /// GS.base; the guest may change it natively (WRGSBASE).
     pub gs_base: u64,
+    /// What the segment registers hold.
+    pub selectors: Selectors,
+}
+
+/// The selectors of code at CPL 3.
+///
+/// An engine that [loads them](EngineInfo::native_selectors) takes each as a flat segment of CPL 3, 64-bit code in CS,
+/// and hands back what the guest's own loads made of them. Any other engine leaves them alone: they are then what
+/// the layers above believe, and the guest that reads a segment register sees the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Selectors {
+    pub cs: u16,
+    pub ss: u16,
+    pub ds: u16,
+    pub es: u16,
+    pub fs: u16,
+    pub gs: u16,
+}
+
+impl Selectors {
+    /// The hypervisor's flat ones, and null where 64-bit code needs none: what a guest starts with.
+    pub const FLAT: Self = Self { cs: FLAT_KERNEL_CS, ss: FLAT_KERNEL_SS, ds: 0, es: 0, fs: 0, gs: 0 };
+
+    /// Makes CS and SS flat, as SYSCALL does.
+    pub fn flatten(&mut self) {
+        (self.cs, self.ss) = (FLAT_KERNEL_CS, FLAT_KERNEL_SS);
+    }
+}
+
+impl Default for Selectors {
+    fn default() -> Self {
+        Self::FLAT
+    }
 }
 
 /// A fault that the hardware raised while guest code ran.
@@ -105,7 +140,12 @@ pub struct Paging {
     root: Mfn,
     task_switched: bool,
     allowed: Allowed,
+    gdt: GdtFrames,
+    gdt_is_new: bool,
 }
+
+/// The frames of a guest's descriptor table, in order.
+pub type GdtFrames = [Option<Mfn>; GDT_FRAMES];
 
 /// What CR4 and XCR0 let a guest's code execute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +196,8 @@ impl Paging {
             root,
             task_switched: false,
             allowed: Allowed::ALL,
+            gdt: [None; GDT_FRAMES],
+            gdt_is_new: false,
         }
     }
     /// Notes that an entry was written (the value is in machine memory already).
@@ -217,6 +259,20 @@ impl Paging {
     pub fn allowed(&self) -> Allowed {
         self.allowed
     }
+    /// Sets the frames that hold the guest's descriptors. They hold nothing that gives more rights than CPL 3 has, and
+    /// nobody but the hypervisor stores to them until they are replaced.
+    pub fn set_gdt(&mut self, frames: GdtFrames) {
+        self.gdt = frames;
+        self.gdt_is_new = true;
+    }
+    /// The frames that hold the guest's descriptors.
+    pub fn gdt(&self) -> &GdtFrames {
+        &self.gdt
+    }
+    /// Whether the engine has not heard of [`Paging::gdt`] yet.
+    pub fn gdt_is_new(&self) -> bool {
+        self.gdt_is_new
+    }
     /// Declares everything that an engine has cached of any page table stale.
     pub fn invalidate_all(&mut self) {
         self.stale = true;
@@ -250,6 +306,7 @@ impl Paging {
         self.reused.clear();
         self.stale = false;
         self.flush = Flush::None;
+        self.gdt_is_new = false;
     }
 }
 
@@ -281,6 +338,8 @@ pub struct EngineInfo {
     pub lower_half_end: u64,
     /// Whether kernels linked in the upper half (0xffffffff80000000) can run.
     pub upper_half: bool,
+    /// Whether the processor runs on [`Regs::selectors`] and on the guest's own descriptor table.
+    pub native_selectors: bool,
     /// Rate of the time-stamp counter that the guest reads, in kHz.
     pub tsc_khz: u64,
     /// What to add (wrapping) to the host's RDTSC to get the guest's.

@@ -50,7 +50,9 @@ pub fn set_segment_base(d: &mut PvDomain, [which, base, ..]: [u64; 6]) -> Hyperc
         // Null keeps its privilege level; any other gets the guest's.
         let selector = if selector > 3 { selector | 3 } else { selector };
         // A selector that cannot be loaded is replaced by null, without an error.
-        d.vcpu.other_gs_base = d.segment_base(selector);
+        let loaded = d.load_data(selector);
+        d.vcpu.other_gs_base = loaded.unwrap_or(0);
+        d.vcpu.regs.selectors.gs = if loaded.is_ok() { selector } else { 0 };
         return done(0);
     }
     let register = match which {

@@ -1,6 +1,5 @@
 //! What the exits of a paravirtual guest mean.
 
-use paravane_abi::segment::{FLAT_USER_CS, FLAT_USER_SS};
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
@@ -113,6 +112,8 @@ fn ledger_number(rax: u64) -> u8 {
 
 fn hypercall(d: &mut PvDomain, entered_by: u64) -> Handled {
     let cause = Cause::Hypercall(ledger_number(d.vcpu.regs.rax));
+    // On Xen every call is a SYSCALL.
+    d.vcpu.regs.selectors.flatten();
     hypercall::perform(d, entered_by);
     cause.into()
 }
@@ -148,7 +149,7 @@ impl PvDomain {
             self.deliver_fault(Fault { vector: TRAP_INVALID_OP, error_code: 0, address: 0 });
         } else {
             // SYSCALL forgets the selectors; Xen makes them flat.
-            (self.vcpu.cs, self.vcpu.ss) = (FLAT_USER_CS, FLAT_USER_SS);
+            self.vcpu.regs.selectors.flatten();
             self.enter_handler(callback, &[]);
         }
         Cause::Syscall.into()

@@ -71,6 +71,14 @@ fn every_hypercall_answers_as_the_abi_says() {
             outcome.must_print(&format!("test: name={attack} ok=true "));
         }
         features(&outcome);
+        let native = outcome.report.engine.native_selectors;
+        let whose = if native { "guest" } else { "host" };
+        outcome.must_print(&format!("\nsegments: the processor runs on the {whose}'s descriptor table\n"));
+        let hardware = outcome.engine == "kvm" && host_kind() == HostKind::Hardware;
+        outcome.must(
+            native == hardware,
+            "runs on the guest's table where KVM has hardware support, and only there",
+        );
         note(format_args!("conformance: {run} checks on {}, all right", outcome.engine));
     }
 }

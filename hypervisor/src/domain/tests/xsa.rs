@@ -106,10 +106,11 @@ fn xsa_7_no_entry_and_no_return_at_an_address_that_is_not_canonical() {
 fn handlers_are_entered_on_flat_segments_whatever_ran() {
     let mut t = domain();
     for cs in [0xe023, 0x33, 0x23, FLAT_USER_CS] {
-        (t.vcpu.cs, t.vcpu.ss) = (cs, 0x2b);
+        (t.vcpu.regs.selectors.cs, t.vcpu.regs.selectors.ss) = (cs, 0x2b);
         t.vcpu.kernel_mode = false;
         t.enter_handler(Callback { address: HANDLER, mask_events: true }, &[]);
-        assert_eq!((t.vcpu.cs, t.vcpu.ss, t.vcpu.kernel_mode), (FLAT_KERNEL_CS, FLAT_USER_SS, true));
+        let now = t.vcpu.regs.selectors;
+        assert_eq!((now.cs, now.ss, t.vcpu.kernel_mode), (FLAT_KERNEL_CS, FLAT_USER_SS, true));
     }
 }
 

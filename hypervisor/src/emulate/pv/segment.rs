@@ -96,14 +96,16 @@ fn load_register(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
     };
     if register == Register::SS {
         d.load_stack(selector)?;
-        d.vcpu.ss = selector;
+        d.vcpu.regs.selectors.ss = selector;
     } else {
         let base = d.load_data(selector)?;
+        let regs = &mut d.vcpu.regs;
+        // 64-bit code has no use for the bases of the other two.
         match register {
-            Register::FS => d.vcpu.regs.fs_base = base,
-            Register::GS => d.vcpu.regs.gs_base = base,
-            // DS and ES: 64-bit code has no use for their bases.
-            _ => {}
+            Register::DS => regs.selectors.ds = selector,
+            Register::ES => regs.selectors.es = selector,
+            Register::FS => (regs.selectors.fs, regs.fs_base) = (selector, base),
+            _ => (regs.selectors.gs, regs.gs_base) = (selector, base),
         }
     }
     let regs = &mut d.vcpu.regs;
@@ -131,7 +133,7 @@ fn interrupt_return(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
     d.load_stack(ss)?;
     // 16-bit operands leave the upper half of the flags.
     let loaded = LOADABLE_FLAGS & if size == 2 { 0xffff } else { u64::MAX };
-    (d.vcpu.cs, d.vcpu.ss) = (cs, ss);
+    (d.vcpu.regs.selectors.cs, d.vcpu.regs.selectors.ss) = (cs, ss);
     let regs = &mut d.vcpu.regs;
     regs.rflags = regs.rflags & !loaded | flags & loaded;
     (regs.rip, regs.rsp) = (rip, rsp);
@@ -149,7 +151,7 @@ fn far_return(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
     let cs = cs as u16;
     check_target(d, rip, cs)?;
     let popped = insn.stack_pointer_increment();
-    d.vcpu.cs = cs;
+    d.vcpu.regs.selectors.cs = cs;
     let regs = &mut d.vcpu.regs;
     regs.rsp = regs.rsp.wrapping_add_signed(popped.into());
     (regs.rip, regs.rflags) = (rip, regs.rflags & !rflags::RF);
@@ -175,11 +177,11 @@ fn far_branch(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
     }
     if insn.is_call_far_indirect() {
         let size = pointer_size(insn);
-        let frame = [insn.next_ip(), d.vcpu.cs.into()];
+        let frame = [insn.next_ip(), d.vcpu.regs.selectors.cs.into()];
         push(d, &frame, size)?;
     }
     // The selector's own privilege level does not count: CS keeps the one that runs.
-    d.vcpu.cs = selector | RPL;
+    d.vcpu.regs.selectors.cs = selector | RPL;
     let regs = &mut d.vcpu.regs;
     (regs.rip, regs.rflags) = (rip, regs.rflags & !rflags::RF);
     Ok(())

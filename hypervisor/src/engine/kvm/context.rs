@@ -5,9 +5,10 @@
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
+use super::gate;
 use super::host::{self, HostKind};
-use super::tables::{self, GateTables, selector};
-use crate::engine::{Allowed, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD, Exit, Fault, Regs};
+use super::tables::{self, GateTables, Gdt};
+use crate::engine::{Allowed, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD, Exit, Fault, GdtFrames, Regs, Selectors};
 use crate::memory::{BadMachineAddress, MachineMemory, Maddr};
 
 /// Flags that a guest may have as it likes: the arithmetic flags, TF, DF, AC and ID (SDM vol. 1, 3.4.3).
@@ -56,22 +57,57 @@ fn segment(selector: u16, kind: u8, dpl: u8, code: bool) -> kvm_segment {
 const CODE: u8 = 11;
 const DATA: u8 = 3;
 
-/// Loads the flat segments of ring 0 or 3.
-pub fn set_ring(sregs: &mut kvm_sregs, ring: u8) {
-    let (cs, ss) = if ring == 0 {
-        (selector::KERNEL_CS, selector::KERNEL_SS)
+/// Loads the segments of ring 0 or 3: the flat ones, or those of `selectors` where the GDT is the guest's too.
+///
+/// A segment register that holds its selector already stays as it is: what the guest loaded into it natively counts.
+pub fn set_segments(sregs: &mut kvm_sregs, gdt: Gdt, selectors: &Selectors, ring: u8) {
+    if ring == 0 {
+        sregs.cs = segment(gdt.kernel_cs(), CODE, 0, true);
+        sregs.ss = segment(gdt.kernel_ss(), DATA, 0, false);
     } else {
-        (selector::USER_CS, selector::USER_SS)
-    };
-    sregs.cs = segment(cs, CODE, ring, true);
-    sregs.ss = segment(ss, DATA, ring, false);
+        let (cs, ss) = user_selectors(gdt, selectors);
+        if (sregs.cs.selector, sregs.cs.dpl, sregs.cs.l) != (cs, ring, 1) {
+            sregs.cs = segment(cs, CODE, ring, true);
+        }
+        if (sregs.ss.selector, sregs.ss.dpl) != (ss, ring) {
+            sregs.ss = segment(ss, DATA, ring, false);
+        }
+    }
+    if gdt.is_guests() {
+        for (register, selector) in data_segments(sregs, selectors) {
+            if register.selector != selector {
+                *register = kvm_segment { base: register.base, ..segment(selector, DATA, 3, false) };
+            }
+        }
+    }
 }
 
-/// Whether the code segment is the one that [`set_ring`] loads for `ring`. Not the privilege level alone: a guest can
-/// go to 32-bit code by itself, and is entered in 64-bit mode all the same.
-pub fn is_in_ring(sregs: &kvm_sregs, ring: u8) -> bool {
-    let selector = if ring == 0 { selector::KERNEL_CS } else { selector::USER_CS };
-    sregs.cs.dpl == ring && sregs.cs.l == 1 && sregs.cs.selector == selector
+/// CS and SS for CPL 3.
+fn user_selectors(gdt: Gdt, selectors: &Selectors) -> (u16, u16) {
+    if gdt.is_guests() { (selectors.cs, selectors.ss) } else { (gdt.user_cs(), gdt.user_ss()) }
+}
+
+fn data_segments<'a>(sregs: &'a mut kvm_sregs, s: &Selectors) -> [(&'a mut kvm_segment, u16); 4] {
+    [(&mut sregs.ds, s.ds), (&mut sregs.es, s.es), (&mut sregs.fs, s.fs), (&mut sregs.gs, s.gs)]
+}
+
+/// Whether the segment registers hold what [`set_segments`] loads. Not the privilege level of CS alone: a guest can go to
+/// 32-bit code by itself, and is entered in 64-bit mode all the same.
+pub fn is_in_ring(sregs: &kvm_sregs, gdt: Gdt, selectors: &Selectors, ring: u8) -> bool {
+    let (cs, _) = if ring == 0 { (gdt.kernel_cs(), 0) } else { user_selectors(gdt, selectors) };
+    sregs.cs.dpl == ring
+        && sregs.cs.l == 1
+        && sregs.cs.selector == cs
+        && (!gdt.is_guests() || of_guest(sregs, selectors) == *selectors)
+}
+
+/// The selectors that the guest finds; CS and SS as in `before` where ring 0 runs. 32-bit code is not supported: it goes on
+/// as if it were 64-bit code.
+fn of_guest(sregs: &kvm_sregs, before: &Selectors) -> Selectors {
+    let cs = if sregs.cs.l == 1 { sregs.cs.selector } else { Selectors::FLAT.cs };
+    let (cs, ss) = if sregs.cs.dpl == 3 { (cs, sregs.ss.selector) } else { (before.cs, before.ss) };
+    let (ds, es) = (sregs.ds.selector, sregs.es.selector);
+    Selectors { cs, ss, ds, es, fs: sregs.fs.selector, gs: sregs.gs.selector }
 }
 
 /// The type of the TSS's descriptor: 64-bit, busy.
@@ -100,38 +136,40 @@ pub struct Features {
     pub fsgsbase: bool,
     /// See [`tss_type`].
     pub tss_type: u8,
+    /// Whose the GDT is.
+    pub gdt: Gdt,
 }
 
 /// A vCPU in long mode on the gate's tables.
 pub fn initial_sregs(features: Features) -> kvm_sregs {
-    let data = segment(selector::USER_SS, DATA, 3, false);
-    let null_based = kvm_segment { selector: 0, ..data };
+    let gdt = features.gdt;
+    let null = segment(0, DATA, 3, false);
     let mut sregs = kvm_sregs {
-        ds: data,
-        es: data,
-        fs: null_based,
-        gs: null_based,
+        ds: null,
+        es: null,
+        fs: null,
+        gs: null,
         cr0: CR0,
         cr4: cr4(Allowed::ALL.cr4, features),
         efer: EFER,
         apic_base: 0xfee0_0900,
         ..Default::default()
     };
-    sregs.gdt.base = tables::DESCRIPTORS_VA;
-    sregs.gdt.limit = tables::GDT_LIMIT;
+    sregs.gdt.base = gdt.base();
+    sregs.gdt.limit = gdt.limit();
     sregs.idt.base = tables::IDT_VA;
     sregs.idt.limit = tables::IDT_LIMIT;
     sregs.tr = kvm_segment {
         base: tables::TSS_VA,
         limit: u32::from(tables::TSS_LIMIT),
-        selector: selector::TSS,
+        selector: gdt.tss(),
         type_: features.tss_type,
         present: 1,
         ..Default::default()
     };
     sregs.ldt = kvm_segment { unusable: 1, ..Default::default() };
     // Not a ring that `load` compares equal to: the first entry sets segments and root.
-    sregs.cs = segment(selector::KERNEL_CS, CODE, 1, true);
+    sregs.cs = segment(gdt.kernel_cs(), CODE, 1, true);
     sregs
 }
 
@@ -160,7 +198,8 @@ pub fn to_kvm(regs: &Regs, k: &mut kvm_regs) {
 }
 
 /// And back.
-pub fn from_kvm(k: &kvm_regs, sregs: &kvm_sregs, regs: &mut Regs) {
+pub fn from_kvm(k: &kvm_regs, sregs: &kvm_sregs, gdt: Gdt, regs: &mut Regs) {
+    let selectors = if gdt.is_guests() { of_guest(sregs, &regs.selectors) } else { regs.selectors };
     *regs = Regs {
         rax: k.rax,
         rbx: k.rbx,
@@ -182,6 +221,7 @@ pub fn from_kvm(k: &kvm_regs, sregs: &kvm_sregs, regs: &mut Regs) {
         rflags: k.rflags,
         fs_base: sregs.fs.base,
         gs_base: sregs.gs.base,
+        selectors,
     };
 }
 
@@ -190,25 +230,43 @@ pub fn write_words(memory: &MachineMemory, at: Maddr, words: &[u64]) -> Result<(
     memory.write(at, zerocopy::IntoBytes::as_bytes(words))
 }
 
+/// In a selector: the local table.
+const LOCAL: u16 = 1 << 2;
+
+/// CS and SS for the gate's IRETQ: the guest's, but flat for those that it would not take as 64-bit code at CPL 3. One that
+/// names nothing any more is left to fail.
+pub fn gate_selectors(
+    gdt: Gdt,
+    selectors: &Selectors,
+    frames: &GdtFrames,
+    memory: &MachineMemory,
+) -> (u16, u16) {
+    let (cs, ss) = user_selectors(gdt, selectors);
+    // The local table is for the layers above to look up: the processor has none.
+    let flat_cs = cs & LOCAL != 0 || cs != gdt.user_cs() && is_32_bit_code(gdt, cs, frames, memory);
+    (if flat_cs { gdt.user_cs() } else { cs }, if ss & LOCAL != 0 { gdt.user_ss() } else { ss })
+}
+
+fn is_32_bit_code(gdt: Gdt, selector: u16, frames: &GdtFrames, memory: &MachineMemory) -> bool {
+    // Code or data, code; long (SDM vol. 3, 3.4.5).
+    const CODE: u64 = 1 << 44 | 1 << 43;
+    const LONG: u64 = 1 << 53;
+    let frame = frames.get(usize::from(selector >> 12)).copied().flatten();
+    let at = frame.map(|frame| Maddr(frame.maddr().0 + u64::from(selector & 0xff8)));
+    let descriptor = at.and_then(|at| memory.load_u64(at).ok());
+    selector == gdt.user32_cs() || descriptor.is_some_and(|d| d & CODE == CODE && d & LONG == 0)
+}
+
 /// Goes on at `rip` in the gate: leaves on its stack what it pops at the end (rax, rdx, rcx, rsi) and IRETQ takes.
 pub fn enter_gate(
     regs: &Regs,
+    (cs, ss): (u16, u16),
     k: &mut kvm_regs,
     rip: u64,
     memory: &MachineMemory,
     gate: &GateTables,
 ) -> Result<(), BadMachineAddress> {
-    let frame = [
-        regs.rax,
-        regs.rdx,
-        regs.rcx,
-        regs.rsi,
-        k.rip,
-        u64::from(selector::USER_CS),
-        k.rflags,
-        k.rsp,
-        u64::from(selector::USER_SS),
-    ];
+    let frame = [regs.rax, regs.rdx, regs.rcx, regs.rsi, k.rip, cs.into(), k.rflags, k.rsp, ss.into()];
     let size = std::mem::size_of_val(&frame) as u64;
     write_words(memory, Maddr(gate.stack_top().0 - size), &frame)?;
     k.rsp = tables::STACK_TOP_VA - size;
@@ -224,23 +282,45 @@ const fn has_error_code(vector: u8) -> bool {
     matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30)
 }
 
-/// Takes an exception's frame off the gate's stack.
-pub fn read_frame(vector: u8, cr2: u64, regs: &mut Regs, memory: &MachineMemory, gate: &GateTables) -> Exit {
-    let mut frame = [0u64; 6];
-    let size = std::mem::size_of_val(&frame) as u64;
-    let bytes = zerocopy::IntoBytes::as_mut_bytes(&mut frame);
-    if memory.read(Maddr(gate.stack_top().0 - size), bytes).is_err() {
-        return Exit::Dead("the gate's stack is not in memory");
-    }
-    let [error, rip, cs, rflags, rsp, _ss] = frame;
+/// Takes an exception's frame off the gate's stack, whose top was at `rsp` when its handler began.
+///
+/// An exception of the gate's IRETQ is the guest's: a selector that it left with is one no more (it changed its table). The
+/// frame that IRETQ could not take is then at the top of the stack, where the guest's own would be.
+pub fn read_frame(
+    (vector, rsp): (u8, u64),
+    (cr2, gdt): (u64, Gdt),
+    regs: &mut Regs,
+    memory: &MachineMemory,
+    gate: &GateTables,
+) -> Exit {
+    const LOST: Exit = Exit::Dead("the gate's stack is not in memory");
+    let has_code = has_error_code(vector);
+    let at = |va: u64| Maddr(gate.stack_top().0.wrapping_sub(tables::STACK_TOP_VA.wrapping_sub(va)));
+    let Ok([mut error, rip, cs, rflags, rsp_there, ss]) =
+        memory.read_obj::<[u64; 6]>(at(tables::STACK_TOP_VA - 48))
+    else {
+        return LOST;
+    };
     if cs & 3 != 3 {
         return Exit::Dead("an exception in the gate");
+    }
+    let from_guest = rsp == tables::STACK_TOP_VA - if has_code { 48 } else { 40 };
+    if gdt.is_guests() && !from_guest {
+        let inner = if has_code { rsp } else { rsp.wrapping_sub(8) };
+        let Ok([code, inner_rip]) = memory.read_obj::<[u64; 2]>(at(inner)) else { return LOST };
+        if inner_rip != tables::TEXT_VA + gate::iretq_offset() {
+            return Exit::Dead("an exception in the gate");
+        }
+        error = code;
     }
     const RF: u64 = 1 << 16;
     regs.rip = rip;
     regs.rflags = rflags & !RF;
-    regs.rsp = rsp;
-    let error_code = if has_error_code(vector) { error as u32 } else { 0 };
+    regs.rsp = rsp_there;
+    if gdt.is_guests() {
+        (regs.selectors.cs, regs.selectors.ss) = (cs as u16, ss as u16);
+    }
+    let error_code = if has_code { error as u32 } else { 0 };
     const PAGE_FAULT: u8 = 14;
     let address = if vector == PAGE_FAULT { cr2 } else { 0 };
     Exit::Fault(Fault { vector, error_code, address })
@@ -258,13 +338,35 @@ mod tests {
 
     #[test]
     fn compatibility_mode_is_no_ring_that_a_guest_is_entered_in() {
-        let mut sregs = kvm_sregs::default();
-        for ring in [0, 3] {
-            set_ring(&mut sregs, ring);
-            assert!(is_in_ring(&sregs, ring) && !is_in_ring(&sregs, 3 - ring));
+        for gdt in [Gdt::Gates, Gdt::Guests] {
+            let (mut sregs, flat) = (kvm_sregs::default(), Selectors::FLAT);
+            for ring in [0, 3] {
+                set_segments(&mut sregs, gdt, &flat, ring);
+                assert!(is_in_ring(&sregs, gdt, &flat, ring) && !is_in_ring(&sregs, gdt, &flat, 3 - ring));
+            }
+            sregs.cs = segment(gdt.user32_cs(), CODE, 3, false);
+            assert!(!is_in_ring(&sregs, gdt, &flat, 3));
+            set_segments(&mut sregs, gdt, &flat, 3);
+            assert!(is_in_ring(&sregs, gdt, &flat, 3));
         }
-        sregs.cs = segment(selector::USER32_CS, CODE, 3, false);
-        assert!(!is_in_ring(&sregs, 3));
+    }
+
+    /// What the guest loaded by itself is what it is entered with, hidden parts and all, until it is told otherwise.
+    #[test]
+    fn a_segment_that_the_guest_loaded_stays() {
+        let (mut sregs, mut selectors) = (kvm_sregs::default(), Selectors::FLAT);
+        set_segments(&mut sregs, Gdt::Guests, &selectors, 3);
+        let own = kvm_segment { base: 0x1000, limit: 0xfff, ..segment(0x4b, DATA, 3, false) };
+        sregs.ds = own;
+        assert!(!is_in_ring(&sregs, Gdt::Guests, &selectors, 3));
+        selectors = of_guest(&sregs, &selectors);
+        assert_eq!(selectors.ds, 0x4b);
+        assert!(is_in_ring(&sregs, Gdt::Guests, &selectors, 3));
+        set_segments(&mut sregs, Gdt::Guests, &selectors, 3);
+        assert_eq!(sregs.ds, own);
+        selectors.ds = 0;
+        set_segments(&mut sregs, Gdt::Guests, &selectors, 3);
+        assert_eq!((sregs.ds.selector, sregs.ds.base), (0, 0x1000));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub const VECTOR_STRIDE: u64 = 4;
 /// KVM_HC_MAP_GPA_RANGE: the one hypercall that KVM may leave to user space.
 pub const MAP_GPA_RANGE: u32 = 12;
 /// From the supervisor text to where the entry of the `vmcall` transport leaves rax, rbx and rcx (see `tables`).
-pub const SCRATCH_OFFSET: u64 = 0x2000;
+pub const SCRATCH_OFFSET: u64 = 0x1_0000;
 
 /// What the host answers a VMCALL with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +122,9 @@ paravane_gate_apply:
     pop rdx
     pop rcx
     pop rsi
+    .globl paravane_gate_iretq
+    .hidden paravane_gate_iretq
+paravane_gate_iretq:
     iretq
     .globl paravane_gate_text_end
     .hidden paravane_gate_text_end
@@ -144,6 +147,7 @@ unsafe extern "C" {
     static paravane_gate_vmmcall: u8;
     static paravane_gate_vmmcall_call: u8;
     static paravane_gate_apply: u8;
+    static paravane_gate_iretq: u8;
     static paravane_gate_text_end: u8;
 }
 
@@ -161,6 +165,11 @@ pub fn supervisor_text() -> &'static [u8] {
 /// Offset of `apply` in [`supervisor_text`].
 pub fn apply_offset() -> u64 {
     offset_of(&raw const paravane_gate_apply)
+}
+
+/// Offset in [`supervisor_text`] of the IRETQ that goes back to the guest.
+pub fn iretq_offset() -> u64 {
+    offset_of(&raw const paravane_gate_iretq)
 }
 
 /// Offsets in [`supervisor_text`] of where SYSCALL arrives on the `vmcall` transport, and of the instruction

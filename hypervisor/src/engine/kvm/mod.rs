@@ -37,12 +37,12 @@ pub use self::transport::Transport;
 
 use self::coherence::{Plan, Planner};
 use self::context::{
-    Features, canonical, cr0, cr4, enter_gate, from_kvm, is_in_ring, read_frame, set_ring, to_kvm,
-    write_words,
+    Features, canonical, cr0, cr4, enter_gate, from_kvm, gate_selectors, is_in_ring, read_frame,
+    set_segments, to_kvm, write_words,
 };
 use self::gate::Answer;
 use self::kick::KvmKick;
-use self::tables::GateTables;
+use self::tables::{GateTables, Gdt};
 use super::{Allowed, CR4_OSXSAVE, Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
 use crate::domain::layout::HypervisorLayout;
 use crate::memory::MachineMemory;
@@ -103,9 +103,10 @@ impl KvmEngine {
         }
         let vm = setup::machine(memory)?;
         transport::prepare(transport, &vm)?;
-        let gate = GateTables::install(memory, layout, transport)?;
+        let gdt = Gdt::on(host::usable_kind());
+        let gate = GateTables::install(memory, layout, transport, gdt)?;
         let tss_type = context::tss_type();
-        let (mut vcpu, features) = setup::processor(&vm, gate.syscall().start, tss_type)?;
+        let (mut vcpu, features) = setup::processor(&vm, gate.syscall().start, tss_type, gdt)?;
         let (tsc_khz, tsc_offset) = setup::clock(&vcpu)?;
         let kick = KvmKick::new(vcpu.get_kvm_run()).map_err(KvmError::Timer)?;
         let spare_slot = kvm_userspace_memory_region {
@@ -124,6 +125,7 @@ impl KvmEngine {
             lower_half_start: 0,
             lower_half_end: 1 << 47,
             upper_half: true,
+            native_selectors: gdt.is_guests(),
             tsc_khz,
             tsc_offset,
         };
@@ -182,16 +184,17 @@ impl KvmEngine {
         }
         let cr4 = cr4(self.allowed.cr4, self.features);
         let (fs, gs) = (canonical(regs.fs_base), canonical(regs.gs_base));
+        let segments = gate_selectors(self.features.gdt, &regs.selectors, paging.gdt(), memory);
         let shared = self.vcpu.sync_regs_mut();
         let sregs = &mut shared.sregs;
-        let dirty = !is_in_ring(sregs, ring)
+        let dirty = !is_in_ring(sregs, self.features.gdt, &regs.selectors, ring)
             || sregs.cr0 != cr0
             || sregs.cr4 != cr4
             || sregs.cr3 != cr3
             || sregs.fs.base != fs
             || sregs.gs.base != gs;
         if dirty {
-            set_ring(sregs, ring);
+            set_segments(sregs, self.features.gdt, &regs.selectors, ring);
             sregs.cr0 = cr0;
             sregs.cr4 = cr4;
             sregs.cr3 = cr3;
@@ -202,7 +205,7 @@ impl KvmEngine {
         to_kvm(regs, &mut shared.regs);
         if ring == 0 {
             let rip = call.unwrap_or(self.gate.apply());
-            enter_gate(regs, &mut shared.regs, rip, memory, &self.gate)
+            enter_gate(regs, segments, &mut shared.regs, rip, memory, &self.gate)
                 .map_err(|_| "the gate's stack is not in memory")?;
         }
         if call.is_some() {
@@ -302,10 +305,11 @@ impl KvmEngine {
     fn decode(&mut self, regs: &mut Regs, memory: &MachineMemory) -> Exit {
         let shared = self.vcpu.sync_regs();
         let rip = shared.regs.rip;
-        from_kvm(&shared.regs, &shared.sregs, regs);
+        from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
         if rip == tables::SYSCALL_VA + gate::OUT_LEN {
             regs.rip = regs.rcx;
             regs.rflags = regs.r11;
+            regs.selectors.flatten();
             return Exit::Syscall;
         }
         if shared.sregs.cs.dpl == 3 {
@@ -313,9 +317,13 @@ impl KvmEngine {
         }
         let stub = rip.wrapping_sub(tables::TEXT_VA + gate::OUT_LEN);
         match u8::try_from(stub / gate::VECTOR_STRIDE) {
-            Ok(vector @ 0..32) if stub.is_multiple_of(gate::VECTOR_STRIDE) => {
-                read_frame(vector, shared.sregs.cr2, regs, memory, &self.gate)
-            }
+            Ok(vector @ 0..32) if stub.is_multiple_of(gate::VECTOR_STRIDE) => read_frame(
+                (vector, shared.regs.rsp),
+                (shared.sregs.cr2, self.features.gdt),
+                regs,
+                memory,
+                &self.gate,
+            ),
             _ => Exit::Dead("an exit from an unknown place in ring 0"),
         }
     }
@@ -324,7 +332,8 @@ impl KvmEngine {
     fn decode_call(&mut self, regs: &mut Regs, memory: &MachineMemory) -> Exit {
         let shared = self.vcpu.sync_regs();
         self.call = Some(shared.regs.rip);
-        from_kvm(&shared.regs, &shared.sregs, regs);
+        from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
+        regs.selectors.flatten();
         let Ok([rax, rbx, rcx]) = memory.read_obj::<[u64; 3]>(self.gate.scratch()) else {
             return Exit::Dead("the gate's scratch words are not in memory");
         };
@@ -359,6 +368,12 @@ impl Engine for KvmEngine {
             const GENERAL_PROTECTION: u8 = 13;
             return Exit::Fault(Fault { vector: GENERAL_PROTECTION, error_code: 0, address: 0 });
         }
+        if self.features.gdt.is_guests() && paging.gdt_is_new() {
+            match self.gate.map_gdt(memory, paging.gdt()) {
+                Ok(table) => paging.reused_table(table),
+                Err(_) => return Exit::Dead("the gate's page tables are not in memory"),
+            }
+        }
         if let Err(why) = self.load(regs, paging, memory) {
             return Exit::Dead(why);
         }
@@ -377,7 +392,7 @@ impl Engine for KvmEngine {
                 // next entry stores the same values again.
                 if shared.sregs.cs.dpl == 3 {
                     paging.done();
-                    from_kvm(&shared.regs, &shared.sregs, regs);
+                    from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
                 }
                 Exit::Kick
             }

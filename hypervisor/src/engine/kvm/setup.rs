@@ -4,7 +4,7 @@ use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_userspace_memory_region, kvm_
 use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 
 use super::context::{Features, initial_sregs};
-use super::tables::selector;
+use super::tables::Gdt;
 use super::{cpuid, tsc};
 use crate::host_limit::Advice;
 use crate::memory::{BadMachineAddress, MachineMemory};
@@ -79,17 +79,17 @@ pub fn machine(memory: &MachineMemory) -> Result<VmFd, KvmError> {
 }
 
 /// A vCPU in long mode whose SYSCALL goes to `syscall_va`, and what its processor has. All of that is allowed.
-pub fn processor(vm: &VmFd, syscall_va: u64, tss_type: u8) -> Result<(VcpuFd, Features), KvmError> {
+pub fn processor(vm: &VmFd, syscall_va: u64, tss_type: u8, gdt: Gdt) -> Result<(VcpuFd, Features), KvmError> {
     let mut vcpu = vm.create_vcpu(0).map_err(refused("KVM_CREATE_VCPU"))?;
     let (entries, xcr0) = cpuid::table();
     let table = CpuId::from_entries(&entries).map_err(no_table("CPUID table"))?;
     vcpu.set_cpuid2(&table).map_err(refused("KVM_SET_CPUID2"))?;
-    set_msrs(&vcpu, syscall_va)?;
+    set_msrs(&vcpu, syscall_va, gdt)?;
     let xcr0 = if xcr0 != 0 && set_xcr0(&vcpu, xcr0) { xcr0 } else { 0 };
     for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
         vcpu.set_sync_valid_reg(reg);
     }
-    let features = Features { xcr0, fsgsbase: cpuid::has_fsgsbase(&entries), tss_type };
+    let features = Features { xcr0, fsgsbase: cpuid::has_fsgsbase(&entries), tss_type, gdt };
     vcpu.sync_regs_mut().sregs = initial_sregs(features);
     vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
     Ok((vcpu, features))
@@ -121,9 +121,9 @@ const MSR_LSTAR: u32 = 0xc000_0082;
 const MSR_CSTAR: u32 = 0xc000_0083;
 const MSR_SFMASK: u32 = 0xc000_0084;
 
-fn set_msrs(vcpu: &VcpuFd, syscall_va: u64) -> Result<(), KvmError> {
+fn set_msrs(vcpu: &VcpuFd, syscall_va: u64, gdt: Gdt) -> Result<(), KvmError> {
     // SYSCALL takes CS from STAR[47:32] and SS 8 above it; SFMASK clears IF, TF, DF, AC, NT (SDM vol. 2, SYSCALL).
-    let star = u64::from(selector::USER32_CS) << 48 | u64::from(selector::KERNEL_CS) << 32;
+    let star = u64::from(gdt.user32_cs()) << 48 | u64::from(gdt.kernel_cs()) << 32;
     // CSTAR as well: a guest may jump to compatibility mode, where AMD's SYSCALL goes to CSTAR at CPL 0, and the
     // linear address 0 that it would find there otherwise is the guest's.
     let entries =

@@ -7,19 +7,23 @@
 //! | 256 | machine-to-physical table, on hardware KVM | read |
 //! | 257 | machine-to-physical table | read |
 //! | 260 | gate: SYSCALL entry of the `pio` transport | execute |
-//! | 260 | gate: text, descriptor tables, stack, work list | nothing |
+//! | 260 | gate: text, the guest's descriptors, its own descriptor tables, stack, work list | nothing |
 //! | 262 | all machine memory, for the gate's page-table stores | nothing |
 //!
 //! Slot 256, where Xen has its M2P, does not work for guests of software KVM: loads from there fault, and are emulated.
 
 use std::ops::Range;
 
+use paravane_abi::segment::{
+    FIRST_RESERVED_GDT_BYTE, FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64, GDT_FRAMES,
+};
 use paravane_abi::{addr, pte};
 
 use super::gate;
 use super::host::{self, HostKind};
 use super::transport::Transport;
 use crate::domain::layout::HypervisorLayout;
+use crate::engine::GdtFrames;
 use crate::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 
 /// Frames that machine memory may have: what one L4 slot maps of it, and of the machine-to-physical table one L2 table.
@@ -57,15 +61,18 @@ pub const PHYSMAP_VA: u64 = slot_va(262);
 pub const SYSCALL_VA: u64 = GATE_VA;
 /// The supervisor text.
 pub const TEXT_VA: u64 = GATE_VA + PAGE_SIZE;
-/// GDT, TSS and IDT.
-pub const DESCRIPTORS_VA: u64 = GATE_VA + 2 * PAGE_SIZE;
+/// The pages of the guest's GDT, right below the descriptors of our own.
+const GUEST_GDT_PAGE: u64 = 2;
+/// The gate's own part of the GDT, the TSS and the IDT.
+pub const DESCRIPTORS_VA: u64 = GATE_VA + DESCRIPTORS_PAGE * PAGE_SIZE;
+const DESCRIPTORS_PAGE: u64 = GUEST_GDT_PAGE + GDT_FRAMES as u64;
 /// The gate's one-page stack; at its bottom the scratch words of the `vmcall` transport.
-pub const STACK_VA: u64 = GATE_VA + 3 * PAGE_SIZE;
+pub const STACK_VA: u64 = DESCRIPTORS_VA + PAGE_SIZE;
 const _: () = assert!(STACK_VA - TEXT_VA == gate::SCRATCH_OFFSET);
 /// Where the CPU starts to push an exception's frame.
 pub const STACK_TOP_VA: u64 = STACK_VA + PAGE_SIZE;
 /// The work list of `apply`.
-pub const WORK_VA: u64 = GATE_VA + 4 * PAGE_SIZE;
+pub const WORK_VA: u64 = STACK_VA + PAGE_SIZE;
 /// Pages of the work list.
 pub const WORK_PAGES: u64 = 2;
 
@@ -75,7 +82,9 @@ const TEXT_FRAME: u64 = 1;
 const DESCRIPTORS_FRAME: u64 = 2;
 const STACK_FRAME: u64 = 3;
 const WORK_FRAME: u64 = 4;
-const L3_M2P: u64 = WORK_FRAME + WORK_PAGES;
+/// All zeroes: what a guest's GDT is where it has set none.
+const EMPTY_FRAME: u64 = WORK_FRAME + WORK_PAGES;
+const L3_M2P: u64 = EMPTY_FRAME + 1;
 const L2_M2P: u64 = L3_M2P + 1;
 const L3_GATE: u64 = L2_M2P + 1;
 const L2_GATE: u64 = L3_GATE + 1;
@@ -88,8 +97,8 @@ const IDT_OFFSET: u64 = 0x800;
 /// Offset of the TSS in the descriptor page.
 const TSS_OFFSET: u64 = 0x100;
 
-/// GDT selectors: Linux's, because a software KVM shows the host's own selectors to CPL 3 code anyway.
-pub mod selector {
+/// Offsets of the gate's descriptors in its own page: selectors on a software KVM, where they are Linux's.
+mod offset {
     /// Ring 0 code.
     pub const KERNEL_CS: u16 = 0x10;
     /// Ring 0 stack.
@@ -102,10 +111,74 @@ pub mod selector {
     pub const USER_CS: u16 = 0x33;
     /// The TSS.
     pub const TSS: u16 = 0x40;
+    /// Last valid one.
+    pub const LIMIT: u16 = 0x4f;
 }
 
-/// Last valid offset of the GDT.
-pub const GDT_LIMIT: u16 = 0x4f;
+/// The processor's GDT: whose it is besides the gate's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gdt {
+    /// The gate's page alone. A software KVM shows the host's own selectors to CPL 3 code anyway.
+    Gates,
+    /// The guest's pages and then the gate's, where Xen has its own (public/arch-x86/xen.h, FIRST_RESERVED_GDT_PAGE): the
+    /// descriptors of CPL 3 have the selectors that the ABI gives them.
+    Guests,
+}
+
+impl Gdt {
+    /// What serves on a kind of KVM.
+    pub fn on(kind: HostKind) -> Self {
+        if kind == HostKind::Software { Self::Gates } else { Self::Guests }
+    }
+    /// Whether the guest's own selectors can be loaded.
+    pub fn is_guests(self) -> bool {
+        self == Self::Guests
+    }
+    /// Selector of the gate's first descriptor, which is not used.
+    const fn first(self) -> u16 {
+        match self {
+            Self::Gates => 0,
+            Self::Guests => FIRST_RESERVED_GDT_BYTE as u16,
+        }
+    }
+    /// Linear address.
+    pub fn base(self) -> u64 {
+        DESCRIPTORS_VA - u64::from(self.first())
+    }
+    /// Last valid offset.
+    pub fn limit(self) -> u16 {
+        self.first() + offset::LIMIT
+    }
+    /// Ring 0 code.
+    pub fn kernel_cs(self) -> u16 {
+        self.first() + offset::KERNEL_CS
+    }
+    /// Ring 0 stack.
+    pub fn kernel_ss(self) -> u16 {
+        self.first() + offset::KERNEL_SS
+    }
+    /// 32-bit code at CPL 3: the base from which SYSRET counts.
+    pub fn user32_cs(self) -> u16 {
+        self.first() + offset::USER32_CS
+    }
+    /// Stack at CPL 3.
+    pub fn user_ss(self) -> u16 {
+        self.first() + offset::USER_SS
+    }
+    /// 64-bit code at CPL 3.
+    pub fn user_cs(self) -> u16 {
+        self.first() + offset::USER_CS
+    }
+    /// The TSS.
+    pub fn tss(self) -> u16 {
+        self.first() + offset::TSS
+    }
+}
+
+const _: () = assert!(Gdt::Guests.first() + offset::USER_CS == FLAT_RING3_CS64);
+const _: () = assert!(Gdt::Guests.first() + offset::USER32_CS == FLAT_RING3_CS32);
+const _: () = assert!(Gdt::Guests.first() + offset::USER_SS == FLAT_RING3_SS64);
+
 /// Last valid offset of the IDT: 32 vectors.
 pub const IDT_LIMIT: u16 = 32 * 16 - 1;
 /// Linear address of the IDT.
@@ -132,12 +205,13 @@ impl GateTables {
         memory: &MachineMemory,
         layout: &HypervisorLayout,
         transport: Transport,
+        gdt: Gdt,
     ) -> Result<Self, BadMachineAddress> {
         let base = layout.engine.start;
         let frame = |n: u64| Mfn(base + n).maddr();
         memory.write(frame(SYSCALL_FRAME), gate::syscall_text())?;
         memory.write(frame(TEXT_FRAME), gate::supervisor_text())?;
-        write_descriptors(memory, frame(DESCRIPTORS_FRAME), transport)?;
+        write_descriptors(memory, frame(DESCRIPTORS_FRAME), transport, gdt)?;
 
         let table = |n: u64, flags: u64| frame(n).0 | flags;
         let user = pte::PRESENT | pte::RW | pte::USER | pte::ACCESSED;
@@ -151,7 +225,8 @@ impl GateTables {
         put(L1_GATE, 0, table(SYSCALL_FRAME, to_see))?;
         put(L1_GATE, 1, table(TEXT_FRAME, pte::PRESENT | pte::ACCESSED))?;
         for n in 0..2 + WORK_PAGES {
-            put(L1_GATE, 2 + n, table(DESCRIPTORS_FRAME + n, supervisor | pte::DIRTY | pte::NX))?;
+            let entry = table(DESCRIPTORS_FRAME + n, supervisor | pte::DIRTY | pte::NX);
+            put(L1_GATE, DESCRIPTORS_PAGE + n, entry)?;
         }
 
         let gib = layout.total.div_ceil(1 << 18);
@@ -172,7 +247,26 @@ impl GateTables {
         }
         reserved[260 - 256] = table(L3_GATE, user);
         reserved[262 - 256] = table(L3_PHYSMAP, supervisor);
-        Ok(Self { base, syscall: syscall_range(transport), reserved })
+        let tables = Self { base, syscall: syscall_range(transport), reserved };
+        if gdt.is_guests() {
+            tables.map_gdt(memory, &[None; GDT_FRAMES])?;
+        }
+        Ok(tables)
+    }
+
+    /// Makes these frames the guest's part of the GDT. Returns the page table that maps them: all that is cached of
+    /// it must go.
+    ///
+    /// The processor sets accessed bits in the guest's descriptors, as it does on Xen.
+    pub fn map_gdt(&self, memory: &MachineMemory, frames: &GdtFrames) -> Result<Mfn, BadMachineAddress> {
+        let table = Mfn(self.base + L1_GATE);
+        let empty = Mfn(self.base + EMPTY_FRAME).maddr().0 | pte::PRESENT | pte::ACCESSED | pte::NX;
+        let writable = pte::PRESENT | pte::RW | pte::ACCESSED | pte::DIRTY | pte::NX;
+        for (page, frame) in (GUEST_GDT_PAGE..).zip(frames) {
+            let entry = frame.map_or(empty, |frame| frame.maddr().0 | writable);
+            memory.store_u64(Maddr(table.maddr().0 + page * 8), entry)?;
+        }
+        Ok(table)
     }
 
     /// The entries of slots 256..=271 of every L4 table.
@@ -250,22 +344,23 @@ fn write_descriptors(
     memory: &MachineMemory,
     page: Maddr,
     transport: Transport,
+    gdt: Gdt,
 ) -> Result<(), BadMachineAddress> {
     let put = |offset: u64, value: u64| memory.store_u64(Maddr(page.0 + offset), value);
     const CODE64: u64 = 0x00af_9b00_0000_ffff;
     const DATA: u64 = 0x00cf_9300_0000_ffff;
     const CODE32: u64 = 0x00cf_9b00_0000_ffff;
     const DPL3: u64 = 3 << 45;
-    put(u64::from(selector::KERNEL_CS), CODE64)?;
-    put(u64::from(selector::KERNEL_SS), DATA)?;
-    put(u64::from(selector::USER32_CS & !3), CODE32 | DPL3)?;
-    put(u64::from(selector::USER_SS & !3), DATA | DPL3)?;
-    put(u64::from(selector::USER_CS & !3), CODE64 | DPL3)?;
+    put(u64::from(offset::KERNEL_CS), CODE64)?;
+    put(u64::from(offset::KERNEL_SS), DATA)?;
+    put(u64::from(offset::USER32_CS & !3), CODE32 | DPL3)?;
+    put(u64::from(offset::USER_SS & !3), DATA | DPL3)?;
+    put(u64::from(offset::USER_CS & !3), CODE64 | DPL3)?;
     const BUSY_TSS: u64 = 0x8b << 40;
     let limit = u64::from(TSS_LIMIT);
     let low = limit | (TSS_VA & 0xff_ffff) << 16 | BUSY_TSS | (TSS_VA >> 24 & 0xff) << 56;
-    put(u64::from(selector::TSS), low)?;
-    put(u64::from(selector::TSS) + 8, TSS_VA >> 32)?;
+    put(u64::from(offset::TSS), low)?;
+    put(u64::from(offset::TSS) + 8, TSS_VA >> 32)?;
 
     let tss = page.0 + TSS_OFFSET;
     memory.write_obj(Maddr(tss + 4), &STACK_TOP_VA)?;
@@ -281,7 +376,7 @@ fn write_descriptors(
         // INT3 and INTO are the two that software may raise without privilege (SDM vol. 3, 6.12.1.2).
         let dpl: u64 = if vector == 3 || vector == 4 { 3 } else { 0 };
         let low = (handler & 0xffff)
-            | u64::from(selector::KERNEL_CS) << 16
+            | u64::from(gdt.kernel_cs()) << 16
             | (0x8e | dpl << 5) << 40
             | (handler >> 16 & 0xffff) << 48;
         put(IDT_OFFSET + vector * 16, low)?;
@@ -318,7 +413,7 @@ mod tests {
         for transport in [Transport::Pio, Transport::Vmcall] {
             let layout = HypervisorLayout::new(1 << 14, 0);
             let memory = MachineMemory::new(layout.hypervisor_frames(), 1 << 14, Backing::Anonymous).unwrap();
-            let tables = GateTables::install(&memory, &layout, transport).unwrap();
+            let tables = GateTables::install(&memory, &layout, transport, Gdt::Guests).unwrap();
             let reserved = tables.reserved_l4_entries();
             let at = |va| walk(&memory, &reserved, va);
             assert_eq!(at(SYSCALL_VA), (transport == Transport::Pio).then_some((0, true)));
@@ -334,10 +429,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_guests_descriptors_end_where_the_gates_begin() {
+        let layout = HypervisorLayout::new(1 << 14, 0);
+        let memory = MachineMemory::new(layout.hypervisor_frames(), 1 << 14, Backing::Anonymous).unwrap();
+        let tables = GateTables::install(&memory, &layout, Transport::Pio, Gdt::Guests).unwrap();
+        let reserved = tables.reserved_l4_entries();
+        let at = |page: u64| walk(&memory, &reserved, Gdt::Guests.base() + page * PAGE_SIZE);
+        let empty = (EMPTY_FRAME * PAGE_SIZE, false);
+        let descriptors = (DESCRIPTORS_FRAME * PAGE_SIZE, false);
+        assert_eq!((at(0), at(13), at(14)), (Some(empty), Some(empty), Some(descriptors)));
+        let mut frames = [None; GDT_FRAMES];
+        frames[1] = Some(Mfn(layout.total - 1));
+        tables.map_gdt(&memory, &frames).unwrap();
+        let own = ((layout.total - 1) * PAGE_SIZE, false);
+        assert_eq!(
+            (at(0), at(1), at(2)),
+            (Some(empty), Some(own), Some(empty)),
+            "and nobody reads it at CPL 3"
+        );
+        tables.map_gdt(&memory, &[None; GDT_FRAMES]).unwrap();
+        assert_eq!(at(1), Some(empty));
+        assert_eq!(Gdt::Gates.base(), DESCRIPTORS_VA);
+        assert!(u64::from(Gdt::Guests.limit()) < 15 * PAGE_SIZE);
+    }
+
     fn open_ports(transport: Transport) -> Vec<u64> {
         let layout = HypervisorLayout::new(64, 0);
         let memory = MachineMemory::new(layout.hypervisor_frames(), 64, Backing::Anonymous).unwrap();
-        GateTables::install(&memory, &layout, transport).unwrap();
+        GateTables::install(&memory, &layout, transport, Gdt::Guests).unwrap();
         let tss = DESCRIPTORS_FRAME * PAGE_SIZE + TSS_OFFSET;
         let base: u16 = memory.read_obj(Maddr(tss + 102)).unwrap();
         (0..0x10000u64)

@@ -33,7 +33,8 @@ fn syscall_in_compatibility_mode(w: &mut World) {
     w.map(0, frame, TEXT);
     w.memory.write(frame.maddr(), &code!("mov rbx, cr0", "cli")).unwrap();
     w.regs.rax = CODE_VA + 0x100;
-    w.load(&code!("push 0x23", "push rax", "retfq"));
+    w.regs.rcx = Gdt::on(host::usable_kind()).user32_cs().into();
+    w.load(&code!("push rcx", "push rax", "retfq"));
     let page = w.mfn_of(CODE_VA).maddr();
     w.memory.write(Maddr(page.0 + 0x100), &code!("syscall")).unwrap();
     w.regs.rbx = 0x5a5a;

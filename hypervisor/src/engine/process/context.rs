@@ -96,6 +96,7 @@ fn saved_by_stub(area: &Area, h: &HandOver) -> Regs {
         rflags: word(17),
         fs_base: h.fs_base,
         gs_base: h.gs_base,
+        ..Regs::default()
     }
 }
 
@@ -159,6 +160,7 @@ fn saved_by_linux(area: &Area, uc: u64, h: &HandOver) -> Regs {
         rflags: word(17) & !RESUME_FLAG,
         fs_base: h.fs_base,
         gs_base: h.gs_base,
+        ..Regs::default()
     }
 }
 

@@ -160,6 +160,7 @@ impl ProcessEngine {
             lower_half_start: lowest.address,
             lower_half_end: GUEST_END,
             upper_half: false,
+            native_selectors: false,
             tsc_khz: told_khz.unwrap_or_else(|| start.khz_since()),
             tsc_offset: 0,
         };
@@ -285,7 +286,7 @@ impl ProcessEngine {
             return self.judge_inside_stub(stop, regs, memory, repeats);
         }
         if stop.trap != Trap::KickBeforeEntry {
-            *regs = stop.regs;
+            *regs = Regs { selectors: regs.selectors, ..stop.regs };
         }
         match stop.trap {
             // A signal whose kick another exit answered already leaves nothing to tell.
@@ -318,7 +319,7 @@ impl ProcessEngine {
             let fault = if let Trap::Fault(fault) = stop.trap { fault } else { REFUSED };
             return Some(Exit::Fault(fault));
         }
-        *regs = stop.regs;
+        *regs = Regs { selectors: regs.selectors, ..stop.regs };
         if context::is_single_step(&stop) {
             context::without_trap_flag(regs);
             self.stepping = true;

@@ -4,6 +4,7 @@
 //! Facts: the advisories' titles and texts (xenbits.xen.org/xsa).
 
 use paravane_abi::pte;
+use paravane_abi::segment::FLAT_RING3_CS32;
 
 use super::{CODE_VA, DATA, DATA_VA, HYPERCALL_VA, STACK_TOP, TEXT, World, code, fault, gp};
 use crate::engine::host_cpuid::query;
@@ -46,7 +47,8 @@ pub(crate) fn entries_are_in_64_bit_mode(w: &mut World) {
         return skip("hardware-kvm", "no compatibility mode on a software KVM: a guest that tries it dies");
     }
     let kicker = w.engine.kicker();
-    let to_32_bit = code!("push 0x23", "push rax", "retfq");
+    let to_32_bit = code!("push rcx", "push rax", "retfq");
+    w.regs.rcx = if w.engine.info().native_selectors { FLAT_RING3_CS32.into() } else { 0x23 };
     // A kick finds it in a loop.
     w.load(&to_32_bit);
     w.load_second(&code!("4:", "jmp 4b"));

@@ -2,6 +2,7 @@
 
 use paravane_abi::pte;
 
+pub(crate) use super::selectors::{guests_descriptors, selectors};
 use super::{CODE_VA, DATA, DATA_VA, HYPERCALL_VA, STACK_TOP, TABLE, TEXT, World, code, fault, gp, pf};
 use crate::engine::{Allowed, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD, Exit, Fault, Regs, host_cpuid};
 use crate::memory::PAGE_SIZE;

@@ -1,8 +1,7 @@
 //! Descriptor tables: `set_gdt`, `update_descriptor`, MMUEXT_SET_LDT.
 //!
-//! A guest's descriptors are never loaded into a processor here: its code always runs on flat CPL 3 segments.
-//! They are validated and their frames kept from plain stores all the same, so that a guest meets the errors
-//! that Xen would give it and an engine may come to load them. Of system descriptors only absent ones pass;
+//! An engine may have the processor run on these frames: what passes here gives no more rights than CPL 3 has, and the
+//! guest cannot store to a frame while it is a descriptor table. Of system descriptors only absent ones pass;
 //! call gates, which Xen lets a guest have, are refused. An LDT is checked as to its place alone.
 //! Facts: SDM vol. 3, 3.4.5 (segment descriptors); public/arch-x86/xen.h (FIRST_RESERVED_GDT_ENTRY).
 
@@ -85,6 +84,7 @@ impl DirectPaging {
             }
             *slot = Some(Mfn(mfn));
         }
+        pass.paging.set_gdt(gdt.frames);
         pass.put_gdt(&std::mem::replace(&mut tables.gdt, gdt));
         pass.finish(Ok(()))
     }

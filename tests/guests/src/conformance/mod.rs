@@ -18,6 +18,7 @@ mod refused;
 mod reservation;
 mod returns;
 mod sched;
+mod segments;
 mod tables;
 mod tables_ext;
 mod timing;
@@ -66,6 +67,7 @@ const GROUPS: &[Group] = &[
     ("user-mode", user::run),
     ("emulation", emulation::run),
     ("processor", processor::run),
+    ("segments", segments::run),
     ("callbacks", callbacks::run),
     ("physdev", physdev::run),
     ("refused", refused::run),

@@ -113,7 +113,10 @@ fn a_kernel_returns_from_an_upcall_by_iretq() {
     let rsp = va(STACK) + 0x100;
     with_stack(&mut t, IRETQ, &[TARGET, FLAT_CS.into(), 0x3247, rsp, FLAT_SS.into()], FLAT_CS);
     let v = &t.vcpu;
-    assert_eq!((v.regs.rip, v.regs.rsp, v.cs, v.ss), (TARGET, rsp, FLAT_CS, FLAT_SS));
+    assert_eq!(
+        (v.regs.rip, v.regs.rsp, v.regs.selectors.cs, v.regs.selectors.ss),
+        (TARGET, rsp, FLAT_CS, FLAT_SS)
+    );
     assert_eq!(v.regs.rflags, 0x247, "arithmetic flags, and not the privilege level");
     assert!(t.upcall.state(&t.memory).unwrap().1, "IRETQ at CPL 3 does not touch the interrupt flag");
 }
@@ -149,11 +152,11 @@ fn the_flat_selectors_load_without_a_table() {
     let mut t = domain();
     t.write_guest_obj(DATA, &FLAT_SS).unwrap();
     t.vcpu.regs.rbx = DATA;
-    t.vcpu.ss = 0;
+    t.vcpu.regs.selectors.ss = 0;
     for code in [MOV_DS_EAX, MOV_ES_MEM_RBX, MOV_FS_EAX, MOV_GS_R9, MOV_SS_EAX] {
         loads(&mut t, code, FLAT_SS);
     }
-    assert_eq!(t.vcpu.ss, FLAT_SS);
+    assert_eq!(t.vcpu.regs.selectors.ss, FLAT_SS);
     loads(&mut t, MOV_DS_EAX, FLAT_CS);
     for selector in [0xe03b, 0x2b, 0x33, 0x7f, 0xfffb, 0xe00b, 0xe013] {
         assert_eq!(refuses(&mut t, MOV_DS_EAX, selector), (13, u64::from(selector & !3)));
@@ -210,7 +213,7 @@ fn selectors_come_from_the_stack_and_from_far_pointers() {
     loads(&mut t, LFS_ECX_RBX, BASED);
     assert_eq!((t.vcpu.regs.rcx, t.vcpu.regs.fs_base), (0x8765_4321, 0x1234_5678));
     loads(&mut t, LSS_ECX_RBX, BASED);
-    assert_eq!(t.vcpu.ss, BASED);
+    assert_eq!(t.vcpu.regs.selectors.ss, BASED);
     t.write_guest_obj(DATA, &(0x1111 | u64::from(BASED) << 16)).unwrap();
     loads(&mut t, LGS_CX_RBX, BASED);
     assert_eq!((t.vcpu.regs.rcx, t.vcpu.regs.gs_base), (0x8765_1111, 0x1234_5678));
@@ -228,7 +231,10 @@ fn far_transfers_go_to_64_bit_code_of_the_guests() {
         for (code, popped) in [(LRETQ, 16), (LRETQ_16, 32)] {
             with_stack(&mut t, code, &[TARGET, cs.into()], cs);
             let v = &t.vcpu;
-            assert_eq!((v.regs.rip, v.regs.rsp, v.cs), (TARGET, va(STACK + 1) - 256 + popped, cs));
+            assert_eq!(
+                (v.regs.rip, v.regs.rsp, v.regs.selectors.cs),
+                (TARGET, va(STACK + 1) - 256 + popped, cs)
+            );
         }
     }
     with_stack(&mut t, LRETQ, &[TARGET, 0xe030], 0xe030);
@@ -239,12 +245,12 @@ fn far_transfers_go_to_64_bit_code_of_the_guests() {
     assert_eq!(raised(&t), (13, 0, RIP));
 
     // Its own privilege level does not count in a jump.
-    t.vcpu.cs = FLAT_CS;
+    t.vcpu.regs.selectors.cs = FLAT_CS;
     t.write_guest_obj(DATA, &(TARGET | u64::from(CODE & !3) << 32)).unwrap();
     t.vcpu.regs.rbx = DATA;
     with_stack(&mut t, LCALL_RBX, &[], CODE);
     let rsp = va(STACK + 1) - 256 - 8;
-    assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rsp, t.vcpu.cs), (TARGET, rsp, CODE));
+    assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rsp, t.vcpu.regs.selectors.cs), (TARGET, rsp, CODE));
     let back = (RIP + 2) & 0xffff_ffff | u64::from(FLAT_CS) << 32;
     assert_eq!(t.read_guest_obj::<u64>(rsp), Ok(back));
     with_stack(&mut t, LJMP_RBX, &[], CODE);
@@ -307,6 +313,6 @@ proptest! {
         let vector = t.vcpu.regs.rip.wrapping_sub(HANDLERS);
         let went_on = [TARGET, RIP + code.len() as u64].contains(&t.vcpu.regs.rip);
         prop_assert!(went_on || matches!(vector, 11..=14), "{:#x}", t.vcpu.regs.rip);
-        prop_assert!(t.is_code_64(t.vcpu.cs) && t.is_stack(t.vcpu.ss));
+        prop_assert!(t.is_code_64(t.vcpu.regs.selectors.cs) && t.is_stack(t.vcpu.regs.selectors.ss));
     }
 }
