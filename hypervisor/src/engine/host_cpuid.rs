@@ -81,14 +81,36 @@ const OSXSAVE: u32 = 1 << 27;
 /// The state components that a guest can have on this host: those of [`available`] that the host's kernel has switched
 /// on. 0 where there is no XSAVE.
 pub fn available_state() -> u64 {
+    available(state(|| query(1, 0)))
+}
+
+/// As [`available_state`], for who has leaf 1's answer already: CPUID may cost ten microseconds.
+pub fn available_state_by(leaf1: CpuidResult) -> u64 {
+    available(state(|| leaf1))
+}
+
+/// The state components that the host's kernel has switched on and a guest cannot have.
+pub fn other_state() -> u64 {
+    let state = state(|| query(1, 0));
+    state & !available(state)
+}
+
+/// The host's XCR0; 0 where there is none. Asked for once.
+fn state(leaf1: impl FnOnce() -> CpuidResult) -> u64 {
     static STATE: OnceLock<u64> = OnceLock::new();
     *STATE.get_or_init(|| {
-        if query(1, 0).ecx & OSXSAVE == 0 {
+        if leaf1().ecx & OSXSAVE == 0 {
             return 0;
         }
         // SAFETY: OSXSAVE says that XGETBV can be executed; XCR0 always exists.
-        available(unsafe { _xgetbv(0) })
+        unsafe { _xgetbv(0) }
     })
+}
+
+/// Whether RDFSBASE and its kin can be executed here, and so are shown. Asked for once.
+pub fn has_fsgsbase() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| query(0, 0).eax >= 7 && query(7, 0).ebx & 1 != 0)
 }
 
 /// What a guest's registers add to what CPUID says.

@@ -4,6 +4,7 @@
 
 mod advice;
 mod devices;
+mod features;
 mod kvm;
 mod text;
 mod trial;
@@ -11,6 +12,7 @@ mod trial;
 use serde::Serialize;
 
 use self::devices::Need;
+use self::features::Shown;
 use self::kvm::KvmState;
 use self::trial::Trial;
 use super::{print, status};
@@ -47,6 +49,8 @@ struct Diagnosis {
     engines: Vec<Trial>,
     /// The ways into the host on KVM.
     transports: Vec<Trial>,
+    /// What guests see of the processor.
+    features: Vec<Shown>,
     /// What guests' devices need.
     devices: Vec<Need>,
     /// What to change.
@@ -91,6 +95,7 @@ fn diagnose() -> Diagnosis {
         host,
         kvm: KvmFacts { state: kvm.id(), detail },
         auto,
+        features: features::shown(&engines),
         engines,
         transports,
         devices: devices::needs(),

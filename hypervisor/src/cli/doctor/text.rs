@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use super::Diagnosis;
 use super::devices::Need;
+use super::features::Shown;
 use super::trial::{Cost, Trial};
 use crate::compare::HostFacts;
 use crate::ledger::{nanos, nanos_f64};
@@ -29,6 +30,10 @@ fn write(out: &mut String, d: &Diagnosis) -> fmt::Result {
     if !d.transports.is_empty() {
         writeln!(out, "Transports on KVM")?;
         d.transports.iter().try_for_each(|trial| write_transport(out, trial))?;
+    }
+    if !d.features.is_empty() {
+        writeln!(out, "Processor features that guests see")?;
+        d.features.iter().try_for_each(|shown| write_shown(out, shown))?;
     }
     writeln!(out, "Devices")?;
     d.devices.iter().try_for_each(|need| write_need(out, need))?;
@@ -60,6 +65,14 @@ fn write_transport(out: &mut String, trial: &Trial) -> fmt::Result {
         (Some(why), _) => writeln!(out, "unusable: {why}"),
         (None, Some(ns)) => writeln!(out, "works: {} for a hypercall and back", nanos_f64(ns)),
         (None, None) => writeln!(out, "works"),
+    }
+}
+
+fn write_shown(out: &mut String, shown: &Shown) -> fmt::Result {
+    write!(out, "  {:<8}as Xen shows them, with {}", shown.engine, shown.vectors)?;
+    match &shown.not_hidden {
+        None => writeln!(out),
+        Some(more) => writeln!(out, "; CPUID without Xen's prefix also shows {more}"),
     }
 }
 
@@ -160,6 +173,7 @@ pub mod tests {
             auto,
             engines,
             transports,
+            features: vec![Shown { engine: "process", vectors: "AVX", not_hidden: Some("more".to_owned()) }],
             devices: Vec::new(),
             advice,
         }
@@ -178,6 +192,7 @@ pub mod tests {
             "  pio     works: 27.0 us for a hypercall and back\n",
             "  vmcall  unusable: no such luck\n",
             "  * do this\n",
+            "  process as Xen shows them, with AVX; CPUID without Xen's prefix also shows more\n",
             "on process, a hypercall was not measured: too shy",
         ] {
             assert!(text.contains(part), "{part:?} missing in:\n{text}");

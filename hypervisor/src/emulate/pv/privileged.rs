@@ -152,11 +152,10 @@ fn write_control(d: &mut PvDomain, register: Register, value: u64) -> Option<End
 /// Bits of CR4 that a guest may have as it likes: TSD, DE, and FSGSBASE and OSXSAVE where CPUID shows the feature.
 /// Others it finds as they are.
 fn changeable() -> u64 {
-    let fsgsbase = host_cpuid::query(0, 0).eax >= 7 && host_cpuid::query(7, 0).ebx & 1 != 0;
     let optional = |have: bool, bit: u64| if have { bit } else { 0 };
     CR4_TSD
         | CR4_DE
-        | optional(fsgsbase, CR4_FSGSBASE)
+        | optional(host_cpuid::has_fsgsbase(), CR4_FSGSBASE)
         | optional(host_cpuid::available_state() != 0, CR4_OSXSAVE)
 }
 

@@ -8,7 +8,7 @@ use std::arch::x86_64::CpuidResult;
 use kvm_bindings::kvm_cpuid_entry2;
 
 use crate::engine::guest_cpuid::{COMPONENTS, MAX_BASIC, MAX_EXTENDED, area_size, filter};
-use crate::engine::host_cpuid::{available_state, query};
+use crate::engine::host_cpuid::{available_state_by, query};
 
 /// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`: ECX selects among the leaf's sub-leaves.
 const BY_INDEX: u32 = 1;
@@ -31,14 +31,15 @@ fn entry(function: u32, index: u32, flags: u32, r: CpuidResult) -> kvm_cpuid_ent
 /// What depends on CR4 and XCR0 (OSXSAVE, the sizes of an XSAVE area in use) KVM fills in. Executes about twelve CPUID instructions, each of which costs microseconds when this host is itself a guest:
 /// leaves that nobody needs are not read.
 pub fn table() -> (Vec<kvm_cpuid_entry2>, u64) {
-    let state = available_state();
+    let features = query(1, 0);
+    let state = available_state_by(features);
     let host = |function, index| filter(function, index, query(function, index), state);
     let mut entries = Vec::with_capacity(16);
 
     let basic = query(0, 0);
     entries.push(entry(0, 0, 0, filter(0, 0, basic, state)));
 
-    entries.push(entry(1, 0, 0, host(1, 0)));
+    entries.push(entry(1, 0, 0, filter(1, 0, features, state)));
 
     if basic.eax >= 7 {
         let extended = host(7, 0);
@@ -90,6 +91,6 @@ mod tests {
         assert_eq!(leaf(1).ecx & (1 << 5 | 1 << 21), 0, "no VMX, no x2APIC");
         assert_ne!(leaf(0x8000_0001).edx & 1 << 29, 0, "long mode");
         assert!(leaf(0x8000_0008).eax & 0xff >= 36, "physical address bits");
-        assert_eq!(xcr0, available_state());
+        assert_eq!(xcr0, crate::engine::host_cpuid::available_state());
     }
 }
