@@ -31,6 +31,7 @@ mod segment;
 mod tests;
 
 use iced_x86::Instruction;
+use paravane_abi::segment::FLAT_KERNEL_CS;
 use paravane_abi::trap::{TRAP_DEBUG, TRAP_GP_FAULT, TRAP_INVALID_OP, TRAP_PAGE_FAULT};
 
 use super::cpu::rflags;
@@ -69,6 +70,8 @@ const UNDEFINED: Fault = Fault { vector: TRAP_INVALID_OP, error_code: 0, address
 /// Handles an exception: completes the instruction, or lets the guest have it.
 pub fn handle(d: &mut PvDomain, fault: Fault) -> Emulated {
     let emulated = match fault.vector {
+        // What is there would be decoded as 64-bit code.
+        _ if !runs_64_bit_code(d) => None,
         TRAP_INVALID_OP => cpuid::forced(d)
             .or_else(|| interrupt::software(d, fault))
             .or_else(|| privileged::extended_state(d)),
@@ -81,6 +84,13 @@ pub fn handle(d: &mut PvDomain, fault: Fault) -> Emulated {
         d.deliver_fault(fault);
         Cause::GuestFault { vector: fault.vector }.into()
     })
+}
+
+/// Whether the guest is in 64-bit mode, as far as the engine knows: it can go to 32-bit code by itself, and that is not
+/// supported.
+fn runs_64_bit_code(d: &PvDomain) -> bool {
+    let cs = d.vcpu.regs.selectors.cs;
+    cs == FLAT_KERNEL_CS || d.is_code_64(cs)
 }
 
 fn general_protection(d: &mut PvDomain) -> Option<Emulated> {

@@ -277,6 +277,17 @@ fn selectors_of_the_local_table_are_looked_up_in_the_guests_memory() {
 }
 
 #[test]
+fn code_of_another_width_is_not_decoded_as_64_bit_code() {
+    const CLI: &[u8] = &[0xfa];
+    let mut t = with_table();
+    for (cs, is_decoded) in [(FLAT_CS, true), (CODE, true), (0xe023, false), (CODE_32, false)] {
+        t.vcpu.regs.selectors.cs = cs;
+        execute(&mut t, CLI, GP);
+        assert_eq!(t.vcpu.regs.rip == RIP + 1, is_decoded, "{cs:#x}");
+    }
+}
+
+#[test]
 fn a_single_step_follows_a_load_but_not_one_of_ss() {
     const TF: u64 = 1 << 8;
     let mut t = domain();
