@@ -26,7 +26,7 @@ mod vcpu;
 mod version;
 mod virtio;
 
-pub use processor::{read_debug_register, write_debug_register};
+pub use processor::{io_breakpoints, read_debug_register, write_debug_register};
 pub use version::{FEATURES, VERSION};
 
 use paravane_abi::errno::Errno;

@@ -99,18 +99,18 @@ const CR4_DE: u64 = 1 << 3;
 /// Sets a debug register. ENODEV where there is none, EINVAL for reserved bits, EPERM for what a guest may not: watch
 /// the hypervisor's addresses, have accesses to these registers trap, or break on I/O while CR4.DE is clear.
 pub fn write_debug_register(d: &mut PvDomain, number: u32, value: u64) -> Result<(), Errno> {
-    let debug = &mut d.vcpu.debug;
     match number {
         DEBUGREG_ADDRESS_FIRST..=DEBUGREG_ADDRESS_LAST => {
             if (1 << 47..HYPERVISOR_VIRT_END).contains(&value) {
                 return Err(Errno::EPERM);
             }
             let index = usize::try_from(number).map_err(|_| Errno::ENODEV)?;
-            *debug.addresses.get_mut(index).ok_or(Errno::ENODEV)? = value;
+            *d.vcpu.debug.addresses.get_mut(index).ok_or(Errno::ENODEV)? = value;
         }
+        4 | 5 if has_no_aliases(d) => return Err(Errno::ENODEV),
         4 | DEBUGREG_STATUS => {
             narrow(value)?;
-            debug.status = value & !STATUS_ZEROES | STATUS_ONES;
+            d.vcpu.debug.status = value & !STATUS_ZEROES | STATUS_ONES;
         }
         5 | DEBUGREG_CONTROL => {
             narrow(value)?;
@@ -120,11 +120,16 @@ pub fn write_debug_register(d: &mut PvDomain, number: u32, value: u64) -> Result
             if value & GENERAL_DETECT != 0 || on_io {
                 return Err(Errno::EPERM);
             }
-            debug.control = value;
+            d.vcpu.debug.control = value;
         }
         _ => return Err(Errno::ENODEV),
     }
     Ok(())
+}
+
+/// DR4 and DR5 are DR6 and DR7 while CR4.DE is clear; else there are none (SDM vol. 3, 17.2.2).
+fn has_no_aliases(d: &PvDomain) -> bool {
+    d.vcpu.control.cr4 & CR4_DE != 0
 }
 
 /// The upper halves of DR6 and DR7 are reserved.
@@ -136,6 +141,7 @@ fn narrow(value: u64) -> Result<u32, Errno> {
 pub fn read_debug_register(d: &PvDomain, number: u32) -> Result<u64, Errno> {
     let debug = &d.vcpu.debug;
     match number {
+        4 | 5 if has_no_aliases(d) => Err(Errno::ENODEV),
         4 | DEBUGREG_STATUS => Ok(debug.status),
         5 | DEBUGREG_CONTROL => Ok(debug.control),
         _ => {
@@ -143,6 +149,29 @@ pub fn read_debug_register(d: &PvDomain, number: u32) -> Result<u64, Errno> {
             debug.addresses.get(index).copied().ok_or(Errno::ENODEV)
         }
     }
+}
+
+/// The breakpoints on I/O that an access to `size` bytes from `port` on meets, as bits of DR6 (SDM vol. 3, 17.2.4).
+///
+/// Ports are emulated, so that these breakpoints need no debug registers of the processor's.
+pub fn io_breakpoints(d: &PvDomain, port: u16, size: u32) -> u64 {
+    let debug = &d.vcpu.debug;
+    if debug.control & ACTIVE == 0 || d.vcpu.control.cr4 & CR4_DE == 0 {
+        return 0;
+    }
+    let (first, end) = (u64::from(port), u64::from(port) + u64::from(size));
+    let meets = |(number, address): (usize, &u64)| {
+        let (enabled, kind) = (debug.control >> (number * 2) & 3 != 0, debug.control >> (16 + number * 4));
+        let width = match kind >> 2 & 3 {
+            0 => 1,
+            1 => 2,
+            2 => 8,
+            _ => 4,
+        };
+        let overlaps = *address < end && address.saturating_add(width) > first;
+        if enabled && kind & 3 == ON_IO && overlaps { 1 << number } else { 0 }
+    };
+    debug.addresses.iter().enumerate().map(meets).fold(0, |all, bit| all | bit)
 }
 
 /// set_debugreg(number, value).
@@ -255,6 +284,10 @@ mod tests {
         t.vcpu.control.cr4 |= CR4_DE;
         assert_eq!(set(&mut t, 7, 0x2_0702), Ok(0), "with CR4.DE a breakpoint on I/O is one");
         assert_eq!(t.call(nr::GET_DEBUGREG, [7]), Ok(0x2_0702));
+        for alias in [4, 5] {
+            assert_eq!(set(&mut t, alias, 0), Err(Errno::ENODEV), "with CR4.DE there is none");
+            assert_eq!(t.call(nr::GET_DEBUGREG, [alias]), Err(Errno::ENODEV));
+        }
         for n in [6, 7] {
             assert_eq!(set(&mut t, n, 1 << 32), Err(Errno::EINVAL));
         }

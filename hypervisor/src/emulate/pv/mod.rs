@@ -95,8 +95,9 @@ fn runs_64_bit_code(d: &PvDomain) -> bool {
 
 fn general_protection(d: &mut PvDomain) -> Option<Emulated> {
     let insn = decode::at_rip(d)?;
+    let breakpoints = port::breakpoints(d, &insn);
     if let Some((emulated, ended)) = port::access(d, &insn) {
-        finish(d, &insn, ended);
+        finish_with(d, &insn, ended, breakpoints);
         return Some(emulated);
     }
     let (op, ended) = privileged::instruction(d, &insn)?;
@@ -106,11 +107,17 @@ fn general_protection(d: &mut PvDomain) -> Option<Emulated> {
 
 /// Ends an instruction as the processor would.
 fn finish(d: &mut PvDomain, insn: &Instruction, ended: Ended) {
+    finish_with(d, insn, ended, 0);
+}
+
+/// As [`finish`], for an instruction that has met `breakpoints`, as bits of DR6.
+fn finish_with(d: &mut PvDomain, insn: &Instruction, ended: Ended, breakpoints: u64) {
     match ended {
         Ended::Done => {
             d.vcpu.regs.rip = insn.next_ip();
             d.vcpu.regs.rflags &= !rflags::RF;
-            if d.vcpu.regs.rflags & rflags::TF != 0 {
+            d.vcpu.debug.status |= breakpoints;
+            if breakpoints != 0 || d.vcpu.regs.rflags & rflags::TF != 0 {
                 d.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
             }
         }

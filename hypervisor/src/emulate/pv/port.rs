@@ -13,6 +13,7 @@ use super::{Emulated, Ended, UNDEFINED};
 use crate::domain::pv::PvDomain;
 use crate::emulate::cpu::rflags;
 use crate::emulate::operand::{linear_address, read_register, write_register};
+use crate::hypercall::io_breakpoints;
 use crate::ledger::{Cause, PortDevice};
 
 /// Writes here mark a measured region.
@@ -52,6 +53,17 @@ pub(super) fn access(d: &mut PvDomain, insn: &Instruction) -> Option<(Emulated, 
         (false, false) => Ended::Done,
     };
     Some((cause.into(), ended))
+}
+
+/// The breakpoints on I/O that an instruction would meet, as bits of DR6; none if it is no port access.
+pub(super) fn breakpoints(d: &PvDomain, insn: &Instruction) -> u64 {
+    use Mnemonic::*;
+    match insn.mnemonic() {
+        In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => {
+            io_breakpoints(d, port_of(d, insn), size_of_access(insn))
+        }
+        _ => 0,
+    }
 }
 
 fn is_mark(d: &PvDomain, insn: &Instruction) -> bool {

@@ -116,6 +116,14 @@ fn debug_registers(bench: &mut Bench) {
     suite.equal("control-by-its-other-number", get(5), Ok(DEBUGREG_CONTROL_DEFAULT));
     suite.equal("general-detect", set(7, 1 << 13), Err(Errno::EPERM));
     suite.equal("breakpoint-on-ports", set(7, 0x2_0001), Err(Errno::EPERM));
+    let cr4: u64;
+    // SAFETY: emulated; CR4.DE is about debug registers alone, and is put back below.
+    unsafe { asm!("mov {v}, cr4", "or {v}, 8", "mov cr4, {v}", "xor {v}, 8", v = out(reg) cr4) };
+    suite.equal("breakpoint-on-ports-with-de", (set(7, 0x2_0302), get(7)), (Ok(0), Ok(0x2_0702)));
+    suite.equal("no-other-number-with-de", (get(4), get(5)), (Err(Errno::ENODEV), Err(Errno::ENODEV)));
+    suite.equal("no-breakpoint-on-ports", set(7, 0), Ok(0));
+    // SAFETY: as above.
+    unsafe { asm!("mov cr4, {v}", v = in(reg) cr4) };
     for number in [6, 7] {
         suite.equal("upper-half", set(number, 1 << 32), Err(Errno::EINVAL));
     }

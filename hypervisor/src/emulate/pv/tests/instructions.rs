@@ -231,6 +231,25 @@ fn debug_registers_and_single_steps() {
 }
 
 #[test]
+fn breakpoints_on_ports_fire_after_the_access() {
+    const DE: u64 = 1 << 3;
+    const ENABLE_1_ON_IO_OF_2_BYTES: u64 = 0x0060_0404;
+    let mut t = domain();
+    (t.vcpu.debug.addresses[1], t.vcpu.debug.control) = (0x60, ENABLE_1_ON_IO_OF_2_BYTES);
+    completes(&mut t, IN_AL_61, GP);
+    t.vcpu.control.cr4 |= DE;
+    execute(&mut t, IN_AL_61, GP);
+    assert_eq!(t.vcpu.regs.rip, HANDLERS + 1, "#DB");
+    let frame: [u64; 3] = t.read_guest_obj(t.vcpu.regs.rsp).unwrap();
+    assert_eq!((frame[2], t.vcpu.debug.status & 0xf), (RIP + 2, 0b10), "after the instruction, by DR1");
+    t.vcpu.debug.status = 0;
+    completes(&mut t, IN_AL_42, GP);
+    t.vcpu.io.level = 0;
+    is_refused(&mut t, IN_AL_61);
+    assert_eq!(t.vcpu.debug.status & 0xf, 0, "what is refused meets none");
+}
+
+#[test]
 fn model_specific_registers() {
     let mut t = domain();
     let set = |t: &mut TestDomain, index: u64, value: u64| {
