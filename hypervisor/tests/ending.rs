@@ -128,7 +128,7 @@ fn the_time_limit_holds_while_nobody_reads_standard_error() {
     assert!(written.contains("\"whole\""), "the run did not end in order: {written}");
 }
 
-/// At several moments, some of them just before the write that blocks: there a signal was lost for good.
+/// At several moments, some of them just before the write that blocks.
 #[test]
 fn no_signal_is_lost_while_nobody_reads_standard_output() {
     for machine in MACHINES {
@@ -146,6 +146,57 @@ fn no_signal_is_lost_while_nobody_reads_standard_output() {
             }
             assert_eq!(status.code(), Some(128 + libc::SIGTERM), "{machine:?} {full_by}: {status}: {said}");
         }
+    }
+}
+
+/// The number of a program's thread, once there is one of this name.
+fn thread_of(child: &mut Child, name: &str) -> Option<libc::pid_t> {
+    let tasks = format!("/proc/{}/task", child.id());
+    while child.try_wait().unwrap().is_none() {
+        for task in std::fs::read_dir(&tasks).unwrap().flatten() {
+            let comm = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            if comm.trim_end() == name {
+                return task.file_name().to_str()?.parse().ok();
+            }
+        }
+        std::thread::yield_now();
+    }
+    None
+}
+
+/// Signals are delivered to any thread: here to one that is not waiting for the reader.
+#[test]
+fn a_signal_that_another_thread_receives_ends_the_wait_of_the_vcpu() {
+    for machine in MACHINES {
+        let (_reader, writer) = small_pipe();
+        let args = [&["--timeout", "50s"], machine].concat();
+        let mut child = run(&args).stdin(many_commands()).stdout(writer).spawn().unwrap();
+        let Some(keyboard) = thread_of(&mut child, "console input") else {
+            let (status, said) = end_of(child);
+            assert!(missing(status, &said), "{machine:?}: {status}: {said}");
+            continue;
+        };
+        let (pid, call) =
+            (libc::pid_t::try_from(child.id()).unwrap(), format!("/proc/{}/syscall", child.id()));
+        let write = format!("{} ", libc::SYS_write);
+        // Twice in a row: the thread is in the write that does not end.
+        let mut before = String::new();
+        loop {
+            let Ok(now) = std::fs::read_to_string(&call) else {
+                child.kill().unwrap();
+                end_of(child);
+                return skip("proc-syscall", "this kernel does not show what a thread waits for");
+            };
+            if now.starts_with(&write) && now == before {
+                break;
+            }
+            before = now;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // SAFETY: numbers only; the process has not been waited for.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, pid, keyboard, libc::SIGTERM) }, 0);
+        let (status, said) = end_of(child);
+        assert_eq!(status.code(), Some(128 + libc::SIGTERM), "{machine:?}: {status}: {said}");
     }
 }
 
