@@ -36,7 +36,7 @@ const PAGE_FAULT: u64 = TRAP_PAGE_FAULT as u64;
 
 /// What a software KVM and the process engine answer instead: the host's own CS and SS, and of DS, ES, FS and GS what was
 /// there before a load that had to be carried out by the hypervisor; the host's 0x2b and 0x33 are there, and flat.
-const ON_THE_HOSTS_TABLE: [(&str, Outcome); 18] = [
+const ON_THE_HOSTS_TABLE: [(&str, Outcome); 19] = [
     ("read-cs", Is(0x33)),
     ("read-ss", Is(0x2b)),
     ("ds-flat", Is(0)),
@@ -54,6 +54,7 @@ const ON_THE_HOSTS_TABLE: [(&str, Outcome); 18] = [
     ("ds-without-privilege", Is(0)),
     ("far-return-own", Is(0x33)),
     ("far-return-flat-again", Is(0x33)),
+    ("iretq-flat", Is(0x33)),
     ("iretq-own", Is(0x33)),
 ];
 
@@ -226,7 +227,10 @@ fn flat(s: &mut Selectors<'_>) {
     s.check("far-return-level-0", far_return(), 0xe030, Raises(PROTECTION, 0xe030));
     let call = sequence!("sub rsp, 16", "mov [rsp + 4], edi", "call fword ptr [rsp]", "ud2");
     s.check("far-call-of-no-local-table", call, 0x1007, Raises(PROTECTION, 0x1004));
-    s.check("iretq-flat", interrupt_return(), FLAT_CS, Is(if s.hosts { HOSTS_CS } else { FLAT_CS }));
+    s.check("iretq-flat", interrupt_return(), FLAT_CS, Is(FLAT_CS));
+    let unchanged =
+        sequence!("mov rax, rsp", "push 0xe02b", "push rax", "pushfq", "push rdi", "push rax", "iretq");
+    s.check("iretq-level-0", unchanged, 0xe030, Raises(PROTECTION, 0xe030));
 }
 
 /// A table of one's own.
