@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
-use super::print;
+use super::{given, print};
 use crate::audit::{Audit, Class, Effect, Policy, audit, text};
 use crate::images;
 use crate::printable;
@@ -109,8 +109,8 @@ fn load(args: &AuditArgs) -> anyhow::Result<(String, Audit)> {
         None => ("built-in guest".to_owned(), images::PV.into()),
         Some(path) => {
             let name = path.to_string_lossy().into_owned();
-            let bytes =
-                std::fs::read(path).with_context(|| format!("cannot read {}", printable::path(path)))?;
+            let bytes = given::image(path, u64::MAX)
+                .with_context(|| format!("cannot read {}", printable::path(path)))?;
             (name, bytes.into())
         }
     };

@@ -10,6 +10,7 @@ mod devices;
 mod disk;
 mod doctor;
 mod ending;
+mod given;
 mod input;
 mod lost;
 mod oom;

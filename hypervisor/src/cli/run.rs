@@ -23,7 +23,7 @@ use super::stats::{self, Origin, Statistics};
 use super::stats_file::StatisticsFile;
 use super::status::{self, Interruption};
 use super::terminal::{self, RawMode};
-use super::{oom, signals, size};
+use super::{given, oom, signals, size};
 use crate::busy_poll;
 use crate::console::ConsoleInput;
 use crate::device::console::stdio::Outside;
@@ -106,7 +106,8 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     let initrd = match &args.initrd {
         None => None,
         Some(path) => Some(
-            std::fs::read(path).with_context(|| format!("cannot read initrd {}", printable::path(path)))?,
+            given::module(path, args.mem)
+                .with_context(|| format!("cannot read initrd {}", printable::path(path)))?,
         ),
     };
     check_paths(args)?;
@@ -195,7 +196,7 @@ fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
         None if args.bare => Ok((Cow::Borrowed(images::BARE), "built-in bare guest".to_owned())),
         None => Ok((Cow::Borrowed(images::PV), "built-in guest".to_owned())),
         Some(path) => {
-            let bytes = std::fs::read(path)
+            let bytes = given::image(path, args.mem)
                 .with_context(|| format!("cannot read image {}", printable::path(path)))?;
             Ok((Cow::Owned(bytes), printable::path(path).to_string()))
         }

@@ -4,11 +4,13 @@
 //! `setup_sects`, `payload_offset` and `payload_length`); other kernels are ELF files compressed as a whole.
 //! Nothing is executed of a bzImage's own code. The result is a stranger's bytes still.
 
+mod lz4;
+
 use std::borrow::Cow;
 use std::io::Read;
 
 /// No kernel is larger than this unpacked; something that claims to be is an attack or an accident.
-const LARGEST: usize = 1 << 30;
+const LARGEST: u64 = 1 << 30;
 /// The largest window or dictionary that a stream may ask for: what the strongest settings in use need.
 const LARGEST_WINDOW: usize = 128 << 20;
 
@@ -24,16 +26,21 @@ pub enum UnpackError {
         reason: String,
     },
     /// It grows beyond all reason.
-    #[error("its {format} data unpacks to more than {} MiB, which no kernel does", LARGEST >> 20)]
+    #[error(
+        "its {format} data unpacks to more than {}, for which there is no room; raise --mem, or unpack it first",
+        crate::units::bytes(*room)
+    )]
     TooLarge {
         /// How it is compressed.
         format: &'static str,
+        /// Bytes that there is room for.
+        room: u64,
     },
     /// A format that is not understood.
     #[error("it is compressed with {format}, which is not understood here; unpack it first")]
     Unsupported {
         /// How it is compressed.
-        format: &'static str,
+        format: Cow<'static, str>,
     },
     /// The bzImage's header makes no sense.
     #[error("it is a Linux bzImage without a usable payload ({0}); use one of Linux 2.6.26 or later")]
@@ -42,9 +49,35 @@ pub enum UnpackError {
 
 /// The ELF file inside `file`, or `file` itself when it is not compressed.
 pub fn unpack(file: &[u8]) -> Result<Cow<'_, [u8]>, UnpackError> {
-    let payload = if is_bzimage(file) { bzimage_payload(file)? } else { file };
+    unpack_within(file, LARGEST)
+}
+
+/// The same, with room for `room` bytes.
+pub fn unpack_within(file: &[u8], room: u64) -> Result<Cow<'_, [u8]>, UnpackError> {
+    let payload = without_skippable(if is_bzimage(file) { bzimage_payload(file)? } else { file });
     let Some(format) = Format::of(payload) else { return Ok(Cow::Borrowed(payload)) };
-    format.unpack(payload).map(Cow::Owned)
+    format.unpack(payload, room.min(LARGEST)).map(Cow::Owned)
+}
+
+/// Whether a file that begins like this is compressed in a way that is known here.
+pub fn may_begin_with(first: &[u8]) -> bool {
+    is_bzimage(first) || is_skippable(first) || Format::of(first).is_some()
+}
+
+/// A frame of a user's own, which decoders pass over: of Zstandard (RFC 8878, 3.1.2) and LZ4 alike.
+fn is_skippable(data: &[u8]) -> bool {
+    matches!(data, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+/// What comes after skippable frames.
+fn without_skippable(mut data: &[u8]) -> &[u8] {
+    while is_skippable(data)
+        && let Some(size) = data.get(4..8).and_then(|size| <[u8; 4]>::try_from(size).ok())
+        && let Some(rest) = data.get(8..).and_then(|rest| rest.get(u32::from_le_bytes(size) as usize..))
+    {
+        data = rest;
+    }
+    data
 }
 
 fn is_bzimage(file: &[u8]) -> bool {
@@ -75,16 +108,19 @@ enum Format {
     Zstd,
     /// The "legacy" frame, the only one that Linux's build uses.
     Lz4,
+    /// The frame that the `lz4` program makes unless told otherwise.
+    Lz4Frame,
     Other(&'static str),
 }
 
 impl Format {
     fn of(data: &[u8]) -> Option<Self> {
-        const MAGICS: [(&[u8], Format); 7] = [
+        const MAGICS: [(&[u8], Format); 8] = [
             (&[0x1f, 0x8b], Format::Gzip),
             (b"\xfd7zXZ\0", Format::Xz),
             (&[0x28, 0xb5, 0x2f, 0xfd], Format::Zstd),
             (&[0x02, 0x21, 0x4c, 0x18], Format::Lz4),
+            (&[0x04, 0x22, 0x4d, 0x18], Format::Lz4Frame),
             (b"BZh", Format::Other("bzip2")),
             (&[0x5d, 0, 0], Format::Other("lzma")),
             (&[0x89, b'L', b'Z', b'O'], Format::Other("lzo")),
@@ -97,77 +133,109 @@ impl Format {
             Self::Gzip => "gzip",
             Self::Xz => "xz",
             Self::Zstd => "zstd",
-            Self::Lz4 => "lz4",
+            Self::Lz4 | Self::Lz4Frame => "lz4",
             Self::Other(name) => name,
         }
     }
 
     /// Unpacks one stream; what follows it (Linux appends the unpacked size) is ignored.
-    fn unpack(self, data: &[u8]) -> Result<Vec<u8>, UnpackError> {
-        let unpacked = match self {
-            Self::Gzip => read_all(flate2::read::GzDecoder::new(data)),
-            Self::Xz => unxz(data),
-            Self::Zstd => unzstd(data),
-            Self::Lz4 => unlz4(data),
-            Self::Other(format) => return Err(UnpackError::Unsupported { format }),
-        };
+    fn unpack(self, data: &[u8], room: u64) -> Result<Vec<u8>, UnpackError> {
         let format = self.name();
-        match unpacked {
-            Err(reason) => Err(UnpackError::Damaged { format, reason }),
-            Ok(data) if data.len() > LARGEST => Err(UnpackError::TooLarge { format }),
-            Ok(data) => Ok(data),
-        }
+        let out = Output::new(room);
+        let unpacked = match self {
+            Self::Gzip => out.read_all(flate2::read::GzDecoder::new(data)),
+            Self::Xz => unxz(data, out),
+            Self::Zstd => unzstd(data, out),
+            Self::Lz4 => lz4::legacy(data, out),
+            Self::Lz4Frame => lz4::frame(data, out),
+            Self::Other(format) => Err(Failure::Unsupported(format.into())),
+        };
+        unpacked.map_err(|failure| match failure {
+            Failure::Full => UnpackError::TooLarge { format, room },
+            Failure::Damaged(reason) => UnpackError::Damaged { format, reason },
+            Failure::Unsupported(format) => UnpackError::Unsupported { format },
+        })
     }
 }
 
-/// Everything that a decoder has to give, up to one byte more than is allowed.
-fn read_all(decoder: impl Read) -> Result<Vec<u8>, String> {
-    let mut out = Vec::new();
-    decoder.take(LARGEST as u64 + 1).read_to_end(&mut out).map_err(|e| e.to_string())?;
-    Ok(out)
+/// Why a decoder stopped.
+#[derive(Debug)]
+enum Failure {
+    Full,
+    Damaged(String),
+    Unsupported(Cow<'static, str>),
 }
 
-fn unzstd(data: &[u8]) -> Result<Vec<u8>, String> {
+impl From<&str> for Failure {
+    fn from(reason: &str) -> Self {
+        Self::Damaged(reason.into())
+    }
+}
+
+const CUT_OFF: &str = "unexpected end of file";
+
+/// What was unpacked so far; never more than there is room for, and refused where the host has no memory for it.
+#[derive(Debug)]
+struct Output {
+    bytes: Vec<u8>,
+    room: usize,
+}
+
+impl Output {
+    fn new(room: u64) -> Self {
+        Self { bytes: Vec::new(), room: usize::try_from(room).unwrap_or(usize::MAX) }
+    }
+    fn push(&mut self, more: &[u8]) -> Result<(), Failure> {
+        if more.len() > self.room - self.bytes.len() || self.bytes.try_reserve(more.len()).is_err() {
+            return Err(Failure::Full);
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(())
+    }
+    /// Everything that a decoder has to give.
+    fn read_all(mut self, decoder: impl Read) -> Result<Vec<u8>, Failure> {
+        let limit = (self.room as u64).saturating_add(1);
+        decoder.take(limit).read_to_end(&mut self.bytes).map_err(|e| match e.kind() {
+            std::io::ErrorKind::OutOfMemory => Failure::Full,
+            _ => Failure::Damaged(e.to_string()),
+        })?;
+        if self.bytes.len() > self.room { Err(Failure::Full) } else { Ok(self.bytes) }
+    }
+}
+
+fn unzstd(data: &[u8], out: Output) -> Result<Vec<u8>, Failure> {
     use ruzstd::decoding::StreamingDecoder;
     let decoder = StreamingDecoder::new_with_max_window_size(data, LARGEST_WINDOW as u64);
-    read_all(decoder.map_err(|e| e.to_string())?)
+    out.read_all(decoder.map_err(|e| Failure::Damaged(e.to_string()))?)
 }
 
-fn unxz(mut data: &[u8]) -> Result<Vec<u8>, String> {
+fn unxz(mut data: &[u8], mut out: Output) -> Result<Vec<u8>, Failure> {
+    use xz4rust::XzError;
     const CHUNK: usize = 1 << 20;
     const FIRST_WINDOW: usize = 8 << 20;
     let mut decoder = xz4rust::XzDecoder::in_heap_with_alloc_dict_size(FIRST_WINDOW, LARGEST_WINDOW);
-    let (mut out, mut chunk) = (Vec::new(), vec![0; CHUNK]);
+    let mut chunk = vec![0; CHUNK];
     loop {
-        let step = decoder.decode(data, &mut chunk).map_err(|e| e.to_string())?;
+        let step = decoder.decode(data, &mut chunk).map_err(|e| match e {
+            XzError::Sha256NotSupported => Failure::Unsupported("xz with the check SHA-256".into()),
+            XzError::UnsupportedCheckType(check) => {
+                Failure::Unsupported(format!("xz with check {check}").into())
+            }
+            XzError::DictionaryTooLarge(bytes) => {
+                let bytes = crate::units::bytes(bytes);
+                Failure::Unsupported(format!("xz with a dictionary of {bytes}").into())
+            }
+            other => Failure::Damaged(other.to_string()),
+        })?;
         data = data.get(step.input_consumed()..).unwrap_or_default();
-        out.extend_from_slice(chunk.get(..step.output_produced()).unwrap_or_default());
-        if step.is_end_of_stream() || out.len() > LARGEST {
-            return Ok(out);
+        out.push(chunk.get(..step.output_produced()).unwrap_or_default())?;
+        if step.is_end_of_stream() {
+            return Ok(out.bytes);
         }
         if !step.made_progress() {
-            return Err("unexpected end of file".into());
+            return Err(CUT_OFF.into());
         }
     }
-}
-
-/// The legacy LZ4 frame: a magic number, then blocks with their sizes before them.
-fn unlz4(data: &[u8]) -> Result<Vec<u8>, String> {
-    /// What a block of the legacy frame unpacks to at most.
-    const BLOCK: usize = 8 << 20;
-    let mut rest = data.get(4..).unwrap_or_default();
-    // Made once: a file of a million blocks of one byte must not cost a million times what a block may hold.
-    let (mut out, mut space) = (Vec::new(), vec![0; BLOCK]);
-    // Four bytes left are no block but the unpacked size that Linux appends.
-    while rest.len() > 4 && out.len() <= LARGEST {
-        let (size, blocks) = rest.split_first_chunk::<4>().ok_or("unexpected end of file")?;
-        let (block, next) =
-            blocks.split_at_checked(u32::from_le_bytes(*size) as usize).ok_or("unexpected end of file")?;
-        let len = lz4_flex::block::decompress_into(block, &mut space).map_err(|e| e.to_string())?;
-        out.extend_from_slice(space.get(..len).unwrap_or_default());
-        rest = next;
-    }
-    Ok(out)
 }
 
 #[cfg(test)]
@@ -244,6 +312,84 @@ mod tests {
         assert!(matches!(unpack(&XZ[..60]), Err(UnpackError::Damaged { format: "xz", .. })));
     }
 
+    /// 1 MB became 1 GiB, for a guest of 64 MiB.
+    #[test]
+    fn no_more_is_unpacked_than_there_is_room_for() {
+        let zeroes = vec![0; 3 << 20];
+        for (packed, format) in [
+            (gzip(&zeroes), "gzip"),
+            (zstd(&zeroes), "zstd"),
+            (lz4(&zeroes), "lz4"),
+            (frame(&zeroes, 0x60), "lz4"),
+        ] {
+            assert_eq!(unpack_within(&packed, 1 << 20), Err(UnpackError::TooLarge { format, room: 1 << 20 }));
+            assert_eq!(unpack_within(&packed, 3 << 20).as_deref(), Ok(&zeroes[..]));
+        }
+        assert!(matches!(unpack_within(&XZ, 8), Err(UnpackError::TooLarge { format: "xz", room: 8 })));
+    }
+
+    /// An LZ4 frame (LZ4 Frame Format 1.6.4) of blocks that are packed, one that is not, and these flags.
+    fn frame(data: &[u8], flags: u8) -> Vec<u8> {
+        let mut out = vec![0x04, 0x22, 0x4d, 0x18, flags, 0x70];
+        if flags & 8 != 0 {
+            out.extend((data.len() as u64).to_le_bytes());
+        }
+        out.push(0);
+        for (n, part) in data.chunks(1 << 20).enumerate() {
+            let packed = lz4_flex::block::compress(part);
+            let (size, block) =
+                if n == 1 { (part.len() as u32 | 1 << 31, part) } else { (packed.len() as u32, &*packed) };
+            out.extend(size.to_le_bytes());
+            out.extend(block);
+            out.extend(if flags & 0x10 != 0 { &[9; 4][..] } else { &[] });
+        }
+        out.extend([0; 4]);
+        out
+    }
+
+    #[test]
+    fn lz4_in_the_frame_that_the_program_makes() {
+        let data = [elf(), (0..3 << 20).map(|i: u32| (i ^ i >> 7) as u8).collect()].concat();
+        for flags in [0x60, 0x68, 0x78, 0x40, 0x64] {
+            assert_eq!(unpack(&frame(&data, flags)).as_deref(), Ok(&data[..]), "{flags:#x}");
+        }
+        let whole = frame(&data, 0x60);
+        assert!(matches!(unpack(&whole[..whole.len() / 2]), Err(UnpackError::Damaged { format: "lz4", .. })));
+        assert!(matches!(unpack(&frame(&data, 0x20)), Err(UnpackError::Damaged { .. })), "version 0");
+        // `lz4 -BD` links its blocks: the second one here refers to the first.
+        let linked = [
+            &[0x04, 0x22, 0x4d, 0x18, 0x40, 0x40, 0xc0][..],
+            &[9, 0, 0, 0, 0x80, b'a', b'b', b'c', b'd', b'e', b'f', b'g', b'h'],
+            &[10, 0, 0, 0, 0x00, 8, 0, 0x60, b'u', b'v', b'w', b'x', b'y', b'z'],
+            &[0; 4],
+        ];
+        assert_eq!(unpack(&linked.concat()).as_deref(), Ok(&b"abcdefghabcduvwxyz"[..]));
+    }
+
+    #[test]
+    fn frames_of_a_user_s_own_are_passed_over() {
+        let elf = elf();
+        for packed in [zstd(&elf), frame(&elf, 0x60)] {
+            for number in [0x50, 0x5f] {
+                let skippable = [&[number, 0x2a, 0x4d, 0x18, 5, 0, 0, 0][..], b"12345"].concat();
+                let twice = [&skippable[..], &skippable, &packed].concat();
+                assert!(may_begin_with(&twice[..64]));
+                assert_eq!(unpack(&twice).as_deref(), Ok(&elf[..]));
+                assert!(matches!(Image::parse(&skippable[..10]), Err(ImageError::NotElf { .. })));
+            }
+        }
+    }
+
+    /// What cannot be unpacked is named for what it is, not called damaged.
+    #[test]
+    fn xz_s_other_checks_and_dictionaries_are_named() {
+        let mut sha256 = XZ;
+        // Stream flags: the check's number, and their CRC32 (xz file format, 2.1.1.2).
+        sha256[7..12].copy_from_slice(&[0x0a, 0xe1, 0xfb, 0x0c, 0xa1]);
+        let why = unpack(&sha256).unwrap_err();
+        assert_eq!(why, UnpackError::Unsupported { format: "xz with the check SHA-256".into() });
+    }
+
     /// Each of its blocks once cost as much as the largest that there can be.
     #[test]
     fn a_file_of_tiny_blocks() {
@@ -264,7 +410,7 @@ mod tests {
             let cut = &packed[..packed.len() / 2];
             assert!(matches!(unpack(cut), Err(UnpackError::Damaged { format: f, .. }) if f == format));
         }
-        assert_eq!(unpack(b"BZh91AY"), Err(UnpackError::Unsupported { format: "bzip2" }));
+        assert_eq!(unpack(b"BZh91AY"), Err(UnpackError::Unsupported { format: "bzip2".into() }));
         let mut old = bzimage(&elf, 0);
         old[0x206] = 7;
         assert!(matches!(unpack(&old), Err(UnpackError::BzImage(_))));
@@ -299,7 +445,7 @@ mod tests {
                 packed[at] = byte;
             }
             if let Ok(data) = unpack(&packed) {
-                proptest::prop_assert!(data.len() <= LARGEST);
+                proptest::prop_assert!(data.len() as u64 <= LARGEST);
             }
         }
     }

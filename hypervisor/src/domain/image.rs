@@ -11,7 +11,7 @@ use object::LittleEndian;
 use object::elf::{ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_INTERP, PT_LOAD, PT_NOTE, SHT_NOTE};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
-use super::compressed::unpack;
+use super::compressed::{self, unpack, unpack_within};
 use super::image_error::{ImageError, looks_like, machine_name};
 use super::legacy_notes;
 use super::notes::{BARE_PROTOCOL, BareNotes, NoteError, Notes, XenNotes};
@@ -66,6 +66,11 @@ impl<'a> Image<'a> {
     /// Checks a file, compressed or not, and finds out what it is.
     pub fn parse(file: &'a [u8]) -> Result<Self, ImageError> {
         Self::from_elf(unpack(file)?)
+    }
+
+    /// The same for a file that may not unpack to more than `largest` bytes.
+    pub fn parse_within(file: &'a [u8], largest: u64) -> Result<Self, ImageError> {
+        Self::from_elf(unpack_within(file, largest)?)
     }
 
     fn from_elf(file: Cow<'a, [u8]>) -> Result<Self, ImageError> {
@@ -144,6 +149,23 @@ impl<'a> Image<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether a file that begins like this can be an image, compressed or not.
+pub fn may_begin_with(first: &[u8]) -> bool {
+    is_elf(first) || compressed::may_begin_with(first)
+}
+
+/// Whether a file that begins like this is an ELF file as it is.
+pub fn is_elf(first: &[u8]) -> bool {
+    first.starts_with(&object::elf::ELFMAG)
+}
+
+/// How much an ELF file that begins like this loads, if its program headers are in sight.
+pub fn loaded_bytes(first: &[u8]) -> Option<u64> {
+    let headers = header(first).ok()?.program_headers(LittleEndian, first).ok()?;
+    let loaded = headers.iter().filter(|segment| segment.p_type(LittleEndian) == PT_LOAD);
+    Some(loaded.fold(0, |sum: u64, segment| sum.saturating_add(segment.p_memsz(LittleEndian))))
 }
 
 /// The ELF header of a file for this machine.
@@ -252,7 +274,8 @@ fn foreign(header: &Header, headers: Segments<'_>) -> &'static str {
 fn segments(headers: Segments<'_>, kind: &ImageKind, file: &[u8]) -> Result<Vec<Segment>, ImageError> {
     let mut segments = Vec::new();
     for (index, header) in headers.iter().enumerate() {
-        if header.p_type(LittleEndian) == PT_LOAD && header.p_memsz(LittleEndian) != 0 {
+        let sizes = (header.p_memsz(LittleEndian), header.p_filesz(LittleEndian));
+        if header.p_type(LittleEndian) == PT_LOAD && sizes != (0, 0) {
             segments.push(segment(index, header, kind, file)?);
         }
     }
@@ -275,20 +298,20 @@ fn segment(
         ImageKind::Pv(notes) => (header.p_paddr(LittleEndian), notes.paddr_offset),
         ImageKind::Bare(notes) => (header.p_vaddr(LittleEndian), notes.virt_base),
     };
-    let mem_size = header.p_memsz(LittleEndian);
+    let (mem_size, file_size) = (header.p_memsz(LittleEndian), header.p_filesz(LittleEndian));
+    if file_size > mem_size {
+        return Err(ImageError::SegmentSizes { index, file_size, mem_size });
+    }
     let pa = link_address
         .checked_sub(base)
         .filter(|pa| pa.checked_add(mem_size).is_some_and(|end| end <= LARGEST_ADDRESS))
         .ok_or(ImageError::SegmentAddress { index, address: link_address, size: mem_size, base })?;
-    let (offset, file_size) = (header.p_offset(LittleEndian), header.p_filesz(LittleEndian));
+    let offset = header.p_offset(LittleEndian);
     let outside = ImageError::SegmentOutsideFile { index, offset, size: file_size, file: file.len() };
     let bounds = usize::try_from(offset).ok().zip(usize::try_from(file_size).ok());
     let file = bounds
         .and_then(|(offset, size)| Some(offset..offset.checked_add(size)?))
         .filter(|range| range.end <= file.len())
         .ok_or(outside)?;
-    if file_size > mem_size {
-        return Err(ImageError::SegmentSizes { index, file_size, mem_size });
-    }
     Ok(Segment { pa, file, mem_size, executable: header.p_flags(LittleEndian) & PF_X != 0 })
 }

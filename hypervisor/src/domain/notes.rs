@@ -3,6 +3,8 @@
 //! Two owners speak: "Xen" for a paravirtual image (Xen public header `elfnote.h`), "Paravane" for an image
 //! of a bare kernel. Meanings only; whether an address in a note makes sense is [`super::image`]'s to check.
 
+use std::cmp::Ordering;
+
 use object::LittleEndian;
 use object::elf::FileHeader64;
 use object::read::elf::NoteIterator;
@@ -98,17 +100,45 @@ pub struct Notes {
     pub bare: Option<BareNotes>,
 }
 
+/// One note: who defines it, its type and its content.
+struct Note<'a> {
+    owner: &'a [u8],
+    kind: u32,
+    desc: &'a [u8],
+}
+
+/// All notes of a segment, if they are packed to `align` bytes.
+fn notes_of(data: &[u8], align: u64) -> Result<Vec<Note<'_>>, NoteError> {
+    let malformed = |e: object::read::Error| NoteError::Malformed(e.to_string());
+    let notes =
+        NoteIterator::<FileHeader64<LittleEndian>>::new(LittleEndian, align, data).map_err(malformed)?;
+    notes
+        .map(|note| {
+            let note = note.map_err(malformed)?;
+            Ok(Note { owner: note.name(), kind: note.n_type(LittleEndian), desc: note.desc() })
+        })
+        .collect()
+}
+
 impl Notes {
     /// Adds the notes in `data`, a note segment or section whose alignment is `align`.
     pub fn add(&mut self, data: &[u8], align: u64) -> Result<(), NoteError> {
-        // Linkers give merged segments larger alignments; the records inside are still packed to 4.
-        let align = if align == 8 { 8 } else { 4 };
-        let malformed = |e: object::read::Error| NoteError::Malformed(e.to_string());
-        let notes = NoteIterator::<FileHeader64<LittleEndian>>::new(LittleEndian, align, data);
-        for note in notes.map_err(malformed)? {
-            let note = note.map_err(malformed)?;
-            let (kind, desc) = (note.n_type(LittleEndian), note.desc());
-            match note.name() {
+        // Linkers give segments other alignments than the records inside have: those are packed to 4, as Xen's loader
+        // takes them whatever the segment says, or to 8. The packing that makes more notes of ours is the right one.
+        let ours = |notes: &Result<Vec<Note<'_>>, NoteError>| match notes {
+            Ok(notes) => {
+                Some(notes.iter().filter(|n| matches!(n.owner, XEN_ELFNOTE_OWNER | bare::OWNER)).count())
+            }
+            Err(_) => None,
+        };
+        let (by_4, by_8) = (notes_of(data, 4), notes_of(data, 8));
+        let notes = match ours(&by_4).cmp(&ours(&by_8)) {
+            Ordering::Less => by_8?,
+            Ordering::Equal if align == 8 => by_8?,
+            _ => by_4?,
+        };
+        for Note { owner, kind, desc } in notes {
+            match owner {
                 XEN_ELFNOTE_OWNER => self.xen.get_or_insert_default().add(kind, desc)?,
                 bare::OWNER => self.bare.get_or_insert_default().add(kind, desc)?,
                 _ => {}
@@ -256,6 +286,34 @@ mod tests {
         cut.truncate(18);
         assert!(matches!(parse(&cut), Err(NoteError::Malformed(_))));
         assert!(matches!(parse(&note("Xen", 10, b"!no_such_thing\0")), Err(NoteError::Feature(_))));
+    }
+
+    /// One note, padded to 8 bytes: GNU's linker does so for notes of its own.
+    fn note_by_8(kind: u32, desc: &[u8]) -> Vec<u8> {
+        let mut out = [4u32, desc.len() as u32, kind].map(u32::to_le_bytes).concat();
+        out.extend(b"Xen\0");
+        out.extend(desc);
+        out.resize(out.len().next_multiple_of(8), 0);
+        out
+    }
+
+    /// Xen's loader takes records as packed to 4 bytes, whatever the segment's alignment.
+    #[test]
+    fn notes_are_found_however_they_are_packed_and_aligned() {
+        let by_4 = [note("Xen", 5, b"xen-3.0\0"), note("Xen", 16, &[1]), note("Xen", 3, &7u64.to_le_bytes())]
+            .concat();
+        let by_8 =
+            [note_by_8(5, b"xen-3.0\0"), note_by_8(16, &[1]), note_by_8(3, &7u64.to_le_bytes())].concat();
+        assert_ne!(by_4, by_8, "broken test");
+        for data in [by_4, by_8] {
+            for align in [0, 1, 2, 3, 4, 8, 16, 4096, 1 << 63] {
+                let mut notes = Notes::default();
+                notes.add(&data, align).unwrap();
+                let xen = notes.xen.unwrap_or_default();
+                let found = (xen.virt_base, xen.mod_start_pfn, xen.xen_version.as_str());
+                assert_eq!(found, (7, true, "xen-3.0"), "align {align}");
+            }
+        }
     }
 
     #[test]

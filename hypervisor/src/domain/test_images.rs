@@ -157,6 +157,10 @@ fn segments_that_cannot_be() {
     assert!(matches!(with(&|p| p.memsz = u64::MAX), ImageError::SegmentAddress { .. }));
     assert!(matches!(with(&|p| p.paddr = u64::MAX), ImageError::SegmentAddress { .. }));
     assert!(matches!(with(&|p| p.memsz = 0x122), ImageError::SegmentSizes { file_size: 0x123, .. }));
+    assert!(
+        matches!(with(&|p| p.memsz = 0), ImageError::SegmentSizes { file_size: 0x123, mem_size: 0, .. }),
+        "not skipped"
+    );
     assert!(matches!(with(&|p| p.paddr -= 1), ImageError::Overlap { .. }));
     let mut elf = good();
     elf.phdrs.retain(|p| p.kind != object::elf::PT_LOAD);

@@ -19,7 +19,8 @@ pub const UNASKED: u64 = 8 << 20;
 /// The host has too little memory for what is written before the guest starts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a guest with --mem of {} needs {} before it starts, and {limit} leaves {}; {}, or free memory",
+    "a guest with --mem of {} needs {} before it starts, and {limit} leaves {}, an eighth of which is kept free; {}, or free \
+     memory",
     units::bytes(*mem), units::bytes(*needed), units::bytes(*available), advice(*largest)
 )]
 pub struct TooLittle {
@@ -55,10 +56,12 @@ pub fn check(mem: u64, fixed: u64, growing: u64) -> Result<(), TooLittle> {
 fn check_in(root: &Path, mem: u64, fixed: u64, growing: u64) -> Result<(), TooLittle> {
     let needed = fixed.saturating_add(growing);
     // A host that does not tell is not an obstacle.
-    let Some((available, limit)) = available(root).filter(|(available, _)| *available < needed) else {
+    let Some((available, limit)) = available(root) else { return Ok(()) };
+    let usable = available - available / 8;
+    if needed <= usable {
         return Ok(());
-    };
-    let left = u128::from(available.saturating_sub(fixed));
+    }
+    let left = u128::from(usable.saturating_sub(fixed));
     let largest = u128::from(mem) * left / u128::from(growing.max(1));
     let largest = u64::try_from(largest).unwrap_or(u64::MAX).min(mem) >> 20 << 20;
     Err(TooLittle { mem, needed, available, limit, largest })
@@ -239,10 +242,10 @@ mod tests {
         let at = |mem: u64| check_in(&root, mem, GIB, mem / 256);
         assert_eq!(at(512 * GIB), Ok(()));
         let error = at(1024 * GIB).unwrap_err();
-        assert_eq!((error.needed, error.available, error.largest), (5 * GIB, 4 * GIB, 768 * GIB));
+        assert_eq!((error.needed, error.available, error.largest), (5 * GIB, 4 * GIB, 640 * GIB));
         assert_eq!(at(error.largest), Ok(()), "what is advised works");
         let text = error.to_string();
-        assert!(text.contains("--mem of 1 TiB") && text.contains("lower --mem to 786432M"), "{text}");
+        assert!(text.contains("--mem of 1 TiB") && text.contains("lower --mem to 655360M"), "{text}");
         let files = check_in(&root, GIB, 6 * GIB, 1).unwrap_err().to_string();
         assert!(files.contains("give it smaller files"), "{files}");
         fs::remove_dir_all(root).unwrap();

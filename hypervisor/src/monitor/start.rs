@@ -135,8 +135,8 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let start = Instant::now();
     let mut steps = Steps { last: start, list: Vec::with_capacity(8) };
     let name = config.image_name.clone();
-    let image =
-        Image::parse(&config.image).map_err(|error| RunError::Image { image: name.clone(), error })?;
+    let image = Image::parse_within(&config.image, config.mem_bytes)
+        .map_err(|error| RunError::Image { image: name.clone(), error })?;
     steps.done("read the image");
 
     let frames = config.mem_bytes / PAGE_SIZE;

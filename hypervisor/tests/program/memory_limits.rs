@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use super::{Ran, paravane, ran};
+use super::{Ran, paravane, ran, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -48,4 +48,17 @@ fn no_limit_on_memory_ends_the_program_without_a_word() {
         }
     }
     assert!(started, "200 MiB more than it takes to complain are enough for a guest of 32 MiB");
+}
+
+/// Each was read until the host had no memory left.
+#[test]
+fn inputs_without_an_end_are_named() {
+    for args in [&["/dev/zero"][..], &["--initrd", "/dev/zero"]] {
+        run(args, b"").must_end(1).must_say("it is a character device; copy what you want of it to a file");
+    }
+    let mut audit = Command::new(env!("CARGO_BIN_EXE_paravane"));
+    audit.args(["audit", "/dev/zero"]).stdin(std::process::Stdio::piped());
+    audit.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let ran = ran(audit, b"").unwrap_or_else(|error| panic!("broken test: {error}"));
+    ran.must_end(2).must_say("it is a character device");
 }
