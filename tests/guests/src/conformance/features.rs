@@ -3,12 +3,16 @@
 //! The first group: CR4 is as the domain found it. What only some engines can make true is printed for the host's side
 //! of this test, which knows the engine (`features: NAME=VALUE`); the rest is checked here.
 
-use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
+use core::arch::{asm, naked_asm};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use paravane_guest::abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
-use paravane_guest::println;
+use paravane_guest::abi::virq::VIRQ_TIMER;
+use paravane_guest::event::{self, Port};
+use paravane_guest::hypercall::vcpu;
 use paravane_guest::trap::set_handler;
+use paravane_guest::{println, time};
 
 use super::Bench;
 use super::emulation::{NONE, PROTECTION, RAISED, RESUME, UNDEFINED, attempt, forced_sub, note};
@@ -92,6 +96,79 @@ fn by_cr4(bench: &mut Bench) {
     suite.equal("clear-fsgsbase", attempt!("mov cr4, {v}", v = in(reg) cr4), NONE);
 }
 
+/// Words of the widest registers that there are.
+const WORDS: usize = 32 * 8;
+static ARRIVED: AtomicU32 = AtomicU32::new(0);
+
+fn arrived(_: Port) {
+    ARRIVED.store(1, Ordering::Relaxed);
+}
+
+/// Every vector register keeps its value across hypercalls of a handler and the upcall that enters it.
+fn vectors(bench: &mut Bench, state: u64) {
+    let (hold, words): (unsafe extern "C" fn(_, _), usize) = match state {
+        _ if state & 0xe0 != 0 => (hold_zmm, WORDS),
+        _ if state & 4 != 0 => (hold_ymm, 16 * 4),
+        _ => return,
+    };
+    let mut values: [u64; WORDS] =
+        core::array::from_fn(|n| (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let before = values;
+    let timer = event::handle_virq(VIRQ_TIMER, arrived);
+    let set = vcpu::set_singleshot_timer(0, time::now() + 2_000_000, false);
+    event::enable();
+    bench.suite.holds("vector-timer", timer.is_ok() && set.is_ok());
+    if let (Ok(port), Ok(())) = (timer, set) {
+        // SAFETY: the words are as many as the registers take, the registers are there and switched on, and the timer is set.
+        unsafe { hold(values.as_mut_ptr(), ARRIVED.as_ptr()) };
+        let _ = event::close(port);
+    }
+    let same = values.iter().zip(&before).take(words).filter(|(a, b)| a == b).count();
+    bench.suite.equal("vector-words-kept", same, words);
+}
+
+/// Loads all registers, clears what they were loaded from, waits for a word to change, and stores them.
+#[unsafe(naked)]
+unsafe extern "C" fn hold_zmm(_values: *mut u64, _until: *mut u32) {
+    naked_asm!(
+        ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        "vmovdqu64 zmm\\n, [rdi + \\n * 64]",
+        ".endr",
+        "mov rdx, rdi",
+        "mov ecx, 256",
+        "xor eax, eax",
+        "rep stosq",
+        "22: cmp dword ptr [rsi], 0",
+        "je 22b",
+        ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        "vmovdqu64 [rdx + \\n * 64], zmm\\n",
+        ".endr",
+        "vzeroupper",
+        "ret",
+    )
+}
+
+/// As [`hold_zmm`] with half as many registers of half the width.
+#[unsafe(naked)]
+unsafe extern "C" fn hold_ymm(_values: *mut u64, _until: *mut u32) {
+    naked_asm!(
+        ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+        "vmovdqu ymm\\n, [rdi + \\n * 32]",
+        ".endr",
+        "mov rdx, rdi",
+        "mov ecx, 64",
+        "xor eax, eax",
+        "rep stosq",
+        "22: cmp dword ptr [rsi], 0",
+        "je 22b",
+        ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+        "vmovdqu [rdx + \\n * 32], ymm\\n",
+        ".endr",
+        "vzeroupper",
+        "ret",
+    )
+}
+
 fn read_xcr0() -> (u64, u64) {
     let (low, high): (u32, u32);
     let raised = attempt!("xor eax, eax; xor edx, edx; xgetbv", in("ecx") 0, out("eax") low, out("edx") high);
@@ -127,6 +204,8 @@ fn by_xcr0(bench: &mut Bench) {
     let (raised, second) = read_xcr0();
     suite.equal("xgetbv", (raised, second & all), (NONE, all));
     suite.equal("size-of-all", forced_sub(EXTENDED_STATE, 0)[1], largest);
+    vectors(bench, all);
+    let suite = &mut bench.suite;
     suite.equal("clear-osxsave", attempt!("mov cr4, {v}", v = in(reg) cr4), NONE);
     println!("features: osxsave-at-first={osxsave} xcr0-at-first={first:#x} xcr0={second:#x} all={all:#x}");
     if !paravane {
