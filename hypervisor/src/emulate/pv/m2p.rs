@@ -1,9 +1,9 @@
 //! The machine-to-physical table at the address that Xen's headers have for it, where the engine cannot map it there.
 //!
-//! A guest that does not ask for the table's place (XENMEM_machphys_mapping) loads from 0xffff800000000000. Software KVM
-//! does not let a guest use that slot of its L4 table, and a process has no upper half: there each load faults, and
-//! is carried out here. Moves, comparisons, integer arithmetic into a register, bit tests and string moves of general
-//! registers are; what else loads from there is the guest's page fault. The table is read-only, as everywhere.
+//! A guest that does not ask for the table's place (XENMEM_machphys_mapping) loads from 0xffff800000000000. Software
+//! KVM does not let a guest use that slot of its L4 table, and a process has no upper half: there each load faults,
+//! and is carried out here. Moves, comparisons, integer arithmetic into a register, bit tests and string moves of
+//! general registers are; what else loads from there is the guest's page fault. The table is read-only, as everywhere.
 
 use std::ops::Range;
 

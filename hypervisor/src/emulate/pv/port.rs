@@ -1,9 +1,9 @@
 //! IN and OUT: a domain without devices has no port that answers.
 //!
-//! Reads yield ones, but for one port (`value_of`); writes go nowhere. Who may try follows Xen: the kernel with a virtual IOPL of 1, user
-//! programs with 3, or whoever the I/O bitmap lets. While a run is measured, the kernel may also write a byte to the
-//! mark port, which is Paravane's own, because measurements must not depend on the guest's privileges. In any other
-//! run, and to user programs always, that port is like any other.
+//! Reads yield ones, but for one port (`value_of`); writes go nowhere. Who may try follows Xen: the kernel with a
+//! virtual IOPL of 1, user programs with 3, or whoever the I/O bitmap lets. While a run is measured, the kernel may
+//! also write a byte to the mark port, which is Paravane's own, because measurements must not depend on the guest's
+//! privileges. In any other run, and to user programs always, that port is like any other.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use paravane_abi::trap::PFEC_WRITE;

@@ -64,8 +64,8 @@ pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivO
     })
 }
 
-/// Lets a kernel go on that uses XSAVE or its kin without having set CR4.OSXSAVE: on Xen it may, because Xen has set the
-/// real bit. `None` if that is not why an instruction is undefined.
+/// Lets a kernel go on that uses XSAVE or its kin without having set CR4.OSXSAVE: on Xen it may, because Xen has set
+/// the real bit. `None` if that is not why an instruction is undefined.
 pub(super) fn extended_state(d: &mut PvDomain) -> Option<Emulated> {
     use Mnemonic::*;
     let control = &d.vcpu.control;

@@ -6,6 +6,7 @@
 pub(crate) mod advisories;
 pub(crate) mod cases;
 pub(crate) mod measure;
+pub(crate) mod registers;
 mod selectors;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,7 +69,8 @@ pub(crate) use code;
 /// One test for each case of the contract, in a world made by `$world`, which says SKIP where it has none.
 macro_rules! contract {
     ($world:ident) => {
-        $crate::engine::testing::contract!(@ $world: hypercall_by_the_page, iret_by_the_page, bare_syscall, privileged_instructions, exceptions, task_switched, allowed_instructions, single_step, page_faults, remapping, aliases, shared_tables, accessed_and_dirty, switching_roots, vector_state, widest_vector_state, kick_before_entry, kicks_while_running, deadline, unloadable_registers, machine_to_physical, time_stamp_counter, scattered_batch, large_pages, selectors, guests_descriptors);
+        $crate::engine::testing::contract!(@ $world: hypercall_by_the_page, iret_by_the_page, bare_syscall, privileged_instructions, exceptions, task_switched, single_step, page_faults, remapping, aliases, shared_tables, accessed_and_dirty, switching_roots, vector_state, kick_before_entry, kicks_while_running, deadline, unloadable_registers, machine_to_physical, time_stamp_counter, scattered_batch, large_pages, selectors, guests_descriptors);
+        $crate::engine::testing::contract!(@ registers $world: allowed_instructions, widest_vector_state);
         $crate::engine::testing::contract!(@ advisories $world:
             entries_are_in_64_bit_mode, xsa_7_returns_to_addresses_that_are_not_canonical,
             xsa_52_a_guest_begins_with_no_ones_state, xsa_52_x87_state_is_the_guests_in_every_root,

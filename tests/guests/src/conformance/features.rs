@@ -119,7 +119,7 @@ fn vectors(bench: &mut Bench, state: u64) {
     event::enable();
     bench.suite.holds("vector-timer", timer.is_ok() && set.is_ok());
     if let (Ok(port), Ok(())) = (timer, set) {
-        // SAFETY: the words are as many as the registers take, the registers are there and switched on, and the timer is set.
+        // SAFETY: there are as many words as the registers take, which are there and switched on; the timer is set.
         unsafe { hold(values.as_mut_ptr(), ARRIVED.as_ptr()) };
         let _ = event::close(port);
     }
