@@ -60,12 +60,8 @@ pub enum OpenError {
         name(.0)
     )]
     Encrypted(PathBuf),
-    /// It is, in a way that `qemu-img check -r all` can mend.
-    #[error(
-        "cannot use disk {}: {fault}; repair it, or a copy of it: qemu-img check -r all {}",
-        name(path),
-        name(path)
-    )]
+    /// Its tables cannot be relied on.
+    #[error("cannot use disk {}: {fault}; {}", name(path), mended(fault, path))]
     Damaged {
         /// Which.
         path: PathBuf,
@@ -74,7 +70,8 @@ pub enum OpenError {
     },
     /// It has a feature of its format that is not supported.
     #[error(
-        "disk {} has {feature}, which is not supported; make a copy without: qemu-img convert -O qcow2 {} COPY",
+        "disk {} uses {feature}, and Paravane does not support that; make a copy without it: qemu-img convert -O qcow2 \
+         {} COPY",
         name(path),
         name(path)
     )]
@@ -144,7 +141,7 @@ impl OpenError {
 
 /// A path on one line, whatever it has: one may come out of an image, and is for a terminal.
 fn name(path: &Path) -> String {
-    // What turns the direction of writing is not a control character (Unicode, bidirectional formatting).
+    // What turns the direction of writing is not a control character (Unicode, "Bidirectional formatting").
     let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let text = path.to_string_lossy();
     let plain =
@@ -172,6 +169,17 @@ fn needed(error: &OpenError) -> String {
             format!("cannot open {}: {error}; put it there, or name another: qemu-img rebase", name(path))
         }
         other => other.to_string(),
+    }
+}
+
+/// How to get an image that is right.
+fn mended(fault: &Fault, path: &Path) -> String {
+    let repair = format!("qemu-img check -r all {}", name(path));
+    match fault {
+        // With a header like this, no program repairs it.
+        Fault::Header(_) => "use a copy of it that is not damaged".to_owned(),
+        Fault::Outside { .. } => format!("copy it again, or repair it: {repair}"),
+        _ => format!("repair it, or a copy of it: {repair}"),
     }
 }
 

@@ -41,11 +41,11 @@ pub(in crate::device::block) struct Header {
     pub data_file: bool,
 }
 
-fn be32(bytes: &[u8], at: u64) -> u32 {
+pub(super) fn be32(bytes: &[u8], at: u64) -> u32 {
     field(bytes, at).map_or(0, u32::from_be_bytes)
 }
 
-fn be64(bytes: &[u8], at: u64) -> u64 {
+pub(super) fn be64(bytes: &[u8], at: u64) -> u64 {
     field(bytes, at).map_or(0, u64::from_be_bytes)
 }
 
@@ -62,6 +62,7 @@ impl Header {
     /// Reads an image's header.
     pub(super) fn read(reader: &Reader) -> Result<Self, Fault> {
         let base = reader.beginning(112)?;
+        reader.inside("the header", 0, LENGTHS[0])?;
         if be32(&base, 0) != MAGIC {
             return wrong("it does not begin with QFI\\xfb");
         }
@@ -71,7 +72,9 @@ impl Header {
             3 => u64::from(be32(&base, 100)),
             _ => return Err(Fault::Unsupported(format!("version {version} of the format"))),
         };
-        reader.inside("the header", 0, LENGTHS[usize::from(version == 3)])?;
+        if version == 3 {
+            reader.inside("the header", 0, LENGTHS[1])?;
+        }
         let cluster_bits = be32(&base, 20);
         if !(9..=21).contains(&cluster_bits) {
             return wrong(format!("clusters have 512 bytes to 2 MiB, and not 2^{cluster_bits}"));

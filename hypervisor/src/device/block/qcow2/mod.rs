@@ -1,13 +1,13 @@
 //! qcow2 images, by imago: allocation, backing files, compressed clusters and refcounts are its business.
 //!
-//! imago is given only images whose tables were checked (`check.rs`), only the file that is locked (`storage.rs`), and
-//! never the guest's memory: it inflates a compressed cluster in the memory that it reads to, and inflating looks back at
-//! what it has written, which a guest could be changing.
+//! imago is given only images whose tables were checked (`check.rs`), only the file that is locked (`storage.rs`),
+//! and never the guest's memory: it inflates a compressed cluster in the memory that it reads to, and inflating looks
+//! back at what it has written, which a guest could be changing.
 //!
-//! Its operations wait, so that they are done by the pool's threads; it takes many reads and writes at a time.
-//! Its caches are written back by a flush. Zeroing and discarding have the image for themselves alone: both take
-//! clusters from under what is being read or written, and imago looks at the rest of a cluster before it makes all
-//! of it zeroes, which a write in between would be lost by.
+//! Its operations wait, so that they are done by the pool's threads; it takes many reads and writes at a time. Its
+//! caches are written back by a flush. Zeroing and discarding have the image for themselves alone: both take clusters
+//! from under what is being read or written, and imago looks at the rest of a cluster before it makes all of it
+//! zeroes, which a write in between would be lost by.
 
 mod check;
 mod counts;
@@ -18,7 +18,7 @@ mod reader;
 mod storage;
 
 use std::io;
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::format::drivers::FormatDriverInstance;
 use imago::qcow2::Qcow2;
@@ -28,6 +28,7 @@ pub(super) use check::check;
 pub use fault::Fault;
 use reader::Reader;
 pub(super) use storage::Storage;
+use storage::Watch;
 
 use super::behind::Behind;
 use super::buffers::{Aligned, advance, copy_from, copy_to, total};
@@ -50,6 +51,7 @@ pub(super) struct Qcow2Image {
     cluster: Option<u64>,
     /// Memory for what is read and written: as many as there were threads at a time.
     spare: Mutex<Vec<Aligned>>,
+    watch: Arc<Watch>,
     /// The last to go, after what imago has to write back.
     _lock: Locked,
     /// Those of the files that the image names.
@@ -63,23 +65,32 @@ impl Qcow2Image {
         let header = checked.map_err(|fault| OpenError::fault(&options.path, fault))?;
         let behind = Behind::new(&lock, options)?;
         let image = Self::opened(&lock, options, behind.clone(), header.cluster());
-        let image = image.map_err(|error| behind.why(error))?;
+        let (image, watch) = image.map_err(|error| behind.why(error))?;
         let (bytes, cluster) = (image.size(), image.zero_granularity());
         let access = RwLock::new(FormatAccess::new(image));
         let spare = Mutex::default();
-        Ok(Self { access, bytes, cluster, spare, _lock: lock, _behind: behind.locks() })
+        Ok(Self { access, bytes, cluster, spare, watch, _lock: lock, _behind: behind.locks() })
     }
 
-    fn opened(lock: &Locked, options: &Options, behind: Behind, cluster: u64) -> io::Result<Qcow2<Storage>> {
+    fn opened(
+        lock: &Locked,
+        options: &Options,
+        behind: Behind,
+        cluster: u64,
+    ) -> io::Result<(Qcow2<Storage>, Arc<Watch>)> {
         let storage = Storage::new(lock, &options.path)?;
-        let first = storage.first_cluster();
+        let watch = storage.watch();
         let image = Qcow2::<Storage>::builder(storage).write(!options.readonly).open(behind)?;
         if !options.readonly {
             // Only now: imago has cleared what says that bitmaps are up to date.
-            let now = Reader::new(&lock.0, options.direct)?.beginning(cluster).map_err(io::Error::other)?;
-            first.get_or_init(|| now);
+            watch.begin(Reader::new(&lock.0, options.direct)?.beginning(cluster).map_err(io::Error::other)?);
         }
-        Ok(image)
+        Ok((image, watch))
+    }
+
+    /// After a change: has refcounts written that a new table needs.
+    fn settle(&self, access: &FormatAccess<Storage>) -> io::Result<()> {
+        if self.watch.has_new_table() { access.flush() } else { Ok(()) }
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<Storage>> {
@@ -134,7 +145,9 @@ impl Image for Qcow2Image {
         self.in_pieces(buffers, offset, |buffers, piece, offset| {
             // SAFETY: as above.
             unsafe { copy_from(buffers, piece) };
-            self.shared().write(&*piece, offset)
+            let access = self.shared();
+            access.write(&*piece, offset)?;
+            self.settle(&access)
         })
     }
     fn flush(&self) -> io::Result<()> {
@@ -145,7 +158,8 @@ impl Image for Qcow2Image {
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         let mut access = self.alone();
         self.give_back(&access, offset, len);
-        access.discard_to_any(offset, len)
+        access.discard_to_any(offset, len)?;
+        self.settle(&access)
     }
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         // imago (0.2.6) subtracts a cluster from the end of a disk that is shorter than one: an overflow, and a panic
@@ -156,9 +170,11 @@ impl Image for Qcow2Image {
         let mut access = self.alone();
         if unmap {
             self.give_back(&access, offset, len);
-            return access.discard_to_zero(offset, len);
+            access.discard_to_zero(offset, len)?;
+        } else {
+            access.write_zeroes(offset, len)?;
         }
-        access.write_zeroes(offset, len)
+        self.settle(&access)
     }
 }
 
@@ -190,7 +206,10 @@ impl Qcow2Image {
     fn write_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
         while len > 0 {
             let part = ZEROES.len().min(usize::try_from(len).unwrap_or(usize::MAX));
-            self.shared().write(ZEROES.get(..part).unwrap_or_default(), offset)?;
+            let access = self.shared();
+            access.write(ZEROES.get(..part).unwrap_or_default(), offset)?;
+            self.settle(&access)?;
+            drop(access);
             (offset, len) = (offset.saturating_add(part as u64), len - part as u64);
         }
         Ok(())

@@ -1,59 +1,116 @@
-//! An image's file, as the library reads and writes it: the file that is locked, and with a header that stays.
+//! An image's file, as the library reads and writes it: the file that is locked, and watched while the image is open.
 //!
-//! Once the image is open, only three fields of the header ever change: the disk's size, and where the L1 table and the
-//! refcount table are. What else is written there would be the end of the image, so it is an I/O error, whatever the
-//! library believes of refcounts (an image may be changed by a program that does not ask for locks).
+//! Only three fields of the header change then: the disk's size, and where the L1 table and the refcount table are.
+//! What else is written there would be the end of the image, so it is an I/O error, whatever the library believes of
+//! refcounts (an image may be changed by a program that does not ask for locks).
+//!
+//! The library (0.2.6) enters a new L2 table into the L1 table, and a new refcount block into the refcount table,
+//! while the refcount of the new table is still in its cache. A program that is killed before the next flush would
+//! leave an image with tables in clusters that are counted as free. So whoever writes to an image asks
+//! [`Watch::has_new_table`] afterwards, and has the caches written.
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use imago::file::File;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 
+use super::header::{be32, be64};
 use crate::device::block::image::Locked;
 
 /// Bytes of the header that change: `size`; and from `l1_size` to `refcount_table_clusters`.
 const CHANGES: [Range<usize>; 2] = [24..32, 36..60];
 
-/// The first cluster of an image, once it is not to change any more.
-pub(super) type FirstCluster = Arc<OnceLock<Vec<u8>>>;
+/// What is watched of an image.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    known: RwLock<Option<Known>>,
+    new_table: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// The first cluster.
+    first: Vec<u8>,
+    /// Where the L1 table and the refcount table are.
+    tables: [Range<u64>; 2],
+}
+
+impl Known {
+    fn new(first: Vec<u8>) -> Self {
+        let (l1, reftable) = (be64(&first, 40), be64(&first, 48));
+        let cluster = 1u64.checked_shl(be32(&first, 20)).unwrap_or(0);
+        let l1_end = l1.saturating_add(u64::from(be32(&first, 36)) * 8);
+        let reftable_end = reftable.saturating_add(u64::from(be32(&first, 56)).saturating_mul(cluster));
+        Self { first, tables: [l1..l1_end, reftable..reftable_end] }
+    }
+}
+
+impl Watch {
+    /// Watches from now on: `first` is the image's first cluster.
+    pub fn begin(&self, first: Vec<u8>) {
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Known::new(first));
+    }
+
+    /// Whether a table was entered into another since this was asked last.
+    pub fn has_new_table(&self) -> bool {
+        self.new_table.load(Ordering::Acquire) && self.new_table.swap(false, Ordering::AcqRel)
+    }
+
+    /// Looks at a write, of `bytes` or, if they are not known, of zeroes.
+    ///
+    /// # Errors
+    /// When it would spoil the header.
+    fn write(&self, offset: u64, len: u64, bytes: Option<&IoVector>) -> io::Result<()> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(Known { first, tables }) = &*known else { return Ok(()) };
+        let end = offset.saturating_add(len);
+        if tables.iter().any(|table| offset < table.end && table.start < end) {
+            self.new_table.store(true, Ordering::Release);
+        }
+        if offset >= first.len() as u64 {
+            return Ok(());
+        }
+        let spoilt = || io::Error::other("a write into the header of the image was refused");
+        // Around the page cache, whole blocks are written: all of the header, and what comes after it.
+        let mut new = vec![0; usize::try_from(len).map_err(|_| spoilt())?];
+        bytes.ok_or_else(spoilt)?.copy_into_slice(&mut new);
+        let mut changed = first.clone();
+        let old = usize::try_from(offset).ok().and_then(|at| changed.get_mut(at..));
+        old.unwrap_or_default().iter_mut().zip(&new).for_each(|(old, new)| *old = *new);
+        let same = |(n, (new, old))| new == old || CHANGES.iter().any(|range| range.contains(&n));
+        if !changed.iter().zip(first).enumerate().all(same) {
+            return Err(spoilt());
+        }
+        drop(known);
+        self.begin(changed);
+        Ok(())
+    }
+}
 
 /// A file that an image is in, or a part of it.
 #[derive(Debug)]
 pub(in crate::device::block) struct Storage {
     file: File,
     path: PathBuf,
-    first: FirstCluster,
+    watch: Arc<Watch>,
 }
 
 impl Storage {
     /// The file that `lock` is, which was found at `path`.
     pub fn new(lock: &Locked, path: &Path) -> io::Result<Self> {
         let file = File::try_from(lock.0.try_clone()?)?;
-        Ok(Self { file, path: path.to_owned(), first: Arc::default() })
+        Ok(Self { file, path: path.to_owned(), watch: Arc::default() })
     }
 
-    /// Where the first cluster is put from when on it is not to change.
-    pub fn first_cluster(&self) -> FirstCluster {
-        self.first.clone()
-    }
-
-    /// Fails if a write of `len` bytes at `offset`, `bytes` if they are known, would spoil the header.
-    fn keeps_header(&self, offset: u64, len: u64, bytes: Option<&IoVector>) -> io::Result<()> {
-        let Some(first) = self.first.get().filter(|first| offset < first.len() as u64) else { return Ok(()) };
-        let spoilt = || io::Error::other("a write into the header of the image was refused");
-        // Around the page cache, whole blocks are written: all of the header, and what comes after it.
-        let len = usize::try_from(len).map_err(|_| spoilt())?;
-        let mut new = vec![0; len];
-        bytes.ok_or_else(spoilt)?.copy_into_slice(&mut new);
-        let old = usize::try_from(offset).ok().and_then(|at| first.get(at..)).unwrap_or_default();
-        let changes = |n| CHANGES.iter().any(|range| range.contains(&n));
-        let same = |(n, (new, old))| new == old || usize::try_from(offset).is_ok_and(|at| changes(at + n));
-        if new.iter().zip(old).enumerate().all(same) { Ok(()) } else { Err(spoilt()) }
+    /// What watches it.
+    pub(super) fn watch(&self) -> Arc<Watch> {
+        self.watch.clone()
     }
 }
 
@@ -92,22 +149,22 @@ impl imago::Storage for Storage {
         unsafe { self.file.pure_readv(bufv, offset) }
     }
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
-        self.keeps_header(offset, bufv.len(), Some(&bufv))?;
+        self.watch.write(offset, bufv.len(), Some(&bufv))?;
         // SAFETY: as above.
         unsafe { self.file.pure_writev(bufv, offset) }
     }
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.keeps_header(offset, length, None)?;
+        self.watch.write(offset, length, None)?;
         // SAFETY: as above.
         unsafe { self.file.pure_write_zeroes(offset, length) }
     }
     unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.keeps_header(offset, length, None)?;
+        self.watch.write(offset, length, None)?;
         // SAFETY: as above.
         unsafe { self.file.pure_write_allocated_zeroes(offset, length) }
     }
     unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.keeps_header(offset, length, None)?;
+        self.watch.write(offset, length, None)?;
         // SAFETY: as above.
         unsafe { self.file.pure_discard(offset, length) }
     }

@@ -191,9 +191,15 @@ fn features_have_names() {
             (1u64, ["was not closed properly", "repair it, or a copy of it: qemu-img check -r all"]),
             (2, ["is marked as corrupt", "qemu-img check -r all"]),
             (3, ["is marked as corrupt", "qemu-img check -r all"]),
-            (8, ["has a compression other than zlib, which is not supported", "qemu-img convert"]),
-            (16, ["has extended L2 entries (subclusters), which", "qemu-img convert"]),
-            (1 << 40, ["has the feature 40 (new\\u{1b}thing), which", "qemu-img convert"]),
+            (
+                8,
+                [
+                    "uses a compression other than zlib, and Paravane does not support that",
+                    "qemu-img convert",
+                ],
+            ),
+            (16, ["uses extended L2 entries (subclusters), and", "qemu-img convert"]),
+            (1 << 40, ["uses the feature 40 (new\\u{1b}thing), and", "qemu-img convert"]),
         ] {
             let mut changed = with(&[(72, bits)]);
             put(&mut changed, 104, 0x6803_f857u32.to_be_bytes());
@@ -207,7 +213,8 @@ fn features_have_names() {
     let mut version = image();
     put(&mut version, 4, 4u32.to_be_bytes());
     assert!(
-        refused("version", &version, true).contains("has version 4 of the format, which is not supported")
+        refused("version", &version, true)
+            .contains("uses version 4 of the format, and Paravane does not support that")
     );
 }
 
