@@ -9,7 +9,7 @@ use crate::{Outcome, spoils, sys};
 /// Threads at a time.
 const THREADS: u64 = 4;
 /// What each adds.
-const STEPS: u64 = 400;
+const STEPS: u64 = 64;
 
 thread_local! {
     static OWN: Cell<u64> = const { Cell::new(0) };
