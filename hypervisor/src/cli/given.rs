@@ -67,7 +67,7 @@ impl Given {
         if kind.is_char_device() && metadata.rdev() != libc::makedev(1, 3) {
             return Err(GivenError::Device("character"));
         }
-        Ok(Self { file, size: kind.is_file().then(|| metadata.len()) })
+        Ok(Self { file, size: kind.is_file().then_some(metadata.len()) })
     }
 
     /// Refuses what has more than `limit` bytes.
