@@ -1,8 +1,8 @@
 //! Arrays of zeroes that grow with a guest's memory, or are large: an allocation that may be refused.
 //!
-//! What is never touched of them costs no memory. The standard library's own ways to the same end the whole program when
-//! the host refuses; here it is an error, after which another engine or a smaller guest may do. Nothing else belongs
-//! here.
+//! What is never touched of them costs no memory. The standard library's own ways to the same end the whole program
+//! when the host refuses; here it is an error, after which another engine or a smaller guest may do. Nothing else
+//! belongs here.
 
 use std::alloc::{Layout, alloc_zeroed};
 

@@ -42,7 +42,8 @@ const FOUND: u8 = 1;
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(super) struct AuditArgs {
-    /// The kernel: an ELF file, linked or an object file (.o, .ko), compressed or not [default: the built-in reference guest]
+    /// The kernel: an ELF file, linked or an object file (.o, .ko), compressed or not [default: the built-in
+    /// reference guest]
     image: Option<PathBuf>,
     /// Audit the built-in guest's bare-PC build
     #[arg(long, conflicts_with = "image")]

@@ -1,8 +1,9 @@
-//! Files that a command is given: their kind, size and first bytes are looked at before the rest is read, and never is more
-//! read than there is room for.
+//! Files that a command is given: their kind, size and first bytes are looked at before the rest is read, and never
+//! is more read than there is room for.
 //!
-//! What is not a regular file (a pipe, a process substitution) is read as far as there is room. What may not be done here:
-//! judging what a file says; a file that cannot be an image is handed on as far as it was read, for that judgement.
+//! What is not a regular file (a pipe, a process substitution) is read as far as there is room. What may not be done
+//! here: judging what a file says; a file that cannot be an image is handed on as far as it was read, for that
+//! judgement.
 
 use std::fs::File;
 use std::io::{self, Read};

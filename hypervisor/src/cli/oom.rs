@@ -1,9 +1,9 @@
 //! Whom the out-of-memory killer takes first: the guest, rather than a program that has nothing to do with it.
 //!
 //! A guest's pages are counted for whoever maps them, if anybody does: pages of the process engine's memfd that were
-//! written through its descriptor count for nobody. So this process, whose end frees all of them, stands in front of others as
-//! if it used half of the host's memory more (proc(5), oom_score_adj). Guest processes inherit it: it is to be called
-//! before there are any, and costs four system calls, less than 2 us.
+//! written through its descriptor count for nobody. So this process, whose end frees all of them, stands in front of
+//! others as if it used half of the host's memory more (proc(5), oom_score_adj). Guest processes inherit it: it is to
+//! be called before there are any, and costs four system calls, less than 2 us.
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -1,7 +1,8 @@
 //! What a selector means: the guest's descriptor tables, and the flat descriptors behind them.
 //!
-//! Where the processor does not run on the guest's own table (`EngineInfo::native_selectors`), this stands in for it; where
-//! it does, for loads by hypercalls and for the local table, which no engine loads. Facts: SDM vol. 3, 3.4.2 and 3.4.5; public/arch-x86/xen.h.
+//! Where the processor does not run on the guest's own table (`EngineInfo::native_selectors`), this stands in for it;
+//! where it does, for loads by hypercalls and for the local table, which no engine loads. Facts: SDM vol. 3, 3.4.2
+//! and 3.4.5; public/arch-x86/xen.h.
 
 use paravane_abi::segment::{
     DESCRIPTORS_PER_FRAME, FIRST_RESERVED_GDT_ENTRY, FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64,

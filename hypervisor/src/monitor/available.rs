@@ -1,17 +1,17 @@
 //! How much memory the host can still give, asked before much of it is written.
 //!
-//! The builder writes 16 bytes for each page of a guest's memory (the list of frames and the machine-to-physical table), and
-//! the files that the guest is given. Those pages belong to a memfd, or are touched before the host has reason to
-//! say no: without this the out-of-memory killer would answer, and it might choose another program.
+//! The builder writes 16 bytes for each page of a guest's memory (the list of frames and the machine-to-physical
+//! table), and the files that the guest is given. Those pages belong to a memfd, or are touched before the host has
+//! reason to say no: without this the out-of-memory killer would answer, and it might choose another program.
 //!
-//! Limits of control groups count as well: this process's own group and all above it, version 1 or 2. What may not be done
-//! here: refusing what is merely promised. A guest may be given more memory than there is; it is only not
+//! Limits of control groups count as well: this process's own group and all above it, version 1 or 2. What may not be
+//! done here: refusing what is merely promised. A guest may be given more memory than there is; it is only not
 //! written at once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::units;
+use crate::{printable, units};
 
 /// Up to this nobody is asked: writing so much takes longer than 50 times what the question does.
 pub const UNASKED: u64 = 8 << 20;
@@ -95,7 +95,7 @@ fn groups(root: &Path) -> Vec<(u64, String)> {
         loop {
             let dir = root.join(mount.trim_start_matches('/')).join(group);
             if let Some(bytes) = kind.left(&dir) {
-                left.push((bytes, format!("the memory limit of control group /{}", group.display())));
+                left.push((bytes, format!("the memory limit of control group /{}", printable::path(group))));
             }
             let Some(parent) = group.parent() else { break };
             group = parent;

@@ -23,8 +23,8 @@ fn limited(bytes: u64, args: &[&str]) -> Ran {
     ran(command, b"").unwrap_or_else(|error| panic!("broken test: the program cannot be run: {error}"))
 }
 
-/// 16 TiB once meant 64 GiB of lists, written before anybody asked whether they fit. The limit is for a host that has so
-/// much: it stops there too.
+/// 16 TiB once meant 64 GiB of lists, written before anybody asked whether they fit. The limit is for a host that has
+/// so much: it stops there too.
 #[test]
 fn a_guest_far_larger_than_the_host_is_refused() {
     for engine in super::engines() {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::qcow2::Fault;
 use super::{MAX_QUEUES, is_called_qcow2};
+use crate::printable::path as name;
 
 /// A disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -139,16 +140,6 @@ impl OpenError {
     }
 }
 
-/// A path on one line, whatever it has: one may come out of an image, and is for a terminal.
-fn name(path: &Path) -> String {
-    // What turns the direction of writing is not a control character (Unicode, "Bidirectional formatting").
-    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let text = path.to_string_lossy();
-    let plain =
-        |c: char| if c.is_control() || turns(c) { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(plain).collect()
-}
-
 fn hint(path: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
@@ -189,16 +180,5 @@ fn instead(path: &Path) -> String {
         format!("a directory; make an image of its files: mkfs.ext4 -d {} disk.img 64M", name(path))
     } else {
         "neither a file nor a block device; name one of these".to_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_cannot_write_to_the_terminal() {
-        let shown = name(Path::new("a \u{1b}[31m\n\u{202e}b\u{fc}\u{7f}"));
-        assert_eq!(shown, "a \\u{1b}[31m\\n\\u{202e}b\u{fc}\\u{7f}");
     }
 }

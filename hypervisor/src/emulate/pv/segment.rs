@@ -1,9 +1,10 @@
-//! Loads of segment registers, and transfers to another code segment, where the host's tables refuse what the guest's allow.
+//! Loads of segment registers, and transfers to another code segment, where the host's tables refuse what the guest's
+//! allow.
 //!
-//! A guest believes in its own descriptor table and in the hypervisor's flat selectors behind it (0xe023, 0xe02b, 0xe033).
-//! Where the processor runs on a table of the host's, loading one of these is #GP with the selector as error code:
-//! the load is then carried out here, by the guest's tables, and what they refuse is the guest's own #GP, #NP or #SS.
-//! What the host's table happens to allow never gets here (`docs/abi.md`, "Selectors").
+//! A guest believes in its own descriptor table and in the hypervisor's flat selectors behind it (0xe023, 0xe02b,
+//! 0xe033). Where the processor runs on a table of the host's, loading one of these is #GP with the selector as error
+//! code: the load is then carried out here, by the guest's tables, and what they refuse is the guest's own #GP, #NP
+//! or #SS. What the host's table happens to allow never gets here (`docs/abi.md`, "Selectors").
 //!
 //! Checks and their order: SDM vol. 2, MOV, POP, LDS (LSS, LFS, LGS), IRET, RET, CALL and JMP, at CPL 3.
 //! 32-bit code segments are refused: see [`PvDomain::load_code`].

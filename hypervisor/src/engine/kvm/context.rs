@@ -91,8 +91,8 @@ fn data_segments<'a>(sregs: &'a mut kvm_sregs, s: &Selectors) -> [(&'a mut kvm_s
     [(&mut sregs.ds, s.ds), (&mut sregs.es, s.es), (&mut sregs.fs, s.fs), (&mut sregs.gs, s.gs)]
 }
 
-/// Whether the segment registers hold what [`set_segments`] loads. Not the privilege level of CS alone: a guest can go to
-/// 32-bit code by itself, and is entered in 64-bit mode all the same.
+/// Whether the segment registers hold what [`set_segments`] loads. Not the privilege level of CS alone: a guest can
+/// go to 32-bit code by itself, and is entered in 64-bit mode all the same.
 pub fn is_in_ring(sregs: &kvm_sregs, gdt: Gdt, selectors: &Selectors, ring: u8) -> bool {
     let (cs, _) = if ring == 0 { (gdt.kernel_cs(), 0) } else { user_selectors(gdt, selectors) };
     sregs.cs.dpl == ring
@@ -101,8 +101,8 @@ pub fn is_in_ring(sregs: &kvm_sregs, gdt: Gdt, selectors: &Selectors, ring: u8) 
         && (!gdt.is_guests() || of_guest(sregs, selectors) == *selectors)
 }
 
-/// The selectors that the guest finds; CS and SS as in `before` where ring 0 runs. 32-bit code is not supported: it goes on
-/// as if it were 64-bit code.
+/// The selectors that the guest finds; CS and SS as in `before` where ring 0 runs. 32-bit code is not supported: it
+/// goes on as if it were 64-bit code.
 fn of_guest(sregs: &kvm_sregs, before: &Selectors) -> Selectors {
     let cs = if sregs.cs.l == 1 { sregs.cs.selector } else { Selectors::FLAT.cs };
     let (cs, ss) = if sregs.cs.dpl == 3 { (cs, sregs.ss.selector) } else { (before.cs, before.ss) };
@@ -233,8 +233,8 @@ pub fn write_words(memory: &MachineMemory, at: Maddr, words: &[u64]) -> Result<(
 /// In a selector: the local table.
 const LOCAL: u16 = 1 << 2;
 
-/// CS and SS for the gate's IRETQ: the guest's, but flat for those that it would not take as 64-bit code at CPL 3. One that
-/// names nothing any more is left to fail.
+/// CS and SS for the gate's IRETQ: the guest's, but flat for those that it would not take as 64-bit code at CPL 3.
+/// One that names nothing any more is left to fail.
 pub fn gate_selectors(
     gdt: Gdt,
     selectors: &Selectors,
@@ -284,8 +284,8 @@ const fn has_error_code(vector: u8) -> bool {
 
 /// Takes an exception's frame off the gate's stack, whose top was at `rsp` when its handler began.
 ///
-/// An exception of the gate's IRETQ is the guest's: a selector that it left with is one no more (it changed its table). The
-/// frame that IRETQ could not take is then at the top of the stack, where the guest's own would be.
+/// An exception of the gate's IRETQ is the guest's: a selector that it left with is one no more (it changed its
+/// table). The frame that IRETQ could not take is then at the top of the stack, where the guest's own would be.
 pub fn read_frame(
     (vector, rsp): (u8, u64),
     (cr2, gdt): (u64, Gdt),

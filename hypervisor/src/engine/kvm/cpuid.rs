@@ -28,8 +28,9 @@ fn entry(function: u32, index: u32, flags: u32, r: CpuidResult) -> kvm_cpuid_ent
 
 /// The table for a vCPU, and the state components that it announces; 0 if it has no XSAVE.
 ///
-/// What depends on CR4 and XCR0 (OSXSAVE, the sizes of an XSAVE area in use) KVM fills in. Executes about twelve CPUID instructions, each of which costs microseconds when this host is itself a guest:
-/// leaves that nobody needs are not read.
+/// What depends on CR4 and XCR0 (OSXSAVE, the sizes of an XSAVE area in use) KVM fills in. Executes about twelve
+/// CPUID instructions, each of which costs microseconds when this host is itself a guest: leaves that nobody needs
+/// are not read.
 pub fn table() -> (Vec<kvm_cpuid_entry2>, u64) {
     let features = query(1, 0);
     let state = available_state_by(features);

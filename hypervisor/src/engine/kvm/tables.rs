@@ -120,8 +120,8 @@ mod offset {
 pub enum Gdt {
     /// The gate's page alone. A software KVM shows the host's own selectors to CPL 3 code anyway.
     Gates,
-    /// The guest's pages and then the gate's, where Xen has its own (public/arch-x86/xen.h, FIRST_RESERVED_GDT_PAGE): the
-    /// descriptors of CPL 3 have the selectors that the ABI gives them.
+    /// The guest's pages and then the gate's, where Xen has its own (public/arch-x86/xen.h, FIRST_RESERVED_GDT_PAGE):
+    /// the descriptors of CPL 3 have the selectors that the ABI gives them.
     Guests,
 }
 

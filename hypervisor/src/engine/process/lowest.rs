@@ -2,8 +2,8 @@
 //! (`vm.mmap_min_addr`, so that a null pointer of the kernel's leads nowhere).
 //!
 //! Distributions set the limit to [`USUAL`]; a host may set another. The capability CAP_SYS_RAWIO lifts it. Where
-//! root runs a guest whose mapping begins lower, the guest process's mapper keeps that one capability. What may not be done
-//! here: looking at a guest. Most kernels are linked above [`USUAL`], and then nothing here asks the host.
+//! root runs a guest whose mapping begins lower, the guest process's mapper keeps that one capability. What may not
+//! be done here: looking at a guest. Most kernels are linked above [`USUAL`], and then nothing here asks the host.
 
 use std::fs::File;
 use std::io::Read;

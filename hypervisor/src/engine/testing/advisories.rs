@@ -1,5 +1,5 @@
-//! What code at CPL 3 must not be able to do to an engine, or to what it runs next: holes that Xen once had, by advisory,
-//! as small guests and the exits that they must bring about.
+//! What code at CPL 3 must not be able to do to an engine, or to what it runs next: holes that Xen once had, by
+//! advisory, as small guests and the exits that they must bring about.
 //!
 //! Facts: the advisories' titles and texts (xenbits.xen.org/xsa).
 
@@ -40,8 +40,8 @@ impl World {
     }
 }
 
-/// A guest can go to 32-bit code by the engine's own selector. Whatever stops it there, the next entry is in 64-bit mode:
-/// an upcall to a kernel that has one root with its programs must not begin as 32-bit code.
+/// A guest can go to 32-bit code by the engine's own selector. Whatever stops it there, the next entry is in 64-bit
+/// mode: an upcall to a kernel that has one root with its programs must not begin as 32-bit code.
 pub(crate) fn entries_are_in_64_bit_mode(w: &mut World) {
     if w.engine.info().detail.starts_with("software KVM") {
         return skip("hardware-kvm", "no compatibility mode on a software KVM: a guest that tries it dies");
@@ -132,8 +132,8 @@ pub(crate) fn xsa_52_a_guest_begins_with_no_ones_state(w: &mut World) {
     assert_eq!(image[64..], [0; 2], "upper halves");
 }
 
-/// XSA-52 (and CVE-2006-1056): x87 pointers of another context. What a guest has in its x87 when it changes roots is what
-/// it finds after, pointers included, however often other roots had other things there.
+/// XSA-52 (and CVE-2006-1056): x87 pointers of another context. What a guest has in its x87 when it changes roots is
+/// what it finds after, pointers included, however often other roots had other things there.
 pub(crate) fn xsa_52_x87_state_is_the_guests_in_every_root(w: &mut World) {
     let roots = [w.paging.root(), w.second_root()];
     let divide = code!("fninit", "fldcw [rdi]", "fldz", "fld1", "fdivrp st(1), st", "cli");
@@ -161,8 +161,8 @@ pub(crate) fn xsa_52_x87_state_is_the_guests_in_every_root(w: &mut World) {
     w.is_well();
 }
 
-/// XSA-220: protection keys' rights are a register that anybody can write, where the host has them on. They take nothing
-/// from what the guest runs next, nor from the engine.
+/// XSA-220: protection keys' rights are a register that anybody can write, where the host has them on. They take
+/// nothing from what the guest runs next, nor from the engine.
 pub(crate) fn xsa_220_protection_keys_are_not_kept(w: &mut World) {
     let on = query(7, 0).ecx & 1 << 4 != 0;
     if !on {

@@ -65,8 +65,8 @@ pub(crate) fn guests_descriptors(w: &mut World) {
     assert_eq!(w.exec(&code!("mov eax, 0x33", "mov ds, eax")), refused(13, BASED), "there is none any more");
 }
 
-/// Entries that an engine's own ring 0 makes: a selector that is good still loads, one that is good no more is the guest's
-/// exception and not the engine's end.
+/// Entries that an engine's own ring 0 makes: a selector that is good still loads, one that is good no more is the
+/// guest's exception and not the engine's end.
 fn through_the_gate(w: &mut World, gdt: Mfn) {
     let (first, second) = (w.mfn_of(DATA_VA), w.frame());
     w.map(DATA_VA, second, DATA);

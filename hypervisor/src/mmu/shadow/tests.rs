@@ -299,8 +299,8 @@ fn a_frame_written_like_data_is_no_table_any_more() {
 }
 
 /// XSA-438: the reference that kept a root's shadow alive was dropped before the processor walked another. Here no
-/// pressure takes the root in use away: neither more address spaces than are kept, nor a pool without frames, nor stores
-/// that make its frame no table.
+/// pressure takes the root in use away: neither more address spaces than are kept, nor a pool without frames, nor
+/// stores that make its frame no table.
 #[test]
 fn xsa_438_the_root_in_use_is_never_freed() {
     for frames in [Shadow::MIN_FRAMES, SHADOW_FRAMES] {

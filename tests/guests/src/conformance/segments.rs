@@ -34,8 +34,9 @@ const STACK_ERROR: u64 = TRAP_STACK_ERROR as u64;
 const PROTECTION: u64 = TRAP_GP_FAULT as u64;
 const PAGE_FAULT: u64 = TRAP_PAGE_FAULT as u64;
 
-/// What a software KVM and the process engine answer instead: the host's own CS and SS, and of DS, ES, FS and GS what was
-/// there before a load that had to be carried out by the hypervisor; the host's 0x2b and 0x33 are there, and flat.
+/// What a software KVM and the process engine answer instead: the host's own CS and SS, and of DS, ES, FS and GS what
+/// was there before a load that had to be carried out by the hypervisor; the host's 0x2b and 0x33 are there, and
+/// flat.
 const ON_THE_HOSTS_TABLE: [(&str, Outcome); 19] = [
     ("read-cs", Is(0x33)),
     ("read-ss", Is(0x2b)),
@@ -62,8 +63,8 @@ const HOSTS_CS: u64 = 0x33;
 const FLAT_CS: u64 = FLAT_RING3_CS64 as u64;
 const FLAT_SS: u64 = FLAT_RING3_SS64 as u64;
 
-/// Selectors of the kernel's own table: flat data; data with a base, at a selector that Linux has and at one that it has
-/// not; absent data; data of privilege level 0; 64-bit code.
+/// Selectors of the kernel's own table: flat data; data with a base, at a selector that Linux has and at one that it
+/// has not; absent data; data of privilege level 0; 64-bit code.
 const DATA: u64 = 0x2b;
 const BASED: u64 = 0x33;
 const ABSENT: u64 = 0x3b;

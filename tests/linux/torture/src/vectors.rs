@@ -9,8 +9,8 @@ use crate::{Outcome, spoils, sys};
 
 /// Bytes of all registers: 32 of 64 bytes and seven masks at most.
 const BYTES: usize = 32 * 64 + 7 * 8;
-/// How often the processor is given away and a signal sent while the registers are full, and how many turns of a loop they
-/// are kept each time.
+/// How often the processor is given away and a signal sent while the registers are full, and how many turns of a loop
+/// they are kept each time.
 const ROUNDS: u64 = 20;
 const TURNS: u64 = 20_000;
 

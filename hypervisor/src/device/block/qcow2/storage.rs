@@ -22,6 +22,7 @@ use imago::storage::drivers::CommonStorageHelper;
 
 use super::header::{be32, be64};
 use crate::device::block::image::Locked;
+use crate::printable;
 
 /// Bytes of the header that change: `size`; and from `l1_size` to `refcount_table_clusters`.
 const CHANGES: [Range<usize>; 2] = [24..32, 36..60];
@@ -116,7 +117,7 @@ impl Storage {
 
 impl fmt::Display for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.path.display().fmt(f)
+        printable::path(&self.path).fmt(f)
     }
 }
 

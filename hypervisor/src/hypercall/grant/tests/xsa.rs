@@ -146,8 +146,8 @@ fn xsa_318_a_long_list_is_done_in_parts_that_add_up() {
     }
 }
 
-/// The like of what XENMEM_populate_physmap was found to do: a handle that could not be told, because its element of the
-/// list runs into a page that cannot be written, was lost, and with it the references of the mapping.
+/// The like of what XENMEM_populate_physmap was found to do: a handle that could not be told, because its element of
+/// the list runs into a page that cannot be written, was lost, and with it the references of the mapping.
 #[test]
 fn a_mapping_whose_handle_cannot_be_told_is_not_made() {
     let mut t = TestDomain::new();
