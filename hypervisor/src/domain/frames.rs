@@ -211,6 +211,7 @@ impl PvDomain {
         let Some(root) = root.filter(|_| self.vcpu.kernel_mode != kernel) else { return };
         self.vcpu.kernel_mode = kernel;
         self.paging.set_root(root);
+        self.paging.set_user_mode(!kernel);
         std::mem::swap(&mut self.vcpu.regs.gs_base, &mut self.vcpu.other_gs_base);
     }
 }

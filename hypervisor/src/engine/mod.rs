@@ -97,11 +97,16 @@ pub struct Fault {
     pub address: u64,
 }
 
+/// The address with bits 63:48 as bit 47 has them: itself if it is canonical.
+fn canonical(address: u64) -> u64 {
+    (address.cast_signed() << 16 >> 16).cast_unsigned()
+}
+
 /// Why guest code stopped. `regs` are then the guest's own, as they were at that point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// The hypercall page's stub: number in rax, `regs.rip` after the stub's trap instruction, which is
-    /// [`EngineInfo::call_length`] bytes long. Where that instruction is a SYSCALL, the next.
+    /// [`EngineInfo::call_length`] bytes long. Where that instruction is a SYSCALL, the next. Never in user mode.
     Hypercall,
     /// A SYSCALL instruction; `regs.rip` is the instruction after it and `regs.rflags` the flags at it
     /// (rcx and r11 hold both too, as the architecture has it).
@@ -142,6 +147,7 @@ pub struct Paging {
     allowed: Allowed,
     gdt: GdtFrames,
     gdt_is_new: bool,
+    user: bool,
 }
 
 /// The frames of a guest's descriptor table, in order.
@@ -198,6 +204,7 @@ impl Paging {
             allowed: Allowed::ALL,
             gdt: [None; GDT_FRAMES],
             gdt_is_new: false,
+            user: false,
         }
     }
     /// Notes that an entry was written (the value is in machine memory already).
@@ -272,6 +279,16 @@ impl Paging {
     /// Whether the engine has not heard of [`Paging::gdt`] yet.
     pub fn gdt_is_new(&self) -> bool {
         self.gdt_is_new
+    }
+    /// Says whether a user program of the guest's runs from now on, or its kernel.
+    ///
+    /// Both run at CPL 3. An engine lets a user program do less to what it shares with it: see [`Engine::enter`].
+    pub fn set_user_mode(&mut self, user: bool) {
+        self.user = user;
+    }
+    /// Whether a user program runs.
+    pub fn user_mode(&self) -> bool {
+        self.user
     }
     /// Declares everything that an engine has cached of any page table stale.
     pub fn invalidate_all(&mut self) {
@@ -351,6 +368,10 @@ pub struct EngineInfo {
 /// The contract: `enter` first makes visible everything in `paging` (and calls [`Paging::done`]), loads
 /// `regs`, runs until something stops the guest, stores the guest's registers back and says what it was.
 /// It does not allocate, log, or take a lock that another vCPU can hold for long.
+///
+/// In user mode ([`Paging::user_mode`]) no exit but these comes: a system call, a kick, or a fault that code at CPL 3
+/// can raise. The way into the host that the hypercall page uses is a #GP there. Nothing that user code does makes the
+/// engine lose a virtual CPU, and nothing of a register that the kernel left behind can be read there.
 pub trait Engine {
     /// Who this is and what the layers above need to know of it.
     fn info(&self) -> &EngineInfo;
@@ -378,5 +399,19 @@ pub trait Engine {
     /// Exits that never reached us, as the host's kernel counts them, by name; empty if it does not.
     fn kernel_statistics(&self) -> Vec<(String, u64)> {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn canonical_addresses_are_their_own() {
+        for address in [0, 0x7fff_ffff_ffff, 0xffff_8000_0000_0000, u64::MAX] {
+            assert_eq!(canonical(address), address);
+        }
+        assert_eq!(canonical(1 << 63), 0);
+        assert_eq!(canonical(1 << 47), 0xffff_8000_0000_0000);
     }
 }

@@ -26,7 +26,8 @@ impl Guest for PvDomain {
     fn handle(&mut self, exit: Exit) -> Handled {
         match exit {
             Exit::Hypercall if self.vcpu.kernel_mode => hypercall(self, self.facts.call_length),
-            Exit::Hypercall => self.hypercall_port_in_user_mode(),
+            // No engine lets a user program do this.
+            Exit::Hypercall => self.refused(),
             Exit::Syscall if self.vcpu.kernel_mode => hypercall(self, SYSCALL_LENGTH),
             Exit::Syscall => self.user_syscall(),
             Exit::Fault(fault) => {
@@ -155,12 +156,7 @@ impl PvDomain {
         Cause::Syscall.into()
     }
 
-    /// The hypercall page's instruction, where a user program executes it, is one that it may not execute.
-    fn hypercall_port_in_user_mode(&mut self) -> Handled {
-        let rip = self.vcpu.regs.rip;
-        let with_immediate = self.read_guest_obj::<u8>(rip.wrapping_sub(2));
-        let length = if matches!(with_immediate, Ok(0xe6 | 0xe7)) { 2 } else { 1 };
-        self.vcpu.regs.rip = rip.wrapping_sub(length);
+    fn refused(&mut self) -> Handled {
         self.deliver_fault(Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 });
         Cause::GuestFault { vector: TRAP_GP_FAULT }.into()
     }

@@ -122,11 +122,6 @@ pub fn tss_type() -> u8 {
     if svm { AVAILABLE_TSS } else { BUSY_TSS }
 }
 
-/// The address with bits 63:48 as bit 47 has them: itself if it is canonical.
-pub fn canonical(address: u64) -> u64 {
-    (address.cast_signed() << 16 >> 16).cast_unsigned()
-}
-
 /// What differs between processors.
 #[derive(Clone, Copy, Debug)]
 pub struct Features {
@@ -367,14 +362,5 @@ mod tests {
         selectors.ds = 0;
         set_segments(&mut sregs, Gdt::Guests, &selectors, 3);
         assert_eq!((sregs.ds.selector, sregs.ds.base), (0, 0x1000));
-    }
-
-    #[test]
-    fn canonical_addresses_are_their_own() {
-        for address in [0, 0x7fff_ffff_ffff, 0xffff_8000_0000_0000, u64::MAX] {
-            assert_eq!(canonical(address), address);
-        }
-        assert_eq!(canonical(1 << 63), 0);
-        assert_eq!(canonical(1 << 47), 0xffff_8000_0000_0000);
     }
 }

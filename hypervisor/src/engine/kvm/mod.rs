@@ -20,6 +20,7 @@ mod cpuid;
 mod gate;
 mod host;
 mod kick;
+mod port;
 mod setup;
 mod stats;
 mod tables;
@@ -37,13 +38,13 @@ pub use self::transport::Transport;
 
 use self::coherence::{Plan, Planner};
 use self::context::{
-    Features, canonical, cr0, cr4, enter_gate, from_kvm, gate_selectors, is_in_ring, read_frame,
-    set_segments, to_kvm, write_words,
+    Features, cr0, cr4, enter_gate, from_kvm, gate_selectors, is_in_ring, read_frame, set_segments, to_kvm,
+    write_words,
 };
 use self::gate::Answer;
 use self::kick::KvmKick;
 use self::tables::{GateTables, Gdt};
-use super::{Allowed, CR4_OSXSAVE, Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
+use super::{Allowed, CR4_OSXSAVE, Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs, canonical};
 use crate::domain::layout::HypervisorLayout;
 use crate::memory::MachineMemory;
 
@@ -61,6 +62,9 @@ pub struct KvmEngine {
     allowed: Allowed,
     /// XCR0 as KVM has it.
     xcr0: u64,
+    /// The exit port can be closed to user programs, which do not need it; and whether it is.
+    may_close_port: bool,
+    port_closed: bool,
     planner: Planner,
     /// RIP of a VMCALL that waits for its answer: KVM completes it at the next entry, whatever RIP is then.
     call: Option<u64>,
@@ -139,6 +143,9 @@ impl KvmEngine {
             features,
             xcr0: features.xcr0,
             allowed: Allowed::ALL,
+            // Where SYSCALL leaves CPL 3, as it does not on a software KVM, its `OUT` needs no permission.
+            may_close_port: transport == Transport::Pio && host::usable_kind() == HostKind::Hardware,
+            port_closed: false,
             planner: Planner::new(),
             call: None,
             kick_owed: false,
@@ -149,7 +156,7 @@ impl KvmEngine {
     /// Whether an `OUT` at CPL 3 to the port of the `pio` transport, which this engine has, leaves the guest: executes
     /// the one at which SYSCALL arrives. Before the guest's first entry.
     fn port_is_open(&mut self, memory: &MachineMemory) -> bool {
-        let Ok(root) = self.gate.trial_root(memory) else { return false };
+        let Ok(root) = self.gate.empty_root(memory) else { return false };
         let mut paging = Paging::new(root);
         loop {
             let mut regs = Regs { rip: tables::SYSCALL_VA, ..Regs::default() };
@@ -175,6 +182,10 @@ impl KvmEngine {
     /// answer.
     fn load(&mut self, regs: &Regs, paging: &Paging, memory: &MachineMemory) -> Result<(), &'static str> {
         let apply = self.plan(paging, memory)?;
+        if self.may_close_port && self.port_closed != paging.user_mode() {
+            self.port_closed = paging.user_mode();
+            self.gate.close_port(memory, self.port_closed).map_err(|_| "the gate's TSS is not in memory")?;
+        }
         let call = self.call.take();
         let ring = if apply || call.is_some() { 0 } else { 3 };
         let cr3 = paging.root().maddr().0;
@@ -257,6 +268,7 @@ impl KvmEngine {
         loop {
             let stop = match self.vcpu.run() {
                 Ok(VcpuExit::IoOut(port, _)) if port == u16::from(gate::EXIT_PORT) => Stop::Gate,
+                Ok(VcpuExit::IoIn(port, _)) if port == u16::from(gate::EXIT_PORT) => Stop::Input,
                 Ok(VcpuExit::Hypercall(_)) => Stop::Call,
                 Ok(VcpuExit::Intr) => Stop::Interrupted,
                 Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Stop::Interrupted,
@@ -302,7 +314,7 @@ impl KvmEngine {
     }
 
     /// What an `OUT` to the exit port meant, told by where it was.
-    fn decode(&mut self, regs: &mut Regs, memory: &MachineMemory) -> Exit {
+    fn decode(&mut self, regs: &mut Regs, paging: &Paging, memory: &MachineMemory) -> Exit {
         let shared = self.vcpu.sync_regs();
         let rip = shared.regs.rip;
         from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
@@ -313,7 +325,10 @@ impl KvmEngine {
             return Exit::Syscall;
         }
         if shared.sregs.cs.dpl == 3 {
-            return Exit::Hypercall;
+            if !paging.user_mode() && port::is_by_the_page(regs) {
+                return Exit::Hypercall;
+            }
+            return self.other_output(regs, paging.root(), paging.user_mode(), memory);
         }
         let stub = rip.wrapping_sub(tables::TEXT_VA + gate::OUT_LEN);
         match u8::try_from(stub / gate::VECTOR_STRIDE) {
@@ -346,6 +361,7 @@ impl KvmEngine {
 enum Stop {
     Gate,
     Call,
+    Input,
     Interrupted,
     Dead(&'static str),
 }
@@ -380,7 +396,13 @@ impl Engine for KvmEngine {
         match self.run() {
             Stop::Gate => {
                 paging.done();
-                self.decode(regs, memory)
+                self.decode(regs, paging, memory)
+            }
+            Stop::Input => {
+                paging.done();
+                let shared = self.vcpu.sync_regs();
+                from_kvm(&shared.regs, &shared.sregs, regs);
+                self.swallow_input(memory).map_or_else(Exit::Dead, |()| port::REFUSED)
             }
             Stop::Call => {
                 paging.done();

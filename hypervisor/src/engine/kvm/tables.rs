@@ -185,11 +185,13 @@ pub const IDT_LIMIT: u16 = 32 * 16 - 1;
 pub const IDT_VA: u64 = DESCRIPTORS_VA + IDT_OFFSET;
 /// Linear address of the TSS.
 pub const TSS_VA: u64 = DESCRIPTORS_VA + TSS_OFFSET;
+/// Where the I/O bitmap begins in the TSS.
+const IO_BITMAP: u64 = 104;
 /// Bytes of the I/O bitmap: enough for ports up to the exit port; ports past the limit are denied
 /// (SDM vol. 1, 19.5.2), and the byte after the bitmap must be all ones.
 const IO_BITMAP_BYTES: u64 = gate::EXIT_PORT as u64 / 8 + 2;
 /// Last valid offset of the TSS.
-pub const TSS_LIMIT: u16 = (104 + IO_BITMAP_BYTES - 1) as u16;
+pub const TSS_LIMIT: u16 = (IO_BITMAP + IO_BITMAP_BYTES - 1) as u16;
 
 /// The gate as it lies in machine memory.
 #[derive(Clone, Debug)]
@@ -273,9 +275,11 @@ impl GateTables {
     pub fn reserved_l4_entries(&self) -> [u64; 16] {
         self.reserved
     }
-    /// An L4 table with the reserved slots and nothing else, until there is a work list: it lies where that will be.
-    pub fn trial_root(&self, memory: &MachineMemory) -> Result<Mfn, BadMachineAddress> {
+    /// An L4 table with the reserved slots and nothing else. It lies where the work list is, which is not needed before
+    /// the next one is written.
+    pub fn empty_root(&self, memory: &MachineMemory) -> Result<Mfn, BadMachineAddress> {
         let root = Mfn(self.base + WORK_FRAME);
+        memory.write(root.maddr(), &[0; PAGE_SIZE as usize])?;
         let slots = root.maddr().0 + addr::RESERVED_L4_FIRST as u64 * 8;
         memory.write(Maddr(slots), zerocopy::IntoBytes::as_bytes(&self.reserved))?;
         Ok(root)
@@ -297,11 +301,14 @@ impl GateTables {
     pub fn scratch(&self) -> Maddr {
         Mfn(self.base + STACK_FRAME).maddr()
     }
-    /// Denies the port of the `pio` transport.
-    #[cfg(test)]
-    pub fn close_port(&self, memory: &MachineMemory) {
-        let bitmap = Mfn(self.base + DESCRIPTORS_FRAME).maddr().0 + TSS_OFFSET + 104;
-        memory.write(Maddr(bitmap + u64::from(gate::EXIT_PORT / 8)), &[0xff]).unwrap();
+    /// Closes the port of the `pio` transport to CPL 3, or opens it.
+    pub fn close_port(&self, memory: &MachineMemory, close: bool) -> Result<(), BadMachineAddress> {
+        let byte = Mfn(self.base + DESCRIPTORS_FRAME).maddr().0
+            + TSS_OFFSET
+            + IO_BITMAP
+            + u64::from(gate::EXIT_PORT / 8);
+        let closed = 0xffu8;
+        memory.write_obj(Maddr(byte), &if close { closed } else { closed & !(1 << (gate::EXIT_PORT % 8)) })
     }
     /// Machine address of the work list.
     pub fn work(&self) -> Maddr {
@@ -364,12 +371,12 @@ fn write_descriptors(
 
     let tss = page.0 + TSS_OFFSET;
     memory.write_obj(Maddr(tss + 4), &STACK_TOP_VA)?;
-    memory.write_obj(Maddr(tss + 102), &104u16)?;
+    memory.write_obj(Maddr(tss + 102), &(IO_BITMAP as u16))?;
     let mut bitmap = [0xffu8; IO_BITMAP_BYTES as usize];
     if transport == Transport::Pio {
         bitmap[usize::from(gate::EXIT_PORT / 8)] &= !(1 << (gate::EXIT_PORT % 8));
     }
-    memory.write(Maddr(tss + 104), &bitmap)?;
+    memory.write(Maddr(tss + IO_BITMAP), &bitmap)?;
 
     for vector in 0..32u64 {
         let handler = TEXT_VA + vector * gate::VECTOR_STRIDE;

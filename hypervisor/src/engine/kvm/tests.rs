@@ -55,7 +55,7 @@ fn a_closed_port_is_noticed() {
         Err(error) => panic!("{error}"),
     };
     assert!(engine.port_is_open(&memory));
-    engine.gate.close_port(&memory);
+    engine.gate.close_port(&memory, true).unwrap();
     assert!(!engine.port_is_open(&memory));
 }
 

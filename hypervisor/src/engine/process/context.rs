@@ -1,14 +1,16 @@
 //! From a hand-over to what the architecture would say: registers, and a trap.
 //!
-//! All of it is read from memory that the guest can write. A forged frame yields a forged exit, which is
-//! nothing that guest code could not have brought about by honest means; what matters here is that no value
-//! is used as an address or a length before it was bounded. Linux's signal frame: `struct rt_sigframe`
-//! (asm/sigcontext.h, asm/ucontext.h); error codes and vectors as the processor raised them.
+//! All of it is read from memory that the guest can write, and a user program can write it as well as its kernel. So
+//! a claim is cut down to what code at CPL 3 can bring about by honest means: the vectors that it can raise, with error
+//! codes that they have, flags that it can set, bases that are canonical. No value is used as an address or a length
+//! before it was bounded. Linux's signal frame: `struct rt_sigframe` (asm/sigcontext.h, asm/ucontext.h); error codes
+//! and vectors as the processor raised them.
 
 use super::area::{Area, offset_in_room, room};
 use super::child::HandOver;
+use super::script::SIGNALS;
 use super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED};
-use crate::engine::{Fault, Regs};
+use crate::engine::{Fault, Regs, canonical};
 
 /// RFLAGS.RF, which the processor sets in what it saves of a fault: for the layers above to show.
 const RESUME_FLAG: u64 = 0x1_0000;
@@ -32,6 +34,16 @@ pub(super) enum FpuAt {
     Registers,
     /// In the signal frame, at this offset of the room; the registers were reset.
     Frame(u64),
+}
+
+impl FpuAt {
+    /// Where in the room the image is.
+    pub fn offset(self) -> u64 {
+        match self {
+            Self::Registers => room::FPU_OUT,
+            Self::Frame(offset) => offset,
+        }
+    }
 }
 
 /// What happened.
@@ -64,12 +76,13 @@ pub(super) struct Stop {
 pub(super) fn decode(area: &Area, h: &HandOver, fpu_size: u64) -> Option<Stop> {
     match h.kind {
         KIND_HYPERCALL => {
-            Some(Stop { trap: Trap::Hypercall, regs: saved_by_stub(area, h), fpu: FpuAt::Registers })
+            let regs = possible(saved_by_stub(area, h));
+            Some(Stop { trap: Trap::Hypercall, regs, fpu: FpuAt::Registers })
         }
         KIND_KICKED => {
             Some(Stop { trap: Trap::KickBeforeEntry, regs: Regs::default(), fpu: FpuAt::Registers })
         }
-        signal => from_signal(area, h, i32::try_from(signal).ok()?, fpu_size),
+        signal => from_signal(area, h, SIGNALS.into_iter().find(|s| *s as u64 == signal)?, fpu_size),
     }
 }
 
@@ -100,6 +113,18 @@ fn saved_by_stub(area: &Area, h: &HandOver) -> Regs {
     }
 }
 
+/// The registers as they can be at CPL 3: no flag that it cannot set, and canonical addresses where the processor has
+/// no others. With others, whoever runs next (a user program's kernel) could not be entered.
+fn possible(regs: Regs) -> Regs {
+    Regs {
+        rip: canonical(regs.rip),
+        rflags: regs.rflags & SETTABLE_FLAGS & !RESUME_FLAG | FIXED_FLAGS,
+        fs_base: canonical(regs.fs_base),
+        gs_base: canonical(regs.gs_base),
+        ..regs
+    }
+}
+
 /// Offsets in a ucontext.
 const GREGS: u64 = 40;
 const CS: u64 = 184;
@@ -122,7 +147,7 @@ fn from_signal(area: &Area, h: &HandOver, signal: i32, fpu_size: u64) -> Option<
         Some(offset) if image.is_multiple_of(64) => FpuAt::Frame(offset),
         _ => return None,
     };
-    let mut regs = saved_by_linux(area, uc, h);
+    let mut regs = possible(saved_by_linux(area, uc, h));
     let code = area.room(info + SI_CODE) as i32;
     let trap = if signal == KICK_SIGNAL || code <= 0 {
         // Only we, or the host's administrator, send signals: whatever it was, nothing happened in the guest.
@@ -132,7 +157,7 @@ fn from_signal(area: &Area, h: &HandOver, signal: i32, fpu_size: u64) -> Option<
         let call = area.room(info + SI_CALL_ADDR);
         system_call(&mut regs, arch, call, area.room(uc + CS) & 0xffff)
     } else {
-        exception(area, uc)
+        exception(area, uc, signal)
     };
     Some(Stop { trap, regs, fpu })
 }
@@ -157,7 +182,7 @@ fn saved_by_linux(area: &Area, uc: u64, h: &HandOver) -> Regs {
         rcx: word(14),
         rsp: word(15),
         rip: word(16),
-        rflags: word(17) & !RESUME_FLAG,
+        rflags: word(17),
         fs_base: h.fs_base,
         gs_base: h.gs_base,
         ..Regs::default()
@@ -193,18 +218,40 @@ fn general_protection(error_code: u32) -> Trap {
     Trap::Fault(Fault { vector: GENERAL_PROTECTION, error_code, address: 0 })
 }
 
-fn exception(area: &Area, uc: u64) -> Trap {
+/// The vectors for which Linux sends a signal to code at CPL 3 (arch/x86/kernel/traps.c).
+const fn vectors_of(signal: i32) -> &'static [u8] {
+    match signal {
+        libc::SIGSEGV => &[4, 5, 13, 14],
+        // A memfd that is too short is a page fault.
+        libc::SIGBUS => &[11, 12, 14, 17],
+        libc::SIGFPE => &[0, 16, 19],
+        libc::SIGTRAP => &[1, 3],
+        _ => &[6],
+    }
+}
+
+/// An exception. The number that a signal does not come from is a forgery, or is that of an earlier exception, which
+/// Linux leaves where it has none: then it is what the signal mostly means.
+fn exception(area: &Area, uc: u64, signal: i32) -> Trap {
+    const UNDEFINED: Fault = Fault { vector: 6, error_code: 0, address: 0 };
+    /// Selector error codes: EXT is for events from outside of the program (SDM vol. 3, 6.13).
+    const SELECTOR: u32 = 0xfffe;
     let error_code = area.room(uc + ERR) as u32;
-    let address = area.room(uc + CR2);
-    match u8::try_from(area.room(uc + TRAPNO)) {
-        Ok(PAGE_FAULT) => {
+    let claimed = u8::try_from(area.room(uc + TRAPNO)).ok();
+    match claimed.filter(|vector| vectors_of(signal).contains(vector)) {
+        Some(PAGE_FAULT) => {
+            let address = area.room(uc + CR2);
+            if canonical(address) != address {
+                return general_protection(0);
+            }
             Trap::Page { address, write: error_code & PF_WRITE != 0, fetch: error_code & PF_FETCH != 0 }
         }
-        Ok(vector @ 0..32) => {
-            let has_code = matches!(vector, 8 | 10..=13 | 17);
-            Trap::Fault(Fault { vector, error_code: if has_code { error_code } else { 0 }, address: 0 })
+        Some(vector @ 11..=GENERAL_PROTECTION) => {
+            Trap::Fault(Fault { vector, error_code: error_code & SELECTOR, address: 0 })
         }
-        _ => general_protection(0),
+        Some(vector) => Trap::Fault(Fault { vector, error_code: 0, address: 0 }),
+        None if signal == libc::SIGILL => Trap::Fault(UNDEFINED),
+        None => general_protection(0),
     }
 }
 
@@ -219,7 +266,9 @@ pub(super) fn is_single_step(stop: &Stop) -> bool {
 }
 
 /// Writes what a resumption loads: `regs`, and the FPU image at `load_fpu` if the state is not in place.
-pub(super) fn store(area: &Area, regs: &Regs, bases: (u64, u64), load_fpu: u64) {
+///
+/// `bases` are FS.base and GS.base as they are in the process; `None` where nobody knows.
+pub(super) fn store(area: &Area, regs: &Regs, bases: Option<(u64, u64)>, load_fpu: u64) {
     let gprs = [
         regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp, regs.r8, regs.r9, regs.r10,
         regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
@@ -231,7 +280,9 @@ pub(super) fn store(area: &Area, regs: &Regs, bases: (u64, u64), load_fpu: u64) 
     for (i, value) in (0u64..).zip([regs.rip, USER_CS, flags, regs.rsp, USER_SS]) {
         area.set_room(room::IRET + i * 8, value);
     }
-    let changed = u64::from(regs.fs_base != bases.0) | u64::from(regs.gs_base != bases.1) << 1;
+    let fs = bases.is_none_or(|(fs, _)| fs != regs.fs_base);
+    let gs = bases.is_none_or(|(_, gs)| gs != regs.gs_base);
+    let changed = u64::from(fs) | u64::from(gs) << 1;
     area.set_room(room::FS, regs.fs_base);
     area.set_room(room::GS, regs.gs_base);
     area.set_room(room::LOAD_BASES, changed);

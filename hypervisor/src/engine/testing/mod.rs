@@ -8,6 +8,7 @@ pub(crate) mod cases;
 pub(crate) mod measure;
 pub(crate) mod registers;
 mod selectors;
+pub(crate) mod ports;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -76,6 +77,7 @@ macro_rules! contract {
             xsa_52_a_guest_begins_with_no_ones_state, xsa_52_x87_state_is_the_guests_in_every_root,
             xsa_220_protection_keys_are_not_kept, xsa_260_mov_ss_before_every_way_out,
             xsa_279_flushes_of_any_address, xsa_293_bases_are_what_was_told);
+        $crate::engine::testing::contract!(@ ports $world: port_accesses, no_hypercall_in_user_mode);
     };
     (@ $world:ident: $($case:ident),*) => {
         $crate::engine::testing::contract!(@ cases $world: $($case),*);

@@ -67,6 +67,7 @@ impl Shadow {
         let Some(root) = kept.or_else(|| self.new_root(mem, paging, view)) else { return };
         self.roots.touch(root);
         paging.set_root(self.pool.mfn(root));
+        paging.set_user_mode(view == View::User);
     }
 
     fn new_root(&mut self, mem: &MachineMemory, paging: &mut Paging, view: View) -> Option<u32> {

@@ -209,6 +209,39 @@ unsafe extern "C" fn interrupt_81() {
     naked_asm!("int 0x81")
 }
 
+/// The hypercall page's own instruction, where the engine has one, and everything like it.
+macro_rules! port_accesses {
+    ($($name:ident: $instruction:literal),* $(,)?) => {
+        mod ports {
+            use core::arch::naked_asm;
+
+            $(#[unsafe(naked)]
+            pub unsafe extern "C" fn $name() {
+                // The stack is user mode's, should an input be carried out.
+                naked_asm!("mov edx, 0x7e", "mov ecx, 3", "lea rdi, [rsp - 64]", "mov rsi, rdi", $instruction)
+            })*
+        }
+        const PORTS: &[(&str, unsafe extern "C" fn())] = &[$((stringify!($name), ports::$name)),*];
+    };
+}
+port_accesses! {
+    in_al: "in al, 0x7e",
+    in_ax: "in ax, 0x7e",
+    in_al_dx: "in al, dx",
+    in_eax_dx: "in eax, dx",
+    out_al: "out 0x7e, al",
+    out_ax: "out 0x7e, ax",
+    out_al_dx: "out dx, al",
+    insb: "insb",
+    insd: "insd",
+    outsb: "outsb",
+    outsw: "outsw",
+    rep_insb: "rep insb",
+    rep_outsb: "rep outsb",
+}
+/// Bytes of each up to its instruction.
+const ACCESS_AT: u64 = 5 + 5 + 5 + 3;
+
 fn address(code: unsafe extern "C" fn()) -> u64 {
     code as *const () as u64
 }
@@ -449,6 +482,13 @@ fn exceptions(bench: &mut Bench) {
     let at = address(privileged);
     let entry = go(to(at));
     suite.equal("privileged", (entry.by, entry.words[2], entry.words[3]), (13, 0, at));
+
+    for (name, code) in PORTS {
+        let at = address(*code) + ACCESS_AT;
+        let entry = go(to(at - ACCESS_AT));
+        let found = (entry.by, entry.words[2], entry.words[3], entry.rax, entry.rdx, entry.rsi);
+        suite.equal(name, found, (13, 0, at, 1, 0x7e, user_stack() - 64));
+    }
 
     let entry = go(to(NOWHERE));
     let fetched = entry.words[2] & !u64::from(PFEC_FETCH);
