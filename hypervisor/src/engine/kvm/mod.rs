@@ -401,7 +401,7 @@ impl Engine for KvmEngine {
             Stop::Input => {
                 paging.done();
                 let shared = self.vcpu.sync_regs();
-                from_kvm(&shared.regs, &shared.sregs, regs);
+                from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
                 self.swallow_input(memory).map_or_else(Exit::Dead, |()| port::REFUSED)
             }
             Stop::Call => {

@@ -146,6 +146,31 @@ impl Area {
     pub fn publish(&self) {
         self.batch().fetch_add(1, Ordering::Release);
     }
+    /// Reads bytes of the room.
+    pub fn read_room(&self, offset: u64, to: &mut [u8]) {
+        let from = self.at(offset, to.len() as u64);
+        // SAFETY: `at` yields as many bytes inside the mapping, which is not the caller's slice.
+        unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) }
+    }
+    /// Writes bytes of the room.
+    pub fn write_room(&self, offset: u64, from: &[u8]) {
+        let to = self.at(offset, from.len() as u64);
+        // SAFETY: as for `read_room`.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
+    }
+    /// Empties the room, for a process that the monitor holds at a hand-over.
+    pub fn clear_room(&self) {
+        if sys::punch_hole(self.memfd.as_fd(), 0, ROOM_SIZE).is_err() {
+            self.write_room(0, &[0; ROOM_SIZE as usize]);
+        }
+    }
+    /// Forgets the calls of all batches, for a process whose mapper has nothing to do.
+    pub fn clear_steps(&self) {
+        let (start, len) = (BOARD_FILE_OFFSET + board::STEPS, BOARD_SIZE - board::STEPS);
+        if sys::punch_hole(self.memfd.as_fd(), start, len).is_err() {
+            self.write_room(start, &[0; (BOARD_SIZE - board::STEPS) as usize]);
+        }
+    }
     /// Copies an FPU image of `len` bytes from another room into this one's [`room::FPU_IN`].
     pub fn take_fpu(&self, from: &Area, offset: u64, len: u64) {
         let len = len.min(room::FPU_SIZE);

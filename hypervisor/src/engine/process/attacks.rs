@@ -4,6 +4,8 @@
 //! did reach Linux would show: the process would exit, fork or fault elsewhere, and the expected exit would
 //! not come.
 
+mod user;
+
 use paravane_abi::pte;
 
 use super::area::{BOARD, CODE, CODE_SIZE, ROOM, ROOM_SIZE, room, room_va};

@@ -293,14 +293,18 @@ impl Child {
     pub fn ended(&self) -> Option<Ended> {
         self.ended
     }
+    /// Ends the process if it has not ended.
+    pub fn end(&mut self) {
+        if self.ended.is_none() {
+            sys::signal(self.pidfd.as_raw_fd(), libc::SIGKILL);
+            self.ended = sys::reap(self.pidfd.as_fd(), true);
+        }
+    }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.ended.is_none() {
-            sys::signal(self.pidfd.as_raw_fd(), libc::SIGKILL);
-            sys::reap(self.pidfd.as_fd(), true);
-        }
+        self.end();
     }
 }
 

@@ -38,6 +38,8 @@ struct Slot {
     pid: AtomicU32,
     /// The process's CPU time when a kick was first repeated; 0 before that.
     since: AtomicU64,
+    /// It was killed for not answering.
+    killed: AtomicBool,
     /// The kernel's id of the timer that repeats.
     insist: AtomicI32,
     /// How many kicks may be using the target: it is not closed before they are done.
@@ -51,6 +53,7 @@ static ALL: [Slot; SLOTS] = [const {
         target: AtomicI32::new(NOBODY),
         pid: AtomicU32::new(0),
         since: AtomicU64::new(0),
+        killed: AtomicBool::new(false),
         insist: AtomicI32::new(-1),
         users: AtomicU32::new(0),
     }
@@ -91,6 +94,9 @@ impl Slot {
             self.since.store(used.max(1), SeqCst);
         }
         let patience_is_over = since != 0 && used.saturating_sub(since) > PATIENCE_NS;
+        if patience_is_over {
+            self.killed.store(true, SeqCst);
+        }
         sys::signal(target, if patience_is_over { libc::SIGKILL } else { KICK_SIGNAL });
     }
 
@@ -167,6 +173,7 @@ impl ProcessKick {
             return Err(io::Error::from_raw_os_error(libc::EUSERS));
         };
         slot.pending.store(false, SeqCst);
+        slot.killed.store(false, SeqCst);
         // From here on dropping `kick` gives the slot back.
         let mut kick = Self { index, slot, deadline: -1 };
         slot.insist.store(sys::make_timer(timer_signal(), value(kick.index, true))?, SeqCst);
@@ -181,6 +188,10 @@ impl ProcessKick {
         sys::set_timer(self.slot.insist.load(SeqCst), 0, 0);
         self.slot.since.store(0, SeqCst);
         self.slot.pending.swap(false, SeqCst)
+    }
+    /// Whether a process was killed because it did not answer a kick, since this was asked last.
+    pub fn lost_patience(&self) -> bool {
+        self.slot.killed.swap(false, SeqCst)
     }
     /// Says whom a kick must signal from now on. Ask [`ProcessKick::take`] after this and before entering.
     pub fn aim(&self, pidfd: RawFd, pid: u32) {

@@ -83,10 +83,18 @@ fn a_guest_process_has_nothing_of_ours() {
         assert_eq!(field("Seccomp_filters:").parse(), Ok(inherited + 2));
     }
     let limits = proc_file(pid, "limits");
-    for limit in ["Max core file size", "Max processes", "Max open files", "Max file size"] {
-        let line = limits.lines().find(|l| l.starts_with(limit)).unwrap();
+    // With a hard limit of 0 it is undumpable: /proc is then root's.
+    let core = if super::sys::hard_core_limit() == 0 { "0" } else { "1" };
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(format!("/proc/{pid}/maps")).unwrap());
+    // SAFETY: has no precondition.
+    let ours = unsafe { libc::geteuid() };
+    assert_eq!(owner, if core == "0" { 0 } else { ours });
+    let limited = [("core file size", core), ("processes", "0"), ("open files", "0"), ("file size", "0")];
+    for (limit, value) in limited {
+        let limit = format!("Max {limit}");
+        let line = limits.lines().find(|l| l.starts_with(&limit)).unwrap();
         let values: Vec<_> = line[limit.len()..].split_whitespace().take(2).collect();
-        assert_eq!(values, ["0", "0"], "{line}");
+        assert_eq!(values, [value, value], "{line}");
     }
     let session = |pid: u32| {
         // SAFETY: has no memory arguments.

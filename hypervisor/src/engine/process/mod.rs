@@ -8,7 +8,8 @@
 //! A tour, outside in: this file enters the guest and decodes nothing; `space` is one address space;
 //! `child` its process; `script` how that process locks itself up, `filter` with which rules;
 //! `stub` our code in it, `area` our memory in it; `context` turns a hand-over into registers and a
-//! trap; `mirror` keeps its mappings equal to the guest's page tables, which `lowest` bounds; `kick` stops it.
+//! trap, `fpu` makes sure of its vector state; `spoilt` deals with what a user program may do to it;
+//! `mirror` keeps its mappings equal to the guest's page tables, which `lowest` bounds; `kick` stops it.
 //!
 //! What may not be done here: interpreting an exit, or believing a guest process.
 
@@ -18,6 +19,7 @@ mod attacks;
 mod child;
 mod context;
 mod filter;
+mod fpu;
 mod kick;
 #[cfg(test)]
 mod lifecycle;
@@ -26,6 +28,7 @@ mod mirror;
 mod probe;
 mod script;
 mod space;
+mod spoilt;
 mod stub;
 mod sys;
 #[cfg(test)]
@@ -44,6 +47,7 @@ use self::kick::ProcessKick;
 use self::mirror::{Filled, Mirror};
 use self::script::{M2p, Terms};
 use self::space::Space;
+use self::spoilt::{REFUSED, Remnants};
 use self::sys::Ended;
 use super::host_cpuid::{self, Trapping};
 use super::{Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs};
@@ -108,6 +112,9 @@ pub struct ProcessEngine {
     kick: Arc<ProcessKick>,
     fpu: Fpu,
     fpu_size: u64,
+    accepted: fpu::Accepted,
+    /// A user program runs.
+    user: bool,
     /// The guest entered the stub while single-stepping.
     stepping: bool,
     entries: u64,
@@ -142,7 +149,8 @@ impl ProcessEngine {
         // Before the first process is made: what takes turns on one CPU is to have one setting.
         let cpuid_traps = host_cpuid::can_trap();
         let trapping = cpuid_traps.then(Trapping::begin).flatten();
-        let terms = Terms { m2p, cpuid_traps, low_pages: lowest.privileged };
+        let core_limit = sys::hard_core_limit().min(1);
+        let terms = Terms { m2p, cpuid_traps, low_pages: lowest.privileged, core_limit };
         let kick = Arc::new(ProcessKick::new().map_err(ProcessEngineError::Timer)?);
         let unpinned = threads::pin_to_this_cpu();
         let image = Image::new()?;
@@ -175,6 +183,8 @@ impl ProcessEngine {
             kick,
             fpu: Fpu { space: 0, at: FpuAt::Registers },
             fpu_size: features.fpu_size(),
+            accepted: fpu::Accepted::detect(),
+            user: false,
             stepping: false,
             entries: 0,
             dead: None,
@@ -206,6 +216,7 @@ impl ProcessEngine {
         let index = free.or_else(|| self.spawn()).unwrap_or_else(|| {
             let oldest = self.spaces.iter().enumerate().min_by_key(|(_, s)| s.last_used);
             let index = oldest.map_or(0, |(i, _)| i);
+            self.leave(index);
             self.mirror.drop_space(&mut self.spaces, index);
             index
         });
@@ -213,6 +224,28 @@ impl ProcessEngine {
             space.root = Some(root);
         }
         index
+    }
+
+    /// Notes that what a process holds is of an address space that is gone.
+    fn leave(&mut self, index: usize) {
+        if let Some(space) = self.spaces.get_mut(index) {
+            space.remnants = Remnants::Others;
+            // Calls that are not made yet were for that address space.
+            space.child.area().clear_steps();
+        }
+    }
+
+    /// The same for all whose root was something else meanwhile: it is another address space now.
+    fn leave_reused(&mut self, paging: &Paging) {
+        if !paging.is_stale() && paging.reused_tables().is_empty() {
+            return;
+        }
+        for index in 0..self.spaces.len() {
+            let root = self.spaces.get(index).and_then(|s| s.root);
+            if root.is_some_and(|root| paging.is_stale() || paging.reused_tables().contains(&root)) {
+                self.leave(index);
+            }
+        }
     }
 
     fn spawn(&mut self) -> Option<usize> {
@@ -228,25 +261,28 @@ impl ProcessEngine {
     /// Puts the guest's FPU state within reach of the current process; the address to load it from, or 0.
     fn carry_fpu(&mut self) -> u64 {
         let Fpu { space, at } = self.fpu;
-        let offset = match at {
-            FpuAt::Registers => room::FPU_OUT,
-            FpuAt::Frame(offset) => offset,
-        };
-        let load = if space == self.current {
-            if at == FpuAt::Registers { 0 } else { area::room_va(offset) }
-        } else {
-            let pair = (self.spaces.get(self.current), self.spaces.get(space));
-            if let (Some(to), Some(from)) = pair {
-                to.child.area().take_fpu(from.child.area(), offset, self.fpu_size);
+        let image = match at {
+            FpuAt::Registers if space == self.current => None,
+            FpuAt::Frame(offset) if space == self.current => Some(offset),
+            _ => {
+                let pair = (self.spaces.get(self.current), self.spaces.get(space));
+                if let (Some(to), Some(from)) = pair {
+                    to.child.area().take_fpu(from.child.area(), at.offset(), self.fpu_size);
+                }
+                Some(room::FPU_IN)
             }
-            area::room_va(room::FPU_IN)
         };
+        if let (Some(image), Some(space)) = (image, self.spaces.get(self.current)) {
+            self.accepted.mend(space.child.area(), image);
+        }
+        let load = image.map_or(0, area::room_va);
         self.fpu = Fpu { space: self.current, at: FpuAt::Registers };
         load
     }
 
     /// One way into the guest and out again.
     fn go(&mut self, regs: &Regs) -> Result<Stop, Exit> {
+        self.empty_room();
         let load_fpu = self.carry_fpu();
         let current = self.current;
         if self.spaces.get(current).is_some_and(|s| s.batch.overflowed()) {
@@ -258,12 +294,18 @@ impl ProcessEngine {
         let handed_over = space.child.wait();
         self.kick.rest();
         let Some(handed_over) = handed_over else {
-            let reason = why_dead(space.child.ended());
-            return Err(self.die(reason));
+            let ended = space.child.ended();
+            return Err(match self.ended_by_itself(ended) {
+                true if self.user => self.replace(),
+                itself => self.die(why_dead(ended, itself)),
+            });
         };
-        space.bases = (handed_over.fs_base, handed_over.gs_base);
+        space.bases = Some((handed_over.fs_base, handed_over.gs_base));
         let Some(stop) = context::decode(space.child.area(), &handed_over, self.fpu_size) else {
-            return Err(self.die("the guest made up an exit that the engine's stub never makes"));
+            return Err(match self.user {
+                true => self.replace(),
+                false => self.die("the guest made up an exit that the engine's stub never makes"),
+            });
         };
         self.fpu = Fpu { space: current, at: stop.fpu };
         Ok(stop)
@@ -282,6 +324,11 @@ impl ProcessEngine {
         memory: &MachineMemory,
         repeats: &mut u32,
     ) -> Option<Exit> {
+        if self.user
+            && let Some(exit) = self.judge_user(&stop, regs)
+        {
+            return Some(exit);
+        }
         if stop.trap != Trap::KickBeforeEntry && context::inside_stub(&stop) {
             return self.judge_inside_stub(stop, regs, memory, repeats);
         }
@@ -313,11 +360,14 @@ impl ProcessEngine {
         memory: &MachineMemory,
         repeats: &mut u32,
     ) -> Option<Exit> {
-        const REFUSED: Fault = Fault { vector: 13, error_code: 0, address: 0 };
         if context::is_loading(&stop) {
             // The guest's registers are still those it was to get.
-            let fault = if let Trap::Fault(fault) = stop.trap { fault } else { REFUSED };
-            return Some(Exit::Fault(fault));
+            return match stop.trap {
+                Trap::Fault(fault) => Some(Exit::Fault(fault)),
+                // The room is always there: it was protected by keys, which are gone with the signal.
+                Trap::Page { .. } => self.again(repeats),
+                _ => Some(REFUSED),
+            };
         }
         *regs = Regs { selectors: regs.selectors, ..stop.regs };
         if context::is_single_step(&stop) {
@@ -328,9 +378,9 @@ impl ProcessEngine {
         match stop.trap {
             Trap::Page { address, write, fetch } => {
                 let exit = self.page_fault(address, (write, fetch), memory, repeats)?;
-                Some(if let Exit::Dead(_) = exit { exit } else { Exit::Fault(REFUSED) })
+                Some(if let Exit::Dead(_) = exit { exit } else { REFUSED })
             }
-            _ => Some(Exit::Fault(REFUSED)),
+            _ => Some(REFUSED),
         }
     }
 
@@ -348,14 +398,7 @@ impl ProcessEngine {
         }
         match self.mirror.fault(&mut self.spaces, self.current, memory, address, access) {
             Filled::Mapped => None,
-            Filled::Again => {
-                *repeats += 1;
-                if *repeats > MAX_REPEATS {
-                    *repeats = 0;
-                    self.mirror.drop_space(&mut self.spaces, self.current);
-                }
-                None
-            }
+            Filled::Again => self.again(repeats),
             Filled::Fault(error_code) => fault(error_code),
             Filled::Unmappable if address < lowest::USUAL => Some(self.die(
                 "the guest uses a page below those that Linux lets a process map (sysctl vm.mmap_min_addr); link it \
@@ -369,10 +412,26 @@ impl ProcessEngine {
     }
 }
 
+impl ProcessEngine {
+    /// A fault for which there is no reason. If it comes again and again everything of the process is mapped anew; a guest
+    /// that makes them up gets nowhere, and a kick gets through.
+    fn again(&mut self, repeats: &mut u32) -> Option<Exit> {
+        *repeats += 1;
+        if *repeats > MAX_REPEATS {
+            *repeats = 0;
+            self.mirror.drop_space(&mut self.spaces, self.current);
+        }
+        None
+    }
+}
+
 const LOST: &str = "the engine has no process left for the guest";
 
-fn why_dead(ended: Option<Ended>) -> &'static str {
+fn why_dead(ended: Option<Ended>, by_itself: bool) -> &'static str {
     match ended {
+        Some(Ended::Signal(libc::SIGKILL)) if by_itself => {
+            "the guest's process did not answer for 0.3 s of CPU time (its code hides in the engine's)"
+        }
         Some(Ended::Status(libc::ENOMEM)) => {
             "the host refused memory for the guest's mappings (out of memory, or vm.max_map_count below 20000)"
         }
@@ -400,13 +459,15 @@ impl Engine for ProcessEngine {
         if let Some(reason) = self.dead {
             return Exit::Dead(reason);
         }
+        self.user = paging.user_mode();
+        self.leave_reused(paging);
         self.select(paging.root());
         self.mirror.apply(&mut self.spaces, self.current, memory, paging);
         paging.done();
         let mut repeats = 0;
         loop {
             if !context::loadable(regs) {
-                return Exit::Fault(Fault { vector: 13, error_code: 0, address: 0 });
+                return REFUSED;
             }
             let Some(space) = self.spaces.get(self.current) else { return self.die(LOST) };
             self.kick.aim(space.child.pidfd(), space.child.pid());

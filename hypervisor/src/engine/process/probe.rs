@@ -3,7 +3,7 @@
 use std::arch::x86_64::{_xgetbv, CpuidResult};
 
 use super::area::room;
-use super::stub::FPU_COMPONENTS;
+use super::stub::{FPU_COMPONENTS, PKRU};
 use super::sys;
 use crate::engine::host_cpuid;
 
@@ -54,7 +54,8 @@ impl Features {
         let enabled = unsafe { _xgetbv(0) };
         let leaf = |component| host_cpuid::query(0xd, component);
         // CPUID takes microseconds where a hypervisor answers it: once, where nothing is left out.
-        let fpu_size = match enabled & FPU_COMPONENTS {
+        // PKRU's few bytes make no difference, and most processors have it.
+        let fpu_size = match enabled & (FPU_COMPONENTS | PKRU) {
             all if all == enabled => leaf(0).ebx.into(),
             components => image_size(components, leaf),
         };

@@ -40,6 +40,8 @@ pub(super) struct Terms {
     pub cpuid_traps: bool,
     /// The mapper keeps the capability that mapping the lowest pages takes.
     pub low_pages: bool,
+    /// The limit on the size of core dumps that a process may still set: 1, or 0 where that is the hard limit.
+    pub core_limit: u64,
 }
 
 /// One step of a script and what to call it when it fails.
@@ -89,7 +91,7 @@ const READ: u64 = libc::PROT_READ as u64;
 const ALL_FDS: u64 = u32::MAX as u64;
 
 /// The signals that code at CPL 3 can cause, and the kick.
-const SIGNALS: [i32; 7] =
+pub(super) const SIGNALS: [i32; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS, KICK_SIGNAL];
 
 /// SA_RESTORER, which the kernel demands and libc hides; the stub never returns through it.
@@ -104,16 +106,16 @@ const CAP_SYS_RAWIO: u64 = 1 << 17;
 const SET_SYSCALL_USER_DISPATCH: u64 = 59;
 
 /// Limits that make sure of what the filters already forbid.
-const LIMITS: [(u64, u64); 5] = [
-    (libc::RLIMIT_CORE as u64, 0),
-    (libc::RLIMIT_FSIZE as u64, 0),
-    (libc::RLIMIT_NOFILE as u64, 0),
-    (libc::RLIMIT_NPROC as u64, 0),
-    (libc::RLIMIT_MEMLOCK as u64, 0),
+const LIMITS: [u64; 4] = [
+    libc::RLIMIT_FSIZE as u64,
+    libc::RLIMIT_NOFILE as u64,
+    libc::RLIMIT_NPROC as u64,
+    libc::RLIMIT_MEMLOCK as u64,
 ];
 
 /// The leader's way: it sets everything up, makes the guest thread and becomes the mapper.
-fn mapper_steps(data: &mut Data<'_>, Terms { m2p, cpuid_traps, low_pages }: Terms) -> Vec<Step> {
+fn mapper_steps(data: &mut Data<'_>, terms: Terms) -> Vec<Step> {
+    let Terms { m2p, cpuid_traps, low_pages, core_limit } = terms;
     let no_new_privs = libc::PR_SET_NO_NEW_PRIVS as u64;
     let capabilities = capabilities(data, if low_pages { CAP_SYS_RAWIO } else { 0 });
     let name = data.put(&[u64::from_le_bytes(*b"paravane"), u64::from_le_bytes(*b"-guest\0\0")]);
@@ -174,9 +176,10 @@ fn mapper_steps(data: &mut Data<'_>, Terms { m2p, cpuid_traps, low_pages }: Term
         step("start its guest thread", libc::SYS_clone, &[thread]),
     ]);
     let zero = data.put(&[0, 0]);
-    for (resource, _) in LIMITS {
+    for resource in LIMITS {
         steps.push(step("lower its limits", libc::SYS_setrlimit, &[resource, zero]));
     }
+    steps.extend(no_core_dumps(data, core_limit));
     steps.push(step("install the mapper's filter", seccomp, &[set_filter, 0, own]));
     steps.push(jump(Place::Mapper));
     steps
@@ -186,6 +189,16 @@ fn mapper_steps(data: &mut Data<'_>, Terms { m2p, cpuid_traps, low_pages }: Term
 fn capabilities(data: &mut Data<'_>, set: u64) -> (u64, u64) {
     const LINUX_CAPABILITY_VERSION_3: u64 = 0x2008_0522;
     (data.put(&[LINUX_CAPABILITY_VERSION_3]), data.put(&[set | set << 32, 0, 0]))
+}
+
+/// No core dumps, of which a guest could make as many as it likes. A program that takes them by a pipe gets them whatever
+/// the limit, but for a limit of exactly 1 (Linux, fs/coredump.c), which for a file is as good as 0. Whoever may not have
+/// 1 becomes undumpable, at the price that an unprivileged user cannot look into /proc for the process's memory.
+fn no_core_dumps(data: &mut Data<'_>, core_limit: u64) -> Vec<Step> {
+    let limit = data.put(&[core_limit, core_limit]);
+    let set = step("lower its limits", libc::SYS_setrlimit, &[libc::RLIMIT_CORE as u64, limit]);
+    let undumpable = step("become undumpable", libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, 0]);
+    if core_limit == 0 { vec![set, undumpable] } else { vec![set] }
 }
 
 /// A `msghdr` that carries the listener.
@@ -267,7 +280,8 @@ mod tests {
     fn scripts_fit_the_board() {
         let area = Area::new().unwrap();
         let mut data = Data { area: &area, at: board::DATA };
-        let terms = Terms { m2p: M2p { offset: 0, len: 4096 }, cpuid_traps: true, low_pages: true };
+        let terms =
+            Terms { m2p: M2p { offset: 0, len: 4096 }, cpuid_traps: true, low_pages: true, core_limit: 0 };
         let mapper = mapper_steps(&mut data, terms);
         let guest = guest_steps(&mut data, terms);
         assert!(data.at <= board::SCRIPT, "{:#x}", data.at);

@@ -2,6 +2,7 @@
 
 use super::child::Child;
 use super::mirror::Batch;
+use super::spoilt::Remnants;
 use crate::memory::Mfn;
 
 /// One guest process and the page-table root that it mirrors.
@@ -16,13 +17,23 @@ pub(super) struct Space {
     pub runs: u32,
     /// When it was last entered, in entries.
     pub last_used: u64,
-    /// FS.base and GS.base as they are in the process.
-    pub bases: (u64, u64),
+    /// FS.base and GS.base as they are in the process; `None` if that is not known.
+    pub bases: Option<(u64, u64)>,
+    /// What its room may hold.
+    pub remnants: Remnants,
 }
 
 impl Space {
     pub fn new(child: Child) -> Self {
-        Self { child, root: None, batch: Batch::default(), runs: 0, last_used: 0, bases: (0, 0) }
+        Self {
+            child,
+            root: None,
+            batch: Batch::default(),
+            runs: 0,
+            last_used: 0,
+            bases: None,
+            remnants: Remnants::None,
+        }
     }
     /// Lets the guest run, its mappings brought up to date first.
     pub fn resume(&mut self) {

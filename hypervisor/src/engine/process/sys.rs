@@ -66,6 +66,13 @@ pub(super) fn can_map(address: u64) -> bool {
     mapped == at
 }
 
+/// Makes a part of a memfd zero, in every mapping of it, and gives its memory back.
+pub(super) fn punch_hole(memfd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: touches the file only; what is mapped of it stays mapped.
+    check(unsafe { libc::fallocate(memfd.as_raw_fd(), mode, offset as i64, len as i64) }.into()).map(|_| ())
+}
+
 /// Wakes who waits on a futex that processes share.
 pub(super) fn futex_wake(word: &AtomicU32) {
     // SAFETY: `word` is a live, aligned u32; waking has no other precondition.
@@ -192,6 +199,14 @@ pub(super) enum Ended {
     Signal(i32),
     /// Nobody can say any more.
     Unknown,
+}
+
+/// The highest limit on the size of core dumps that this process, and those that it makes, may set.
+pub(super) fn hard_core_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a live local; where the call fails it stays 0.
+    unsafe { libc::getrlimit(libc::RLIMIT_CORE, &raw mut limit) };
+    limit.rlim_max
 }
 
 /// The running kernel's version, as (major, minor).

@@ -6,9 +6,9 @@
 pub(crate) mod advisories;
 pub(crate) mod cases;
 pub(crate) mod measure;
+pub(crate) mod ports;
 pub(crate) mod registers;
 mod selectors;
-pub(crate) mod ports;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
