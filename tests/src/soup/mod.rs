@@ -5,6 +5,7 @@
 //! the steps do to the kernel itself (they may well overwrite it) is part of the game.
 
 mod code;
+pub mod servings;
 mod steps;
 mod values;
 

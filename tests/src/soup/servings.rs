@@ -1,0 +1,99 @@
+//! How many seeds a soup tries, or for how long: what the environment says.
+//!
+//! * `PARAVANE_SOUP_FIRST`: the first seed.
+//! * `PARAVANE_SOUP_SEEDS`: how many seeds are tried on each engine.
+//! * `PARAVANE_SOUP_SECONDS`: in place of a number of seeds, how long each engine gets new seeds. The engines are tried
+//!   one after the other, so that a run takes this long times the number of engines.
+
+use std::ops::Range;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use paravane::monitor::EngineChoice;
+
+use crate::boot::PATIENCE;
+use crate::machine::engines;
+use crate::verdict::{broken_product, broken_test};
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Servings {
+    /// The first seed.
+    pub first: u64,
+    /// How many seeds for each engine.
+    seeds: u64,
+    /// How long for each engine, whatever the number of seeds.
+    time: Option<Duration>,
+}
+
+impl Servings {
+    /// What the environment asks for, or `seeds` for each engine.
+    ///
+    /// # Panics
+    /// When a variable is no number.
+    pub fn asked_for(seeds: u64) -> Self {
+        Self {
+            first: number("PARAVANE_SOUP_FIRST").unwrap_or(1),
+            seeds: number("PARAVANE_SOUP_SEEDS").unwrap_or(seeds),
+            time: number("PARAVANE_SOUP_SECONDS").map(Duration::from_secs),
+        }
+    }
+
+    /// Tries seeds on one engine after the other. Each begins with the first seed, so that it can be tried again.
+    pub fn on_each_engine(&self, mut serve: impl FnMut(EngineChoice, u64)) {
+        for &engine in engines() {
+            let start = Instant::now();
+            for seed in self.range() {
+                if self.time.is_some_and(|time| start.elapsed() >= time) {
+                    break;
+                }
+                serve(engine, seed);
+            }
+        }
+    }
+
+    fn range(&self) -> Range<u64> {
+        let end = if self.time.is_some() { u64::MAX } else { self.first.saturating_add(self.seeds) };
+        self.first..end
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| broken_test(format_args!("{variable}={text} is not a number"))))
+}
+
+/// Does `work` in a thread of its own, and fails with `name` if it panics or does not come back.
+///
+/// # Panics
+/// Then.
+pub fn watched<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, ended) = mpsc::channel();
+    // Nobody listens any more if this took too long.
+    let host = std::thread::spawn(move || drop(done.send(work())));
+    match ended.recv_timeout(PATIENCE) {
+        Ok(result) => {
+            // The thread is gone before the next begins: what is counted later does not include it.
+            let _ = host.join();
+            result
+        }
+        Err(RecvTimeoutError::Timeout) => broken_product(format_args!("the host hangs: {name}")),
+        Err(RecvTimeoutError::Disconnected) => {
+            let _ = host.join();
+            broken_product(format_args!("the host panicked (see above): {name}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_replaces_the_number_of_seeds() {
+        let some = Servings { first: 7, seeds: 3, time: None };
+        assert_eq!(some.range(), 7..10);
+        let timed = Servings { time: Some(Duration::from_secs(1)), ..some };
+        assert_eq!(timed.range(), 7..u64::MAX);
+    }
+}
