@@ -11,3 +11,6 @@ pub static CONFORMANCE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/confor
 
 /// Ends in the way that `test=NAME` on its command line says.
 pub static ENDINGS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/endings.elf"));
+
+/// Misuses every virtio device, as `seed=N` determines, `steps=N` times.
+pub static VIRTIO_SOUP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/virtio-soup.elf"));

@@ -11,3 +11,5 @@ pub mod hello;
 mod probe;
 #[cfg(guest)]
 mod suite;
+#[cfg(guest)]
+pub mod virtio_soup;
