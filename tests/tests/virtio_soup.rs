@@ -197,7 +197,8 @@ fn hostile_drivers_harm_nobody_else() {
     });
     larder.check_image();
     note(format_args!(
-        "virtio soup: {guests} guests from seed {} on, {finished} finished; {stops} stops; type: [offered, used] {sum:?}",
+        "virtio soup: {guests} guests from seed {} on: {finished} finished; {stops} stops; \
+         requests offered and used by type: {sum:?}",
         servings.first
     ));
     // A soup that is never stirred shows nothing.
