@@ -14,3 +14,6 @@ pub static ENDINGS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/endings.el
 
 /// Misuses every virtio device, as `seed=N` determines, `steps=N` times.
 pub static VIRTIO_SOUP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/virtio-soup.elf"));
+
+/// Runs random user programs, as `seed=N` determines, `programs=N` of them, and checks that they cannot harm it.
+pub static USER_SOUP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/user-soup.elf"));

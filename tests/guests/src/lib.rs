@@ -2,6 +2,8 @@
 #![cfg_attr(not(test), no_std)]
 
 #[cfg(guest)]
+mod chance;
+#[cfg(guest)]
 pub mod conformance;
 #[cfg(guest)]
 pub mod endings;
@@ -11,5 +13,7 @@ pub mod hello;
 mod probe;
 #[cfg(guest)]
 mod suite;
+#[cfg(guest)]
+pub mod user_soup;
 #[cfg(guest)]
 pub mod virtio_soup;

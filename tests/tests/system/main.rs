@@ -10,4 +10,5 @@ mod files;
 mod parity;
 mod reference;
 mod soup;
+mod user_soup;
 mod workloads;

@@ -110,7 +110,7 @@ pub(super) fn run(bench: &mut Bench) {
 
 /// Room for a number that lies in two pages.
 #[repr(align(4096))]
-struct TwoPages([u8; 8192]);
+struct TwoPages(#[expect(dead_code, reason = "only its address is taken")] [u8; 8192]);
 static mut TWO_PAGES: TwoPages = TwoPages([0; 8192]);
 
 /// A result that runs into a page which cannot be written: nothing is done, and no frame is lost.

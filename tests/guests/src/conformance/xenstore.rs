@@ -223,7 +223,7 @@ fn watches(bench: &mut Bench, store: &mut Store) {
 }
 
 fn transactions(bench: &mut Bench, store: &mut Store) {
-    let mut begin = |store: &mut Store| {
+    let begin = |store: &mut Store| {
         let reply = store.ask(XS_TRANSACTION_START, 0, "\0");
         reply.and_then(|reply| reply.text().trim_end_matches('\0').parse().ok()).unwrap_or(0)
     };

@@ -12,8 +12,8 @@ use paravane_guest::hypercall::{call, sched};
 use paravane_guest::{Boot, time};
 
 use super::arena::{self, BYTES, DEVICE_BASE, place};
-use super::chance::Chance;
 use super::request::{DESCRIPTOR, INDIRECT, MOST, NEXT, request};
+use crate::chance::Chance;
 
 /// Queues of a device that are used.
 const QUEUES: usize = 4;

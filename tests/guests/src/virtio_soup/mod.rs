@@ -4,14 +4,13 @@
 //! tables of all devices are in one arena, which is all that the devices see unless an activation names other frames.
 
 mod arena;
-mod chance;
 mod driver;
 mod request;
 
 use paravane_guest::{Boot, power, println};
 
-use self::chance::Chance;
 use self::driver::Driver;
+use crate::chance::Chance;
 
 /// Devices that are driven at most.
 const DEVICES: usize = 8;

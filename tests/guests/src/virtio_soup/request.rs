@@ -1,7 +1,7 @@
 //! Requests: chains of buffers as a device of each type expects them, nearly.
 
 use super::arena::{self, BUFFERS, BYTES, DEVICE_BASE};
-use super::chance::Chance;
+use crate::chance::Chance;
 
 /// Flags of descriptors (virtio 1.2, section 2.7.5).
 pub(super) const NEXT: u64 = 1;
