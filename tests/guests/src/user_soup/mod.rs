@@ -4,12 +4,13 @@
 //! ends by its first trap, system call or event. What must hold then: only what CPL 3 can raise by itself arrived, from
 //! user mode, on the kernel's stack, with the kernel's own base; and the kernel's memory is as it was.
 //!
-//! No program is given a 32-bit code selector on purpose: a software KVM cannot run such code, and a guest that gets
-//! there dies (docs/abi.md, "Selectors").
+//! No program is given the selector of 32-bit code: a software KVM cannot run such code, and a guest that gets there
+//! dies (docs/abi.md, "Deviations"). Random bytes and unaligned pointers can still make one, hardly ever.
 
 mod entry;
 mod program;
 
+use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use paravane_guest::abi::callback::*;
@@ -63,6 +64,8 @@ pub fn main(boot: Boot) -> ! {
     let set = entry::install(&KERNEL_WORD);
     assert!(set.is_ok(), "entry points: {set:?}");
 
+    allow_instructions();
+
     let mut tally = Tally::default();
     let kernel = Pointers { kernel: &raw const CANARY as u64, stack: KERNEL.top(), table: memory.table };
     for n in 0..programs {
@@ -85,6 +88,17 @@ pub fn main(boot: Boot) -> ! {
         "user-soup: programs={programs} faults={faults} page-faults={page_faults} calls={calls} events={events}"
     );
     power::power_off()
+}
+
+/// Turns on what programs may then execute natively: their bases, and their vector state.
+fn allow_instructions() {
+    const OSXSAVE: u64 = 1 << 18;
+    const FSGSBASE: u64 = 1 << 16;
+    let [leaf_1, leaf_7] = [1, 7].map(|leaf| core::arch::x86_64::__cpuid_count(leaf, 0));
+    let offered = [(OSXSAVE, leaf_1.ecx >> 26 & 1), (FSGSBASE, leaf_7.ebx & 1)];
+    let bits = offered.iter().filter(|(_, has)| *has == 1).fold(0, |bits, (bit, _)| bits | bit);
+    // SAFETY: turns instructions on, of which the kernel uses none.
+    unsafe { asm!("mov {v}, cr4", "or {v}, {bits}", "mov cr4, {v}", v = out(reg) _, bits = in(reg) bits) };
 }
 
 fn canary(n: u64) -> u64 {

@@ -234,8 +234,17 @@ fn pick(chance: &mut Chance, kernel: &Pointers, program: &mut Code) {
     }
 }
 
-/// What a register or a word of data holds.
+/// What a register or a word of data holds. As a selector it is none of 32-bit code, the host's or Xen's.
 fn value(chance: &mut Chance, kernel: &Pointers) -> u64 {
+    loop {
+        let value = any_value(chance, kernel);
+        if ![0x20, 0xe020].contains(&(value & 0xfffc)) {
+            return value;
+        }
+    }
+}
+
+fn any_value(chance: &mut Chance, kernel: &Pointers) -> u64 {
     let any = chance.any();
     match chance.below(8) {
         0 | 1 => DATA + any % (DATA_PAGES * 4096),
@@ -251,7 +260,7 @@ fn value(chance: &mut Chance, kernel: &Pointers) -> u64 {
             0x7fff_ffff_f000,
         ]),
         5 => any & 0xffff,
-        // Selectors and flags: none of 32-bit code.
+        // Selectors and flags.
         6 => chance.one_of([0, 3, 0xe02b, 0xe033, 0x2b, 0x33, 0x246, 0x40302]),
         _ => any,
     }
