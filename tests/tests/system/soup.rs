@@ -1,6 +1,7 @@
 //! Random kernels: whatever they do, the host survives and says how they ended.
 //!
-//! [`servings`](paravane_tests::soup::servings) says how many kernels are tried, or for how long. A failure names its seed.
+//! [`servings`](paravane_tests::soup::servings) says how many kernels are tried, or for how long. A failure names its
+//! seed.
 
 use std::time::Duration;
 

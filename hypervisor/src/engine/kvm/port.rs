@@ -26,8 +26,8 @@ const DF: u64 = 1 << 10;
 /// The longest instruction (SDM vol. 2, 2.3.11).
 const MAX_LENGTH: u64 = 15;
 
-/// Whether an `OUT` that ended at `rip` may be taken for the hypercall page's without a look: it lies where the entry of
-/// the number in rax has it (see `transport::hypercall_stub`).
+/// Whether an `OUT` that ended at `rip` may be taken for the hypercall page's without a look: it lies where the entry
+/// of the number in rax has it (see `transport::hypercall_stub`).
 pub(super) fn is_by_the_page(regs: &Regs) -> bool {
     const PLAIN: u64 = 5 + gate::OUT_LEN;
     const IRET: u64 = 4 + PLAIN;
@@ -130,8 +130,8 @@ impl KvmEngine {
         REFUSED
     }
 
-    /// Has KVM complete an input from the exit port, without effect: what it does to the registers is not looked at, and
-    /// what it would store it finds no place for, in an address space without a page of the guest's.
+    /// Has KVM complete an input from the exit port, without effect: what it does to the registers is not looked at,
+    /// and what it would store it finds no place for, in an address space without a page of the guest's.
     #[cold]
     pub(super) fn swallow_input(&mut self, memory: &MachineMemory) -> Result<(), &'static str> {
         const LOST: &str = "KVM did not complete an input from a port";

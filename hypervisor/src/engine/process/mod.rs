@@ -413,8 +413,8 @@ impl ProcessEngine {
 }
 
 impl ProcessEngine {
-    /// A fault for which there is no reason. If it comes again and again everything of the process is mapped anew; a guest
-    /// that makes them up gets nowhere, and a kick gets through.
+    /// A fault for which there is no reason. If it comes again and again everything of the process is mapped anew; a
+    /// guest that makes them up gets nowhere, and a kick gets through.
     fn again(&mut self, repeats: &mut u32) -> Option<Exit> {
         *repeats += 1;
         if *repeats > MAX_REPEATS {

@@ -191,9 +191,10 @@ fn capabilities(data: &mut Data<'_>, set: u64) -> (u64, u64) {
     (data.put(&[LINUX_CAPABILITY_VERSION_3]), data.put(&[set | set << 32, 0, 0]))
 }
 
-/// No core dumps, of which a guest could make as many as it likes. A program that takes them by a pipe gets them whatever
-/// the limit, but for a limit of exactly 1 (Linux, fs/coredump.c), which for a file is as good as 0. Whoever may not have
-/// 1 becomes undumpable, at the price that an unprivileged user cannot look into /proc for the process's memory.
+/// No core dumps, of which a guest could make as many as it likes. A program that takes them by a pipe gets them
+/// whatever the limit, but for a limit of exactly 1 (Linux, fs/coredump.c), which for a file is as good as 0. Whoever
+/// may not have 1 becomes undumpable, at the price that an unprivileged user cannot look into /proc for the process's
+/// memory.
 fn no_core_dumps(data: &mut Data<'_>, core_limit: u64) -> Vec<Step> {
     let limit = data.put(&[core_limit, core_limit]);
     let set = step("lower its limits", libc::SYS_setrlimit, &[libc::RLIMIT_CORE as u64, limit]);

@@ -66,8 +66,8 @@ impl ProcessEngine {
     /// What a stop in user mode means where it would mean something else to a kernel; `None` where it does not.
     pub(super) fn judge_user(&mut self, stop: &Stop, regs: &mut Regs) -> Option<Exit> {
         match stop.trap {
-            // A user program has no hypercalls: at the call it has its fault. Whether it was the hypercall page's, or made
-            // up in the midst of the stub, cannot be told.
+            // A user program has no hypercalls: at the call it has its fault. Whether it was the hypercall page's, or
+            // made up in the midst of the stub, cannot be told.
             Trap::Hypercall => {
                 *regs = stop.regs;
                 regs.rip = regs.rip.wrapping_sub(super::stub::CALL_LENGTH);

@@ -34,10 +34,10 @@ pub(super) const KIND_KICKED: u64 = 0x102;
 pub(super) const KICK_SIGNAL: i32 = libc::SIGUSR1;
 /// PKRU's state component.
 pub(super) const PKRU: u64 = 1 << 9;
-/// The state components (SDM volume 1, 13.1) that belong to a guest: all that there are but two. AMX's tiles and their
-/// configuration Linux leaves out of the signal frame of a program that has not asked for them, and XRSTOR may touch the
-/// whole extent of what its mask names. PKRU, where a processor has it, takes away our own memory as well as the
-/// guest's: a guest has no protection keys, and Linux gives it a fresh PKRU with every signal.
+/// The state components (SDM volume 1, 13.1) that belong to a guest: all that there are but two. AMX's tiles and
+/// their configuration Linux leaves out of the signal frame of a program that has not asked for them, and XRSTOR may
+/// touch the whole extent of what its mask names. PKRU, where a processor has it, takes away our own memory as well
+/// as the guest's: a guest has no protection keys, and Linux gives it a fresh PKRU with every signal.
 pub(super) const FPU_COMPONENTS: u64 = !(0b11 << 17 | PKRU);
 /// The step number that means: jump to the address in the first argument.
 pub(super) const STEP_JUMP: u64 = 0xffff_ffff;

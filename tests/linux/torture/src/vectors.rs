@@ -132,6 +132,7 @@ kept!(
      .endr"
 );
 
+// SAFETY: the three that `kept!` assembles above, each with these arguments and nothing returned.
 unsafe extern "sysv64" {
     fn paravane_torture_keep_zmm(load: *const u8, store: *mut u8, turns: u64, rounds: u64, pid: u32);
     fn paravane_torture_keep_ymm(load: *const u8, store: *mut u8, turns: u64, rounds: u64, pid: u32);
