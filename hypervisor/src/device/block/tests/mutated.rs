@@ -159,4 +159,6 @@ fn some_changed_images_are_used() {
     // A refcount that is too high, and a cluster that an entry forgets.
     assert!(used(&[Change::Word(REFBLOCK + 24, u64::MAX)]) && used(&[Change::Word(L2, 0)]));
     assert!(!used(&[Change::Word(REFBLOCK, 0)]));
+    // A snapshot whose L1 table is empty, with an offset inside the cluster that its long name reaches into.
+    assert!(used(&[Change::Word(SNAPSHOTS + 8, 512), Change::Byte(SNAPSHOTS + 7, 1)]));
 }

@@ -72,7 +72,9 @@ pub fn image() -> Vec<u8> {
 pub fn recount(image: &[u8]) -> Result<(), String> {
     let mut users = BTreeMap::<u64, Vec<String>>::new();
     let mut uses = |who: String, at: u64, bytes: u64| {
-        for cluster in at / 512..(at + bytes).div_ceil(512) {
+        // An empty table is in no cluster, wherever its offset points.
+        let end = if bytes == 0 { 0 } else { (at + bytes).div_ceil(512) };
+        for cluster in at / 512..end {
             users.entry(cluster).or_default().push(who.clone());
         }
     };
