@@ -11,8 +11,10 @@ use std::io::{Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use paravane::compare::{self, Machine, WORKLOADS};
-use paravane::monitor::{self, EngineChoice, TransportChoice};
+use paravane::compare;
+use paravane::compare::{Machine, WORKLOADS};
+use paravane::monitor;
+use paravane::monitor::{EngineChoice, TransportChoice};
 use serde_json::json;
 use support::{Options, median};
 

@@ -9,9 +9,11 @@ mod support;
 
 use std::time::Duration;
 
-use paravane::compare::{self, Machine, Technique, WORKLOADS, Workload};
+use paravane::compare;
+use paravane::compare::{Machine, Technique, WORKLOADS, Workload};
 use paravane::ledger::nanos_f64;
-use paravane::monitor::{self, EngineChoice, TransportChoice};
+use paravane::monitor;
+use paravane::monitor::{EngineChoice, TransportChoice};
 use serde_json::{Value, json};
 use support::floor::Floor;
 use support::{Options, least, median};

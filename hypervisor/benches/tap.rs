@@ -11,10 +11,12 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use paravane::compare::{self, Machine, Needs, Workload};
-use paravane::device::net::tap::Tap;
-use paravane::device::net::{Mac, Net};
-use paravane::monitor::{self, Config, EngineChoice, TransportChoice};
+use paravane::compare;
+use paravane::compare::{Machine, Needs, Workload};
+use paravane::host::net::tap::Tap;
+use paravane::monitor;
+use paravane::monitor::{Config, EngineChoice, TransportChoice};
+use paravane::virtio::net::{Mac, Net};
 use serde_json::json;
 use support::{Options, median};
 
@@ -100,7 +102,7 @@ fn guest(engine: EngineChoice, workload: &Workload) -> Result<(f64, f64), String
         deadline: Duration::from_secs(60),
     };
     let tap = Tap::open(NAME).map_err(|e| e.to_string())?;
-    let mut devices: Vec<Box<dyn paravane::device::Device>> = vec![Box::new(Net::new(Box::new(tap), MAC))];
+    let mut devices: Vec<Box<dyn paravane::virtio::Device>> = vec![Box::new(Net::new(Box::new(tap), MAC))];
     let mut boot = |config: Config| monitor::run(Config { devices: std::mem::take(&mut devices), ..config });
     let [pv, _] = compare::techniques();
     counted(GUEST_FRAMES, || {

@@ -1,7 +1,7 @@
 //! `paravane audit` from outside, on the built-in guests and on this very program, in which one instruction of
 //! each kind is planted: compiled, linked, with symbols and line tables, as a kernel's are.
 
-#[path = "../src/skip.rs"]
+#[path = "../src/testing/skip.rs"]
 mod skip;
 
 use std::arch::asm;

@@ -2,7 +2,7 @@
 //!
 //! What needs a guest is skipped where this machine cannot run one.
 
-#[path = "../src/skip.rs"]
+#[path = "../src/testing/skip.rs"]
 mod skip;
 
 use std::io::{Read, Write};

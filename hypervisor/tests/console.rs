@@ -2,7 +2,7 @@
 //!
 //! The other end behaves in turn: it talks, goes away in the middle, does not read. What is absent is said.
 
-#[path = "../src/skip.rs"]
+#[path = "../src/testing/skip.rs"]
 mod skip;
 
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! A driver may start and reset its device as often as it likes: the host keeps nothing of it. In a program of its
 //! own, because what is counted is the whole process's.
 
-#[path = "../src/skip.rs"]
+#[path = "../src/testing/skip.rs"]
 mod skip;
 
 use std::fs;
@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use paravane::busy_poll::BusyPoll;
 use paravane::compare::Needs;
-use paravane::device::entropy::Entropy;
-use paravane::device::{Device, DeviceMemory, Interrupt, QueueSetup, Region, Slot};
-use paravane::memory::{Backing, MachineMemory, Mfn};
+use paravane::host::busy_poll::BusyPoll;
+use paravane::machine::device_memory::{DeviceMemory, Region};
+use paravane::machine::memory::{Backing, MachineMemory, Mfn};
+use paravane::virtio::entropy::Entropy;
+use paravane::virtio::{Device, Interrupt, QueueSetup, Slot};
 use skip::skip;
 
 const VERSION_1: u64 = 1 << 32;

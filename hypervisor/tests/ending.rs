@@ -2,7 +2,7 @@
 //!
 //! No test here looks at a clock. A run that does not end is killed after [`PATIENCE`], and the test fails.
 
-#[path = "../src/skip.rs"]
+#[path = "../src/testing/skip.rs"]
 mod skip;
 
 use std::fs::File;

@@ -1,6 +1,6 @@
 //! Limits of the user's shell (ulimit): what they stop is told by the limit's name, and no file is lost to them.
 
-#[path = "../src/skip.rs"]
+#[path = "../src/testing/skip.rs"]
 mod skip;
 
 use std::fs::File;

@@ -2,7 +2,7 @@
 //!
 //! What needs an engine is skipped where this machine lacks it.
 
-#[path = "../src/skip.rs"]
+#[path = "../src/testing/skip.rs"]
 mod skip;
 
 use std::path::Path;

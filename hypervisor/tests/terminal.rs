@@ -1,6 +1,6 @@
 //! The program on a terminal: raw while the guest has it, as it was afterwards, whatever happened.
 
-#[path = "../src/skip.rs"]
+#[path = "../src/testing/skip.rs"]
 mod skip;
 
 use std::fs::File;

@@ -7,11 +7,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use paravane::compare;
-use paravane::console::{CaptureSink, ConsoleInput};
-use paravane::device::Device;
-use paravane::domain::DomainEnd;
 use paravane::ledger::Region;
+use paravane::machine::console::{CaptureSink, ConsoleInput};
+use paravane::machine::end::DomainEnd;
 use paravane::monitor::{Config, EngineChoice, Report, RunError, TransportChoice, run};
+use paravane::virtio::Device;
 
 use crate::machine::{engines, transport};
 use crate::verdict::broken_product;

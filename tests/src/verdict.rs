@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
-#[path = "../../hypervisor/src/skip.rs"]
+#[path = "../../hypervisor/src/testing/skip.rs"]
 mod skipping;
 
 /// Says something that is to be seen even if the test passes.

@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use paravane::images::PV;
+use paravane::image::builtin::PV;
 use paravane_tests::guests::{CONFORMANCE, HELLO, HELLO_HIGH};
 use paravane_tests::verdict::skip;
 

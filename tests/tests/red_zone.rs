@@ -4,7 +4,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, Register};
 use object::{Object, ObjectSection, SectionKind};
-use paravane::images::{BARE, PV};
+use paravane::image::builtin::{BARE, PV};
 use paravane_tests::guests::{ENDINGS, HELLO, HELLO_HIGH};
 
 /// Whether an instruction reads or writes memory below the stack pointer.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, SyncReg, VcpuExit, VcpuFd, VmFd};
-use paravane::memory::{Backing, MachineMemory, Maddr, Mfn};
+use paravane::machine::memory::{Backing, MachineMemory, Maddr, Mfn};
 
 /// Page-table levels 4 to 1 have the first frames; they map what follows, and themselves, where it is.
 const TABLES: u64 = 4;

@@ -8,8 +8,8 @@ use object::read::elf::{FileHeader, Sym};
 use object::{LittleEndian, SectionIndex, SymbolIndex};
 
 use super::regions::{Region, Section};
-use crate::domain::image::Header;
-use crate::domain::symbols::readable;
+use crate::image::Header;
+use crate::image::symbols::readable;
 
 /// A run of code that is swept as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use object::read::elf::{FileHeader, SectionHeader};
 
 use super::regions::Section;
 use super::relocation::{Place, Relocations};
-use crate::domain::image::Header;
+use crate::image::Header;
 
 /// The section's name.
 pub const SECTION: &str = ".paravane.audit";

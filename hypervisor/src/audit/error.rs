@@ -1,6 +1,6 @@
 //! Why a file cannot be audited, said so that the reader knows what to do.
 
-use crate::domain::image_error::ImageError;
+use crate::image::error::ImageError;
 
 /// A file that cannot be audited.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -30,9 +30,9 @@ use object::read::elf::FileHeader;
 use regions::Regions;
 use relocation::Relocations;
 
-use crate::domain::compressed::unpack;
-use crate::domain::image::{Header, Image, ImageKind, header};
-use crate::domain::lines::Lines;
+use crate::image::compressed::unpack;
+use crate::image::lines::Lines;
+use crate::image::{Header, Image, ImageKind, header};
 
 /// How many findings are listed one by one; all of them are counted.
 pub const LISTED: usize = 50_000;
@@ -143,7 +143,7 @@ impl Audit {
 /// # Errors
 /// If the file is not ELF for x86-64, has no code, or is cut off so that code is missing.
 pub fn audit(file: &[u8]) -> Result<Audit, AuditError> {
-    let file = unpack(file).map_err(crate::domain::image_error::ImageError::from)?;
+    let file = unpack(file).map_err(crate::image::error::ImageError::from)?;
     let header = header(&file)?;
     let (subject, hypercall_page) = subject(header, &file);
     let regions = Regions::read(header, &file)?;

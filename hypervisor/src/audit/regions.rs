@@ -10,7 +10,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use serde::Serialize;
 
 use super::AuditError;
-use crate::domain::image::Header;
+use crate::image::Header;
 
 /// A run of executable bytes that one header names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

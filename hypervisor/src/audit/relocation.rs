@@ -14,8 +14,8 @@ use object::elf::{
 use object::read::elf::{FileHeader, Rela, SectionHeader, Sym};
 use object::{LittleEndian, SymbolIndex};
 
-use crate::domain::image::Header;
-use crate::domain::symbols::readable;
+use crate::image::Header;
+use crate::image::symbols::readable;
 
 /// A place in an object file: a section's index and an offset in it.
 pub(super) type Place = (usize, u64);

@@ -9,7 +9,7 @@ use super::code::Piece;
 use super::declared::Declared;
 use super::relocation::Relocations;
 use super::{Audit, Class, ClassSummary, Coverage, Finding, LISTED, Skipped, Subject};
-use crate::memory::PAGE_SIZE;
+use crate::machine::memory::PAGE_SIZE;
 
 /// Counts for one class.
 #[derive(Debug, Default)]

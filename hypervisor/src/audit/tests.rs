@@ -4,8 +4,8 @@ use object::elf::{SHT_NOBITS, SHT_PROGBITS, STT_FUNC, STT_NOTYPE};
 use proptest::prelude::*;
 
 use super::{Audit, AuditError, Class, DECLARATIONS, Effect, Finding, Policy, Subject, audit, text};
-use crate::domain::image_error::ImageError;
-use crate::domain::test_elf::{Elf, Symbol};
+use crate::image::error::ImageError;
+use crate::testing::elf::{Elf, Symbol};
 
 const TEXT: u64 = 0x4010_0000;
 
@@ -216,8 +216,8 @@ fn what_is_no_elf_file_is_refused() {
 
 #[test]
 fn the_reference_guests() {
-    let pv = audit(crate::images::PV).unwrap();
-    let bare = audit(crate::images::BARE).unwrap();
+    let pv = audit(crate::image::builtin::PV).unwrap();
+    let bare = audit(crate::image::builtin::BARE).unwrap();
     assert_eq!((pv.subject, bare.subject), (Subject::Paravirtual, Subject::Bare));
     let classes = |a: &Audit| a.classes.iter().map(|c| c.class).collect::<Vec<_>>();
     // The marks that bracket a measured region are a port's, in both.

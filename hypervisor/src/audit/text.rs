@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::{Audit, ClassSummary, Effect, Finding, Policy, Subject};
-use crate::printable::printable;
+use crate::text::printable::printable;
 
 /// Formats everything; of each class at most `limit` findings.
 pub fn text(audit: &Audit, name: &str, policy: &Policy, limit: usize) -> String {

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::{given, print};
 use crate::audit::{Audit, Class, Effect, Policy, audit, text};
-use crate::images;
-use crate::printable;
+use crate::image::builtin;
+use crate::text::printable;
 
 const HELP: &str = "\
 Examples:
@@ -106,8 +106,8 @@ pub(super) fn run(args: &AuditArgs) -> anyhow::Result<u8> {
 
 fn load(args: &AuditArgs) -> anyhow::Result<(String, Audit)> {
     let (name, bytes): (String, Cow<'static, [u8]>) = match &args.image {
-        None if args.bare => ("built-in bare guest".to_owned(), images::BARE.into()),
-        None => ("built-in guest".to_owned(), images::PV.into()),
+        None if args.bare => ("built-in bare guest".to_owned(), builtin::BARE.into()),
+        None => ("built-in guest".to_owned(), builtin::PV.into()),
         Some(path) => {
             let name = path.to_string_lossy().into_owned();
             let bytes = given::image(path, u64::MAX)

@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::choice::TransportArg;
 use super::progress::ProgressLine;
 use super::{print, size, status};
-use crate::busy_poll;
 use crate::compare::{
     Comparison, Machine, Settings, SideBySide, WORKLOADS, Workload, compare, side_text, techniques, text,
 };
+use crate::host::busy_poll;
 use crate::monitor::{self, EngineChoice};
 
 const EXAMPLES: &str = "\

@@ -7,19 +7,19 @@ use std::path::Path;
 use anyhow::Context;
 use paravane_abi::virtio::VIRTIO_MAX_DEVICES;
 
+use super::device::console::ConsoleOption;
+use super::device::net::{BackendOption, NetOption};
+use super::device::vsock::VsockOption;
 use super::disk;
 use super::paths::Paths;
-use crate::device::Device;
-use crate::device::block::{Block, Options};
-use crate::device::console::Console;
-use crate::device::console::options::ConsoleOption;
-use crate::device::console::stdio::{Outside, Stdio};
-use crate::device::entropy::Entropy;
-use crate::device::net::options::{BackendOption, NetOption};
-use crate::device::net::user::Lost;
-use crate::device::vsock::options::VsockOption;
-use crate::notice::notice;
-use crate::printable;
+use crate::host::console::stdio::{Outside, Stdio};
+use crate::host::net::user::Lost;
+use crate::host::notice::notice;
+use crate::text::printable;
+use crate::virtio::Device;
+use crate::virtio::block::{Block, Options};
+use crate::virtio::console::Console;
+use crate::virtio::entropy::Entropy;
 
 /// A guest's virtio devices. They are numbered in this order, whatever the order on the command line.
 #[derive(Debug, clap::Args)]

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::device::MAX_QUEUES;
-use crate::device::block::{Format, Options};
+use crate::virtio::MAX_QUEUES;
+use crate::virtio::block::{Format, Options};
 
 /// Parses `PATH[,readonly][,format=raw|qcow2][,queues=N][,direct=on|off][,id=TEXT]`. A comma in the path is doubled.
 pub(super) fn parse(text: &str) -> Result<Options, String> {

@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use super::{status, terminal};
 use crate::engine::Kick;
-use crate::host_limit::Limited;
-use crate::notice;
+use crate::host::limit::Limited;
+use crate::host::notice;
 
 /// How often the vCPU's thread is interrupted until the run has ended.
 const INSIST_NS: u64 = 10_000_000;

@@ -10,8 +10,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use crate::domain::image;
-use crate::units;
+use crate::image;
+use crate::text::units;
 
 /// No image is larger as a file; debug information is most of those that come near.
 const LARGEST_IMAGE: u64 = 1 << 30;
@@ -144,7 +144,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::domain::test_elf::Elf;
+    use crate::testing::elf::Elf;
 
     const MIB: u64 = 1 << 20;
 

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ending::{self, Asker};
-use crate::console::ConsoleInput;
 use crate::engine::Kick;
-use crate::host_limit::Advice;
-use crate::notice::{self, notice};
-use crate::threads;
+use crate::host::limit::Advice;
+use crate::host::notice;
+use crate::host::notice::notice;
+use crate::host::threads;
+use crate::machine::console::ConsoleInput;
 
 const ESCAPE: u8 = 0x01;
 
@@ -212,7 +213,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::testing::CountKicks;
+    use crate::testing::engine::CountKicks;
 
     fn type_in(text: &[u8]) -> (Vec<u8>, Requests, bool, u64) {
         let (input, kicks, stop) = (ConsoleInput::default(), Arc::new(CountKicks::default()), Arc::default());

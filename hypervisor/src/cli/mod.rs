@@ -6,6 +6,7 @@
 mod audit;
 mod choice;
 mod compare;
+pub(crate) mod device;
 mod devices;
 mod disk;
 mod doctor;
@@ -31,8 +32,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::notice::notice;
-use crate::printable;
+use crate::host::notice::notice;
+use crate::text::printable;
 
 pub use stats::Origin;
 
@@ -138,7 +139,7 @@ mod tests {
         let told = crate::monitor::RunError::Eventfd(refused());
         let told = message(&anyhow::Error::new(told).context("cannot start"));
         assert_eq!(told.matches("Too many open files").count(), 1, "{told}");
-        let repeated = crate::device::console::options::OpenError::from(refused());
+        let repeated = super::device::console::OpenError::from(refused());
         let told = message(&anyhow::Error::new(repeated).context("cannot start"));
         assert_eq!(told.matches("Too many open files").count(), 1, "{told}");
         let told = message(&anyhow::Error::new(refused()).context("cannot\x1b[2J read"));

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::input::Keyboard;
-use crate::console::ConsoleSink;
-use crate::notice;
+use crate::host::notice;
+use crate::machine::console::ConsoleSink;
 
 /// What happened to a console's output; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_reported_once() {
         let Ok(file) = File::options().write(true).open("/dev/full") else {
-            return crate::skip::skip("dev-full", "this host has no /dev/full");
+            return crate::testing::skip::skip("dev-full", "this host has no /dev/full");
         };
         let state = OutputState::default();
         let mut sink =

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::printable;
+use crate::text::printable;
 
 /// Two options that cannot both have the file that they are given.
 #[derive(Debug, thiserror::Error)]

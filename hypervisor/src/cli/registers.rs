@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use crate::engine::Regs;
 use crate::monitor::LastState;
+use crate::x86::registers::Regs;
 
 /// What a vCPU was doing when its domain ended.
 #[derive(Debug)]

@@ -24,14 +24,15 @@ use super::stats_file::StatisticsFile;
 use super::status::{self, Interruption};
 use super::terminal::{self, RawMode};
 use super::{given, oom, signals, size};
-use crate::busy_poll;
-use crate::console::ConsoleInput;
-use crate::device::console::stdio::Outside;
-use crate::host_limit::Advice;
-use crate::images;
+use crate::host::busy_poll;
+use crate::host::console::stdio::Outside;
+use crate::host::limit::Advice;
+use crate::host::notice;
+use crate::host::notice::notice;
+use crate::image::builtin;
+use crate::machine::console::ConsoleInput;
 use crate::monitor::{self, Config, Peek, Report};
-use crate::notice::{self, notice};
-use crate::printable;
+use crate::text::printable;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -193,8 +194,8 @@ fn check_paths(args: &RunArgs) -> anyhow::Result<()> {
 
 fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
     match &args.image {
-        None if args.bare => Ok((Cow::Borrowed(images::BARE), "built-in bare guest".to_owned())),
-        None => Ok((Cow::Borrowed(images::PV), "built-in guest".to_owned())),
+        None if args.bare => Ok((Cow::Borrowed(builtin::BARE), "built-in bare guest".to_owned())),
+        None => Ok((Cow::Borrowed(builtin::PV), "built-in guest".to_owned())),
         Some(path) => {
             let bytes = given::image(path, args.mem)
                 .with_context(|| format!("cannot read image {}", printable::path(path)))?;

@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::ending::{self, Asker};
 use super::terminal;
-use crate::threads;
+use crate::host::threads;
 
 /// What ends a run. SIGPIPE is among them: a console whose reader went away has no use.
 const ENDING: [libc::c_int; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::registers::Registers;
 use super::status::{self, Interruption};
-use crate::device::DeviceStops;
 use crate::ledger::{BatchSizes, Ledger, Region, exit_table, nanos};
 use crate::monitor::{HostMemory, Report};
-use crate::printable::printable;
+use crate::text::printable::printable;
+use crate::virtio::DeviceStops;
 
 /// Where a run's clock starts.
 #[derive(Clone, Copy, Debug)]
@@ -223,10 +223,11 @@ fn fmt_batches(f: &mut impl fmt::Write, batches: &[BatchSizes]) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::DomainEnd;
-    use crate::engine::{EngineInfo, Regs};
+    use crate::engine::EngineInfo;
     use crate::ledger::{BatchKind, Cause, MARK_BEGIN, MARK_END};
+    use crate::machine::end::DomainEnd;
     use crate::monitor::LastState;
+    use crate::x86::registers::Regs;
 
     fn report() -> Report {
         let mut ledger = Ledger::new();

@@ -10,9 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::stats::Statistics;
-use crate::host_limit::Advice;
-use crate::notice;
-use crate::printable;
+use crate::host::limit::Advice;
+use crate::host::notice;
+use crate::text::printable;
 
 /// Statistics cannot be written.
 #[derive(Debug, thiserror::Error)]

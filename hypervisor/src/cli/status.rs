@@ -1,6 +1,6 @@
 //! What `paravane` tells its parent: one exit status for each way in which a run can end.
 
-use crate::domain::DomainEnd;
+use crate::machine::end::DomainEnd;
 
 /// The host's side failed: no usable engine, an unreadable image, lost console output.
 pub(super) const HOST_ERROR: u8 = 1;

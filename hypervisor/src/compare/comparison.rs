@@ -174,7 +174,7 @@ impl Comparison {
             engine: None,
             repeat,
             mem_bytes: machine.mem_bytes,
-            busy_poll_us: crate::busy_poll::longest_us(),
+            busy_poll_us: crate::host::busy_poll::longest_us(),
             workloads: Vec::new(),
             notes: &NOTES,
             started: false,
@@ -330,5 +330,4 @@ fn as_map<S: Serializer>(
 }
 
 #[cfg(test)]
-#[path = "comparison_tests.rs"]
 mod tests;

@@ -11,8 +11,6 @@ mod comparison;
 mod host;
 mod needs;
 mod outcome;
-#[cfg(test)]
-mod played;
 mod sample;
 mod side;
 mod side_table;
@@ -47,12 +45,12 @@ pub const fn techniques() -> [Technique; 2] {
         Technique {
             name: "pv",
             about: "paravirtual: the kernel asks, by hypercalls",
-            image: crate::images::PV,
+            image: crate::image::builtin::PV,
         },
         Technique {
             name: "trap",
             about: "trap-and-emulate: the kernel trips, instruction by instruction",
-            image: crate::images::BARE,
+            image: crate::image::builtin::BARE,
         },
     ]
 }

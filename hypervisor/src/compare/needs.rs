@@ -9,13 +9,13 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use crate::device::Device;
-use crate::device::block::{Block, Format, Options};
-use crate::device::console::Console;
-use crate::device::console::loopback::Loopback;
-use crate::device::net::peer::Peer;
-use crate::device::net::{Mac, Net};
-use crate::printable::path;
+use crate::host::console::loopback::Loopback;
+use crate::host::net::peer::Peer;
+use crate::text::printable::path;
+use crate::virtio::Device;
+use crate::virtio::block::{Block, Format, Options};
+use crate::virtio::console::Console;
+use crate::virtio::net::{Mac, Net};
 
 /// A device that a workload needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -93,7 +93,7 @@ pub(super) fn skipped(console: &str, workload: &str) -> Option<String> {
 /// Guest text, fit for a terminal and bounded.
 pub(super) fn printable(text: &str) -> String {
     let bounded: String = text.chars().take(200).collect();
-    crate::printable::printable(&bounded).to_string()
+    crate::text::printable::printable(&bounded).to_string()
 }
 
 #[cfg(test)]

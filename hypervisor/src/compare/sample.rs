@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::outcome::{self, Outcome, OutcomeError, printable};
 use super::{Technique, Unavailable, Workload};
-use crate::console::{CaptureSink, ConsoleInput};
-use crate::domain::DomainEnd;
 use crate::engine::EngineInfo;
 use crate::ledger::Region;
+use crate::machine::console::{CaptureSink, ConsoleInput};
+use crate::machine::end::DomainEnd;
 use crate::monitor::{Config, EngineChoice, Report, TransportChoice};
 
 /// What each guest is started with.

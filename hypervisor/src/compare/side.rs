@@ -150,5 +150,4 @@ impl TrapDifference {
 }
 
 #[cfg(test)]
-#[path = "side_tests.rs"]
 mod tests;

@@ -11,91 +11,15 @@
 
 use std::sync::Arc;
 
-use paravane_abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS, GDT_FRAMES};
+use paravane_abi::segment::GDT_FRAMES;
 
-use crate::memory::{MachineMemory, Maddr, Mfn};
+use crate::machine::memory::{MachineMemory, Maddr, Mfn};
+use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE};
+use crate::x86::exception::Fault;
+use crate::x86::registers::Regs;
 
-pub mod guest_cpuid;
-pub mod host_cpuid;
 pub mod kvm;
 pub mod process;
-#[cfg(test)]
-pub(crate) mod testing;
-
-/// The registers that a kernel at CPL 3 and the host share: what an exit saves and an entry restores.
-///
-/// Vector state stays in the engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Regs {
-    pub rax: u64,
-    pub rbx: u64,
-    pub rcx: u64,
-    pub rdx: u64,
-    pub rsi: u64,
-    pub rdi: u64,
-    pub rbp: u64,
-    pub rsp: u64,
-    pub r8: u64,
-    pub r9: u64,
-    pub r10: u64,
-    pub r11: u64,
-    pub r12: u64,
-    pub r13: u64,
-    pub r14: u64,
-    pub r15: u64,
-    pub rip: u64,
-    pub rflags: u64,
-    /// FS.base; the guest may change it natively (WRFSBASE).
-    pub fs_base: u64,
-    /// GS.base; the guest may change it natively (WRGSBASE).
-    pub gs_base: u64,
-    /// What the segment registers hold.
-    pub selectors: Selectors,
-}
-
-/// The selectors of code at CPL 3.
-///
-/// An engine that [loads them](EngineInfo::native_selectors) takes each as a flat segment of CPL 3, 64-bit code in CS,
-/// and hands back what the guest's own loads made of them. Any other engine leaves them alone: they are then what
-/// the layers above believe, and the guest that reads a segment register sees the host's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Selectors {
-    pub cs: u16,
-    pub ss: u16,
-    pub ds: u16,
-    pub es: u16,
-    pub fs: u16,
-    pub gs: u16,
-}
-
-impl Selectors {
-    /// The hypervisor's flat ones, and null where 64-bit code needs none: what a guest starts with.
-    pub const FLAT: Self = Self { cs: FLAT_KERNEL_CS, ss: FLAT_KERNEL_SS, ds: 0, es: 0, fs: 0, gs: 0 };
-
-    /// Makes CS and SS flat, as SYSCALL does.
-    pub fn flatten(&mut self) {
-        (self.cs, self.ss) = (FLAT_KERNEL_CS, FLAT_KERNEL_SS);
-    }
-}
-
-impl Default for Selectors {
-    fn default() -> Self {
-        Self::FLAT
-    }
-}
-
-/// A fault that the hardware raised while guest code ran.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The exception's vector, 0..=31 (SDM vol. 3, 6.3).
-    pub vector: u8,
-    /// The error code; 0 for vectors without one.
-    pub error_code: u32,
-    /// CR2 as the fault left it; meaningful for vector 14 only.
-    pub address: u64,
-}
 
 /// The address with bits 63:48 as bit 47 has them: itself if it is canonical.
 fn canonical(address: u64) -> u64 {
@@ -166,13 +90,6 @@ impl Allowed {
     /// All that the engine has.
     pub const ALL: Self = Self { cr4: CR4_FSGSBASE | CR4_OSXSAVE, xcr0: u64::MAX };
 }
-
-/// CR4.TSD: RDTSC and RDTSCP are for CPL 0.
-pub const CR4_TSD: u64 = 1 << 2;
-/// CR4.FSGSBASE: RDFSBASE and its kin can be executed.
-pub const CR4_FSGSBASE: u64 = 1 << 16;
-/// CR4.OSXSAVE: XSAVE and its kin can be executed, and XCR0 says which vector registers there are.
-pub const CR4_OSXSAVE: u64 = 1 << 18;
 
 /// How much of what a CPU may have cached of translations must go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

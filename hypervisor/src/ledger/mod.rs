@@ -15,7 +15,7 @@ mod region;
 mod table;
 mod tally;
 
-pub use crate::units::{nanos, nanos_f64};
+pub use crate::text::units::{nanos, nanos_f64};
 pub use batch::{BatchKind, BatchSizes};
 pub use cause::{Cause, MmioDevice, PortDevice, PrivOp, VirtioRegister};
 pub use region::{ExitRow, Region};

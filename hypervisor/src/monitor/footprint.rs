@@ -5,9 +5,9 @@
 //! memfd exists whether or not a process has it mapped. Slow (a millisecond or so): only on demand, once the
 //! guest has ended.
 
-use crate::domain::layout::HypervisorLayout;
 use crate::engine::Engine;
-use crate::memory::{Backing, MEMFD_NAME, MachineMemory, Mfn, PAGE_SIZE};
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::{Backing, MEMFD_NAME, MachineMemory, Mfn, PAGE_SIZE};
 
 /// Bytes of the host's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -115,7 +115,7 @@ Anonymous:             8 kB
     #[test]
     fn this_process_has_a_program() {
         let Some(own) = Resident::of("self") else {
-            return crate::skip::skip("smaps", "this host has no /proc/self/smaps");
+            return crate::testing::skip::skip("smaps", "this host has no /proc/self/smaps");
         };
         assert!(own.program > 0 && own.other > 0, "{own:?}");
     }

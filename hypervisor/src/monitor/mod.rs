@@ -5,14 +5,11 @@
 //! exit; the loop knows neither, and neither knows the engine. Time is accounted here and nowhere else. A vCPU that
 //! blocks waits in `waker`, which is also how device workers, timers and the terminal reach it.
 
-mod available;
-mod bare;
 mod footprint;
-pub(crate) mod looping;
-mod pv;
-mod select;
-mod start;
-mod waker;
+pub(crate) mod select;
+pub(crate) mod start;
+pub mod vcpu_loop;
+pub(crate) mod waker;
 
 pub use footprint::HostMemory;
 pub use start::{RunError, run};
@@ -22,11 +19,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::console::{ConsoleInput, ConsoleSink};
-use crate::device::{Device, DeviceStops, Tell};
-use crate::domain::DomainEnd;
-use crate::engine::{EngineInfo, Kick, Regs};
+use crate::engine::{EngineInfo, Kick};
 use crate::ledger::Ledger;
+use crate::machine::console::{ConsoleInput, ConsoleSink};
+use crate::machine::end::DomainEnd;
+use crate::virtio::{Device, DeviceStops, Tell};
+use crate::x86::registers::Regs;
 
 /// Which engine runs the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,14 +5,14 @@
 //! over, and why, is said in the report.
 
 use super::{EngineChoice, TransportChoice};
-use crate::domain::builder::BuildError;
-use crate::domain::layout::HypervisorLayout;
-use crate::domain::mapping::AddressLimits;
+use crate::build::BuildError;
+use crate::build::mapping::AddressLimits;
 use crate::engine::Engine;
 use crate::engine::kvm::{self, HostKind, KvmEngine, KvmError, Transport};
 use crate::engine::process::{Lowest, ProcessEngine, ProcessEngineError};
-use crate::memory::{Backing, MachineMemory};
-use crate::zeroed::check_own_room;
+use crate::host::zeroed::check_own_room;
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::{Backing, MachineMemory};
 
 /// No engine could be set up.
 #[derive(Debug, thiserror::Error)]

@@ -8,30 +8,35 @@ use std::time::Instant;
 
 use paravane_abi::shared_info::VcpuInfo;
 
-use super::looping::{self, Guest, Outside, PutOff};
+use super::vcpu_loop;
+use super::vcpu_loop::{Guest, Outside, PutOff};
 use super::waker::Waker;
-use super::{Config, EngineChoice, HostMemory, LastState, Report, available, select};
-use crate::console::ConsoleSink;
-use crate::device::{self, Device};
-use crate::domain::DomainEnd;
-use crate::domain::builder::{self, BuildError, BuiltDomain, DomainConfig, DomainKind};
-use crate::domain::devices::PvDevices;
-use crate::domain::image::{Image, ImageKind};
-use crate::domain::image_error::ImageError;
-use crate::domain::layout::HypervisorLayout;
-use crate::domain::mapping::AddressLimits;
-use crate::domain::pv::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
-use crate::domain::symbols::{locate, symbolize};
+use super::{Config, EngineChoice, HostMemory, LastState, Report, select};
+use crate::bare::platform::virtio_mmio::VirtioMmio;
+use crate::build;
+use crate::build::mapping::AddressLimits;
+use crate::build::{BuildError, BuiltDomain, DomainConfig, DomainKind};
 use crate::engine::process::Lowest;
-use crate::engine::{Engine, Kick, Paging, Regs};
-use crate::host_limit::Advice;
-use crate::hypercall::FEATURES;
-use crate::memory::{BadMachineAddress, CreateError, MachineMemory, Maddr, PAGE_SIZE};
+use crate::engine::{Engine, Kick, Paging};
+use crate::host::available;
+use crate::host::limit::Advice;
+use crate::host::zeroed::{NoMemory, check_own_room};
+use crate::image::error::ImageError;
+use crate::image::symbols::{locate, symbolize};
+use crate::image::{Image, ImageKind};
+use crate::machine::console::ConsoleSink;
+use crate::machine::end::DomainEnd;
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::{BadMachineAddress, CreateError, MachineMemory, Maddr, PAGE_SIZE};
+use crate::machine::time::Clock;
 use crate::mmu::direct::DirectPaging;
-use crate::platform::virtio_mmio::VirtioMmio;
-use crate::time::Clock;
-use crate::xenstore::About;
-use crate::zeroed::{NoMemory, check_own_room};
+use crate::pv::devices::PvDevices;
+use crate::pv::domain::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
+use crate::pv::hypercall::FEATURES;
+use crate::pv::store::About;
+use crate::virtio;
+use crate::virtio::Device;
+use crate::x86::registers::Regs;
 
 /// A domain could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +73,7 @@ pub enum RunError {
     NoRing,
     /// The guest's memory cannot be shown to its devices: a bug of ours.
     #[error("{0}; this is a bug in Paravane, please report it")]
-    Devices(#[from] crate::device::MemoryError),
+    Devices(#[from] crate::machine::device_memory::MemoryError),
     /// There is no memory for the hypervisor's own tables.
     #[error(transparent)]
     Tables(#[from] NoMemory),
@@ -77,7 +82,7 @@ pub enum RunError {
     TooLittle(#[from] available::TooLittle),
     /// A bare machine could not be made.
     #[error("cannot make a bare machine: {0}")]
-    Bare(#[from] crate::emulate::StartError),
+    Bare(#[from] crate::exec::StartError),
     /// The layout does not fit: a bug of ours.
     #[error("{0}; this is a bug in Paravane, please report it")]
     Layout(#[from] BadMachineAddress),
@@ -142,7 +147,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let frames = config.mem_bytes / PAGE_SIZE;
     let shadow = match image.kind() {
         ImageKind::Pv(_) => 0,
-        ImageKind::Bare(_) => super::bare::shadow_frames(frames),
+        ImageKind::Bare(_) => crate::technique::trap::shadow_frames(frames),
     };
     let layout = HypervisorLayout::new(frames, shadow);
     let cmdline = cmdline(&config, &image);
@@ -156,7 +161,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     };
     let lowest = Lowest::for_guest(image.virt_base());
     let initrd_len = config.initrd.as_ref().map_or(0, |bytes| bytes.len() as u64);
-    let check = |limits| builder::check(&DomainConfig { limits, ..building }, &image, initrd_len, frames);
+    let check = |limits| build::check(&DomainConfig { limits, ..building }, &image, initrd_len, frames);
     let refused = |error| RunError::Build { image: name.clone(), error };
     // What no engine could run is refused before any is set up.
     let written = check(AddressLimits::XEN).map_err(refused)?;
@@ -175,7 +180,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let mut info = engine.info().clone();
     info.detail = format!("{} ({why})", info.detail);
     let building = DomainConfig { limits: AddressLimits::of_engine(&info), ..building };
-    let built = builder::build(&building, &image, &memory, &layout, |n| engine.hypercall_stub(n))
+    let built = build::build(&building, &image, &memory, &layout, |n| engine.hypercall_stub(n))
         .map_err(|error| RunError::Build { image: name, error })?;
     steps.done("build the domain");
 
@@ -201,7 +206,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     steps.done("take over its page tables");
 
     if let Some(tell) = &config.on_stop {
-        device::watch(&guest.slots(), tell);
+        virtio::watch(&guest.slots(), tell);
     }
     if let Some(on_ready) = config.on_ready {
         on_ready(waker.clone());
@@ -221,14 +226,14 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let outside = Outside { stop: config.stop, deadline, put_off, peek: config.peek };
     steps.done("get ready");
     let running = Instant::now();
-    let end = looping::run(&mut *engine, &mut *guest, &waker, outside);
+    let end = vcpu_loop::run(&mut *engine, &mut *guest, &waker, outside);
     let run_ns = nanos(running.elapsed());
     let count = |memory| HostMemory::count(memory, &layout, &*engine);
     let memory = config.count_memory.then(|| count(guest.context().2)).flatten();
     Ok(Report {
         last: last_state(&end, *guest.context().0, image.elf()),
         memory,
-        devices: device::report(&guest.slots()),
+        devices: virtio::report(&guest.slots()),
         end: name_the_place(end, guest.context().0.rip, image.elf()),
         ledger: guest.into_ledger(),
         startup: steps.list,
@@ -286,12 +291,12 @@ fn name_the_place(end: DomainEnd, rip: u64, elf: &[u8]) -> DomainEnd {
 }
 
 /// What both kinds of domain are made from.
-pub(super) struct World<'a> {
+pub(crate) struct World<'a> {
     pub memory: MachineMemory,
     pub layout: HypervisorLayout,
     pub built: BuiltDomain,
     pub sink: Box<dyn ConsoleSink>,
-    pub input: crate::console::ConsoleInput,
+    pub input: crate::machine::console::ConsoleInput,
     pub name: String,
     pub engine: &'a dyn Engine,
     pub devices: Vec<Box<dyn Device>>,

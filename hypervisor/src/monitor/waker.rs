@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::busy_poll::BusyPoll;
 use crate::engine::Kick;
+use crate::host::busy_poll::BusyPoll;
 
 /// Where the vCPU's thread is. It alone changes it.
 mod place {
@@ -124,7 +124,6 @@ impl Kick for Waker {
 }
 
 #[cfg(test)]
-#[path = "waker_model.rs"]
 mod model;
 
 #[cfg(test)]
@@ -132,7 +131,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
-    use crate::engine::testing::CountKicks;
+    use crate::testing::engine::CountKicks;
 
     fn waker() -> (Waker, Arc<CountKicks>) {
         let kicks = Arc::new(CountKicks::default());

@@ -10,7 +10,7 @@ mod http;
 mod icmp;
 mod namespace;
 mod pair;
-#[path = "../../src/skip.rs"]
+#[path = "../../src/testing/skip.rs"]
 mod skip;
 mod tap;
 mod user;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use paravane::images::{BARE, PV};
+use paravane::image::builtin::{BARE, PV};
 
 use super::{everywhere, run};
 

@@ -11,7 +11,7 @@ mod files;
 mod flushed;
 mod memory_limits;
 mod no_kvm;
-#[path = "../../src/skip.rs"]
+#[path = "../../src/testing/skip.rs"]
 mod skip;
 
 use std::fmt::Display;

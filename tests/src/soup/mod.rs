@@ -11,7 +11,7 @@ mod values;
 
 use std::ops::Range;
 
-use paravane::domain::layout::HypervisorLayout;
+use paravane::machine::layout::HypervisorLayout;
 use paravane_abi::addr;
 
 use self::code::{handler, power_off, prologue, setup_table, trap_table};

@@ -1,7 +1,7 @@
 //! The conformance guest: every hypercall answers as `docs/abi.md` says, right or wrong as the call may be.
 
-use paravane::domain::DomainEnd;
 use paravane::engine::kvm::{HostKind, host_kind};
+use paravane::machine::end::DomainEnd;
 use paravane_tests::boot::{Guest, Outcome};
 use paravane_tests::guests::CONFORMANCE;
 use paravane_tests::verdict::note;

@@ -1,10 +1,10 @@
 //! Virtio devices from the guest's side: found, set up in one call, used, and missed where they are not there.
 
 use paravane::compare::Needs;
-use paravane::device::Device;
-use paravane::device::entropy::Entropy;
-use paravane::domain::DomainEnd;
 use paravane::ledger::{Cause, MmioDevice, VirtioRegister};
+use paravane::machine::end::DomainEnd;
+use paravane::virtio::Device;
+use paravane::virtio::entropy::Entropy;
 use paravane_abi::hypercall::PARAVANE_VIRTIO_OP;
 use paravane_tests::boot::{Guest, Outcome};
 use paravane_tests::verdict::broken_test;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use paravane::domain::DomainEnd;
-use paravane::domain::builder::BuildError;
+use paravane::build::BuildError;
+use paravane::machine::end::DomainEnd;
 use paravane::monitor::{EngineChoice, RunError};
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::guests::{ENDINGS, HELLO, HELLO_HIGH};

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use paravane::domain::DomainEnd;
-use paravane::images::{BARE, PV};
+use paravane::image::builtin::{BARE, PV};
+use paravane::machine::end::DomainEnd;
 use paravane::monitor::RunError;
 use paravane_tests::boot::Guest;
 use paravane_tests::guests::HELLO;

@@ -1,7 +1,7 @@
 //! The reference guest, both builds: it boots, checks its machine, and talks.
 
-use paravane::domain::DomainEnd;
-use paravane::images::{BARE, PV};
+use paravane::image::builtin::{BARE, PV};
+use paravane::machine::end::DomainEnd;
 use paravane_tests::boot::Guest;
 
 /// Both builds of the reference guest, with the names that they have for their machines.

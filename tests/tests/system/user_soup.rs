@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use paravane::domain::DomainEnd;
+use paravane::machine::end::DomainEnd;
 use paravane::monitor::EngineChoice;
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::guests::USER_SOUP;

@@ -1,9 +1,9 @@
 //! The workloads: right results, and the number of traps that each technique may take.
 
 use paravane::compare::Needs;
-use paravane::device::Device;
-use paravane::images::{BARE, PV};
+use paravane::image::builtin::{BARE, PV};
 use paravane::ledger::{Cause, MmioDevice, PortDevice, PrivOp, Region, VirtioRegister};
+use paravane::virtio::Device;
 use paravane_tests::boot::Guest;
 
 /// How often the guest left the CPU for causes of its own: kicks are the host's doing.

@@ -15,7 +15,7 @@
 use paravane_abi::pte;
 
 use crate::engine::PteWrite;
-use crate::memory::Mfn;
+use crate::machine::memory::Mfn;
 
 /// Where in a table the store goes that drops all of it.
 const INSIDE_ENTRY: u64 = 1;
@@ -127,7 +127,7 @@ impl Planner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Maddr;
+    use crate::machine::memory::Maddr;
 
     fn write(entry: u64, old: u64) -> PteWrite {
         PteWrite { entry: Maddr(entry), old, new: 0x42, level: 1 }

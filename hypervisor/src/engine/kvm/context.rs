@@ -8,8 +8,11 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use super::gate;
 use super::host::{self, HostKind};
 use super::tables::{self, GateTables, Gdt};
-use crate::engine::{Allowed, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD, Exit, Fault, GdtFrames, Regs, Selectors};
-use crate::memory::{BadMachineAddress, MachineMemory, Maddr};
+use crate::engine::{Allowed, Exit, GdtFrames};
+use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
+use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+use crate::x86::exception::Fault;
+use crate::x86::registers::{Regs, Selectors};
 
 /// Flags that a guest may have as it likes: the arithmetic flags, TF, DF, AC and ID (SDM vol. 1, 3.4.3).
 const GUEST_FLAGS: u64 = 0x24_0dd5;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kvm_bindings::kvm_run;
 
 use crate::engine::Kick;
-use crate::threads;
+use crate::host::threads;
 
 thread_local! {
     /// The `immediate_exit` byte of the vCPU that this thread runs; null when it runs none.

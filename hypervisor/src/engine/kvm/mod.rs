@@ -44,9 +44,12 @@ use self::context::{
 use self::gate::Answer;
 use self::kick::KvmKick;
 use self::tables::{GateTables, Gdt};
-use super::{Allowed, CR4_OSXSAVE, Engine, EngineInfo, Exit, Fault, Kick, Paging, Regs, canonical};
-use crate::domain::layout::HypervisorLayout;
-use crate::memory::MachineMemory;
+use super::{Allowed, Engine, EngineInfo, Exit, Kick, Paging, canonical};
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::MachineMemory;
+use crate::x86::control::CR4_OSXSAVE;
+use crate::x86::exception::Fault;
+use crate::x86::registers::Regs;
 
 /// One vCPU in a VM of its own.
 pub struct KvmEngine {
@@ -117,7 +120,7 @@ impl KvmEngine {
             slot: 1,
             flags: 0,
             guest_phys_addr: memory.len().next_multiple_of(1 << 30),
-            memory_size: crate::memory::PAGE_SIZE,
+            memory_size: crate::machine::memory::PAGE_SIZE,
             userspace_addr: memory.host_address(),
         };
         let info = EngineInfo {

@@ -13,9 +13,11 @@ use kvm_bindings::kvm_vcpu_events;
 use kvm_ioctls::SyncReg;
 
 use super::{KvmEngine, gate};
-use crate::engine::{Exit, Fault, Regs};
-use crate::memory::{MachineMemory, Mfn};
-use crate::mmu::walk::{Access, MachineTables, walk_for};
+use crate::engine::Exit;
+use crate::machine::memory::{MachineMemory, Mfn};
+use crate::x86::exception::Fault;
+use crate::x86::registers::Regs;
+use crate::x86::walk::{Access, MachineTables, walk_for};
 
 /// What the guest is told of an access that it may not make.
 pub(super) const REFUSED: Exit = Exit::Fault(Fault { vector: 13, error_code: 0, address: 0 });

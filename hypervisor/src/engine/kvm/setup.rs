@@ -6,8 +6,8 @@ use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 use super::context::{Features, initial_sregs};
 use super::tables::Gdt;
 use super::{cpuid, tsc};
-use crate::host_limit::Advice;
-use crate::memory::{BadMachineAddress, MachineMemory};
+use crate::host::limit::Advice;
+use crate::machine::memory::{BadMachineAddress, MachineMemory};
 
 /// Why the KVM engine could not be set up.
 #[derive(Debug, thiserror::Error)]

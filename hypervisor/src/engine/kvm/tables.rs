@@ -22,9 +22,9 @@ use paravane_abi::{addr, pte};
 use super::gate;
 use super::host::{self, HostKind};
 use super::transport::Transport;
-use crate::domain::layout::HypervisorLayout;
 use crate::engine::GdtFrames;
-use crate::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 
 /// Frames that machine memory may have: what one L4 slot maps of it, and of the machine-to-physical table one L2 table.
 pub const MAX_FRAMES: u64 = 1 << 27;
@@ -395,7 +395,7 @@ fn write_descriptors(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Backing;
+    use crate::machine::memory::Backing;
 
     fn walk(memory: &MachineMemory, reserved: &[u64; 16], va: u64) -> Option<(u64, bool)> {
         let index = |level: u32| va >> (12 + 9 * (level - 1)) & 511;

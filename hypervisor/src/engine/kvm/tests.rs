@@ -1,9 +1,9 @@
 //! The engine's contract, run on this engine by each transport that works here.
 
 use super::*;
-use crate::engine::testing::{CODE_VA, TEXT, World, code};
-use crate::memory::{Backing, Maddr};
-use crate::skip::skip;
+use crate::machine::memory::{Backing, Maddr};
+use crate::testing::engine::{CODE_VA, TEXT, World, code};
+use crate::testing::skip::skip;
 
 fn world(transport: Transport) -> Option<World> {
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
@@ -68,7 +68,7 @@ fn a_transport_is_found() {
     match World::new(Backing::Anonymous, make) {
         Ok(mut w) => {
             assert_eq!(w.engine.info().transport, "pio");
-            crate::engine::testing::cases::hypercall_by_the_page(&mut w);
+            crate::testing::engine::cases::hypercall_by_the_page(&mut w);
         }
         Err(why @ (KvmError::Absent | KvmError::Permission)) => skip("kvm", why),
         Err(error) => panic!("{error}"),
@@ -84,7 +84,7 @@ macro_rules! by_transport {
                 super::world($transport)
             }
 
-            crate::engine::testing::contract!(world);
+            crate::testing::engine::contract!(world);
 
             #[test]
             fn syscall_in_compatibility_mode() {
@@ -97,7 +97,7 @@ macro_rules! by_transport {
             #[ignore = "a measurement: run it alone, in release"]
             fn measure() {
                 if let Some(mut w) = world() {
-                    crate::engine::testing::measure::print(&mut w);
+                    crate::testing::engine::measure::print(&mut w);
                 }
             }
         }

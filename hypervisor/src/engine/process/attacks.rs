@@ -11,9 +11,10 @@ use paravane_abi::pte;
 use super::area::{BOARD, CODE, CODE_SIZE, ROOM, ROOM_SIZE, room, room_va};
 use super::stub::{self, KIND_HYPERCALL, Place};
 use super::tests::world;
-use crate::engine::testing::{DATA, DATA_VA, STACK_TOP, TABLE, World, code, gp, pf};
-use crate::engine::{Exit, Fault};
-use crate::memory::{Maddr, PAGE_SIZE};
+use crate::engine::Exit;
+use crate::machine::memory::{Maddr, PAGE_SIZE};
+use crate::testing::engine::{DATA, DATA_VA, STACK_TOP, TABLE, World, code, gp, pf};
+use crate::x86::exception::Fault;
 
 /// The guest is well: it can still be entered and does what it is told.
 fn is_well(w: &mut World) {
@@ -45,7 +46,7 @@ fn no_int_0x80_reaches_linux() {
         w.regs.rax = number;
         w.regs.rbx = 0;
         assert_eq!(w.exec(&snippet), gp(0x80 << 3 | 2), "{number:#x}");
-        assert_eq!(w.regs.rip, crate::engine::testing::CODE_VA);
+        assert_eq!(w.regs.rip, crate::testing::engine::CODE_VA);
     }
     for vector in [code!("int 0x2e"), code!("int 0x20"), code!("int 0xff")] {
         assert!(matches!(w.exec(&vector), Exit::Fault(Fault { vector: 13, .. })));
@@ -78,7 +79,7 @@ fn no_call_from_a_32_bit_segment_reaches_linux() {
         w.exec(&bytes)
     };
     for call in [[0xcd, 0x80], [0x0f, 0x05], [0x0f, 0x34]] {
-        (w.regs.rax, w.regs.rbp) = (252, crate::engine::testing::CODE_VA);
+        (w.regs.rax, w.regs.rbp) = (252, crate::testing::engine::CODE_VA);
         let exit = go(&mut w, &call);
         assert!(matches!(exit, Exit::Fault(Fault { vector: 6 | 13, .. })), "{call:x?}: {exit:?}");
     }
@@ -137,7 +138,7 @@ fn jumping_anywhere_into_the_stub_is_harmless() {
     for offset in 0..stub::code().len() as u64 {
         for fill in [0, CODE, room_va(0), room_va(room::STACK + 0x800), u64::MAX] {
             w.load(&code!("jmp rcx"));
-            w.regs = crate::engine::Regs {
+            w.regs = crate::x86::registers::Regs {
                 rax: fill,
                 rbx: fill,
                 rdx: fill,
@@ -367,14 +368,14 @@ fn roots_without_end() {
     let Some(mut w) = world() else { return };
     const VA: u64 = 0x2000_0000;
     const ROOTS: u64 = super::MAX_SPACES as u64 + 8;
-    let leaf = w.get(crate::engine::testing::CODE_VA);
+    let leaf = w.get(crate::testing::engine::CODE_VA);
     let roots: Vec<_> = (0..ROOTS)
         .map(|i| {
             let (root, frame) = (w.new_root(), w.frame());
             w.memory.store_u64(frame.maddr(), i).unwrap();
             let entry = w.entry_in(root, VA, 1);
             w.write(entry, 1, pte::make(frame.0, DATA));
-            let entry = w.entry_in(root, crate::engine::testing::CODE_VA, 1);
+            let entry = w.entry_in(root, crate::testing::engine::CODE_VA, 1);
             w.write(entry, 1, leaf);
             root
         })
@@ -400,8 +401,8 @@ fn tables_that_refer_to_themselves() {
     let slot = Maddr(root.maddr().0 + 100 * 8);
     w.write(slot, 4, pte::make(root.0, TABLE & !pte::RW));
     let linear = |va: u64| (100 << 39) | (va >> 9 & !7 & ((1 << 39) - 1));
-    w.regs.rax = linear(crate::engine::testing::CODE_VA);
-    let leaf = w.get(crate::engine::testing::CODE_VA);
+    w.regs.rax = linear(crate::testing::engine::CODE_VA);
+    let leaf = w.get(crate::testing::engine::CODE_VA);
     assert_eq!(w.exec(&code!("mov rbx, [rax]", "cli")), gp(0));
     assert_eq!(w.regs.rbx & !pte::DIRTY, leaf & !pte::DIRTY);
     // A change seen through it, and a change of what it goes through.

@@ -14,7 +14,7 @@ use super::filter::MEMORY_FD;
 use super::script::{self, AREA_FD, SOCKET_FD, Terms};
 use super::stub::{self, KIND_READY};
 use super::sys::{self, Ended, Received};
-use crate::host_limit::Advice;
+use crate::host::limit::Advice;
 
 /// Why a guest process could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,9 @@ use super::area::{Area, offset_in_room, room};
 use super::child::HandOver;
 use super::script::SIGNALS;
 use super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED};
-use crate::engine::{Fault, Regs, canonical};
+use crate::engine::canonical;
+use crate::x86::exception::Fault;
+use crate::x86::registers::Regs;
 
 /// RFLAGS.RF, which the processor sets in what it saves of a fault: for the layers above to show.
 const RESUME_FLAG: u64 = 0x1_0000;

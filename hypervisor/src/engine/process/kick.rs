@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::S
 use super::stub::KICK_SIGNAL;
 use super::sys;
 use crate::engine::Kick;
-use crate::threads;
+use crate::host::threads;
 
 /// How often an unanswered kick is repeated.
 const INSIST_NS: i64 = 1_000_000;

@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 use super::area::{CODE, GUEST_END, M2P_VA};
 use super::tests::world;
 use super::{Engine, ProcessEngine};
-use crate::domain::layout::HypervisorLayout;
 use crate::engine::Exit;
-use crate::engine::testing::{DATA_VA, HYPERCALL_VA, code, gp};
-use crate::memory::{Backing, MachineMemory};
-use crate::skip::skip;
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::{Backing, MachineMemory};
+use crate::testing::engine::{DATA_VA, HYPERCALL_VA, code, gp};
+use crate::testing::skip::skip;
 
 fn engine() -> Option<(ProcessEngine, MachineMemory)> {
     if let Err(missing) = super::probe() {

@@ -52,7 +52,7 @@ pub(super) fn unprivileged() -> u64 {
     let limit = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<u64>().ok());
     // A security module may forbid what the limit allows.
     limit
-        .and_then(|limit| limit.checked_next_multiple_of(crate::memory::PAGE_SIZE))
+        .and_then(|limit| limit.checked_next_multiple_of(crate::machine::memory::PAGE_SIZE))
         .filter(|limit| *limit < USUAL && sys::can_map(*limit))
         .unwrap_or(USUAL)
 }

@@ -3,7 +3,7 @@
 use super::child::Child;
 use super::mirror::Batch;
 use super::spoilt::Remnants;
-use crate::memory::Mfn;
+use crate::machine::memory::Mfn;
 
 /// One guest process and the page-table root that it mirrors.
 #[derive(Debug)]

@@ -12,7 +12,9 @@ use super::context::{self, FpuAt, Stop, Trap};
 use super::space::Space;
 use super::sys::Ended;
 use super::{Child, Fpu, LOST, ProcessEngine, fpu};
-use crate::engine::{Exit, Fault, Regs};
+use crate::engine::Exit;
+use crate::x86::exception::Fault;
+use crate::x86::registers::Regs;
 
 /// What user code is told of something that it may not do.
 pub(super) const REFUSED: Exit = Exit::Fault(Fault { vector: 13, error_code: 0, address: 0 });

@@ -3,9 +3,9 @@
 mod low_pages;
 
 use super::*;
-use crate::engine::testing::{World, contract};
-use crate::memory::Backing;
-use crate::skip::skip;
+use crate::machine::memory::Backing;
+use crate::testing::engine::{World, contract};
+use crate::testing::skip::skip;
 
 pub(super) fn world() -> Option<World> {
     if let Err(missing) = probe() {
@@ -24,19 +24,19 @@ contract!(world);
 #[test]
 fn cpuid_traps_where_it_can() {
     let Some(mut w) = world() else { return };
-    if !crate::engine::host_cpuid::can_trap() {
+    if !crate::x86::host_cpuid::can_trap() {
         return skip("cpuid-faulting", "CPUID cannot be made to trap on this host");
     }
     w.regs.rax = 0;
-    assert_eq!(w.exec(&crate::engine::testing::code!("cpuid", "cli")), crate::engine::testing::gp(0));
-    assert_eq!((w.regs.rip, w.regs.rax), (crate::engine::testing::CODE_VA, 0));
+    assert_eq!(w.exec(&crate::testing::engine::code!("cpuid", "cli")), crate::testing::engine::gp(0));
+    assert_eq!((w.regs.rip, w.regs.rax), (crate::testing::engine::CODE_VA, 0));
 }
 
 #[test]
 #[ignore = "a measurement: run it alone, in release"]
 fn measure() {
     let Some(mut w) = world() else { return };
-    crate::engine::testing::measure::print(&mut w);
+    crate::testing::engine::measure::print(&mut w);
     let (mut made, mut dropped) = (f64::MAX, f64::MAX);
     for _ in 0..30 {
         let start = std::time::Instant::now();

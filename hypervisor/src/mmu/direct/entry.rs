@@ -6,7 +6,7 @@
 use paravane_abi::pte;
 
 use super::frame::Level;
-use crate::memory::{Maddr, Mfn};
+use crate::machine::memory::{Maddr, Mfn};
 
 /// Marks a leaf that the guest's kernel wanted for itself: its US bit had to be set all the same, because on
 /// x86-64 the kernel too runs at CPL 3. The first of the bits that the processor leaves to software.

@@ -14,7 +14,7 @@ use super::segdesc::{Gdt, Ldt};
 use super::update::is_guest_address;
 use super::{DirectPaging, Pass, Stop};
 use crate::engine::{Flush, Paging};
-use crate::memory::{MachineMemory, Mfn, PAGE_SIZE};
+use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
 
 /// The tables that one vCPU uses, each held by references.
 ///

@@ -6,8 +6,8 @@
 //! links to tables, pins, CR3 and descriptor tables hold one. Only a frame without type references may
 //! change its type, and that rule is what keeps page tables out of the guest's hands.
 
-use crate::memory::Mfn;
-use crate::zeroed::{NoMemory, zeroed};
+use crate::host::zeroed::{NoMemory, zeroed};
+use crate::machine::memory::Mfn;
 
 /// Level of a page table: an L1 table's entries map pages, the others' link tables of the level below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

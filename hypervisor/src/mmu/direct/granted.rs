@@ -9,8 +9,9 @@ use paravane_abi::{Errno, pte};
 use super::frame::{FrameType, Level, Owner};
 use super::{DirectPaging, Stop};
 use crate::engine::{Flush, Paging};
-use crate::memory::{MachineMemory, Maddr, Mfn};
-use crate::mmu::walk::{self, MachineTables};
+use crate::machine::memory::{MachineMemory, Maddr, Mfn};
+use crate::x86::walk;
+use crate::x86::walk::MachineTables;
 
 /// Which L1 entry is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,10 +28,10 @@ use std::ops::Range;
 
 use paravane_abi::{Errno, addr};
 
-use crate::domain::layout::HypervisorLayout;
 use crate::engine::{Flush, Paging};
-use crate::memory::{BadMachineAddress, MachineMemory, Mfn};
-use crate::zeroed::NoMemory;
+use crate::host::zeroed::NoMemory;
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::{BadMachineAddress, MachineMemory, Mfn};
 
 mod entry;
 mod ext;

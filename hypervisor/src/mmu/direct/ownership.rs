@@ -9,7 +9,7 @@ use paravane_abi::{Errno, addr};
 use super::frame::{FrameType, Owner};
 use super::{DirectPaging, Stop};
 use crate::engine::{Flush, Paging};
-use crate::memory::{MachineMemory, Mfn};
+use crate::machine::memory::{MachineMemory, Mfn};
 
 impl DirectPaging {
     /// Takes a frame away from the guest, who must not use it any more: `decrease_reservation` and the like.

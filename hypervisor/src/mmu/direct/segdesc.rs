@@ -11,7 +11,7 @@ use super::frame::FrameType;
 use super::update::is_guest_address;
 use super::{DirectPaging, Pass, Stop, VcpuTables};
 use crate::engine::Paging;
-use crate::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
+use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
 
 /// How many frames a guest's GDT may have.
 pub const GDT_FRAMES: usize = 14;

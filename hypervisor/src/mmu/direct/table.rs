@@ -10,7 +10,7 @@ use paravane_abi::{Errno, addr, pte};
 use super::entry;
 use super::frame::{FrameType, Level, Owner};
 use super::{Pass, Stop};
-use crate::memory::{Mfn, PAGE_SHIFT};
+use crate::machine::memory::{Mfn, PAGE_SHIFT};
 
 const ENTRIES: u32 = addr::PT_ENTRIES as u32;
 

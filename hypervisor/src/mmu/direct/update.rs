@@ -11,8 +11,9 @@ use super::frame::{FrameType, Level};
 use super::table::is_guest_slot;
 use super::{DirectPaging, Pass, Stop};
 use crate::engine::{Flush, Paging, PteWrite};
-use crate::memory::{MachineMemory, Maddr, Mfn};
-use crate::mmu::walk::{self, MachineTables};
+use crate::machine::memory::{MachineMemory, Maddr, Mfn};
+use crate::x86::walk;
+use crate::x86::walk::MachineTables;
 
 /// How often a store is tried again because a CPU set accessed or dirty bits meanwhile.
 const STORE_ATTEMPTS: u32 = 8;

@@ -5,7 +5,7 @@
 use paravane_abi::pte;
 
 use super::View;
-use crate::memory::Mfn;
+use crate::machine::memory::Mfn;
 
 /// What of the guest's control registers changes the meaning of its page tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,9 @@ use paravane_abi::pte;
 use super::pool::Source;
 use super::{Controls, Shadow, View, entry};
 use crate::engine::{Flush, Paging};
-use crate::memory::{MachineMemory, Maddr};
-use crate::mmu::walk::{self, Access, PseudoPhysicalTables, Translation, WalkFault};
+use crate::machine::memory::{MachineMemory, Maddr};
+use crate::x86::walk;
+use crate::x86::walk::{Access, PseudoPhysicalTables, Translation, WalkFault};
 
 /// Why the guest may not do what it tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

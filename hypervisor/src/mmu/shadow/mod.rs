@@ -35,8 +35,8 @@ use std::ops::Range;
 use paravane_abi::{addr, pte};
 
 use crate::engine::Paging;
-use crate::memory::{MachineMemory, Maddr, Mfn};
-use crate::zeroed::NoMemory;
+use crate::host::zeroed::NoMemory;
+use crate::machine::memory::{MachineMemory, Maddr, Mfn};
 
 pub use entry::Controls;
 pub use fill::{Fill, Lookup, LookupError};

@@ -9,8 +9,8 @@
 use std::ops::Range;
 
 use super::View;
-use crate::memory::Mfn;
-use crate::zeroed::{NoMemory, room, zeroed};
+use crate::host::zeroed::{NoMemory, room, zeroed};
+use crate::machine::memory::Mfn;
 
 /// Entries in a table.
 pub(super) const SLOTS: u64 = paravane_abi::addr::PT_ENTRIES as u64;

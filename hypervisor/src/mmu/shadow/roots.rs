@@ -5,7 +5,7 @@
 
 use super::{RESERVED_FIRST, Shadow, View};
 use crate::engine::Paging;
-use crate::memory::MachineMemory;
+use crate::machine::memory::MachineMemory;
 
 /// How many L4 shadows are kept; an address space with user programs takes two.
 const KEPT: usize = 16;

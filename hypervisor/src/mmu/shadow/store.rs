@@ -8,7 +8,7 @@ use paravane_abi::pte;
 use super::pool::{Source, Table};
 use super::{Shadow, entry, is_reserved_slot};
 use crate::engine::Paging;
-use crate::memory::{BadMachineAddress, MachineMemory, Maddr};
+use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
 
 /// Trapped stores to a table that changed nothing that it maps, with no fill through it in between, after which
 /// it is no longer taken for one.
@@ -31,7 +31,7 @@ impl Shadow {
         let outside = BadMachineAddress { addr: at.0, len: bytes.len() };
         let pfn = mem.mfn_to_pfn(at.mfn()).ok_or(outside)?;
         let end = at.offset() + bytes.len() as u64;
-        if end > crate::memory::PAGE_SIZE {
+        if end > crate::machine::memory::PAGE_SIZE {
             return Err(outside);
         }
         match <[u8; 8]>::try_from(bytes) {

@@ -8,7 +8,7 @@ use paravane_abi::pte;
 use super::pool::{Pool, SLOTS, Source};
 use super::{Shadow, View, is_reserved_slot};
 use crate::engine::{Flush, Paging, PteWrite};
-use crate::memory::{MachineMemory, Maddr};
+use crate::machine::memory::{MachineMemory, Maddr};
 
 impl Shadow {
     /// Takes a table for the guest's table in frame `pfn`, which is write-protected from now on.

@@ -6,8 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::Flush;
-use crate::memory::Backing;
-use crate::mmu::walk::{self, Access, MachineTables, PseudoPhysicalTables};
+use crate::machine::memory::Backing;
+use crate::x86::walk;
+use crate::x86::walk::{Access, MachineTables, PseudoPhysicalTables};
 
 const SHADOW_FRAMES: u64 = 64;
 const GUEST_FRAMES: u64 = 1024;

@@ -4,9 +4,10 @@ use super::super::area::{CODE, ROOM_SIZE, room, room_va};
 use super::super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED, KIND_READY, Place};
 use super::super::tests::world;
 use super::is_well;
-use crate::engine::testing::{CODE_VA, DATA_VA, HYPERCALL_VA, STACK_TOP, World, code, gp, pf};
-use crate::engine::{Exit, Fault};
-use crate::memory::Mfn;
+use crate::engine::Exit;
+use crate::machine::memory::Mfn;
+use crate::testing::engine::{CODE_VA, DATA_VA, HYPERCALL_VA, STACK_TOP, World, code, gp, pf};
+use crate::x86::exception::Fault;
 
 /// A hand-over that no signal and no hypercall is behind.
 #[derive(Clone, Copy, Debug)]
@@ -299,12 +300,12 @@ fn leave_marks(w: &mut World) {
     (r.rbx, r.rsp) = (HYPERCALL_VA, STACK_TOP);
     w.load(&code!("movq xmm7, rdx", "call rbx", "mov rax, rdx", "syscall", "pxor xmm7, xmm7", "cli"));
     assert_eq!((w.run(), w.run(), w.run()), (Exit::Hypercall, Exit::Syscall, gp(0)));
-    w.regs = crate::engine::Regs { rsp: STACK_TOP, rflags: 0x202, ..Default::default() };
+    w.regs = crate::x86::registers::Regs { rsp: STACK_TOP, rflags: 0x202, ..Default::default() };
 }
 
 /// How many words of the room are the mark, as the guest reads them. The mark is not in a register of its own.
 fn marks(w: &mut World) -> u64 {
-    w.regs = crate::engine::Regs { rsp: STACK_TOP, rflags: 0x202, ..Default::default() };
+    w.regs = crate::x86::registers::Regs { rsp: STACK_TOP, rflags: 0x202, ..Default::default() };
     (w.regs.rsi, w.regs.rcx, w.regs.rdx) = (room_va(0), ROOM_SIZE / 8, !MARK);
     let exit = w.exec(&code!(
         "xor ebx, ebx",

@@ -6,7 +6,7 @@
 use super::super::area::{Area, BOARD_SIZE, GUEST_END, STEP, board};
 use super::super::filter::MEMORY_FD;
 use super::super::stub::{self, Place, STEP_JUMP};
-use crate::memory::PAGE_SIZE;
+use crate::machine::memory::PAGE_SIZE;
 
 /// How many calls fit, the last jump not counted.
 const CAPACITY: u64 = (BOARD_SIZE - board::STEPS) / STEP - 1;

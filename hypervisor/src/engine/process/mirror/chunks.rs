@@ -5,7 +5,7 @@
 //! that change. All of it is one fixed pool: nothing here allocates after [`Chunks::new`], and nothing that
 //! a guest does makes it grow. No meaning of page-table bits here.
 
-use crate::zeroed::{NoMemory, room, zeroed};
+use crate::host::zeroed::{NoMemory, room, zeroed};
 
 /// Pages in a chunk.
 pub(crate) const PAGES: usize = 512;

@@ -10,8 +10,8 @@ use zerocopy::IntoBytes;
 use super::chunks::{Id, PAGES, Page};
 use super::{CHUNK_SHIFT, Filled, Mirror};
 use crate::engine::process::space::Space;
-use crate::memory::{MachineMemory, Maddr, Mfn, PAGE_SHIFT};
-use crate::mmu::walk::Translation;
+use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SHIFT};
+use crate::x86::walk::Translation;
 
 /// A copy of an L1 table, to be looked at often.
 struct Table([u64; PAGES]);

@@ -25,9 +25,9 @@ use super::area::{Area, GUEST_END};
 use super::lowest;
 use super::space::Space;
 use crate::engine::{Paging, PteWrite};
-use crate::memory::{MachineMemory, Mfn, PAGE_SHIFT, PAGE_SIZE};
-use crate::mmu::walk::{Access, MachineTables, Translation, walk_for};
-use crate::zeroed::NoMemory;
+use crate::host::zeroed::NoMemory;
+use crate::machine::memory::{MachineMemory, Mfn, PAGE_SHIFT, PAGE_SIZE};
+use crate::x86::walk::{Access, MachineTables, Translation, walk_for};
 
 pub(super) use self::batch::Batch;
 

@@ -3,8 +3,8 @@
 use paravane_abi::pte;
 
 use super::*;
-use crate::engine::testing::{DATA, TABLE, TEXT, code, gp};
-use crate::memory::Maddr;
+use crate::machine::memory::Maddr;
+use crate::testing::engine::{DATA, TABLE, TEXT, code, gp};
 
 /// A page where nobody must ask, in the chunk that begins at address 0.
 const CODE_VA: u64 = 0x10_0000;

@@ -8,7 +8,7 @@ use super::super::frame::{FrameType, Level, Owner};
 use super::super::table::is_guest_slot;
 use super::super::{GUEST_KERNEL, entry};
 use super::{Cpu, World};
-use crate::memory::Mfn;
+use crate::machine::memory::Mfn;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {

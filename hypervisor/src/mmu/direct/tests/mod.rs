@@ -7,9 +7,9 @@ use paravane_abi::{Errno, pte};
 
 use super::frame::{FrameType, Level};
 use super::{DirectPaging, RESERVED_ENTRIES, Stop, VcpuTables};
-use crate::domain::layout::HypervisorLayout;
 use crate::engine::{Flush, Paging};
-use crate::memory::{Backing, MachineMemory, Maddr, Mfn};
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn};
 
 mod audit;
 mod operations;

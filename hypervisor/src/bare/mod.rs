@@ -1,0 +1,3 @@
+//! The PC that a bare kernel believes in.
+
+pub mod platform;

@@ -1,0 +1,118 @@
+//! The interrupt of one device: its status register, and the edges of its line.
+//!
+//! The interrupt controllers see edges, and look at the lines only when the vCPU's thread does. A device's thread
+//! may raise the line again right after the driver's acknowledgement let it fall; a look at the level alone would
+//! miss that, and since the line then stays high no interrupt would ever come again. So the rise is remembered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::engine::Kick;
+use crate::virtio::Interrupt;
+
+const USED_BUFFER: u32 = 1 << 0;
+const CONFIG_CHANGED: u32 = 1 << 1;
+/// Not in the register: the line rose, and the interrupt controller has not been told.
+const ROSE: u32 = 1 << 31;
+
+/// What an interrupt line did since it was last looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// It is low, whatever it was meanwhile.
+    #[default]
+    Low,
+    /// It is high, and has been all the time.
+    High,
+    /// It is high, and rose, perhaps for another time.
+    Risen,
+}
+
+/// What a device asks of the CPU. Its threads set causes, the driver clears them.
+pub(super) struct Line {
+    status: AtomicU32,
+    kick: Arc<dyn Kick>,
+}
+
+impl Line {
+    /// A low line; `kick` makes the vCPU look at it.
+    pub(super) fn new(kick: Arc<dyn Kick>) -> Self {
+        Self { status: AtomicU32::new(0), kick }
+    }
+
+    fn raise(&self, cause: u32) {
+        // Until the driver has acknowledged a cause, the interrupt for it is still to come or to be handled.
+        let news = |status| (status & cause == 0).then_some(status | cause | ROSE);
+        if self.status.fetch_update(Ordering::AcqRel, Ordering::Acquire, news).is_ok() {
+            self.kick.kick();
+        }
+    }
+
+    /// The interrupt status register.
+    pub(super) fn status(&self) -> u32 {
+        self.status.load(Ordering::Acquire) & !ROSE
+    }
+    /// The driver has handled these causes.
+    pub(super) fn acknowledge(&self, causes: u32) {
+        self.status.fetch_and(!causes | ROSE, Ordering::AcqRel);
+    }
+    /// A reset: nothing is asked for any more.
+    pub(super) fn clear(&self) {
+        self.status.store(0, Ordering::Release);
+    }
+
+    /// What the line did since the last call.
+    pub(super) fn sample(&self) -> Level {
+        let mut seen = self.status.load(Ordering::Acquire);
+        if seen & ROSE != 0 {
+            seen = self.status.fetch_and(!ROSE, Ordering::AcqRel);
+        }
+        match (seen & !ROSE, seen & ROSE) {
+            (0, _) => Level::Low,
+            (_, 0) => Level::High,
+            _ => Level::Risen,
+        }
+    }
+}
+
+impl Interrupt for Line {
+    fn queue(&self, _: u16) {
+        self.raise(USED_BUFFER);
+    }
+    fn config(&self) {
+        self.raise(CONFIG_CHANGED);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::bare::platform::virtio_mmio::line::*;
+
+    struct NoKick;
+
+    impl Kick for NoKick {
+        fn kick(&self) {}
+        fn arm(&self, _: u64) {}
+    }
+
+    #[test]
+    fn a_rise_right_after_an_acknowledgement_is_seen() {
+        let line = Line::new(Arc::new(NoKick));
+        assert_eq!(line.sample(), Level::Low);
+        line.queue(0);
+        line.queue(1);
+        assert_eq!((line.status(), line.sample(), line.sample()), (1, Level::Risen, Level::High));
+        line.acknowledge(1);
+        line.queue(0);
+        assert_eq!((line.sample(), line.sample()), (Level::Risen, Level::High));
+        line.config();
+        assert_eq!((line.status(), line.sample()), (3, Level::Risen), "another cause is another edge");
+        line.acknowledge(u32::MAX);
+        assert_eq!((line.status(), line.sample()), (0, Level::Low));
+        line.queue(0);
+        line.acknowledge(1);
+        assert_eq!(line.sample(), Level::Low, "gone before anybody looked");
+        line.config();
+        line.clear();
+        assert_eq!((line.status(), line.sample()), (0, Level::Low));
+    }
+}

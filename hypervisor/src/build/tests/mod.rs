@@ -1,0 +1,5 @@
+//! Built domains against the boot protocols.
+
+mod bare;
+mod hostile;
+mod pv;

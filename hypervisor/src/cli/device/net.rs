@@ -1,0 +1,192 @@
+//! `--net`: what a user writes, and the device that it means.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::host::net::backend::Backend;
+use crate::host::net::peer::Peer;
+use crate::host::net::tap;
+use crate::host::net::tap::{BadName, Tap, TapError};
+use crate::host::net::unix;
+use crate::host::net::unix::UnixError;
+use crate::host::net::user::{Lost, Ports, User, UserError};
+use crate::virtio::net::{Mac, Net};
+
+/// What is behind a network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendOption {
+    /// `tap=NAME`: a TAP interface.
+    Tap(String),
+    /// `user`: passt, with these ports passed on.
+    User(Ports),
+    /// `unix=PATH`: a stream socket.
+    Unix {
+        /// Where.
+        path: PathBuf,
+        /// `server`: wait for connections instead of making one.
+        server: bool,
+    },
+    /// `peer`: a sink and source inside this process.
+    Peer,
+}
+
+/// One `--net`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetOption {
+    /// What is behind it.
+    pub backend: BackendOption,
+    /// `mac=..`: the guest's address; else one is drawn.
+    pub mac: Option<Mac>,
+}
+
+/// A `--net` that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetOptionError {
+    /// No back end.
+    #[error("expected tap=NAME, user, unix=PATH or peer first, not `{0}`")]
+    Backend(String),
+    /// Something unknown, or that this back end does not have.
+    #[error(
+        "unknown option `{0}`; there are mac=ADDRESS, with user also tcp=PORTS and udp=PORTS, with unix also \
+         server"
+    )]
+    Unknown(String),
+    /// No interface can have this name.
+    #[error(transparent)]
+    Interface(#[from] BadName),
+    /// No address, or one of a group.
+    #[error(
+        "`{0}` is not a MAC address that a guest can have: give six bytes like 02:11:22:33:44:55, the first one even"
+    )]
+    Mac(String),
+    /// An option without a value.
+    #[error("`{0}` needs a value")]
+    Empty(&'static str),
+}
+
+/// A network device that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Of a TAP interface.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// Of passt.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// Of a socket.
+    #[error(transparent)]
+    Unix(#[from] UnixError),
+}
+
+fn value(text: &str, option: &'static str) -> Result<String, NetOptionError> {
+    if text.is_empty() { Err(NetOptionError::Empty(option)) } else { Ok(text.to_owned()) }
+}
+
+fn interface(name: String) -> Result<String, NetOptionError> {
+    tap::check_name(&name)?;
+    Ok(name)
+}
+
+impl FromStr for NetOption {
+    type Err = NetOptionError;
+
+    fn from_str(text: &str) -> Result<Self, NetOptionError> {
+        let mut parts = text.split(',');
+        let first = parts.next().unwrap_or_default();
+        let backend = match first.split_once('=').unwrap_or((first, "")) {
+            ("tap", name) => BackendOption::Tap(interface(value(name, "tap=NAME")?)?),
+            ("unix", path) => BackendOption::Unix { path: value(path, "unix=PATH")?.into(), server: false },
+            ("user", "") => BackendOption::User(Ports::default()),
+            ("peer", "") => BackendOption::Peer,
+            _ => return Err(NetOptionError::Backend(first.to_owned())),
+        };
+        let mut option = Self { backend, mac: None };
+        for part in parts {
+            option.add(part)?;
+        }
+        Ok(option)
+    }
+}
+
+impl NetOption {
+    fn add(&mut self, part: &str) -> Result<(), NetOptionError> {
+        // Several lists of ports are one: passt separates them by the same comma.
+        let join = |list: &mut Option<String>, more: String| match list {
+            Some(list) => *list = format!("{list},{more}"),
+            None => *list = Some(more),
+        };
+        match (part.split_once('=').unwrap_or((part, "")), &mut self.backend) {
+            (("mac", mac), _) => self.mac = Some(mac.parse()?),
+            (("server", ""), BackendOption::Unix { server, .. }) => *server = true,
+            (("tcp", list), BackendOption::User(ports)) => join(&mut ports.tcp, value(list, "tcp=PORTS")?),
+            (("udp", list), BackendOption::User(ports)) => join(&mut ports.udp, value(list, "udp=PORTS")?),
+            _ => return Err(NetOptionError::Unknown(part.to_owned())),
+        }
+        Ok(())
+    }
+
+    /// Opens what is behind the device. `lost` is called when that turns out not to be had after all.
+    ///
+    /// # Errors
+    /// When it cannot be had; the message says what to do.
+    pub fn open(&self, lost: &Lost) -> Result<Net, OpenError> {
+        let backend: Box<dyn Backend> = match &self.backend {
+            BackendOption::Tap(name) => Box::new(Tap::open(name)?),
+            BackendOption::User(ports) => Box::new(User::start(ports, Lost::clone(lost))?),
+            BackendOption::Unix { path, server: false } => Box::new(unix::connect(path)?),
+            BackendOption::Unix { path, server: true } => Box::new(unix::listen(path)?),
+            BackendOption::Peer => Box::new(Peer::default()),
+        };
+        Ok(Net::new(backend, self.mac.unwrap_or_else(Mac::random)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::device::net::*;
+
+    fn parse(text: &str) -> Result<NetOption, NetOptionError> {
+        text.parse()
+    }
+
+    #[test]
+    fn what_users_write() {
+        let tap = parse("tap=tap0,mac=02:00:00:00:00:01").unwrap();
+        assert_eq!(tap.backend, BackendOption::Tap("tap0".into()));
+        assert_eq!(tap.mac.unwrap().0, [2, 0, 0, 0, 0, 1]);
+        assert_eq!(parse("user").unwrap().backend, BackendOption::User(Ports::default()));
+        let ports = Ports { tcp: Some("8080:80,2222:22".into()), udp: Some("53".into()) };
+        assert_eq!(parse("user,tcp=8080:80,udp=53,tcp=2222:22").unwrap().backend, BackendOption::User(ports));
+        let unix = |server| BackendOption::Unix { path: "/run/net".into(), server };
+        assert_eq!(parse("unix=/run/net").unwrap().backend, unix(false));
+        assert_eq!(parse("unix=/run/net,server").unwrap().backend, unix(true));
+        assert_eq!(parse("peer").unwrap(), NetOption { backend: BackendOption::Peer, mac: None });
+    }
+
+    #[test]
+    fn what_they_get_wrong() {
+        use NetOptionError::{Backend, Empty, Interface, Mac, Unknown};
+        let wrong = [
+            ("", Backend("".into())),
+            ("tun=x", Backend("tun=x".into())),
+            ("user=me", Backend("user=me".into())),
+            ("tap", Empty("tap=NAME")),
+            ("tap=a/b", Interface(BadName("a/b".into()))),
+            ("tap=sixteen-letters1", Interface(BadName("sixteen-letters1".into()))),
+            ("unix=,server", Empty("unix=PATH")),
+            ("user,tcp=", Empty("tcp=PORTS")),
+            ("tap=t,server", Unknown("server".into())),
+            ("tap=t,", Unknown("".into())),
+            ("unix=p,tcp=1", Unknown("tcp=1".into())),
+            ("peer,mac=01:00:00:00:00:01", Mac("01:00:00:00:00:01".into())),
+            ("peer,mac=00:00:00:00:00:00", Mac("00:00:00:00:00:00".into())),
+            ("peer,mac=2:0:0:0:0", Mac("2:0:0:0:0".into())),
+            ("peer,mac=02:00:00:00:00:01:02", Mac("02:00:00:00:00:01:02".into())),
+            ("peer,mac=02:00:00:00:00:+1", Mac("02:00:00:00:00:+1".into())),
+            ("peer,mac=", Mac("".into())),
+        ];
+        for (text, error) in wrong {
+            assert_eq!(parse(text), Err(error), "{text}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The comparison on guests that are played by the test.
+
+use std::cell::Cell;
+
+use super::*;
+use crate::compare::{WORKLOADS, text};
+use crate::engine::EngineInfo;
+use crate::ledger::{Cause, PrivOp};
+use crate::machine::end::DomainEnd;
+use crate::testing::compare::{GOOD, good, is_pv, play, settings};
+use crate::virtio::DeviceStops;
+
+/// The comparison on the one machine of `settings`.
+fn compare_one(
+    settings: &Settings,
+    boot: impl FnMut(Config) -> Result<Report, String>,
+    on_progress: impl FnMut(Progress),
+) -> Comparison {
+    let [comparison] = compare(settings, boot, on_progress).try_into().unwrap();
+    comparison
+}
+
+#[test]
+fn what_is_saved() {
+    let result = compare_one(&settings(1), good, |_| {});
+    assert!(result.ok());
+    let workload = &result.workloads[0];
+    assert_eq!(workload.traps_saved, Some(Saving { saved: 1_497, percent: Some(99.8) }));
+    assert_eq!(workload.time_saved, Some(Saving { saved: 1_950_000, percent: Some(97.5) }));
+}
+
+#[test]
+fn the_json_shape() {
+    let json = serde_json::to_value(compare_one(&settings(1), good, |_| {})).unwrap();
+    assert!(json["host"]["cpus"].as_u64() >= Some(1));
+    assert_eq!(json["engine"]["name"], "kvm");
+    let workload = &json["workloads"][0];
+    assert_eq!(workload["name"], "map-512");
+    let pv = &workload["techniques"]["pv"];
+    assert_eq!(
+        (&pv["ops"], &pv["traps"], &pv["ns"], &pv["ok"]),
+        (&512.into(), &3.into(), &50_000.into(), &true.into())
+    );
+    assert_eq!(pv["exits"][0]["cause"], "hypercall mmu_update");
+    assert_eq!(pv["batches"][0]["requests"], 512);
+    assert_eq!(pv["flushes"], serde_json::json!({"explicit": 3, "full": 0}));
+    assert_eq!(pv["whole"], serde_json::json!({"traps": 3, "kernel_statistics": [["exits", 9_000]]}));
+    let trap = &workload["techniques"]["trap"]["exits"][0];
+    assert_eq!(
+        (&trap["count"], &trap["p50_ns"], &trap["p90_ns"], &trap["p99_ns"]),
+        (&1_500.into(), &1_000.into(), &1_000.into(), &1_000.into())
+    );
+    assert_eq!(workload["traps_saved"]["saved"], 1_497);
+    assert_eq!(json["notes"].as_array().unwrap().len(), NOTES.len());
+}
+
+#[test]
+fn the_median_is_a_run_that_took_place() {
+    let mut times = [900, 100, 400, 700].into_iter();
+    let boot = |config: Config| {
+        let ns = if is_pv(&config) { times.next().unwrap() } else { 5 };
+        Ok(play(config, GOOD, Cause::Kick, ns / 100, ns))
+    };
+    let progress = Cell::new(0);
+    let result = compare_one(&settings(4), boot, |p| {
+        assert_eq!((p.done, p.total), (progress.get(), 8));
+        progress.set(p.done + 1);
+    });
+    assert_eq!(progress.get(), 8);
+    let (name, pv) = &result.workloads[0].techniques[0];
+    assert_eq!((*name, pv.ns, pv.traps, pv.runs.len()), ("pv", 400, 4, 4));
+    assert_eq!(pv.runs[0], RunFigures { traps: 9, ns: 900, host_ns: 9_000 });
+    assert!(result.workloads[0].time_saved.unwrap().saved < 0, "a loss is shown as one");
+}
+
+#[test]
+fn one_failure_spoils_the_workload_but_not_the_report() {
+    let lines = [
+        ("bench: name=map-512 ops=0 ok=false why=two frames swapped\n", "failed: two frames swapped"),
+        ("bench: name=map-512 ops=511 ok=true\n", "not comparable"),
+        ("panic: oh\x1b[2J no\n", "no `bench:` line"),
+    ];
+    for (line, problem) in lines {
+        let boot = |config: Config| {
+            if is_pv(&config) {
+                Ok(play(config, line, Cause::PrivilegedInstruction(PrivOp::Cli), 1, 1))
+            } else {
+                good(config)
+            }
+        };
+        let result = compare_one(&settings(2), boot, |_| {});
+        let workload = &result.workloads[0];
+        assert!(!result.ok() && workload.traps_saved.is_none(), "{line}");
+        assert_eq!(workload.problems.len(), 1, "the same problem twice is said once");
+        assert!(workload.problems[0].contains(problem), "{}", workload.problems[0]);
+        assert!(text(&result).contains(problem));
+    }
+}
+
+#[test]
+fn what_lacks_a_device_is_skipped_and_nothing_else_is_spoilt() {
+    let lacking = |config: Config| {
+        if is_pv(&config) {
+            return good(config);
+        }
+        Ok(play(config, "skip: name=map-512 why=no-such-device\n", Cause::Kick, 1, 1))
+    };
+    let result = compare_one(&settings(2), lacking, |_| {});
+    let workload = &result.workloads[0];
+    assert_eq!(workload.skipped, ["trap: the guest lacks a device for it: no-such-device"]);
+    assert!(result.ok() && workload.traps_saved.is_none() && workload.techniques.len() == 1);
+    assert!(text(&result).contains("SKIPPED  trap: "));
+    let json = serde_json::to_value(&result).unwrap();
+    assert_eq!(json["workloads"][0]["skipped"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_workload_is_given_what_it_needs() {
+    let mut settings = settings(1);
+    for (prefix, kinds) in [("net-", &[1][..]), ("block-", &[2]), ("console-virtio-", &[3]), ("map-", &[])] {
+        settings.workloads = WORKLOADS.into_iter().filter(|w| w.name.starts_with(prefix)).collect();
+        let given = Cell::new(0);
+        let boot = |config: Config| {
+            assert_eq!(config.devices.iter().map(|d| d.info().kind).collect::<Vec<_>>(), kinds);
+            given.set(given.get() + 1);
+            good(config)
+        };
+        compare_one(&settings, boot, |_| {});
+        assert_eq!(given.get(), 2 * settings.workloads.len());
+    }
+}
+
+#[test]
+fn different_engines_are_not_compared() {
+    let boot = |config: Config| {
+        let name = if is_pv(&config) { "process" } else { "kvm" };
+        let report = good(config)?;
+        let engine = EngineInfo { name, ..report.engine };
+        Ok(Report { engine, ..report })
+    };
+    let result = compare_one(&settings(1), boot, |_| {});
+    let workload = &result.workloads[0];
+    assert_eq!(workload.problems, ["pv ran on engine process, trap on kvm: not comparable"]);
+    assert!(!workload.ok && workload.time_saved.is_none() && workload.techniques.len() == 2);
+}
+
+#[test]
+fn a_device_that_stopped_is_a_problem_whatever_the_guest_says() {
+    let stopped = |config: Config| {
+        let mut report = good(config)?;
+        let last = Some("queue 0: the available index runs ahead of the ring".to_owned());
+        for (n, stops) in [0, 2].into_iter().enumerate() {
+            report.devices.push(DeviceStops {
+                device: format!("rng {n}"),
+                stops,
+                last: last.clone(),
+                untold: 0,
+            });
+        }
+        Ok(report)
+    };
+    let result = compare_one(&settings(2), stopped, |_| {});
+    let said = ["pv", "trap"].map(|technique| {
+        format!(
+            "{technique}: the guest broke the rules of rng 1, which stopped: queue 0: the available index runs \
+             ahead of the ring"
+        )
+    });
+    assert_eq!(result.workloads[0].problems, said);
+    assert!(!result.ok() && result.workloads[0].techniques.is_empty());
+}
+
+#[test]
+fn a_guest_that_fails_and_crashes_is_believed_its_reason() {
+    let failed = |config: Config| {
+        let line = "bench: name=map-512 ops=0 ok=false why=two frames swapped\n";
+        let report = play(config, line, Cause::Kick, 1, 1);
+        Ok(Report { end: DomainEnd::GuestCrash, ..report })
+    };
+    let result = compare_one(&settings(1), failed, |_| {});
+    assert!(result.workloads[0].problems[0].contains("failed: two frames swapped"));
+}
+
+#[test]
+fn ends_and_errors_of_the_host_are_problems() {
+    let crashed = |config: Config| {
+        let report = play(config, "one\ntwo\x1b[2J\n", Cause::Kick, 1, 1);
+        Ok(Report { end: DomainEnd::GuestCrash, ..report })
+    };
+    let result = compare_one(&settings(1), crashed, |_| {});
+    assert!(
+        result.workloads[0].problems[0].contains(r"the guest crashed; its last words: one / two\u{1b}[2J")
+    );
+    let result = compare_one(&settings(1), |_| Err("no /dev/kvm".to_owned()), |_| {});
+    assert!(result.workloads[0].problems[0].contains("no /dev/kvm"));
+    assert!(result.engine.is_none() && result.workloads[0].techniques.is_empty());
+}
+
+#[test]
+fn the_text_shows_what_matters() {
+    let result = compare_one(&settings(3), good, |_| {});
+    let text = text(&result);
+    for part in [
+        "map-512",
+        "1497 (99.80%)",
+        "2.00 ms",
+        "97.50%",
+        "page-table store",
+        "entries per mmu_update",
+        "pv: flushes of the guest's queue, by reason as it says: explicit 3\n",
+        "trap: in the whole boot 1500 exits reached us, and the host's kernel counted 9000\n",
+    ] {
+        assert!(text.contains(part), "{part:?} missing in:\n{text}");
+    }
+}
+
+#[test]
+fn several_workloads_have_an_overview() {
+    let mut settings = settings(1);
+    settings.workloads.push(WORKLOADS[0]);
+    let text = text(&compare_one(&settings, good, |_| {}));
+    let cells = |name: &str| -> Vec<String> {
+        let row = text.lines().rev().find(|l| l.starts_with(&format!("| {name} "))).unwrap();
+        row.split('|').map(|cell| cell.trim().to_owned()).filter(|cell| !cell.is_empty()).collect()
+    };
+    assert_eq!(cells("map-512"), ["map-512", "3", "1500", "99.80%", "50.0 us", "2.00 ms", "97.50%"]);
+    assert_eq!(cells("null-call")[1..], ["-"; 6], "the played guest does not know this one");
+}
+
+#[test]
+fn nothing_saved_of_nothing_has_no_percentage() {
+    assert_eq!(Saving::of(5, 0), Saving { saved: -5, percent: None });
+    assert_eq!(Saving::of(u64::MAX, 0).saved, i64::MIN);
+}

@@ -1,4 +1,0 @@
-//! A domain under attack by its own guest, by what Xen once got wrong.
-
-mod index;
-mod xsa;

@@ -1,0 +1,221 @@
+//! Control, debug and model-specific registers.
+//!
+//! A value that the machine could not honour is refused with #GP, as a CPU without that feature would.
+
+use iced_x86::Register;
+use paravane_abi::addr::is_canonical;
+
+use super::access::Trap;
+use super::cpu::{cr0, cr4, efer};
+use super::exception::{Exception, Stop};
+use crate::engine::Flush;
+use crate::x86::{guest_cpuid, host_cpuid};
+
+/// Model-specific registers (SDM vol. 4, table 2-2).
+mod msr {
+    pub const APIC_BASE: u32 = 0x1b;
+    pub const MICROCODE_REVISION: u32 = 0x8b;
+    pub const MTRR_CAPABILITIES: u32 = 0xfe;
+    pub const MISC_ENABLE: u32 = 0x1a0;
+    pub const PAT: u32 = 0x277;
+    pub const EFER: u32 = 0xc000_0080;
+    pub const STAR: u32 = 0xc000_0081;
+    pub const LSTAR: u32 = 0xc000_0082;
+    pub const CSTAR: u32 = 0xc000_0083;
+    pub const SYSCALL_MASK: u32 = 0xc000_0084;
+    pub const FS_BASE: u32 = 0xc000_0100;
+    pub const GS_BASE: u32 = 0xc000_0101;
+    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+}
+
+/// Where the local APIC would be; bit 11, its enable bit, is clear: there is none.
+const APIC_BASE: u64 = 0xfee0_0000;
+/// Bits of CR3 that do not select a frame: PWT and PCD, which mean nothing here.
+const CR3_IGNORED: u64 = 0xfff;
+const DR6_FIXED: u64 = 0xffff_0ff0;
+const DR6_WRITABLE: u64 = 0xe00f;
+const DR7_FIXED: u64 = 0x400;
+
+fn refuse<T>() -> Result<T, Stop> {
+    Err(Exception::protection(0).into())
+}
+
+impl Trap<'_> {
+    /// MOV from CR.
+    pub fn read_control(&self, register: Register) -> Result<u64, Stop> {
+        Ok(match register {
+            Register::CR0 => self.cpu.cr0,
+            Register::CR2 => self.cpu.cr2,
+            Register::CR3 => self.cpu.cr3,
+            Register::CR4 => self.cpu.cr4,
+            Register::CR8 => self.cpu.cr8,
+            _ => return Err(Exception::undefined().into()),
+        })
+    }
+
+    /// MOV to CR.
+    pub fn write_control(&mut self, register: Register, value: u64) -> Result<(), Stop> {
+        match register {
+            Register::CR0 => self.write_cr0(value),
+            Register::CR2 => {
+                self.cpu.cr2 = value;
+                Ok(())
+            }
+            Register::CR3 => self.write_cr3(value),
+            Register::CR4 => self.write_cr4(value),
+            Register::CR8 if value <= 15 => {
+                self.cpu.cr8 = value;
+                Ok(())
+            }
+            Register::CR8 => refuse(),
+            _ => Err(Exception::undefined().into()),
+        }
+    }
+
+    /// CR0.TS is kept, but the FPU's use does not trap: the hardware's own bit is the engine's.
+    fn write_cr0(&mut self, value: u64) -> Result<(), Stop> {
+        let needed = cr0::PE | cr0::PG;
+        let no_write_through = value & cr0::NW != 0 && value & cr0::CD == 0;
+        if value >> 32 != 0 || value & needed != needed || no_write_through {
+            return refuse();
+        }
+        let changes_paging = (self.cpu.cr0 ^ value) & cr0::WP != 0;
+        self.cpu.cr0 = value | cr0::ET;
+        if changes_paging { self.activate() } else { Ok(()) }
+    }
+
+    /// LMSW: the low four bits of CR0, of which PE cannot be cleared.
+    pub fn load_machine_status(&mut self, value: u64) -> Result<(), Stop> {
+        let low = value & 0xf | cr0::PE;
+        self.write_cr0(self.cpu.cr0 & !0xf | low)
+    }
+
+    /// CLTS.
+    pub fn clear_task_switched(&mut self) {
+        self.cpu.cr0 &= !cr0::TS;
+    }
+
+    fn write_cr3(&mut self, value: u64) -> Result<(), Stop> {
+        if value & !(paravane_abi::pte::ADDR_MASK | CR3_IGNORED) != 0 {
+            return refuse();
+        }
+        self.cpu.cr3 = value;
+        self.activate()
+    }
+
+    fn write_cr4(&mut self, value: u64) -> Result<(), Stop> {
+        if value & !cr4::KNOWN != 0 || value & cr4::PAE == 0 {
+            return refuse();
+        }
+        if (self.cpu.cr4 ^ value) & cr4::PGE != 0 {
+            self.paging.flush(Flush::All);
+        }
+        self.cpu.cr4 = value;
+        Ok(())
+    }
+
+    /// MOV from DR: what was written. Breakpoints never fire: the engine's debug registers are not the guest's.
+    pub fn read_debug(&self, register: Register) -> u64 {
+        self.cpu.debug.get(debug_index(register)).copied().unwrap_or(0)
+    }
+
+    /// MOV to DR.
+    pub fn write_debug(&mut self, register: Register, value: u64) -> Result<(), Stop> {
+        let index = debug_index(register);
+        if index >= 6 && value >> 32 != 0 {
+            return refuse();
+        }
+        if let Some(cell) = self.cpu.debug.get_mut(index) {
+            *cell = match index {
+                6 => value & DR6_WRITABLE | DR6_FIXED,
+                7 => value | DR7_FIXED,
+                _ => value,
+            };
+        }
+        Ok(())
+    }
+
+    /// RDMSR.
+    pub fn read_msr(&self, number: u32) -> Result<u64, Stop> {
+        Ok(match number {
+            msr::APIC_BASE => APIC_BASE,
+            msr::MICROCODE_REVISION | msr::MTRR_CAPABILITIES => 0,
+            // Fast strings.
+            msr::MISC_ENABLE => 1,
+            msr::PAT => self.cpu.pat,
+            msr::EFER => self.cpu.efer,
+            msr::STAR => self.cpu.star,
+            msr::LSTAR => self.cpu.lstar,
+            msr::CSTAR => self.cpu.cstar,
+            msr::SYSCALL_MASK => self.cpu.syscall_mask,
+            msr::FS_BASE => self.regs.fs_base,
+            msr::GS_BASE => self.regs.gs_base,
+            msr::KERNEL_GS_BASE => self.cpu.kernel_gs_base,
+            _ => return refuse(),
+        })
+    }
+
+    /// WRMSR.
+    pub fn write_msr(&mut self, number: u32, value: u64) -> Result<(), Stop> {
+        let holds_address =
+            matches!(number, msr::LSTAR | msr::CSTAR | msr::FS_BASE | msr::GS_BASE | msr::KERNEL_GS_BASE);
+        if holds_address && !is_canonical(value) {
+            return refuse();
+        }
+        match number {
+            msr::APIC_BASE if value == APIC_BASE => {}
+            msr::MICROCODE_REVISION | msr::MISC_ENABLE => {}
+            msr::PAT if is_memory_types(value) => self.cpu.pat = value,
+            msr::EFER => return self.write_efer(value),
+            msr::STAR => self.cpu.star = value,
+            msr::LSTAR => self.cpu.lstar = value,
+            msr::CSTAR => self.cpu.cstar = value,
+            msr::SYSCALL_MASK => self.cpu.syscall_mask = value & 0xffff_ffff,
+            msr::FS_BASE => self.regs.fs_base = value,
+            msr::GS_BASE => self.regs.gs_base = value,
+            msr::KERNEL_GS_BASE => self.cpu.kernel_gs_base = value,
+            _ => return refuse(),
+        }
+        Ok(())
+    }
+
+    fn write_efer(&mut self, value: u64) -> Result<(), Stop> {
+        let known = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+        if value & !known != 0 || value & efer::LME == 0 {
+            return refuse();
+        }
+        let changes_paging = (self.cpu.efer ^ value) & efer::NXE != 0;
+        self.cpu.efer = value | efer::LMA;
+        if changes_paging { self.activate() } else { Ok(()) }
+    }
+
+    /// SWAPGS.
+    pub fn swap_gs(&mut self) {
+        std::mem::swap(&mut self.regs.gs_base, &mut self.cpu.kernel_gs_base);
+    }
+
+    /// XSETBV: accepts what every engine can keep, without effect; XGETBV shows the host's own.
+    pub fn write_extended_control(&mut self, number: u32, value: u64) -> Result<(), Stop> {
+        let available = host_cpuid::available_state();
+        let fine = number == 0 && guest_cpuid::is_consistent(value) && value & !available == 0;
+        if fine { Ok(()) } else { refuse() }
+    }
+}
+
+/// Whether each byte is a memory type that PAT may hold (SDM vol. 3, 12.12.2).
+fn is_memory_types(value: u64) -> bool {
+    value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7))
+}
+
+/// DR4 and DR5 are DR6 and DR7 where CR4.DE is clear; nobody uses them with it set.
+fn debug_index(register: Register) -> usize {
+    match register {
+        Register::DR0 => 0,
+        Register::DR1 => 1,
+        Register::DR2 => 2,
+        Register::DR3 => 3,
+        Register::DR4 | Register::DR6 => 6,
+        Register::DR5 | Register::DR7 => 7,
+        _ => usize::MAX,
+    }
+}

@@ -1,0 +1,200 @@
+//! The virtual CPU of a bare kernel: everything privileged that it believes it has set.
+//!
+//! What the hardware holds for it (general registers, flags other than IF and IOPL, FS.base and GS.base) is
+//! in [`Regs`]. What may not be done here: touching memory, or deciding what an instruction does.
+
+use crate::mmu::shadow::{Controls, View};
+use crate::x86::registers::Regs;
+
+/// RFLAGS bits (SDM vol. 1, 3.4.3).
+pub(crate) mod rflags {
+    pub const FIXED: u64 = 1 << 1;
+    pub const CF: u64 = 1 << 0;
+    pub const PF: u64 = 1 << 2;
+    pub const AF: u64 = 1 << 4;
+    pub const ZF: u64 = 1 << 6;
+    pub const SF: u64 = 1 << 7;
+    pub const TF: u64 = 1 << 8;
+    pub const IF: u64 = 1 << 9;
+    pub const DF: u64 = 1 << 10;
+    pub const OF: u64 = 1 << 11;
+    pub const IOPL_SHIFT: u32 = 12;
+    pub const IOPL: u64 = 3 << IOPL_SHIFT;
+    pub const NT: u64 = 1 << 14;
+    pub const RF: u64 = 1 << 16;
+    pub const VM: u64 = 1 << 17;
+    pub const AC: u64 = 1 << 18;
+    pub const ID: u64 = 1 << 21;
+    /// What an arithmetic instruction sets.
+    pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
+}
+
+/// CR0 bits (SDM vol. 3, 2.5).
+pub(crate) mod cr0 {
+    pub const PE: u64 = 1 << 0;
+    pub const MP: u64 = 1 << 1;
+    pub const TS: u64 = 1 << 3;
+    pub const ET: u64 = 1 << 4;
+    pub const NE: u64 = 1 << 5;
+    pub const WP: u64 = 1 << 16;
+    pub const NW: u64 = 1 << 29;
+    pub const CD: u64 = 1 << 30;
+    pub const PG: u64 = 1 << 31;
+}
+
+/// CR4 bits (SDM vol. 3, 2.5).
+pub(crate) mod cr4 {
+    pub const PAE: u64 = 1 << 5;
+    pub const PGE: u64 = 1 << 7;
+    pub const OSFXSR: u64 = 1 << 9;
+    pub const OSXMMEXCPT: u64 = 1 << 10;
+    pub const OSXSAVE: u64 = 1 << 18;
+    /// VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE. Not UMIP, LA57, PCIDE,
+    /// SMEP, SMAP and PKE, which this machine does not have.
+    pub const KNOWN: u64 = 0x5_07ff;
+}
+
+/// EFER bits (SDM vol. 3, 2.2.1).
+pub(crate) mod efer {
+    pub const SCE: u64 = 1 << 0;
+    pub const LME: u64 = 1 << 8;
+    pub const LMA: u64 = 1 << 10;
+    pub const NXE: u64 = 1 << 11;
+}
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TableRegister {
+    pub base: u64,
+    pub limit: u16,
+}
+
+/// LDTR or TR: a selector and what its descriptor said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SystemSegment {
+    pub selector: u16,
+    pub base: u64,
+    pub limit: u32,
+}
+
+/// The segment registers' selectors; bases other than those of FS and GS are zero in 64-bit mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Selectors {
+    pub es: u16,
+    pub cs: u16,
+    pub ss: u16,
+    pub ds: u16,
+    pub fs: u16,
+    pub gs: u16,
+}
+
+/// The privileged state.
+#[derive(Clone, Debug)]
+pub(crate) struct VirtualCpu {
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub cr8: u64,
+    pub efer: u64,
+    /// RFLAGS.IF as the kernel has set it; the hardware's is always 1.
+    pub interrupts: bool,
+    /// RFLAGS.IOPL.
+    pub io_privilege: u8,
+    /// CPL 3 instead of 0.
+    pub user: bool,
+    pub gdt: TableRegister,
+    pub idt: TableRegister,
+    pub ldt: SystemSegment,
+    pub task: SystemSegment,
+    pub selectors: Selectors,
+    pub star: u64,
+    pub lstar: u64,
+    pub cstar: u64,
+    pub syscall_mask: u64,
+    pub kernel_gs_base: u64,
+    pub pat: u64,
+    /// DR0..=DR7; DR4 and DR5 are DR6 and DR7.
+    pub debug: [u64; 8],
+    /// The instruction after STI or a load of SS: no interrupt before it has run.
+    pub shadowed_rip: Option<u64>,
+    /// HLT: waits for an interrupt.
+    pub halted: bool,
+}
+
+impl VirtualCpu {
+    /// In 64-bit mode at CPL 0 with interrupts off, as a loader leaves it.
+    pub fn new(cr3: u64) -> Self {
+        Self {
+            cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG,
+            cr2: 0,
+            cr3,
+            cr4: cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT,
+            cr8: 0,
+            efer: efer::LME | efer::LMA | efer::NXE,
+            interrupts: false,
+            io_privilege: 0,
+            user: false,
+            gdt: TableRegister::default(),
+            idt: TableRegister::default(),
+            ldt: SystemSegment::default(),
+            task: SystemSegment::default(),
+            // Nobody promised a GDT: these mean nothing until the kernel loads its own.
+            selectors: Selectors { es: 0, cs: 8, ss: 0, ds: 0, fs: 0, gs: 0 },
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            syscall_mask: 0,
+            kernel_gs_base: 0,
+            // Power-on value (SDM vol. 3, 12.12.4).
+            pat: 0x0007_0406_0007_0406,
+            debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            shadowed_rip: None,
+            halted: false,
+        }
+    }
+
+    /// What of the control registers the page tables' meaning depends on.
+    pub fn paging_controls(&self) -> Controls {
+        Controls { write_protect: self.cr0 & cr0::WP != 0, no_execute: self.efer & efer::NXE != 0 }
+    }
+
+    /// The shadow that belongs to the privilege level.
+    pub fn view(&self) -> View {
+        if self.user { View::User } else { View::Kernel }
+    }
+
+    /// The privilege level, as selectors have it.
+    pub fn cpl(&self) -> u16 {
+        if self.user { 3 } else { 0 }
+    }
+
+    /// Whether the kernel lets this level do I/O and touch IF.
+    pub fn may_do_io(&self) -> bool {
+        !self.user || self.io_privilege == 3
+    }
+
+    /// RFLAGS as the guest must see them in a frame.
+    pub fn flags(&self, regs: &Regs) -> u64 {
+        let hidden = rflags::IF | rflags::IOPL | rflags::VM;
+        let shown = if self.interrupts { rflags::IF } else { 0 };
+        regs.rflags & !hidden | shown | u64::from(self.io_privilege) << rflags::IOPL_SHIFT | rflags::FIXED
+    }
+
+    /// Loads RFLAGS as code at CPL 0 may (IRET, SYSRET, SYSCALL): all of it.
+    pub fn set_flags(&mut self, regs: &mut Regs, flags: u64) {
+        use rflags::*;
+        self.interrupts = flags & IF != 0;
+        self.io_privilege = (flags >> IOPL_SHIFT & 3) as u8;
+        regs.rflags = hardware_flags(flags);
+    }
+}
+
+/// The flags that the hardware may have at CPL 3 for a guest that has `flags`.
+///
+/// AC means alignment checks at CPL 3, where a kernel at CPL 0 would not have them; NT would make the next
+/// IRET fault.
+pub(crate) fn hardware_flags(flags: u64) -> u64 {
+    use rflags::*;
+    flags & (STATUS | TF | DF | RF | ID) | FIXED | IF
+}

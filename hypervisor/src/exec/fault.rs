@@ -1,0 +1,128 @@
+//! Page faults: the guest's own, the shadow's, stores to page tables, and device memory.
+
+use paravane_abi::addr::is_hypervisor;
+
+use super::access::Trap;
+use super::exception::{Death, Exception, Stop};
+use super::memory_op::Emulated;
+use crate::ledger::Cause;
+use crate::machine::memory::Maddr;
+use crate::mmu::shadow::{Fill, Lookup, LookupError};
+use crate::x86::exception::Fault;
+use crate::x86::walk::Access;
+
+/// Error-code bits of a page fault (SDM vol. 3, 4.7).
+const WRITE: u32 = 1 << 1;
+const FETCH: u32 = 1 << 4;
+
+/// Faults on an accessible page in a row, after which the engine is told that all it has cached is stale...
+const SUSPICIOUS: u8 = 3;
+/// ...and after which it is given up.
+const HOPELESS: u8 = 16;
+
+/// What page faults leave behind for the next one: only to notice that nothing gets on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FaultHistory {
+    /// Where the last page fault was spurious, and how often in a row.
+    spurious: (u64, u8),
+    /// RIP and address of the last store that could only be let through by dropping the table's shadow.
+    released: Option<(u64, u64)>,
+}
+
+impl FaultHistory {
+    /// Something else happened at `rip`.
+    pub fn progressed(&mut self, rip: u64) {
+        self.spurious.1 = 0;
+        if self.released.is_some_and(|(at, _)| at != rip) {
+            self.released = None;
+        }
+    }
+
+    fn count_spurious(&mut self, va: u64) -> u8 {
+        let (last, count) = self.spurious;
+        let count = if last == va { count.saturating_add(1) } else { 1 };
+        self.spurious = (va, count);
+        count
+    }
+}
+
+impl Trap<'_> {
+    /// Handles a page fault; an exception in the result is the guest's to handle.
+    pub fn page_fault(&mut self, fault: Fault) -> Result<Cause, Stop> {
+        let va = fault.address;
+        let access = Access {
+            write: fault.error_code & WRITE != 0,
+            user: self.cpu.user,
+            fetch: fault.error_code & FETCH != 0,
+        };
+        let found = match self.shadow.lookup(self.mem, va, access) {
+            Ok(found) => found,
+            Err(LookupError::PageFault(code)) => return Err(Exception::page(code, va).into()),
+            Err(LookupError::NotCanonical) => return Err(Exception::protection(0).into()),
+        };
+        if is_hypervisor(va) {
+            return Err(Death::ReservedRange { rip: self.regs.rip, address: va }.into());
+        }
+        match found.maddr() {
+            // An empty bus reads all ones, and those are no instruction.
+            None if access.fetch => Err(Exception::undefined().into()),
+            None => self.device_access(va, found.physical(), access.write),
+            Some(at) if access.write && self.is_table(at) => {
+                self.history.spurious.1 = 0;
+                self.table_store(va, at)
+            }
+            Some(_) => self.fill(va, &found),
+        }
+    }
+
+    fn is_table(&self, at: Maddr) -> bool {
+        self.mem.mfn_to_pfn(at.mfn()).is_some_and(|pfn| self.shadow.is_table(pfn))
+    }
+
+    fn fill(&mut self, va: u64, found: &Lookup) -> Result<Cause, Stop> {
+        match self.shadow.fill(self.mem, self.paging, va, found) {
+            Fill::Filled => self.history.spurious.1 = 0,
+            Fill::Spurious => match self.history.count_spurious(va) {
+                // Not from user mode: a program on the process engine can make faults up.
+                HOPELESS.. if !self.cpu.user => {
+                    return Err(Death::NoProgress { rip: self.regs.rip, address: va }.into());
+                }
+                SUSPICIOUS.. => self.paging.invalidate_all(),
+                _ => {}
+            },
+        }
+        Ok(Cause::ShadowFill)
+    }
+
+    fn table_store(&mut self, va: u64, at: Maddr) -> Result<Cause, Stop> {
+        if self.emulate_memory()? != Emulated::Unknown {
+            self.history.released = None;
+            return Ok(Cause::PageTableStore);
+        }
+        // Not a store that can be emulated: let it through, with the frame no table for the moment. If the
+        // instruction itself needs the table that it writes, that goes round in a circle.
+        let rip = self.regs.rip;
+        let again = self.history.released.replace((rip, va)) == Some((rip, va));
+        if again || !self.shadow.release(self.mem, self.paging, at) {
+            return Err(Death::UnknownStore { rip, address: va }.into());
+        }
+        Ok(Cause::PageTableStore)
+    }
+
+    fn device_access(&mut self, va: u64, at: u64, write: bool) -> Result<Cause, Stop> {
+        let owner = self.platform.memory_owner(at, write);
+        match self.emulate_memory()? {
+            Emulated::Unknown => Err(Death::UnknownDeviceAccess { rip: self.regs.rip, address: va }.into()),
+            _ => Ok(Cause::Mmio(owner)),
+        }
+    }
+
+    fn emulate_memory(&mut self) -> Result<Emulated, Stop> {
+        let Some(insn) = self.decode() else { return Ok(Emulated::Unknown) };
+        let emulated = self.memory_instruction(&insn)?;
+        if emulated == Emulated::Done {
+            self.advance(insn.next_ip())?;
+        }
+        Ok(emulated)
+    }
+}

@@ -1,0 +1,132 @@
+//! Threads of the host's own: device workers, console input.
+//!
+//! They are mostly started by a vCPU's thread, and a new thread inherits what an engine did to that one for the guest's
+//! sake: the one CPU that it is pinned to, and that it may not execute CPUID. A worker wants neither: it runs on the
+//! other CPUs, if there are any.
+//!
+//! What may not be done here: pinning anything but the calling thread.
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::sync::OnceLock;
+use std::thread::{Builder, JoinHandle};
+
+use crate::x86::host_cpuid;
+
+/// Where this program's threads may run: where the first one that was pinned could before.
+static EVERYWHERE: OnceLock<libc::cpu_set_t> = OnceLock::new();
+
+/// Starts a thread called `name` (15 bytes at most are kept) that is no vCPU's.
+///
+/// # Errors
+/// When the host has no thread left.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let pinned = affinity().filter(|cpus| count(cpus) == 1);
+    Builder::new().name(name.to_owned()).spawn(move || {
+        if let Some(cpus) = EVERYWHERE.get() {
+            unpin(&elsewhere(cpus, pinned.as_ref()));
+        }
+        host_cpuid::allow_in_new_thread();
+        body()
+    })
+}
+
+/// Pins the calling thread to the CPU that it runs on; returns where it was allowed to run before.
+pub fn pin_to_this_cpu() -> Option<libc::cpu_set_t> {
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: both sets are live locals of the size given; all zeroes is the empty set.
+    let before = unsafe {
+        let (mut before, mut one): (libc::cpu_set_t, libc::cpu_set_t) = (zeroed(), zeroed());
+        let cpu = usize::try_from(libc::sched_getcpu()).ok().filter(|cpu| *cpu < size * 8)?;
+        libc::CPU_SET(cpu, &mut one);
+        (libc::sched_getaffinity(0, size, &raw mut before) == 0
+            && libc::sched_setaffinity(0, size, &raw const one) == 0)
+            .then_some(before)
+    }?;
+    EVERYWHERE.get_or_init(|| before);
+    Some(before)
+}
+
+/// Lets `signal` reach the calling thread, whatever was blocked when the program was started.
+pub fn unblock_signal(signal: libc::c_int) {
+    // SAFETY: the set is a live local that names one signal.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// How many CPUs this program's threads may use; 1 if that cannot be had.
+pub fn cpus() -> usize {
+    if let Some(cpus) = EVERYWHERE.get() {
+        return count(cpus);
+    }
+    affinity().as_ref().map_or(1, count)
+}
+
+/// Where the calling thread may run.
+fn affinity() -> Option<libc::cpu_set_t> {
+    // SAFETY: a live set of the size given; all zeroes is the empty set.
+    unsafe {
+        let mut set: libc::cpu_set_t = zeroed();
+        let got = libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) == 0;
+        got.then_some(set)
+    }
+}
+
+/// `everywhere` without the CPU of a pinned vCPU, if that leaves any: on that one a worker would take the time in which
+/// the guest could do what the worker looks for.
+fn elsewhere(everywhere: &libc::cpu_set_t, pinned: Option<&libc::cpu_set_t>) -> libc::cpu_set_t {
+    let mut left = *everywhere;
+    for cpu in 0..size_of::<libc::cpu_set_t>() * 8 {
+        // SAFETY: live sets, and a number within them.
+        unsafe {
+            if pinned.is_some_and(|pinned| libc::CPU_ISSET(cpu, pinned)) {
+                libc::CPU_CLR(cpu, &mut left);
+            }
+        }
+    }
+    if count(&left) == 0 { *everywhere } else { left }
+}
+
+fn count(cpus: &libc::cpu_set_t) -> usize {
+    // SAFETY: it only reads the set.
+    usize::try_from(unsafe { libc::CPU_COUNT(cpus) }).unwrap_or(1)
+}
+
+/// Lets the calling thread run where it could before [`pin_to_this_cpu`].
+pub fn unpin(before: &libc::cpu_set_t) {
+    // SAFETY: `before` is a live set of the size given.
+    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), before) };
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::host::threads::*;
+
+    fn cpus() -> usize {
+        count(&affinity().unwrap())
+    }
+
+    #[test]
+    fn a_worker_is_not_bound_by_what_a_vcpu_s_thread_is() {
+        let inherited = std::thread::spawn(|| {
+            let before = cpus();
+            let pinned = pin_to_this_cpu().expect("broken test: this thread cannot be pinned");
+            let trapping = host_cpuid::Trapping::begin();
+            let worker = spawn("worker", || (cpus(), std::arch::x86_64::__cpuid_count(0, 0).eax));
+            let (free, leaf) = worker.unwrap().join().unwrap();
+            let others = if before > 1 { before - 1 } else { 1 };
+            assert_eq!((cpus(), free, leaf), (1, others, host_cpuid::query(0, 0).eax));
+            drop(trapping);
+            unpin(&pinned);
+            assert_eq!(cpus(), before);
+        });
+        inherited.join().unwrap();
+    }
+}

@@ -1,0 +1,186 @@
+//! The memory that a device may touch, at the addresses by which its driver calls it.
+//!
+//! A view onto machine memory in the form that rust-vmm's crates work on. Every access of a device goes through
+//! it and is bounded by it; which frames are in it was decided, and is kept true, by the transport.
+
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+
+use super::memory::{BadMachineAddress, MachineMemory, Mfn, PAGE_SIZE};
+use crate::virtio::Segment;
+
+/// Frames that follow one another, and the address of the first as a device sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Device address of the first byte, page-aligned.
+    pub address: u64,
+    /// The first frame.
+    pub first: Mfn,
+    /// How many frames.
+    pub frames: u64,
+}
+
+/// A view could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    /// Two regions have an address in common, one wraps, one is misaligned, or there are none.
+    #[error("the regions overlap, wrap, are misaligned or none at all")]
+    Layout,
+    /// Frames that do not exist.
+    #[error(transparent)]
+    Frames(#[from] BadMachineAddress),
+}
+
+/// The memory of an active device. Clones are the same memory.
+#[derive(Clone, Debug)]
+pub struct DeviceMemory {
+    view: GuestMemoryMmap,
+    /// The view borrows its mapping from this.
+    _machine: Option<Arc<MachineMemory>>,
+}
+
+impl DeviceMemory {
+    /// A view of `regions`, in any order. That the device may write to these frames is the caller's promise.
+    pub fn new(machine: &Arc<MachineMemory>, regions: &[Region]) -> Result<Self, MemoryError> {
+        let mut sorted: Vec<Region> = regions.iter().filter(|r| r.frames > 0).copied().collect();
+        sorted.sort_by_key(|r| r.address);
+        let mut views = Vec::with_capacity(sorted.len());
+        for r in &sorted {
+            if !r.address.is_multiple_of(PAGE_SIZE) {
+                return Err(MemoryError::Layout);
+            }
+            let mapping = machine.borrow_frames(r.first, r.frames)?;
+            views.push(GuestRegionMmap::new(mapping, GuestAddress(r.address)).ok_or(MemoryError::Layout)?);
+        }
+        let view = GuestMemoryMmap::from_regions(views).map_err(|_| MemoryError::Layout)?;
+        Ok(Self { view, _machine: Some(Arc::clone(machine)) })
+    }
+
+    /// Memory of its own, for tests of devices.
+    #[cfg(test)]
+    pub fn standing_alone(view: GuestMemoryMmap) -> Self {
+        Self { view, _machine: None }
+    }
+
+    /// What rust-vmm's crates work on.
+    pub fn view(&self) -> &GuestMemoryMmap {
+        &self.view
+    }
+
+    /// Whether all of these bytes are the device's.
+    pub fn contains(&self, address: u64, len: u64) -> bool {
+        usize::try_from(len).is_ok_and(|len| self.view.check_range(GuestAddress(address), len))
+    }
+
+    /// Copies out of buffers, beginning `skip` bytes into them; returns how many bytes there were.
+    pub fn gather(&self, segments: &[Segment], skip: u64, buf: &mut [u8]) -> usize {
+        let mut done = 0;
+        for part in pieces(segments, skip) {
+            let len = part.bytes().min(buf.len() - done);
+            let Some(to) = buf.get_mut(done..done + len).filter(|to| !to.is_empty()) else { break };
+            if self.view.read_slice(to, GuestAddress(part.address)).is_err() {
+                break;
+            }
+            done += len;
+        }
+        done
+    }
+
+    /// Copies into buffers, beginning `skip` bytes into them; returns how many bytes fitted.
+    pub fn scatter(&self, segments: &[Segment], skip: u64, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        for part in pieces(segments, skip) {
+            let len = part.bytes().min(bytes.len() - done);
+            let Some(from) = bytes.get(done..done + len).filter(|from| !from.is_empty()) else { break };
+            if self.view.write_slice(from, GuestAddress(part.address)).is_err() {
+                break;
+            }
+            done += len;
+        }
+        done
+    }
+
+    /// Appends to `out` where in this process `len` bytes of these buffers lie, beginning `skip` bytes into
+    /// them: for system calls that read and write guest memory directly. Returns how many bytes there were.
+    ///
+    /// The pointers are good for as long as this view, or a clone of it, lives.
+    pub fn iovecs(&self, segments: &[Segment], skip: u64, len: u64, out: &mut Vec<libc::iovec>) -> u64 {
+        let mut left = len;
+        for part in pieces(segments, skip) {
+            let want = u64::from(part.len).min(left);
+            let Ok(count) = usize::try_from(want) else { break };
+            for slice in self.view.get_slices(GuestAddress(part.address), count) {
+                let Ok(slice) = slice else { return len - left };
+                let base = slice.ptr_guard_mut().as_ptr();
+                out.push(libc::iovec { iov_base: base.cast(), iov_len: slice.len() });
+                left -= slice.len() as u64;
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        len - left
+    }
+}
+
+/// The buffers without their first `skip` bytes.
+fn pieces(segments: &[Segment], mut skip: u64) -> impl Iterator<Item = Segment> + '_ {
+    segments.iter().filter_map(move |s| {
+        let cut = skip.min(u64::from(s.len));
+        skip -= cut;
+        let len = u64::from(s.len) - cut;
+        // `address + len` was checked when the chain was read, so this does not wrap.
+        (len > 0).then(|| Segment { address: s.address.wrapping_add(cut), len: (len & 0xffff_ffff) as u32 })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::machine::device_memory::*;
+    use crate::machine::memory::{Backing, Maddr};
+
+    fn machine() -> Arc<MachineMemory> {
+        Arc::new(MachineMemory::new(2, 8, Backing::Anonymous).unwrap())
+    }
+
+    fn region(address: u64, first: u64, frames: u64) -> Region {
+        Region { address, first: Mfn(first), frames }
+    }
+
+    #[test]
+    fn a_device_sees_its_regions_and_nothing_else() {
+        let m = machine();
+        // Device pages 16 and 17 are frames 5 and 3.
+        let d = DeviceMemory::new(&m, &[region(0x11000, 3, 1), region(0x10000, 5, 1)]).unwrap();
+        assert!(d.contains(0x10000, 0x2000));
+        assert!(!d.contains(0x0ffff, 2) && !d.contains(0x11fff, 2) && !d.contains(u64::MAX, 2));
+        let across = [Segment { address: 0x10ffe, len: 4 }];
+        assert_eq!(d.scatter(&across, 0, b"abcdef"), 4);
+        assert_eq!(m.read_obj::<[u8; 2]>(Maddr(0x5ffe)), Ok(*b"ab"));
+        assert_eq!(m.read_obj::<[u8; 2]>(Maddr(0x3000)), Ok(*b"cd"));
+        let mut back = [0; 8];
+        assert_eq!(d.gather(&across, 1, &mut back), 3);
+        assert_eq!(&back[..3], b"bcd");
+        let mut iovecs = Vec::new();
+        assert_eq!(d.iovecs(&across, 1, 9, &mut iovecs), 3);
+        assert_eq!(iovecs.iter().map(|v| v.iov_len).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn impossible_views() {
+        let m = machine();
+        let bad = [
+            vec![],
+            vec![region(0x800, 3, 1)],
+            vec![region(0, 3, 2), region(0x1000, 5, 1)],
+            vec![region(u64::MAX - 0xfff, 3, 2)],
+        ];
+        for regions in bad {
+            assert_eq!(DeviceMemory::new(&m, &regions).unwrap_err(), MemoryError::Layout, "{regions:?}");
+        }
+        for r in [region(0, 10, 1), region(0, 9, 2), region(0, u64::MAX, 1), region(0, 3, u64::MAX)] {
+            assert!(matches!(DeviceMemory::new(&m, &[r]), Err(MemoryError::Frames(_))), "{r:?}");
+        }
+    }
+}

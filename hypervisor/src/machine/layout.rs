@@ -1,0 +1,71 @@
+//! Which machine frames are the hypervisor's, and for what.
+//!
+//! The hypervisor's frames come first, so that a guest's MFNs are never its PFNs: a guest that confuses
+//! the two fails here as it would on Xen. Nothing but arithmetic belongs in this file.
+
+use std::ops::Range;
+
+use super::memory::Mfn;
+
+/// Frames that a grant table can have: Xen's default (its option `gnttab_max_frames`).
+pub const GRANT_FRAMES: u64 = 64;
+
+/// The hypervisor's part of machine memory, as ranges of MFNs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HypervisorLayout {
+    /// For the engine: its gate, its tables and those that map the M2P.
+    pub engine: Range<u64>,
+    /// The shared info page.
+    pub shared_info: Mfn,
+    /// The guest's grant table, right after the shared info page: not the guest's to map, nor touched, before
+    /// it sets up a table.
+    pub grants: Range<u64>,
+    /// The machine-to-physical table: 8 bytes for each frame of machine memory.
+    pub m2p: Range<u64>,
+    /// Shadow page tables of a trapped-and-emulated guest; empty for a paravirtual one.
+    pub shadow: Range<u64>,
+    /// All frames of the machine, the guest's included.
+    pub total: u64,
+}
+
+impl HypervisorLayout {
+    /// Lays out the hypervisor's frames for a guest of `guest_frames` and `shadow_frames` of shadow tables.
+    pub fn new(guest_frames: u64, shadow_frames: u64) -> Self {
+        // An upper bound of our own frames is enough to size the tables that describe all of them.
+        let bound = guest_frames + shadow_frames + guest_frames / 256 + 1024;
+        let m2p_frames = (bound * 8).div_ceil(4096);
+        let engine_frames = 24 + m2p_frames.div_ceil(512) + bound.div_ceil(512 * 512);
+        let engine = 0..engine_frames;
+        let shared_info = Mfn(engine.end);
+        let grants = engine.end + 1..engine.end + 1 + GRANT_FRAMES;
+        let m2p = grants.end..grants.end + m2p_frames;
+        let shadow = m2p.end..m2p.end + shadow_frames;
+        let total = shadow.end + guest_frames;
+        Self { engine, shared_info, grants, m2p, shadow, total }
+    }
+
+    /// The frames of the hypervisor that the guest may be let write to.
+    pub fn shared(&self) -> Range<u64> {
+        self.shared_info.0..self.grants.end
+    }
+
+    /// How many frames are the hypervisor's: the MFN of the guest's PFN 0.
+    pub fn hypervisor_frames(&self) -> u64 {
+        self.shadow.end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::machine::layout::*;
+
+    #[test]
+    fn the_m2p_covers_every_frame() {
+        for guest in [64, 1 << 14, 1 << 20, 1 << 24] {
+            let l = HypervisorLayout::new(guest, guest / 64);
+            assert!((l.m2p.end - l.m2p.start) * 512 >= l.total, "{guest} frames");
+            assert_eq!(l.hypervisor_frames() + guest, l.total);
+            assert_eq!(l.shared(), l.engine.end..l.m2p.start);
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Machine memory: the frames that a domain's world is made of.
+//!
+//! A *machine address* is an offset into this one region, a *machine frame number* (MFN) that address
+//! divided by 4096. Under KVM they are guest-physical addresses; under the process engine, offsets into
+//! a memfd. The first frames belong to the hypervisor (gate, M2P, shared info, shadow tables), the rest
+//! to the guest, whose pseudo-physical frame (PFN) `p` is MFN `guest_base + p`.
+//!
+//! Every access is checked and goes through `vm-memory`; nothing here panics on any address. This is the
+//! only place that turns a machine address into host memory; no other module may keep a host pointer. Devices
+//! work on [`MachineMemory::borrow_frames`], bounded in the same way.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
+
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
+    VolatileMemory,
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::host::limit::Advice;
+
+/// Bytes in a page, and in a frame.
+pub const PAGE_SIZE: u64 = 4096;
+/// log2 of [`PAGE_SIZE`].
+pub const PAGE_SHIFT: u32 = 12;
+
+/// What the memfd of [`Backing::Memfd`] is called.
+pub const MEMFD_NAME: &str = "paravane-memory";
+
+/// A machine address: byte offset into machine memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Maddr(pub u64);
+
+/// A machine frame number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mfn(pub u64);
+
+impl Mfn {
+    /// The address of the frame's first byte; saturates (and so is out of range) for absurd frames.
+    pub const fn maddr(self) -> Maddr {
+        Maddr(self.0.saturating_mul(PAGE_SIZE))
+    }
+}
+
+impl Maddr {
+    /// The frame that holds this address.
+    pub const fn mfn(self) -> Mfn {
+        Mfn(self.0 >> PAGE_SHIFT)
+    }
+    /// The offset within the frame.
+    pub const fn offset(self) -> u64 {
+        self.0 & (PAGE_SIZE - 1)
+    }
+}
+
+/// An address or range that is not (wholly) machine memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("machine address {addr:#x} (+{len:#x}) is outside machine memory")]
+pub struct BadMachineAddress {
+    /// First byte of the access.
+    pub addr: u64,
+    /// Length of the access in bytes.
+    pub len: usize,
+}
+
+/// Machine memory could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The host refused the mapping.
+    #[error("cannot map {bytes} bytes of guest memory: {reason}; lower --mem or free memory on the host")]
+    Map {
+        /// What was asked for.
+        bytes: u64,
+        /// What the host said.
+        reason: String,
+    },
+    /// The host gives no file for memory that processes share.
+    #[error(
+        "cannot make a memfd of {bytes} bytes for guest memory: {error}{}; or use --engine kvm",
+        file_advice(error)
+    )]
+    File {
+        /// What was asked for.
+        bytes: u64,
+        /// What the host said.
+        error: std::io::Error,
+    },
+}
+
+/// What to do about a memfd that cannot be had. It counts as an open file, and to the limit of file sizes.
+fn file_advice(error: &std::io::Error) -> String {
+    let limits = [Advice::of_files(error), Advice::of_writes(error)];
+    let named = limits.into_iter().find(|advice| advice.is_some()).map(|advice| advice.to_string());
+    named.unwrap_or_else(|| "; allow memfd_create and ftruncate, lower --mem".to_owned())
+}
+
+/// What backs machine memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Private anonymous memory: cheapest, for engines that share our address space (KVM).
+    Anonymous,
+    /// A memfd that other processes can map: the process engine.
+    Memfd,
+}
+
+/// One domain's machine memory: hypervisor frames first, guest frames after.
+#[derive(Debug)]
+pub struct MachineMemory {
+    mmap: GuestMemoryMmap,
+    memfd: Option<File>,
+    frames: u64,
+    guest_base: u64,
+}
+
+impl MachineMemory {
+    /// Maps `hypervisor_frames + guest_frames` frames of zeroed memory; no page is touched.
+    pub fn new(hypervisor_frames: u64, guest_frames: u64, backing: Backing) -> Result<Self, CreateError> {
+        let frames = hypervisor_frames.saturating_add(guest_frames);
+        let bytes = frames.saturating_mul(PAGE_SIZE);
+        let fail = |reason: String| CreateError::Map { bytes, reason };
+        let len = usize::try_from(bytes).map_err(|e| fail(e.to_string()))?;
+        let memfd = match backing {
+            Backing::Anonymous => None,
+            Backing::Memfd => Some(create_memfd(bytes).map_err(|error| CreateError::File { bytes, error })?),
+        };
+        let file = match &memfd {
+            None => None,
+            Some(f) => Some(FileOffset::new(f.try_clone().map_err(|e| fail(e.to_string()))?, 0)),
+        };
+        let mmap = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), len, file)])
+            .map_err(|e| fail(e.to_string()))?;
+        Ok(Self { mmap, memfd, frames, guest_base: hypervisor_frames })
+    }
+
+    /// All frames, the hypervisor's and the guest's.
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+    /// The MFN of the guest's PFN 0: the number of frames that are the hypervisor's.
+    pub fn guest_base(&self) -> Mfn {
+        Mfn(self.guest_base)
+    }
+    /// How many frames the guest was given.
+    pub fn guest_frames(&self) -> u64 {
+        self.frames - self.guest_base
+    }
+    /// Whether `mfn` is one of the guest's frames.
+    pub fn is_guest_frame(&self, mfn: Mfn) -> bool {
+        mfn.0 >= self.guest_base && mfn.0 < self.frames
+    }
+    /// Whether `mfn` is a frame of this machine at all.
+    pub fn is_frame(&self, mfn: Mfn) -> bool {
+        mfn.0 < self.frames
+    }
+    /// The MFN of a guest PFN, if the guest has that PFN.
+    pub fn pfn_to_mfn(&self, pfn: u64) -> Option<Mfn> {
+        (pfn < self.guest_frames()).then(|| Mfn(self.guest_base + pfn))
+    }
+    /// The PFN of one of the guest's frames.
+    pub fn mfn_to_pfn(&self, mfn: Mfn) -> Option<u64> {
+        self.is_guest_frame(mfn).then(|| mfn.0 - self.guest_base)
+    }
+
+    /// Copies machine memory into `buf`.
+    pub fn read(&self, addr: Maddr, buf: &mut [u8]) -> Result<(), BadMachineAddress> {
+        let len = buf.len();
+        self.mmap.read_slice(buf, GuestAddress(addr.0)).map_err(|_| BadMachineAddress { addr: addr.0, len })
+    }
+    /// Copies `buf` into machine memory.
+    pub fn write(&self, addr: Maddr, buf: &[u8]) -> Result<(), BadMachineAddress> {
+        self.mmap
+            .write_slice(buf, GuestAddress(addr.0))
+            .map_err(|_| BadMachineAddress { addr: addr.0, len: buf.len() })
+    }
+    /// Copies `buf` into machine memory that this process is not about to look at.
+    ///
+    /// The same as [`MachineMemory::write`], but a memfd is written through its descriptor: no page of it need
+    /// be mapped here, which costs as much again as the copying (about 1 us a page).
+    pub fn fill(&self, addr: Maddr, buf: &[u8]) -> Result<(), BadMachineAddress> {
+        use std::os::unix::fs::FileExt;
+        let end = addr.0.checked_add(buf.len() as u64);
+        let written = self
+            .memfd
+            .as_ref()
+            .filter(|_| end.is_some_and(|end| end <= self.len()))
+            .is_some_and(|file| file.write_all_at(buf, addr.0).is_ok());
+        if written { Ok(()) } else { self.write(addr, buf) }
+    }
+    /// Reads a plain-data value.
+    pub fn read_obj<T: FromBytes + IntoBytes>(&self, addr: Maddr) -> Result<T, BadMachineAddress> {
+        let mut value = T::new_zeroed();
+        self.read(addr, value.as_mut_bytes())?;
+        Ok(value)
+    }
+    /// Writes a plain-data value.
+    pub fn write_obj<T: IntoBytes + Immutable>(
+        &self,
+        addr: Maddr,
+        value: &T,
+    ) -> Result<(), BadMachineAddress> {
+        self.write(addr, value.as_bytes())
+    }
+    /// Reads an aligned u64 in one access (a page-table entry, an event word), with acquire ordering.
+    pub fn load_u64(&self, addr: Maddr) -> Result<u64, BadMachineAddress> {
+        self.mmap
+            .load(GuestAddress(addr.0), Ordering::Acquire)
+            .map_err(|_| BadMachineAddress { addr: addr.0, len: 8 })
+    }
+    /// Writes an aligned u64 in one access, with release ordering.
+    pub fn store_u64(&self, addr: Maddr, value: u64) -> Result<(), BadMachineAddress> {
+        self.mmap
+            .store(value, GuestAddress(addr.0), Ordering::Release)
+            .map_err(|_| BadMachineAddress { addr: addr.0, len: 8 })
+    }
+    /// Zeroes a frame.
+    pub fn zero_frame(&self, mfn: Mfn) -> Result<(), BadMachineAddress> {
+        self.write(mfn.maddr(), &[0u8; PAGE_SIZE as usize])
+    }
+
+    /// Where machine memory begins in this process: for an engine's memory slot, not for access.
+    pub fn host_address(&self) -> u64 {
+        self.mmap.iter().next().map_or(0, |r| {
+            r.get_host_address(vm_memory::MemoryRegionAddress(0)).map_or(0, |p| p as usize as u64)
+        })
+    }
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.mmap.iter().map(|r| r.len()).sum()
+    }
+    /// Whether there is no memory at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The memfd, when [`Backing::Memfd`] was asked for.
+    pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
+        self.memfd.as_ref().map(|f| f.as_fd())
+    }
+    /// What backs it.
+    pub fn backing(&self) -> Backing {
+        if self.memfd.is_some() { Backing::Memfd } else { Backing::Anonymous }
+    }
+    /// Has the host find memory for whole pages before they are touched, which is cheaper for many at once than for
+    /// each when the guest faults on it. Best effort: without it they are found then.
+    pub fn populate(&self, addr: Maddr, len: u64) {
+        if let Ok(slice) = self.mmap.get_slice(GuestAddress(addr.0), len as usize) {
+            let start = slice.ptr_guard_mut().as_ptr();
+            // SAFETY: the pages are mapped, as the slice proves; their content stays.
+            unsafe { libc::madvise(start.cast(), slice.len(), libc::MADV_POPULATE_WRITE) };
+        }
+    }
+    /// How many of these frames the host has memory for: those that anybody has touched. `None` if it does not
+    /// tell, or if there are no such frames.
+    pub fn existing_frames(&self, frames: Range<Mfn>) -> Option<u64> {
+        const STEP: u64 = 1 << 14;
+        let mut states = [0u8; STEP as usize];
+        let mut existing = 0;
+        for first in (frames.start.0..frames.end.0).step_by(STEP as usize) {
+            let count = usize::try_from(STEP.min(frames.end.0 - first)).ok()?;
+            let len = count * PAGE_SIZE as usize;
+            let slice = self.mmap.get_slice(GuestAddress(Mfn(first).maddr().0), len).ok()?;
+            let start = slice.ptr_guard_mut().as_ptr();
+            // SAFETY: the pages are mapped, as the slice proves, and there is a byte for each of them.
+            let told = unsafe { libc::mincore(start.cast(), len, states.as_mut_ptr()) } == 0;
+            let states = told.then_some(states.get(..count)?)?;
+            existing += states.iter().map(|state| u64::from(state & 1)).sum::<u64>();
+        }
+        Some(existing)
+    }
+    /// The `vm-memory` view, for devices built on rust-vmm crates.
+    pub fn inner(&self) -> &GuestMemoryMmap {
+        &self.mmap
+    }
+    /// Frames as a mapping of their own, for the view of a device: it neither owns the memory nor keeps it alive.
+    pub fn borrow_frames(&self, first: Mfn, frames: u64) -> Result<MmapRegion, BadMachineAddress> {
+        let bytes = frames.checked_mul(PAGE_SIZE).and_then(|len| usize::try_from(len).ok());
+        let len = bytes.ok_or(BadMachineAddress { addr: first.maddr().0, len: usize::MAX })?;
+        let bad = BadMachineAddress { addr: first.maddr().0, len };
+        let slice = self.mmap.get_slice(GuestAddress(first.maddr().0), len).map_err(|_| bad)?;
+        let start = slice.ptr_guard_mut().as_ptr();
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_NORESERVE);
+        // SAFETY: the slice proves that `len` bytes from `start` are mapped for reading and writing; the caller
+        // keeps this memory while it uses the region (`DeviceMemory` holds both).
+        unsafe { MmapRegion::build_raw(start, len, prot, flags) }.map_err(|_| bad)
+    }
+    /// One `u64` of atomics-capable memory for bit operations shared with a running guest.
+    ///
+    /// Sets the bits of `mask`; returns the old value.
+    pub fn fetch_or_u64(&self, addr: Maddr, mask: u64) -> Result<u64, BadMachineAddress> {
+        self.atomic_u64(addr, |a| a.fetch_or(mask, Ordering::AcqRel))
+    }
+    /// Clears the bits of `mask`; returns the old value.
+    pub fn fetch_and_not_u64(&self, addr: Maddr, mask: u64) -> Result<u64, BadMachineAddress> {
+        self.atomic_u64(addr, |a| a.fetch_and(!mask, Ordering::AcqRel))
+    }
+    /// Replaces `current` by `new` in one atomic step; `Err(actual)` inside when it was something else.
+    pub fn compare_exchange_u64(
+        &self,
+        addr: Maddr,
+        current: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, BadMachineAddress> {
+        self.atomic_u64(addr, |a| a.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire))
+    }
+
+    fn atomic_u64<R>(
+        &self,
+        addr: Maddr,
+        f: impl FnOnce(&std::sync::atomic::AtomicU64) -> R,
+    ) -> Result<R, BadMachineAddress> {
+        let bad = BadMachineAddress { addr: addr.0, len: 8 };
+        let slice = self.mmap.get_slice(GuestAddress(addr.0), 8).map_err(|_| bad)?;
+        let atomic = slice.get_atomic_ref::<std::sync::atomic::AtomicU64>(0).map_err(|_| bad)?;
+        Ok(f(atomic))
+    }
+}
+
+fn create_memfd(bytes: u64) -> std::io::Result<File> {
+    use std::os::fd::FromRawFd;
+    let name = CString::new(MEMFD_NAME)?;
+    // SAFETY: the name is NUL-terminated; the call has no other precondition.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just returned to us by the kernel and nobody else owns it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::machine::memory::*;
+
+    #[test]
+    fn accesses_are_bounded() {
+        let m = MachineMemory::new(2, 2, Backing::Anonymous).unwrap();
+        assert_eq!(m.load_u64(Maddr(4 * PAGE_SIZE - 8)), Ok(0));
+        assert!(m.load_u64(Maddr(4 * PAGE_SIZE)).is_err());
+        assert!(m.load_u64(Maddr(4 * PAGE_SIZE - 4)).is_err());
+        assert!(m.load_u64(Maddr(3)).is_err(), "unaligned atomics are refused, not torn");
+        assert!(m.read(Maddr(u64::MAX - 3), &mut [0; 8]).is_err());
+        assert!(m.write(Mfn(u64::MAX).maddr(), &[1]).is_err());
+        assert_eq!(m.pfn_to_mfn(1), Some(Mfn(3)));
+        assert_eq!(m.pfn_to_mfn(2), None);
+        assert_eq!(m.mfn_to_pfn(Mfn(1)), None);
+    }
+
+    #[test]
+    fn both_backings_hold_data() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let m = MachineMemory::new(0, 1, backing).unwrap();
+            m.store_u64(Maddr(8), 7).unwrap();
+            assert_eq!(m.fetch_or_u64(Maddr(8), 8), Ok(7));
+            assert_eq!(m.fetch_and_not_u64(Maddr(8), 1), Ok(15));
+            assert_eq!(m.compare_exchange_u64(Maddr(8), 1, 2), Ok(Err(14)));
+            assert_eq!(m.read_obj::<u64>(Maddr(8)), Ok(14));
+            m.fill(Maddr(PAGE_SIZE - 1), &[5]).unwrap();
+            assert_eq!(m.read_obj::<u8>(Maddr(PAGE_SIZE - 1)), Ok(5));
+            assert!(m.fill(Maddr(PAGE_SIZE - 1), &[5; 2]).is_err() && m.fill(Maddr(u64::MAX), &[5]).is_err());
+            assert_eq!(m.len(), PAGE_SIZE);
+            assert_eq!(m.memfd().is_some(), backing == Backing::Memfd);
+        }
+    }
+
+    #[test]
+    fn memory_exists_once_it_is_touched() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let m = MachineMemory::new(0, 1 << 15, backing).unwrap();
+            let all = Mfn(0)..Mfn(1 << 15);
+            assert_eq!(m.existing_frames(all.clone()), Some(0));
+            m.fill(Mfn(3).maddr(), &[1]).unwrap();
+            m.write(Mfn((1 << 15) - 1).maddr(), &[1]).unwrap();
+            assert_eq!((m.backing(), m.existing_frames(all)), (backing, Some(2)));
+            assert_eq!(m.existing_frames(Mfn(4)..Mfn((1 << 15) - 1)), Some(0));
+            assert_eq!(m.existing_frames(Mfn(1)..Mfn((1 << 15) + 1)), None);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The guest's linear memory, read and written by the host on the guest's behalf.
+//!
+//! The one gate for every pointer that a guest passes: page by page through the guest's own tables, with the
+//! rights of CPL 3, never in the range that is reserved for the hypervisor. A pointer that fails is EFAULT.
+
+use paravane_abi::errno::Errno;
+use paravane_abi::trap::{PFEC_PRESENT, PFEC_WRITE, TRAP_GP_FAULT, TRAP_PAGE_FAULT};
+use paravane_abi::{addr, pte};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::domain::PvDomain;
+use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
+use crate::x86::exception::Fault;
+use crate::x86::walk::{Access, MachineTables, walk_for};
+
+impl PvDomain {
+    /// The machine address behind `va` in the address space that runs, if a CPL 3 access of this kind may use it.
+    pub fn translate(&self, va: u64, write: bool) -> Result<Maddr, Errno> {
+        self.translate_in(self.paging.root(), va, write)
+    }
+
+    /// As [`PvDomain::translate`], in the kernel's address space whatever runs.
+    pub fn translate_in_kernel(&self, va: u64, write: bool) -> Result<Maddr, Errno> {
+        self.translate_in(self.tables.kernel_root(), va, write)
+    }
+
+    fn translate_in(&self, root: Mfn, va: u64, write: bool) -> Result<Maddr, Errno> {
+        if addr::is_hypervisor(va) {
+            return Err(Errno::EFAULT);
+        }
+        let access = Access { write, user: true, fetch: false };
+        let t =
+            walk_for(&self.memory, &MachineTables, root.maddr().0, va, access).map_err(|_| Errno::EFAULT)?;
+        let used = pte::ACCESSED | if write { pte::DIRTY } else { 0 };
+        if t.leaf().value & used != used {
+            self.memory.fetch_or_u64(t.leaf().entry, used).map_err(|_| Errno::EFAULT)?;
+        }
+        t.maddr.ok_or(Errno::EFAULT)
+    }
+
+    /// Checks that `len` bytes at `va` can be written, on every page that they touch: for what is written only after
+    /// something that cannot be taken back. EFAULT if not.
+    pub fn check_writable(&self, va: u64, len: usize) -> Result<(), Errno> {
+        self.for_each_page(va, len, true, |_, _| Ok(()))
+    }
+
+    /// The fault that an access of `len` bytes at `va`, which has just failed, is for the guest; `wanted` is
+    /// PFEC_WRITE for a store.
+    pub fn fault_at(&self, va: u64, len: usize, wanted: u32) -> Fault {
+        let write = wanted & PFEC_WRITE != 0;
+        let in_page = PAGE_SIZE - va % PAGE_SIZE;
+        // The first byte is at fault, unless the access goes over into a page that is.
+        let crosses = in_page < len as u64 && self.translate(va, write).is_ok();
+        let address = if crosses { va.wrapping_add(in_page) } else { va };
+        let access = Access { write, user: true, fetch: false };
+        let root = self.paging.root().maddr().0;
+        match walk_for(&self.memory, &MachineTables, root, address, access).map_err(|w| w.error_code(access))
+        {
+            Err(None) => Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 },
+            Err(Some(error_code)) => Fault { vector: TRAP_PAGE_FAULT, error_code, address },
+            // The hypervisor's range: mapped, and not for the guest.
+            Ok(_) => Fault { vector: TRAP_PAGE_FAULT, error_code: PFEC_PRESENT | wanted, address },
+        }
+    }
+
+    /// Calls `f(address, range of the buffer)` for each page that `[va, va+len)` touches.
+    fn for_each_page(
+        &self,
+        va: u64,
+        len: usize,
+        write: bool,
+        mut f: impl FnMut(Maddr, std::ops::Range<usize>) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < len {
+            let at = va.checked_add(done as u64).ok_or(Errno::EFAULT)?;
+            let in_page = (PAGE_SIZE - at % PAGE_SIZE) as usize;
+            let part = in_page.min(len - done);
+            f(self.translate(at, write)?, done..done + part)?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    /// Copies from the guest.
+    pub fn read_guest(&self, va: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        let len = buf.len();
+        self.for_each_page(va, len, false, |maddr, range| {
+            let part = buf.get_mut(range).ok_or(Errno::EFAULT)?;
+            self.memory.read(maddr, part).map_err(|_| Errno::EFAULT)
+        })
+    }
+
+    /// Copies to the guest; what was copied before a fault stays.
+    pub fn write_guest(&self, va: u64, buf: &[u8]) -> Result<(), Errno> {
+        self.for_each_page(va, buf.len(), true, |maddr, range| {
+            let part = buf.get(range).ok_or(Errno::EFAULT)?;
+            self.memory.write(maddr, part).map_err(|_| Errno::EFAULT)
+        })
+    }
+
+    /// Reads a structure.
+    pub fn read_guest_obj<T: FromBytes + IntoBytes>(&self, va: u64) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        self.read_guest(va, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes a structure.
+    pub fn write_guest_obj<T: IntoBytes + Immutable>(&self, va: u64, value: &T) -> Result<(), Errno> {
+        self.write_guest(va, value.as_bytes())
+    }
+}

@@ -1,0 +1,277 @@
+//! Event channels: what a paravirtual kernel has instead of interrupts.
+//!
+//! The two-level ABI of Xen (public/xen.h, "event channel endpoints"): one pending and one mask bit for each
+//! port in the shared info page, a selector word and an upcall flag in the vCPU's info. [`EventChannels`] keeps
+//! what each port is bound to; [`upcall`] does the bit work on memory that the guest changes while we look.
+//!
+//! Nothing here knows how an upcall reaches the guest (that is `domain::frames`) or who asked (`hypercall::event`).
+
+pub mod doorbell;
+pub mod upcall;
+
+use paravane_abi::errno::Errno;
+use paravane_abi::event::{EVTCHN_2L_NR_CHANNELS, EvtchnPort};
+
+/// Virtual interrupts a guest may bind: VIRQ 0..24 (public/xen.h, NR_VIRQS).
+pub const NR_VIRQS: u32 = 24;
+
+/// What a port is bound to. Domains here are alone, so every other end is the domain itself or the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Binding {
+    /// Not allocated.
+    #[default]
+    Free,
+    /// Allocated for a domain that has not bound it yet.
+    Unbound {
+        /// Who may bind it.
+        remote: u16,
+    },
+    /// Connected to another port of the same domain.
+    Loop {
+        /// The other end.
+        peer: EvtchnPort,
+    },
+    /// Connected to a service of the host.
+    Host(HostService),
+    /// A virtual interrupt.
+    Virq(u32),
+    /// An inter-processor event.
+    Ipi,
+}
+
+/// Services of the host at the far end of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostService {
+    /// The console ring's other end.
+    Console,
+    /// The xenstore ring's other end.
+    Store,
+    /// A queue of a virtio device.
+    Queue {
+        /// The device.
+        device: u8,
+        /// Which of its queues.
+        queue: u8,
+    },
+    /// A virtio device's configuration and status.
+    Config {
+        /// The device.
+        device: u8,
+    },
+}
+
+/// What sending through a port asks of the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Set this port pending.
+    Raise(EvtchnPort),
+    /// Tell this service of the host.
+    Notify(HostService),
+    /// Nothing: nobody is at the other end yet.
+    Dropped,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Port {
+    binding: Binding,
+    vcpu: u32,
+}
+
+/// The ports of one domain. Port 0 is never valid.
+#[derive(Debug, Default)]
+pub struct EventChannels {
+    ports: Vec<Port>,
+}
+
+impl EventChannels {
+    /// No port but the reserved port 0.
+    pub fn new() -> Self {
+        Self { ports: vec![Port::default()] }
+    }
+
+    fn port(&self, port: EvtchnPort) -> Option<&Port> {
+        self.ports.get(usize::try_from(port).ok()?).filter(|p| p.binding != Binding::Free)
+    }
+    fn port_mut(&mut self, port: EvtchnPort) -> Option<&mut Port> {
+        self.ports.get_mut(usize::try_from(port).ok()?).filter(|p| p.binding != Binding::Free)
+    }
+
+    /// What `port` is bound to; `Free` for any number that is not a port.
+    pub fn binding(&self, port: EvtchnPort) -> Binding {
+        self.port(port).map_or(Binding::Free, |p| p.binding)
+    }
+    /// The vCPU that `port` notifies.
+    pub fn vcpu(&self, port: EvtchnPort) -> u32 {
+        self.port(port).map_or(0, |p| p.vcpu)
+    }
+    /// Whether this number lies within what the two-level ABI can name.
+    pub fn is_number(port: EvtchnPort) -> bool {
+        port < EVTCHN_2L_NR_CHANNELS
+    }
+
+    /// Takes the lowest free port for `binding`. ENOSPC when all are in use.
+    pub fn allocate(&mut self, binding: Binding) -> Result<EvtchnPort, Errno> {
+        let free = self.ports.iter().skip(1).position(|p| p.binding == Binding::Free).map(|n| n + 1);
+        let index = free.unwrap_or(self.ports.len());
+        let port = EvtchnPort::try_from(index).map_err(|_| Errno::ENOSPC)?;
+        if !Self::is_number(port) {
+            return Err(Errno::ENOSPC);
+        }
+        let value = Port { binding, vcpu: 0 };
+        match self.ports.get_mut(index) {
+            Some(slot) => *slot = value,
+            None => self.ports.push(value),
+        }
+        Ok(port)
+    }
+
+    /// Binds a virtual interrupt. EEXIST when it has a port already.
+    pub fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<EvtchnPort, Errno> {
+        if virq >= NR_VIRQS {
+            return Err(Errno::EINVAL);
+        }
+        if vcpu != 0 {
+            return Err(Errno::ENOENT);
+        }
+        if self.virq_port(virq).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        self.allocate(Binding::Virq(virq))
+    }
+
+    /// The port of a virtual interrupt, if it is bound.
+    pub fn virq_port(&self, virq: u32) -> Option<EvtchnPort> {
+        let index = self.ports.iter().position(|p| p.binding == Binding::Virq(virq))?;
+        EvtchnPort::try_from(index).ok()
+    }
+
+    /// The port at the near end of a host service.
+    pub fn service_port(&self, service: HostService) -> Option<EvtchnPort> {
+        let index = self.ports.iter().position(|p| p.binding == Binding::Host(service))?;
+        EvtchnPort::try_from(index).ok()
+    }
+
+    /// Connects a new port to an unbound one of the same domain `own`. Both ends then know each other.
+    pub fn bind_loop(&mut self, remote: EvtchnPort, own: u16) -> Result<EvtchnPort, Errno> {
+        match self.binding(remote) {
+            Binding::Unbound { remote: who } if who == own => {}
+            _ => return Err(Errno::EINVAL),
+        }
+        let local = self.allocate(Binding::Loop { peer: remote })?;
+        if let Some(port) = self.port_mut(remote) {
+            port.binding = Binding::Loop { peer: local };
+        }
+        Ok(local)
+    }
+
+    /// Whether the guest may close `port` itself: a device's are closed by its reset.
+    pub fn is_closable(&self, port: EvtchnPort) -> bool {
+        use HostService::{Config, Queue};
+        !matches!(self.binding(port), Binding::Host(Queue { .. } | Config { .. }))
+    }
+
+    /// Frees a port; a connected peer becomes unbound again, for the same domain. EINVAL when it is not one.
+    pub fn close(&mut self, port: EvtchnPort, own: u16) -> Result<(), Errno> {
+        let closed = self.port_mut(port).ok_or(Errno::EINVAL)?;
+        let binding = std::mem::take(&mut closed.binding);
+        if let Binding::Loop { peer } = binding
+            && peer != port
+            && let Some(other) = self.port_mut(peer)
+        {
+            other.binding = Binding::Unbound { remote: own };
+        }
+        Ok(())
+    }
+
+    /// What a send through `port` does. EINVAL for ports that cannot send.
+    pub fn send(&self, port: EvtchnPort) -> Result<Sent, Errno> {
+        match self.binding(port) {
+            Binding::Loop { peer } => Ok(Sent::Raise(peer)),
+            Binding::Ipi => Ok(Sent::Raise(port)),
+            Binding::Host(service) => Ok(Sent::Notify(service)),
+            Binding::Unbound { .. } => Ok(Sent::Dropped),
+            Binding::Free | Binding::Virq(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Sets which vCPU a port notifies. EINVAL for ports whose vCPU is fixed.
+    pub fn bind_vcpu(&mut self, port: EvtchnPort, vcpu: u32) -> Result<(), Errno> {
+        if vcpu != 0 {
+            return Err(Errno::ENOENT);
+        }
+        let bound = self.port_mut(port).ok_or(Errno::EINVAL)?;
+        match bound.binding {
+            // A per-vCPU virtual interrupt stays where it was bound (VIRQ_TIMER is one).
+            Binding::Virq(virq) if is_per_vcpu(virq) => Err(Errno::EINVAL),
+            Binding::Ipi | Binding::Free => Err(Errno::EINVAL),
+            _ => {
+                bound.vcpu = vcpu;
+                Ok(())
+            }
+        }
+    }
+
+    /// Frees every port that the guest made; the host's services stay. `forget` is told of each, whose pending
+    /// bit must go: a port that is bound anew begins with nothing pending, or nothing could raise it.
+    pub fn reset(&mut self, mut forget: impl FnMut(EvtchnPort)) {
+        for (number, port) in (0..).zip(&mut self.ports) {
+            if !matches!(port.binding, Binding::Free | Binding::Host(_)) {
+                port.binding = Binding::Free;
+                forget(number);
+            }
+        }
+    }
+}
+
+/// Virtual interrupts that each vCPU has for itself (public/xen.h marks them "V."): TIMER, DEBUG, XENOPROF, XENPMU.
+fn is_per_vcpu(virq: u32) -> bool {
+    matches!(virq, 0 | 1 | 7 | 13)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::pv::event::*;
+    const OWN: u16 = 1;
+
+    #[test]
+    fn loops_know_both_ends_and_closing_unbinds_the_other() {
+        let mut e = EventChannels::new();
+        let a = e.allocate(Binding::Unbound { remote: OWN }).unwrap();
+        assert_eq!(e.send(a), Ok(Sent::Dropped));
+        let b = e.bind_loop(a, OWN).unwrap();
+        assert_eq!(e.send(a), Ok(Sent::Raise(b)));
+        assert_eq!(e.send(b), Ok(Sent::Raise(a)));
+        assert_eq!(e.bind_loop(a, OWN), Err(Errno::EINVAL), "bound already");
+        e.close(b, OWN).unwrap();
+        assert_eq!(e.binding(a), Binding::Unbound { remote: OWN });
+        assert_eq!(e.close(b, OWN), Err(Errno::EINVAL));
+        assert_eq!(e.bind_loop(a, OWN), Ok(b), "the freed port is reused");
+    }
+
+    #[test]
+    fn wrong_numbers_are_errors() {
+        let mut e = EventChannels::new();
+        assert_eq!(e.send(0), Err(Errno::EINVAL));
+        assert_eq!(e.send(u32::MAX), Err(Errno::EINVAL));
+        assert_eq!(e.bind_virq(NR_VIRQS, 0), Err(Errno::EINVAL));
+        assert_eq!(e.bind_virq(0, 1), Err(Errno::ENOENT));
+        let timer = e.bind_virq(0, 0).unwrap();
+        assert_eq!(e.bind_virq(0, 0), Err(Errno::EEXIST));
+        assert_eq!(e.send(timer), Err(Errno::EINVAL), "a guest cannot raise a VIRQ");
+        assert_eq!(e.bind_vcpu(timer, 0), Err(Errno::EINVAL));
+        assert_eq!(e.bind_loop(99, OWN), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn ports_run_out_without_growing_further() {
+        let mut e = EventChannels::new();
+        for _ in 1..EVTCHN_2L_NR_CHANNELS {
+            e.allocate(Binding::Ipi).unwrap();
+        }
+        assert_eq!(e.allocate(Binding::Ipi), Err(Errno::ENOSPC));
+        let mut forgotten = Vec::new();
+        e.reset(|port| forgotten.push(port));
+        assert_eq!(forgotten, (1..EVTCHN_2L_NR_CHANNELS).collect::<Vec<_>>());
+        assert_eq!(e.allocate(Binding::Ipi), Ok(1));
+    }
+}

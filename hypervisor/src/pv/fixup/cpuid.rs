@@ -1,0 +1,128 @@
+//! CPUID, where a paravirtual guest asks the hypervisor for it.
+//!
+//! CPUID does not trap at CPL 3, so that a guest puts a prefix before it (public/arch-x86/xen.h): UD2 and the
+//! letters "xen". The hypervisor's own leaves are in public/arch-x86/cpuid.h.
+
+use std::arch::x86_64::CpuidResult;
+
+use iced_x86::Mnemonic;
+use paravane_abi::cpuid::*;
+use paravane_abi::version::make_version;
+
+use super::{Emulated, Ended, decode, finish};
+use crate::ledger::{Cause, PrivOp};
+use crate::pv::domain::PvDomain;
+use crate::x86::control::CR4_OSXSAVE;
+use crate::x86::guest_cpuid::LEAF1_EDX_MACHINE_CHECKS;
+use crate::x86::host_cpuid;
+use crate::x86::host_cpuid::Dynamic;
+
+/// How a guest came to ask.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// By the emulation prefix.
+    ByPrefix,
+    /// By the instruction alone, where that traps.
+    Natively,
+}
+
+/// Bits of a machine address: more than any engine's machine has.
+const MACHINE_ADDRESS_WIDTH: u32 = 40;
+/// The MSR that takes the address of a hypercall page.
+pub(super) const HYPERCALL_PAGE_MSR: u32 = 0x4000_0000;
+
+/// Emulates CPUID behind its prefix; `None` if that is not what is at RIP.
+pub(super) fn forced(d: &mut PvDomain) -> Option<Emulated> {
+    let rip = d.vcpu.regs.rip;
+    if d.read_guest_obj::<[u8; XEN_EMULATE_PREFIX.len()]>(rip) != Ok(XEN_EMULATE_PREFIX) {
+        return None;
+    }
+    let insn = decode::at(d, rip.wrapping_add(XEN_EMULATE_PREFIX.len() as u64))?;
+    if insn.mnemonic() != Mnemonic::Cpuid {
+        return None;
+    }
+    answer(d, Asked::ByPrefix);
+    finish(d, &insn, Ended::Done);
+    Some(Cause::PrivilegedInstruction(PrivOp::Cpuid).into())
+}
+
+/// CPUID without the prefix.
+pub(super) fn emulate(d: &mut PvDomain) {
+    answer(d, Asked::Natively);
+}
+
+fn answer(d: &mut PvDomain, asked: Asked) {
+    let regs = &d.vcpu.regs;
+    let (function, index) = ((regs.rax & 0xffff_ffff) as u32, (regs.rcx & 0xffff_ffff) as u32);
+    let r = leaf(d, function, index, shows_osxsave(d, asked));
+    let regs = &mut d.vcpu.regs;
+    (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (r.eax.into(), r.ebx.into(), r.ecx.into(), r.edx.into());
+}
+
+/// Whether leaf 1 says that XSAVE is in use, where the processor has it at all.
+///
+/// A kernel that asks by the prefix is always told so, whatever its CR4 says: Xen does that, and Linux takes a
+/// clear bit to mean that XSAVE must not be used (`guest_cpuid` in Xen's arch/x86/cpuid.c has the history).
+fn shows_osxsave(d: &PvDomain, asked: Asked) -> bool {
+    d.vcpu.control.cr4 & CR4_OSXSAVE != 0 || asked == Asked::ByPrefix && d.vcpu.kernel_mode
+}
+
+fn leaf(d: &PvDomain, function: u32, index: u32, osxsave: bool) -> CpuidResult {
+    let beyond = XEN_CPUID_FIRST_LEAF + XEN_CPUID_MAX_NUM_LEAVES;
+    match function {
+        XEN_CPUID_FIRST_LEAF..0x8000_0000 if function <= beyond => {
+            hypervisor(d, function - XEN_CPUID_FIRST_LEAF, index)
+        }
+        _ => {
+            let mut answer =
+                host_cpuid::for_guest(function, index, Dynamic { osxsave, xcr0: d.vcpu.control.xcr0 });
+            if function == 1 {
+                // `msr` has the registers.
+                answer.edx |= LEAF1_EDX_MACHINE_CHECKS;
+            }
+            answer
+        }
+    }
+}
+
+/// The hypervisor's leaves, by distance from the first.
+fn hypervisor(d: &PvDomain, number: u32, index: u32) -> CpuidResult {
+    let none = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+    match (number, index) {
+        (0, _) => CpuidResult {
+            eax: XEN_CPUID_FIRST_LEAF + XEN_CPUID_MAX_NUM_LEAVES,
+            ebx: XEN_CPUID_SIGNATURE_EBX,
+            ecx: XEN_CPUID_SIGNATURE_ECX,
+            edx: XEN_CPUID_SIGNATURE_EDX,
+        },
+        (XEN_CPUID_LEAF_VERSION, _) => {
+            let (major, minor) = crate::pv::hypercall::VERSION;
+            CpuidResult { eax: make_version(major, minor), ..none }
+        }
+        (XEN_CPUID_LEAF_HYPERCALL, _) => CpuidResult {
+            eax: 1,
+            ebx: HYPERCALL_PAGE_MSR,
+            ecx: XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD,
+            edx: 0,
+        },
+        // The TSC is the host's own: not emulated.
+        (XEN_CPUID_LEAF_TSC, 0) => CpuidResult { ecx: khz(d), ..none },
+        (XEN_CPUID_LEAF_TSC, 1) => {
+            let time = d.clock.published(0);
+            let [low, high] = halves(time.tsc_timestamp.wrapping_neg());
+            let shift = i32::from(time.tsc_shift).cast_unsigned() & 0xff;
+            CpuidResult { eax: low, ebx: high, ecx: time.tsc_to_system_mul, edx: shift }
+        }
+        (XEN_CPUID_LEAF_TSC, 2) => CpuidResult { eax: khz(d), ..none },
+        (XEN_CPUID_LEAF_PV, _) => CpuidResult { ebx: MACHINE_ADDRESS_WIDTH, ..none },
+        _ => none,
+    }
+}
+
+fn khz(d: &PvDomain) -> u32 {
+    u32::try_from(d.facts.tsc_khz).unwrap_or(u32::MAX)
+}
+
+fn halves(value: u64) -> [u32; 2] {
+    [(value & 0xffff_ffff) as u32, (value >> 32) as u32]
+}

@@ -1,0 +1,127 @@
+//! What is done for a paravirtual kernel's exceptions before the kernel hears of them.
+//!
+//! A kernel written for Xen asks by hypercalls, and still executes a few privileged instructions that Xen
+//! completes for it. What is not completed here is the guest's own exception, unchanged. One file per kind:
+//!
+//! | exception | what is completed | where |
+//! | --- | --- | --- |
+//! | #UD | CPUID behind the emulation prefix | `cpuid.rs` |
+//! | #UD | XSAVE and its kin, which Xen always allows | `privileged.rs` |
+//! | #UD, #GP | INT n, where the host does not deliver it | `interrupt.rs` |
+//! | #GP | loads of segment registers that the host's tables refuse and the guest's allow | `segment.rs` |
+//! | #GP | port I/O: nothing is there | `port.rs` |
+//! | #GP | RDMSR and WRMSR of the few that a domU has | `msr.rs` |
+//! | #GP | CLI, STI, CLTS, WBINVD, MOV CR, MOV DR, XSETBV, CPUID | `privileged.rs` |
+//! | #PF | a kernel's store to an L1 table, when it asked for that | `page_table.rs` |
+//! | #PF | a load from the machine-to-physical table at Xen's address | `m2p.rs` |
+//!
+//! Which instructions those are, and what each does, was learnt from Xen's behaviour towards a domU (4.17).
+//! What may not be done here: naming an engine, trusting anything that the guest says, allocating.
+
+mod cpuid;
+mod decode;
+mod interrupt;
+mod m2p;
+mod msr;
+mod page_table;
+mod port;
+mod privileged;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use iced_x86::Instruction;
+use paravane_abi::segment::FLAT_KERNEL_CS;
+use paravane_abi::trap::{TRAP_DEBUG, TRAP_GP_FAULT, TRAP_INVALID_OP, TRAP_PAGE_FAULT};
+
+use super::domain::PvDomain;
+use crate::exec::cpu::rflags;
+use crate::ledger::Cause;
+use crate::x86::exception::Fault;
+
+/// What an exception turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emulated {
+    /// For the ledger.
+    pub cause: Cause,
+    /// The mark that the guest set, if it was one.
+    pub mark: Option<u8>,
+}
+
+impl From<Cause> for Emulated {
+    fn from(cause: Cause) -> Self {
+        Self { cause, mark: None }
+    }
+}
+
+/// How an instruction that was taken on ended.
+enum Ended {
+    /// Done: the next instruction comes.
+    Done,
+    /// A part of a repeated instruction is done, or nothing yet: it comes again.
+    Again,
+    /// It raised this instead of the exception that brought it here.
+    Fault(Fault),
+}
+
+const PROTECTION: Fault = Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 };
+const UNDEFINED: Fault = Fault { vector: TRAP_INVALID_OP, error_code: 0, address: 0 };
+
+/// Handles an exception: completes the instruction, or lets the guest have it.
+pub fn handle(d: &mut PvDomain, fault: Fault) -> Emulated {
+    let emulated = match fault.vector {
+        // What is there would be decoded as 64-bit code.
+        _ if !runs_64_bit_code(d) => None,
+        TRAP_INVALID_OP => cpuid::forced(d)
+            .or_else(|| interrupt::software(d, fault))
+            .or_else(|| privileged::extended_state(d)),
+        TRAP_GP_FAULT if fault.error_code == 0 => general_protection(d),
+        TRAP_GP_FAULT => interrupt::software(d, fault).or_else(|| segment::load(d)),
+        TRAP_PAGE_FAULT => page_table::store(d, fault).or_else(|| m2p::access(d, fault)),
+        _ => None,
+    };
+    emulated.unwrap_or_else(|| {
+        d.deliver_fault(fault);
+        Cause::GuestFault { vector: fault.vector }.into()
+    })
+}
+
+/// Whether the guest is in 64-bit mode, as far as the engine knows: it can go to 32-bit code by itself, and that is not
+/// supported.
+fn runs_64_bit_code(d: &PvDomain) -> bool {
+    let cs = d.vcpu.regs.selectors.cs;
+    cs == FLAT_KERNEL_CS || d.is_code_64(cs)
+}
+
+fn general_protection(d: &mut PvDomain) -> Option<Emulated> {
+    let insn = decode::at_rip(d)?;
+    let breakpoints = port::breakpoints(d, &insn);
+    if let Some((emulated, ended)) = port::access(d, &insn) {
+        finish_with(d, &insn, ended, breakpoints);
+        return Some(emulated);
+    }
+    let (op, ended) = privileged::instruction(d, &insn)?;
+    finish(d, &insn, ended);
+    Some(Cause::PrivilegedInstruction(op).into())
+}
+
+/// Ends an instruction as the processor would.
+fn finish(d: &mut PvDomain, insn: &Instruction, ended: Ended) {
+    finish_with(d, insn, ended, 0);
+}
+
+/// As [`finish`], for an instruction that has met `breakpoints`, as bits of DR6.
+fn finish_with(d: &mut PvDomain, insn: &Instruction, ended: Ended, breakpoints: u64) {
+    match ended {
+        Ended::Done => {
+            d.vcpu.regs.rip = insn.next_ip();
+            d.vcpu.regs.rflags &= !rflags::RF;
+            d.vcpu.debug.status |= breakpoints;
+            if breakpoints != 0 || d.vcpu.regs.rflags & rflags::TF != 0 {
+                d.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
+            }
+        }
+        Ended::Again => {}
+        Ended::Fault(fault) => d.deliver_fault(fault),
+    }
+}

@@ -1,0 +1,185 @@
+//! The model-specific registers that a domU finds. Any other raises #GP.
+//!
+//! Facts: SDM vol. 4; AMD APM vol. 2, appendix A; the values are those that Xen 4.17 shows a domU.
+
+use paravane_abi::addr::is_canonical;
+use paravane_abi::hypercall::{HYPERCALL_ENTRIES, HYPERCALL_ENTRY_SIZE, IRET};
+
+use super::cpuid::HYPERCALL_PAGE_MSR;
+use super::{Ended, PROTECTION};
+use crate::exec::cpu::efer;
+use crate::machine::memory::{Maddr, PAGE_SIZE};
+use crate::mmu::direct::Stop;
+use crate::pv::domain::PvDomain;
+
+const TSC: u32 = 0x10;
+const APIC_BASE: u32 = 0x1b;
+const UCODE_REV: u32 = 0x8b;
+const MCG_CAP: u32 = 0x179;
+const MCG_CTL: u32 = 0x17b;
+const MISC_ENABLE: u32 = 0x1a0;
+const PAT: u32 = 0x277;
+const EFER: u32 = 0xc000_0080;
+const FS_BASE: u32 = 0xc000_0100;
+const GS_BASE: u32 = 0xc000_0101;
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+const TSC_AUX: u32 = 0xc000_0103;
+/// AMD: performance counters of the K7, HWCR, decode configuration.
+const K7_COUNTERS: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
+const HWCR: u32 = 0xc001_0015;
+const DE_CFG: u32 = 0xc001_1029;
+/// Intel: performance counters and their selectors.
+const P6_COUNTERS: std::ops::RangeInclusive<u32> = 0xc1..=0xc8;
+const P6_SELECTORS: std::ops::RangeInclusive<u32> = 0x186..=0x189;
+/// Banks of machine-check registers, four registers each.
+const BANKS: u64 = 2;
+const BANK_REGISTERS: std::ops::RangeInclusive<u32> = 0x400..=0x407;
+
+/// Enabled, at its default place, of the first processor.
+const APIC_BASE_VALUE: u64 = 0xfee0_0900;
+/// The hypervisor's: WB WT UC- UC, WC WP UC UC.
+const PAT_VALUE: u64 = 0x0000_0501_0007_0406;
+/// Fast strings; no branch trace, no PEBS, no performance monitoring, no MONITOR.
+const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 23;
+/// HWCR: the TSC runs at the rate of P0.
+const HWCR_VALUE: u64 = 1 << 24;
+/// DE_CFG: LFENCE is serializing.
+const DE_CFG_VALUE: u64 = 1 << 1;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Vendor {
+    Intel,
+    Amd,
+    Other,
+}
+
+/// Whether the processor is AMD's, or one of their kind.
+pub(super) fn is_amd() -> bool {
+    vendor() == Vendor::Amd
+}
+
+fn vendor() -> Vendor {
+    match crate::x86::host_cpuid::query(0, 0).ebx.to_le_bytes() {
+        [b'G', b'e', b'n', b'u'] => Vendor::Intel,
+        [b'A', b'u', b't', b'h'] | [b'H', b'y', b'g', b'o'] => Vendor::Amd,
+        _ => Vendor::Other,
+    }
+}
+
+/// RDMSR; `None` is #GP.
+pub(super) fn read(d: &mut PvDomain) -> Option<Ended> {
+    let value = value(d, index(d))?;
+    let regs = &mut d.vcpu.regs;
+    (regs.rax, regs.rdx) = (value & 0xffff_ffff, value >> 32);
+    Some(Ended::Done)
+}
+
+fn index(d: &PvDomain) -> u32 {
+    (d.vcpu.regs.rcx & 0xffff_ffff) as u32
+}
+
+fn value(d: &PvDomain, index: u32) -> Option<u64> {
+    Some(match index {
+        FS_BASE => d.vcpu.regs.fs_base,
+        GS_BASE => d.vcpu.regs.gs_base,
+        KERNEL_GS_BASE => d.vcpu.other_gs_base,
+        TSC_AUX => d.vcpu.control.tsc_aux.into(),
+        TSC => crate::machine::time::rdtsc().wrapping_add(d.clock.tsc_offset()),
+        EFER => efer::SCE | efer::LME | efer::LMA | efer::NXE,
+        APIC_BASE => APIC_BASE_VALUE,
+        PAT => PAT_VALUE,
+        UCODE_REV => 0,
+        HYPERCALL_PAGE_MSR => 0,
+        MCG_CAP => BANKS,
+        MCG_CTL => u64::MAX,
+        _ if index == MCG_CAP + 1 => 0,
+        _ if BANK_REGISTERS.contains(&index) => {
+            if index.is_multiple_of(4) {
+                u64::MAX
+            } else {
+                0
+            }
+        }
+        MISC_ENABLE if vendor() == Vendor::Intel => MISC_ENABLE_VALUE,
+        _ if P6_COUNTERS.contains(&index) || P6_SELECTORS.contains(&index) => only(Vendor::Intel, 0)?,
+        _ if K7_COUNTERS.contains(&index) => only(Vendor::Amd, 0)?,
+        HWCR => only(Vendor::Amd, HWCR_VALUE)?,
+        DE_CFG => only(Vendor::Amd, DE_CFG_VALUE)?,
+        _ => return None,
+    })
+}
+
+fn only(which: Vendor, value: u64) -> Option<u64> {
+    (vendor() == which).then_some(value)
+}
+
+/// WRMSR; `None` is #GP.
+pub(super) fn write(d: &mut PvDomain) -> Option<Ended> {
+    let index = index(d);
+    let regs = &mut d.vcpu.regs;
+    let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
+    match index {
+        FS_BASE => regs.fs_base = canonical(value)?,
+        GS_BASE => regs.gs_base = canonical(value)?,
+        KERNEL_GS_BASE => d.vcpu.other_gs_base = canonical(value)?,
+        // RDTSCP and RDPID read the host's: no engine loads it.
+        TSC_AUX => d.vcpu.control.tsc_aux = u32::try_from(value).ok()?,
+        HYPERCALL_PAGE_MSR => return hypercall_page(d, value),
+        // Writing what is there already is fine; so is clearing a machine check, which never was.
+        UCODE_REV | MCG_CTL | HWCR | DE_CFG => drop(self::value(d, index)?),
+        _ if index == MCG_CAP + 1 || BANK_REGISTERS.contains(&index) => {}
+        _ if P6_COUNTERS.contains(&index)
+            || P6_SELECTORS.contains(&index)
+            || K7_COUNTERS.contains(&index) =>
+        {
+            self::value(d, index)?;
+        }
+        MISC_ENABLE if self::value(d, index)? == value => {}
+        _ => return None,
+    }
+    Some(Ended::Done)
+}
+
+fn canonical(value: u64) -> Option<u64> {
+    is_canonical(value).then_some(value)
+}
+
+/// Fills a frame of the guest's with a hypercall page: the address's low bits choose among pages, of which
+/// there is one.
+///
+/// Its stubs are SYSCALL, which enters the hypervisor on every engine; the page that the builder makes for an
+/// image that has room for one enters by the engine's own, faster way.
+fn hypercall_page(d: &mut PvDomain, address: u64) -> Option<Ended> {
+    let mfn = Maddr(address).mfn();
+    if Maddr(address).offset() != 0 {
+        return None;
+    }
+    match d.mmu.get_writable(&d.memory, &mut d.paging, mfn) {
+        Ok(()) => {}
+        Err(Stop::Restart) => return Some(Ended::Again),
+        Err(Stop::Refused(_)) => return Some(Ended::Fault(PROTECTION)),
+    }
+    let mut page = [INT3; PAGE_SIZE as usize];
+    for (stub, number) in page.as_chunks_mut::<HYPERCALL_ENTRY_SIZE>().0.iter_mut().zip(0..) {
+        fill_stub(stub, number);
+    }
+    let written = d.memory.write(mfn.maddr(), &page);
+    d.mmu.put_writable(mfn);
+    written.ok().map(|()| Ended::Done)
+}
+
+const INT3: u8 = 0xcc;
+const _: () = assert!(HYPERCALL_ENTRIES == 128);
+
+/// PUSH RCX; PUSH R11; MOV EAX, number; SYSCALL; POP R11; POP RCX; RET. For `iret`, whose frame begins with
+/// those registers and RAX, the pushes and the call alone.
+fn fill_stub(stub: &mut [u8; HYPERCALL_ENTRY_SIZE], number: u32) {
+    let [a, b, c, d] = number.to_le_bytes();
+    let push: &[u8] = if u64::from(number) == IRET { &[0x51, 0x41, 0x53, 0x50] } else { &[0x51, 0x41, 0x53] };
+    let call = [0xb8, a, b, c, d, 0x0f, 0x05];
+    let pop: &[u8] = if u64::from(number) == IRET { &[] } else { &[0x41, 0x5b, 0x59, 0xc3] };
+    let bytes = push.iter().chain(&call).chain(pop);
+    for (slot, byte) in stub.iter_mut().zip(bytes) {
+        *slot = *byte;
+    }
+}

@@ -1,0 +1,191 @@
+//! Privileged instructions other than those of ports and MSRs.
+//!
+//! CLI and STI do nothing: the mask that counts is in memory, and a kernel that relied on POPF to restore it
+//! could not be helped (POPF does not trap). HLT, INVLPG, LGDT and the rest raise #GP, as on Xen: there are
+//! hypercalls for what they do.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::{Emulated, Ended, PROTECTION, UNDEFINED, cpuid, decode, msr, port};
+use crate::exec::cpu::cr0;
+use crate::exec::operand::{read_register, write_register};
+use crate::ledger::{Cause, PrivOp};
+use crate::machine::memory::Maddr;
+use crate::mmu::direct::Stop;
+use crate::pv::domain::PvDomain;
+use crate::pv::hypercall::{read_debug_register, write_debug_register};
+use crate::pv::vcpu::CR4_FIXED;
+use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+use crate::x86::guest_cpuid::is_consistent;
+use crate::x86::host_cpuid;
+
+/// CR0 but for TS, as code on Xen finds it: PG, AM, WP, NE, ET, MP, PE.
+const CR0: u64 = cr0::PG | 1 << 18 | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;
+/// CR4.DE.
+const CR4_DE: u64 = 1 << 3;
+
+/// Performs an instruction; `None` if it is the guest's #GP.
+pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivOp, Ended)> {
+    match insn.mnemonic() {
+        Mnemonic::Cli if d.vcpu.io.level >= port::level_needed(d) => return Some((PrivOp::Cli, Ended::Done)),
+        Mnemonic::Sti if d.vcpu.io.level >= port::level_needed(d) => return Some((PrivOp::Sti, Ended::Done)),
+        Mnemonic::Rdtsc if !tsc_is_disabled(d) => {
+            let tsc = crate::machine::time::rdtsc().wrapping_add(d.clock.tsc_offset());
+            let regs = &mut d.vcpu.regs;
+            (regs.rax, regs.rdx) = (tsc & 0xffff_ffff, tsc >> 32);
+            return Some((PrivOp::Other, Ended::Done));
+        }
+        Mnemonic::Rdtscp if !tsc_is_disabled(d) => {
+            let tsc = crate::machine::time::rdtsc().wrapping_add(d.clock.tsc_offset());
+            let aux = d.vcpu.control.tsc_aux.into();
+            let regs = &mut d.vcpu.regs;
+            (regs.rax, regs.rdx, regs.rcx) = (tsc & 0xffff_ffff, tsc >> 32, aux);
+            return Some((PrivOp::Other, Ended::Done));
+        }
+        Mnemonic::Cpuid => {
+            cpuid::emulate(d);
+            return Some((PrivOp::Cpuid, Ended::Done));
+        }
+        // What follows is the kernel's.
+        _ if !d.vcpu.kernel_mode => return None,
+        _ => {}
+    }
+    Some(match insn.mnemonic() {
+        Mnemonic::Mov => return mov(d, insn),
+        Mnemonic::Clts => {
+            d.set_task_switched(false);
+            (PrivOp::Clts, Ended::Done)
+        }
+        // The caches are the host's. Kernels do this in timing loops, and it has no effect that they could see.
+        Mnemonic::Wbinvd => (PrivOp::Wbinvd, Ended::Done),
+        Mnemonic::Rdmsr => (PrivOp::Rdmsr, msr::read(d)?),
+        Mnemonic::Wrmsr => (PrivOp::Wrmsr, msr::write(d)?),
+        Mnemonic::Xsetbv => (PrivOp::Xsetbv, xsetbv(d)),
+        _ => return None,
+    })
+}
+
+/// Lets a kernel go on that uses XSAVE or its kin without having set CR4.OSXSAVE: on Xen it may, because Xen has set
+/// the real bit. `None` if that is not why an instruction is undefined.
+pub(super) fn extended_state(d: &mut PvDomain) -> Option<Emulated> {
+    use Mnemonic::*;
+    let control = &d.vcpu.control;
+    let hidden = control.cr4 & CR4_OSXSAVE == 0 && !control.xsave_in_use;
+    if !hidden || !d.vcpu.kernel_mode || host_cpuid::available_state() == 0 {
+        return None;
+    }
+    let insn = decode::at_rip(d)?;
+    let ours = matches!(
+        insn.mnemonic(),
+        Xgetbv | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64
+    );
+    ours.then(|| {
+        d.vcpu.control.xsave_in_use = true;
+        d.allow_instructions();
+        Cause::PrivilegedInstruction(PrivOp::Other).into()
+    })
+}
+
+/// CR4.TSD: the kernel alone may read the counter.
+fn tsc_is_disabled(d: &PvDomain) -> bool {
+    !d.vcpu.kernel_mode && d.vcpu.control.cr4 & CR4_TSD != 0
+}
+
+/// MOV to and from control and debug registers.
+fn mov(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivOp, Ended)> {
+    if insn.op0_kind() != OpKind::Register || insn.op1_kind() != OpKind::Register {
+        return None;
+    }
+    let (to, from) = (insn.op0_register(), insn.op1_register());
+    if from.is_cr() {
+        let value = read_control(d, from)?;
+        write_register(&mut d.vcpu.regs, to, value);
+        return Some((PrivOp::MovFromCr, Ended::Done));
+    }
+    if to.is_cr() {
+        let value = read_register(&d.vcpu.regs, from);
+        return Some((PrivOp::MovToCr, write_control(d, to, value)?));
+    }
+    let ended = if from.is_dr() {
+        let value = read_debug_register(d, number(from)?).ok()?;
+        write_register(&mut d.vcpu.regs, to, value);
+        Ended::Done
+    } else if to.is_dr() {
+        let value = read_register(&d.vcpu.regs, from);
+        write_debug_register(d, number(to)?, value).ok()?;
+        Ended::Done
+    } else {
+        return None;
+    };
+    Some((PrivOp::MovDr, ended))
+}
+
+fn number(register: Register) -> Option<u32> {
+    u32::try_from(register.number()).ok()
+}
+
+fn read_control(d: &PvDomain, register: Register) -> Option<u64> {
+    let control = &d.vcpu.control;
+    Some(match register {
+        Register::CR0 => CR0 | if control.task_switched { cr0::TS } else { 0 },
+        Register::CR2 => control.cr2,
+        Register::CR3 => d.tables.kernel_root().maddr().0,
+        Register::CR4 => control.cr4,
+        _ => return None,
+    })
+}
+
+/// Sets a control register. `None` refuses: of CR0 only TS can change.
+fn write_control(d: &mut PvDomain, register: Register, value: u64) -> Option<Ended> {
+    match register {
+        Register::CR0 if value & !cr0::TS == CR0 => d.set_task_switched(value & cr0::TS != 0),
+        Register::CR2 => d.set_cr2(value),
+        Register::CR3 => return new_root(d, value),
+        Register::CR4 => {
+            d.vcpu.control.cr4 = CR4_FIXED | value & changeable();
+            d.allow_instructions();
+        }
+        _ => return None,
+    }
+    Some(Ended::Done)
+}
+
+/// Bits of CR4 that a guest may have as it likes: TSD, DE, and FSGSBASE and OSXSAVE where CPUID shows the feature.
+/// Others it finds as they are.
+fn changeable() -> u64 {
+    let optional = |have: bool, bit: u64| if have { bit } else { 0 };
+    CR4_TSD
+        | CR4_DE
+        | optional(host_cpuid::has_fsgsbase(), CR4_FSGSBASE)
+        | optional(host_cpuid::available_state() != 0, CR4_OSXSAVE)
+}
+
+/// MOV to CR3 is MMUEXT_NEW_BASEPTR.
+fn new_root(d: &mut PvDomain, value: u64) -> Option<Ended> {
+    let op = paravane_abi::mmu::MmuextOp {
+        cmd: paravane_abi::mmu::MMUEXT_NEW_BASEPTR,
+        arg1: Maddr(value).mfn().0,
+        ..Default::default()
+    };
+    match d.mmu.mmuext_one(&d.memory, &mut d.paging, &mut d.tables, &op) {
+        Ok(()) => Some(Ended::Done),
+        Err(Stop::Restart) => Some(Ended::Again),
+        Err(Stop::Refused(_)) => None,
+    }
+}
+
+/// XCR0 is the guest's where the engine can have that; where not, the host's stays, and so does what it allows.
+fn xsetbv(d: &mut PvDomain) -> Ended {
+    if d.vcpu.control.cr4 & CR4_OSXSAVE == 0 {
+        return Ended::Fault(UNDEFINED);
+    }
+    let regs = &d.vcpu.regs;
+    let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
+    let available = host_cpuid::available_state();
+    if regs.rcx & 0xffff_ffff != 0 || !is_consistent(value) || value & !available != 0 {
+        return Ended::Fault(PROTECTION);
+    }
+    d.vcpu.control.xcr0 = value;
+    d.allow_instructions();
+    Ended::Done
+}

@@ -1,0 +1,246 @@
+//! Loads of segment registers, and transfers to another code segment, where the host's tables refuse what the guest's
+//! allow.
+//!
+//! A guest believes in its own descriptor table and in the hypervisor's flat selectors behind it (0xe023, 0xe02b,
+//! 0xe033). Where the processor runs on a table of the host's, loading one of these is #GP with the selector as error
+//! code: the load is then carried out here, by the guest's tables, and what they refuse is the guest's own #GP, #NP
+//! or #SS. What the host's table happens to allow never gets here (`docs/abi.md`, "Selectors").
+//!
+//! Checks and their order: SDM vol. 2, MOV, POP, LDS (LSS, LFS, LGS), IRET, RET, CALL and JMP, at CPL 3.
+//! 32-bit code segments are refused: see [`PvDomain::load_code`].
+
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, Register};
+use paravane_abi::addr::is_canonical;
+use paravane_abi::trap::{PFEC_WRITE, TRAP_DEBUG, TRAP_GP_FAULT, TRAP_STACK_ERROR};
+use zerocopy::IntoBytes;
+
+use super::decode;
+use super::decode::MAX_LENGTH;
+use super::{Emulated, PROTECTION, msr};
+use crate::exec::cpu::rflags;
+use crate::exec::operand::{linear_address, read_register, write_register};
+use crate::ledger::{Cause, PrivOp};
+use crate::pv::domain::PvDomain;
+use crate::x86::exception::Fault;
+
+/// A selector's requested privilege level, which is the guest's own.
+const RPL: u16 = 3;
+/// Flags that IRET loads at CPL 3 with an IOPL of 0: CF PF AF ZF SF TF DF OF NT RF AC ID (SDM vol. 2, IRET).
+const LOADABLE_FLAGS: u64 = 0x25_4dd5;
+
+/// Carries out the instruction that raised #GP with a selector as error code, or raises what the guest's own tables
+/// make of it. `None` if it is no load of a segment.
+pub(super) fn load(d: &mut PvDomain) -> Option<Emulated> {
+    let insn = at_rip(d)?;
+    let op = kind(&insn)?;
+    let stepping = d.vcpu.regs.rflags & rflags::TF != 0;
+    let carried_out = match op {
+        PrivOp::Iretq => interrupt_return(d, &insn),
+        PrivOp::FarReturn if insn.mnemonic() == Mnemonic::Retf => far_return(d, &insn),
+        PrivOp::FarReturn => far_branch(d, &insn),
+        _ => load_register(d, &insn),
+    };
+    match carried_out {
+        Err(fault) => d.deliver_fault(fault),
+        // A load of SS holds a single step up until after the next instruction (SDM vol. 3, 6.8.3).
+        Ok(()) if stepping && !loads_stack(&insn) => {
+            d.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
+        }
+        Ok(()) => {}
+    }
+    Some(Cause::PrivilegedInstruction(op).into())
+}
+
+/// AMD's processors have no 64-bit form of far pointers: REX.W is ignored there.
+fn at_rip(d: &PvDomain) -> Option<Instruction> {
+    let options = if msr::is_amd() { DecoderOptions::AMD } else { DecoderOptions::NONE };
+    let (mut buf, rip) = ([0; MAX_LENGTH], d.vcpu.regs.rip);
+    let insn = Decoder::with_ip(64, decode::fetch(d, rip, &mut buf), rip, options).decode();
+    (!insn.is_invalid()).then_some(insn)
+}
+
+fn kind(insn: &Instruction) -> Option<PrivOp> {
+    let to_segment = insn.op0_register().is_segment_register();
+    match insn.mnemonic() {
+        Mnemonic::Mov | Mnemonic::Pop if to_segment => Some(PrivOp::SegmentLoad),
+        Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => Some(PrivOp::SegmentLoad),
+        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => Some(PrivOp::Iretq),
+        Mnemonic::Retf => Some(PrivOp::FarReturn),
+        Mnemonic::Call | Mnemonic::Jmp if insn.is_call_far_indirect() || insn.is_jmp_far_indirect() => {
+            Some(PrivOp::FarReturn)
+        }
+        _ => None,
+    }
+}
+
+fn loads_stack(insn: &Instruction) -> bool {
+    insn.mnemonic() == Mnemonic::Mov && insn.op0_register() == Register::SS
+}
+
+/// MOV, POP, LFS, LGS, LSS.
+fn load_register(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
+    let regs = &d.vcpu.regs;
+    let (register, selector, pointer) = match insn.mnemonic() {
+        Mnemonic::Pop => (insn.op0_register(), read(d, regs.rsp, 2).map_err(on_stack)? as u16, None),
+        Mnemonic::Mov if insn.op1_register() != Register::None => {
+            (insn.op0_register(), read_register(regs, insn.op1_register()) as u16, None)
+        }
+        Mnemonic::Mov => (insn.op0_register(), read(d, address(d, insn, 1)?, 2)? as u16, None),
+        loads_pointer => {
+            let register = match loads_pointer {
+                Mnemonic::Lfs => Register::FS,
+                Mnemonic::Lgs => Register::GS,
+                _ => Register::SS,
+            };
+            let (offset, selector) = far_pointer(d, insn, 1)?;
+            (register, selector, Some(offset))
+        }
+    };
+    if register == Register::SS {
+        d.load_stack(selector)?;
+        d.vcpu.regs.selectors.ss = selector;
+    } else {
+        let base = d.load_data(selector)?;
+        let regs = &mut d.vcpu.regs;
+        // 64-bit code has no use for the bases of the other two.
+        match register {
+            Register::DS => regs.selectors.ds = selector,
+            Register::ES => regs.selectors.es = selector,
+            Register::FS => (regs.selectors.fs, regs.fs_base) = (selector, base),
+            _ => (regs.selectors.gs, regs.gs_base) = (selector, base),
+        }
+    }
+    let regs = &mut d.vcpu.regs;
+    if let Some(offset) = pointer {
+        write_register(regs, insn.op0_register(), offset);
+    }
+    if insn.mnemonic() == Mnemonic::Pop {
+        regs.rsp = regs.rsp.wrapping_add_signed(insn.stack_pointer_increment().into());
+    }
+    regs.rip = insn.next_ip();
+    regs.rflags &= !rflags::RF;
+    Ok(())
+}
+
+/// IRET, which in 64-bit mode takes RSP and SS too. At CPL 3 it can only stay there.
+fn interrupt_return(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
+    let size = match insn.code() {
+        Code::Iretq => 8,
+        Code::Iretd => 4,
+        _ => 2,
+    };
+    let [rip, cs, flags, rsp, ss] = words::<5>(d, d.vcpu.regs.rsp, size)?;
+    let (cs, ss) = (cs as u16, ss as u16);
+    check_target(d, rip, cs)?;
+    d.load_stack(ss)?;
+    // 16-bit operands leave the upper half of the flags.
+    let loaded = LOADABLE_FLAGS & if size == 2 { 0xffff } else { u64::MAX };
+    (d.vcpu.regs.selectors.cs, d.vcpu.regs.selectors.ss) = (cs, ss);
+    let regs = &mut d.vcpu.regs;
+    regs.rflags = regs.rflags & !loaded | flags & loaded;
+    (regs.rip, regs.rsp) = (rip, rsp);
+    Ok(())
+}
+
+/// Far RET.
+fn far_return(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
+    let size = match insn.code() {
+        Code::Retfq | Code::Retfq_imm16 => 8,
+        Code::Retfd | Code::Retfd_imm16 => 4,
+        _ => 2,
+    };
+    let [rip, cs] = words::<2>(d, d.vcpu.regs.rsp, size)?;
+    let cs = cs as u16;
+    check_target(d, rip, cs)?;
+    let popped = insn.stack_pointer_increment();
+    d.vcpu.regs.selectors.cs = cs;
+    let regs = &mut d.vcpu.regs;
+    regs.rsp = regs.rsp.wrapping_add_signed(popped.into());
+    (regs.rip, regs.rflags) = (rip, regs.rflags & !rflags::RF);
+    Ok(())
+}
+
+/// Where a return goes must be 64-bit code at CPL 3 and a canonical address.
+fn check_target(d: &PvDomain, rip: u64, cs: u16) -> Result<(), Fault> {
+    // A null selector has its own error code; of others, one with more privilege than the guest's is refused first.
+    if cs > RPL && cs & RPL != RPL {
+        return Err(Fault { vector: TRAP_GP_FAULT, error_code: u32::from(cs & !RPL), address: 0 });
+    }
+    d.load_code(cs)?;
+    if is_canonical(rip) { Ok(()) } else { Err(PROTECTION) }
+}
+
+/// Far CALL and JMP through a pointer in memory: 64-bit mode has no other.
+fn far_branch(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
+    let (rip, selector) = far_pointer(d, insn, 0)?;
+    d.load_code(selector)?;
+    if !is_canonical(rip) {
+        return Err(PROTECTION);
+    }
+    if insn.is_call_far_indirect() {
+        let size = pointer_size(insn);
+        let frame = [insn.next_ip(), d.vcpu.regs.selectors.cs.into()];
+        push(d, &frame, size)?;
+    }
+    // The selector's own privilege level does not count: CS keeps the one that runs.
+    d.vcpu.regs.selectors.cs = selector | RPL;
+    let regs = &mut d.vcpu.regs;
+    (regs.rip, regs.rflags) = (rip, regs.rflags & !rflags::RF);
+    Ok(())
+}
+
+/// Bytes of the offset in a far pointer operand.
+fn pointer_size(insn: &Instruction) -> usize {
+    insn.memory_size().size().saturating_sub(2)
+}
+
+/// The offset and the selector of a far pointer in memory.
+fn far_pointer(d: &PvDomain, insn: &Instruction, operand: u32) -> Result<(u64, u16), Fault> {
+    let (at, size) = (address(d, insn, operand)?, pointer_size(insn));
+    let offset = read(d, at, size)?;
+    Ok((offset, read(d, at.wrapping_add(size as u64), 2)? as u16))
+}
+
+fn address(d: &PvDomain, insn: &Instruction, operand: u32) -> Result<u64, Fault> {
+    linear_address(&d.vcpu.regs, insn, operand).ok_or(PROTECTION)
+}
+
+/// The `size` bytes at `va`, at most 8.
+fn read(d: &PvDomain, va: u64, size: usize) -> Result<u64, Fault> {
+    let mut word = 0u64;
+    let bytes = word.as_mut_bytes().get_mut(..size).unwrap_or_default();
+    d.read_guest(va, bytes).map_err(|_| d.fault_at(va, size, 0))?;
+    Ok(word)
+}
+
+/// `N` words of `size` bytes from the stack.
+fn words<const N: usize>(d: &PvDomain, rsp: u64, size: usize) -> Result<[u64; N], Fault> {
+    let mut words = [0; N];
+    let mut at = rsp;
+    for word in &mut words {
+        *word = read(d, at, size).map_err(on_stack)?;
+        at = at.wrapping_add(size as u64);
+    }
+    Ok(words)
+}
+
+/// Pushes two words of `size` bytes, the first at the lower address.
+fn push(d: &mut PvDomain, words: &[u64; 2], size: usize) -> Result<(), Fault> {
+    let mut bytes = [0u8; 16];
+    for (slot, word) in bytes.chunks_mut(size.max(1)).zip(words) {
+        for (to, from) in slot.iter_mut().zip(word.to_le_bytes()) {
+            *to = from;
+        }
+    }
+    let len = 2 * size;
+    let rsp = d.vcpu.regs.rsp.wrapping_sub(len as u64);
+    let frame = bytes.get(..len).unwrap_or_default();
+    d.write_guest(rsp, frame).map_err(|_| on_stack(d.fault_at(rsp, len, PFEC_WRITE)))?;
+    d.vcpu.regs.rsp = rsp;
+    Ok(())
+}
+
+/// An access to the stack outside the canonical range is #SS.
+fn on_stack(fault: Fault) -> Fault {
+    if fault == PROTECTION { Fault { vector: TRAP_STACK_ERROR, ..PROTECTION } } else { fault }
+}

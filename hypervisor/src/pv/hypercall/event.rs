@@ -1,0 +1,235 @@
+//! event_channel_op: allocation, binding and sending (public/event_channel.h).
+
+use paravane_abi::domid::{DOMID_SELF, DomId};
+use paravane_abi::errno::Errno;
+use paravane_abi::event::*;
+
+use super::{HypercallResult, Outcome, done, low32};
+use crate::pv::domain::{DOMID, PvDomain};
+use crate::pv::event::{Binding, EventChannels, HostService, Sent};
+
+/// The caller's own domain, however it names it: EPERM for the other that there is, ESRCH for none.
+fn own(dom: DomId) -> Result<(), Errno> {
+    match dom {
+        DOMID_SELF | DOMID => Ok(()),
+        0 => Err(Errno::EPERM),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// event_channel_op(command, argument).
+pub fn event_channel_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> HypercallResult {
+    match low32(command) {
+        EVTCHNOP_SEND => {
+            let send: EvtchnSend = d.read_guest_obj(argument)?;
+            self::send(d, send.port, argument)
+        }
+        EVTCHNOP_ALLOC_UNBOUND => {
+            let mut op: EvtchnAllocUnbound = d.read_guest_obj(argument)?;
+            own(op.dom)?;
+            let remote = if op.remote_dom == DOMID_SELF { DOMID } else { op.remote_dom };
+            op.port = d.events.allocate(Binding::Unbound { remote })?;
+            reply(d, argument, &op, op.port)
+        }
+        EVTCHNOP_BIND_INTERDOMAIN => {
+            let mut op: EvtchnBindInterdomain = d.read_guest_obj(argument)?;
+            // Domain 0 may be asked, and has left no port unbound.
+            own(op.remote_dom).map_err(|e| if e == Errno::EPERM { Errno::EINVAL } else { e })?;
+            op.local_port = d.events.bind_loop(op.remote_port, DOMID)?;
+            // The far end may have sent before this end existed (public/event_channel.h).
+            raise(d, op.local_port);
+            reply(d, argument, &op, op.local_port)
+        }
+        EVTCHNOP_BIND_VIRQ => {
+            let mut op: EvtchnBindVirq = d.read_guest_obj(argument)?;
+            op.port = d.events.bind_virq(op.virq, op.vcpu)?;
+            reply(d, argument, &op, op.port)
+        }
+        EVTCHNOP_BIND_IPI => {
+            let mut op: EvtchnBindIpi = d.read_guest_obj(argument)?;
+            if op.vcpu != 0 {
+                return Err(Errno::ENOENT);
+            }
+            op.port = d.events.allocate(Binding::Ipi)?;
+            reply(d, argument, &op, op.port)
+        }
+        EVTCHNOP_CLOSE => {
+            let op: EvtchnClose = d.read_guest_obj(argument)?;
+            if !d.events.is_closable(op.port) {
+                return Err(Errno::EINVAL);
+            }
+            close(d, op.port)?;
+            done(0)
+        }
+        EVTCHNOP_STATUS => status(d, argument),
+        EVTCHNOP_BIND_VCPU => {
+            let op: EvtchnBindVcpu = d.read_guest_obj(argument)?;
+            d.events.bind_vcpu(op.port, op.vcpu)?;
+            done(0)
+        }
+        EVTCHNOP_UNMASK => {
+            let op: EvtchnUnmask = d.read_guest_obj(argument)?;
+            if !EventChannels::is_number(op.port) || d.events.binding(op.port) == Binding::Free {
+                return Err(Errno::EINVAL);
+            }
+            d.upcall.unmask(&d.memory, op.port).map_err(|_| Errno::EFAULT)?;
+            done(0)
+        }
+        EVTCHNOP_RESET => {
+            let op: EvtchnReset = d.read_guest_obj(argument)?;
+            own(op.dom)?;
+            let (upcall, memory) = (d.upcall, &d.memory);
+            let mut cleared = Ok(());
+            d.events.reset(|port| cleared = cleared.and(upcall.forget(memory, port)));
+            cleared.map_err(|_| Errno::EFAULT)?;
+            done(0)
+        }
+        // Physical interrupts belong to domains with hardware; the FIFO ABI is not offered, as before Xen 4.4.
+        EVTCHNOP_BIND_PIRQ => Err(Errno::EINVAL),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// event_channel_op_compat(operation): the first form, with the command before its argument.
+pub fn event_channel_op_compat(d: &mut PvDomain, [operation, ..]: [u64; 6]) -> HypercallResult {
+    let command: u32 = d.read_guest_obj(operation)?;
+    // Everything in the union of arguments is of four bytes or less.
+    let argument = operation.checked_add(4).ok_or(Errno::EFAULT)?;
+    match command {
+        EVTCHNOP_BIND_INTERDOMAIN..=EVTCHNOP_UNMASK => {
+            match event_channel_op(d, [command.into(), argument, 0, 0, 0, 0])? {
+                Outcome::Again(_) => Ok(Outcome::Again([operation, 0, 0, 0, 0, 0])),
+                outcome => Ok(outcome),
+            }
+        }
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// Leaves the result in the guest's structure; takes the port back if the guest cannot be told.
+fn reply<T>(d: &mut PvDomain, argument: u64, op: &T, port: EvtchnPort) -> HypercallResult
+where
+    T: zerocopy::IntoBytes + zerocopy::Immutable,
+{
+    if let Err(errno) = d.write_guest_obj(argument, op) {
+        close(d, port)?;
+        return Err(errno);
+    }
+    done(0)
+}
+
+/// Frees a port. Nothing of it may stay pending: what is already pending cannot be raised.
+fn close(d: &mut PvDomain, port: EvtchnPort) -> Result<(), Errno> {
+    d.events.close(port, DOMID)?;
+    d.upcall.forget(&d.memory, port).map_err(|_| Errno::EFAULT)
+}
+
+fn raise(d: &mut PvDomain, port: EvtchnPort) {
+    if let Err(e) = d.upcall.raise(&d.memory, port) {
+        d.kill(e);
+    }
+}
+
+/// Sends through `port`. To send once more, which is what is left to do after a part of the work of a service, is to
+/// make the call with the same `argument`.
+fn send(d: &mut PvDomain, port: EvtchnPort, argument: u64) -> HypercallResult {
+    match d.events.send(port)? {
+        Sent::Raise(target) => raise(d, target),
+        Sent::Notify(HostService::Console) => super::service_console(d),
+        Sent::Notify(HostService::Queue { device, queue }) => d.virtio.kick(device, queue),
+        Sent::Notify(HostService::Store) => {
+            if super::store::service(d) {
+                return Ok(Outcome::Again([EVTCHNOP_SEND.into(), argument, 0, 0, 0, 0]));
+            }
+        }
+        Sent::Notify(HostService::Config { .. }) | Sent::Dropped => {}
+    }
+    done(0)
+}
+
+fn status(d: &mut PvDomain, argument: u64) -> HypercallResult {
+    let mut op: EvtchnStatus = d.read_guest_obj(argument)?;
+    own(op.dom)?;
+    if !EventChannels::is_number(op.port) {
+        return Err(Errno::EINVAL);
+    }
+    op.vcpu = d.events.vcpu(op.port);
+    (op.status, op.u0, op.u1) = match d.events.binding(op.port) {
+        Binding::Free => (EVTCHNSTAT_CLOSED, 0, 0),
+        Binding::Unbound { remote } => (EVTCHNSTAT_UNBOUND, u32::from(remote), 0),
+        Binding::Loop { peer } => (EVTCHNSTAT_INTERDOMAIN, u32::from(DOMID), peer),
+        // The host's services are domain 0's.
+        Binding::Host(_) => (EVTCHNSTAT_INTERDOMAIN, 0, 0),
+        Binding::Virq(virq) => (EVTCHNSTAT_VIRQ, virq, 0),
+        Binding::Ipi => (EVTCHNSTAT_IPI, 0, 0),
+    };
+    d.write_guest_obj(argument, &op)?;
+    done(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use paravane_abi::hypercall as nr;
+
+    use crate::pv::hypercall::event::*;
+    use crate::testing::pv::{FREE, RO, TestDomain, va};
+
+    fn pending(t: &TestDomain, port: EvtchnPort) -> bool {
+        t.upcall.is_pending(&t.memory, port).unwrap()
+    }
+
+    fn bind_ipi(t: &mut TestDomain) -> EvtchnPort {
+        t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_BIND_IPI, EvtchnBindIpi::default()).unwrap().1.port
+    }
+
+    #[test]
+    fn a_port_begins_with_nothing_pending() {
+        let mut t = TestDomain::new();
+        let port = bind_ipi(&mut t);
+        t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_SEND, EvtchnSend { port }).unwrap();
+        assert!(pending(&t, port));
+        let reset = EvtchnReset { dom: DOMID_SELF };
+        t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_RESET, reset).unwrap();
+        assert!(!pending(&t, port));
+        assert_eq!(bind_ipi(&mut t), port);
+        assert_eq!(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_SEND, EvtchnSend { port }).map(|r| r.0), Ok(0));
+        assert!(pending(&t, port));
+    }
+
+    #[test]
+    fn other_domains_are_not_there_or_not_the_callers() {
+        let mut t = TestDomain::new();
+        for (dom, errno, unbound) in [(0, Errno::EPERM, Errno::EINVAL), (9, Errno::ESRCH, Errno::ESRCH)] {
+            let alloc = EvtchnAllocUnbound { dom, remote_dom: DOMID_SELF, port: 0 };
+            let bind = EvtchnBindInterdomain { remote_dom: dom, remote_port: 1, ..Default::default() };
+            let status = EvtchnStatus { dom, port: 1, ..Default::default() };
+            let outcome = |r: Result<u64, Errno>| r.unwrap_err();
+            let asked = [
+                outcome(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_ALLOC_UNBOUND, alloc).map(|r| r.0)),
+                outcome(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_STATUS, status).map(|r| r.0)),
+                outcome(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_RESET, EvtchnReset { dom }).map(|r| r.0)),
+            ];
+            assert_eq!(asked, [errno; 3]);
+            assert_eq!(
+                outcome(t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_BIND_INTERDOMAIN, bind).map(|r| r.0)),
+                unbound
+            );
+        }
+    }
+
+    #[test]
+    fn a_binding_that_cannot_be_told_leaves_nothing() {
+        let mut t = TestDomain::new();
+        let own = EvtchnAllocUnbound { dom: DOMID_SELF, remote_dom: DOMID_SELF, ..Default::default() };
+        let remote_port = t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_ALLOC_UNBOUND, own).unwrap().1.port;
+        let bind = EvtchnBindInterdomain { remote_dom: DOMID_SELF, remote_port, ..Default::default() };
+        t.write_guest_obj(va(FREE), &bind).unwrap();
+        let read_only = t.entry(FREE, RO);
+        t.map(FREE, read_only).unwrap();
+        let bound = t.call(nr::EVENT_CHANNEL_OP, [EVTCHNOP_BIND_INTERDOMAIN.into(), va(FREE)]);
+        assert_eq!(bound, Err(Errno::EFAULT));
+        let next = remote_port + 1;
+        assert_eq!(t.events.binding(next), Binding::Free);
+        assert!(!pending(&t, next));
+    }
+}

@@ -1,0 +1,30 @@
+//! Giving a frame away by an entry that accepts it: here, to oneself.
+
+use paravane_abi::addr::INVALID_M2P_ENTRY;
+use paravane_abi::grant::*;
+
+use super::{Halt, own_grant};
+use crate::machine::memory::Mfn;
+use crate::mmu::direct::Stop;
+use crate::pv::domain::PvDomain;
+
+/// GNTTABOP_transfer. As on Xen a frame that its receiver does not accept is not given back: it is free.
+pub(super) fn transfer(d: &mut PvDomain, op: &mut GnttabTransfer) -> Result<(), Halt> {
+    let mfn = Mfn(op.mfn);
+    let Ok(number) = u32::try_from(mfn.0) else { return Err(Halt::Status(GNTST_BAD_PAGE)) };
+    match d.mmu.take_from_guest(&d.memory, &mut d.paging, mfn) {
+        Ok(()) => {}
+        Err(Stop::Restart) => return Err(Halt::Later),
+        Err(Stop::Refused(_)) => return Err(Halt::Status(GNTST_BAD_PAGE)),
+    }
+    let accepted = own_grant(op.domid).and_then(|()| Ok(d.grants.commit_transfer(&d.memory, op.r#ref)?));
+    if let Err(halt) = accepted {
+        d.free_frames.insert(mfn);
+        // No entry that accepts: Xen does not say what about it is wrong.
+        let bad_domain = halt == Halt::Status(GNTST_BAD_DOMAIN);
+        return Err(if bad_domain { halt } else { Halt::Status(GNTST_GENERAL_ERROR) });
+    }
+    let given = d.mmu.give_to_guest(&d.memory, mfn, INVALID_M2P_ENTRY);
+    debug_assert_eq!(given, Ok(()));
+    Ok(d.grants.complete_transfer(&d.memory, op.r#ref, number)?)
+}

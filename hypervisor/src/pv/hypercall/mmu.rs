@@ -1,0 +1,161 @@
+//! Page tables: mmu_update, update_va_mapping, mmuext_op (public/xen.h).
+//!
+//! The lists of requests are walked here, preemptibly; what one request means is `mmu::direct`'s business.
+
+use paravane_abi::domid::{DOMID_IO, DOMID_SELF, DOMID_XEN, DomId};
+use paravane_abi::errno::Errno;
+use paravane_abi::mmu::{FOREIGNDOM_FD_MASK, FOREIGNDOM_PFD_SHIFT, MmuUpdate, MmuextOp};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{HypercallResult, Outcome, done, is_spent, low32, spend};
+use crate::ledger::BatchKind;
+use crate::mmu::direct::Stop;
+use crate::pv::domain::{DOMID, PvDomain};
+
+/// Requests copied from the guest at a time.
+const CHUNK: usize = 64;
+/// Set in a count that continues an interrupted call, whose progress counter goes on (public/xen.h).
+const PREEMPTED: u32 = 1 << 31;
+
+/// Whose tables and frames are meant: the caller's, which it may name by number for its tables alone. EPERM for
+/// what it must not touch, ESRCH for what does not exist.
+fn own(foreigndom: u64) -> Result<(), Errno> {
+    let word = low32(foreigndom);
+    // Given plus one; 0 is the caller.
+    if let Some(table_owner) = (word >> FOREIGNDOM_PFD_SHIFT).checked_sub(1) {
+        match DomId::try_from(table_owner) {
+            Ok(DOMID) => {}
+            Ok(0) => return Err(Errno::EPERM),
+            _ => return Err(Errno::ESRCH),
+        }
+    }
+    match DomId::try_from(word & FOREIGNDOM_FD_MASK) {
+        Ok(DOMID_SELF) => Ok(()),
+        Ok(0 | DOMID_IO | DOMID_XEN) => Err(Errno::EPERM),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// How a list of requests ended.
+enum Walked {
+    All,
+    /// Preempted, with this many done in this entry.
+    Some(u64),
+}
+
+/// Calls `one` for each of `count` requests at `list`; counts what was done in `completed`.
+fn walk<T: FromBytes + IntoBytes + Copy>(
+    d: &mut PvDomain,
+    list: u64,
+    count: u64,
+    completed: &mut u64,
+    mut one: impl FnMut(&mut PvDomain, &T) -> Result<(), Stop>,
+) -> Result<Walked, Errno> {
+    let mut chunk = [(); CHUNK].map(|()| T::new_zeroed());
+    while *completed < count {
+        let n = usize::try_from(count - *completed).map_or(CHUNK, |left| left.min(CHUNK));
+        let at = (*completed).checked_mul(size_of::<T>() as u64).and_then(|o| list.checked_add(o));
+        let requests = chunk.get_mut(..n).ok_or(Errno::EFAULT)?;
+        d.read_guest(at.ok_or(Errno::EFAULT)?, requests.as_mut_bytes())?;
+        for request in chunk.iter().take(n) {
+            if is_spent(d) {
+                return Ok(Walked::Some(*completed));
+            }
+            spend(d, 1);
+            match one(d, request) {
+                Ok(()) => *completed += 1,
+                Err(Stop::Refused(errno)) => return Err(errno),
+                Err(Stop::Restart) => return Ok(Walked::Some(*completed)),
+            }
+        }
+    }
+    Ok(Walked::All)
+}
+
+/// The frame of both calls: count with its continuation flag, progress counter, result.
+fn list_call<T: FromBytes + IntoBytes + Copy>(
+    d: &mut PvDomain,
+    [list, count, pdone, foreigndom, ..]: [u64; 6],
+    kind: BatchKind,
+    one: impl FnMut(&mut PvDomain, &T) -> Result<(), Stop>,
+) -> HypercallResult {
+    let word = low32(count);
+    let continued = word & PREEMPTED != 0;
+    let count = u64::from(word & !PREEMPTED);
+    own(foreigndom)?;
+    if !continued {
+        d.ledger.batch(kind, count);
+    }
+    let before: u32 = if continued && pdone != 0 { d.read_guest_obj(pdone)? } else { 0 };
+    let mut completed = 0;
+    let walked = walk(d, list, count, &mut completed, one);
+    if pdone != 0 {
+        let total = u64::from(before).saturating_add(completed);
+        d.write_guest_obj(pdone, &u32::try_from(total).unwrap_or(u32::MAX))?;
+    }
+    match walked? {
+        Walked::All => done(0),
+        Walked::Some(n) => {
+            let list = list.wrapping_add(n.wrapping_mul(size_of::<T>() as u64));
+            let left = count - n;
+            Ok(Outcome::Again([list, left | u64::from(PREEMPTED), pdone, foreigndom, 0, 0]))
+        }
+    }
+}
+
+/// mmu_update(requests, count, pdone, foreigndom).
+pub fn mmu_update(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+    list_call(d, args, BatchKind::MmuUpdate, |d, request: &MmuUpdate| {
+        d.mmu.mmu_update_one(&d.memory, &mut d.paging, request.ptr, request.val)
+    })
+}
+
+/// mmuext_op(operations, count, pdone, foreigndom).
+pub fn mmuext_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+    list_call(d, args, BatchKind::MmuExt, |d, op: &MmuextOp| {
+        d.mmu.mmuext_one(&d.memory, &mut d.paging, &mut d.tables, op)
+    })
+}
+
+/// update_va_mapping(va, entry, flags).
+pub fn update_va_mapping(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+    let [va, entry, flags, ..] = args;
+    match d.mmu.update_va_mapping(&d.memory, &mut d.paging, va, entry, flags) {
+        Ok(()) => done(0),
+        Err(Stop::Refused(errno)) => Err(errno),
+        Err(Stop::Restart) => Ok(Outcome::Again(args)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paravane_abi::hypercall as nr;
+
+    use crate::pv::hypercall::mmu::*;
+    use crate::testing::pv::{NOWHERE, TestDomain};
+
+    #[test]
+    fn domains_that_are_not_there_or_not_the_callers() {
+        let mut t = TestDomain::new();
+        let this = u64::from(DOMID_SELF);
+        let owner = |table: u64| (table + 1) << FOREIGNDOM_PFD_SHIFT | this;
+        let cases = [
+            (this, Ok(0)),
+            (u64::from(DOMID), Err(Errno::ESRCH)),
+            (9, Err(Errno::ESRCH)),
+            (0x7fff, Err(Errno::ESRCH)),
+            (0, Err(Errno::EPERM)),
+            (u64::from(DOMID_IO), Err(Errno::EPERM)),
+            (u64::from(DOMID_XEN), Err(Errno::EPERM)),
+            (owner(u64::from(DOMID)), Ok(0)),
+            (owner(0), Err(Errno::EPERM)),
+            (owner(9), Err(Errno::ESRCH)),
+            (owner(this), Err(Errno::ESRCH)),
+        ];
+        for (domain, outcome) in cases {
+            for call in [nr::MMU_UPDATE, nr::MMUEXT_OP] {
+                assert_eq!(t.call(call, [NOWHERE, 0, 0, domain]), outcome, "{domain:#x}");
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! The processor's registers and tables: descriptor tables, segment bases, debug registers, CR0.TS, stacks,
+//! and the assistances that a vCPU has (public/arch-x86/xen.h, public/arch-x86/xen-x86_64.h, public/xen.h).
+
+use paravane_abi::addr::{HYPERVISOR_VIRT_END, is_canonical};
+use paravane_abi::debugreg::*;
+use paravane_abi::errno::Errno;
+use paravane_abi::segment::*;
+use paravane_abi::vm_assist::*;
+use zerocopy::IntoBytes;
+
+use super::{HypercallResult, Outcome, done, low32};
+use crate::machine::memory::Maddr;
+use crate::mmu::direct::Stop;
+use crate::pv::domain::PvDomain;
+
+/// Turns what the MMU said into what a call returns; `args` are those to start over with.
+fn settle(result: Result<(), Stop>, args: [u64; 6]) -> HypercallResult {
+    match result {
+        Ok(()) => done(0),
+        Err(Stop::Refused(errno)) => Err(errno),
+        Err(Stop::Restart) => Ok(Outcome::Again(args)),
+    }
+}
+
+/// set_gdt(frames, entries).
+pub fn set_gdt(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+    let [list, entries, ..] = args;
+    let entries = low32(entries);
+    if entries > FIRST_RESERVED_GDT_ENTRY {
+        return Err(Errno::EINVAL);
+    }
+    let mut frames = [0u64; GDT_FRAMES];
+    let count = usize::try_from(entries.div_ceil(DESCRIPTORS_PER_FRAME)).map_err(|_| Errno::EINVAL)?;
+    let frames = frames.get_mut(..count).ok_or(Errno::EINVAL)?;
+    d.read_guest(list, frames.as_mut_bytes())?;
+    settle(d.mmu.set_gdt(&d.memory, &mut d.paging, &mut d.tables, frames, entries), args)
+}
+
+/// update_descriptor(machine address, descriptor).
+pub fn update_descriptor(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+    let [at, descriptor, ..] = args;
+    settle(d.mmu.update_descriptor(&d.memory, &mut d.paging, Maddr(at), descriptor), args)
+}
+
+/// set_segment_base(which, base).
+pub fn set_segment_base(d: &mut PvDomain, [which, base, ..]: [u64; 6]) -> HypercallResult {
+    let which = low32(which);
+    if which == SEGBASE_GS_USER_SEL {
+        let selector = (base & 0xffff) as u16;
+        // Null keeps its privilege level; any other gets the guest's.
+        let selector = if selector > 3 { selector | 3 } else { selector };
+        // A selector that cannot be loaded is replaced by null, without an error.
+        let loaded = d.load_data(selector);
+        d.vcpu.other_gs_base = loaded.unwrap_or(0);
+        d.vcpu.regs.selectors.gs = if loaded.is_ok() { selector } else { 0 };
+        return done(0);
+    }
+    let register = match which {
+        SEGBASE_FS => &mut d.vcpu.regs.fs_base,
+        SEGBASE_GS_USER => &mut d.vcpu.other_gs_base,
+        SEGBASE_GS_KERNEL => &mut d.vcpu.regs.gs_base,
+        _ => return Err(Errno::EINVAL),
+    };
+    if !is_canonical(base) {
+        return Err(Errno::EINVAL);
+    }
+    *register = base;
+    done(0)
+}
+
+/// stack_switch(ss, sp): the kernel stack for entries from user mode. The selector is flat whatever it says.
+pub fn stack_switch(d: &mut PvDomain, [_ss, sp, ..]: [u64; 6]) -> HypercallResult {
+    d.vcpu.kernel_sp = sp;
+    done(0)
+}
+
+/// fpu_taskswitch(set).
+pub fn fpu_taskswitch(d: &mut PvDomain, [set, ..]: [u64; 6]) -> HypercallResult {
+    d.set_task_switched(low32(set) != 0);
+    done(0)
+}
+
+/// DR7.GD: trap accesses to the debug registers.
+const GENERAL_DETECT: u64 = 1 << 13;
+/// DR7: the enable bits.
+const ACTIVE: u64 = 0xff;
+/// DR6: bits that read as 1, and those that read as 0 (SDM vol. 3, 17.2.3).
+const STATUS_ONES: u64 = 0xffff_0ff0;
+const STATUS_ZEROES: u64 = 0x1000;
+/// DR7: the same (SDM vol. 3, 17.2.4).
+const CONTROL_ONES: u64 = 0x400;
+const CONTROL_ZEROES: u64 = 0xd800;
+/// A breakpoint on I/O, in the two bits that say what to break on.
+const ON_IO: u64 = 0b10;
+
+/// CR4.DE: breakpoints on I/O are allowed.
+const CR4_DE: u64 = 1 << 3;
+
+/// Sets a debug register. ENODEV where there is none, EINVAL for reserved bits, EPERM for what a guest may not: watch
+/// the hypervisor's addresses, have accesses to these registers trap, or break on I/O while CR4.DE is clear.
+pub fn write_debug_register(d: &mut PvDomain, number: u32, value: u64) -> Result<(), Errno> {
+    match number {
+        DEBUGREG_ADDRESS_FIRST..=DEBUGREG_ADDRESS_LAST => {
+            if (1 << 47..HYPERVISOR_VIRT_END).contains(&value) {
+                return Err(Errno::EPERM);
+            }
+            let index = usize::try_from(number).map_err(|_| Errno::ENODEV)?;
+            *d.vcpu.debug.addresses.get_mut(index).ok_or(Errno::ENODEV)? = value;
+        }
+        4 | 5 if has_no_aliases(d) => return Err(Errno::ENODEV),
+        4 | DEBUGREG_STATUS => {
+            narrow(value)?;
+            d.vcpu.debug.status = value & !STATUS_ZEROES | STATUS_ONES;
+        }
+        5 | DEBUGREG_CONTROL => {
+            narrow(value)?;
+            let value = value & !CONTROL_ZEROES | CONTROL_ONES;
+            let breaks_on_io = (16..32).step_by(4).any(|shift| value >> shift & 3 == ON_IO);
+            let on_io = value & ACTIVE != 0 && breaks_on_io && d.vcpu.control.cr4 & CR4_DE == 0;
+            if value & GENERAL_DETECT != 0 || on_io {
+                return Err(Errno::EPERM);
+            }
+            d.vcpu.debug.control = value;
+        }
+        _ => return Err(Errno::ENODEV),
+    }
+    Ok(())
+}
+
+/// DR4 and DR5 are DR6 and DR7 while CR4.DE is clear; else there are none (SDM vol. 3, 17.2.2).
+fn has_no_aliases(d: &PvDomain) -> bool {
+    d.vcpu.control.cr4 & CR4_DE != 0
+}
+
+/// The upper halves of DR6 and DR7 are reserved.
+fn narrow(value: u64) -> Result<u32, Errno> {
+    u32::try_from(value).map_err(|_| Errno::EINVAL)
+}
+
+/// Reads a debug register. ENODEV where there is none.
+pub fn read_debug_register(d: &PvDomain, number: u32) -> Result<u64, Errno> {
+    let debug = &d.vcpu.debug;
+    match number {
+        4 | 5 if has_no_aliases(d) => Err(Errno::ENODEV),
+        4 | DEBUGREG_STATUS => Ok(debug.status),
+        5 | DEBUGREG_CONTROL => Ok(debug.control),
+        _ => {
+            let index = usize::try_from(number).map_err(|_| Errno::ENODEV)?;
+            debug.addresses.get(index).copied().ok_or(Errno::ENODEV)
+        }
+    }
+}
+
+/// The breakpoints on I/O that an access to `size` bytes from `port` on meets, as bits of DR6 (SDM vol. 3, 17.2.4).
+///
+/// Ports are emulated, so that these breakpoints need no debug registers of the processor's.
+pub fn io_breakpoints(d: &PvDomain, port: u16, size: u32) -> u64 {
+    let debug = &d.vcpu.debug;
+    if debug.control & ACTIVE == 0 || d.vcpu.control.cr4 & CR4_DE == 0 {
+        return 0;
+    }
+    let (first, end) = (u64::from(port), u64::from(port) + u64::from(size));
+    let meets = |(number, address): (usize, &u64)| {
+        let (enabled, kind) = (debug.control >> (number * 2) & 3 != 0, debug.control >> (16 + number * 4));
+        let width = match kind >> 2 & 3 {
+            0 => 1,
+            1 => 2,
+            2 => 8,
+            _ => 4,
+        };
+        let overlaps = *address < end && address.saturating_add(width) > first;
+        if enabled && kind & 3 == ON_IO && overlaps { 1 << number } else { 0 }
+    };
+    debug.addresses.iter().enumerate().map(meets).fold(0, |all, bit| all | bit)
+}
+
+/// set_debugreg(number, value).
+pub fn set_debugreg(d: &mut PvDomain, [number, value, ..]: [u64; 6]) -> HypercallResult {
+    write_debug_register(d, low32(number), value)?;
+    done(0)
+}
+
+/// get_debugreg(number).
+pub fn get_debugreg(d: &mut PvDomain, [number, ..]: [u64; 6]) -> HypercallResult {
+    done(read_debug_register(d, low32(number))?)
+}
+
+/// Assistances that a guest may switch. Those for 32-bit segments and directories are without effect.
+const ASSISTS: u64 = 1 << VMASST_TYPE_4GB_SEGMENTS
+    | 1 << VMASST_TYPE_4GB_SEGMENTS_NOTIFY
+    | 1 << VMASST_TYPE_WRITABLE_PAGETABLES
+    | 1 << VMASST_TYPE_PAE_EXTENDED_CR3
+    | 1 << VMASST_TYPE_ARCHITECTURAL_IOPL
+    | 1 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG
+    | 1 << VMASST_TYPE_M2P_STRICT;
+
+/// vm_assist(command, type).
+pub fn vm_assist(d: &mut PvDomain, [command, kind, ..]: [u64; 6]) -> HypercallResult {
+    let bit = 1u64.checked_shl(low32(kind)).filter(|bit| ASSISTS & bit != 0).ok_or(Errno::EINVAL)?;
+    match low32(command) {
+        VMASST_CMD_ENABLE => d.vcpu.assists |= bit,
+        VMASST_CMD_DISABLE => d.vcpu.assists &= !bit,
+        _ => return Err(Errno::ENOSYS),
+    }
+    done(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use paravane_abi::hypercall as nr;
+    use proptest::prelude::*;
+
+    use crate::pv::hypercall::processor::*;
+    use crate::testing::pv::{FREE, NOWHERE, SCRATCH, TestDomain, va};
+
+    const KERNEL_CODE: u64 = 0x00af_9b00_0000_ffff;
+    const CALL_GATE: u64 = 0x0000_8c00_0000_0000;
+
+    #[test]
+    fn a_gdt_is_frames_that_hold_descriptors() {
+        let mut t = TestDomain::new();
+        for pfn in [20, 21] {
+            t.unmap(pfn);
+        }
+        t.poke(20, 3, KERNEL_CODE);
+        t.set_gdt(&[20, 21], 513);
+        assert!(t.is_code_64(0x1b));
+        let mfn = t.mfn(20) << 12;
+        assert_eq!(t.call(nr::UPDATE_DESCRIPTOR, [mfn + 8, KERNEL_CODE]), Ok(0));
+        assert!(t.is_code_64(0x0b));
+        assert_eq!(t.call(nr::UPDATE_DESCRIPTOR, [mfn + 8, CALL_GATE]), Err(Errno::EINVAL));
+        assert_eq!(t.call(nr::UPDATE_DESCRIPTOR, [mfn + 4, KERNEL_CODE]), Err(Errno::EINVAL));
+        assert_eq!(t.call(nr::UPDATE_DESCRIPTOR, [8, KERNEL_CODE]), Err(Errno::EINVAL), "not the guest's");
+
+        assert_eq!(t.call(nr::SET_GDT, [va(SCRATCH), 7169]), Err(Errno::EINVAL));
+        assert_eq!(t.call(nr::SET_GDT, [NOWHERE, 1]), Err(Errno::EFAULT));
+        let table = t.mfn(0);
+        t.poke(SCRATCH, 0, table);
+        assert_eq!(t.call(nr::SET_GDT, [va(SCRATCH), 1]), Err(Errno::EINVAL), "a page table");
+        assert!(t.is_code_64(0x1b), "a refused table replaces nothing");
+        assert_eq!(t.call(nr::SET_GDT, [NOWHERE, 0]), Ok(0));
+        assert!(!t.is_code_64(0x1b));
+    }
+
+    #[test]
+    fn segment_bases() {
+        let mut t = TestDomain::new();
+        let set = |t: &mut TestDomain, which: u32, base| t.call(nr::SET_SEGMENT_BASE, [which.into(), base]);
+        for (which, base) in [(SEGBASE_FS, 0x1000), (SEGBASE_GS_KERNEL, 0x2000), (SEGBASE_GS_USER, u64::MAX)]
+        {
+            assert_eq!(set(&mut t, which, base), Ok(0));
+            assert_eq!(set(&mut t, which, 1 << 47), Err(Errno::EINVAL));
+        }
+        let v = &t.vcpu;
+        assert_eq!((v.regs.fs_base, v.regs.gs_base, v.other_gs_base), (0x1000, 0x2000, u64::MAX));
+        assert_eq!(set(&mut t, 4, 0), Err(Errno::EINVAL));
+        t.unmap(20);
+        t.poke(20, 5, 0x12c0_9334_5678_ffff);
+        t.set_gdt(&[20], 8);
+        for (selector, base) in [(0x28, 0x1234_5678), (0x30, 0), (0x2b, 0x1234_5678), (0, 0)] {
+            assert_eq!(set(&mut t, SEGBASE_GS_USER_SEL, selector), Ok(0));
+            assert_eq!(t.vcpu.other_gs_base, base, "{selector:#x}");
+        }
+    }
+
+    #[test]
+    fn debug_registers_keep_what_a_guest_may_set() {
+        let mut t = TestDomain::new();
+        let set = |t: &mut TestDomain, n: u64, value| t.call(nr::SET_DEBUGREG, [n, value]);
+        assert_eq!(set(&mut t, 0, va(FREE)), Ok(0));
+        assert_eq!(t.call(nr::GET_DEBUGREG, [0]), Ok(va(FREE)));
+        for address in [1 << 47, 0xffff_8000_0000_0000, HYPERVISOR_VIRT_END - 1] {
+            assert_eq!(set(&mut t, 3, address), Err(Errno::EPERM));
+        }
+        assert_eq!(set(&mut t, 3, HYPERVISOR_VIRT_END), Ok(0));
+        assert_eq!(set(&mut t, 6, 0), Ok(0));
+        assert_eq!(t.call(nr::GET_DEBUGREG, [6]), Ok(0xffff_0ff0));
+        assert_eq!(set(&mut t, 7, 0xf_0001), Ok(0));
+        assert_eq!(t.call(nr::GET_DEBUGREG, [7]), Ok(0xf_0401));
+        assert_eq!(t.call(nr::GET_DEBUGREG, [5]), Ok(0xf_0401));
+        assert_eq!(set(&mut t, 7, 1 << 13), Err(Errno::EPERM));
+        assert_eq!(set(&mut t, 7, 0x2_0001), Err(Errno::EPERM), "a breakpoint on I/O");
+        assert_eq!(set(&mut t, 7, 0x2_0000), Ok(0), "but it is not enabled");
+        t.vcpu.control.cr4 |= CR4_DE;
+        assert_eq!(set(&mut t, 7, 0x2_0702), Ok(0), "with CR4.DE a breakpoint on I/O is one");
+        assert_eq!(t.call(nr::GET_DEBUGREG, [7]), Ok(0x2_0702));
+        for alias in [4, 5] {
+            assert_eq!(set(&mut t, alias, 0), Err(Errno::ENODEV), "with CR4.DE there is none");
+            assert_eq!(t.call(nr::GET_DEBUGREG, [alias]), Err(Errno::ENODEV));
+        }
+        for n in [6, 7] {
+            assert_eq!(set(&mut t, n, 1 << 32), Err(Errno::EINVAL));
+        }
+        assert_eq!(set(&mut t, 8, 0), Err(Errno::ENODEV));
+        assert_eq!(t.call(nr::GET_DEBUGREG, [8]), Err(Errno::ENODEV));
+    }
+
+    #[test]
+    fn assistances() {
+        let mut t = TestDomain::new();
+        let assist = |t: &mut TestDomain, command: u64, kind: u64| t.call(nr::VM_ASSIST, [command, kind]);
+        for kind in [0, 1, 2, 3, 4, 5, 32] {
+            assert_eq!(assist(&mut t, 0, kind), Ok(0));
+            assert!(t.vcpu.assisted(kind as u32));
+            assert_eq!(assist(&mut t, 2, kind), Err(Errno::ENOSYS));
+            assert_eq!(assist(&mut t, 1, kind), Ok(0));
+        }
+        assert_eq!(t.vcpu.assists, 0);
+        for kind in [6, 31, 33, 64, 0xffff_ffff] {
+            assert_eq!(assist(&mut t, 0, kind), Err(Errno::EINVAL));
+        }
+    }
+
+    proptest! {
+        /// Whatever is written, only what a processor could hold is kept.
+        #[test]
+        fn debug_registers_hold_nothing_forbidden(number in 0u32..9, value: u64) {
+            let mut t = TestDomain::new();
+            let _ = write_debug_register(&mut t, number, value);
+            let debug = t.vcpu.debug;
+            prop_assert_eq!(debug.status & !0xffff_efff | STATUS_ONES & !debug.status, 0);
+            prop_assert_eq!(debug.control & (GENERAL_DETECT | CONTROL_ZEROES | !0xffff_ffff), 0);
+            prop_assert!(debug.addresses.iter().all(|a| !(1 << 47..HYPERVISOR_VIRT_END).contains(a)));
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! sched_op: giving the CPU away, waiting, and ending (public/sched.h).
+
+use paravane_abi::domid::DomId;
+use paravane_abi::errno::Errno;
+use paravane_abi::sched::*;
+
+use super::{HypercallResult, done, low32, spend};
+use crate::machine::end::DomainEnd;
+use crate::machine::time::NS_PER_S;
+use crate::pv::domain::{DOMID, PvDomain};
+use crate::pv::event::EventChannels;
+use crate::pv::vcpu::{MAX_POLL_PORTS, RunState};
+
+/// The domain that holds the host's services.
+const DOMAIN_ZERO: DomId = 0;
+
+/// sched_op(command, argument).
+pub fn sched_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> HypercallResult {
+    match low32(command) {
+        SCHEDOP_YIELD => {
+            // Some guests yield until the console's output is taken.
+            super::service_console(d);
+            done(0)
+        }
+        SCHEDOP_BLOCK => {
+            d.upcall.set_mask(&d.memory, false).map_err(|_| Errno::EFAULT)?;
+            if !d.upcall_due() {
+                d.wait_as(RunState::Blocked);
+            }
+            done(0)
+        }
+        SCHEDOP_SHUTDOWN => {
+            let op: SchedShutdown = d.read_guest_obj(argument)?;
+            end(d, op.reason)
+        }
+        SCHEDOP_SHUTDOWN_CODE => {
+            let op: SchedShutdown = d.read_guest_obj(argument)?;
+            d.shutdown_code.get_or_insert(op.reason);
+            done(0)
+        }
+        SCHEDOP_POLL => poll(d, argument),
+        SCHEDOP_WATCHDOG => watchdog(d, argument),
+        SCHEDOP_REMOTE_SHUTDOWN => {
+            let op: SchedRemoteShutdown = d.read_guest_obj(argument)?;
+            let exists = op.domain_id == DOMAIN_ZERO || op.domain_id == DOMID;
+            Err(if exists { Errno::EPERM } else { Errno::ESRCH })
+        }
+        SCHEDOP_PIN_OVERRIDE => Err(Errno::EPERM),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// sched_op_compat(command, value): the first form, whose shutdown has the reason in place of an address.
+pub fn sched_op_compat(d: &mut PvDomain, [command, value, ..]: [u64; 6]) -> HypercallResult {
+    match low32(command) {
+        SCHEDOP_YIELD | SCHEDOP_BLOCK => sched_op(d, [command, 0, 0, 0, 0, 0]),
+        SCHEDOP_SHUTDOWN => end(d, low32(value)),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// Ends the domain. Xen keeps eight bits of the reason, and one noted earlier counts instead.
+fn end(d: &mut PvDomain, reason: u32) -> HypercallResult {
+    super::service_console(d);
+    let end = match d.shutdown_code.unwrap_or(reason) & 0xff {
+        SHUTDOWN_POWEROFF => DomainEnd::PowerOff,
+        SHUTDOWN_REBOOT | SHUTDOWN_SOFT_RESET => DomainEnd::Reboot,
+        SHUTDOWN_SUSPEND => DomainEnd::Suspend,
+        SHUTDOWN_CRASH => DomainEnd::GuestCrash,
+        SHUTDOWN_WATCHDOG => DomainEnd::Watchdog,
+        unknown => {
+            d.kill(format_args!("a shutdown for reason {unknown}, which does not exist,"));
+            return done(0);
+        }
+    };
+    d.end.get_or_insert(end);
+    done(0)
+}
+
+/// SCHEDOP_poll: waits until one of the ports is pending, whether masked or not, or the time is up.
+fn poll(d: &mut PvDomain, argument: u64) -> HypercallResult {
+    let op: SchedPoll = d.read_guest_obj(argument)?;
+    if usize::try_from(op.nr_ports).map_or(true, |n| n > MAX_POLL_PORTS) {
+        return Err(Errno::EINVAL);
+    }
+    spend(d, op.nr_ports.into());
+    let mut pending = false;
+    d.vcpu.polled.clear();
+    for n in 0..u64::from(op.nr_ports) {
+        let port: u32 = d.read_guest_obj(op.ports.checked_add(n * 4).ok_or(Errno::EFAULT)?)?;
+        if !EventChannels::is_number(port) {
+            return Err(Errno::EINVAL);
+        }
+        d.vcpu.polled.push(port);
+        pending |= d.upcall.is_pending(&d.memory, port).map_err(|_| Errno::EFAULT)?;
+    }
+    if !pending && !d.upcall_due() {
+        d.timers.set_poll((op.timeout != 0).then_some(op.timeout));
+        d.wait_as(RunState::Polling);
+    }
+    done(0)
+}
+
+/// SCHEDOP_watchdog: id 0 makes one and returns its id (1 or 2); an id with time-out 0 ends it.
+fn watchdog(d: &mut PvDomain, argument: u64) -> HypercallResult {
+    let op: SchedWatchdog = d.read_guest_obj(argument)?;
+    let deadline = d.clock.now().saturating_add(u64::from(op.timeout).saturating_mul(NS_PER_S));
+    let deadline = (op.timeout != 0).then_some(deadline);
+    if op.id == 0 {
+        if deadline.is_none() {
+            return Err(Errno::EINVAL);
+        }
+        let index = d.timers.free_watchdog().ok_or(Errno::ENOSPC)?;
+        if let Some(slot) = d.timers.watchdog(index) {
+            *slot = deadline;
+        }
+        return done(index as u64 + 1);
+    }
+    let index = usize::try_from(op.id - 1).map_err(|_| Errno::EINVAL)?;
+    let slot = d.timers.watchdog(index).filter(|slot| slot.is_some()).ok_or(Errno::EINVAL)?;
+    *slot = deadline;
+    done(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use paravane_abi::hypercall as nr;
+
+    use crate::pv::event::Binding;
+    use crate::pv::hypercall::sched::*;
+    use crate::testing::pv::{FREE, NOWHERE, TestDomain, va};
+
+    fn shut_down(reason: u32) -> TestDomain {
+        let mut t = TestDomain::new();
+        assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_SHUTDOWN, SchedShutdown { reason }).map(|r| r.0), Ok(0));
+        t
+    }
+
+    #[test]
+    fn ends() {
+        let ends = [
+            (SHUTDOWN_POWEROFF, DomainEnd::PowerOff),
+            (SHUTDOWN_REBOOT, DomainEnd::Reboot),
+            (SHUTDOWN_SUSPEND, DomainEnd::Suspend),
+            (SHUTDOWN_CRASH, DomainEnd::GuestCrash),
+            (SHUTDOWN_WATCHDOG, DomainEnd::Watchdog),
+            (SHUTDOWN_SOFT_RESET, DomainEnd::Reboot),
+            (0x1_00 | SHUTDOWN_CRASH, DomainEnd::GuestCrash),
+        ];
+        for (reason, end) in ends {
+            assert_eq!(shut_down(reason).end, Some(end.clone()));
+            let mut t = TestDomain::new();
+            assert_eq!(t.call(nr::SCHED_OP_COMPAT, [SCHEDOP_SHUTDOWN.into(), reason.into()]), Ok(0));
+            assert_eq!(t.end, Some(end));
+        }
+        assert!(shut_down(99).death().unwrap().contains("reason 99"));
+    }
+
+    #[test]
+    fn a_reason_noted_in_advance_counts() {
+        let mut t = TestDomain::new();
+        let crash = SchedShutdown { reason: SHUTDOWN_CRASH };
+        assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_SHUTDOWN_CODE, crash).map(|r| r.0), Ok(0));
+        assert_eq!(t.end, None);
+        t.op(nr::SCHED_OP, SCHEDOP_SHUTDOWN, SchedShutdown { reason: SHUTDOWN_POWEROFF }).unwrap();
+        assert_eq!(t.end, Some(DomainEnd::GuestCrash));
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let mut t = TestDomain::new();
+        for (domain_id, errno) in [(0, Errno::EPERM), (DOMID, Errno::EPERM), (5, Errno::ESRCH)] {
+            let op = SchedRemoteShutdown { domain_id, ..Default::default() };
+            assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_REMOTE_SHUTDOWN, op).map(|r| r.0), Err(errno));
+        }
+        for command in
+            [SCHEDOP_SHUTDOWN, SCHEDOP_POLL, SCHEDOP_REMOTE_SHUTDOWN, SCHEDOP_SHUTDOWN_CODE, SCHEDOP_WATCHDOG]
+        {
+            assert_eq!(t.call(nr::SCHED_OP, [command.into(), NOWHERE]), Err(Errno::EFAULT));
+        }
+        assert_eq!(t.call(nr::SCHED_OP, [SCHEDOP_PIN_OVERRIDE.into(), NOWHERE]), Err(Errno::EPERM));
+        assert_eq!(t.call(nr::SCHED_OP, [8, 0]), Err(Errno::ENOSYS));
+        assert_eq!(t.call(nr::SCHED_OP_COMPAT, [SCHEDOP_POLL.into(), 0]), Err(Errno::ENOSYS));
+        assert_eq!(t.end, None);
+    }
+
+    #[test]
+    fn blocking_unmasks_and_waits_unless_an_event_is_due() {
+        let mut t = TestDomain::new();
+        assert_eq!(t.call(nr::SCHED_OP_COMPAT, [SCHEDOP_BLOCK.into(), 0]), Ok(0));
+        assert_eq!((t.vcpu.state, t.upcall.state(&t.memory)), (RunState::Blocked, Ok((false, false))));
+        t.run_again();
+        t.upcall.set_mask(&t.memory, true).unwrap();
+        t.upcall.raise(&t.memory, 1).unwrap();
+        assert_eq!(t.call(nr::SCHED_OP, [SCHEDOP_BLOCK.into(), 0]), Ok(0));
+        assert_eq!(t.vcpu.state, RunState::Running);
+    }
+
+    #[test]
+    fn polls() {
+        let mut t = TestDomain::new();
+        let port = t.events.allocate(Binding::Ipi).unwrap();
+        t.write_guest_obj(va(FREE), &[port, 4095]).unwrap();
+        let poll = |nr_ports, timeout| SchedPoll { ports: va(FREE), nr_ports, timeout, _pad: 0 };
+        assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(2, 77)).map(|r| r.0), Ok(0));
+        assert_eq!((t.vcpu.state, t.vcpu.polled.ports()), (RunState::Polling, [port, 4095].as_slice()));
+        assert_eq!(t.timers.next(), Some(77));
+        t.run_again();
+        t.upcall.raise(&t.memory, port).unwrap();
+        assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(1, 0)).map(|r| r.0), Ok(0));
+        assert_eq!(t.vcpu.state, RunState::Running, "pending already, though masked");
+        assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(129, 0)).map(|r| r.0), Err(Errno::EINVAL));
+        t.write_guest_obj(va(FREE), &4096u32).unwrap();
+        assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(1, 0)).map(|r| r.0), Err(Errno::EINVAL));
+        let nowhere = SchedPoll { ports: NOWHERE, nr_ports: 1, ..Default::default() };
+        assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, nowhere).map(|r| r.0), Err(Errno::EFAULT));
+    }
+
+    #[test]
+    fn there_are_two_watchdogs() {
+        let mut t = TestDomain::new();
+        let mut op =
+            |id, timeout| t.op(nr::SCHED_OP, SCHEDOP_WATCHDOG, SchedWatchdog { id, timeout }).map(|r| r.0);
+        assert_eq!(op(0, 0), Err(Errno::EINVAL));
+        assert_eq!((op(0, 9), op(0, 9), op(0, 9)), (Ok(1), Ok(2), Err(Errno::ENOSPC)));
+        assert_eq!(
+            (op(1, 5), op(1, 0), op(1, 0), op(3, 1)),
+            (Ok(0), Ok(0), Err(Errno::EINVAL), Err(Errno::EINVAL))
+        );
+        assert_eq!(op(0, 9), Ok(1));
+    }
+}

@@ -1,0 +1,22 @@
+//! Xen's paravirtual machine: a domain, its vCPU, and everything that a paravirtual kernel may ask for or find.
+//!
+//! Every pointer that a guest passes goes through [`access`], and nothing else follows one. A guest is killed for what
+//! it did in one place, `PvDomain::kill`. What may not be done here: knowing which engine runs.
+
+pub mod access;
+pub mod devices;
+pub mod domain;
+pub mod entry;
+pub mod event;
+pub mod fixup;
+pub mod free_frames;
+pub mod grants;
+pub mod hypercall;
+pub mod iret;
+pub mod runstate;
+pub mod selectors;
+pub mod store;
+#[cfg(test)]
+mod tests;
+pub mod vcpu;
+pub mod wall_clock;

@@ -1,0 +1,169 @@
+//! What a selector means: the guest's descriptor tables, and the flat descriptors behind them.
+//!
+//! Where the processor does not run on the guest's own table (`EngineInfo::native_selectors`), this stands in for it;
+//! where it does, for loads by hypercalls and for the local table, which no engine loads. Facts: SDM vol. 3, 3.4.2
+//! and 3.4.5; public/arch-x86/xen.h.
+
+use paravane_abi::segment::{
+    DESCRIPTORS_PER_FRAME, FIRST_RESERVED_GDT_ENTRY, FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64,
+};
+use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_NO_SEGMENT, TRAP_STACK_ERROR};
+
+use super::domain::PvDomain;
+use crate::machine::memory::Maddr;
+use crate::x86::exception::Fault;
+
+/// In a selector: the local table instead of the global one.
+const LOCAL: u16 = 1 << 2;
+/// Selectors up to this one are null.
+const LAST_NULL: u16 = 3;
+/// The requested privilege level.
+const RPL: u16 = 3;
+
+/// Of data.
+const WRITABLE: u64 = 1 << 41;
+/// Of code.
+const READABLE: u64 = 1 << 41;
+const CONFORMING: u64 = 1 << 42;
+const CODE: u64 = 1 << 43;
+const NOT_SYSTEM: u64 = 1 << 44;
+const DPL: u64 = 0b11 << 45;
+const PRESENT: u64 = 1 << 47;
+const LONG: u64 = 1 << 53;
+const DEFAULT_32: u64 = 1 << 54;
+
+/// The hypervisor's flat descriptors of privilege level 3, accessed.
+const FLAT_CODE_64: u64 = 0x00af_fb00_0000_ffff;
+const FLAT_CODE_32: u64 = 0x00cf_fb00_0000_ffff;
+const FLAT_DATA: u64 = 0x00cf_f300_0000_ffff;
+
+impl PvDomain {
+    /// The descriptor that a selector names; `None` where there is none that the guest may use.
+    fn descriptor(&self, selector: u16) -> Option<u64> {
+        if selector <= LAST_NULL {
+            return None;
+        }
+        let index = selector >> 3;
+        if selector & LOCAL != 0 {
+            let (base, entries) = self.tables.ldt();
+            let va = base.checked_add(u64::from(index) * 8)?;
+            let at = self.translate_in_kernel(va, false).ok().filter(|_| u32::from(index) < entries)?;
+            // Not validated as the GDT is: the guest's privilege level is put in here.
+            return self.memory.load_u64(at).ok().map(|d| if d & PRESENT != 0 { d | DPL } else { d });
+        }
+        if u32::from(index) >= FIRST_RESERVED_GDT_ENTRY {
+            return match selector & !LAST_NULL {
+                s if s == FLAT_RING3_CS64 & !LAST_NULL => Some(FLAT_CODE_64),
+                s if s == FLAT_RING3_CS32 & !LAST_NULL => Some(FLAT_CODE_32),
+                s if s == FLAT_RING3_SS64 & !LAST_NULL => Some(FLAT_DATA),
+                _ => None,
+            };
+        }
+        let per_frame = usize::try_from(DESCRIPTORS_PER_FRAME).ok()?;
+        let frame = self.tables.gdt_frames().nth(usize::from(index) / per_frame)?;
+        let offset = u64::from(index) % u64::from(DESCRIPTORS_PER_FRAME) * 8;
+        self.memory.load_u64(Maddr(frame.maddr().0 + offset)).ok()
+    }
+
+    /// The descriptor of a code or data segment, present or not: #GP where there is none.
+    fn code_or_data(&self, selector: u16) -> Result<u64, Fault> {
+        self.descriptor(selector).filter(|d| d & NOT_SYSTEM != 0).ok_or(refused(TRAP_GP_FAULT, selector))
+    }
+
+    /// What loading `selector` into DS, ES, FS or GS gives: the segment's base, 0 for a null selector.
+    ///
+    /// # Errors
+    /// The exception that the load raises (SDM vol. 2, MOV): #GP or #NP.
+    pub fn load_data(&self, selector: u16) -> Result<u64, Fault> {
+        if selector <= LAST_NULL {
+            return Ok(0);
+        }
+        let d = self.code_or_data(selector)?;
+        let conforming = d & (CODE | CONFORMING) == CODE | CONFORMING;
+        if d & CODE != 0 && d & READABLE == 0 || d & DPL != DPL && !conforming {
+            return Err(refused(TRAP_GP_FAULT, selector));
+        }
+        if d & PRESENT == 0 {
+            return Err(refused(TRAP_NO_SEGMENT, selector));
+        }
+        Ok((d >> 16 & 0xff_ffff) | (d >> 32 & 0xff00_0000))
+    }
+
+    /// Whether `selector` may be loaded into SS at CPL 3.
+    ///
+    /// # Errors
+    /// The exception that the load raises (SDM vol. 2, MOV): #GP or #SS.
+    pub fn load_stack(&self, selector: u16) -> Result<(), Fault> {
+        if selector <= LAST_NULL {
+            return Err(refused(TRAP_GP_FAULT, 0));
+        }
+        let d = self.code_or_data(selector)?;
+        if selector & RPL != RPL || d & (CODE | WRITABLE) != WRITABLE || d & DPL != DPL {
+            return Err(refused(TRAP_GP_FAULT, selector));
+        }
+        if d & PRESENT == 0 { Err(refused(TRAP_STACK_ERROR, selector)) } else { Ok(()) }
+    }
+
+    /// Whether `selector` names 64-bit code that CPL 3 may go to. 32-bit code is not supported: it is #GP.
+    ///
+    /// # Errors
+    /// The exception that a far transfer raises (SDM vol. 2, JMP, RET, IRET): #GP or #NP.
+    pub fn load_code(&self, selector: u16) -> Result<(), Fault> {
+        if selector <= LAST_NULL {
+            return Err(refused(TRAP_GP_FAULT, 0));
+        }
+        let d = self.code_or_data(selector)?;
+        let privileged = d & CONFORMING == 0 && d & DPL != DPL;
+        if d & CODE == 0 || privileged || d & (LONG | DEFAULT_32) != LONG {
+            return Err(refused(TRAP_GP_FAULT, selector));
+        }
+        if d & PRESENT == 0 { Err(refused(TRAP_NO_SEGMENT, selector)) } else { Ok(()) }
+    }
+
+    /// Whether CS could hold this selector at CPL 3 in 64-bit mode. 32-bit user programs are not supported.
+    pub fn is_code_64(&self, selector: u16) -> bool {
+        self.load_code(selector).is_ok()
+    }
+
+    /// Whether SS could hold this selector, its privilege level raised to 3.
+    pub fn is_stack(&self, selector: u16) -> bool {
+        selector > LAST_NULL && self.load_stack(selector | RPL).is_ok()
+    }
+}
+
+/// An exception whose error code is a selector (SDM vol. 3, 6.13).
+fn refused(vector: u8, selector: u16) -> Fault {
+    Fault { vector, error_code: u32::from(selector & !RPL), address: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::pv::selectors::*;
+    use crate::testing::pv::TestDomain;
+
+    #[test]
+    fn the_flat_selectors_are_always_there() {
+        let t = TestDomain::new();
+        assert!(t.is_code_64(FLAT_RING3_CS64));
+        assert!(!t.is_code_64(FLAT_RING3_CS32), "no 32-bit code");
+        assert!(t.is_stack(FLAT_RING3_SS64) && !t.is_stack(FLAT_RING3_CS64));
+        for selector in [0, 3, 0x33, 0x37, 0xe03b, 0xffff] {
+            assert!(!t.is_code_64(selector) && !t.is_stack(selector), "{selector:#x}");
+        }
+    }
+
+    #[test]
+    fn descriptors_of_the_guest_are_looked_up() {
+        let mut t = TestDomain::new();
+        t.unmap(20);
+        let [code, data] = [0x00af_9b00_0000_ffff, 0x12c0_9334_5678_ffff];
+        t.poke(20, 6, code);
+        t.poke(20, 5, data);
+        t.poke(20, 7, 0x00cf_9b00_0000_ffff);
+        t.set_gdt(&[20], 8);
+        assert!(t.is_code_64(0x33) && !t.is_code_64(0x2b) && !t.is_code_64(0x3b));
+        assert!(t.is_stack(0x2b) && !t.is_stack(0x33) && !t.is_stack(0x1003));
+        assert_eq!((t.load_data(0x2b), t.load_data(0)), (Ok(0x1234_5678), Ok(0)));
+        assert!(t.load_data(0x43).is_err() && t.load_data(0x2f).is_err());
+    }
+}

@@ -1,0 +1,193 @@
+//! A paravirtual CPU: what Xen keeps of one, as far as a guest can tell. Plain data, no behaviour.
+
+use paravane_abi::debugreg::{DEBUGREG_CONTROL_DEFAULT, DEBUGREG_STATUS_DEFAULT};
+use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
+
+use super::runstate::Runstate;
+use crate::x86::guest_cpuid::XCR0_FIRST;
+use crate::x86::registers::Regs;
+
+/// A registered entry point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Callback {
+    /// Linear address; 0: none.
+    pub address: u64,
+    /// Whether events are masked on entry (CALLBACKF_mask_events).
+    pub mask_events: bool,
+}
+
+/// Whether the vCPU wants to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunState {
+    /// It does.
+    #[default]
+    Running,
+    /// It waits for any upcall (SCHEDOP_block).
+    Blocked,
+    /// It waits for one of [`PvVcpu::polled`] or a time-out (SCHEDOP_poll).
+    Polling,
+}
+
+/// Ports in one poll at most: Xen's limit.
+pub const MAX_POLL_PORTS: usize = 128;
+
+/// The ports that a poll waits for.
+#[derive(Clone, Copy, Debug)]
+pub struct Polled {
+    ports: [u32; MAX_POLL_PORTS],
+    count: usize,
+}
+
+impl Polled {
+    const NONE: Self = Self { ports: [0; MAX_POLL_PORTS], count: 0 };
+
+    /// Forgets all ports.
+    pub fn clear(&mut self) {
+        self.count = 0;
+    }
+    /// Adds a port; one beyond [`MAX_POLL_PORTS`] is dropped.
+    pub fn push(&mut self, port: u32) {
+        if let Some(slot) = self.ports.get_mut(self.count) {
+            *slot = port;
+            self.count += 1;
+        }
+    }
+    /// The ports.
+    pub fn ports(&self) -> &[u32] {
+        self.ports.get(..self.count).unwrap_or_default()
+    }
+}
+
+/// Control registers and their like, as the guest has set them.
+#[derive(Clone, Copy, Debug)]
+pub struct Control {
+    /// CR0.TS: the next use of the FPU is to raise #NM.
+    pub task_switched: bool,
+    /// CR2: the address of the last page fault, or what was written to it.
+    pub cr2: u64,
+    /// CR4, as the guest reads it.
+    pub cr4: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// The kernel has used XSAVE or its kin without CR4.OSXSAVE, as it may on Xen.
+    pub xsave_in_use: bool,
+    /// IA32_TSC_AUX.
+    pub tsc_aux: u32,
+}
+
+/// Debug registers. They are kept, and breakpoints do not fire: no engine loads them.
+#[derive(Clone, Copy, Debug)]
+pub struct DebugRegisters {
+    /// DR0 to DR3.
+    pub addresses: [u64; 4],
+    /// DR6.
+    pub status: u64,
+    /// DR7.
+    pub control: u64,
+}
+
+/// Which I/O ports a vCPU may use, beyond the none that its domain owns.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IoPrivilege {
+    /// The virtual IOPL, 0 to 3 (PHYSDEVOP_set_iopl).
+    pub level: u8,
+    /// Linear address of a bitmap of ports; a set bit refuses (PHYSDEVOP_set_iobitmap).
+    pub bitmap: u64,
+    /// Ports that it covers.
+    pub ports: u32,
+}
+
+/// Non-maskable interrupts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nmi {
+    /// One waits for delivery.
+    pub pending: bool,
+    /// One was delivered and `iret` has not come yet.
+    pub masked: bool,
+}
+
+/// A paravirtual CPU.
+#[derive(Clone, Debug)]
+pub struct PvVcpu {
+    /// What the engine loads and saves.
+    pub regs: Regs,
+    /// Whether the guest's kernel, not its user program, runs.
+    pub kernel_mode: bool,
+    /// The stack that entries from user mode switch to (stack_switch).
+    pub kernel_sp: u64,
+    /// Exception handlers, by vector.
+    pub traps: [TrapInfo; TRAP_VECTORS],
+    /// Where upcalls go.
+    pub event: Callback,
+    /// Where a failed return to the guest goes.
+    pub failsafe: Callback,
+    /// Where SYSCALL from user mode goes.
+    pub syscall: Callback,
+    /// Where SYSCALL from 32-bit user mode would go.
+    pub syscall32: Callback,
+    /// Where SYSENTER from 32-bit user mode would go.
+    pub sysenter: Callback,
+    /// The GS base that is not in use: the user's while the kernel runs and the reverse.
+    pub other_gs_base: u64,
+    /// Control registers.
+    pub control: Control,
+    /// Debug registers.
+    pub debug: DebugRegisters,
+    /// I/O ports.
+    pub io: IoPrivilege,
+    /// Assistances that are on, a bit for each `VMASST_TYPE_*`.
+    pub assists: u64,
+    /// Non-maskable interrupts.
+    pub nmi: Nmi,
+    /// Whether it runs or waits.
+    pub state: RunState,
+    /// What a poll waits for.
+    pub polled: Polled,
+    /// Where its time went.
+    pub runstate: Runstate,
+}
+
+/// What every guest finds set in CR4: PAE, MCE, OSFXSR, OSXMMEXCPT.
+pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
+
+impl PvVcpu {
+    /// A vCPU in kernel mode with no handlers, about to run with `regs`.
+    pub fn new(regs: Regs) -> Self {
+        Self {
+            regs,
+            kernel_mode: true,
+            kernel_sp: 0,
+            traps: [TrapInfo::default(); TRAP_VECTORS],
+            event: Callback::default(),
+            failsafe: Callback::default(),
+            syscall: Callback::default(),
+            syscall32: Callback::default(),
+            sysenter: Callback::default(),
+            other_gs_base: 0,
+            control: Control {
+                task_switched: false,
+                cr2: 0,
+                cr4: CR4_FIXED,
+                xcr0: XCR0_FIRST,
+                xsave_in_use: false,
+                tsc_aux: 0,
+            },
+            debug: DebugRegisters {
+                addresses: [0; 4],
+                status: DEBUGREG_STATUS_DEFAULT,
+                control: DEBUGREG_CONTROL_DEFAULT,
+            },
+            io: IoPrivilege::default(),
+            assists: 0,
+            nmi: Nmi::default(),
+            state: RunState::Running,
+            polled: Polled::NONE,
+            runstate: Runstate::default(),
+        }
+    }
+
+    /// Whether an assistance (`VMASST_TYPE_*`) is on.
+    pub fn assisted(&self, kind: u32) -> bool {
+        self.assists.checked_shr(kind).unwrap_or(0) & 1 != 0
+    }
+}

@@ -1,0 +1,4 @@
+//! The techniques: each one way to make one machine look like another to a kernel.
+
+pub mod pv;
+pub mod trap;

@@ -1,0 +1,53 @@
+//! Exits of a paravirtual guest that its user programs bring about.
+
+use paravane_abi::segment::FLAT_USER_SS;
+use paravane_abi::trap::TRAP_DEBUG;
+
+use super::*;
+use crate::testing::pv::{FREE, STACK, TestDomain, va};
+
+const HANDLER: u64 = va(FREE);
+const TF: u64 = 1 << 8;
+
+/// A domain that runs a user program.
+fn in_user_mode() -> TestDomain {
+    let mut t = TestDomain::new();
+    for vector in 0..20 {
+        t.handle(vector, HANDLER + u64::from(vector), 0);
+    }
+    t.vcpu.kernel_sp = va(STACK + 1);
+    t.vcpu.kernel_mode = false;
+    t.vcpu.regs.rip = va(FREE + 1);
+    t
+}
+
+/// XSA-204, here where SYSCALL is carried out: a single step of it is never the kernel's, and the program's goes on.
+#[test]
+fn xsa_204_a_system_call_is_no_step_into_the_kernel() {
+    let mut t = in_user_mode();
+    t.vcpu.syscall.address = HANDLER + 0x100;
+    t.vcpu.regs.rflags |= TF;
+    Guest::handle(&mut *t, Exit::Syscall);
+    assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rflags & TF), (HANDLER + 0x100, 0));
+    let [.., flags, _, ss] = t.read_guest_obj::<[u64; 7]>(t.vcpu.regs.rsp).unwrap();
+    assert_eq!((flags & TF, ss), (TF, FLAT_USER_SS.into()));
+    assert_eq!(t.vcpu.debug.status & 1 << 14, 0, "no step was taken");
+
+    // Without a handler it is no instruction, and its #UD enters the kernel as little stepped.
+    let mut t = in_user_mode();
+    t.vcpu.regs.rflags |= TF;
+    Guest::handle(&mut *t, Exit::Syscall);
+    assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rflags & TF), (HANDLER + u64::from(TRAP_INVALID_OP), 0));
+    assert_ne!(t.vcpu.regs.rip, HANDLER + u64::from(TRAP_DEBUG));
+}
+
+/// XSA-7, where a SYSCALL is the last instruction of the lower half: what comes after it is the program's #GP.
+#[test]
+fn xsa_7_a_system_call_at_the_end_of_the_lower_half() {
+    let mut t = in_user_mode();
+    t.vcpu.kernel_mode = true;
+    (t.vcpu.regs.rip, t.vcpu.regs.rax) = (1 << 47, u64::MAX);
+    Guest::handle(&mut *t, Exit::Syscall);
+    assert!(matches!(t.prepare(), Next::Run(_)));
+    assert_eq!((t.vcpu.regs.rip, t.end.is_none()), (HANDLER + u64::from(TRAP_GP_FAULT), true));
+}

@@ -1,0 +1,97 @@
+//! The contract of engines as to CR4, XCR0 and the vector registers.
+
+use super::{CODE_VA, DATA_VA, HYPERCALL_VA, STACK_TOP, World, code, gp};
+use crate::engine::{Allowed, Exit};
+use crate::machine::memory::PAGE_SIZE;
+use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+use crate::x86::host_cpuid;
+
+/// CR4 says whether RDFSBASE, XGETBV and RDTSC can be executed, and XCR0 what XGETBV reads, where the engine can have
+/// that.
+pub(crate) fn allowed_instructions(w: &mut World) {
+    let cases = [
+        (CR4_FSGSBASE, false, code!("rdfsbase rax", "cli"), 5),
+        (CR4_OSXSAVE, false, code!("xor ecx, ecx", "xgetbv", "cli"), 5),
+        (CR4_TSD, true, code!("rdtsc", "cli"), 2),
+    ];
+    for (bit, forbids, code, length) in cases {
+        for set in [false, true, false] {
+            w.paging.set_allowed(Allowed { cr4: if set { bit } else { 0 }, xcr0: 0b11 });
+            let exit = w.exec(&code);
+            let executed = (exit, w.regs.rip) == (gp(0), CODE_VA + length);
+            if set == forbids && executed {
+                println!("note: this engine cannot forbid what CR4 bit {bit:#x} is about");
+            } else {
+                assert_eq!(executed, set != forbids, "CR4 bit {bit:#x} {set}: {exit:?}");
+            }
+        }
+    }
+    w.paging.set_allowed(Allowed { cr4: CR4_OSXSAVE, xcr0: 0b11 });
+    assert_eq!(w.exec(&code!("xor ecx, ecx", "xgetbv", "cli")), gp(0));
+    if w.regs.rax != 0b11 {
+        println!("note: this engine cannot change XCR0, which is {:#x}", w.regs.rax);
+    }
+    w.paging.set_allowed(Allowed::ALL);
+    assert_eq!(w.exec(&code!("xor ecx, ecx", "xgetbv", "cli")), gp(0));
+    let all = host_cpuid::available_state();
+    assert_eq!(w.regs.rax & all, all, "all that the host has comes back");
+}
+
+/// Every vector and mask register that a guest can have lives through each way out and in: a fault, a hypercall, a kick
+/// and a change of roots.
+pub(crate) fn widest_vector_state(w: &mut World) {
+    const WORDS: u64 = 32 * 8;
+    const MASKS: u64 = 8;
+    let wide = host_cpuid::available_state() & 0xe0 != 0 && is_x86_feature_detected!("avx512bw");
+    if !wide {
+        println!("note: this host has no AVX-512");
+        return;
+    }
+    let first = w.paging.root();
+    let second = w.new_root();
+    for va in [CODE_VA, DATA_VA, STACK_TOP - PAGE_SIZE, HYPERCALL_VA] {
+        let leaf = w.get(va);
+        let entry = w.entry_in(second, va, 1);
+        w.write(entry, 1, leaf);
+    }
+    let code = code!(
+        ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        "vmovdqu64 zmm\\n, [rax + \\n * 64]",
+        ".endr",
+        ".irp n,0,1,2,3,4,5,6,7",
+        "kmovq k\\n, [rax + 2048 + \\n * 8]",
+        ".endr",
+        "cli",
+        "call rbx",
+        "4: test ecx, ecx",
+        "jnz 4b",
+        ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        "vmovdqu64 [rax + \\n * 64], zmm\\n",
+        ".endr",
+        ".irp n,0,1,2,3,4,5,6,7",
+        "kmovq [rax + 2048 + \\n * 8], k\\n",
+        ".endr",
+        "cli",
+    );
+    let value = |n: u64| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    w.load(&code);
+    for roots in [[first; 4], [first, second, first, second], [second, second, first, first]] {
+        (0..WORDS + MASKS).for_each(|n| w.poke(DATA_VA + n * 8, value(n)));
+        (w.regs.rax, w.regs.rbx, w.regs.rcx) = (DATA_VA, HYPERCALL_VA + 32, 1);
+        w.regs.rip = CODE_VA;
+        w.paging.set_root(roots[0]);
+        assert_eq!(w.run(), gp(0));
+        w.regs.rip += 1;
+        (0..WORDS + MASKS).for_each(|n| w.poke(DATA_VA + n * 8, 0));
+        w.paging.set_root(roots[1]);
+        assert_eq!(w.run(), w.by_page);
+        w.paging.set_root(roots[2]);
+        w.regs.rcx = 1;
+        w.engine.kicker().arm(1_000_000);
+        assert_eq!(w.enter(), Exit::Kick);
+        (w.regs.rax, w.regs.rcx) = (DATA_VA, 0);
+        w.paging.set_root(roots[3]);
+        assert_eq!(w.run(), gp(0));
+        (0..WORDS + MASKS).for_each(|n| assert_eq!(w.peek(DATA_VA + n * 8), value(n), "word {n}"));
+    }
+}

@@ -1,0 +1,274 @@
+//! The block device (virtio 1.2, section 5.2): a file or a block device of the host as a guest's disk.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `request.rs` | what a request says, and which are refused |
+//! | `worker.rs` | the loop of one queue: requests out, jobs under way, statuses back |
+//! | `uring.rs`, `transfer.rs` | jobs done by io_uring, directly between the file and the guest's memory |
+//! | `pool.rs` | jobs done by a few threads: image formats, and hosts without io_uring |
+//! | `image.rs` | raw files |
+//! | `direct.rs` | raw files around the page cache |
+//! | `buffers.rs` | lists of guest memory, aligned buffers |
+//! | `qcow2` | qcow2 images: by imago, after a look of our own at their tables |
+//! | `behind.rs` | the files that such an image names |
+//! | `errors.rs` | why a disk cannot be opened |
+//!
+//! A write is used once the host has it, a flush once all that was used before is on stable storage. A driver
+//! that does not accept flushes gets every write on stable storage before it is used. The host's errors are
+//! statuses of requests.
+
+pub(crate) mod request;
+#[cfg(test)]
+mod tests;
+pub(crate) mod worker;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use zerocopy::IntoBytes;
+
+use super::{Activation, Device, Info, Link, MAX_QUEUES, Workers};
+pub use crate::host::disk::errors::OpenError;
+use crate::host::disk::image::{Image, Limits, RawImage};
+pub use crate::host::disk::qcow2::Fault;
+use crate::host::disk::qcow2::Qcow2Image;
+
+/// The unit of addresses and capacities, whatever the disk (5.2.4).
+pub const SECTOR: u64 = 512;
+/// Entries of a queue at most.
+const QUEUE_SIZE: u16 = 256;
+/// Buffers of a request at most: header and status have one each.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Sectors that one discard or write-zeroes request covers at most: 32 MiB.
+const MOST_SECTORS: u32 = 1 << 16;
+/// What drivers call physical blocks: 4 KiB, which is what file systems of the host use.
+const PHYSICAL: u64 = 4096;
+/// Bytes of an identity (5.2.6, VIRTIO_BLK_T_GET_ID).
+const ID_BYTES: usize = 20;
+
+/// How an image is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// As the guest sees it.
+    Raw,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+/// A disk to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Its format; `None`: by its name, raw if that does not end in `.qcow2`.
+    pub format: Option<Format>,
+    /// The guest must not write.
+    pub readonly: bool,
+    /// Bypass the host's page cache (O_DIRECT).
+    pub direct: bool,
+    /// Queues: 1 to [`MAX_QUEUES`].
+    pub queues: u16,
+    /// What GET_ID answers; by default the file's name.
+    pub id: Option<String>,
+}
+
+pub(crate) fn is_called_qcow2(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "qcow2")
+}
+
+/// A disk.
+pub struct Block {
+    disk: Arc<Disk>,
+    queues: u16,
+}
+
+/// What all queues of a disk share.
+struct Disk {
+    image: Arc<dyn Image>,
+    /// The image again, where io_uring can work on its file.
+    raw: Option<Arc<RawImage>>,
+    limits: Limits,
+    sectors: u64,
+    readonly: bool,
+    /// Cleared by drivers that want every change on stable storage before it is done (5.2.5, `writeback`).
+    writeback: AtomicBool,
+    id: [u8; ID_BYTES],
+}
+
+impl Block {
+    /// Opens what is behind a disk, and locks it: one writer, or any number of readers.
+    ///
+    /// # Errors
+    /// When it cannot be had; the message says what to do.
+    pub fn open(options: &Options) -> Result<Self, OpenError> {
+        if options.queues == 0 || usize::from(options.queues) > MAX_QUEUES {
+            return Err(OpenError::Queues(options.queues));
+        }
+        let path = options.path.as_path();
+        let by_name = if is_called_qcow2(path) { Format::Qcow2 } else { Format::Raw };
+        let format = options.format.unwrap_or(by_name);
+        let opened = |error| OpenError::Open { path: path.to_owned(), error };
+        let file = crate::host::disk::image::open(path, options)?;
+        let (image, raw): (Arc<dyn Image>, _) = match format {
+            Format::Raw => {
+                if options.format.is_none() && crate::host::disk::image::begins_as_qcow2(&file.0) {
+                    return Err(OpenError::LooksLikeQcow2(path.to_owned()));
+                }
+                let raw = Arc::new(RawImage::new(file, options.direct).map_err(opened)?);
+                let (bytes, block) = (raw.bytes(), raw.limits().block);
+                if !bytes.is_multiple_of(block) {
+                    return Err(OpenError::PartOfABlock { path: path.to_owned(), bytes, block });
+                }
+                let for_uring = raw.takes_sectors().then(|| raw.clone());
+                (raw, for_uring)
+            }
+            Format::Qcow2 if !crate::host::disk::image::begins_as_qcow2(&file.0) => {
+                return Err(OpenError::NoQcow2(path.to_owned()));
+            }
+            Format::Qcow2 => (Arc::new(Qcow2Image::open(file, options)?), None),
+        };
+        if image.bytes() == 0 {
+            return Err(OpenError::Empty(path.to_owned()));
+        }
+        Ok(Self::new(image, raw, options))
+    }
+
+    fn new(image: Arc<dyn Image>, raw: Option<Arc<RawImage>>, options: &Options) -> Self {
+        let limits = image.limits();
+        let sectors = image.bytes() / SECTOR;
+        let id = identity(options);
+        let disk =
+            Disk { image, raw, limits, sectors, readonly: options.readonly, writeback: true.into(), id };
+        Self { disk: Arc::new(disk), queues: options.queues }
+    }
+}
+
+/// The first bytes of the name, padded with zeroes.
+fn identity(options: &Options) -> [u8; ID_BYTES] {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let text = options.id.clone().or_else(|| name(&options.path)).unwrap_or_default();
+    let mut id = [0; ID_BYTES];
+    id.iter_mut().zip(text.bytes()).for_each(|(to, byte)| *to = byte);
+    id
+}
+
+/// The configuration space (5.2.4), up to what write-zeroes needs.
+#[repr(C, packed)]
+#[derive(IntoBytes, zerocopy::Immutable, Clone, Copy, Debug, Default)]
+struct Config {
+    capacity: u64,
+    size_max: u32,
+    seg_max: u32,
+    geometry: [u8; 4],
+    blk_size: u32,
+    physical_block_exp: u8,
+    alignment_offset: u8,
+    min_io_size: u16,
+    opt_io_size: u32,
+    writeback: u8,
+    _unused: u8,
+    num_queues: u16,
+    max_discard_sectors: u32,
+    max_discard_seg: u32,
+    discard_sector_alignment: u32,
+    max_write_zeroes_sectors: u32,
+    max_write_zeroes_seg: u32,
+    write_zeroes_may_unmap: u8,
+    _unused1: [u8; 3],
+}
+
+const _: () = assert!(size_of::<Config>() == 60);
+/// Where `writeback` is.
+const WRITEBACK: usize = std::mem::offset_of!(Config, writeback);
+
+impl Block {
+    /// Whether a change may be done before it is on stable storage; requests that come after this heed it.
+    fn set_writeback(&self, link: &Link, on: bool) {
+        if self.disk.writeback.swap(on, Ordering::AcqRel) != on {
+            link.change_config(|config| {
+                config.iter_mut().skip(WRITEBACK).take(1).for_each(|byte| *byte = on.into())
+            });
+        }
+    }
+}
+
+impl Device for Block {
+    fn info(&self) -> Info {
+        let bit = |bit: u32, offered: bool| u64::from(offered) << bit;
+        let writable = !self.disk.readonly;
+        let features = bit(VIRTIO_BLK_F_SEG_MAX, true)
+            | bit(VIRTIO_BLK_F_BLK_SIZE, true)
+            | bit(VIRTIO_BLK_F_TOPOLOGY, true)
+            | bit(VIRTIO_BLK_F_FLUSH, true)
+            | bit(VIRTIO_BLK_F_CONFIG_WCE, true)
+            | bit(VIRTIO_BLK_F_RO, !writable)
+            | bit(VIRTIO_BLK_F_MQ, self.queues > 1)
+            | bit(VIRTIO_BLK_F_DISCARD, writable && self.disk.limits.discard.is_some())
+            | bit(VIRTIO_BLK_F_WRITE_ZEROES, writable);
+        Info { kind: VIRTIO_ID_BLOCK, features, queues: self.queues, queue_size: QUEUE_SIZE }
+    }
+
+    fn label(&self) -> Option<String> {
+        let end = self.disk.id.iter().position(|&byte| byte == 0).unwrap_or(ID_BYTES);
+        self.disk.id.get(..end).map(|name| String::from_utf8_lossy(name).into_owned())
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let Limits { block, discard } = self.disk.limits;
+        // Powers of two, of which none is greater than a cluster of qcow2: 2 MiB.
+        let blocks = (PHYSICAL / block).max(1);
+        let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).unwrap_or(u32::MAX);
+        let config = Config {
+            capacity: self.disk.sectors,
+            seg_max: SEG_MAX,
+            blk_size: u32::try_from(block).unwrap_or(u32::MAX),
+            physical_block_exp: blocks.ilog2() as u8,
+            min_io_size: u16::try_from(blocks).unwrap_or(1),
+            writeback: 1,
+            num_queues: self.queues,
+            max_discard_sectors: MOST_SECTORS,
+            max_discard_seg: 1,
+            discard_sector_alignment: sectors(discard.unwrap_or(block)),
+            max_write_zeroes_sectors: MOST_SECTORS,
+            max_write_zeroes_seg: 1,
+            write_zeroes_may_unmap: u8::from(discard.is_some()),
+            ..Config::default()
+        };
+        config.as_bytes().to_vec()
+    }
+
+    /// `writeback` is a driver's to change, and nothing else.
+    fn write_config(&mut self, link: &Link, offset: usize, bytes: &[u8]) {
+        let byte = WRITEBACK.checked_sub(offset).and_then(|at| bytes.get(at));
+        if let Some(&byte) = byte {
+            self.set_writeback(link, byte & 1 != 0);
+        }
+    }
+
+    fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
+        let accepted = |bit: u32| activation.features & 1 << bit != 0;
+        let before = self.disk.writeback.load(Ordering::Acquire);
+        // One that negotiated CONFIG_WCE may have cleared it since (3.1.1, step 7); without flushes there is no
+        // cache (5.2.5.2).
+        let kept = before || !accepted(VIRTIO_BLK_F_CONFIG_WCE);
+        self.set_writeback(&activation.link, accepted(VIRTIO_BLK_F_FLUSH) && kept);
+        let mut queues = (0..usize::from(self.queues)).filter_map(|index| activation.queue(index));
+        let spawned = queues.try_for_each(|queue| {
+            let disk = Arc::clone(&self.disk);
+            workers.spawn("pv-block", move |stop| worker::run(queue, stop, &disk))
+        });
+        drop(queues);
+        spawned.inspect_err(|_| self.set_writeback(&activation.link, before))
+    }
+
+    fn reset(&mut self, link: &Link) {
+        self.set_writeback(link, true);
+    }
+}

@@ -1,0 +1,182 @@
+//! What a request says (virtio 1.2, section 5.2.6), and which are refused.
+//!
+//! A chain that is no block request at all (no header, no room for a status) breaks the device; one that asks
+//! for what cannot be is answered.
+
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{Disk, MOST_SECTORS, SECTOR};
+use crate::host::disk::buffers::Buffers;
+use crate::machine::device_memory::DeviceMemory;
+use crate::virtio::{Broken, Chain, Segment};
+
+/// The first readable bytes.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Clone, Copy, Debug)]
+struct Header {
+    kind: u32,
+    _reserved: u32,
+    sector: u64,
+}
+
+/// What a discard or write-zeroes request is about.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Clone, Copy, Debug)]
+struct Range {
+    sector: u64,
+    sectors: u32,
+    flags: u32,
+}
+
+/// A request's outcome (5.2.6, `status`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Ok,
+    IoError,
+    Unsupported,
+}
+
+impl Status {
+    fn byte(self) -> u8 {
+        (match self {
+            Self::Ok => VIRTIO_BLK_S_OK,
+            Self::IoError => VIRTIO_BLK_S_IOERR,
+            Self::Unsupported => VIRTIO_BLK_S_UNSUPP,
+        }) as u8
+    }
+}
+
+/// What is to be done to the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Read,
+    Write,
+    Flush,
+    Discard,
+    /// `unmap`: room may be given back.
+    Zero {
+        unmap: bool,
+    },
+}
+
+/// Work for an image: `len` bytes at `offset`, from or to where the guest has them.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub op: Op,
+    pub offset: u64,
+    pub len: u64,
+    /// Of a change: it must be on stable storage before it is done.
+    pub sync: bool,
+    pub buffers: Buffers,
+}
+
+/// A request that was read.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// To be done.
+    Job(Job),
+    /// Done already: its status, and the bytes of data that were written.
+    Done(Status, u32),
+}
+
+/// Reads a request. `spare`: room for a job's buffers, which is taken if there is a job.
+pub(super) fn read(
+    memory: &DeviceMemory,
+    chain: &Chain,
+    disk: &Disk,
+    spare: &mut Buffers,
+) -> Result<Request, Broken> {
+    let header: Header =
+        gather(memory, chain, 0).ok_or(Broken::Request("a block request without a header"))?;
+    let header_len = size_of::<Header>() as u64;
+    let room = chain.writable_len().checked_sub(1);
+    let room = room.ok_or(Broken::Request("a block request without room for its status"))?;
+    let data = chain.readable_len().saturating_sub(header_len);
+    let refused = |status| Ok(Request::Done(status, 0));
+    let sync = !disk.writeback.load(Ordering::Acquire);
+    let mut job = |op, offset, len, from: &[Segment], skip| {
+        spare.0.clear();
+        if !from.is_empty() && memory.iovecs(from, skip, len, &mut spare.0) != len {
+            // The buffers were checked to be the device's.
+            return Err(Broken::Bug);
+        }
+        Ok(Request::Job(Job { op, offset, len, sync, buffers: std::mem::take(spare) }))
+    };
+    match header.kind {
+        VIRTIO_BLK_T_IN => {
+            let Some(offset) = disk.place(header.sector, room) else { return refused(Status::IoError) };
+            job(Op::Read, offset, room, chain.writable(), 0)
+        }
+        VIRTIO_BLK_T_OUT => {
+            let place = disk.place(header.sector, data).filter(|_| !disk.readonly);
+            let Some(offset) = place else { return refused(Status::IoError) };
+            job(Op::Write, offset, data, chain.readable(), header_len)
+        }
+        VIRTIO_BLK_T_FLUSH => job(Op::Flush, 0, 0, &[], 0),
+        VIRTIO_BLK_T_GET_ID => {
+            let fits = usize::try_from(room).unwrap_or(usize::MAX).min(disk.id.len());
+            let part = disk.id.get(..fits).unwrap_or_default();
+            let written = memory.scatter(chain.writable(), 0, part);
+            Ok(Request::Done(Status::Ok, u32::try_from(written).unwrap_or(0)))
+        }
+        kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
+            if disk.readonly || data != size_of::<Range>() as u64 {
+                return refused(Status::IoError);
+            }
+            let Some(range) = gather::<Range>(memory, chain, header_len) else {
+                return refused(Status::IoError);
+            };
+            match clear(kind == VIRTIO_BLK_T_DISCARD, &range, disk) {
+                Ok((op, offset, len)) => job(op, offset, len, &[], 0),
+                Err(status) => refused(status),
+            }
+        }
+        _ => refused(Status::Unsupported),
+    }
+}
+
+/// What a discard or write-zeroes request comes to.
+fn clear(discard: bool, range: &Range, disk: &Disk) -> Result<(Op, u64, u64), Status> {
+    let unmap = range.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+    if range.flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0
+        || discard && (unmap || disk.limits.discard.is_none())
+    {
+        return Err(Status::Unsupported);
+    }
+    let len = u64::from(range.sectors) * SECTOR;
+    let offset = disk.place(range.sector, len).filter(|_| range.sectors <= MOST_SECTORS);
+    let op = if discard { Op::Discard } else { Op::Zero { unmap } };
+    Ok((op, offset.ok_or(Status::IoError)?, len))
+}
+
+fn gather<T: FromBytes + IntoBytes>(memory: &DeviceMemory, chain: &Chain, skip: u64) -> Option<T> {
+    let mut value = T::new_zeroed();
+    let bytes = value.as_mut_bytes();
+    let len = bytes.len();
+    (memory.gather(chain.readable(), skip, bytes) == len).then_some(value)
+}
+
+/// Writes a request's status; returns how many bytes of its buffers were written from the first on, `data`
+/// bytes of data having been.
+pub(crate) fn answer(memory: &DeviceMemory, chain: &Chain, status: Status, data: u32) -> u32 {
+    let last = chain.writable_len().saturating_sub(1);
+    memory.scatter(chain.writable(), last, &[status.byte()]);
+    // Of a failed read nobody knows how much was written.
+    if u64::from(data) == last { data.saturating_add(1) } else { data }
+}
+
+impl Disk {
+    /// Where on the disk `len` bytes at `sector` begin, if they are whole sectors of it.
+    fn place(&self, sector: u64, len: u64) -> Option<u64> {
+        let end = sector.checked_add(len / SECTOR)?;
+        let inside = len.is_multiple_of(SECTOR) && end <= self.sectors;
+        inside.then(|| sector.checked_mul(SECTOR)).flatten()
+    }
+}

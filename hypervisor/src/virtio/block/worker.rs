@@ -1,0 +1,188 @@
+//! The loop of one queue of a disk.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use super::Disk;
+use super::request;
+use super::request::{Job, Op, Request, Status};
+use crate::host::busy_poll::BusyPoll;
+use crate::host::disk::buffers::Buffers;
+use crate::host::disk::pool::Pool;
+use crate::host::disk::uring::Uring;
+use crate::virtio::{Broken, Chain, Queue, Stop};
+
+/// Bytes that are handed over together. What is in the host's page cache is copied while it is handed over: the driver
+/// gets these while the next are copied.
+const AT_ONCE: u64 = 256 << 10;
+
+/// Does jobs, many at a time.
+pub(crate) trait Jobs {
+    /// Takes a job; its end is told under `token`, of which there is one at a time.
+    fn begin(&mut self, token: u16, job: Job) -> io::Result<()>;
+    /// Hands over what was begun, and adds the jobs that have ended to `done`. `sleep`: waits until one has, or one of
+    /// `wake` is readable.
+    fn ended(&mut self, sleep: bool, wake: [RawFd; 2], done: &mut Vec<Done>) -> io::Result<()>;
+    /// Whether a job has ended that [`Jobs::ended`] has not told of; costs next to nothing.
+    fn has_ended(&mut self) -> bool;
+}
+
+/// A job that has ended.
+pub(crate) struct Done {
+    pub token: u16,
+    pub result: io::Result<()>,
+    /// What its buffers were in, for the next one.
+    pub buffers: Buffers,
+}
+
+/// A request that is under way.
+struct Running {
+    chain: Chain,
+    /// Bytes that it writes into its buffers if it succeeds.
+    reads: u32,
+}
+
+/// Serves a queue until it is to stop.
+pub(super) fn run(queue: Queue, stop: &Stop, disk: &Disk) -> Result<(), Broken> {
+    // Kept here past the queue's end: whatever that was, the kernel may still be at work on this memory, and it
+    // is waited for when what does the jobs goes.
+    let memory = queue.memory().clone();
+    let uring = disk.raw.as_ref().and_then(|raw| Uring::new(raw, queue.size(), &memory).ok());
+    match uring {
+        Some(mut uring) => Worker::new(queue, disk, &mut uring).serve(stop),
+        None => {
+            let mut pool = Pool::new(&disk.image).map_err(|_| Broken::Host)?;
+            Worker::new(queue, disk, &mut pool).serve(stop)
+        }
+    }
+}
+
+struct Worker<'a> {
+    queue: Queue,
+    disk: &'a Disk,
+    jobs: &'a mut dyn Jobs,
+    running: Vec<Option<Running>>,
+    /// Numbers of `running` that are not in use.
+    free: Vec<u16>,
+    done: Vec<Done>,
+    /// Room for buffers, of jobs that have ended.
+    spare: Vec<Buffers>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(queue: Queue, disk: &'a Disk, jobs: &'a mut dyn Jobs) -> Self {
+        let size = queue.size();
+        let running = (0..size).map(|_| None).collect();
+        let free = (0..size).rev().collect();
+        Self { queue, disk, jobs, running, free, done: Vec::new(), spare: Vec::new() }
+    }
+
+    fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
+        let mut habit = BusyPoll::default();
+        let mut offence = Ok(());
+        loop {
+            let mut listens = offence.is_ok() && !stop.is_asked();
+            let mut more = false;
+            if listens {
+                self.queue.refuse_kicks()?;
+                (offence, more) =
+                    self.take_some().map_or_else(|broken| (Err(broken), false), |more| (Ok(()), more));
+                listens = offence.is_ok();
+            }
+            if !listens && self.running.len() == self.free.len() {
+                // What was in work is done, whoever wanted to stop.
+                self.queue.notify()?;
+                return offence;
+            }
+            if self.turn(false, [-1; 2])? || more {
+                continue;
+            }
+            // Once it is to stop there is nothing to hear but the ends of jobs.
+            let (queue, jobs) = (&self.queue, &mut *self.jobs);
+            if habit.look(|| listens && (queue.has_next() || stop.is_asked()) || jobs.has_ended()) {
+                continue;
+            }
+            // After the last look there must be either a kick to wake us, or a reason not to sleep. poll(2) and
+            // io_uring pass over negative descriptors.
+            if !(listens && self.queue.ask_for_kicks()?) {
+                let wake = if listens { [stop.fd(), self.queue.kick_fd()] } else { [-1; 2] };
+                self.turn(true, wake)?;
+                self.queue.take_kick();
+            }
+            habit.slept();
+        }
+    }
+
+    /// Gives back what has ended; whether anything had.
+    fn turn(&mut self, sleep: bool, wake: [RawFd; 2]) -> Result<bool, Broken> {
+        self.jobs.ended(sleep, wake, &mut self.done).map_err(|_| Broken::Bug)?;
+        let any = !self.done.is_empty();
+        self.give_back_done()?;
+        Ok(any)
+    }
+
+    /// Begins what the driver has made available, up to [`AT_ONCE`]; whether there may be more. No more than the ring
+    /// has entries, as a driver could go on for ever with requests that are done at once.
+    fn take_some(&mut self) -> Result<bool, Broken> {
+        let (mut bytes, mut more) = (0u64, true);
+        for _ in 0..self.queue.size() {
+            let Some(chain) = self.queue.take()? else {
+                more = false;
+                break;
+            };
+            let mut spare = self.spare.pop().unwrap_or_default();
+            match request::read(self.queue.memory(), &chain, self.disk, &mut spare)? {
+                Request::Done(status, data) => {
+                    self.spare.push(spare);
+                    self.finish(&chain, status, data)?;
+                }
+                Request::Job(job) => {
+                    bytes = bytes.saturating_add(job.len);
+                    self.begin(chain, job)?;
+                }
+            }
+            if bytes >= AT_ONCE {
+                break;
+            }
+        }
+        self.queue.notify()?;
+        Ok(more)
+    }
+
+    fn begin(&mut self, chain: Chain, job: Job) -> Result<(), Broken> {
+        let reads = if job.op == Op::Read { u32::try_from(job.len).unwrap_or(u32::MAX) } else { 0 };
+        if job.len == 0 && job.op != Op::Flush {
+            return self.finish(&chain, Status::Ok, 0);
+        }
+        // The queue has no more requests in work than it has entries.
+        let token = self.free.pop().ok_or(Broken::Bug)?;
+        if self.jobs.begin(token, job).is_err() {
+            self.free.push(token);
+            return self.finish(&chain, Status::IoError, 0);
+        }
+        let slot = self.running.get_mut(usize::from(token)).ok_or(Broken::Bug)?;
+        *slot = Some(Running { chain, reads });
+        Ok(())
+    }
+
+    fn give_back_done(&mut self) -> Result<(), Broken> {
+        let mut done = std::mem::take(&mut self.done);
+        for Done { token, result, buffers } in done.drain(..) {
+            self.spare.push(buffers);
+            let slot = self.running.get_mut(usize::from(token)).and_then(Option::take);
+            let Running { chain, reads } = slot.ok_or(Broken::Bug)?;
+            self.free.push(token);
+            match result {
+                Ok(()) => self.finish(&chain, Status::Ok, reads)?,
+                Err(_) => self.finish(&chain, Status::IoError, 0)?,
+            }
+        }
+        self.done = done;
+        self.queue.notify()
+    }
+
+    fn finish(&mut self, chain: &Chain, status: Status, data: u32) -> Result<(), Broken> {
+        let written = request::answer(self.queue.memory(), chain, status, data);
+        self.queue.give_back(chain.head(), written)
+    }
+}

@@ -1,0 +1,191 @@
+//! The console device (virtio 1.2, section 5.3), one port: text between a guest and a [`Backend`].
+//!
+//! | File | |
+//! | --- | --- |
+//! | `transmit`, `receive` | what is done with the two queues |
+//! | `emergency` | bytes without a queue |
+//! | `backend` | what is behind the device: `file`, `unix`, `pty`, `stdio`, `loopback` |
+//! | `options` | `--console` |
+//!
+//! One thread serves both queues and the back end, and sleeps in poll(2) when none has anything.
+//!
+//! An end that is slow holds up the transmit queue alone; one that went away takes what is printed and keeps nothing.
+//! Only rings and requests that are malformed stop the device.
+
+mod emergency;
+mod receive;
+mod transmit;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
+
+use super::{Activation, Broken, Device, Info, Link, Queue, Stop, Workers};
+use crate::host::console::backend::{Backend, Size, Wish, watch};
+use emergency::Emergency;
+use receive::Receiver;
+use transmit::Transmitter;
+
+/// `VIRTIO_CONSOLE_F_SIZE` and `VIRTIO_CONSOLE_F_EMERG_WRITE` (section 5.3.3).
+const F_SIZE: u64 = 1 << 0;
+const F_EMERG_WRITE: u64 = 1 << 2;
+const RECEIVE_QUEUE: usize = 0;
+const TRANSMIT_QUEUE: usize = 1;
+/// Rounds of printing after the device was told to stop: a driver that goes on printing does not keep it.
+const LAST_ROUNDS: usize = 64;
+/// The configuration space (section 5.3.4): `cols`, `rows`, `max_nr_ports`, `emerg_wr`.
+const CONFIG_LEN: usize = 12;
+const EMERGENCY_OFFSET: usize = 8;
+
+/// A console device.
+pub struct Console {
+    /// The worker's while the device is active.
+    backend: Arc<Mutex<Box<dyn Backend>>>,
+    emergency: Arc<Emergency>,
+    size: Option<Size>,
+}
+
+impl Console {
+    /// A device with `backend` behind it.
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn new(backend: Box<dyn Backend>) -> io::Result<Self> {
+        let size = backend.size();
+        Ok(Self { backend: Arc::new(Mutex::new(backend)), emergency: Arc::new(Emergency::new()?), size })
+    }
+}
+
+fn put_size(config: &mut [u8], size: Size) {
+    let [columns, rows] = [size.columns, size.rows].map(u16::to_le_bytes);
+    config.iter_mut().zip([columns, rows].as_flattened()).for_each(|(to, from)| *to = *from);
+}
+
+impl Device for Console {
+    fn info(&self) -> Info {
+        let features = F_EMERG_WRITE | if self.size.is_some() { F_SIZE } else { 0 };
+        Info { kind: VIRTIO_ID_CONSOLE, features, queues: 2, queue_size: 128 }
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let mut config = vec![0; CONFIG_LEN];
+        if let Some(size) = self.size {
+            put_size(&mut config, size);
+        }
+        config
+    }
+
+    /// A character is the register's low byte, which is its first; it may be written before the device is active.
+    fn write_config(&mut self, _: &Link, offset: usize, bytes: &[u8]) {
+        let byte = EMERGENCY_OFFSET.checked_sub(offset).and_then(|at| bytes.get(at));
+        if let Some(&byte) = byte {
+            self.emergency.push(byte, &self.backend);
+        }
+    }
+
+    fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
+        let (backend, emergency) = (Arc::clone(&self.backend), Arc::clone(&self.emergency));
+        let (receive, transmit) = (activation.queue(RECEIVE_QUEUE), activation.queue(TRANSMIT_QUEUE));
+        let Activation { memory, link, .. } = activation;
+        workers.spawn("pv-console", move |stop| {
+            // Nobody holds it for long: the workers of a former activation have ended.
+            let mut held = backend.lock().unwrap_or_else(PoisonError::into_inner);
+            let receiver = receive.map(|queue| Receiver::new(queue, &memory));
+            let transmitter = transmit.map(|queue| Transmitter::new(queue, &memory));
+            let worker =
+                Worker { backend: &mut **held, receiver, transmitter, emergency: &emergency, link: &link };
+            let result = worker.serve(stop);
+            drop(held);
+            emergency.flush(&backend);
+            result
+        })
+    }
+}
+
+/// The device at work.
+struct Worker<'m> {
+    backend: &'m mut dyn Backend,
+    receiver: Option<Receiver<'m>>,
+    transmitter: Option<Transmitter<'m>>,
+    emergency: &'m Emergency,
+    link: &'m Link,
+}
+
+impl Worker<'_> {
+    fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
+        let mut shown = None;
+        loop {
+            // A guest that prints and powers off has its last words, as far as the other end takes them.
+            let last = stop.is_asked();
+            // These came behind what is in the ring by now, others may not have.
+            let emergencies = self.emergency.len();
+            let mut more = false;
+            if let Some(transmitter) = &mut self.transmitter {
+                more |= transmitter.round(self.backend)?;
+                for _ in 0..if last { LAST_ROUNDS } else { 0 } {
+                    more = more && transmitter.round(self.backend)?;
+                }
+            }
+            self.emergency.pass_on(self.backend, emergencies);
+            if last {
+                return Ok(());
+            }
+            if let Some(receiver) = &mut self.receiver {
+                more |= receiver.round(self.backend)?;
+            }
+            let size = self.backend.size();
+            if size != shown {
+                shown = size;
+                self.show(size);
+            }
+            if !more {
+                self.sleep(stop)?;
+            }
+        }
+    }
+
+    /// Tells the driver a size that it does not know.
+    fn show(&self, size: Option<Size>) {
+        let Some(size) = size else { return };
+        let mut wanted = [0; 4];
+        put_size(&mut wanted, size);
+        let (config, _) = self.link.config();
+        if !config.bytes().starts_with(&wanted) {
+            self.link.change_config(|config| put_size(config, size));
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn sleep(&mut self, stop: &Stop) -> Result<(), Broken> {
+        let stalled = self.transmitter.as_ref().is_some_and(Transmitter::is_stalled);
+        let wish = Wish {
+            read: self.receiver.as_ref().is_some_and(Receiver::has_room),
+            write: stalled || !self.emergency.is_empty(),
+        };
+        let queues = [self.receiver.as_ref().map(|r| &r.queue), self.transmitter.as_ref().map(|t| &t.queue)];
+        // poll(2) passes over negative descriptors.
+        let kick = |queue: Option<&Queue>| watch(queue.map_or(-1, Queue::kick_fd), libc::POLLIN);
+        let [receive, transmit] = queues.map(kick);
+        let [first, second, third] = self.backend.watch(wish);
+        let bell = watch(self.emergency.bell_fd(), libc::POLLIN);
+        let stop = watch(stop.fd(), libc::POLLIN);
+        let mut fds = [first, second, third, bell, stop, receive, transmit];
+        // SAFETY: `fds` is a live array of that length.
+        let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+        if result < 0 {
+            let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+            return if interrupted { Ok(()) } else { Err(Broken::Bug) };
+        }
+        queues.into_iter().flatten().for_each(Queue::take_kick);
+        self.emergency.take_bell();
+        let [first, second, third, ..] = fds;
+        if [first, second, third].iter().any(|fd| fd.revents != 0) {
+            self.backend.ready(&[first, second, third]);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! The transmit queue: what the guest prints (virtio 1.2, section 5.3.6).
+//!
+//! Requests are put together, so that a guest that prints byte by byte costs a system call for many of them. A
+//! request is given back when the other end has all of it: a slow reader holds up this queue and nothing else, and
+//! nothing is lost.
+
+use std::collections::VecDeque;
+
+use crate::host::console::backend::Backend;
+use crate::machine::device_memory::DeviceMemory;
+use crate::virtio::{Broken, Chain, Queue};
+
+/// Bytes passed on by one system call at most.
+const BUFFER: usize = 16 << 10;
+
+/// The queue, and what is on its way.
+pub(super) struct Transmitter<'m> {
+    pub(super) queue: Queue,
+    memory: &'m DeviceMemory,
+    buffer: Box<[u8]>,
+    /// Bytes in the buffer, and how many of them were passed on.
+    filled: usize,
+    sent: usize,
+    /// Requests that end in the buffer: head, and where.
+    ends: VecDeque<(u16, usize)>,
+    /// A request that goes on after the buffer, and how many of its bytes were taken.
+    long: Option<(Chain, u64)>,
+}
+
+impl<'m> Transmitter<'m> {
+    pub(super) fn new(queue: Queue, memory: &'m DeviceMemory) -> Self {
+        let ends = VecDeque::with_capacity(queue.size().into());
+        let buffer = vec![0; BUFFER].into_boxed_slice();
+        Self { queue, memory, buffer, filled: 0, sent: 0, ends, long: None }
+    }
+
+    /// Whether bytes wait for room at the other end.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.sent < self.filled
+    }
+
+    /// Passes on what there is, up to a limit; whether there is more to be done now.
+    pub(super) fn round(&mut self, backend: &mut dyn Backend) -> Result<bool, Broken> {
+        self.queue.refuse_kicks()?;
+        let drained = if self.is_stalled() { Ok(false) } else { self.fill() };
+        // What was asked for before a mistake is still done.
+        self.flush(backend)?;
+        self.queue.notify()?;
+        let drained = drained?;
+        Ok(!self.is_stalled() && (!drained || self.queue.ask_for_kicks()?))
+    }
+
+    /// Fills the empty buffer; true when the queue has nothing more.
+    fn fill(&mut self) -> Result<bool, Broken> {
+        (self.filled, self.sent) = (0, 0);
+        while self.filled < self.buffer.len() {
+            let next = self.long.take().map_or_else(|| self.next(), |long| Ok(Some(long)))?;
+            let Some((chain, skip)) = next else { return Ok(true) };
+            let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
+            let got = self.memory.gather(chain.readable(), skip, room);
+            self.filled += got;
+            let skip = skip + got as u64;
+            if skip >= chain.readable_len() {
+                self.ends.push_back((chain.head(), self.filled));
+            } else if got > 0 {
+                self.long = Some((chain, skip));
+            } else {
+                return Err(Broken::Bug);
+            }
+        }
+        Ok(false)
+    }
+
+    fn next(&mut self) -> Result<Option<(Chain, u64)>, Broken> {
+        let Some(chain) = self.queue.take()? else { return Ok(None) };
+        if !chain.writable().is_empty() {
+            return Err(Broken::Request("something to be printed with buffers for the device to write"));
+        }
+        Ok(Some((chain, 0)))
+    }
+
+    /// Passes on what is in the buffer, and gives back what has gone out.
+    fn flush(&mut self, backend: &mut dyn Backend) -> Result<(), Broken> {
+        while let Some(rest) = self.buffer.get(self.sent..self.filled).filter(|rest| !rest.is_empty()) {
+            match backend.write(rest).min(rest.len()) {
+                0 => break,
+                count => self.sent += count,
+            }
+        }
+        while let Some(&(head, end)) = self.ends.front().filter(|(_, end)| *end <= self.sent) {
+            debug_assert!(end <= self.filled);
+            self.ends.pop_front();
+            self.queue.give_back(head, 0)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,252 @@
+//! The network device (virtio 1.2, section 5.1): one pair of queues between a guest and a [`Backend`].
+//!
+//! | File | |
+//! | --- | --- |
+//! | `transmit`, `receive` | what is done with the two queues |
+//! | `pieces`, `header` | a frame where it lies in guest memory, and what stands in front of it |
+//! | `backend` | what is behind the device: `tap`, `stream` (over it `unix` and `user`), `peer` |
+//! | `options` | `--net` |
+//!
+//! One thread serves both queues and the back end, and sleeps in poll(2) when none has anything. It works in
+//! rounds of limited length, so that a flood in one direction neither starves the other nor delays a stop.
+//!
+//! A back end that is gone is a link that is down (`VIRTIO_NET_S_LINK_UP`), with the configuration's
+//! interrupt; frames are then lost, as they are without a cable. Only rings and requests that are malformed
+//! stop the device.
+
+mod receive;
+mod transmit;
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+
+use super::{Activation, Broken, Device, Info, Link, Queue, Stop, Workers};
+use crate::cli::device::net::NetOptionError;
+use crate::host::busy_poll::BusyPoll;
+use crate::host::net::backend::Backend;
+use crate::host::net::header::{feature, has};
+use receive::Receiver;
+use transmit::Transmitter;
+
+/// Frames of one queue in one round.
+const BATCH: usize = 64;
+/// `VIRTIO_NET_S_LINK_UP`.
+const LINK_UP: u16 = 1;
+/// Where `status` is in the configuration space.
+const STATUS_OFFSET: usize = 6;
+const RECEIVE_QUEUE: usize = 0;
+const TRANSMIT_QUEUE: usize = 1;
+
+/// An Ethernet address of one station, not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// One that nobody else has, as good as certainly: locally administered, and otherwise random.
+    pub fn random() -> Self {
+        let mut bytes = [0; 6];
+        // SAFETY: the buffer is live and as long as is said. Without random bytes it is an address like any
+        // other.
+        unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        let [first, rest @ ..] = bytes;
+        let [a, b, c, d, e] = rest;
+        // Bit 0: a group's. Bit 1: locally administered.
+        Self([first & !1 | 2, a, b, c, d, e])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for Mac {
+    type Err = NetOptionError;
+
+    fn from_str(text: &str) -> Result<Self, NetOptionError> {
+        let bad = || NetOptionError::Mac(text.to_owned());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part =
+                parts.next().filter(|part| part.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        let [first, ..] = bytes;
+        if parts.next().is_some() || first & 1 != 0 || bytes == [0; 6] { Err(bad()) } else { Ok(Self(bytes)) }
+    }
+}
+
+/// A network device.
+pub struct Net {
+    /// The worker's while the device is active.
+    backend: Arc<Mutex<Box<dyn Backend>>>,
+    mac: Mac,
+    features: u64,
+    up: bool,
+}
+
+impl Net {
+    /// A device with `backend` behind it, whose driver is to use `mac`.
+    pub fn new(backend: Box<dyn Backend>, mac: Mac) -> Self {
+        let own = 1 << feature::MAC | 1 << feature::STATUS | 1 << feature::MRG_RXBUF;
+        let (features, up) = (own | backend.features(), backend.is_up());
+        Self { backend: Arc::new(Mutex::new(backend)), mac, features, up }
+    }
+    /// The address that the driver is to use.
+    pub fn mac(&self) -> Mac {
+        self.mac
+    }
+}
+
+impl Device for Net {
+    fn info(&self) -> Info {
+        Info { kind: VIRTIO_ID_NET, features: self.features, queues: 2, queue_size: 256 }
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let status = if self.up { LINK_UP } else { 0 };
+        [&self.mac.0[..], &status.to_le_bytes()].concat()
+    }
+
+    /// Section 5.1.3.1: segmentation needs checksums.
+    fn accepts(&self, features: u64) -> bool {
+        let needs = [
+            (feature::GUEST_TSO4, feature::GUEST_CSUM),
+            (feature::GUEST_TSO6, feature::GUEST_CSUM),
+            (feature::HOST_TSO4, feature::CSUM),
+            (feature::HOST_TSO6, feature::CSUM),
+        ];
+        needs.iter().all(|&(feature, needed)| !has(features, feature) || has(features, needed))
+    }
+
+    fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
+        let (backend, features) = (Arc::clone(&self.backend), activation.features);
+        let (receive, transmit) = (activation.queue(RECEIVE_QUEUE), activation.queue(TRANSMIT_QUEUE));
+        let Activation { memory, link, .. } = activation;
+        workers.spawn("pv-net", move |stop| {
+            // Nobody else holds it: the workers of a former activation have ended.
+            let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
+            backend.accept(features).map_err(|_| Broken::Offloads)?;
+            let receiver = receive.map(|queue| Receiver::new(queue, &memory, features));
+            let transmitter = transmit.map(|queue| Transmitter::new(queue, &memory, features));
+            Worker { backend: &mut **backend, receiver, transmitter, link: &link }.serve(stop)
+        })
+    }
+}
+
+/// The device at work.
+struct Worker<'m> {
+    backend: &'m mut dyn Backend,
+    receiver: Option<Receiver<'m>>,
+    transmitter: Option<Transmitter<'m>>,
+    link: &'m Link,
+}
+
+impl Worker<'_> {
+    fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
+        let mut habit = BusyPoll::default();
+        let (config, _) = self.link.config();
+        let mut shown = config.bytes().get(STATUS_OFFSET).is_some_and(|status| status & 1 != 0);
+        while !stop.is_asked() {
+            let mut more = false;
+            if let Some(transmitter) = &mut self.transmitter {
+                more |= transmitter.round(self.backend)?;
+            }
+            if let Some(receiver) = &mut self.receiver {
+                more |= receiver.round(self.backend)?;
+            }
+            let up = self.backend.is_up();
+            if up != shown {
+                shown = up;
+                self.show(up);
+            }
+            if more {
+                continue;
+            }
+            let mut failed = Ok(());
+            let found = habit.look(|| match self.has_work(stop) {
+                Ok(found) => found,
+                Err(broken) => {
+                    failed = Err(broken);
+                    true
+                }
+            });
+            failed?;
+            if !found {
+                if !self.ask_for_kicks()? {
+                    self.poll(stop, -1)?;
+                }
+                habit.slept();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a queue or the back end has something, as far as a look tells.
+    fn has_work(&mut self, stop: &Stop) -> Result<bool, Broken> {
+        let queues = self.transmitter.as_ref().is_some_and(Transmitter::has_next)
+            || self.receiver.as_ref().is_some_and(Receiver::has_next);
+        if queues { Ok(true) } else { self.poll(stop, 0) }
+    }
+
+    /// Asks for kicks before a sleep; true if there is a reason not to sleep.
+    fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
+        let mut any = false;
+        if let Some(transmitter) = &mut self.transmitter {
+            any |= transmitter.ask_for_kicks()?;
+        }
+        if let Some(receiver) = &mut self.receiver {
+            any |= receiver.ask_for_kicks()?;
+        }
+        Ok(any)
+    }
+
+    /// Tells the driver whether the link is up.
+    fn show(&self, up: bool) {
+        let status = if up { LINK_UP } else { 0 };
+        self.link.change_config(|config| {
+            config.iter_mut().skip(STATUS_OFFSET).zip(status.to_le_bytes()).for_each(|(to, from)| *to = from);
+        });
+    }
+
+    /// Waits for `time` milliseconds (-1: for ever) until there is something to do; whether there is.
+    fn poll(&mut self, stop: &Stop, time: libc::c_int) -> Result<bool, Broken> {
+        let receiving = self.receiver.as_ref().is_some_and(Receiver::has_room);
+        let watch = self.backend.watch(receiving);
+        let queues = [self.receiver.as_ref().map(|r| &r.queue), self.transmitter.as_ref().map(|t| &t.queue)];
+        // poll(2) passes over negative descriptors.
+        let kick = |queue: Option<&Queue>| (queue.map_or(-1, Queue::kick_fd), libc::POLLIN);
+        let [receive, transmit] = queues.map(kick);
+        let behind = watch.map_or((-1, 0), |watch| (watch.fd, watch.events));
+        let mut fds = [behind, (stop.fd(), libc::POLLIN), receive, transmit]
+            .map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
+        // SAFETY: `fds` is a live array of that length.
+        let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, time) };
+        if result < 0 {
+            let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+            return if interrupted { Ok(true) } else { Err(Broken::Bug) };
+        }
+        let [behind, _, receive, transmit] = fds;
+        for (queue, fd) in queues.into_iter().zip([receive, transmit]) {
+            if fd.revents != 0
+                && let Some(queue) = queue
+            {
+                queue.take_kick();
+            }
+        }
+        if behind.revents != 0 {
+            self.backend.ready(behind.revents);
+        }
+        Ok(result > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

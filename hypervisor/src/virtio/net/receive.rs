@@ -1,0 +1,130 @@
+//! The receive queue: empty buffers, each frame into one, or into as many as it needs with
+//! `VIRTIO_NET_F_MRG_RXBUF` (virtio 1.2, section 5.1.6.4).
+//!
+//! How long a frame is is known only when it has been read, so buffers for the longest are taken from the
+//! queue first; those that it did not need wait for the next.
+
+use std::collections::VecDeque;
+
+use super::BATCH;
+use crate::host::net::backend::{Backend, MAX_FRAME, Received};
+use crate::host::net::header::{HEADER_LEN, NUM_BUFFERS_OFFSET, feature, has};
+use crate::host::net::pieces::{MAX_PIECES, Pieces};
+use crate::machine::device_memory::DeviceMemory;
+use crate::virtio::{Broken, Queue};
+
+/// Room for a frame of Ethernet's ordinary length, VLAN tag included.
+const ORDINARY: usize = HEADER_LEN + 1518;
+
+/// A buffer that was taken from the queue and holds nothing yet.
+#[derive(Clone, Copy, Debug)]
+struct Buffer {
+    head: u16,
+    pieces: usize,
+    bytes: usize,
+}
+
+/// The queue, and the buffers that were taken.
+pub(super) struct Receiver<'m> {
+    pub(super) queue: Queue,
+    memory: &'m DeviceMemory,
+    merge: bool,
+    /// Bytes that the longest frame needs.
+    longest: usize,
+    /// The buffers, and the same memory as one list.
+    buffers: VecDeque<Buffer>,
+    pieces: Pieces<'m>,
+    used: Vec<(u16, u32)>,
+}
+
+impl<'m> Receiver<'m> {
+    pub(super) fn new(queue: Queue, memory: &'m DeviceMemory, features: u64) -> Self {
+        let long = has(features, feature::GUEST_TSO4) || has(features, feature::GUEST_TSO6);
+        let size = usize::from(queue.size());
+        Self {
+            queue,
+            memory,
+            merge: has(features, feature::MRG_RXBUF),
+            longest: if long { HEADER_LEN + MAX_FRAME } else { ORDINARY },
+            buffers: VecDeque::with_capacity(size),
+            pieces: Pieces::default(),
+            used: Vec::with_capacity(size),
+        }
+    }
+
+    /// Whether a frame could be received.
+    pub(super) fn has_room(&self) -> bool {
+        !self.buffers.is_empty()
+    }
+
+    /// Whether there is a buffer where none was.
+    pub(super) fn has_next(&self) -> bool {
+        !self.has_room() && self.queue.has_next()
+    }
+
+    /// Asks for kicks before a sleep, if there is no buffer; true if there is one already.
+    pub(super) fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
+        if self.has_room() { Ok(false) } else { self.queue.ask_for_kicks() }
+    }
+
+    /// Receives what there is, up to a limit; whether there is more to be done now.
+    pub(super) fn round(&mut self, backend: &mut dyn Backend) -> Result<bool, Broken> {
+        self.queue.refuse_kicks()?;
+        let mut more = true;
+        for _ in 0..BATCH {
+            self.refill()?;
+            if self.buffers.is_empty() {
+                more = false;
+                break;
+            }
+            match backend.receive(&mut self.pieces) {
+                Received::Frame(len) => self.deliver(len)?,
+                Received::Lost => {}
+                Received::Nothing => {
+                    more = false;
+                    break;
+                }
+            }
+        }
+        self.queue.notify()?;
+        Ok(more)
+    }
+
+    /// Takes buffers until the longest frame fits, or there are no more; without merging, one.
+    fn refill(&mut self) -> Result<(), Broken> {
+        while self.buffers.is_empty()
+            || self.merge && self.pieces.bytes() < self.longest && self.pieces.count() < MAX_PIECES / 2
+        {
+            let Some(chain) = self.queue.take()? else { return Ok(()) };
+            if !chain.readable().is_empty() {
+                return Err(Broken::Request("a receive buffer for the device to read"));
+            }
+            let before = (self.pieces.count(), self.pieces.bytes());
+            self.pieces.push_segments(self.memory, chain.writable())?;
+            let (pieces, bytes) = (self.pieces.count() - before.0, self.pieces.bytes() - before.1);
+            if bytes < HEADER_LEN {
+                return Err(Broken::Request("a receive buffer too short for a header"));
+            }
+            self.buffers.push_back(Buffer { head: chain.head(), pieces, bytes });
+        }
+        Ok(())
+    }
+
+    /// Gives the driver the frame that is in the first `len` bytes of the buffers.
+    fn deliver(&mut self, len: usize) -> Result<(), Broken> {
+        self.used.clear();
+        let (mut left, mut pieces) = (len, 0);
+        while left > 0 {
+            // No back end says that it wrote more than there was room for.
+            let buffer = self.buffers.pop_front().ok_or(Broken::Bug)?;
+            let here = buffer.bytes.min(left);
+            self.used.push((buffer.head, u32::try_from(here).map_err(|_| Broken::Bug)?));
+            left -= here;
+            pieces += buffer.pieces;
+        }
+        let count = u16::try_from(self.used.len()).map_err(|_| Broken::Bug)?;
+        self.pieces.copy_in(NUM_BUFFERS_OFFSET, &count.to_le_bytes());
+        self.pieces.remove_first(pieces);
+        self.queue.give_back_together(&self.used)
+    }
+}

@@ -1,0 +1,199 @@
+//! The socket device (virtio 1.2, section 5.10): stream sockets between the guest and programs of the host.
+//!
+//! | File | |
+//! | --- | --- |
+//! | `packet` | the header of each packet |
+//! | `connection` | one connection: credit, closing, what is sent next |
+//! | `table` | all of them |
+//! | `host` | the sockets of the host, and how a program asks for a port of the guest |
+//!
+//! One thread serves everything and never waits for anybody in particular. What a guest or a program of the
+//! host does wrong ends its connection (`VIRTIO_VSOCK_OP_RST`); only a malformed buffer stops the device. The
+//! number of connections, and what each can hold, is limited; a reset of the device ends all.
+
+pub(crate) mod connection;
+pub(crate) mod packet;
+pub(crate) mod table;
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use zerocopy::IntoBytes;
+
+use super::{Activation, Broken, Chain, Device, Info, Queue, Stop, Workers};
+use crate::host::net::unix;
+use crate::machine::device_memory::DeviceMemory;
+use connection::BUFFER;
+use packet::{HEADER_LEN, Header};
+use table::Table;
+
+const RECEIVE_QUEUE: usize = 0;
+const TRANSMIT_QUEUE: usize = 1;
+/// Receive, transmit and event; the last is for guests that are moved to another host, and stays empty.
+const QUEUES: u16 = 3;
+/// `VIRTIO_VSOCK_F_STREAM`.
+const F_STREAM: u64 = 1;
+/// Packets of one queue in one round.
+const BATCH: usize = 64;
+
+/// A socket device.
+#[derive(Debug)]
+pub struct Vsock {
+    guest_cid: u64,
+    path: PathBuf,
+    listener: Arc<UnixListener>,
+}
+
+impl Vsock {
+    /// A device whose guest has the address `guest_cid`, and whose host's side is at `path`.
+    ///
+    /// # Errors
+    /// When there can be no socket.
+    pub fn new(guest_cid: u64, path: &Path) -> io::Result<Self> {
+        let listener = unix::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { guest_cid, path: path.to_owned(), listener: Arc::new(listener) })
+    }
+}
+
+impl Device for Vsock {
+    fn info(&self) -> Info {
+        Info { kind: VIRTIO_ID_VSOCK, features: F_STREAM, queues: QUEUES, queue_size: 128 }
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.guest_cid.to_le_bytes().to_vec()
+    }
+
+    fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
+        let queues = (activation.queue(RECEIVE_QUEUE), activation.queue(TRANSMIT_QUEUE));
+        // Without one of them there is nothing that it could do.
+        let (Some(receive), Some(transmit)) = queues else { return Ok(()) };
+        let (guest_cid, path, listener) = (self.guest_cid, self.path.clone(), Arc::clone(&self.listener));
+        workers.spawn("pv-vsock", move |stop| {
+            let memory = activation.memory;
+            let table = Table::new(guest_cid, path, &listener);
+            let (buffer, fds) = (vec![0; BUFFER].into_boxed_slice(), Vec::new());
+            Worker { table, receive, transmit, memory, empty: None, buffer, fds }.serve(stop)
+        })
+    }
+}
+
+/// The device at work.
+struct Worker<'a> {
+    table: Table<'a>,
+    receive: Queue,
+    transmit: Queue,
+    memory: DeviceMemory,
+    /// A buffer of the guest's that waits for a packet.
+    empty: Option<Chain>,
+    /// The bytes of one packet.
+    buffer: Box<[u8]>,
+    fds: Vec<libc::pollfd>,
+}
+
+impl Worker<'_> {
+    fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
+        while !stop.is_asked() {
+            let more = self.take_packets()?;
+            if !(self.give_packets()? || more) {
+                self.sleep(stop)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes packets from the guest, up to a limit; whether there is more to be done now.
+    fn take_packets(&mut self) -> Result<bool, Broken> {
+        self.transmit.refuse_kicks()?;
+        let mut more = true;
+        for _ in 0..BATCH {
+            if self.table.is_full() {
+                more = false;
+                break;
+            }
+            let Some(chain) = self.transmit.take()? else {
+                more = self.transmit.ask_for_kicks()?;
+                break;
+            };
+            self.packet(&chain)?;
+            self.transmit.give_back(chain.head(), 0)?;
+        }
+        self.transmit.notify()?;
+        Ok(more)
+    }
+
+    fn packet(&mut self, chain: &Chain) -> Result<(), Broken> {
+        if !chain.writable().is_empty() {
+            return Err(Broken::Request("a packet to be sent with buffers for the device to write"));
+        }
+        let mut header = Header::default();
+        if self.memory.gather(chain.readable(), 0, header.as_mut_bytes()) < HEADER_LEN {
+            return Err(Broken::Request("a packet to be sent without its header"));
+        }
+        let len = u64::from(header.len.get());
+        if len > chain.readable_len() - HEADER_LEN as u64 {
+            return Err(Broken::Request("a packet that says it is longer than its buffers"));
+        }
+        // More than anybody may send at once: `packet` sees that, because fewer bytes than the header says
+        // are there.
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(BUFFER);
+        let bytes = self.buffer.get_mut(..len).unwrap_or_default();
+        let got = self.memory.gather(chain.readable(), HEADER_LEN as u64, bytes);
+        self.table.packet(&header, bytes.get(..got).unwrap_or_default());
+        Ok(())
+    }
+
+    /// Gives the guest packets, up to a limit; whether it got any.
+    fn give_packets(&mut self) -> Result<bool, Broken> {
+        self.receive.refuse_kicks()?;
+        let mut given = false;
+        for _ in 0..BATCH {
+            if self.empty.is_none() {
+                self.empty = self.receive.take()?;
+            }
+            let Some(chain) = &self.empty else {
+                given |= self.receive.ask_for_kicks()?;
+                break;
+            };
+            let room = chain.writable_len().checked_sub(HEADER_LEN as u64);
+            let room = room.filter(|_| chain.readable().is_empty());
+            let room =
+                room.ok_or(Broken::Request("a receive buffer to be read, or too short for a header"))?;
+            let room = usize::try_from(room).unwrap_or(usize::MAX).min(BUFFER);
+            let bytes = self.buffer.get_mut(..room).unwrap_or_default();
+            let Some(header) = self.table.next(bytes) else { break };
+            let len = usize::try_from(header.len.get()).map_err(|_| Broken::Bug)?;
+            self.memory.scatter(chain.writable(), 0, header.as_bytes());
+            self.memory.scatter(chain.writable(), HEADER_LEN as u64, bytes.get(..len).unwrap_or_default());
+            let written = u32::try_from(HEADER_LEN + len).map_err(|_| Broken::Bug)?;
+            self.receive.give_back(chain.head(), written)?;
+            (self.empty, given) = (None, true);
+        }
+        self.receive.notify()?;
+        Ok(given)
+    }
+
+    fn sleep(&mut self, stop: &Stop) -> Result<(), Broken> {
+        let own = [stop.fd(), self.receive.kick_fd(), self.transmit.kick_fd()];
+        self.fds.clear();
+        self.fds.extend(own.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
+        self.table.watch(&mut self.fds);
+        // SAFETY: `fds` is a live array of that length.
+        let result = unsafe { libc::poll(self.fds.as_mut_ptr(), self.fds.len() as libc::nfds_t, -1) };
+        if result < 0 {
+            let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+            return if interrupted { Ok(()) } else { Err(Broken::Bug) };
+        }
+        self.receive.take_kick();
+        self.transmit.take_kick();
+        self.table.ready(self.fds.get(own.len()..).unwrap_or_default());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

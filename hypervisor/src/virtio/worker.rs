@@ -1,0 +1,167 @@
+//! The threads of an active device, and how they end.
+//!
+//! A worker ends when it is told to ([`Stop`]) or when its driver broke the rules; in both cases all of its
+//! device's workers end. Ending is asked for by the vCPU's thread, which does not wait for it: the last worker
+//! says when it is gone.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Broken, Link, Offence};
+use crate::host::threads;
+
+thread_local! {
+    /// The queue that this worker took a request from last, or wanted to.
+    static QUEUE: Cell<Option<u16>> = const { Cell::new(None) };
+}
+
+/// Notes which queue this worker looks at: when it fails, that is the one that a user is told of. Not a field of
+/// [`Broken`], most of which is found where no queue is known.
+pub(super) fn look_at(queue: u16) {
+    QUEUE.set(Some(queue));
+}
+
+/// Whether a device's workers are to end.
+#[derive(Debug)]
+pub struct Stop {
+    asked: AtomicBool,
+    bell: EventFd,
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        Ok(Self { asked: AtomicBool::new(false), bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })
+    }
+    /// Whether to end.
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+    /// Becomes readable, and stays so, when the workers are to end.
+    pub fn fd(&self) -> RawFd {
+        self.bell.as_raw_fd()
+    }
+    fn ask(&self) {
+        self.asked.store(true, Ordering::Release);
+        // Written at most a few times and never read: it cannot overflow.
+        let _ = self.bell.write(1);
+    }
+}
+
+/// Sleeps until one of `fds` is readable.
+///
+/// # Errors
+/// What poll(2) says; an interruption is none.
+pub fn wait(fds: &[RawFd]) -> io::Result<()> {
+    let mut polled: Vec<_> =
+        fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+    let count = libc::nfds_t::try_from(polled.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: `polled` is a live array of `count` entries.
+    if unsafe { libc::poll(polled.as_mut_ptr(), count, -1) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// The workers of an active device.
+#[derive(Debug)]
+pub struct Workers {
+    stop: Arc<Stop>,
+    running: Arc<AtomicUsize>,
+    threads: Vec<JoinHandle<()>>,
+    link: Arc<Link>,
+    /// As if the host had no thread left.
+    #[cfg(test)]
+    pub(super) refuse: bool,
+}
+
+impl Workers {
+    pub(super) fn new(link: Arc<Link>) -> io::Result<Self> {
+        Ok(Self {
+            stop: Arc::new(Stop::new()?),
+            running: Arc::default(),
+            threads: Vec::new(),
+            link,
+            #[cfg(test)]
+            refuse: false,
+        })
+    }
+
+    /// Starts a worker, a thread called `name` (15 bytes at most are kept).
+    ///
+    /// # Errors
+    /// When the host has no thread left.
+    pub fn spawn(
+        &mut self,
+        name: &str,
+        body: impl FnOnce(&Stop) -> Result<(), Broken> + Send + 'static,
+    ) -> io::Result<()> {
+        #[cfg(test)]
+        if self.refuse {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let end = End {
+            stop: Arc::clone(&self.stop),
+            running: Arc::clone(&self.running),
+            link: Arc::clone(&self.link),
+        };
+        self.running.fetch_add(1, Ordering::AcqRel);
+        // A closure that never runs is dropped, and `end` with it.
+        let thread = threads::spawn(name, move || {
+            if let Err(what) = body(&end.stop) {
+                end.link.break_down(Offence { queue: QUEUE.get(), what });
+            }
+        })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Asks the workers to end.
+    pub(super) fn stop(&self) {
+        self.stop.ask();
+    }
+    /// Whether all have ended.
+    pub(super) fn have_ended(&self) -> bool {
+        self.running.load(Ordering::Acquire) == 0
+    }
+}
+
+impl Drop for Workers {
+    /// Waits for them: at once after `Workers::have_ended`, else at the domain's end.
+    fn drop(&mut self) {
+        self.stop.ask();
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has said so and broken its device.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What remains to be done when a worker ends, however it does.
+struct End {
+    stop: Arc<Stop>,
+    running: Arc<AtomicUsize>,
+    link: Arc<Link>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.link.break_down(Offence { queue: QUEUE.get(), what: Broken::Bug });
+        }
+        if self.link.needs_reset() {
+            self.stop.ask();
+        }
+        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.stop.is_asked() {
+            self.link.workers_ended();
+        }
+    }
+}
