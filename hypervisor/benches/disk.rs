@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use paravane::compare;
 use paravane::compare::{Machine, WORKLOADS};
-use paravane::monitor;
-use paravane::monitor::{EngineChoice, TransportChoice};
+use paravane::launch;
+use paravane::launch::{EngineChoice, TransportChoice};
 use serde_json::json;
 use support::{Options, median};
 
@@ -58,7 +58,7 @@ fn guest(engine: EngineChoice) -> Result<(f64, f64), String> {
     };
     let workload = WORKLOADS.iter().find(|w| w.name == "block-read-64k").ok_or("no such workload")?;
     let [pv, _] = compare::techniques();
-    let sample = compare::measure(&pv, workload, &machine, &mut monitor::run).map_err(|e| e.to_string())?;
+    let sample = compare::measure(&pv, workload, &machine, &mut launch::run).map_err(|e| e.to_string())?;
     Ok((sample.region.ns as f64 / READS as f64, sample.region.traps() as f64 / READS as f64))
 }
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use paravane::compare;
 use paravane::compare::{Machine, Technique, WORKLOADS, Workload};
+use paravane::launch;
+use paravane::launch::{EngineChoice, TransportChoice};
 use paravane::ledger::nanos_f64;
-use paravane::monitor;
-use paravane::monitor::{EngineChoice, TransportChoice};
 use serde_json::{Value, json};
 use support::floor::Floor;
 use support::{Options, least, median};
@@ -83,7 +83,7 @@ impl Row {
             deadline: Duration::from_secs(60),
         };
         let null_call: &Workload = &WORKLOADS[0];
-        let sample = compare::measure(&technique, null_call, &machine, &mut monitor::run)
+        let sample = compare::measure(&technique, null_call, &machine, &mut launch::run)
             .map_err(|failure| failure.to_string())?;
         Ok((floor, sample.region.ns as f64 / sample.region.traps() as f64))
     }

@@ -11,11 +11,11 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use paravane::backend::net::tap::Tap;
 use paravane::compare;
 use paravane::compare::{Machine, Needs, Workload};
-use paravane::host::net::tap::Tap;
-use paravane::monitor;
-use paravane::monitor::{Config, EngineChoice, TransportChoice};
+use paravane::launch;
+use paravane::launch::{Config, EngineChoice, TransportChoice};
 use paravane::virtio::net::{Mac, Net};
 use serde_json::json;
 use support::{Options, median};
@@ -103,7 +103,7 @@ fn guest(engine: EngineChoice, workload: &Workload) -> Result<(f64, f64), String
     };
     let tap = Tap::open(NAME).map_err(|e| e.to_string())?;
     let mut devices: Vec<Box<dyn paravane::virtio::Device>> = vec![Box::new(Net::new(Box::new(tap), MAC))];
-    let mut boot = |config: Config| monitor::run(Config { devices: std::mem::take(&mut devices), ..config });
+    let mut boot = |config: Config| launch::run(Config { devices: std::mem::take(&mut devices), ..config });
     let [pv, _] = compare::techniques();
     counted(GUEST_FRAMES, || {
         let sample = compare::measure(&pv, workload, &machine, &mut boot).map_err(|e| e.to_string())?;

@@ -35,7 +35,8 @@
 //! | [`cli`] | The program: arguments, terminal, signals, output |
 //! | [`compare`], [`ledger`] | What exits were, and what they cost, technique by technique |
 //! | [`technique`] | The ways of virtualizing a kernel |
-//! | [`monitor`] | The loop of a vCPU: enter, exit, account, handle, resume; start and end of a run |
+//! | [`launch`] | From a configuration to a running guest, and the report when it has ended |
+//! | [`monitor`] | The loop of a vCPU: enter, exit, account, handle, resume |
 //! | [`engine`] | What enters a guest and maps its pages: [`kvm`](engine::kvm), [`process`](engine::process) |
 //! | [`pv`] | Xen's machine: a domain, its vCPU, hypercalls, events, grants, the xenstore |
 //! | [`bare`], [`exec`] | The PC that a bare kernel believes in; what one trapped instruction does |
@@ -43,12 +44,14 @@
 //! | [`image`], [`audit`] | Files that hold kernels, and what in their code does not do at CPL 3 what it does at CPL 0 |
 //! | [`mmu`] | Who may write page tables: validated ones, and shadows |
 //! | [`virtio`] | Virtio devices, for both kinds of kernel |
-//! | [`host`] | Linux: threads, limits, and what stands behind devices |
+//! | [`backend`] | What stands behind devices on the host |
+//! | [`host`] | Linux: threads, limits, notices |
 //! | [`machine`] | Memory, layout, time, the console's two ends |
 //! | [`x86`] | The architecture's facts |
 //! | [`text`] | Text for people: names from outside, times and sizes |
 
 pub mod audit;
+pub mod backend;
 pub mod bare;
 pub mod build;
 pub mod cli;
@@ -57,6 +60,7 @@ pub mod engine;
 pub mod exec;
 pub mod host;
 pub mod image;
+pub mod launch;
 pub mod ledger;
 pub mod machine;
 pub mod mmu;

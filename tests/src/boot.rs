@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use paravane::compare;
+use paravane::launch::{Config, EngineChoice, Report, RunError, TransportChoice, run};
 use paravane::ledger::Region;
 use paravane::machine::console::{CaptureSink, ConsoleInput};
 use paravane::machine::end::DomainEnd;
-use paravane::monitor::{Config, EngineChoice, Report, RunError, TransportChoice, run};
 use paravane::virtio::Device;
 
 use crate::machine::{engines, transport};

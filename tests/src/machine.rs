@@ -9,7 +9,7 @@
 use std::sync::OnceLock;
 
 use paravane::engine::kvm::{HostKind, host_kind};
-use paravane::monitor::{EngineChoice, RunError, TransportChoice};
+use paravane::launch::{EngineChoice, RunError, TransportChoice};
 
 use crate::boot::Guest;
 use crate::guests::HELLO;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use paravane::compare::Needs;
 use paravane::host::busy_poll::BusyPoll;
+use paravane::launch::EngineChoice;
 use paravane::machine::end::DomainEnd;
-use paravane::monitor::EngineChoice;
 use paravane::virtio::Device;
 use paravane::virtio::block::{Block, Options};
 use paravane::virtio::entropy::Entropy;

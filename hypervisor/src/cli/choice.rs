@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use crate::monitor::{EngineChoice, TransportChoice};
+use crate::launch::{EngineChoice, TransportChoice};
 
 /// `--engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -14,7 +14,8 @@ use crate::compare::{
     Comparison, Machine, Settings, SideBySide, WORKLOADS, Workload, compare, side_text, techniques, text,
 };
 use crate::host::busy_poll;
-use crate::monitor::{self, EngineChoice};
+use crate::launch;
+use crate::launch::EngineChoice;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -111,7 +112,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         machines: engines.iter().map(machine).collect(),
     };
     let mut line = ProgressLine::stderr();
-    let comparisons = compare(&settings, monitor::run, |p| {
+    let comparisons = compare(&settings, launch::run, |p| {
         line.show(p.done, p.total, &format!("{} by {} on {}", p.workload, p.technique, p.engine.name()));
     });
     drop(line);

@@ -20,9 +20,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::{status, terminal};
-use crate::engine::Kick;
 use crate::host::limit::Limited;
 use crate::host::notice;
+use crate::machine::kick::Kick;
 
 /// How often the vCPU's thread is interrupted until the run has ended.
 const INSIST_NS: u64 = 10_000_000;

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ending::{self, Asker};
-use crate::engine::Kick;
 use crate::host::limit::Advice;
 use crate::host::notice;
 use crate::host::notice::notice;
 use crate::host::threads;
 use crate::machine::console::ConsoleInput;
+use crate::machine::kick::Kick;
 
 const ESCAPE: u8 = 0x01;
 

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::engine::Kick;
+use crate::machine::kick::Kick;
 
 /// Shared by whoever finds out and by the run.
 #[derive(Clone, Default)]

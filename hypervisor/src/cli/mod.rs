@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn a_cause_is_told_once() {
         let refused = || std::io::Error::from_raw_os_error(libc::EMFILE);
-        let told = crate::monitor::RunError::Eventfd(refused());
+        let told = crate::launch::RunError::Eventfd(refused());
         let told = message(&anyhow::Error::new(told).context("cannot start"));
         assert_eq!(told.matches("Too many open files").count(), 1, "{told}");
         let repeated = super::device::console::OpenError::from(refused());

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use crate::monitor::LastState;
+use crate::launch::LastState;
 use crate::x86::registers::Regs;
 
 /// What a vCPU was doing when its domain ended.

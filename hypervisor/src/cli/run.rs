@@ -24,14 +24,15 @@ use super::stats_file::StatisticsFile;
 use super::status::{self, Interruption};
 use super::terminal::{self, RawMode};
 use super::{given, oom, signals, size};
+use crate::backend::console::stdio::Outside;
 use crate::host::busy_poll;
-use crate::host::console::stdio::Outside;
 use crate::host::limit::Advice;
 use crate::host::notice;
 use crate::host::notice::notice;
 use crate::image::builtin;
+use crate::launch;
+use crate::launch::{Config, Peek, Report};
 use crate::machine::console::ConsoleInput;
-use crate::monitor::{self, Config, Peek, Report};
 use crate::text::printable;
 
 const EXAMPLES: &str = "\
@@ -159,7 +160,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         on_stop: Some(Arc::new(|stopped| notice(stopped))),
     };
     oom::stand_before_others();
-    let result = monitor::run(config);
+    let result = launch::run(config);
     drop(raw);
     let report = result?;
 

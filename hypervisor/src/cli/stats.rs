@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::registers::Registers;
 use super::status::{self, Interruption};
+use crate::launch::{HostMemory, Report};
 use crate::ledger::{BatchSizes, Ledger, Region, exit_table, nanos};
-use crate::monitor::{HostMemory, Report};
 use crate::text::printable::printable;
 use crate::virtio::DeviceStops;
 
@@ -224,9 +224,9 @@ fn fmt_batches(f: &mut impl fmt::Write, batches: &[BatchSizes]) -> fmt::Result {
 mod tests {
     use super::*;
     use crate::engine::EngineInfo;
+    use crate::launch::LastState;
     use crate::ledger::{BatchKind, Cause, MARK_BEGIN, MARK_END};
     use crate::machine::end::DomainEnd;
-    use crate::monitor::LastState;
     use crate::x86::registers::Regs;
 
     fn report() -> Report {

@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer};
 use super::host::HostFacts;
 use super::sample::{Failure, Machine, Sample, measure};
 use super::{NOTES, Technique, Workload, techniques};
+use crate::launch::{Config, EngineChoice, Report};
 use crate::ledger::{BatchSizes, ExitRow};
-use crate::monitor::{Config, EngineChoice, Report};
 
 /// What to compare, and how.
 #[derive(Clone, Debug)]

@@ -9,8 +9,8 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use crate::host::console::loopback::Loopback;
-use crate::host::net::peer::Peer;
+use crate::backend::console::loopback::Loopback;
+use crate::backend::net::peer::Peer;
 use crate::text::printable::path;
 use crate::virtio::Device;
 use crate::virtio::block::{Block, Format, Options};

@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::outcome::{self, Outcome, OutcomeError, printable};
 use super::{Technique, Unavailable, Workload};
 use crate::engine::EngineInfo;
+use crate::launch::{Config, EngineChoice, Report, TransportChoice};
 use crate::ledger::Region;
 use crate::machine::console::{CaptureSink, ConsoleInput};
 use crate::machine::end::DomainEnd;
-use crate::monitor::{Config, EngineChoice, Report, TransportChoice};
 
 /// What each guest is started with.
 #[derive(Clone, Copy, Debug)]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use paravane_abi::segment::GDT_FRAMES;
 
+use crate::machine::kick::Kick;
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
 use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE};
 use crate::x86::exception::Fault;
@@ -242,14 +243,6 @@ impl Paging {
         self.flush = Flush::None;
         self.gdt_is_new = false;
     }
-}
-
-/// Makes a vCPU leave the guest soon; may be used from any thread and from a signal handler.
-pub trait Kick: Send + Sync {
-    /// Makes the current, or else the next, [`Engine::enter`] return [`Exit::Kick`].
-    fn kick(&self);
-    /// Arranges for such a kick `ns` nanoseconds from now; 0 disarms. One deadline at a time.
-    fn arm(&self, ns: u64);
 }
 
 /// What an engine is and where it lets the layers above put things.

@@ -9,7 +9,8 @@ use super::access::Trap;
 use super::cpu::{cr0, cr4, efer};
 use super::exception::{Exception, Stop};
 use crate::engine::Flush;
-use crate::x86::{guest_cpuid, host_cpuid};
+use crate::host::host_cpuid;
+use crate::x86::guest_cpuid;
 
 /// Model-specific registers (SDM vol. 4, table 2-2).
 mod msr {

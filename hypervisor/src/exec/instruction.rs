@@ -9,9 +9,9 @@ use super::exception::{Death, Exception, Stop, vector};
 use super::operand::truncate;
 use crate::bare::platform::{Platform, PlatformEvent};
 use crate::engine::Flush;
+use crate::host::host_cpuid;
+use crate::host::host_cpuid::Dynamic;
 use crate::ledger::{Cause, PrivOp};
-use crate::x86::host_cpuid;
-use crate::x86::host_cpuid::Dynamic;
 
 /// How an emulated instruction ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

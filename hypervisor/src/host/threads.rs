@@ -11,7 +11,7 @@ use std::mem::{size_of, zeroed};
 use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle};
 
-use crate::x86::host_cpuid;
+use super::host_cpuid;
 
 /// Where this program's threads may run: where the first one that was pinned could before.
 static EVERYWHERE: OnceLock<libc::cpu_set_t> = OnceLock::new();

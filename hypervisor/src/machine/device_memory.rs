@@ -8,7 +8,22 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use super::memory::{BadMachineAddress, MachineMemory, Mfn, PAGE_SIZE};
-use crate::virtio::Segment;
+
+/// A buffer: checked to be the device's memory when its chain was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Device address of the first byte.
+    pub address: u64,
+    /// How many bytes; never 0.
+    pub len: u32,
+}
+
+impl Segment {
+    /// The length as Rust counts.
+    pub(crate) fn bytes(self) -> usize {
+        usize::try_from(self.len).unwrap_or(usize::MAX)
+    }
+}
 
 /// Frames that follow one another, and the address of the first as a device sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

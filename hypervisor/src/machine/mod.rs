@@ -5,6 +5,7 @@
 pub mod console;
 pub mod device_memory;
 pub mod end;
+pub mod kick;
 pub mod layout;
 pub mod memory;
 pub mod time;

@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::Peek;
 use super::waker::Waker;
-use crate::engine::{Engine, Exit, Kick, Paging};
+use crate::engine::{Engine, Exit, Paging};
+use crate::launch::Peek;
 use crate::ledger::{Cause, Ledger, MARK_BEGIN};
 use crate::machine::end::DomainEnd;
+use crate::machine::kick::Kick;
 use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
 use crate::virtio::Slot;
@@ -98,7 +99,7 @@ impl Outside {
     }
 }
 
-/// What is put off until a guest is under way, see [`Config::once_running`](super::Config::once_running).
+/// What is put off until a guest is under way, see [`Config::once_running`](crate::launch::Config::once_running).
 pub struct PutOff {
     /// Does it.
     pub call: Box<dyn FnOnce() + Send>,

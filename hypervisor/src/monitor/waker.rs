@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::engine::Kick;
 use crate::host::busy_poll::BusyPoll;
+use crate::machine::kick::Kick;
 
 /// Where the vCPU's thread is. It alone changes it.
 mod place {

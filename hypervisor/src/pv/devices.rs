@@ -15,7 +15,7 @@ use paravane_abi::virtio::{
 
 use super::event::doorbell::Doorbell;
 use super::event::upcall::Upcall;
-use crate::engine::Kick;
+use crate::machine::kick::Kick;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn};
 use crate::virtio::{ConfigSpace, Device, Interrupt, Slot};
 

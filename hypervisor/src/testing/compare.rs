@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::compare::{Machine, Settings, WORKLOADS};
 use crate::engine::EngineInfo;
+use crate::launch::{Config, EngineChoice, Report, TransportChoice};
 use crate::ledger::{BatchKind, Cause, Ledger, MARK_BEGIN, MARK_END};
 use crate::machine::end::DomainEnd;
-use crate::monitor::{Config, EngineChoice, Report, TransportChoice};
 
 /// One workload on one machine.
 pub fn settings(repeat: usize) -> Settings {

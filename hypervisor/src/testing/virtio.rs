@@ -11,8 +11,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::backend::console::unix::Socket;
 use crate::compare::Needs;
-use crate::host::console::unix::Socket;
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::console::Console;
 use crate::virtio::entropy::Entropy;

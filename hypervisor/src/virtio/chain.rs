@@ -10,26 +10,10 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::Broken;
-use crate::machine::device_memory::DeviceMemory;
+use crate::machine::device_memory::{DeviceMemory, Segment};
 
 /// Buffers that a chain holds without allocating: a block request of six pages has header, status and these.
 const USUAL: usize = 8;
-
-/// A buffer: checked to be the device's memory when its chain was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Device address of the first byte.
-    pub address: u64,
-    /// How many bytes; never 0.
-    pub len: u32,
-}
-
-impl Segment {
-    /// The length as Rust counts.
-    pub(crate) fn bytes(self) -> usize {
-        usize::try_from(self.len).unwrap_or(usize::MAX)
-    }
-}
 
 /// One request: its buffers in order. Empty ones are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -40,8 +40,9 @@ mod worker;
 use std::io;
 use std::sync::Arc;
 
+pub use crate::machine::device_memory::Segment;
 pub use crate::machine::device_memory::{DeviceMemory, MemoryError, Region};
-pub use chain::{Chain, Segment};
+pub use chain::Chain;
 pub use link::{ConfigSpace, Interrupt, Link};
 pub use queue::{Queue, QueueSetup};
 pub use slot::{ActivateError, Slot};

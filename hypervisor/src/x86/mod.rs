@@ -6,6 +6,5 @@
 pub mod control;
 pub mod exception;
 pub mod guest_cpuid;
-pub mod host_cpuid;
 pub mod registers;
 pub mod walk;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use paravane::monitor::EngineChoice;
+use paravane::launch::EngineChoice;
 
 use crate::boot::PATIENCE;
 use crate::machine::engines;

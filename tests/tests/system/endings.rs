@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use paravane::build::BuildError;
+use paravane::launch::{EngineChoice, RunError};
 use paravane::machine::end::DomainEnd;
-use paravane::monitor::{EngineChoice, RunError};
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::guests::{ENDINGS, HELLO, HELLO_HIGH};
 use paravane_tests::images::{Kind, kernel, kernel_at};

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use paravane::image::builtin::{BARE, PV};
+use paravane::launch::RunError;
 use paravane::machine::end::DomainEnd;
-use paravane::monitor::RunError;
 use paravane_tests::boot::Guest;
 use paravane_tests::guests::HELLO;
 use paravane_tests::machine::engines;

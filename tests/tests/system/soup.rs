@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
+use paravane::launch::EngineChoice;
 use paravane::machine::end::DomainEnd;
-use paravane::monitor::EngineChoice;
 use paravane_tests::boot::{Guest, Outcome};
 use paravane_tests::guests::HELLO;
 use paravane_tests::soup::servings::{Servings, watched};

@@ -221,8 +221,8 @@ mod tests {
     use proptest::prelude::*;
 
     use crate::bare::platform::*;
-    use crate::engine::Kick;
     use crate::machine::console::CaptureSink;
+    use crate::machine::kick::Kick;
     use crate::machine::memory::{Backing, MachineMemory};
     use crate::virtio::entropy::Entropy;
 

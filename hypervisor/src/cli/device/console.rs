@@ -4,12 +4,12 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::host::console::backend::Backend;
-use crate::host::console::file::{FileEnd, FileError};
-use crate::host::console::loopback::Loopback;
-use crate::host::console::pty::{Pty, PtyError};
-use crate::host::console::unix::Socket;
-use crate::host::net::unix::UnixError;
+use crate::backend::console::backend::Backend;
+use crate::backend::console::file::{FileEnd, FileError};
+use crate::backend::console::loopback::Loopback;
+use crate::backend::console::pty::{Pty, PtyError};
+use crate::backend::console::unix::Socket;
+use crate::backend::net::unix::UnixError;
 
 /// A `--console`.
 #[derive(Clone, Debug, PartialEq, Eq)]

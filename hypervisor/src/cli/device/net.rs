@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::host::net::backend::Backend;
-use crate::host::net::peer::Peer;
-use crate::host::net::tap;
-use crate::host::net::tap::{BadName, Tap, TapError};
-use crate::host::net::unix;
-use crate::host::net::unix::UnixError;
-use crate::host::net::user::{Lost, Ports, User, UserError};
+use crate::backend::net::backend::Backend;
+use crate::backend::net::peer::Peer;
+use crate::backend::net::tap;
+use crate::backend::net::tap::{BadName, Tap, TapError};
+use crate::backend::net::unix;
+use crate::backend::net::unix::UnixError;
+use crate::backend::net::user::{Lost, Ports, User, UserError};
 use crate::virtio::net::{Mac, Net};
 
 /// What is behind a network device.

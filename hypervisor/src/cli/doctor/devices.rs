@@ -7,8 +7,8 @@ use std::{env, io};
 use io_uring::IoUring;
 use serde::Serialize;
 
-use crate::host::net::tap::Tap;
-use crate::host::net::user::UserError;
+use crate::backend::net::tap::Tap;
+use crate::backend::net::user::UserError;
 
 /// One thing that a device needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

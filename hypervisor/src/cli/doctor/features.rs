@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::trial::Trial;
 use crate::engine::kvm::{HostKind, host_kind};
-use crate::x86::host_cpuid::{available_state, can_trap, other_state};
+use crate::host::host_cpuid::{available_state, can_trap, other_state};
 
 /// What the CPUID instruction shows to a guest's programs on one engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -17,7 +17,7 @@ use self::kvm::KvmState;
 use self::trial::Trial;
 use super::{print, status};
 use crate::compare::HostFacts;
-use crate::monitor::EngineChoice;
+use crate::launch::EngineChoice;
 
 const HELP: &str = "\
 It takes a second or two: the built-in guests are booted on each engine to measure what exits cost here.

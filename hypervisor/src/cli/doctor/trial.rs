@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::compare::{Failure, Machine, Sample, Technique, WORKLOADS, measure, techniques};
-use crate::monitor::{self, EngineChoice, TransportChoice};
+use crate::launch;
+use crate::launch::{EngineChoice, TransportChoice};
 
 /// An engine, or a transport of one, and what came of trying it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -169,7 +170,7 @@ impl Probe {
                 self.technique
             )));
         };
-        measure(&technique, &workload, &machine, &mut monitor::run)
+        measure(&technique, &workload, &machine, &mut launch::run)
     }
 
     fn cost(&self, engine: EngineChoice) -> Cost {

@@ -2,8 +2,8 @@
 
 use super::super::{compare, side_text};
 use super::*;
+use crate::launch::{Config, EngineChoice, Report};
 use crate::ledger::Cause;
-use crate::monitor::{Config, EngineChoice, Report};
 use crate::testing::compare::{GOOD, good, is_pv, play, settings};
 
 /// `kvm` needs 1 kick more than `process` in the bare guest, and fails altogether if it is to.

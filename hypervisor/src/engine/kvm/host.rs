@@ -44,7 +44,7 @@ pub(super) fn describe() -> &'static str {
 
 /// Whether this processor has SVM's instructions rather than VMX's: AMD and Hygon (CPUID leaf 0).
 pub(super) fn is_amd() -> bool {
-    let vendor = crate::x86::host_cpuid::query(0, 0);
+    let vendor = crate::host::host_cpuid::query(0, 0);
     let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
     matches!(name.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
 }

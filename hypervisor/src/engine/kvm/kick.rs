@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::kvm_run;
 
-use crate::engine::Kick;
 use crate::host::threads;
+use crate::machine::kick::Kick;
 
 thread_local! {
     /// The `immediate_exit` byte of the vCPU that this thread runs; null when it runs none.

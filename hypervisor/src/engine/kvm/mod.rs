@@ -44,7 +44,8 @@ use self::context::{
 use self::gate::Answer;
 use self::kick::KvmKick;
 use self::tables::{GateTables, Gdt};
-use super::{Allowed, Engine, EngineInfo, Exit, Kick, Paging, canonical};
+use super::{Allowed, Engine, EngineInfo, Exit, Paging, canonical};
+use crate::machine::kick::Kick;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::MachineMemory;
 use crate::x86::control::CR4_OSXSAVE;

@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::S
 
 use super::stub::KICK_SIGNAL;
 use super::sys;
-use crate::engine::Kick;
 use crate::host::threads;
+use crate::machine::kick::Kick;
 
 /// How often an unanswered kick is repeated.
 const INSIST_NS: i64 = 1_000_000;

@@ -5,7 +5,7 @@ use std::arch::x86_64::{_xgetbv, CpuidResult};
 use super::area::room;
 use super::stub::{FPU_COMPONENTS, PKRU};
 use super::sys;
-use crate::x86::host_cpuid;
+use crate::host::host_cpuid;
 
 /// What the process engine needs and this host does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,7 +11,7 @@ use super::area::{
 };
 use super::filter::{self, LISTENER_FD, MEMORY_FD};
 use super::stub::{self, KICK_SIGNAL, Place, STEP_JUMP};
-use crate::x86::host_cpuid::ARCH_SET_CPUID;
+use crate::host::host_cpuid::ARCH_SET_CPUID;
 
 /// The memfd of room and board in the fresh process.
 pub(super) const AREA_FD: i32 = 3;

@@ -24,7 +24,7 @@ contract!(world);
 #[test]
 fn cpuid_traps_where_it_can() {
     let Some(mut w) = world() else { return };
-    if !crate::x86::host_cpuid::can_trap() {
+    if !crate::host::host_cpuid::can_trap() {
         return skip("cpuid-faulting", "CPUID cannot be made to trap on this host");
     }
     w.regs.rax = 0;

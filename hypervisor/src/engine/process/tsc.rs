@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::_rdtsc;
 
-use crate::x86::host_cpuid;
+use crate::host::host_cpuid;
 
 /// One instant on both clocks.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use paravane_abi::event::EvtchnPort;
 
 use super::upcall::Upcall;
-use crate::engine::Kick;
+use crate::machine::kick::Kick;
 use crate::machine::memory::{MachineMemory, Maddr};
 
 /// The way from the host's threads to a domain's vCPU.

@@ -10,12 +10,12 @@ use paravane_abi::cpuid::*;
 use paravane_abi::version::make_version;
 
 use super::{Emulated, Ended, decode, finish};
+use crate::host::host_cpuid;
+use crate::host::host_cpuid::Dynamic;
 use crate::ledger::{Cause, PrivOp};
 use crate::pv::domain::PvDomain;
 use crate::x86::control::CR4_OSXSAVE;
 use crate::x86::guest_cpuid::LEAF1_EDX_MACHINE_CHECKS;
-use crate::x86::host_cpuid;
-use crate::x86::host_cpuid::Dynamic;
 
 /// How a guest came to ask.
 #[derive(Clone, Copy, PartialEq, Eq)]

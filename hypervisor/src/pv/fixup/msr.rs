@@ -59,7 +59,7 @@ pub(super) fn is_amd() -> bool {
 }
 
 fn vendor() -> Vendor {
-    match crate::x86::host_cpuid::query(0, 0).ebx.to_le_bytes() {
+    match crate::host::host_cpuid::query(0, 0).ebx.to_le_bytes() {
         [b'G', b'e', b'n', b'u'] => Vendor::Intel,
         [b'A', b'u', b't', b'h'] | [b'H', b'y', b'g', b'o'] => Vendor::Amd,
         _ => Vendor::Other,

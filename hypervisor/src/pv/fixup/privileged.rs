@@ -9,6 +9,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use super::{Emulated, Ended, PROTECTION, UNDEFINED, cpuid, decode, msr, port};
 use crate::exec::cpu::cr0;
 use crate::exec::operand::{read_register, write_register};
+use crate::host::host_cpuid;
 use crate::ledger::{Cause, PrivOp};
 use crate::machine::memory::Maddr;
 use crate::mmu::direct::Stop;
@@ -17,7 +18,6 @@ use crate::pv::hypercall::{read_debug_register, write_debug_register};
 use crate::pv::vcpu::CR4_FIXED;
 use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
 use crate::x86::guest_cpuid::is_consistent;
-use crate::x86::host_cpuid;
 
 /// CR0 but for TS, as code on Xen finds it: PG, AM, WP, NE, ET, MP, PE.
 const CR0: u64 = cr0::PG | 1 << 18 | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;

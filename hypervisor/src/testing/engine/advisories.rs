@@ -8,10 +8,10 @@ use paravane_abi::segment::FLAT_RING3_CS32;
 
 use super::{CODE_VA, DATA, DATA_VA, HYPERCALL_VA, STACK_TOP, TEXT, World, code, fault, gp};
 use crate::engine::{Exit, Flush};
+use crate::host::host_cpuid::query;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
 use crate::testing::skip::skip;
 use crate::x86::exception::Fault;
-use crate::x86::host_cpuid::query;
 use crate::x86::registers::Regs;
 
 /// Where the second part of a snippet is put.

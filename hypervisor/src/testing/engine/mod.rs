@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use paravane_abi::{addr, pte};
 
-use crate::engine::{Engine, Exit, Kick, Paging, PteWrite};
+use crate::engine::{Engine, Exit, Paging, PteWrite};
+use crate::machine::kick::Kick;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::x86::exception::Fault;

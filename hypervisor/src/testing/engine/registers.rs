@@ -2,9 +2,9 @@
 
 use super::{CODE_VA, DATA_VA, HYPERCALL_VA, STACK_TOP, World, code, gp};
 use crate::engine::{Allowed, Exit};
+use crate::host::host_cpuid;
 use crate::machine::memory::PAGE_SIZE;
 use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
-use crate::x86::host_cpuid;
 
 /// CR4 says whether RDFSBASE, XGETBV and RDTSC can be executed, and XCR0 what XGETBV reads, where the engine can have
 /// that.

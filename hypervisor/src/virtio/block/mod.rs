@@ -35,10 +35,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::IntoBytes;
 
 use super::{Activation, Device, Info, Link, MAX_QUEUES, Workers};
-pub use crate::host::disk::errors::OpenError;
-use crate::host::disk::image::{Image, Limits, RawImage};
-pub use crate::host::disk::qcow2::Fault;
-use crate::host::disk::qcow2::Qcow2Image;
+pub use crate::backend::disk::errors::OpenError;
+use crate::backend::disk::image::{Image, Limits, RawImage};
+pub use crate::backend::disk::qcow2::Fault;
+use crate::backend::disk::qcow2::Qcow2Image;
 
 /// The unit of addresses and capacities, whatever the disk (5.2.4).
 pub const SECTOR: u64 = 512;
@@ -115,10 +115,10 @@ impl Block {
         let by_name = if is_called_qcow2(path) { Format::Qcow2 } else { Format::Raw };
         let format = options.format.unwrap_or(by_name);
         let opened = |error| OpenError::Open { path: path.to_owned(), error };
-        let file = crate::host::disk::image::open(path, options)?;
+        let file = crate::backend::disk::image::open(path, options)?;
         let (image, raw): (Arc<dyn Image>, _) = match format {
             Format::Raw => {
-                if options.format.is_none() && crate::host::disk::image::begins_as_qcow2(&file.0) {
+                if options.format.is_none() && crate::backend::disk::image::begins_as_qcow2(&file.0) {
                     return Err(OpenError::LooksLikeQcow2(path.to_owned()));
                 }
                 let raw = Arc::new(RawImage::new(file, options.direct).map_err(opened)?);
@@ -129,7 +129,7 @@ impl Block {
                 let for_uring = raw.takes_sectors().then(|| raw.clone());
                 (raw, for_uring)
             }
-            Format::Qcow2 if !crate::host::disk::image::begins_as_qcow2(&file.0) => {
+            Format::Qcow2 if !crate::backend::disk::image::begins_as_qcow2(&file.0) => {
                 return Err(OpenError::NoQcow2(path.to_owned()));
             }
             Format::Qcow2 => (Arc::new(Qcow2Image::open(file, options)?), None),

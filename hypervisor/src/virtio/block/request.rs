@@ -13,9 +13,10 @@ use virtio_bindings::bindings::virtio_blk::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Disk, MOST_SECTORS, SECTOR};
-use crate::host::disk::buffers::Buffers;
+use crate::backend::disk::buffers::Buffers;
 use crate::machine::device_memory::DeviceMemory;
-use crate::virtio::{Broken, Chain, Segment};
+use crate::machine::device_memory::Segment;
+use crate::virtio::{Broken, Chain};
 
 /// The first readable bytes.
 #[repr(C)]

@@ -22,7 +22,7 @@ mod stable;
 mod under_way;
 
 use super::*;
-use crate::host::disk::image::Locked;
+use crate::backend::disk::image::Locked;
 use crate::testing::virtio::{BUFFERS, Bench, Ring};
 use crate::virtio::Broken;
 
@@ -349,7 +349,7 @@ fn a_disk_that_was_closed_is_free_whoever_inherited_its_file() {
             Format::Qcow2 => clusters::image("inherited.qcow2", 3),
         };
         let options = Options { format: Some(format), ..scratch.options() };
-        let file = crate::host::disk::image::open(&scratch.0, &options).unwrap();
+        let file = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
         let inherited = file.0.try_clone().unwrap();
         let image: Box<dyn Image> = match format {
             Format::Raw => Box::new(RawImage::new(file, false).unwrap()),

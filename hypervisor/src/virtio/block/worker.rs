@@ -6,10 +6,10 @@ use std::os::fd::RawFd;
 use super::Disk;
 use super::request;
 use super::request::{Job, Op, Request, Status};
+use crate::backend::disk::buffers::Buffers;
+use crate::backend::disk::pool::Pool;
+use crate::backend::disk::uring::Uring;
 use crate::host::busy_poll::BusyPoll;
-use crate::host::disk::buffers::Buffers;
-use crate::host::disk::pool::Pool;
-use crate::host::disk::uring::Uring;
 use crate::virtio::{Broken, Chain, Queue, Stop};
 
 /// Bytes that are handed over together. What is in the host's page cache is copied while it is handed over: the driver

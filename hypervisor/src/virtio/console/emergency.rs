@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError, TryLockError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::host::console::backend::Backend;
+use crate::backend::console::backend::Backend;
 
 /// Bytes that wait at most.
 const LIMIT: usize = 4096;

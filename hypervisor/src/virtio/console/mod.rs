@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::{Activation, Broken, Device, Info, Link, Queue, Stop, Workers};
-use crate::host::console::backend::{Backend, Size, Wish, watch};
+use crate::backend::console::backend::{Backend, Size, Wish, watch};
 use emergency::Emergency;
 use receive::Receiver;
 use transmit::Transmitter;

@@ -1,6 +1,6 @@
 //! The receive queue: empty buffers, each for as much of what was typed as there is and fits.
 
-use crate::host::console::backend::Backend;
+use crate::backend::console::backend::Backend;
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Chain, Queue};
 

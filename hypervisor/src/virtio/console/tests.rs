@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::*;
-use crate::host::console::backend::{NOTHING, Watch};
-use crate::host::console::unix::Socket;
+use crate::backend::console::backend::{NOTHING, Watch};
+use crate::backend::console::unix::Socket;
 use crate::testing::virtio::{BUFFERS, Bench, MODERN, Ring};
 
 fn socket() -> (UnixStream, Bench) {

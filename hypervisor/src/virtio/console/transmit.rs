@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::host::console::backend::Backend;
+use crate::backend::console::backend::Backend;
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Chain, Queue};
 

@@ -25,10 +25,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 
 use super::{Activation, Broken, Device, Info, Link, Queue, Stop, Workers};
+use crate::backend::net::backend::Backend;
+use crate::backend::net::header::{feature, has};
 use crate::cli::device::net::NetOptionError;
 use crate::host::busy_poll::BusyPoll;
-use crate::host::net::backend::Backend;
-use crate::host::net::header::{feature, has};
 use receive::Receiver;
 use transmit::Transmitter;
 

@@ -7,9 +7,9 @@
 use std::collections::VecDeque;
 
 use super::BATCH;
-use crate::host::net::backend::{Backend, MAX_FRAME, Received};
-use crate::host::net::header::{HEADER_LEN, NUM_BUFFERS_OFFSET, feature, has};
-use crate::host::net::pieces::{MAX_PIECES, Pieces};
+use crate::backend::net::backend::{Backend, MAX_FRAME, Received};
+use crate::backend::net::header::{HEADER_LEN, NUM_BUFFERS_OFFSET, feature, has};
+use crate::backend::net::pieces::{MAX_PIECES, Pieces};
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Queue};
 

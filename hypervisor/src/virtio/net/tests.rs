@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::*;
-use crate::host::net::backend::MAX_FRAME;
-use crate::host::net::header::HEADER_LEN;
-use crate::host::net::peer::{Peer, control_frame};
-use crate::host::net::stream::Framed;
+use crate::backend::net::backend::MAX_FRAME;
+use crate::backend::net::header::HEADER_LEN;
+use crate::backend::net::peer::{Peer, control_frame};
+use crate::backend::net::stream::Framed;
 use crate::testing::virtio::{BUFFERS, Bench, MODERN, Ring};
 use crate::virtio::QueueSetup;
 
@@ -79,22 +79,22 @@ impl Backend for Unwilling {
     fn is_up(&self) -> bool {
         true
     }
-    fn watch(&self, _: bool) -> Option<crate::host::net::backend::Watch> {
+    fn watch(&self, _: bool) -> Option<crate::backend::net::backend::Watch> {
         None
     }
     fn ready(&mut self, _: libc::c_short) {}
     fn send(
         &mut self,
-        _: &crate::host::net::header::Header,
-        _: &mut crate::host::net::pieces::Pieces<'_>,
-    ) -> crate::host::net::backend::Sent {
-        crate::host::net::backend::Sent::Done
+        _: &crate::backend::net::header::Header,
+        _: &mut crate::backend::net::pieces::Pieces<'_>,
+    ) -> crate::backend::net::backend::Sent {
+        crate::backend::net::backend::Sent::Done
     }
     fn receive(
         &mut self,
-        _: &mut crate::host::net::pieces::Pieces<'_>,
-    ) -> crate::host::net::backend::Received {
-        crate::host::net::backend::Received::Nothing
+        _: &mut crate::backend::net::pieces::Pieces<'_>,
+    ) -> crate::backend::net::backend::Received {
+        crate::backend::net::backend::Received::Nothing
     }
 }
 

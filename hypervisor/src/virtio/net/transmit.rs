@@ -8,9 +8,9 @@ use std::ops::Range;
 use zerocopy::IntoBytes;
 
 use super::BATCH;
-use crate::host::net::backend::{Backend, MAX_FRAME, Sent};
-use crate::host::net::header::{HEADER_LEN, Header};
-use crate::host::net::pieces::Pieces;
+use crate::backend::net::backend::{Backend, MAX_FRAME, Sent};
+use crate::backend::net::header::{HEADER_LEN, Header};
+use crate::backend::net::pieces::Pieces;
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Queue};
 

@@ -24,7 +24,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use zerocopy::IntoBytes;
 
 use super::{Activation, Broken, Chain, Device, Info, Queue, Stop, Workers};
-use crate::host::net::unix;
+use crate::backend::net::unix;
 use crate::machine::device_memory::DeviceMemory;
 use connection::BUFFER;
 use packet::{HEADER_LEN, Header};

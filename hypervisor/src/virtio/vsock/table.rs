@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use super::connection::Connection;
 use super::packet::{HOST_CID, Header, Ports, STREAM, op};
-use crate::host::vsock;
-use crate::host::vsock::{Call, Caller};
+use crate::backend::vsock;
+use crate::backend::vsock::{Call, Caller};
 
 /// Connections at a time; more are refused.
 pub(super) const MAX_CONNECTIONS: usize = 128;

@@ -28,7 +28,7 @@ struct Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        for path in [self.path.clone(), crate::host::vsock::path_of_port(&self.path, 9)] {
+        for path in [self.path.clone(), crate::backend::vsock::path_of_port(&self.path, 9)] {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -55,7 +55,7 @@ impl Guest {
     }
     /// A program that waits for calls to port 9 of the host.
     fn host_listener(&self) -> UnixListener {
-        UnixListener::bind(crate::host::vsock::path_of_port(&self.path, 9)).unwrap()
+        UnixListener::bind(crate::backend::vsock::path_of_port(&self.path, 9)).unwrap()
     }
     fn header(ports: Ports, op: u16) -> Header {
         Header {

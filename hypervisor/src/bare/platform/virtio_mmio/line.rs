@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::engine::Kick;
+use crate::machine::kick::Kick;
 use crate::virtio::Interrupt;
 
 const USED_BUFFER: u32 = 1 << 0;

@@ -21,9 +21,9 @@ use virtio_bindings::bindings::virtio_config::{
 pub use line::Level;
 use line::Line;
 
-use crate::engine::Kick;
 use crate::ledger::VirtioRegister;
 use crate::machine::device_memory::{DeviceMemory, MemoryError, Region};
+use crate::machine::kick::Kick;
 use crate::machine::memory::{MachineMemory, PAGE_SIZE};
 use crate::virtio::{ActivateError, Broken, Device, Interrupt, MAX_QUEUES, Offence, QueueSetup, Slot};
 

@@ -8,10 +8,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::Allowed;
+use crate::host::host_cpuid;
 use crate::ledger::{PortDevice, PrivOp};
 use crate::machine::memory::Mfn;
 use crate::testing::pv::{L1, L4, NOWHERE, RO, SCRATCH};
-use crate::x86::host_cpuid;
 
 const CLI: &[u8] = &[0xfa];
 const STI: &[u8] = &[0xfb];

@@ -9,7 +9,7 @@ use crate::testing::skip::skip;
 fn direct_benches(scratch: &Scratch) -> Option<Vec<Bench>> {
     let options = Options { direct: true, ..scratch.options() };
     let raw = || {
-        let file = crate::host::disk::image::open(&scratch.0, &options).ok()?;
+        let file = crate::backend::disk::image::open(&scratch.0, &options).ok()?;
         file.0.unlock().unwrap();
         RawImage::new(file, true).ok().map(Arc::new)
     };

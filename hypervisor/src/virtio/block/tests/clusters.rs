@@ -176,7 +176,7 @@ fn an_old_image_takes_zeroes_and_no_discards() {
 fn zeroes_and_writes_side_by_side() {
     let scratch = image("beside.qcow2", 3);
     let options = scratch.options();
-    let file = crate::host::disk::image::open(&scratch.0, &options).unwrap();
+    let file = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
     let image = Qcow2Image::open(file, &options).unwrap();
     let cluster = CLUSTER * SECTOR;
     // Both begin at the same moment: nobody sleeps, as waking takes longer than what is to be done.
@@ -223,10 +223,10 @@ fn an_image_is_right_after_every_request() {
     for direct in [false, true] {
         let options = Options { direct, ..options.clone() };
         // Without O_DIRECT on this file system there is one way less.
-        let Ok(lock) = crate::host::disk::image::open(&scratch.0, &options) else { continue };
+        let Ok(lock) = crate::backend::disk::image::open(&scratch.0, &options) else { continue };
         let disk = Qcow2Image::open(lock, &options).unwrap();
         let right = || {
-            let checked = crate::host::disk::qcow2::check(&File::open(&scratch.0).unwrap(), false, true);
+            let checked = crate::backend::disk::qcow2::check(&File::open(&scratch.0).unwrap(), false, true);
             checked.map(drop).unwrap_or_else(|fault| panic!("{fault}"));
         };
         for n in 0..64 {
@@ -291,7 +291,7 @@ fn what_is_shared_is_kept() {
 fn an_image_around_the_page_cache() {
     let scratch = image("direct.qcow2", 3);
     let options = Options { direct: true, ..scratch.options() };
-    if crate::host::disk::image::open(&scratch.0, &options).is_err() {
+    if crate::backend::disk::image::open(&scratch.0, &options).is_err() {
         return crate::testing::skip::skip(
             "direct-io",
             "the file system of the temporary directory has no O_DIRECT",

@@ -2,7 +2,7 @@
 
 use super::small_image::*;
 use super::*;
-use crate::host::disk::qcow2;
+use crate::backend::disk::qcow2;
 
 /// Writes an image to a file of its own.
 pub fn stored(name: &str, image: &[u8]) -> Scratch {
@@ -223,7 +223,7 @@ fn features_have_names() {
 fn a_write_into_the_header_is_an_error() {
     let scratch = stored("header-kept.qcow2", &image());
     let options = scratch.options();
-    let lock = crate::host::disk::image::open(&scratch.0, &options).unwrap();
+    let lock = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
     let disk = qcow2::Qcow2Image::open(lock, &options).unwrap();
     // Somebody who asks for no lock frees all of the clusters, after which the library would allocate cluster 0.
     let file = File::options().write(true).open(&scratch.0).unwrap();
@@ -241,7 +241,7 @@ fn a_write_into_the_header_is_an_error() {
 fn what_is_opened_is_what_was_looked_at() {
     let scratch = stored("swapped.qcow2", &image());
     let options = scratch.options();
-    let lock = crate::host::disk::image::open(&scratch.0, &options).unwrap();
+    let lock = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
     std::fs::remove_file(&scratch.0).unwrap();
     std::fs::write(&scratch.0, b"something else").unwrap();
     let disk = qcow2::Qcow2Image::open(lock, &options).unwrap();

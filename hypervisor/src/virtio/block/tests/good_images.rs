@@ -8,7 +8,7 @@ use imago::{FormatCreateBuilder, Storage as _, StorageOpenOptions};
 
 use super::clusters::{is_consistent, qemu_img};
 use super::*;
-use crate::host::disk::qcow2::Qcow2Image;
+use crate::backend::disk::qcow2::Qcow2Image;
 
 const BYTES: usize = 1 << 20;
 
@@ -32,7 +32,7 @@ fn content() -> Vec<u8> {
 
 fn open(scratch: &Scratch, readonly: bool) -> Qcow2Image {
     let options = Options { readonly, format: Some(Format::Qcow2), ..scratch.options() };
-    let lock = crate::host::disk::image::open(&scratch.0, &options).unwrap();
+    let lock = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
     Qcow2Image::open(lock, &options).unwrap_or_else(|why| panic!("{why}"))
 }
 

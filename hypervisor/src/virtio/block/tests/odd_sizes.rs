@@ -57,7 +57,7 @@ fn direct_says_what_size_it_needs() {
     for len in [1000, 5000] {
         let scratch = Scratch::new("odd-direct", len);
         let options = Options { direct: true, ..scratch.options() };
-        if crate::host::disk::image::open(&scratch.0, &options).is_err() {
+        if crate::backend::disk::image::open(&scratch.0, &options).is_err() {
             return crate::testing::skip::skip(
                 "direct-io",
                 "the file system of the temporary directory has no O_DIRECT",

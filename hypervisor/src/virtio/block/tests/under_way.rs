@@ -87,7 +87,7 @@ impl Image for Arc<Gate> {
     fn read(&self, buffers: &mut [libc::iovec], _: u64) -> io::Result<()> {
         self.pass()?;
         // SAFETY: the bench's memory, which a device's request keeps.
-        unsafe { crate::host::disk::buffers::copy_to(buffers, &[9; 512]) };
+        unsafe { crate::backend::disk::buffers::copy_to(buffers, &[9; 512]) };
         Ok(())
     }
     fn write(&self, _: &mut [libc::iovec], _: u64) -> io::Result<()> {

@@ -9,7 +9,7 @@ use paravane_abi::event::{
 };
 
 use super::*;
-use crate::host::net::peer::Peer;
+use crate::backend::net::peer::Peer;
 use crate::testing::virtio::Numbers;
 use crate::virtio::net::{Mac, Net};
 use crate::virtio::{Activation, Info, Workers};

@@ -15,7 +15,7 @@ use paravane_abi::hypercall as nr;
 use paravane_abi::mmu::{MMUEXT_PIN_L1_TABLE, MmuextOp};
 
 use super::*;
-use crate::engine::Kick;
+use crate::machine::kick::Kick;
 use crate::pv::devices::PvDevices;
 use crate::pv::domain::CONSOLE_PORT;
 use crate::testing::pv::{FREE, L1, NOWHERE, RO, TestDomain, va};

@@ -1,0 +1,237 @@
+//! `--console stdio`: the program's own terminal, or whatever its standard input and output are.
+//!
+//! Keys come by a socket from the thread that reads standard input for any guest, which keeps the escape key to
+//! itself. Output must never block, but the descriptor that we were started with may be shared with our parent, which
+//! would be surprised to find it non-blocking: where that can be, another description of the same terminal or pipe
+//! is opened.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::backend::{Backend, NOTHING, Size, Watch, Wish, watch};
+use crate::host::limit::Advice;
+use crate::host::notice::notice;
+
+/// What a terminal or pipe takes without blocking once poll(2) says that it has room.
+const CAREFUL: usize = 64;
+
+/// Standard input and output, as a console's end.
+#[derive(Debug)]
+pub struct Stdio {
+    keys: Option<UnixStream>,
+    output: Option<Output>,
+    size: Option<Size>,
+    resized: EventFd,
+}
+
+/// What the program keeps of them.
+#[derive(Debug)]
+pub struct Outside {
+    /// Where typed bytes are sent. They wait there until the guest reads them.
+    pub keys: UnixStream,
+    /// To be written to when the terminal's size may have changed; for who has a terminal.
+    pub resized: Option<EventFd>,
+}
+
+/// Where output goes, by how it is kept from blocking.
+#[derive(Debug)]
+enum Output {
+    /// It does not block: a description of our own, or a file.
+    Free(File),
+    /// A socket.
+    Socket(OwnedFd),
+    /// Something that cannot be opened again: asked first, and written in small pieces.
+    Shared(File),
+}
+
+impl Output {
+    fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let file = File::from(fd.try_clone_to_owned()?);
+        let kind = file.metadata()?.file_type();
+        if kind.is_socket() {
+            return Ok(Self::Socket(file.into()));
+        }
+        if !kind.is_fifo() && !kind.is_char_device() {
+            // Opened again it would have a position of its own.
+            return Ok(Self::Free(file));
+        }
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let again = File::options().write(true).custom_flags(flags).open(again);
+        Ok(again.map_or(Self::Shared(file), Self::Free))
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Free(file) | Self::Shared(file) => file.as_fd(),
+            Self::Socket(socket) => socket.as_fd(),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Free(file) => file.write(bytes),
+            Self::Socket(socket) => {
+                // SAFETY: `bytes` is live and as long as it says.
+                let sent = unsafe {
+                    libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT)
+                };
+                usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+            }
+            Self::Shared(file) => {
+                let mut poll = watch(file.as_raw_fd(), libc::POLLOUT);
+                // SAFETY: one pollfd, valid for the call, which does not wait.
+                if unsafe { libc::poll(&mut poll, 1, 0) } < 1 {
+                    return Err(ErrorKind::WouldBlock.into());
+                }
+                file.write(bytes.get(..CAREFUL).unwrap_or(bytes))
+            }
+        }
+    }
+
+    /// The size of the terminal that this is; one that does not know its size has none.
+    fn size(&self) -> Option<Size> {
+        // SAFETY: all zeroes is a valid winsize.
+        let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is open, and `size` is what this request fills.
+        let known = unsafe { libc::ioctl(self.fd().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) } == 0;
+        (known && size.ws_col > 0 && size.ws_row > 0)
+            .then_some(Size { columns: size.ws_col, rows: size.ws_row })
+    }
+}
+
+impl Stdio {
+    /// With `output` to print to; what the program has to do besides is in the other half.
+    ///
+    /// # Errors
+    /// When the host has no descriptors left, or `output` is closed.
+    pub fn new(output: BorrowedFd<'_>) -> io::Result<(Self, Outside)> {
+        let (keys, typed) = UnixStream::pair()?;
+        typed.set_nonblocking(true)?;
+        let resized = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let output = Output::new(output)?;
+        let size = output.size();
+        let outside = Outside { keys, resized: size.map(|_| resized.try_clone()).transpose()? };
+        Ok((Self { keys: Some(typed), output: Some(output), size, resized }, outside))
+    }
+}
+
+impl Backend for Stdio {
+    fn watch(&self, wish: Wish) -> Watch {
+        let keys = self.keys.as_ref().filter(|_| wish.read);
+        let output = self.output.as_ref().filter(|_| wish.write);
+        [
+            keys.map_or(NOTHING, |keys| watch(keys.as_raw_fd(), libc::POLLIN)),
+            output.map_or(NOTHING, |output| watch(output.fd().as_raw_fd(), libc::POLLOUT)),
+            watch(self.resized.as_raw_fd(), libc::POLLIN),
+        ]
+    }
+
+    fn ready(&mut self, [.., resized]: &Watch) {
+        if resized.revents != 0 {
+            // Empty already: nothing to do.
+            let _ = self.resized.read();
+            let now = self.output.as_ref().and_then(Output::size);
+            self.size = now.or(self.size);
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        let Some(output) = &mut self.output else { return bytes.len() };
+        match output.write(bytes) {
+            Ok(count) if count > 0 => count,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
+            failed => {
+                let why = failed.err().unwrap_or_else(|| ErrorKind::WriteZero.into());
+                // A reader that went away knows.
+                if why.kind() != ErrorKind::BrokenPipe {
+                    let advice = Advice::of_writes(&why);
+                    notice(format_args!("the console's output is lost from here on: {why}{advice}"));
+                }
+                self.output = None;
+                bytes.len()
+            }
+        }
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> usize {
+        let Some(keys) = &mut self.keys else { return 0 };
+        match keys.read(into) {
+            Ok(count) if count > 0 => return count,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            // The end of the input does not end the guest.
+            _ => self.keys = None,
+        }
+        0
+    }
+
+    fn size(&self) -> Option<Size> {
+        self.size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::backend::console::stdio::*;
+
+    #[test]
+    fn a_full_pipe_is_not_waited_for_and_its_owner_notices_nothing() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (mut end, outside) = Stdio::new(writer.as_fd()).unwrap();
+        assert!(outside.resized.is_none() && end.size().is_none(), "a pipe has no size");
+        let mut sent = 0;
+        loop {
+            match end.write(&[b'z'; 1000]) {
+                0 => break,
+                count => sent += count,
+            }
+        }
+        // SAFETY: no pointer, and the descriptor is open.
+        let flags = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETFL) };
+        assert_eq!(flags & libc::O_NONBLOCK, 0);
+        let mut bytes = vec![0; sent];
+        reader.read_exact(&mut bytes).unwrap();
+        assert_eq!(end.write(b"more"), 4);
+    }
+
+    #[test]
+    fn sockets_files_and_what_cannot_be_opened_again() {
+        let (mut ours, other) = UnixStream::pair().unwrap();
+        let (mut end, _outside) = Stdio::new(other.as_fd()).unwrap();
+        assert_eq!(end.write(b"abc"), 3);
+        let mut bytes = [0; 3];
+        ours.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"abc");
+        while end.write(&[0; 4096]) > 0 {}
+
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut shared = Output::Shared(File::from(OwnedFd::from(writer)));
+        let mut sent = 0;
+        let full = loop {
+            match shared.write(&[7; 4096]) {
+                Ok(count) => sent += count,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), ErrorKind::WouldBlock);
+        reader.read_exact(&mut vec![0; sent]).unwrap();
+    }
+
+    #[test]
+    fn keys_arrive_and_end() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let (mut end, mut outside) = Stdio::new(writer.as_fd()).unwrap();
+        let mut bytes = [0; 8];
+        assert_eq!(end.read(&mut bytes), 0);
+        outside.keys.write_all(b"keys").unwrap();
+        assert_eq!((end.read(&mut bytes), &bytes[..4]), (4, &b"keys"[..]));
+        drop(outside);
+        assert_eq!(end.read(&mut bytes), 0);
+        assert!(end.watch(Wish { read: true, write: false })[0].fd == -1, "the end is told once");
+    }
+}

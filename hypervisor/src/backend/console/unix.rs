@@ -1,0 +1,247 @@
+//! `--console unix=PATH`: a stream socket.
+//!
+//! One program at a time. Each direction ends by itself, so that a program that has said all it had to say still
+//! gets the answer.
+
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use super::backend::{Backend, NOTHING, Watch, Wish, watch};
+use crate::backend::net::unix::{UnixError, bind};
+
+/// A socket, and who is at its other end.
+#[derive(Debug)]
+pub struct Socket {
+    peer: Option<Peer>,
+    /// Waits for a program while there is none.
+    listener: Option<UnixListener>,
+    /// The last caller could not be answered (no descriptor was left): not tried again before the guest prints,
+    /// because poll(2) would name the same caller for ever.
+    deaf: bool,
+}
+
+#[derive(Debug)]
+struct Peer {
+    stream: UnixStream,
+    /// It has said all it had to say.
+    silent: bool,
+    /// It is gone; what it said before is still to be read.
+    gone: bool,
+}
+
+impl Socket {
+    /// Connects to whoever listens on `path`.
+    ///
+    /// # Errors
+    /// When nobody does.
+    pub fn connect(path: &Path) -> Result<Self, UnixError> {
+        let socket = UnixStream::connect(path).and_then(Self::connected);
+        socket.map_err(|error| UnixError::Connect { path: path.to_owned(), error })
+    }
+
+    /// Listens on `path`.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub fn listen(path: &Path) -> Result<Self, UnixError> {
+        let listener = bind(path).and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+        match listener {
+            Ok(listener) => Ok(Self { peer: None, listener: Some(listener), deaf: false }),
+            Err(error) => Err(UnixError::Listen { path: path.to_owned(), error }),
+        }
+    }
+
+    /// With this connection, and no other after it.
+    ///
+    /// # Errors
+    /// When the socket cannot be made non-blocking.
+    pub fn connected(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { peer: Some(Peer { stream, silent: false, gone: false }), listener: None, deaf: false })
+    }
+
+    /// Answers the next caller, if one waits.
+    fn answer(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                self.deaf = !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted);
+                return;
+            }
+        };
+        if stream.set_nonblocking(true).is_ok() {
+            self.peer = Some(Peer { stream, silent: false, gone: false });
+        }
+    }
+
+    /// Sends to the program that is there; `None` when there is none.
+    fn send(&mut self, bytes: &[u8]) -> Option<usize> {
+        let peer = self.peer.as_mut().filter(|peer| !peer.gone)?;
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: `bytes` is live and as long as it says. MSG_NOSIGNAL: a closed connection is an error here, no
+        // signal.
+        let sent = unsafe { libc::send(peer.stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+        if let Ok(sent) = usize::try_from(sent) {
+            return Some(sent);
+        }
+        match io::Error::last_os_error().kind() {
+            ErrorKind::WouldBlock | ErrorKind::Interrupted => Some(0),
+            _ => {
+                peer.gone = true;
+                self.forget();
+                None
+            }
+        }
+    }
+
+    /// Lets go of a program that is gone and has nothing more to be read.
+    fn forget(&mut self) {
+        self.peer.take_if(|peer| peer.gone && peer.silent);
+    }
+}
+
+impl Backend for Socket {
+    fn watch(&self, wish: Wish) -> Watch {
+        let (socket, events) = match (&self.peer, &self.listener) {
+            (None, None) => return [NOTHING; 3],
+            (None, Some(_)) if self.deaf => return [NOTHING; 3],
+            (None, Some(listener)) => (listener.as_raw_fd(), libc::POLLIN),
+            (Some(peer), _) => {
+                let read = if wish.read && !peer.silent { libc::POLLIN } else { 0 };
+                let write = if wish.write { libc::POLLOUT } else { 0 };
+                // poll(2) would tell for ever that it is gone.
+                if peer.gone && read == 0 {
+                    return [NOTHING; 3];
+                }
+                (peer.stream.as_raw_fd(), read | write)
+            }
+        };
+        [watch(socket, events), NOTHING, NOTHING]
+    }
+
+    fn ready(&mut self, [first, ..]: &Watch) {
+        match &mut self.peer {
+            None => self.answer(),
+            Some(peer) => peer.gone |= first.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0,
+        }
+        self.forget();
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        if let Some(sent) = self.send(bytes) {
+            return sent;
+        }
+        // The next one may be waiting already. It is not kept waiting for a guest that does not read what the
+        // former one typed.
+        self.deaf = false;
+        self.answer();
+        self.send(bytes).unwrap_or(bytes.len())
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> usize {
+        let Some(peer) = self.peer.as_mut().filter(|peer| !peer.silent) else { return 0 };
+        match (&peer.stream).read(into) {
+            Ok(count) if count > 0 => return count,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                // What a program that is gone has not sent will not come.
+                peer.silent = peer.gone && error.kind() == ErrorKind::WouldBlock;
+            }
+            Ok(_) => peer.silent = true,
+            Err(_) => (peer.silent, peer.gone) = (true, true),
+        }
+        self.forget();
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::Shutdown;
+
+    use crate::backend::console::unix::*;
+
+    fn pair() -> (UnixStream, Socket) {
+        let (ours, other) = UnixStream::pair().unwrap();
+        (ours, Socket::connected(other).unwrap())
+    }
+
+    fn typed(from: &mut Socket) -> Vec<u8> {
+        let mut bytes = [0; 100];
+        let count = from.read(&mut bytes);
+        bytes[..count].to_vec()
+    }
+
+    const BOTH: Wish = Wish { read: true, write: true };
+
+    #[test]
+    fn a_reader_that_does_not_read_is_waited_for() {
+        let (mut ours, mut end) = pair();
+        let mut sent = 0;
+        loop {
+            match end.write(&[b'x'; 1000]) {
+                0 => break,
+                count => sent += count,
+            }
+        }
+        let [first, ..] = end.watch(Wish { read: false, write: true });
+        assert!(first.fd >= 0 && first.events == libc::POLLOUT);
+        let mut bytes = vec![0; sent];
+        ours.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, vec![b'x'; sent], "and nothing is lost");
+        assert_eq!(end.write(b"more"), 4);
+    }
+
+    #[test]
+    fn each_direction_ends_by_itself() {
+        let (mut ours, mut end) = pair();
+        ours.write_all(b"halt\n").unwrap();
+        ours.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(typed(&mut end), b"halt\n");
+        assert_eq!(typed(&mut end), b"");
+        let [first, ..] = end.watch(BOTH);
+        assert_eq!(first.events, libc::POLLOUT, "there is nothing to be read any more");
+        assert_eq!(end.write(b"bye"), 3);
+        let mut bytes = [0; 3];
+        ours.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"bye");
+    }
+
+    #[test]
+    fn what_was_typed_before_the_end_still_arrives() {
+        let (mut ours, mut end) = pair();
+        ours.write_all(b"last words").unwrap();
+        drop(ours);
+        end.ready(&[watch(0, 0), NOTHING, NOTHING].map(|fd| libc::pollfd { revents: libc::POLLHUP, ..fd }));
+        assert!(end.watch(Wish { read: false, write: false }).iter().all(|fd| fd.fd == -1), "no spinning");
+        assert_eq!(end.write(b"to nobody"), 9);
+        assert_eq!(typed(&mut end), b"last words");
+        assert_eq!(typed(&mut end), b"");
+        assert!(end.watch(BOTH).iter().all(|fd| fd.fd == -1));
+    }
+
+    #[test]
+    fn one_program_after_the_other() {
+        let path = std::env::temp_dir().join(format!("paravane-console-unix-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        assert!(Socket::connect(&path).unwrap_err().to_string().contains("`,server`"));
+        let mut end = Socket::listen(&path).unwrap();
+        assert_eq!(end.write(b"to nobody"), 9);
+        for name in ["first", "second"] {
+            let mut caller = UnixStream::connect(&path).unwrap();
+            // Without poll(2) saying anything: what is printed goes to whoever called.
+            assert_eq!(end.write(name.as_bytes()), name.len());
+            let mut bytes = vec![0; name.len()];
+            caller.read_exact(&mut bytes).unwrap();
+            assert_eq!(bytes, name.as_bytes());
+            caller.write_all(b"x").unwrap();
+            assert_eq!(typed(&mut end), b"x");
+            drop(caller);
+            assert_eq!(typed(&mut end), b"");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}

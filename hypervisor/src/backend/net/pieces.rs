@@ -1,0 +1,282 @@
+//! A frame as pieces of guest memory, so that a system call reads or writes it where it is.
+//!
+//! A descriptor chain names memory piece by piece; `readv` and `writev` take just that. This is the one place
+//! of the network device that hands addresses of guest memory to the kernel. The pieces borrow the memory, so
+//! that no address outlives the mapping; and nobody makes a reference to it, because the guest may change it
+//! at any time.
+
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+
+use crate::machine::device_memory::DeviceMemory;
+use crate::machine::device_memory::Segment;
+use crate::virtio::Broken;
+
+/// Pieces that one list can hold: what the kernel takes in one call (`UIO_MAXIOV`), less one in front and one
+/// at the end.
+pub const MAX_PIECES: usize = 1022;
+
+/// Bytes up to which a frame is copied before it is written. The kernel takes one buffer with less ado than several:
+/// that is worth more than the copy, which it does a second time from this CPU's own cache.
+const COPIED: usize = 2048;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Pieces of guest memory, in order. Reused from frame to frame without allocating.
+#[derive(Debug)]
+pub struct Pieces<'m> {
+    /// The first is not a piece but room for what a caller puts in front of them.
+    vecs: Vec<libc::iovec>,
+    bytes: usize,
+    memory: PhantomData<VolatileSlice<'m>>,
+}
+
+/// More pieces than [`MAX_PIECES`], or more bytes than can be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a frame in more than {MAX_PIECES} pieces")]
+pub struct TooManyPieces;
+
+const NOTHING: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+impl Default for Pieces<'_> {
+    fn default() -> Self {
+        let mut vecs = Vec::with_capacity(MAX_PIECES + 2);
+        vecs.push(NOTHING);
+        Self { vecs, bytes: 0, memory: PhantomData }
+    }
+}
+
+impl<'m> Pieces<'m> {
+    /// Forgets all pieces.
+    pub fn clear(&mut self) {
+        self.vecs.truncate(1);
+        self.bytes = 0;
+    }
+    /// Bytes in all pieces.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+    /// How many pieces there are.
+    pub fn count(&self) -> usize {
+        self.vecs.len() - 1
+    }
+    /// Adds a piece.
+    pub fn push<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'m, B>) -> Result<(), TooManyPieces> {
+        let bytes = self.bytes.checked_add(slice.len()).filter(|&sum| isize::try_from(sum).is_ok());
+        let bytes = bytes.filter(|_| self.count() < MAX_PIECES).ok_or(TooManyPieces)?;
+        self.vecs.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
+        self.bytes = bytes;
+        Ok(())
+    }
+    /// Adds the pieces of buffers, which are the device's memory.
+    pub(crate) fn push_segments(
+        &mut self,
+        memory: &'m DeviceMemory,
+        segments: &[Segment],
+    ) -> Result<(), Broken> {
+        for segment in segments {
+            let outside = Broken::Address { address: segment.address, len: segment.len.into() };
+            let len = usize::try_from(segment.len).map_err(|_| outside)?;
+            for slice in memory.view().get_slices(GuestAddress(segment.address), len) {
+                self.push(&slice.map_err(|_| outside)?)
+                    .map_err(|TooManyPieces| Broken::Request("a frame in too many pieces"))?;
+            }
+        }
+        Ok(())
+    }
+    /// Drops the first `count` pieces.
+    pub fn remove_first(&mut self, count: usize) {
+        let count = count.min(self.count());
+        self.bytes -= self.vecs.drain(1..=count).map(|piece| piece.iov_len).sum::<usize>();
+    }
+    /// Skips the first `bytes` bytes (or all there are).
+    pub fn skip(&mut self, bytes: usize) {
+        let mut left = bytes.min(self.bytes);
+        self.bytes -= left;
+        for piece in self.vecs.iter_mut().skip(1) {
+            let here = left.min(piece.iov_len);
+            piece.iov_base = piece.iov_base.wrapping_byte_add(here);
+            piece.iov_len -= here;
+            left -= here;
+            if left == 0 {
+                break;
+            }
+        }
+    }
+
+    /// Copies bytes from `offset` on out of the pieces: as many as there are, at most all of `into`.
+    pub fn copy_out(&self, offset: usize, into: &mut [u8]) -> usize {
+        self.each(offset, into.len(), |place, at, len| {
+            let Some(into) = into.get_mut(at..at + len) else { return };
+            // SAFETY: [A] `place` has `len` bytes; `into` is ours alone and as long.
+            unsafe { std::ptr::copy_nonoverlapping(place, into.as_mut_ptr(), len) };
+        })
+    }
+    /// Copies `from` into the pieces from `offset` on: as much as there is room for.
+    pub fn copy_in(&self, offset: usize, from: &[u8]) -> usize {
+        self.each(offset, from.len(), |place, at, len| {
+            let Some(from) = from.get(at..at + len) else { return };
+            // SAFETY: [A] `place` has `len` bytes; `from` is ours and as long.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), place, len) };
+        })
+    }
+    /// Has the first [`COPIED`] bytes brought into this CPU's cache meanwhile.
+    pub(crate) fn prefetch(&self) {
+        self.each(0, COPIED, |place, _, len| {
+            for at in (0..len).step_by(LINE) {
+                // SAFETY: no obligations: it reads nothing as far as the program can tell, wherever it points.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(at).cast()) };
+            }
+        });
+    }
+    /// Writes `front` and then all pieces to `fd` in one call; the bytes written. `room` is overwritten.
+    pub fn write_to(&mut self, fd: BorrowedFd<'_>, front: &[u8], room: &mut [u8]) -> io::Result<usize> {
+        let wrote = match self.put_together(front, room) {
+            // The library's `write` is a point where a thread can be cancelled, which takes two locked instructions.
+            // SAFETY: `whole` is borrowed, and `write` only reads it.
+            Some(whole) => unsafe {
+                libc::syscall(libc::SYS_write, fd.as_raw_fd(), whole.as_ptr(), whole.len()) as isize
+            },
+            None => self.write_pieces(fd, front),
+        };
+        usize::try_from(wrote).map_err(|_| io::Error::last_os_error())
+    }
+    fn write_pieces(&mut self, fd: BorrowedFd<'_>, front: &[u8]) -> isize {
+        if let Some(first) = self.vecs.first_mut() {
+            *first = libc::iovec { iov_base: front.as_ptr().cast_mut().cast(), iov_len: front.len() };
+        }
+        let count = libc::c_int::try_from(self.vecs.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: [A] for the pieces, and the first is `front`, which lives; `writev` only reads them.
+        unsafe { libc::writev(fd.as_raw_fd(), self.vecs.as_ptr(), count) }
+    }
+    /// `front` and a copy of all pieces, if that is no more than [`COPIED`] and fits into `room`.
+    fn put_together<'r>(&self, front: &[u8], room: &'r mut [u8]) -> Option<&'r [u8]> {
+        let len = front.len().checked_add(self.bytes).filter(|&len| len <= COPIED)?;
+        let whole = room.get_mut(..len)?;
+        let (start, rest) = whole.split_at_mut_checked(front.len())?;
+        start.copy_from_slice(front);
+        self.copy_out(0, rest);
+        Some(whole)
+    }
+    /// Reads from `fd` into the pieces and, when they are full, into `spare`, in one call; the bytes read.
+    pub fn read_from(&mut self, fd: BorrowedFd<'_>, spare: &mut [u8]) -> io::Result<usize> {
+        self.vecs.push(libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: spare.len() });
+        let vecs = self.vecs.get(1..).unwrap_or_default();
+        let count = libc::c_int::try_from(vecs.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: [A] for the pieces, and the last is `spare`, which is borrowed for writing.
+        let read = unsafe { libc::readv(fd.as_raw_fd(), vecs.as_ptr(), count) };
+        self.vecs.pop();
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn pieces(&self) -> &[libc::iovec] {
+        self.vecs.get(1..).unwrap_or_default()
+    }
+    /// Calls `copy` with each place in the pieces that holds a part of the `len` bytes from `offset` on, how
+    /// far that part is from their beginning, and its length. The bytes that there were.
+    ///
+    /// Contract \[A\]: each place is wholly inside a piece, each piece inside a `VolatileSlice` of `'m`, so
+    /// mapped, readable and writable. Others may write it meanwhile; it is only copied by address, as
+    /// `VolatileSlice` itself does.
+    fn each(&self, offset: usize, len: usize, mut copy: impl FnMut(*mut u8, usize, usize)) -> usize {
+        let (mut skip, mut done) = (offset, 0);
+        for piece in self.pieces() {
+            let here = piece.iov_len.saturating_sub(skip).min(len - done);
+            if here > 0 {
+                copy(piece.iov_base.cast::<u8>().wrapping_add(skip), done, here);
+                done += here;
+            }
+            skip = skip.saturating_sub(piece.iov_len);
+            if done == len {
+                break;
+            }
+        }
+        done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use crate::backend::net::pieces::*;
+
+    /// The pieces of `memory` from each offset, as long as each length.
+    fn pieces<'m>(memory: &'m mut [u8], parts: &[(usize, usize)]) -> Pieces<'m> {
+        let slice = VolatileSlice::from(memory);
+        let mut pieces = Pieces::default();
+        for &(offset, len) in parts {
+            pieces.push(&slice.subslice(offset, len).unwrap()).unwrap();
+        }
+        pieces
+    }
+
+    #[test]
+    fn copies_cross_pieces_and_stop_at_the_end() {
+        let mut memory = *b"0123456789";
+        let list = pieces(&mut memory, &[(8, 2), (0, 0), (0, 3)]);
+        let mut out = [b'-'; 8];
+        assert_eq!((list.bytes(), list.count()), (5, 3));
+        assert_eq!((list.copy_out(1, &mut out), &out), (4, b"9012----"));
+        assert_eq!(list.copy_out(5, &mut out), 0);
+        assert_eq!(list.copy_out(usize::MAX, &mut out), 0);
+        assert_eq!(list.copy_in(1, b"abcdefgh"), 4);
+        drop(list);
+        assert_eq!(&memory, b"bcd345678a");
+    }
+
+    #[test]
+    fn skipping_and_removing_keep_count() {
+        let mut memory = *b"0123456789";
+        let mut list = pieces(&mut memory, &[(0, 2), (2, 3), (5, 5)]);
+        list.skip(4);
+        let mut out = [0; 6];
+        assert_eq!((list.bytes(), list.copy_out(0, &mut out), &out), (6, 6, b"456789"));
+        list.remove_first(2);
+        assert_eq!((list.bytes(), list.count()), (5, 1));
+        list.skip(100);
+        assert_eq!((list.bytes(), list.copy_out(0, &mut out)), (0, 0));
+        list.remove_first(100);
+        assert_eq!((list.bytes(), list.count()), (0, 0));
+    }
+
+    #[test]
+    fn a_frame_goes_out_and_comes_in_where_it_is() {
+        let mut memory = [0; 16];
+        let (mut ours, other) = UnixStream::pair().unwrap();
+        ours.write_all(b"frame and more").unwrap();
+        let mut list = pieces(&mut memory, &[(0, 3), (8, 2)]);
+        let mut spare = [0; 32];
+        assert_eq!(list.read_from(other.as_fd(), &mut spare).unwrap(), 14);
+        assert_eq!(&spare[..9], b" and more");
+        // In one buffer, and without room for one.
+        for room in [&mut [0; 32][..], &mut []] {
+            assert_eq!(list.write_to(other.as_fd(), b">>", room).unwrap(), 7);
+            let mut got = [0; 7];
+            ours.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b">>frame");
+        }
+        drop(list);
+        assert_eq!((&memory[..3], &memory[8..10]), (&b"fra"[..], &b"me"[..]));
+    }
+
+    #[test]
+    fn too_many_pieces_are_refused() {
+        let mut memory = [0; 4];
+        let slice = VolatileSlice::from(&mut memory[..]);
+        let mut list = Pieces::default();
+        for _ in 0..MAX_PIECES {
+            list.push(&slice).unwrap();
+        }
+        assert_eq!(list.push(&slice), Err(TooManyPieces));
+        list.remove_first(MAX_PIECES - 3);
+        assert_eq!((list.count(), list.bytes(), list.push(&slice)), (3, 12, Ok(())));
+    }
+}

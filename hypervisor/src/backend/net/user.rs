@@ -1,0 +1,393 @@
+//! `--net user`: the host's own network for a guest, without privileges, by passt.
+//!
+//! passt runs as our child on one end of a socket pair, and ends when the other is closed, however we end. It
+//! gives the guest an address by DHCP, and passes its connections on as sockets of its own.
+//!
+//! A thread waits for its end, so that this is told when it happens and not when the guest next sends, and so
+//! that no zombie stays. passt takes longer to start than a guest does; it is not waited for. When it gives up
+//! before a single frame has come from it, the guest was never on a network, and that is a failed start
+//! ([`Lost`]); later it is a link that is down.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::backend::{Backend, Received, Sent, Watch};
+use super::header::Header;
+use super::pieces::Pieces;
+use super::stream::Framed;
+use crate::host::notice::notice;
+use crate::host::threads;
+
+/// What the guest is told by DHCP: frames fit in every driver's buffers.
+const MTU: &str = "1500";
+/// How long passt has to end by itself when it is no longer needed.
+const GRACE: Duration = Duration::from_millis(100);
+/// Bytes of passt's complaints that are kept; the last are its reason.
+const COMPLAINTS: usize = 4096;
+
+/// Called, once and from another thread, with the reason when a guest's network could not be had after all.
+pub type Lost = Arc<dyn Fn(String) + Send + Sync>;
+
+/// passt cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum UserError {
+    /// It is not there.
+    #[error(
+        "`--net user` needs the program passt, which is not installed: install it (`apt install passt`, `dnf \
+         install passt`), or use `--net tap=NAME`"
+    )]
+    NotInstalled,
+    /// It cannot be started.
+    #[error("cannot start passt: {0}")]
+    Start(#[from] io::Error),
+}
+
+/// Ports of the host that are passed on to the guest, in passt's notation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// TCP.
+    pub tcp: Option<String>,
+    /// UDP.
+    pub udp: Option<String>,
+}
+
+/// A running passt.
+#[derive(Debug)]
+pub struct User {
+    frames: Framed,
+    passt: Passt,
+}
+
+/// The process, as its user and the thread that waits for its end share it.
+#[derive(Debug)]
+struct Passt {
+    shared: Arc<Shared>,
+    /// Disconnected when the process is gone and everything about that was said.
+    gone: Receiver<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    child: Mutex<Child>,
+    /// It is no longer needed: its end is nothing to speak of.
+    dismissed: AtomicBool,
+    /// A frame has come from it.
+    worked: AtomicBool,
+}
+
+impl User {
+    /// Starts passt. `lost` is called if it gives up before it has brought a frame.
+    ///
+    /// # Errors
+    /// When there is no passt, or the host has no process, thread or descriptor left for it.
+    pub fn start(ports: &Ports, lost: Lost) -> Result<Self, UserError> {
+        Self::start_program("passt", ports, lost)
+    }
+
+    fn start_program(program: &str, ports: &Ports, lost: Lost) -> Result<Self, UserError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let frames = Framed::connected(ours)?;
+        let theirs = OwnedFd::from(theirs);
+        // SAFETY: `theirs` is an open descriptor of ours; this only lets a child inherit it.
+        if unsafe { libc::fcntl(theirs.as_raw_fd(), libc::F_SETFD, 0) } < 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        let mut command = Command::new(program);
+        command.args(["--foreground", "--quiet", "--mtu", MTU, "--fd", &theirs.as_raw_fd().to_string()]);
+        for (option, list) in [("--tcp-ports", &ports.tcp), ("--udp-ports", &ports.udp)] {
+            command.args([option, list.as_deref().unwrap_or("none")]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // Ctrl-C at the terminal is for us: passt would end at once, as if it had failed.
+        command.process_group(0);
+        let child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => UserError::NotInstalled,
+            io::ErrorKind::PermissionDenied if is_nowhere(program) => UserError::NotInstalled,
+            _ => UserError::Start(error),
+        })?;
+        Ok(Self { frames, passt: Passt::watched(child, lost)? })
+    }
+}
+
+/// Whether no directory that is searched has it. execvp(3) says of such a program that it is forbidden, if one of them may
+/// not be looked into.
+fn is_nowhere(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    !program.contains('/') && !std::env::split_paths(&path).any(|directory| directory.join(program).exists())
+}
+
+impl Drop for User {
+    /// From now on passt's end is nothing to speak of; if it ended before, that is still to be told.
+    fn drop(&mut self) {
+        if self.frames.is_up() {
+            self.passt.shared.dismissed.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Passt {
+    fn watched(mut child: Child, lost: Lost) -> io::Result<Self> {
+        let complaints = child.stderr.take();
+        let (dismissed, worked) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Arc::new(Shared { child: Mutex::new(child), dismissed, worked });
+        let (going, gone) = sync_channel(0);
+        let passt = Self { shared: Arc::clone(&shared), gone };
+        // Without a thread `passt` is dropped, and with it the process.
+        threads::spawn("passt", move || shared.attend(complaints, &lost, &going))?;
+        Ok(passt)
+    }
+}
+
+impl Drop for Passt {
+    /// Its socket is closed by now, which is its sign to end; it is killed if it does not.
+    fn drop(&mut self) {
+        let _ = self.gone.recv_timeout(GRACE);
+        let mut child = self.shared.child();
+        // Neither does anything to a process that was waited for.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Shared {
+    fn child(&self) -> std::sync::MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread: until the process has ended and somebody knows why. `_going` says so by being dropped.
+    fn attend(&self, complaints: Option<ChildStderr>, lost: &Lost, _going: &SyncSender<()>) {
+        let said = complaints.map(last_of).unwrap_or_default();
+        let id = self.child().id();
+        // SAFETY: all zeroes are a siginfo_t, and it is live. The process is not reaped by this, so that nobody
+        // else gets its number before `kill` or `try_wait` had it under the lock.
+        let waited = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            libc::waitid(libc::P_PID, id, &mut info, libc::WEXITED | libc::WNOWAIT)
+        };
+        let status = if waited == 0 { self.child().wait().ok() } else { None };
+        if self.dismissed.load(Ordering::Acquire) {
+            return;
+        }
+        let why = reason(&said, status);
+        let gave_up = status.and_then(|status| status.code()).is_some_and(|code| code != 0);
+        if gave_up && !self.worked.load(Ordering::Acquire) {
+            lost(format!("the guest has no network: passt gave up: {why}"));
+        } else {
+            notice(format_args!("passt has ended, the guest's network is down: {why}"));
+        }
+    }
+}
+
+/// What a stream says at its end, which comes when nobody can write to it any more.
+fn last_of(mut stream: impl Read) -> String {
+    let mut text = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        match stream.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return String::from_utf8_lossy(&text).into_owned(),
+            Ok(count) => {
+                text.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                text.drain(..text.len().saturating_sub(COMPLAINTS));
+            }
+        }
+    }
+}
+
+/// Why passt has ended, in one line: how it was killed, what it said last, or how it ended.
+fn reason(said: &str, status: Option<ExitStatus>) -> String {
+    let killed = status.is_some_and(|status| status.signal().is_some());
+    // Who was killed had no time to say so: what it said before was about something else.
+    let last = said.lines().rfind(|line| !killed && !line.contains("syslog") && !line.trim().is_empty());
+    match (last, status) {
+        (Some(line), _) => {
+            line.trim().chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>()
+        }
+        (None, Some(status)) => format!("it did not say why ({status})"),
+        (None, None) => "it did not say why".to_owned(),
+    }
+}
+
+impl Backend for User {
+    fn is_up(&self) -> bool {
+        self.frames.is_up()
+    }
+    fn watch(&self, receive: bool) -> Option<Watch> {
+        self.frames.watch(receive)
+    }
+    fn ready(&mut self, revents: libc::c_short) {
+        self.frames.ready(revents);
+    }
+    fn send(&mut self, header: &Header, frame: &mut Pieces<'_>) -> Sent {
+        self.frames.send(header, frame)
+    }
+    fn flush(&mut self) {
+        self.frames.flush();
+    }
+    fn receive(&mut self, into: &mut Pieces<'_>) -> Received {
+        let received = self.frames.receive(into);
+        if matches!(received, Received::Frame(_)) && !self.passt.shared.worked.load(Ordering::Relaxed) {
+            self.passt.shared.worked.store(true, Ordering::Release);
+        }
+        received
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use vm_memory::VolatileSlice;
+
+    use crate::backend::net::header::HEADER_LEN;
+    use crate::backend::net::user::*;
+    use crate::testing::skip::skip;
+
+    /// Waits for what the back end waits for, and tells it.
+    fn wait(user: &mut User) {
+        let watch = user.watch(true).unwrap();
+        let mut fd = libc::pollfd { fd: watch.fd, events: watch.events, revents: 0 };
+        // SAFETY: one live pollfd.
+        assert_eq!(unsafe { libc::poll(&mut fd, 1, -1) }, 1);
+        user.ready(fd.revents);
+    }
+
+    /// Where a reason goes.
+    fn told() -> (Lost, Receiver<String>) {
+        let (tell, told) = std::sync::mpsc::channel();
+        (Arc::new(move |why| _ = tell.send(why)), told)
+    }
+    fn path_of(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("paravane-passt-{}-{name}", std::process::id()))
+    }
+    /// What a script can wait for: a FIFO.
+    fn go_of(name: &str) -> std::path::PathBuf {
+        let path = path_of(&format!("{name}.go"));
+        let c_path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: the path ends with NUL.
+        unsafe { libc::mkfifo(c_path.as_ptr(), 0o600) };
+        path
+    }
+    /// A shell script in passt's place.
+    fn script(name: &str, text: &str) -> std::path::PathBuf {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = path_of(name);
+        let _ = std::fs::remove_file(&path);
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(&path);
+        std::io::Write::write_all(&mut file.unwrap(), format!("#!/bin/sh\n{text}\n").as_bytes()).unwrap();
+        path
+    }
+    fn start_script(name: &str, text: &str, lost: Lost) -> User {
+        let path = script(name, text);
+        loop {
+            match User::start_program(path.to_str().unwrap(), &Ports::default(), lost.clone()) {
+                // Another test's child may hold the script open for writing until it executes something.
+                Err(UserError::Start(error)) if error.raw_os_error() == Some(libc::ETXTBSY) => {}
+                user => return user.unwrap(),
+            }
+        }
+    }
+
+    #[test]
+    fn without_passt_it_says_what_to_install() {
+        let error = User::start_program("paravane-no-such-program", &Ports::default(), told().0).unwrap_err();
+        assert!(error.to_string().contains("apt install passt"), "{error}");
+    }
+
+    #[test]
+    fn a_passt_that_gives_up_at_once_is_told_with_its_reason_and_nobody_asks() {
+        let (lost, told) = told();
+        let text = "echo 'Failed to send 3 bytes to syslog' >&2; echo 'no such port' >&2; echo >&2; exit 1";
+        let mut user = start_script("gives-up", text, lost);
+        assert_eq!(told.recv().unwrap(), "the guest has no network: passt gave up: no such port");
+        wait(&mut user);
+        assert!(!user.is_up() && user.watch(true).is_none());
+        let id = user.passt.shared.child().id();
+        // SAFETY: no signal is sent. The number is nobody's, or by now somebody else's, who is no child of ours.
+        let reaped = unsafe { libc::waitid(libc::P_PID, id, std::ptr::null_mut(), libc::WEXITED) } < 0;
+        assert!(reaped, "no zombie is left");
+    }
+
+    #[test]
+    fn a_passt_that_ends_later_or_is_killed_is_a_link_that_is_down_and_no_more() {
+        for (name, text, worked) in [("worked", "exit 1", true), ("killed", "kill -9 $$", false)] {
+            let (lost, told) = told();
+            let go = go_of(name);
+            let user = start_script(name, &format!("read go <$0.go; {text}"), lost);
+            user.passt.shared.worked.store(worked, Ordering::Release);
+            std::fs::write(&go, "\n").unwrap();
+            assert!(user.passt.gone.recv().is_err());
+            std::fs::remove_file(go).unwrap();
+            assert!(told.try_recv().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_passt_that_does_not_end_is_killed_and_nothing_is_said() {
+        let (lost, told) = told();
+        let user = start_script("stays", "exec sleep 1000", lost);
+        let id = user.passt.shared.child().id();
+        drop(user);
+        assert!(!std::path::Path::new(&format!("/proc/{id}")).exists());
+        assert!(told.try_recv().is_err());
+    }
+
+    /// Signals of the terminal are for the program, which ends passt when it has to.
+    #[test]
+    fn signals_of_the_terminal_do_not_reach_passt() {
+        let user = start_script("group", "exec sleep 1000", told().0);
+        let id = libc::pid_t::try_from(user.passt.shared.child().id()).unwrap();
+        // SAFETY: a number; our child, which is not reaped while it runs.
+        assert_eq!(unsafe { libc::getpgid(id) }, id);
+    }
+
+    #[test]
+    fn a_reason_is_one_line() {
+        assert_eq!(reason("one\n two\x1b[1m\n\nFailed to send 1 bytes to syslog\n", None), "two?[1m");
+        assert_eq!(reason("", None), "it did not say why");
+        let killed = reason("Changing to nobody...\n", Some(ExitStatus::from_raw(libc::SIGKILL)));
+        assert!(killed.contains("SIGKILL") && !killed.contains("nobody"), "{killed}");
+        assert_eq!(last_of(&[&b"x".repeat(5000)[..], b"end"].concat()[..]).len(), COMPLAINTS);
+    }
+
+    #[test]
+    fn passt_answers_for_the_network() {
+        let mut user = match User::start(&Ports::default(), told().0) {
+            Ok(user) => user,
+            Err(why) => return skip("passt", why),
+        };
+        // Who has 192.0.2.99? passt has every address but the guest's own.
+        let guest = [2, 0, 0, 0, 0, 1];
+        let question = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &guest, &[0; 4], &[0; 6], &[192, 0, 2, 99]].concat();
+        let mut frame = [&[0xff; 6][..], &guest, &[8, 6], &question].concat();
+        frame.resize(60, 0);
+        let mut pieces = Pieces::default();
+        pieces.push(&VolatileSlice::from(&mut frame[..])).unwrap();
+        assert_eq!(user.send(&Header::default(), &mut pieces), Sent::Done);
+        user.flush();
+        loop {
+            let mut memory = [0; 1526];
+            let mut pieces = Pieces::default();
+            pieces.push(&VolatileSlice::from(&mut memory[..])).unwrap();
+            let received = user.receive(&mut pieces);
+            drop(pieces);
+            let frame = &memory[HEADER_LEN..];
+            match received {
+                Received::Frame(_) if frame[12..14] == [8, 6] && frame[20..22] == [0, 2] => {
+                    assert_eq!((&frame[..6], &frame[28..32]), (&guest[..], &[192, 0, 2, 99][..]));
+                    break;
+                }
+                Received::Nothing if user.is_up() => wait(&mut user),
+                // A network that it cannot use is none of ours.
+                Received::Nothing => return skip("passt", "it has ended; it finds no network here"),
+                _ => {}
+            }
+        }
+    }
+}

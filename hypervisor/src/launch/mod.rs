@@ -1,0 +1,147 @@
+//! From a configuration to a running guest, and the report when it has ended.
+
+pub mod available;
+pub mod footprint;
+pub mod select;
+pub mod start;
+
+pub use footprint::HostMemory;
+pub use start::{RunError, run};
+
+use crate::engine::EngineInfo;
+use crate::ledger::Ledger;
+use crate::machine::console::{ConsoleInput, ConsoleSink};
+use crate::machine::end::DomainEnd;
+use crate::machine::kick::Kick;
+use crate::virtio::{Device, DeviceStops, Tell};
+use crate::x86::registers::Regs;
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// Which engine runs the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// Whatever is best on this machine.
+    #[default]
+    Auto,
+    /// KVM, or an error.
+    Kvm,
+    /// The process engine, or an error.
+    Process,
+}
+
+impl EngineChoice {
+    /// What the command line calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Process => "process",
+        }
+    }
+}
+
+/// How the hypercall page enters the host on KVM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// Whatever is best on this machine.
+    #[default]
+    Auto,
+    /// An `OUT` that the I/O bitmap of the TSS allows.
+    Pio,
+    /// `VMCALL` issued by the gate.
+    Vmcall,
+}
+
+/// Takes the handle that makes the vCPU leave the guest.
+pub type OnReady = Box<dyn FnOnce(Arc<dyn Kick>) + Send>;
+
+/// Everything that a domain is started with.
+pub struct Config {
+    /// The image: an ELF file.
+    pub image: Cow<'static, [u8]>,
+    /// What to call the image in messages.
+    pub image_name: String,
+    /// Guest memory in bytes; a multiple of 4096.
+    pub mem_bytes: u64,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// An initial RAM disk, handed over as a module.
+    pub initrd: Option<Vec<u8>>,
+    /// Virtio devices, in the order in which the guest numbers them;
+    /// [`VIRTIO_MAX_DEVICES`](paravane_abi::virtio::VIRTIO_MAX_DEVICES) at most.
+    pub devices: Vec<Box<dyn Device>>,
+    /// Which engine runs the guest.
+    pub engine: EngineChoice,
+    /// How hypercalls enter the host on KVM.
+    pub transport: TransportChoice,
+    /// Takes what the guest prints.
+    pub sink: Box<dyn ConsoleSink>,
+    /// Bytes typed for the guest.
+    pub input: ConsoleInput,
+    /// Called once the vCPU can be kicked, before the guest's first instruction: which waits for it.
+    pub on_ready: Option<OnReady>,
+    /// Called a little later, when nobody waits for it: the guest has printed something, waits itself, or has run
+    /// for a few milliseconds. The place to start a thread.
+    pub once_running: Option<OnReady>,
+    /// Set this, then kick: the domain ends with [`DomainEnd::Interrupted`].
+    pub stop: Arc<AtomicBool>,
+    /// Ends the domain with [`DomainEnd::Interrupted`] this long after the call of [`run`].
+    pub deadline: Option<Duration>,
+    /// Whether the report is to say how much memory the domain took.
+    pub count_memory: bool,
+    /// Whether the kernel may mark a measured region in the ledger by writing to port 0x80, whatever its privileges.
+    /// For paravirtual guests: to a bare kernel that port is one of its machine's, always.
+    pub marks: bool,
+    /// Shows the ledger while the domain lives.
+    pub peek: Option<Peek>,
+    /// Tells the user of devices that stop for what their drivers did.
+    pub on_stop: Option<Tell>,
+}
+
+/// Shows a domain's ledger to somebody outside: set `wanted`, then kick.
+pub struct Peek {
+    /// Somebody wants to see it; taken back when it has been shown.
+    pub wanted: Arc<AtomicBool>,
+    /// Shows it, given for how many nanoseconds the guest has been running. The guest waits, and does not pay.
+    pub show: Show,
+}
+
+/// What shows a ledger.
+pub type Show = Box<dyn FnMut(&Ledger, u64) + Send>;
+
+/// Where a domain was when it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastState {
+    /// Its registers.
+    pub regs: Regs,
+    /// The function, and the source line if the image has line tables, at `regs.rip`.
+    pub place: Option<String>,
+}
+
+/// What a domain's run left behind.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub end: DomainEnd,
+    /// Every exit, accounted for.
+    pub ledger: Ledger,
+    /// The steps of start-up and what each took, in nanoseconds, in order.
+    pub startup: Vec<(&'static str, u64)>,
+    /// The engine that ran it.
+    pub engine: EngineInfo,
+    /// Exits that the host's kernel handled alone, by its own names; empty where it does not count them.
+    pub kernel_statistics: Vec<(String, u64)>,
+    /// The host's memory at the domain's end, if it was to be counted and the host tells.
+    pub memory: Option<HostMemory>,
+    /// How often each device stopped for what its driver did, and why.
+    pub devices: Vec<DeviceStops>,
+    /// From the guest's first instruction to its end, in nanoseconds.
+    pub run_ns: u64,
+    /// What the vCPU was doing, if the domain did not end of its own will.
+    pub last: Option<LastState>,
+    /// From the start of [`run`] to the first byte that the guest printed; `None` if it printed nothing.
+    pub first_output_ns: Option<u64>,
+}
