@@ -1,0 +1,151 @@
+//! The rooms of `hypervisor/src`, and which of them may use which.
+//!
+//! A new tie between rooms is a decision: it gets its word here first. `cargo xtask architecture` compares this table with
+//! the source in both directions, and draws `docs/architecture.svg` from it.
+
+/// A module of the crate root.
+pub(crate) struct Room {
+    pub(crate) name: &'static str,
+    /// What is in it, in a few words.
+    pub(crate) what: &'static str,
+    /// Rooms, or modules of rooms (`room::module`), that its product code names, separated by spaces.
+    pub(crate) may_use: &'static str,
+    /// Whether it has `unsafe`. Every other room forbids it.
+    pub(crate) has_unsafe: bool,
+}
+
+/// Ties that no row may allow.
+pub(crate) struct Principle {
+    pub(crate) from: &'static [&'static str],
+    pub(crate) never: &'static [&'static str],
+    pub(crate) why: &'static str,
+}
+
+/// All that is checked.
+pub(crate) struct Table {
+    pub(crate) rooms: &'static [Room],
+    pub(crate) principles: &'static [Principle],
+    /// Ties (from a room, to a module) that are not meant to be there, but are. Each is to go.
+    pub(crate) exceptions: &'static [(&'static str, &'static str)],
+    /// Rooms without `unsafe` that do not forbid it. Each is to.
+    pub(crate) forbid_to_come: &'static [&'static str],
+}
+
+pub(crate) const TABLE: Table =
+    Table { rooms: ROOMS, principles: PRINCIPLES, exceptions: EXCEPTIONS, forbid_to_come: FORBID_TO_COME };
+
+const fn room(name: &'static str, what: &'static str, may_use: &'static str) -> Room {
+    Room { name, what, may_use, has_unsafe: false }
+}
+
+const fn with_unsafe(name: &'static str, what: &'static str, may_use: &'static str) -> Room {
+    Room { name, what, may_use, has_unsafe: true }
+}
+
+/// From the top down: a room is used by those above it.
+const ROOMS: &[Room] = &[
+    with_unsafe(
+        "cli",
+        "the program: arguments, terminal, signals, output",
+        "compare launch audit image virtio backend engine ledger machine host x86 text",
+    ),
+    room(
+        "compare",
+        "techniques side by side, workload by workload",
+        "launch image virtio backend engine ledger machine host text",
+    ),
+    room(
+        "launch",
+        "from a configuration to a running guest",
+        "technique monitor pv exec bare build image virtio mmu engine ledger machine host x86 text",
+    ),
+    room(
+        "technique",
+        "the ways to virtualize a kernel",
+        "monitor pv exec bare virtio mmu engine ledger machine x86",
+    ),
+    with_unsafe(
+        "monitor",
+        "the loop of a vCPU: enter, exit, account, handle",
+        "virtio engine ledger machine host x86",
+    ),
+    room(
+        "pv",
+        "Xen's machine: domain, hypercalls, events, store",
+        "exec virtio mmu engine ledger machine host x86",
+    ),
+    room("exec", "what one trapped instruction does", "bare virtio mmu engine ledger machine host x86"),
+    room("bare", "the PC that a bare kernel sees", "virtio ledger machine"),
+    room("build", "from an image to a domain's first state", "image engine machine text"),
+    room("audit", "instructions that do not work at CPL 3", "image machine text"),
+    room("image", "files that hold kernels", "machine text"),
+    with_unsafe("virtio", "device fronts: queues and protocols", "machine host"),
+    with_unsafe("backend", "behind devices: disks, networks, consoles", "virtio machine host text"),
+    room("mmu", "who may write page tables", "machine host x86"),
+    with_unsafe("engine", "enters a guest and maps its pages", "machine host x86"),
+    room("ledger", "which exits there were, and their cost", "text"),
+    with_unsafe("machine", "memory, layout, time, both ends of the console", "host"),
+    with_unsafe("host", "Linux behind safe functions", "x86 text"),
+    room("x86", "facts of the architecture", ""),
+    room("text", "names, times and sizes for people", ""),
+];
+
+const PRINCIPLES: &[Principle] = &[
+    Principle {
+        from: &["engine"],
+        never: &["pv", "bare", "exec", "build", "technique", "launch", "monitor", "virtio", "backend"],
+        why: "engines run code and map pages; nothing else",
+    },
+    Principle {
+        from: &["mmu"],
+        never: &["engine", "pv", "bare", "exec", "monitor"],
+        why: "who may write a page table is decided without an engine and without a domain",
+    },
+    Principle {
+        from: &["pv", "exec", "bare"],
+        never: &["engine::kvm", "engine::process", "monitor", "technique", "launch"],
+        why: "what a guest asks for or trips over is the same on every engine",
+    },
+    Principle { from: &["pv"], never: &["bare"], why: "a paravirtual guest has no PC" },
+    Principle { from: &["exec", "bare"], never: &["pv"], why: "a bare guest has no Xen" },
+    Principle {
+        from: &["virtio"],
+        never: &["pv", "bare", "exec", "engine", "backend", "monitor"],
+        why: "a device knows neither its transport nor what stands behind it on the host",
+    },
+    Principle {
+        from: &["x86", "text", "ledger", "host", "machine"],
+        never: &["engine", "mmu", "pv", "bare", "exec", "virtio", "backend", "monitor"],
+        why: "it is used by all of these",
+    },
+    Principle {
+        from: &["monitor", "pv", "exec", "bare", "mmu", "engine", "virtio", "backend", "ledger"],
+        never: &["cli", "compare"],
+        why: "what runs a guest knows no command",
+    },
+];
+
+const EXCEPTIONS: &[(&str, &str)] = &[
+    ("mmu", "engine"),
+    ("virtio", "cli"),
+    ("virtio", "backend"),
+    ("technique", "launch"),
+    ("monitor", "launch"),
+    ("x86", "machine"),
+];
+
+const FORBID_TO_COME: &[&str] = &[
+    "audit",
+    "bare",
+    "build",
+    "compare",
+    "exec",
+    "image",
+    "launch",
+    "ledger",
+    "mmu",
+    "pv",
+    "technique",
+    "text",
+    "x86",
+];

@@ -1,0 +1,112 @@
+//! The checks, in the order in which CI runs them: what fails most often and costs least comes first.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::architecture;
+use crate::command::{Outcome, cargo, program, run};
+
+/// One check.
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
+    /// Completes "this check: ...".
+    pub(crate) what: &'static str,
+    pub(crate) run: fn(&Run) -> Outcome,
+}
+
+/// How checks are run.
+pub(crate) struct Run {
+    /// The folder of the workspace.
+    pub(crate) root: PathBuf,
+    /// Generated files are written instead of compared.
+    pub(crate) write: bool,
+    /// What a check needs of the machine must be there: see [`require`].
+    pub(crate) is_ci: bool,
+}
+
+/// All of them.
+pub(crate) const ALL: &[Check] = &[
+    Check { name: "fmt", what: "code is formatted by rustfmt", run: fmt },
+    Check { name: "clippy", what: "host code has no warnings", run: clippy },
+    Check { name: "guest-lints", what: "guest code, built as such, has no warnings", run: guest_lints },
+    Check { name: "architecture", what: "rooms use what the table allows", run: architecture::check },
+    Check { name: "doc", what: "cargo doc has no warnings", run: doc },
+    Check { name: "test", what: "the tests that `cargo test` runs", run: test },
+    Check { name: "compare", what: "the main job: `paravane compare`", run: compare },
+    Check { name: "linux", what: "Debian's Linux and GRUB on KVM (tests/linux/run.sh)", run: linux },
+    Check {
+        name: "hardware-kvm",
+        what: "an emulated machine with hardware KVM (tests/hardware-kvm/run.sh)",
+        run: hardware_kvm,
+    },
+];
+
+/// The machine layers of the reference kernel, the values of `--cfg machine`.
+pub(crate) const GUEST_MACHINES: [&str; 2] = ["pv", "bare"];
+
+fn fmt(with: &Run) -> Outcome {
+    run(cargo(&with.root).args(["fmt", "--all", "--check"]))
+}
+
+fn clippy(with: &Run) -> Outcome {
+    run(cargo(&with.root).args(["clippy", "--all-targets", "--locked", "--", "-D", "warnings"]))
+}
+
+/// clippy over guest code, built for a machine. What it is built into is kept apart from host code.
+pub(crate) fn guest_clippy(root: &Path, machine: &str) -> Command {
+    let mut command = cargo(root);
+    command.args(["clippy", "--locked", "--lib", "--bins", "-p", "paravane-guest-sdk"]);
+    command.args(["-p", "paravane-guest-kernel"]);
+    // A target that is named keeps the flags from build scripts, which run on the host.
+    command.args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"]);
+    command.arg(format!("target/guest-lints-{machine}"));
+    command.env("RUSTFLAGS", format!("--cfg=guest --cfg=machine=\"{machine}\" -Cpanic=abort"));
+    command
+}
+
+fn guest_lints(with: &Run) -> Outcome {
+    for machine in GUEST_MACHINES {
+        run(guest_clippy(&with.root, machine).args(["--", "-D", "warnings"]))?;
+    }
+    Ok(())
+}
+
+fn doc(with: &Run) -> Outcome {
+    let mut command = cargo(&with.root);
+    run(command.args(["doc", "--no-deps", "--locked", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// The test command of README.md.
+fn test(with: &Run) -> Outcome {
+    run(cargo(&with.root).args(["test", "--locked"]))
+}
+
+/// The other command of README.md.
+fn compare(with: &Run) -> Outcome {
+    run(cargo(&with.root).args(["run", "--release", "--locked", "--", "compare"]))
+}
+
+/// In CI nothing of it may be skipped where there is KVM.
+fn linux(with: &Run) -> Outcome {
+    let mut command = program(&with.root, "tests/linux/run.sh");
+    if with.is_ci && File::options().read(true).write(true).open("/dev/kvm").is_ok() {
+        require(&mut command, "linux");
+    }
+    run(&mut command)
+}
+
+fn hardware_kvm(with: &Run) -> Outcome {
+    let mut command = program(&with.root, "tests/hardware-kvm/run.sh");
+    if with.is_ci {
+        require(&mut command, "hardware-kvm");
+    }
+    run(&mut command)
+}
+
+/// Adds to `PARAVANE_REQUIRE`, the list of what makes a test fail instead of being skipped.
+fn require(command: &mut Command, feature: &str) {
+    let required = std::env::var("PARAVANE_REQUIRE").unwrap_or_default();
+    let separator = if required.is_empty() { "" } else { "," };
+    command.env("PARAVANE_REQUIRE", format!("{required}{separator}{feature}"));
+}

@@ -1,0 +1,41 @@
+//! Files, and parts of files, that are written from others: compared by a check, or written on demand.
+
+use std::fs;
+use std::path::Path;
+
+use crate::checks::Run;
+use crate::command::Outcome;
+
+/// Before and after the part of a page that is generated.
+const BEGIN: &str = "<!-- generated: cargo xtask architecture -->\n";
+const END: &str = "<!-- end of what is generated -->\n";
+
+/// Makes sure that `file` is `expected`, or says how to make it so.
+pub(crate) fn whole(with: &Run, file: &str, expected: &str, check: &str) -> Outcome {
+    let path = with.root.join(file);
+    if fs::read_to_string(&path).is_ok_and(|text| text == expected) {
+        return Ok(());
+    }
+    if !with.write {
+        return Err(format!("{file} is not up to date: cargo xtask {check} --write"));
+    }
+    println!("writing {file}");
+    fs::write(&path, expected).map_err(|error| cannot("write", &path, &error))
+}
+
+/// The same for the part between two comments that every generated part has.
+pub(crate) fn part(with: &Run, file: &str, expected: &str, check: &str) -> Outcome {
+    let path = with.root.join(file);
+    let text = fs::read_to_string(&path).map_err(|error| cannot("read", &path, &error))?;
+    let before = text.split_once(BEGIN).map(|(before, _)| before);
+    let after = text.split_once(END).map(|(_, after)| after);
+    let (Some(before), Some(after)) = (before, after) else {
+        return Err(format!("{file} lacks the lines {BEGIN}and {END}"));
+    };
+    whole(with, file, &format!("{before}{BEGIN}\n{expected}\n{END}{after}"), check)
+}
+
+/// An error of a file, in words.
+pub(crate) fn cannot(what: &str, path: &Path, error: &std::io::Error) -> String {
+    format!("cannot {what} {}: {error}", path.display())
+}
