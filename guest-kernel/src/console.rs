@@ -8,11 +8,12 @@
 //! virtio console takes its place once devices can be driven ([`open`]). Who panics is heard on both.
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::command::text;
+use crate::cmdline::text;
 use crate::device::console::Console;
 use crate::device::{self, DeviceError};
+use crate::interrupts::TYPED;
 use crate::kernel::Kernel;
 use crate::machine::{Current, Machine};
 use crate::single::Single;
@@ -63,82 +64,34 @@ impl fmt::Write for Line {
     }
 }
 
-/// Bytes between the machine's interrupt handler, which adds them, and the kernel, which takes them.
-struct Input {
-    bytes: [AtomicU8; 256],
-    /// How many bytes were ever added; written by the handler only.
-    added: AtomicUsize,
-    /// How many were ever taken; written by the kernel only.
-    taken: AtomicUsize,
-}
-
-static INPUT: Input = Input {
-    bytes: [const { AtomicU8::new(0) }; 256],
-    added: AtomicUsize::new(0),
-    taken: AtomicUsize::new(0),
-};
-
-/// How many typed bytes the machine may hand over.
-pub fn room() -> usize {
-    let waiting = INPUT.added.load(Ordering::Relaxed).wrapping_sub(INPUT.taken.load(Ordering::Acquire));
-    INPUT.bytes.len() - waiting
-}
-
-/// For the machine, with interrupts off: a byte was typed. Without [`room`] for it, it is lost.
-pub fn received(byte: u8) {
-    if room() > 0 {
-        let added = INPUT.added.load(Ordering::Relaxed);
-        INPUT.bytes[added % INPUT.bytes.len()].store(byte, Ordering::Relaxed);
-        INPUT.added.store(added.wrapping_add(1), Ordering::Release);
-    }
-}
-
-/// With interrupts off: takes over what there is of typed bytes; whether that was anything. Else an interrupt comes with
-/// the next, if there is room for it.
+/// With interrupts off: collects the bytes that were typed; returns whether there were any. If not, and if there is room
+/// for one, an interrupt will come with the next.
 pub fn receive() -> bool {
-    let before = INPUT.added.load(Ordering::Acquire);
+    let before = TYPED.pushed();
     Current::console_receive();
-    while room() > 0
-        && let Some(byte) = taken_from_device()
+    while TYPED.room() > 0
+        && let Some(byte) = pop_from_device()
     {
-        received(byte);
+        TYPED.push(byte);
     }
-    let is_idle = INPUT.added.load(Ordering::Acquire) == before
-        && (room() == 0 || with_device(Console::is_idle).unwrap_or(true));
+    let is_idle =
+        TYPED.pushed() == before && (TYPED.room() == 0 || with_device(Console::is_idle).unwrap_or(true));
     !is_idle
 }
 
-/// Takes the next typed byte if there is one.
+/// Takes the next typed byte, if there is one.
 pub fn try_read() -> Option<u8> {
-    taken_from_machine().or_else(taken_from_device)
+    TYPED.pop().or_else(pop_from_device)
 }
 
-fn taken_from_device() -> Option<u8> {
+fn pop_from_device() -> Option<u8> {
     with_device(|console| console.read().map_err(DeviceError::from)).flatten()
 }
 
-fn taken_from_machine() -> Option<u8> {
-    let taken = INPUT.taken.load(Ordering::Relaxed);
-    if taken == INPUT.added.load(Ordering::Acquire) {
-        return None;
-    }
-    let byte = INPUT.bytes[taken % INPUT.bytes.len()].load(Ordering::Relaxed);
-    INPUT.taken.store(taken.wrapping_add(1), Ordering::Release);
-    Some(byte)
-}
-
-/// Whether Ctrl-C was typed; it is taken, and so is what was typed before it.
+/// Whether Ctrl-C was typed; takes it, and discards what was typed before it.
 pub fn take_interrupt() -> bool {
     const INTERRUPT: u8 = 0x03;
-    let (taken, added) = (INPUT.taken.load(Ordering::Relaxed), INPUT.added.load(Ordering::Acquire));
-    let waiting = added.wrapping_sub(taken);
-    let byte =
-        |offset: usize| INPUT.bytes[taken.wrapping_add(offset) % INPUT.bytes.len()].load(Ordering::Relaxed);
-    let found = (0..waiting).rev().find(|offset| byte(*offset) == INTERRUPT);
-    if let Some(offset) = found {
-        INPUT.taken.store(taken.wrapping_add(offset + 1), Ordering::Release);
-    }
-    found.is_some()
+    TYPED.pop_through(INTERRUPT)
 }
 
 /// Takes the next typed byte, idle until there is one. Interrupts are on.
@@ -158,8 +111,7 @@ pub fn read() -> u8 {
 
 /// With interrupts off: whether there is nothing to be read now, and an interrupt will come with the next.
 pub fn is_idle() -> bool {
-    INPUT.added.load(Ordering::Acquire) == INPUT.taken.load(Ordering::Relaxed)
-        && with_device(Console::is_idle).unwrap_or(true)
+    TYPED.is_empty() && with_device(Console::is_idle).unwrap_or(true)
 }
 
 /// The device that has taken the place of the machine's console, if one has.

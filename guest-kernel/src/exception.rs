@@ -1,24 +1,14 @@
-//! Exceptions: the few that are expected, and the end for all others.
+//! Exceptions: the faults that the kernel provokes and expects, and the end of the kernel for all others.
 
 use core::arch::{asm, naked_asm};
 
-/// What the processor reports, whichever way the machine layer got it.
-#[derive(Clone, Copy, Debug)]
-pub struct Exception {
-    /// Which one (SDM vol. 3, 6.3).
-    pub vector: u8,
-    /// 0 for those that have none.
-    pub error_code: u64,
-    /// The instruction that raised it; execution resumes where a handler leaves this.
-    pub rip: u64,
-    /// CR2, for page faults.
-    pub address: u64,
-}
+use crate::machine::Exception;
+use crate::println;
 
 const GENERAL_PROTECTION: u8 = 13;
 const PAGE_FAULT: u8 = 14;
 
-/// For the machine layer: handles an exception of the kernel's, or ends the kernel.
+/// The kernel's handler of exceptions: resumes after an expected fault, ends the kernel for any other exception.
 pub fn handle(exception: &mut Exception) {
     let at = |f: unsafe extern "C" fn()| f as *const () as u64;
     match exception.vector {
@@ -32,7 +22,7 @@ pub fn handle(exception: &mut Exception) {
 
 fn fatal(exception: &Exception) -> ! {
     let Exception { vector, error_code, rip, address } = *exception;
-    crate::println!(
+    println!(
         "exception: vector={vector} ({}) rip={rip:#x} error-code={error_code:#x} address={address:#x}",
         name(vector)
     );

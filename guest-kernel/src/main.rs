@@ -1,11 +1,8 @@
-//! The reference guest's image: links the kernel, whose machine layer has the entry point.
+//! The reference guest's image: connects the machine layer's entry point to the kernel's start.
 #![cfg_attr(guest, no_std, no_main)]
 
-#[cfg(all(guest, machine = "bare"))]
-use guest_kernel as _;
-
-#[cfg(all(guest, machine = "pv"))]
-paravane_guest::entry!(guest_kernel::machine::pv::main);
+#[cfg(guest)]
+guest_kernel::entry!(guest_kernel::boot::start);
 
 #[cfg(not(guest))]
 fn main() {

@@ -1,35 +1,11 @@
-//! Timer interrupts, and deadlines over them.
+//! Waiting for deadlines: the machine's one timer, armed for the earliest timer of a queue.
+#![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
+use crate::interrupts::timer;
 use crate::machine::{Current, Machine};
 use crate::timers::TimerQueue;
 
-static INTERRUPTS: AtomicU64 = AtomicU64::new(0);
-static LAST: AtomicU64 = AtomicU64::new(0);
-
-/// For the machine's interrupt handler: the timer went off.
-pub fn interrupt() {
-    LAST.store(Current::clock(), Ordering::Relaxed);
-    INTERRUPTS.fetch_add(1, Ordering::Release);
-}
-
-/// How often the timer has gone off.
-pub fn interrupts() -> u64 {
-    INTERRUPTS.load(Ordering::Acquire)
-}
-
-/// Where that count is, for code that must not use registers to watch it.
-pub const fn counter() -> *const u64 {
-    INTERRUPTS.as_ptr()
-}
-
-/// When the timer went off last, in nanoseconds of [`Machine::clock`].
-pub fn last_interrupt() -> u64 {
-    LAST.load(Ordering::Relaxed)
-}
-
-/// Idles until the next timer of `queue` expires and takes it; `None` when nothing is pending.
+/// Idles until the next timer of `queue` expires, and takes it; `None` when no timer is pending.
 ///
 /// Interrupts are on.
 pub fn next<T: Copy, const N: usize>(queue: &mut TimerQueue<T, N>) -> Option<T> {
@@ -38,10 +14,10 @@ pub fn next<T: Copy, const N: usize>(queue: &mut TimerQueue<T, N>) -> Option<T> 
             return Some(token);
         }
         let deadline = queue.next_deadline()?;
-        let before = interrupts();
+        let before = timer::count();
         Current::interrupts_off();
         Current::arm_timer(deadline);
-        while interrupts() == before {
+        while timer::count() == before {
             Current::wait();
         }
         Current::interrupts_on();

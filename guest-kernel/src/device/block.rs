@@ -6,7 +6,11 @@ use bitflags::bitflags;
 use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
 use paravane_guest::virtio::drivers::{Error, Result};
 
-use super::{DeviceError, Queue, Slots, Transported, check_started};
+use super::discovery::DeviceTransport;
+use super::error::DeviceError;
+use super::queue::Queue;
+use super::slots::Slots;
+use super::status::check_started;
 
 /// Bytes in a sector, the unit of all addresses (section 5.2.5).
 pub const SECTOR: usize = 512;
@@ -63,7 +67,7 @@ enum Request {
 /// A disk with up to [`DEPTH`] requests in flight.
 pub struct Disk {
     // In this order: the transport resets the device before its memory goes.
-    transport: Transported,
+    transport: DeviceTransport,
     queue: Queue<QUEUE_SIZE>,
     control: Slots,
     data: Slots,
@@ -80,7 +84,7 @@ impl Disk {
     ///
     /// # Errors
     /// When memory is short. Whether the device runs is for [`check`](Self::check) to say.
-    pub fn new(mut transport: Transported, bytes: usize) -> core::result::Result<Self, DeviceError> {
+    pub fn new(mut transport: DeviceTransport, bytes: usize) -> core::result::Result<Self, DeviceError> {
         let (control, data) = (Slots::new(DEPTH, CONTROL)?, Slots::new(DEPTH, bytes)?);
         let features = transport.begin_init(Features::all());
         let capacity = transport.read_consistent(|| {

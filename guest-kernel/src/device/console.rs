@@ -4,10 +4,14 @@
 //! into and one kick, and it waits only for room.
 
 use bitflags::bitflags;
-use paravane_guest::virtio::drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
 use paravane_guest::virtio::drivers::{Error, Result};
 
-use super::{DeviceError, Queue, Slots, Transported, check_started};
+use super::discovery::DeviceTransport;
+use super::error::DeviceError;
+use super::queue::Queue;
+use super::slots::Slots;
+use super::status::{check_running, check_started};
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
@@ -41,7 +45,7 @@ struct Typed {
 /// A console.
 pub struct Console {
     // First: it resets the device before its memory goes.
-    transport: Transported,
+    transport: DeviceTransport,
     receive: Queue<DEPTH>,
     typed: Slots,
     reading: Option<Typed>,
@@ -60,7 +64,7 @@ impl Console {
     ///
     /// # Errors
     /// When memory is short. Whether the device runs is for [`check`](Self::check) to say.
-    pub fn new(mut transport: Transported) -> core::result::Result<Self, DeviceError> {
+    pub fn new(mut transport: DeviceTransport) -> core::result::Result<Self, DeviceError> {
         let (typed, printed) = (Slots::new(DEPTH, TYPED)?, Slots::new(DEPTH, PRINTED)?);
         let features = transport.begin_init(Features::all());
         let event_idx = features.contains(Features::EVENT_IDX);
@@ -191,11 +195,7 @@ impl Console {
     /// # Errors
     /// When the device stopped.
     pub fn is_idle(&mut self) -> core::result::Result<bool, DeviceError> {
-        let changed =
-            self.transport.ack_interrupt().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT);
-        if changed && self.transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET) {
-            return Err(DeviceError::NeedsReset);
-        }
+        check_running(&mut self.transport)?;
         Ok(self.reading.is_none() && self.receive.interrupts_next(&self.transport))
     }
 

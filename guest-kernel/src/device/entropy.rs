@@ -3,7 +3,12 @@
 use paravane_guest::virtio::drivers::device::common::Feature;
 use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
 
-use super::{DeviceError, Queue, Slots, check_started};
+use super::discovery::find;
+use super::error::DeviceError;
+use super::queue::Queue;
+use super::quiet::quietly;
+use super::slots::Slots;
+use super::status::check_started;
 use crate::kernel::Kernel;
 
 const QUEUE: u16 = 0;
@@ -15,8 +20,8 @@ const CHUNK: usize = 256;
 /// # Errors
 /// When there is none, or it fails.
 pub fn fill(kernel: &mut Kernel, bytes: &mut [u8]) -> Result<(), DeviceError> {
-    let mut transport = super::find(kernel, DeviceType::EntropySource)?;
-    super::quietly(|| {
+    let mut transport = find(kernel, DeviceType::EntropySource)?;
+    quietly(|| {
         let mut chunk = Slots::new(1, CHUNK)?;
         let features = transport.begin_init(Feature::VERSION_1 | Feature::RING_EVENT_IDX);
         let mut queue = Queue::<8>::new(&mut transport, QUEUE, features.contains(Feature::RING_EVENT_IDX))?;
@@ -55,8 +60,8 @@ pub fn fill(kernel: &mut Kernel, bytes: &mut [u8]) -> Result<(), DeviceError> {
 /// # Errors
 /// [`DeviceError::NeedsReset`] where the device does what it should.
 pub fn misuse(kernel: &mut Kernel) -> Result<(), DeviceError> {
-    let mut transport = super::find(kernel, DeviceType::EntropySource)?;
-    super::quietly(|| {
+    let mut transport = find(kernel, DeviceType::EntropySource)?;
+    quietly(|| {
         let chunk = Slots::new(1, CHUNK)?;
         let features = transport.begin_init(Feature::VERSION_1 | Feature::RING_EVENT_IDX);
         let mut queue = Queue::<8>::new(&mut transport, QUEUE, features.contains(Feature::RING_EVENT_IDX))?;

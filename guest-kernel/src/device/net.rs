@@ -4,7 +4,11 @@ use bitflags::bitflags;
 use paravane_guest::virtio::drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use paravane_guest::virtio::drivers::{Error, Result};
 
-use super::{DeviceError, Queue, Slots, Transported, check_started};
+use super::discovery::DeviceTransport;
+use super::error::DeviceError;
+use super::queue::Queue;
+use super::slots::Slots;
+use super::status::check_started;
 
 const RECEIVE: u16 = 0;
 const SEND: u16 = 1;
@@ -34,7 +38,7 @@ bitflags! {
 /// A network interface.
 pub struct Net {
     // First: it resets the device before its memory goes.
-    transport: Transported,
+    transport: DeviceTransport,
     receiver: Receiver,
     sender: Sender,
     mac: [u8; 6],
@@ -67,7 +71,7 @@ impl Net {
     ///
     /// # Errors
     /// When memory is short. Whether the device runs is for [`check`](Self::check) to say.
-    pub fn new(mut transport: Transported) -> core::result::Result<Self, DeviceError> {
+    pub fn new(mut transport: DeviceTransport) -> core::result::Result<Self, DeviceError> {
         let (received, sent) = (Slots::new(DEPTH, SLOT)?, Slots::new(DEPTH, SLOT)?);
         let features = transport.begin_init(Features::all());
         // Without the feature the address is ours to choose: one that is administered locally.

@@ -10,7 +10,10 @@ use alloc::vec;
 
 use paravane_guest::virtio::Interrupts;
 
-use super::{DeviceError, Transported, wait_used};
+use super::discovery::DeviceTransport;
+use super::error::DeviceError;
+use super::status::check_running;
+use crate::machine::{Current, Machine};
 
 /// A queue of `N` descriptors. What each head descriptor stands for is remembered, so that a device can give back
 /// nothing that it was not given.
@@ -87,12 +90,12 @@ impl<const N: usize> Queue<N> {
     }
 
     /// Tells the device of what was put, if it wants to know.
-    pub fn kick(&self, transport: &mut Transported) {
+    pub fn kick(&self, transport: &mut DeviceTransport) {
         transport.notify(self.index);
     }
 
     /// Whether there is no completion to be taken now, and an interrupt will come with the next.
-    pub fn interrupts_next(&self, transport: &Transported) -> bool {
+    pub fn interrupts_next(&self, transport: &DeviceTransport) -> bool {
         transport.interrupt_after(self.index, 1, self.taken)
     }
 
@@ -100,7 +103,11 @@ impl<const N: usize> Queue<N> {
     ///
     /// # Errors
     /// When the device stopped.
-    pub fn wait(&self, transport: &mut Transported, more: u16) -> core::result::Result<(), DeviceError> {
-        wait_used(transport, self.index, more, self.taken)
+    pub fn wait(&self, transport: &mut DeviceTransport, more: u16) -> core::result::Result<(), DeviceError> {
+        while transport.interrupt_after(self.index, more, self.taken) {
+            Current::wait();
+            check_running(transport)?;
+        }
+        Ok(())
     }
 }

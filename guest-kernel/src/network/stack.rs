@@ -7,7 +7,7 @@ use smoltcp::socket::dhcpv4;
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 
-use crate::command::text;
+use crate::cmdline::text;
 use crate::device::net::Net;
 use crate::device::{self, DeviceError};
 use crate::kernel::Kernel;

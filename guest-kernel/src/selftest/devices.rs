@@ -1,6 +1,6 @@
 //! Tests that need a device. What the host has to check besides, it finds in the lines that they print.
 
-use crate::command::number;
+use crate::cmdline::number;
 use crate::device::block::{DEPTH, Disk, SECTOR};
 use crate::device::{self, DeviceError};
 use crate::kernel::Kernel;

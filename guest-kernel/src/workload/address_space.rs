@@ -5,12 +5,12 @@
 //! new space is when a hypervisor learns of it.
 
 use crate::exception::can_read;
-use crate::kernel::Kernel;
-use crate::memory::{Memory, PRIVATE, direct_map};
-use crate::paging::{Access, AddressSpace};
+use crate::kernel::{Kernel, Memory};
+use crate::memory::paging::{Access, AddressSpace};
+use crate::memory::{PRIVATE, direct_map};
 
+use super::measure::{Failure, Outcome, Workload, measure};
 use super::scatter::{self, Page};
-use super::{Failure, Outcome, Workload, measure};
 
 const SPACES: u64 = 16;
 const PAGES: u64 = 128;

@@ -5,12 +5,12 @@
 
 use paravane_guest::virtio::kicks;
 
+use crate::device;
 use crate::device::block::{DEPTH, Disk, SECTOR};
-use crate::device::{self, DeviceError};
 use crate::kernel::Kernel;
 use crate::pattern;
 
-use super::{Failure, Outcome, Workload, measure};
+use super::measure::{Failure, Outcome, Workload, measure};
 
 /// The seed of the disk's pattern.
 pub const SEED: u64 = 0x5eed;
@@ -144,17 +144,5 @@ impl Reader {
         in_slot[slot] = number;
         let sector = self.block(number) * (self.bytes / SECTOR) as u64;
         Ok(self.disk.read(slot, sector, self.bytes)?)
-    }
-}
-
-impl From<DeviceError> for Failure {
-    fn from(error: DeviceError) -> Self {
-        Self(error.word())
-    }
-}
-
-impl From<paravane_guest::virtio::drivers::Error> for Failure {
-    fn from(error: paravane_guest::virtio::drivers::Error) -> Self {
-        DeviceError::from(error).into()
     }
 }

@@ -10,7 +10,7 @@ use crate::device::{self, DeviceError};
 use crate::kernel::Kernel;
 use crate::machine::{Current, Machine};
 
-use super::{Failure, Outcome, Workload, measure};
+use super::measure::{Failure, Outcome, Workload, measure};
 
 const BYTES: usize = 4096;
 const LINE: usize = 64;

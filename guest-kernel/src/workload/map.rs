@@ -5,12 +5,12 @@
 //! so every operation is exactly one entry written three times.
 
 use crate::exception::{can_read, can_write};
-use crate::kernel::Kernel;
-use crate::memory::{Memory, SCRATCH, direct_map};
-use crate::paging::{Access, Stale};
+use crate::kernel::{Kernel, Memory};
+use crate::memory::paging::{Access, Mmu, Stale};
+use crate::memory::{SCRATCH, direct_map};
 
+use super::measure::{Failure, Outcome, Workload, measure};
 use super::scatter::{self, Page};
-use super::{Failure, Outcome, Workload, measure};
 
 pub const SMALL: Workload = Workload {
     name: "map-512",
@@ -30,7 +30,7 @@ fn run(kernel: &mut Kernel, count: u64) -> Result<Outcome, Failure> {
     let memory = &mut kernel.memory;
     let Memory { mmu, frames, space, .. } = memory;
     space.reserve(mmu, frames, scatter::window(SCRATCH, count))?;
-    crate::paging::Mmu::flush(mmu, Stale::Nothing);
+    mmu.flush(Stale::Nothing);
     let pages = scatter::pages(frames, SCRATCH, count)?;
     let verified = rehearse(memory, &pages).and_then(|()| {
         let (done, measured) = measure(memory, |memory| exercise(memory, &pages, |_, _| true));
@@ -46,7 +46,6 @@ fn exercise(
     pages: &[Page],
     mut check: impl FnMut(&Memory, &Page) -> bool,
 ) -> Result<(), Failure> {
-    use crate::paging::Mmu;
     let Memory { mmu, space, .. } = memory;
     for page in pages {
         space.map(mmu, page.va, page.frame, Access::ReadWrite)?;

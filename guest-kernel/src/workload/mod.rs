@@ -5,78 +5,24 @@
 //! the same operations in the same order on every machine and in every run. No workload knows its machine.
 
 use crate::device::DeviceError;
-use crate::exception::tell;
-use crate::kernel::Kernel;
-use crate::machine::{Current, Machine};
-use crate::memory::Memory;
-use crate::paging::{MAX_COUNTERS, Mmu};
+use crate::kernel::{CurrentMmu, Kernel};
+use crate::memory::paging::Mmu;
 use crate::println;
 
 mod address_space;
 mod block;
 mod console;
 mod map;
+mod measure;
 mod net;
 mod null_call;
 mod scatter;
 mod timer;
 
-/// A workload.
-pub struct Workload {
-    /// What to call it.
-    pub name: &'static str,
-    /// What it does, in one line.
-    pub what: &'static str,
-    /// What one of its operations is.
-    pub unit: &'static str,
-    run: fn(&mut Kernel) -> Result<Outcome, Failure>,
-}
-
-/// What a verified run amounts to.
-struct Outcome {
-    /// Operations done between the marks.
-    ops: u64,
-    /// What that took.
-    measured: Measured,
-    /// Anything else worth printing.
-    figures: &'static [&'static str],
-    values: [u64; 3],
-}
-
-impl Outcome {
-    const fn new(ops: u64, measured: Measured) -> Self {
-        Self { ops, measured, figures: &[], values: [0; 3] }
-    }
-}
-
-/// What a body took.
-#[derive(Clone, Copy)]
-struct Measured {
-    ns: u64,
-    /// What the machine counted meanwhile.
-    counters: [u64; MAX_COUNTERS],
-}
-
-type CurrentMmu = <Current as Machine>::Mmu;
-
-/// Why a run does not count: one word.
-struct Failure(&'static str);
-
-impl Failure {
-    /// `Err` unless `holds`.
-    fn unless(holds: bool, otherwise: &'static str) -> Result<(), Self> {
-        if holds { Ok(()) } else { Err(Self(otherwise)) }
-    }
-}
-
-impl From<crate::paging::MapError> for Failure {
-    fn from(_: crate::paging::MapError) -> Self {
-        Self("no-frames-for-page-tables")
-    }
-}
+use measure::{Failure, Measured, Outcome, Workload};
 
 /// All of them.
-pub const ALL: &[Workload] = &[
+const ALL: &[Workload] = &[
     null_call::WORKLOAD,
     console::WORKLOAD,
     console::VIRTIO,
@@ -96,24 +42,6 @@ pub const ALL: &[Workload] = &[
     net::RECEIVE_SMALL,
     net::RECEIVE_BIG,
 ];
-
-/// Code of the mark before a measured body.
-const BEGIN: u8 = 1;
-/// Code of the mark after it.
-const END: u8 = 2;
-
-/// Runs a body between the marks; what it returned and what it took.
-fn measure<R>(memory: &mut Memory, body: impl FnOnce(&mut Memory) -> R) -> (R, Measured) {
-    let counted = memory.mmu.counters();
-    tell(BEGIN);
-    let before = Current::clock();
-    let result = body(memory);
-    let ns = Current::clock().saturating_sub(before);
-    tell(END);
-    let mut counters = memory.mmu.counters();
-    counters.iter_mut().zip(counted).for_each(|(count, before)| *count -= before);
-    (result, Measured { ns, counters })
-}
 
 /// Runs the named workload, or `all`, and prints one line for each. False if one of them failed, or if there is
 /// none of that name.

@@ -10,7 +10,7 @@ use crate::device;
 use crate::device::net::Net;
 use crate::kernel::Kernel;
 
-use super::{Failure, Measured, Outcome, Workload, measure};
+use super::measure::{Failure, Measured, Outcome, Workload, measure};
 
 const FRAMES: u32 = 10_000;
 /// Completions that are waited for at once: half of the queue. The device works on the other half while the machine brings
@@ -184,7 +184,7 @@ fn receive_all(net: &mut Net, size: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-fn ready(transport: device::Transported) -> Result<Net, Failure> {
+fn ready(transport: device::DeviceTransport) -> Result<Net, Failure> {
     let mut net = Net::new(transport)?;
     net.check()?;
     net.open()?;

@@ -1,10 +1,9 @@
 //! Ask the machine for the least that only it can answer, and check the answer.
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Memory};
 use crate::machine::{Current, Machine};
-use crate::memory::Memory;
 
-use super::{Failure, Outcome, Workload, measure};
+use super::measure::{Failure, Outcome, Workload, measure};
 
 const CALLS: u64 = 1000;
 

@@ -2,10 +2,10 @@
 
 use alloc::vec::Vec;
 
-use crate::frames::{Frame, FrameAllocator, PAGE_SIZE};
-use crate::paging::Span;
+use crate::memory::frames::{Frame, FrameAllocator, PAGE_SIZE};
+use crate::memory::paging::Span;
 
-use super::Failure;
+use super::measure::Failure;
 
 /// One page to map: where, to what, and what its first 8 bytes are to hold.
 #[derive(Clone, Copy)]

@@ -1,10 +1,10 @@
 //! A thousand one-shot timers, one after the other, idle in between: from arming to the interrupt handler.
 
+use crate::interrupts::timer;
 use crate::kernel::Kernel;
 use crate::machine::{Current, Machine};
-use crate::time;
 
-use super::{Failure, Outcome, Workload, measure};
+use super::measure::{Failure, Outcome, Workload, measure};
 
 const TIMERS: u64 = 1000;
 const DELAY_NS: u64 = 100_000;
@@ -13,7 +13,7 @@ pub const WORKLOAD: Workload =
     Workload { name: "timer-1000", what: "1000 timer interrupts, 100 us each", unit: "interrupt", run };
 
 fn run(kernel: &mut Kernel) -> Result<Outcome, Failure> {
-    let before = time::interrupts();
+    let before = timer::count();
     Current::interrupts_off();
     let (latency, measured) = measure(&mut kernel.memory, |_| {
         let mut latency = Latency { min: u64::MAX, max: 0, sum: 0 };
@@ -23,7 +23,7 @@ fn run(kernel: &mut Kernel) -> Result<Outcome, Failure> {
         latency
     });
     Current::interrupts_on();
-    Failure::unless(time::interrupts() - before == TIMERS, "wrong-number-of-interrupts")?;
+    Failure::unless(timer::count() - before == TIMERS, "wrong-number-of-interrupts")?;
     let mut outcome = Outcome::new(TIMERS, measured);
     outcome.figures = &["latency-min-ns", "latency-mean-ns", "latency-max-ns"];
     outcome.values = [latency.min, latency.sum / TIMERS, latency.max];
@@ -46,11 +46,11 @@ impl Latency {
 
 /// One timer; how long after arming its handler ran. Interrupts are off but while waiting.
 fn one() -> u64 {
-    let count = time::interrupts();
+    let count = timer::count();
     let armed = Current::clock();
     Current::arm_timer(armed + DELAY_NS);
-    while time::interrupts() == count {
+    while timer::count() == count {
         Current::wait();
     }
-    time::last_interrupt().saturating_sub(armed)
+    timer::last().saturating_sub(armed)
 }

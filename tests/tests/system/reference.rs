@@ -11,7 +11,7 @@ fn guests() -> [Guest<'static>; 2] {
     BUILDS.map(|(name, image)| Guest { name, ..Guest::new(image) })
 }
 
-/// A test that the guest makes of its machine (`guest-kernel/src/selftest.rs`).
+/// A test that the guest makes of its machine (`guest-kernel/src/selftest/mod.rs`).
 fn selftest(name: &str, input: &[u8]) {
     let cmdline = format!("test={name}");
     for guest in guests() {

@@ -5,6 +5,7 @@ use core::mem::size_of;
 
 use crate::single::Single;
 
+use super::pic::FIRST_IRQ;
 use super::traps;
 
 const CODE: u16 = 0x08;
@@ -117,7 +118,7 @@ unsafe fn load_segments() {
 }
 
 const fn stack_for(vector: usize) -> u8 {
-    if vector < traps::FIRST_IRQ { EXCEPTION_STACK } else { INTERRUPT_STACK }
+    if vector < FIRST_IRQ { EXCEPTION_STACK } else { INTERRUPT_STACK }
 }
 
 /// An available 64-bit TSS (SDM vol. 3, 8.2.3).

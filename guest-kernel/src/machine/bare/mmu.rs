@@ -3,9 +3,9 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::frames::{Frame, PAGE_SIZE};
-use crate::memory::direct_map;
-use crate::paging::{Mmu, Stale};
+use crate::memory::frames::{Frame, PAGE_SIZE};
+use crate::memory::layout::direct_map;
+use crate::memory::paging::{Mmu, Stale};
 
 /// The frame of the L4 in use, as we last set it.
 static ROOT: AtomicU64 = AtomicU64::new(0);

@@ -10,16 +10,18 @@ use core::arch::asm;
 
 use paravane_guest::virtio::drivers::transport::DeviceType;
 
-use crate::machine::{Machine, Shutdown};
+use super::exception::{self, ExceptionHandler};
+use super::interface::{Machine, Shutdown};
 use crate::memory::Memory;
 
 mod descriptors;
-mod entry;
+pub mod entry;
 mod mmu;
 mod pic;
 mod pit;
 mod port;
 mod start_info;
+mod timer;
 mod traps;
 mod tsc;
 mod uart;
@@ -36,7 +38,9 @@ impl Machine for Bare {
     type Mmu = BareMmu;
     type Transport = Mmio;
 
-    fn install_handlers() {
+    fn install_handlers(on_exception: ExceptionHandler) {
+        // SAFETY: called once; the IDT is loaded below.
+        unsafe { exception::set_handler(on_exception) };
         descriptors::load();
         pic::init();
         tsc::calibrate();
@@ -76,7 +80,7 @@ impl Machine for Bare {
     }
 
     fn arm_timer(deadline: u64) {
-        pit::arm(deadline);
+        timer::arm(deadline);
     }
 
     /// Reading CR3 is the least that a kernel at CPL 3 cannot do by itself: one register, no side effect.
@@ -84,11 +88,11 @@ impl Machine for Bare {
         mmu::read_root() == mmu::expected_root()
     }
 
-    fn attach_devices(memory: &mut Memory, cmdline: &str) -> usize {
+    fn attach_devices(memory: &mut Memory<BareMmu>, cmdline: &str) -> usize {
         virtio::attach(memory, cmdline)
     }
 
-    fn device(_: &Memory, number: usize, kind: DeviceType) -> Option<Mmio> {
+    fn device(_: &Memory<BareMmu>, number: usize, kind: DeviceType) -> Option<Mmio> {
         virtio::open(number, kind)
     }
 

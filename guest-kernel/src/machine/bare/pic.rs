@@ -1,7 +1,9 @@
 //! The two 8259 interrupt controllers, in their PC wiring.
 
 use super::port;
-use super::traps::FIRST_IRQ;
+
+/// The vector of request line 0; the 15 after it are the other lines'.
+pub const FIRST_IRQ: usize = 32;
 
 /// The 8254's request line.
 pub const TIMER_IRQ: u8 = 0;

@@ -6,9 +6,10 @@ use paravane_abi::hvm_start::{
     HvmMemmapTableEntry, HvmModlistEntry, HvmStartInfo, XEN_HVM_MEMMAP_TYPE_RAM, XEN_HVM_START_MAGIC_VALUE,
 };
 
-use crate::frames::{Frame, PAGE_SIZE};
-use crate::machine::Boot;
-use crate::memory::VIRT_BASE;
+use crate::machine::interface::Boot;
+use crate::memory::BootMemory;
+use crate::memory::frames::{Frame, PAGE_SIZE};
+use crate::memory::layout::VIRT_BASE;
 
 /// How far the terminator of a command line is looked for.
 const CMDLINE_MAX: u32 = 1024;
@@ -33,10 +34,12 @@ pub unsafe fn read(paddr: u64, first_free: Frame, root: Frame) -> Boot {
     };
     Boot {
         cmdline: cmdline.split(|&b| b == 0).next().and_then(|c| str::from_utf8(c).ok()).unwrap_or(""),
-        frames: main_memory_end(memmap) / PAGE_SIZE,
-        first_free,
-        module: modules.first().map_or(Frame(0)..Frame(0), frames_of),
-        root,
+        memory: BootMemory {
+            frames: main_memory_end(memmap) / PAGE_SIZE,
+            first_free,
+            module: modules.first().map_or(Frame(0)..Frame(0), frames_of),
+            root,
+        },
     }
 }
 

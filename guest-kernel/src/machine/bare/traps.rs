@@ -2,15 +2,14 @@
 
 use core::arch::{asm, global_asm};
 
-use crate::exception::{self, Exception};
-use crate::time;
+use crate::interrupts;
+use crate::machine::exception::{self, Exception};
 
-use super::{pic, pit, uart, virtio};
+use super::pic::{self, FIRST_IRQ};
+use super::{timer, tsc, uart, virtio};
 
 /// How many vectors have a gate: 32 exceptions, 16 interrupt requests.
 pub const VECTORS: usize = 48;
-/// The first vector of an interrupt request.
-pub const FIRST_IRQ: usize = 32;
 
 const PAGE_FAULT: u64 = 14;
 const TIMER: u64 = FIRST_IRQ as u64 + pic::TIMER_IRQ as u64;
@@ -108,8 +107,8 @@ extern "C" fn dispatch(frame: &mut Frame) {
         vector if vector < FIRST_IRQ as u64 => handle_exception(frame),
         TIMER => {
             pic::acknowledge(pic::TIMER_IRQ);
-            if pit::expired() {
-                time::interrupt();
+            if timer::expired() {
+                interrupts::timer::arrived(tsc::nanoseconds());
             }
         }
         SERIAL => {
@@ -133,7 +132,7 @@ fn handle_exception(frame: &mut Frame) {
         rip: frame.rip,
         address: if frame.vector == PAGE_FAULT { fault_address() } else { 0 },
     };
-    exception::handle(&mut exception);
+    exception::deliver(&mut exception);
     frame.rip = exception.rip;
 }
 

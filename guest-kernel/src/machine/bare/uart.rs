@@ -3,7 +3,7 @@
 //! Output is polled, a status read and a data write for each byte, as serial consoles have done since the
 //! 8250: it works before interrupts do and in a panic. Input is interrupt-driven.
 
-use crate::console;
+use crate::interrupts::TYPED;
 
 use super::port;
 
@@ -59,8 +59,8 @@ pub fn write(bytes: &[u8]) {
 pub fn receive() {
     // SAFETY: reading takes a byte out of the FIFO, and the request back when it was the last.
     unsafe {
-        while console::room() > 0 && port::read_u8(LINE_STATUS) & DATA_READY != 0 {
-            console::received(port::read_u8(DATA));
+        while TYPED.room() > 0 && port::read_u8(LINE_STATUS) & DATA_READY != 0 {
+            TYPED.push(port::read_u8(DATA));
         }
     }
 }

@@ -12,11 +12,12 @@ use paravane_guest::virtio::drivers::{PhysAddr, Result};
 use paravane_guest::virtio::{Interrupts, POOL, Rings};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::mmu::BareMmu;
 use super::pic;
-use crate::command::MmioDevices;
-use crate::frames::{Frame, PAGE_SIZE};
+use crate::cmdline::MmioDevices;
+use crate::memory::frames::{Frame, PAGE_SIZE};
+use crate::memory::paging::{Access, Mmu, Span, Stale};
 use crate::memory::{Memory, direct_map};
-use crate::paging::{Access, Mmu, Span, Stale};
 
 /// Devices that we drive at most.
 const DEVICES: usize = 8;
@@ -50,7 +51,7 @@ static SLOTS: [Slot; DEVICES] = [const {
 }; DEVICES];
 
 /// Maps the registers of the devices that the command line names, and lets their request lines through.
-pub fn attach(memory: &mut Memory, cmdline: &str) -> usize {
+pub fn attach(memory: &mut Memory<BareMmu>, cmdline: &str) -> usize {
     let Memory { mmu, frames, space, .. } = memory;
     let mut count = 0;
     for (slot, device) in SLOTS.iter().zip(MmioDevices::of(cmdline)) {

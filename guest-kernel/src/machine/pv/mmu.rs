@@ -6,8 +6,8 @@ use paravane_guest::memory::{Mfn, Pfn};
 use paravane_guest::paging::{self, PagingError};
 use paravane_guest::queue::FlushReason;
 
-use crate::frames::Frame;
-use crate::paging::{MAX_COUNTERS, Mmu, Stale};
+use crate::memory::frames::Frame;
+use crate::memory::paging::{MAX_COUNTERS, Mmu, Stale};
 
 /// The SDK's page-table primitives, for frames that are pseudo-physical.
 ///

@@ -13,12 +13,13 @@ use paravane_guest::virtio::drivers::transport::DeviceType;
 use paravane_guest::virtio::{self, PvTransport};
 use paravane_guest::{console, event, hypercall, paging, power, time, trap};
 
-use crate::exception::{self, Exception};
-use crate::frames::{Frame, PAGE_SIZE};
-use crate::kernel;
-use crate::machine::{Boot, Machine, Shutdown};
-use crate::memory::Memory;
+use crate::interrupts::{TYPED, timer};
+use crate::memory::frames::{Frame, PAGE_SIZE};
+use crate::memory::{BootMemory, Memory};
 use crate::single::Single;
+
+use super::exception::{self, Exception, ExceptionHandler};
+use super::interface::{Boot, Machine, Shutdown};
 
 mod mmu;
 
@@ -26,21 +27,39 @@ pub use mmu::PvMmu;
 
 static QUEUE: Single<Queue<Hypervisor>> = Single::new(Queue::new(Hypervisor));
 
-/// The kernel's entry point: see [`paravane_guest::entry!`].
-pub fn main(start: paravane_guest::Boot) -> ! {
+/// Makes `$start`, an `unsafe fn(Boot, PvMmu) -> !`, the start of the kernel on this machine.
+#[macro_export]
+macro_rules! entry {
+    ($start:path) => {
+        fn kernel_main(start: ::paravane_guest::Boot) -> ! {
+            // SAFETY: called once, by the SDK's entry code.
+            let (boot, mmu) = unsafe { $crate::machine::pv::enter(start) };
+            // SAFETY: called once, on the SDK's boot stack, with events masked as a domain starts.
+            unsafe { $start(boot, mmu) }
+        }
+        ::paravane_guest::entry!(kernel_main);
+    };
+}
+
+/// Translates what the SDK was started with. Called by the code of [`entry!`](crate::entry).
+///
+/// # Safety
+/// Called once.
+pub unsafe fn enter(start: paravane_guest::Boot) -> (Boot, PvMmu) {
     let [_, free] = start.free_frames();
     let boot = Boot {
         cmdline: start.cmdline().text(),
-        frames: start.memory().frames(),
-        first_free: Frame(free.start),
-        module: start.module().map_or(Frame(0)..Frame(0), |module| frames_of(&start, module)),
-        root: Frame(start.root().0),
+        memory: BootMemory {
+            frames: start.memory().frames(),
+            first_free: Frame(free.start),
+            module: start.module().map_or(Frame(0)..Frame(0), |module| frames_of(&start, module)),
+            root: Frame(start.root().0),
+        },
     };
-    // SAFETY: `main` runs once, so nobody else has the queue; the root is the one in use, and the direct map
+    // SAFETY: called once, so this is the only reference to the queue; the root is the one in use, and the direct map
     // begins at the base that the kernel is linked at.
-    let mmu = unsafe { paging::Mmu::new(QUEUE.get(), start.memory(), Pfn(boot.root.0)) };
-    // SAFETY: once, on the SDK's boot stack, events masked as a domain starts.
-    unsafe { kernel::start(boot, PvMmu::new(mmu)) }
+    let mmu = unsafe { paging::Mmu::new(QUEUE.get(), start.memory(), Pfn(boot.memory.root.0)) };
+    (boot, PvMmu::new(mmu))
 }
 
 fn frames_of(start: &paravane_guest::Boot, module: &[u8]) -> core::ops::Range<Frame> {
@@ -56,15 +75,17 @@ impl Machine for Pv {
     type Mmu = PvMmu;
     type Transport = PvTransport;
 
-    fn install_handlers() {
+    fn install_handlers(on_exception: ExceptionHandler) {
+        // SAFETY: called once; the trap table is installed below.
+        unsafe { exception::set_handler(on_exception) };
         (0..EXCEPTIONS as u8).for_each(|vector| {
-            trap::set_handler(vector, Some(on_exception));
+            trap::set_handler(vector, Some(on_trap));
         });
         let outcome = trap::install()
             .and_then(|()| event::install())
             // Xen starts a periodic timer with the vCPU.
             .and_then(|()| time::stop_periodic_timer(0))
-            .and_then(|()| event::handle_virq(VIRQ_TIMER, |_| crate::time::interrupt()));
+            .and_then(|()| event::handle_virq(VIRQ_TIMER, |_| timer::arrived(time::now())));
         if let Err(errno) = outcome {
             panic!("the hypervisor refused our handlers: {errno}");
         }
@@ -85,12 +106,12 @@ impl Machine for Pv {
     fn console_receive() {
         let mut bytes = [0; 64];
         loop {
-            let room = crate::console::room().min(bytes.len());
+            let room = TYPED.room().min(bytes.len());
             let count = console::read(&mut bytes[..room]);
             if count == 0 {
                 return;
             }
-            bytes[..count].iter().for_each(|&byte| crate::console::received(byte));
+            bytes[..count].iter().for_each(|&byte| TYPED.push(byte));
         }
     }
 
@@ -124,11 +145,11 @@ impl Machine for Pv {
         hypercall::version::version().is_ok_and(|(major, _)| major >= 3)
     }
 
-    fn attach_devices(_: &mut Memory, _: &str) -> usize {
+    fn attach_devices(_: &mut Memory<PvMmu>, _: &str) -> usize {
         virtio::devices().count()
     }
 
-    fn device(memory: &Memory, number: usize, kind: DeviceType) -> Option<PvTransport> {
+    fn device(memory: &Memory<PvMmu>, number: usize, kind: DeviceType) -> Option<PvTransport> {
         let device = virtio::devices().nth(number).filter(|device| device.kind() == kind as u32)?;
         // An event has no more to do than to end a wait: drivers look into their queues.
         PvTransport::new(device, memory.mmu.memory(), |_| ()).ok()
@@ -143,13 +164,13 @@ impl Machine for Pv {
     }
 }
 
-fn on_exception(frame: &mut TrapFrame) {
+fn on_trap(frame: &mut TrapFrame) {
     let mut exception = Exception {
         vector: frame.vector as u8,
         error_code: frame.error_code,
         rip: frame.rip,
         address: frame.fault_address(),
     };
-    exception::handle(&mut exception);
+    exception::deliver(&mut exception);
     frame.rip = exception.rip;
 }

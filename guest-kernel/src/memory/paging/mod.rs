@@ -5,16 +5,15 @@
 //! paravirtual machine queues and a bare one performs on the spot. So nothing here reads an entry back
 //! between writing it and the next [`Mmu::flush`]. Tables that are not live yet are ordinary memory.
 
-use crate::frames::{Frame, FrameAllocator, PAGE_SIZE};
+use super::frames::{Frame, FrameAllocator, PAGE_SIZE};
 
 mod span;
 #[cfg(test)]
 mod tests;
 
-pub use span::Span;
+use span::index;
+pub use span::{ENTRIES, Span};
 
-/// Entries in a table.
-pub const ENTRIES: usize = 512;
 /// Bytes that one L4 slot spans.
 pub const SLOT_SIZE: u64 = 1 << 39;
 /// L4 slots of an address space that are its own. Slot 0 is the kernel's and the same in all of them; the
@@ -314,11 +313,6 @@ impl Leaves {
             Self::Run(first, access) => Self::Run(Frame(first.0 + bytes / PAGE_SIZE), access),
         }
     }
-}
-
-/// The index of the entry of a table of `level` on the way to `va`.
-const fn index(va: u64, level: u8) -> usize {
-    (va >> span::shift(level)) as usize % ENTRIES
 }
 
 fn new_table(mmu: &mut impl Mmu, frames: &mut FrameAllocator<'_>) -> Result<Frame, MapError> {

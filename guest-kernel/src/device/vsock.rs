@@ -4,12 +4,16 @@
 //! host: it is left without buffers, as this guest is not.
 
 use bitflags::bitflags;
-use paravane_guest::virtio::drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
 use paravane_guest::virtio::drivers::{Error, Result};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{DeviceError, Queue, Slots, Transported, check_started};
+use super::discovery::DeviceTransport;
+use super::error::DeviceError;
+use super::queue::Queue;
+use super::slots::Slots;
+use super::status::{check_running, check_started};
 
 const RECEIVE: u16 = 0;
 const SEND: u16 = 1;
@@ -84,7 +88,7 @@ const _: () = assert!(size_of::<Header>() == HEADER);
 /// A socket device.
 pub struct Vsock {
     // First: it resets the device before its memory goes.
-    transport: Transported,
+    transport: DeviceTransport,
     receive: Queue<DEPTH>,
     send: Queue<DEPTH>,
     received: Slots,
@@ -102,7 +106,7 @@ impl Vsock {
     ///
     /// # Errors
     /// When memory is short, or the host did not start it.
-    pub fn new(mut transport: Transported) -> core::result::Result<Self, DeviceError> {
+    pub fn new(mut transport: DeviceTransport) -> core::result::Result<Self, DeviceError> {
         let (received, sent) = (Slots::new(DEPTH, SLOT)?, Slots::new(DEPTH, SLOT)?);
         let features = transport.begin_init(Features::all());
         let cid = transport.read_consistent(|| {
@@ -154,11 +158,7 @@ impl Vsock {
         &mut self,
         f: impl FnOnce(&Header, &[u8]) -> R,
     ) -> core::result::Result<Option<R>, DeviceError> {
-        if self.transport.ack_interrupt().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT)
-            && self.transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET)
-        {
-            return Err(DeviceError::NeedsReset);
-        }
+        check_running(&mut self.transport)?;
         let Some(slot) = self.receive.peek()? else { return Ok(None) };
         // SAFETY: the buffer that was given under this number; the device has put it back.
         let buffer = unsafe { self.received.detached(usize::from(slot), SLOT) };

@@ -1,8 +1,9 @@
 //! Ranges of pages, and how the tables of each level cut them into pieces.
 
-use crate::frames::PAGE_SIZE;
+use crate::memory::frames::PAGE_SIZE;
 
-use super::{ENTRIES, index};
+/// Entries in a page table.
+pub const ENTRIES: usize = 512;
 
 /// A range of pages below the top of the address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +15,13 @@ pub struct Span {
 }
 
 /// log2 of the bytes that one entry of a table of `level` spans.
-pub(super) const fn shift(level: u8) -> u32 {
+const fn shift(level: u8) -> u32 {
     12 + 9 * (level as u32 - 1)
+}
+
+/// The index of the entry of a table of `level` on the way to `va`.
+pub(super) const fn index(va: u64, level: u8) -> usize {
+    (va >> shift(level)) as usize % ENTRIES
 }
 
 impl Span {

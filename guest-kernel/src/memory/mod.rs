@@ -1,38 +1,51 @@
-//! Where things are: the kernel's address space, and its memory seen through it.
+//! Memory: which frames are free, where they are mapped, and the heap.
 //!
-//! | addresses | what |
+//! | module | what it is |
 //! | --- | --- |
-//! | [`VIRT_BASE`].. | all memory, frame by frame: the direct map. The kernel's image is part of it |
-//! | [`SCRATCH`].. | pages that workloads and tests map and unmap |
-//! | [`PRIVATE`].. | what address spaces other than the kernel's have of their own |
+//! | [`frames`] | the frame allocator |
+//! | [`paging`] | page tables and address spaces, over the machine's page-table primitives ([`paging::Mmu`]) |
+//! | [`layout`] | which address is for what |
+//! | `heap` | the global allocator |
+//!
+//! Nothing here knows the machine: it is a parameter.
 
-use crate::frames::{Frame, FrameAllocator, PAGE_SIZE};
-use crate::machine::{Boot, Current, Machine};
-use crate::paging::{Access, AddressSpace, MapError, Mmu, SLOT_SIZE, Span, Stale};
+pub mod frames;
+#[cfg(guest)]
+pub mod heap;
+pub mod layout;
+pub mod paging;
+
+use core::ops::Range;
+
 use crate::single::Single;
+use frames::{Frame, FrameAllocator};
+use paging::{Access, AddressSpace, MapError, Mmu, Span, Stale};
 
-/// The address of frame 0; `build.rs` links the kernel accordingly.
-pub const VIRT_BASE: u64 = 0x4000_0000;
-/// The first address of the kernel's scratch pages.
-pub const SCRATCH: u64 = 0x10_0000_0000;
-/// The first address that is an address space's own.
-pub const PRIVATE: u64 = SLOT_SIZE;
+pub use layout::{PRIVATE, SCRATCH, VIRT_BASE, direct_map};
 
 /// The most memory that this kernel uses, in frames: 1 GiB.
 const MAX_FRAMES: usize = 1 << 18;
 
 static FRAME_MAP: Single<[u64; MAX_FRAMES / 64]> = Single::new([0; MAX_FRAMES / 64]);
 
-/// The address of a frame in the direct map.
-pub const fn direct_map(frame: Frame) -> u64 {
-    VIRT_BASE + frame.0 * PAGE_SIZE
+/// The memory that the kernel was started with.
+#[derive(Clone, Debug)]
+pub struct BootMemory {
+    /// How many frames there are, from frame 0 on.
+    pub frames: u64,
+    /// Frames from this one on are free as far as they are mapped. Below are the kernel and its loader's tables.
+    pub first_free: Frame,
+    /// An initial RAM disk; empty if there is none.
+    pub module: Range<Frame>,
+    /// The L4 table in use.
+    pub root: Frame,
 }
 
-/// Everything about memory that is not the heap.
-pub struct Memory {
+/// The memory of a machine whose page tables are changed by `M`; all of it but the heap.
+pub struct Memory<M> {
     /// The machine's page-table primitives.
-    pub mmu: <Current as Machine>::Mmu,
-    /// Frames that are nobody's.
+    pub mmu: M,
+    /// The frames that are free.
     pub frames: FrameAllocator<'static>,
     /// The kernel's own address space.
     pub space: AddressSpace,
@@ -40,16 +53,16 @@ pub struct Memory {
     pub total_frames: u64,
 }
 
-impl Memory {
-    /// Takes possession of the memory that the kernel was started with, and maps all of it.
+impl<M: Mmu> Memory<M> {
+    /// Takes over the memory that the kernel was started with, and maps all of it.
     ///
     /// # Errors
-    /// When there is too little of it to map the rest.
+    /// When there is too little free memory for the page tables that map the rest.
     ///
     /// # Safety
     /// Called once, while `boot` still describes the machine.
-    pub unsafe fn take(boot: &Boot, mmu: <Current as Machine>::Mmu) -> Result<Self, MapError> {
-        // SAFETY: called once, so nobody else has the map.
+    pub unsafe fn take(boot: &BootMemory, mmu: M) -> Result<Self, MapError> {
+        // SAFETY: called once, so this is the only reference to the map.
         let map = unsafe { FRAME_MAP.get() };
         let mut memory = Self {
             mmu,
@@ -64,8 +77,8 @@ impl Memory {
     /// Extends the direct map over all memory.
     ///
     /// The tables for that must lie in memory that is mapped already. A table maps 512 frames, so using half
-    /// of what is free in each step suffices for any amount of memory.
-    fn map_all(&mut self, boot: &Boot) -> Result<(), MapError> {
+    /// of the free frames in each step suffices for any amount of memory.
+    fn map_all(&mut self, boot: &BootMemory) -> Result<(), MapError> {
         let mut mapped = boot.first_free.0;
         while mapped < self.total_frames
             && self.space.translate(&self.mmu, direct_map(Frame(mapped))).is_some()

@@ -1,15 +1,15 @@
 //! The heap: a run of frames in the direct map.
 //!
-//! Interrupt handlers never allocate, which is why there is no lock: on a bare machine one would cost two
-//! privileged instructions each time.
+//! There is no lock because interrupt handlers never allocate. On a bare machine a lock would cost two
+//! privileged instructions for each allocation.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{NonNull, null_mut};
 
 use linked_list_allocator::Heap;
 
-use crate::frames::{FrameAllocator, PAGE_SIZE};
-use crate::memory::direct_map;
+use super::frames::{FrameAllocator, PAGE_SIZE};
+use super::layout::direct_map;
 use crate::single::Single;
 
 /// Frames given to the heap: 512 KiB.
@@ -20,7 +20,7 @@ struct KernelHeap(Single<Heap>);
 #[global_allocator]
 static HEAP: KernelHeap = KernelHeap(Single::new(Heap::empty()));
 
-// SAFETY: the allocator underneath keeps the contract; one processor, and handlers stay away.
+// SAFETY: the allocator underneath keeps the contract; there is one processor, and interrupt handlers do not allocate.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the reference ends before anything else can run that allocates.
@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for KernelHeap {
     }
 }
 
-/// Gives the heap its memory. False when there is no run of frames for it.
+/// Gives the heap its memory; false when there is no run of free frames that is long enough.
 ///
 /// # Safety
 /// Called once, before the first allocation, with all free frames mapped.
@@ -49,7 +49,7 @@ pub unsafe fn init(frames: &mut FrameAllocator<'_>) -> bool {
     true
 }
 
-/// Bytes in use and bytes in all.
+/// Bytes in use, and the size of the heap in bytes.
 pub fn usage() -> (usize, usize) {
     // SAFETY: the reference ends before anything else can run that allocates.
     let heap = unsafe { HEAP.0.get() };

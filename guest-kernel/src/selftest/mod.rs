@@ -5,12 +5,13 @@
 use core::arch::asm;
 
 use crate::exception::{can_read, can_write};
-use crate::frames::PAGE_SIZE;
-use crate::kernel::Kernel;
-use crate::line::{LineEditor, Typed};
+use crate::interrupts;
+use crate::kernel::{Kernel, Memory};
+use crate::line_editor::{LineEditor, Typed};
 use crate::machine::{Current, Machine};
-use crate::memory::{Memory, PRIVATE, SCRATCH, direct_map};
-use crate::paging::{Access, AddressSpace, MapError, Mmu, Span, Stale};
+use crate::memory::frames::PAGE_SIZE;
+use crate::memory::paging::{Access, AddressSpace, MapError, Mmu, Span, Stale};
+use crate::memory::{PRIVATE, SCRATCH, direct_map};
 use crate::timers::TimerQueue;
 use crate::{console, println, time};
 
@@ -155,7 +156,7 @@ fn registers() -> bool {
     (1..=10u64).all(|turn| {
         let before: [u64; 8] = core::array::from_fn(|i| turn << 32 | i as u64);
         let mut after = [0u64; 8];
-        let seen = time::interrupts();
+        let seen = interrupts::timer::count();
         Current::arm_timer(Current::clock() + MS);
         // SAFETY: reads `before` and the counter, writes `after`; the registers used are declared.
         unsafe {
@@ -166,7 +167,7 @@ fn registers() -> bool {
                 "movups [{after}], xmm0", "movups [{after} + 16], xmm5",
                 "movups [{after} + 32], xmm10", "movups [{after} + 48], xmm15",
                 before = in(reg) before.as_ptr(), after = in(reg) after.as_mut_ptr(),
-                counter = in(reg) time::counter(), seen = in(reg) seen,
+                counter = in(reg) interrupts::timer::counter(), seen = in(reg) seen,
                 out("xmm0") _, out("xmm5") _, out("xmm10") _, out("xmm15") _,
             );
         }

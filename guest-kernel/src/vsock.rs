@@ -7,7 +7,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::device::socket::{Header, MAX_DATA, Vsock, op};
+use crate::device::vsock::{Header, MAX_DATA, Vsock, op};
 use crate::device::{self, DeviceError};
 use crate::kernel::Kernel;
 use crate::machine::{Current, Machine};

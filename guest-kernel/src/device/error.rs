@@ -1,0 +1,55 @@
+//! Why a device cannot be used.
+#![forbid(unsafe_code)]
+
+use paravane_guest::virtio::drivers::Error;
+
+/// Why there is no working device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceError {
+    /// The machine has none of this kind.
+    Absent,
+    /// There is no memory for it.
+    OutOfMemory,
+    /// The host refused to start it.
+    NotStarted,
+    /// It stopped: it found what we asked for wrong.
+    NeedsReset,
+    /// It or its driver failed.
+    Failed(Error),
+}
+
+impl DeviceError {
+    /// In one word, for a result line.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Absent => "no-such-device",
+            Self::OutOfMemory => "no-memory-for-device",
+            Self::NotStarted => "device-not-started",
+            Self::NeedsReset => "device-needs-reset",
+            Self::Failed(Error::IoError) => "io-error",
+            Self::Failed(Error::QueueFull) => "queue-full",
+            Self::Failed(Error::Unsupported) => "unsupported",
+            Self::Failed(_) => "driver-failed",
+        }
+    }
+}
+
+impl core::fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Absent => "there is no such device",
+            Self::OutOfMemory => "there is no memory for the device",
+            Self::NotStarted => "the host did not start the device",
+            Self::NeedsReset => "the device stopped and needs a reset",
+            Self::Failed(error) => return write!(f, "{error}"),
+        })
+    }
+}
+
+impl core::error::Error for DeviceError {}
+
+impl From<Error> for DeviceError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
