@@ -16,7 +16,7 @@ pub use crate::hypercall::event::{
 };
 use crate::hypercall::trap::register_callback;
 use crate::shared::SHARED;
-use crate::trap::{event_entry, failsafe_entry};
+use crate::trap::{event_entry, failsafe_entry, set_upcall_handler};
 
 /// Ports that a domain can have.
 const PORTS: usize = EVTCHN_2L_NR_CHANNELS as usize;
@@ -46,6 +46,7 @@ impl Handlers {
 /// What the hypervisor answers.
 pub fn install() -> Result<(), Errno> {
     SHARED.mask().iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+    set_upcall_handler(|_| dispatch());
     // SAFETY: both are the entry points made for these kinds.
     unsafe {
         register_callback(CALLBACKTYPE_EVENT, CALLBACKF_MASK_EVENTS, event_entry())?;
@@ -150,7 +151,7 @@ pub fn block() -> Result<(), Errno> {
 }
 
 /// Handles all events that wait. Called with events disabled.
-pub(crate) fn dispatch() {
+fn dispatch() {
     while SHARED.upcall_pending().swap(0, Ordering::AcqRel) != 0 {
         let mut words = SHARED.pending_selector().swap(0, Ordering::AcqRel);
         while words != 0 {

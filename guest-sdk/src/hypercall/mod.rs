@@ -5,6 +5,7 @@
 
 pub mod console;
 pub mod event;
+mod interface;
 pub mod memory;
 mod raw;
 pub mod sched;
@@ -14,18 +15,9 @@ pub mod version;
 
 use paravane_abi::Errno;
 
+pub use interface::Hypercalls;
 pub use raw::Hypervisor;
 pub(crate) use raw::hypercall_page;
-
-/// Something that answers hypercalls.
-pub trait Hypercalls {
-    /// Makes hypercall `number`; the result is a value or a negated error number ([`Errno::from_result`]).
-    ///
-    /// # Safety
-    /// Addresses among the arguments must be valid for what the call reads and writes there, and what the call
-    /// does to the domain's memory and state must be sound for the code that runs after it.
-    unsafe fn call(&mut self, number: u64, args: [u64; 6]) -> i64;
-}
 
 /// Makes a hypercall with up to six arguments.
 ///

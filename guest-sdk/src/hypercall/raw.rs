@@ -2,7 +2,7 @@
 
 use paravane_abi::hypercall::{HYPERCALL_ENTRIES, HYPERCALL_ENTRY_SIZE};
 
-use super::Hypercalls;
+use super::interface::Hypercalls;
 
 /// The hypervisor that this kernel runs on.
 ///

@@ -7,42 +7,12 @@ use core::ops::Range;
 use paravane_abi::addr::{PT_ENTRIES, is_canonical, is_hypervisor, table_index};
 use paravane_abi::pte;
 
-use super::{FrameSource, Mmu, PageFlags, PagingError};
+use super::error::PagingError;
+use super::flags::PageFlags;
+use super::frames::FrameSource;
+use super::mmu::Mmu;
 use crate::hypercall::Hypercalls;
 use crate::memory::Pfn;
-
-/// Hands out the frames of a range, lowest first: what a kernel has before it has an allocator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BootFrames(Range<u64>);
-
-impl BootFrames {
-    /// A source of the frames of `range`.
-    ///
-    /// # Safety
-    /// They are free (see [`crate::Boot::free_frames`]), in the direct map, and used by nobody else.
-    pub const unsafe fn new(range: Range<u64>) -> Self {
-        Self(range)
-    }
-
-    /// The frames that were not taken.
-    pub fn remaining(&self) -> Range<u64> {
-        self.0.clone()
-    }
-}
-
-// SAFETY: the contract of `new`; no frame is handed out twice.
-unsafe impl FrameSource for BootFrames {
-    fn take(&mut self) -> Option<Pfn> {
-        self.0.next().map(Pfn)
-    }
-
-    /// Takes back the last frame only; start-of-day frees nothing else.
-    fn give(&mut self, frame: Pfn) {
-        if frame.0 + 1 == self.0.start {
-            self.0.start = frame.0;
-        }
-    }
-}
 
 impl<H: Hypercalls> Mmu<'_, H> {
     /// The first frame from `from` on that is not in the direct map.

@@ -6,7 +6,10 @@ use paravane_abi::addr::{
 };
 use paravane_abi::pte;
 
-use super::{FrameSource, Mmu, PageFlags, PagingError, TABLE};
+use super::error::PagingError;
+use super::flags::PageFlags;
+use super::frames::FrameSource;
+use super::mmu::{Mmu, TABLE};
 use crate::hypercall::Hypercalls;
 use crate::memory::{Memory, Mfn, Pfn};
 use crate::queue::FlushReason;
@@ -23,7 +26,7 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    pub(super) const fn existing(root: Pfn) -> Self {
+    const fn existing(root: Pfn) -> Self {
         Self { root }
     }
 
@@ -211,6 +214,13 @@ impl AddressSpace {
         f: &mut impl FnMut(&mut Mmu<'q, H>, Pfn) -> Result<(), PagingError>,
     ) -> Result<(), PagingError> {
         each_own(mmu, 4, self.root, Some(kernel.root), f)
+    }
+}
+
+impl<H: Hypercalls> Mmu<'_, H> {
+    /// The address space that the kernel was started in.
+    pub fn kernel_space(&self) -> AddressSpace {
+        AddressSpace::existing(self.kernel_root)
     }
 }
 

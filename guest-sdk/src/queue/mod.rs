@@ -8,6 +8,8 @@
 //!
 //! One queue per vCPU. An event handler must not use the queue of the code it interrupted.
 
+mod capacity;
+mod error;
 mod pending;
 mod stats;
 #[cfg(test)]
@@ -15,29 +17,21 @@ mod tests;
 mod tlb;
 
 use core::cell::UnsafeCell;
-use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use paravane_abi::Errno;
 use paravane_abi::domid::DOMID_SELF;
-use paravane_abi::hypercall::{self, MMU_UPDATE, MMUEXT_OP, MULTICALL};
+use paravane_abi::hypercall::{MMU_UPDATE, MMUEXT_OP, MULTICALL};
 use paravane_abi::mmu::{MMU_COMMAND_MASK, MmuUpdate, MmuextOp};
 use paravane_abi::multicall::MulticallEntry;
 
 use crate::hypercall::{Hypercalls, Hypervisor};
+use capacity::OWN_CALLS;
+pub use capacity::{CALLS, EXTENDED, UPDATES};
+pub use error::QueueError;
 use pending::Pending;
 pub use stats::{BATCH_CLASSES, FlushReason, QueueStats};
 use tlb::Tlb;
-
-/// Page-table updates that a queue holds.
-pub const UPDATES: usize = 4096;
-/// Extended MMU operations that a queue holds.
-pub const EXTENDED: usize = 128;
-/// Calls (a run of neighbouring operations counts once) that a queue holds.
-pub const CALLS: usize = 64;
-
-/// Room kept for what a flush itself adds: a list of first updates, a run of invalidations.
-const OWN_CALLS: usize = 2;
 
 /// A queued call.
 #[derive(Clone, Copy, Debug)]
@@ -49,33 +43,6 @@ enum Staged {
     /// Any other hypercall.
     Other { number: u64, args: [u64; 6] },
 }
-
-/// A queued call failed. The calls after it were made all the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueError {
-    /// The hypercall's number.
-    pub number: u64,
-    /// What the hypervisor answered.
-    pub errno: Errno,
-    /// For a list of updates or extended operations: how many were done before the one that failed.
-    pub done: u32,
-    /// The page-table update that failed, if it was one.
-    pub update: Option<MmuUpdate>,
-}
-
-impl fmt::Display for QueueError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = hypercall::name(self.number).unwrap_or("unknown hypercall");
-        write!(f, "the hypervisor refused a queued {name}: {}", self.errno)?;
-        match self.update {
-            Some(u) => write!(f, ", setting the entry at machine address {:#x} to {:#x}", u.maddr(), u.val),
-            None if self.done > 0 => write!(f, ", after {} of its operations", self.done),
-            None => Ok(()),
-        }
-    }
-}
-
-impl core::error::Error for QueueError {}
 
 /// Hypercalls that wait to be made together.
 #[derive(Debug)]

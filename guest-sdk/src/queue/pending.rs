@@ -4,7 +4,7 @@
 
 use paravane_abi::mmu::MmuUpdate;
 
-use super::UPDATES;
+use super::capacity::UPDATES;
 
 const SLOTS: usize = (2 * UPDATES).next_power_of_two();
 

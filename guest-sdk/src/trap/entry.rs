@@ -18,7 +18,8 @@ use core::mem::offset_of;
 
 use paravane_abi::hypercall::{HYPERCALL_ENTRY_SIZE, IRET};
 
-use super::{EVENT_VECTOR, FAILSAFE_VECTOR, TrapFrame, dispatch};
+use super::frame::{EVENT_VECTOR, FAILSAFE_VECTOR, TrapFrame};
+use super::handlers::dispatch;
 use crate::hypercall::hypercall_page;
 use crate::shared::{SHARED, UPCALL_MASK, UPCALL_PENDING};
 

@@ -14,7 +14,7 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Trans
 use virtio_drivers::{Error, PhysAddr, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::pool::Pool;
+use super::pool::{POOL, Pool};
 use super::rings::Rings;
 use super::table::Device;
 use crate::event::{self, Handler, Port};
@@ -81,7 +81,7 @@ impl PvTransport {
     /// # Errors
     /// When drivers know no such device.
     pub fn new(device: Device, memory: Memory, handler: Handler) -> core::result::Result<Self, Unsuitable> {
-        Self::with(Hypervisor, device, memory, &super::POOL, handler)
+        Self::with(Hypervisor, device, memory, &POOL, handler)
     }
 }
 

@@ -12,7 +12,8 @@ use paravane_abi::{Errno, pte};
 
 use crate::hypercall::Hypercalls;
 use crate::memory::{Memory, Pfn, Tables};
-use crate::paging::{FrameSource, Mmu, TABLE};
+use crate::paging::mmu::TABLE;
+use crate::paging::{FrameSource, Mmu};
 use crate::queue::Queue;
 
 /// Where the tests' kernel sees its memory.

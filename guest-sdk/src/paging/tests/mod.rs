@@ -1,6 +1,7 @@
 use paravane_abi::pte;
 
 use super::*;
+use crate::memory::Pfn;
 use machine::{Machine, Pool, World, machine};
 
 mod machine;

@@ -1,0 +1,11 @@
+//! How much a queue holds.
+
+/// Page-table updates that a queue holds.
+pub const UPDATES: usize = 4096;
+/// Extended MMU operations that a queue holds.
+pub const EXTENDED: usize = 128;
+/// Calls (a run of neighbouring operations counts once) that a queue holds.
+pub const CALLS: usize = 64;
+
+/// Room kept for what a flush itself adds: a list of first updates, a run of invalidations.
+pub(super) const OWN_CALLS: usize = 2;
