@@ -100,7 +100,7 @@ pub fn read() -> u8 {
         if let Some(byte) = try_read() {
             return byte;
         }
-        device::quietly(|| {
+        device::without_interrupts(|| {
             Current::console_receive();
             if is_idle() {
                 Current::wait();
@@ -130,7 +130,7 @@ pub fn open(kernel: &mut Kernel) {
         return;
     }
     let opened = device::find(kernel, Console::KIND).and_then(|transport| {
-        device::quietly(|| {
+        device::without_interrupts(|| {
             let mut console = Console::new(transport)?;
             console.check()?;
             console.listen()?;
@@ -159,7 +159,7 @@ fn with_device<R>(f: impl FnOnce(&mut Console) -> Result<R, DeviceError>) -> Opt
     }
     // SAFETY: `BUSY` was not set, so nobody else has it.
     let device = unsafe { DEVICE.get() };
-    let result = device.as_mut().map(|console| device::quietly(|| f(console)));
+    let result = device.as_mut().map(|console| device::without_interrupts(|| f(console)));
     let failed = match &result {
         Some(Err(error)) => {
             *device = None;
@@ -190,7 +190,7 @@ pub fn write(bytes: &[u8]) {
 
 /// For who panics: what is printed from now on uses as little as possible, and interrupts stay off.
 pub fn panicking() {
-    device::stay_quiet();
+    device::keep_interrupts_off();
     PANICKING.store(true, Ordering::Relaxed);
 }
 

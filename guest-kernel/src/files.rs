@@ -1,4 +1,5 @@
 //! Files on the disk: an ext2, ext3 or ext4 file system, looked at and never written.
+#![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -76,7 +77,7 @@ impl From<Ext4Error> for FilesError {
 /// Sets the disk up, and calls `f` with the file system on it.
 fn with_files(kernel: &mut Kernel, f: impl FnOnce(&Ext4) -> Result<(), Ext4Error>) -> Result<(), FilesError> {
     let transport = device::find(kernel, Disk::KIND).map_err(FilesError::Device)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         let disk = Disk::new(transport, REQUEST).map_err(FilesError::Device)?;
         disk.check().map_err(FilesError::Device)?;
         let files = Ext4::load(Box::new(Reader(disk)))?;

@@ -1,4 +1,5 @@
 //! A line being typed: bytes in, what to show and what was meant out.
+#![forbid(unsafe_code)]
 
 /// The longest line that can be typed.
 pub const CAPACITY: usize = 120;

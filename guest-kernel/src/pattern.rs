@@ -1,4 +1,5 @@
 //! What is on the disks of workloads and tests: every word says where it belongs.
+#![forbid(unsafe_code)]
 
 /// Words in a block.
 pub const WORDS: usize = 512;
@@ -22,13 +23,13 @@ pub fn fill(seed: u64, block: u64, bytes: &mut [u8]) {
 }
 
 /// Whether a block is what it should be.
-pub fn is(seed: u64, block: u64, bytes: &[u8]) -> bool {
+pub fn matches(seed: u64, block: u64, bytes: &[u8]) -> bool {
     let mut words = bytes.chunks_exact(8).zip(block * WORDS as u64..);
     bytes.len() == BLOCK && words.all(|(place, index)| *place == word(seed, index).to_le_bytes())
 }
 
 /// Whether a block begins as it should.
-pub fn begins(seed: u64, block: u64, bytes: &[u8]) -> bool {
+pub fn starts(seed: u64, block: u64, bytes: &[u8]) -> bool {
     bytes.get(..8) == Some(&word(seed, block * WORDS as u64).to_le_bytes())
 }
 
@@ -40,9 +41,14 @@ mod tests {
     fn a_block_is_recognised_in_its_place_only() {
         let mut bytes = [0; BLOCK];
         fill(7, 3, &mut bytes);
-        assert!(is(7, 3, &bytes) && begins(7, 3, &bytes));
-        assert!(!is(7, 4, &bytes) && !begins(7, 4, &bytes) && !is(8, 3, &bytes) && !is(7, 3, &bytes[8..]));
+        assert!(matches(7, 3, &bytes) && starts(7, 3, &bytes));
+        assert!(
+            !matches(7, 4, &bytes)
+                && !starts(7, 4, &bytes)
+                && !matches(8, 3, &bytes)
+                && !matches(7, 3, &bytes[8..])
+        );
         bytes[BLOCK - 1] ^= 1;
-        assert!(!is(7, 3, &bytes) && begins(7, 3, &bytes));
+        assert!(!matches(7, 3, &bytes) && starts(7, 3, &bytes));
     }
 }

@@ -3,6 +3,7 @@
 //! Whoever measures may be held up anywhere and for any time: a host that is busy has other work. The count that has run out
 //! begins again at its top and looks like one that has not, so each sample says whether it has. What was measured across
 //! that is thrown away, and less is asked of the next attempt, down to what a host grants that grants anything.
+#![forbid(unsafe_code)]
 
 /// Both counters at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,6 +1,7 @@
 //! Many deadlines over a machine's one timer.
 //!
 //! Knows neither clock nor hardware: it is told the time and says which deadline comes next.
+#![forbid(unsafe_code)]
 
 /// Names a pending timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! Both directions of flow control are kept (virtio 1.2, section 5.10.6.3): we send no more than the host has room for,
 //! and it no more than we said we have. Closing goes one direction at a time, as section 5.10.6.6 has it: who has
 //! nothing more to say says so, and the last word is the other's reset.
+#![forbid(unsafe_code)]
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -96,7 +97,7 @@ fn run(
     started: impl FnOnce(&Vsock),
 ) -> Result<Sockets, DeviceError> {
     let transport = device::find(kernel, Vsock::KIND)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         let mut vsock = Vsock::new(transport)?;
         started(&vsock);
         while sockets.called.is_none() && !console::take_interrupt() {

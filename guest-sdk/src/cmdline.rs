@@ -1,4 +1,5 @@
 //! The kernel's command line: words separated by blanks, some of the form `key=value`.
+#![forbid(unsafe_code)]
 
 /// A command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

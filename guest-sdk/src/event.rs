@@ -186,22 +186,10 @@ fn place(port: Port) -> Option<(usize, u64)> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::testing::fresh_shared_page;
     use core::sync::atomic::AtomicU32;
-    use std::sync::{Mutex, MutexGuard, PoisonError};
-
-    /// The shared page is one for the whole program: tests take turns.
-    pub(crate) fn fresh() -> MutexGuard<'static, ()> {
-        static TURN: Mutex<()> = Mutex::new(());
-        let guard = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        SHARED.mask().iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
-        SHARED.pending().iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        SHARED.pending_selector().store(0, Ordering::Relaxed);
-        SHARED.upcall_pending().store(0, Ordering::Relaxed);
-        disable();
-        guard
-    }
 
     /// What the hypervisor does when a port fires.
     fn fire(port: Port) {
@@ -221,7 +209,7 @@ pub(crate) mod tests {
 
     #[test]
     fn enabling_handles_what_waited_in_order() {
-        let _turn = fresh();
+        let _turn = fresh_shared_page();
         SEEN.store(0, Ordering::Relaxed);
         handle(Port(71), note);
         handle(Port(3), note);
@@ -235,7 +223,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_masked_port_waits_for_its_unmasking() {
-        let _turn = fresh();
+        let _turn = fresh_shared_page();
         SEEN.store(0, Ordering::Relaxed);
         handle(Port(5), note);
         mask(Port(5));
@@ -248,7 +236,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_event_from_a_handler_is_not_lost() {
-        let _turn = fresh();
+        let _turn = fresh_shared_page();
         SEEN.store(0, Ordering::Relaxed);
         handle(Port(1), |port| {
             note(port);
@@ -263,7 +251,7 @@ pub(crate) mod tests {
 
     #[test]
     fn ports_without_handler_are_masked_and_impossible_ones_refused() {
-        let _turn = fresh();
+        let _turn = fresh_shared_page();
         unmask(Port(9));
         fire(Port(9));
         enable();
@@ -274,7 +262,7 @@ pub(crate) mod tests {
 
     #[test]
     fn nesting_keeps_events_disabled() {
-        let _turn = fresh();
+        let _turn = fresh_shared_page();
         enable();
         without(|| {
             without(|| ());

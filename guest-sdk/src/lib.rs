@@ -80,14 +80,14 @@ pub mod event;
 pub mod hypercall;
 pub mod image;
 pub mod memory;
-#[cfg(test)]
-mod mock;
 pub mod paging;
 pub mod power;
 pub mod queue;
 #[cfg(guest)]
 mod runtime;
 mod shared;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod trap;
 #[cfg(feature = "virtio")]

@@ -1,4 +1,5 @@
 //! How a kernel ends.
+#![forbid(unsafe_code)]
 
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};

@@ -3,10 +3,10 @@
 use paravane_guest::virtio::drivers::device::common::Feature;
 use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
 
+use super::critical_section::without_interrupts;
 use super::discovery::find;
 use super::error::DeviceError;
 use super::queue::Queue;
-use super::quiet::quietly;
 use super::slots::Slots;
 use super::status::check_started;
 use crate::kernel::Kernel;
@@ -21,7 +21,7 @@ const CHUNK: usize = 256;
 /// When there is none, or it fails.
 pub fn fill(kernel: &mut Kernel, bytes: &mut [u8]) -> Result<(), DeviceError> {
     let mut transport = find(kernel, DeviceType::EntropySource)?;
-    quietly(|| {
+    without_interrupts(|| {
         let mut chunk = Slots::new(1, CHUNK)?;
         let features = transport.begin_init(Feature::VERSION_1 | Feature::RING_EVENT_IDX);
         let mut queue = Queue::<8>::new(&mut transport, QUEUE, features.contains(Feature::RING_EVENT_IDX))?;
@@ -61,7 +61,7 @@ pub fn fill(kernel: &mut Kernel, bytes: &mut [u8]) -> Result<(), DeviceError> {
 /// [`DeviceError::NeedsReset`] where the device does what it should.
 pub fn misuse(kernel: &mut Kernel) -> Result<(), DeviceError> {
     let mut transport = find(kernel, DeviceType::EntropySource)?;
-    quietly(|| {
+    without_interrupts(|| {
         let chunk = Slots::new(1, CHUNK)?;
         let features = transport.begin_init(Feature::VERSION_1 | Feature::RING_EVENT_IDX);
         let mut queue = Queue::<8>::new(&mut transport, QUEUE, features.contains(Feature::RING_EVENT_IDX))?;

@@ -2,6 +2,7 @@
 //!
 //! Frames are *pseudo-physical* everywhere in the kernel: numbered from 0 without holes. What number the
 //! machine itself uses for a frame is known to the machine layer alone. Nothing here touches memory.
+#![forbid(unsafe_code)]
 
 use core::ops::Range;
 

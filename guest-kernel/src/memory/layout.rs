@@ -5,6 +5,7 @@
 //! | [`VIRT_BASE`].. | all memory, frame by frame: the direct map. The kernel's image is part of it |
 //! | [`SCRATCH`].. | pages that workloads and tests map and unmap |
 //! | [`PRIVATE`].. | pages of address spaces other than the kernel's |
+#![forbid(unsafe_code)]
 
 use super::frames::{Frame, PAGE_SIZE};
 use super::paging::SLOT_SIZE;

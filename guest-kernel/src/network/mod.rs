@@ -2,6 +2,7 @@
 //!
 //! The stack is smoltcp. One loop drives it, with interrupts off but while it waits; it runs when somebody asks for it
 //! and at no other time.
+#![forbid(unsafe_code)]
 
 use crate::device::DeviceError;
 use crate::kernel::Kernel;

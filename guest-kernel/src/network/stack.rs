@@ -55,7 +55,7 @@ pub fn run<A: Application>(
 ) -> Result<A, DeviceError> {
     let cmdline = kernel.cmdline;
     let transport = device::find(kernel, Net::KIND)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         let mut net = Net::new(transport)?;
         net.check()?;
         net.open()?;

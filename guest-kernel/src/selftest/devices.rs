@@ -1,4 +1,5 @@
 //! Tests that need a device. What the host has to check besides, it finds in the lines that they print.
+#![forbid(unsafe_code)]
 
 use crate::cmdline::number;
 use crate::device::block::{DEPTH, Disk, SECTOR};
@@ -39,7 +40,7 @@ pub fn block_verify(kernel: &mut Kernel) -> bool {
     let (seed, rounds) = (number(kernel.cmdline, "seed", 1), number(kernel.cmdline, "rounds", 1));
     let wanted = number(kernel.cmdline, "blocks", u64::MAX);
     let outcome = device::find(kernel, Disk::KIND).and_then(|transport| {
-        device::quietly(|| {
+        device::without_interrupts(|| {
             let mut disk = Disk::new(transport, pattern::BLOCK)?;
             disk.check()?;
             let blocks = (disk.capacity() * SECTOR as u64 / pattern::BLOCK as u64).min(wanted);
@@ -86,7 +87,8 @@ fn read_all(disk: &mut Disk, blocks: u64, seed: u64) -> Result<bool, DeviceError
             disk.data(slot).fill(0);
             disk.read(slot, block * SECTORS, pattern::BLOCK)?;
         }
-        right &= complete(disk, count as u16, |slot, bytes| pattern::is(seed, first + slot as u64, bytes))?;
+        right &=
+            complete(disk, count as u16, |slot, bytes| pattern::matches(seed, first + slot as u64, bytes))?;
         first += count;
     }
     Ok(right)

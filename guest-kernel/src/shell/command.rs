@@ -1,5 +1,4 @@
 //! Commands, as lines typed at the shell name them.
-#![forbid(unsafe_code)]
 
 use core::str::FromStr;
 

@@ -9,7 +9,7 @@ use crate::{print, println};
 /// Prints the size of the disk and how it can be accessed.
 pub fn describe(kernel: &mut Kernel) {
     let found = device::find(kernel, Disk::KIND).and_then(|transport| {
-        device::quietly(|| {
+        device::without_interrupts(|| {
             let disk = Disk::new(transport, SECTOR)?;
             disk.check().map(|()| (disk.capacity(), disk.features()))
         })
@@ -27,7 +27,7 @@ pub fn describe(kernel: &mut Kernel) {
 /// Makes one request and prints how it went. A failure has no other consequence.
 pub fn request(kernel: &mut Kernel, what: Sectors) {
     let outcome = device::find(kernel, Disk::KIND).and_then(|transport| {
-        device::quietly(|| {
+        device::without_interrupts(|| {
             let mut disk = Disk::new(transport, SECTOR)?;
             disk.check()?;
             match what {

@@ -2,6 +2,7 @@
 //!
 //! The disk is one that whoever runs this has filled (see `pattern`). Every block is compared as a whole in a
 //! rehearsal, and by its first word in the measured run, so that what is measured is reading.
+#![forbid(unsafe_code)]
 
 use paravane_guest::virtio::kicks;
 
@@ -52,7 +53,7 @@ pub const READ_LARGE: Workload = Workload {
 
 fn setup(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     let count = device::prepare(kernel)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         // A rehearsal: it finds out whether there is one, and touches the memory that queues take for the first time.
         let opened = device::open(&kernel.memory, count, Disk::KIND);
         drop(opened.and_then(|transport| Disk::new(transport, SECTOR))?);
@@ -70,7 +71,7 @@ fn setup(kernel: &mut Kernel) -> Result<Outcome, Failure> {
 
 fn read(kernel: &mut Kernel, bytes: usize, depth: usize, batch: usize) -> Result<Outcome, Failure> {
     let transport = device::find(kernel, Disk::KIND)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         let disk = Disk::new(transport, bytes)?;
         disk.check()?;
         let blocks = disk.capacity() * SECTOR as u64 / bytes as u64;
@@ -80,11 +81,11 @@ fn read(kernel: &mut Kernel, bytes: usize, depth: usize, batch: usize) -> Result
         reader.run(|block, data| {
             data.chunks(pattern::BLOCK)
                 .zip(block * units..)
-                .all(|(unit, number)| pattern::is(SEED, number, unit))
+                .all(|(unit, number)| pattern::matches(SEED, number, unit))
         })?;
         let before = kicks();
         let (done, measured) = measure(&mut kernel.memory, |_| {
-            reader.run(|block, data| pattern::begins(SEED, block * units, data))
+            reader.run(|block, data| pattern::starts(SEED, block * units, data))
         });
         done?;
         let sent = kicks().sent - before.sent;

@@ -2,6 +2,7 @@
 //!
 //! Whether all of it arrived on the machine's own is for the host to see: the guest cannot read it. The virtio console
 //! of a comparison types back what it is given.
+#![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
 
@@ -35,7 +36,7 @@ fn run(kernel: &mut Kernel) -> Result<Outcome, Failure> {
 fn run_virtio(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     let text: Vec<u8> = (0..BYTES).map(byte).collect();
     let transport = device::find(kernel, Console::KIND)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         let mut console = Console::new(transport)?;
         console.check()?;
         let (printed, measured) = measure(&mut kernel.memory, |_| {

@@ -3,6 +3,7 @@
 //! The other side is a peer that counts what it is sent, and sends what it is asked for, both by *control frames*:
 //! type 0x88b5, then `PVNP`, an operation, a count and a size. What it counted, and the number that each of its frames
 //! bears, is how results are verified.
+#![forbid(unsafe_code)]
 
 use paravane_guest::virtio::kicks;
 
@@ -80,7 +81,7 @@ pub const RECEIVE_BIG: Workload = Workload {
 
 fn setup(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     let count = device::prepare(kernel)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         // A rehearsal: it finds out whether there is one, and touches the memory that queues take for the first time.
         drop(device::open(&kernel.memory, count, Net::KIND).and_then(Net::new)?);
         let (net, measured) =
@@ -96,7 +97,7 @@ fn setup(kernel: &mut Kernel) -> Result<Outcome, Failure> {
 
 fn send(kernel: &mut Kernel, size: usize) -> Result<Outcome, Failure> {
     let transport = device::find(kernel, Net::KIND)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         let mut net = ready(transport)?;
         // What came before does not count.
         report(&mut net)?;
@@ -113,7 +114,7 @@ fn send(kernel: &mut Kernel, size: usize) -> Result<Outcome, Failure> {
 /// Sends without asking anybody whether it arrived: for interfaces without the peer.
 fn flood(kernel: &mut Kernel, size: usize) -> Result<Outcome, Failure> {
     let transport = device::find(kernel, Net::KIND)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         let mut net = ready(transport)?;
         // A rehearsal: it touches all buffers for the first time.
         send_all(&mut net, size)?;
@@ -152,7 +153,7 @@ fn send_all(net: &mut Net, size: usize) -> Result<(), Failure> {
 
 fn receive(kernel: &mut Kernel, size: usize) -> Result<Outcome, Failure> {
     let transport = device::find(kernel, Net::KIND)?;
-    device::quietly(|| {
+    device::without_interrupts(|| {
         let mut net = ready(transport)?;
         let before = kicks().sent;
         let (done, measured) = measure(&mut kernel.memory, |_| {

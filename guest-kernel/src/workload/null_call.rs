@@ -1,4 +1,5 @@
 //! Ask the machine for the least that only it can answer, and check the answer.
+#![forbid(unsafe_code)]
 
 use crate::kernel::{Kernel, Memory};
 use crate::machine::{Current, Machine};

@@ -1,4 +1,5 @@
 //! Pages and frames in an order that no neighbour predicts, the same in every run.
+#![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,5 @@
 //! A thousand one-shot timers, one after the other, idle in between: from arming to the interrupt handler.
+#![forbid(unsafe_code)]
 
 use crate::interrupts::timer;
 use crate::kernel::Kernel;

@@ -8,6 +8,7 @@
 //!   it builds them from its `build.rs` with the same Cargo, lock file and compiler.
 //!
 //! Nothing here may depend on the SDK itself: it runs on the build machine, before any of it is compiled.
+#![forbid(unsafe_code)]
 
 pub mod images;
 pub mod link;

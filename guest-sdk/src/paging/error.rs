@@ -1,4 +1,5 @@
 //! Why page tables could not be changed.
+#![forbid(unsafe_code)]
 
 use core::fmt;
 

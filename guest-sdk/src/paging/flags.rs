@@ -1,4 +1,5 @@
 //! What may be done with a page, and the entry that says so.
+#![forbid(unsafe_code)]
 
 use bitflags::bitflags;
 use paravane_abi::pte;

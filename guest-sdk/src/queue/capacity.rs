@@ -1,4 +1,5 @@
 //! How much a queue holds.
+#![forbid(unsafe_code)]
 
 /// Page-table updates that a queue holds.
 pub const UPDATES: usize = 4096;

@@ -1,4 +1,5 @@
 //! What a flush reports.
+#![forbid(unsafe_code)]
 
 use core::fmt;
 

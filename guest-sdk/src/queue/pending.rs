@@ -1,6 +1,7 @@
 //! Which entries have a queued update, and which: so that code which reads a page table sees what it queued.
 //!
 //! A hash table of positions in the queue's list of updates, with linear probing; at most half full.
+#![forbid(unsafe_code)]
 
 use paravane_abi::mmu::MmuUpdate;
 

@@ -1,4 +1,5 @@
 //! What a queue has done, for the kernel to report.
+#![forbid(unsafe_code)]
 
 /// Why a queue was flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

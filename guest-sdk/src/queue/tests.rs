@@ -1,5 +1,5 @@
 use super::*;
-use crate::mock::Recorder;
+use crate::testing::Recorder;
 use paravane_abi::hypercall::SET_TIMER_OP;
 use paravane_abi::mmu::{MMUEXT_INVLPG_LOCAL, MMUEXT_PIN_L4_TABLE, MMUEXT_TLB_FLUSH_LOCAL};
 

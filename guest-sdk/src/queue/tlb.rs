@@ -1,4 +1,5 @@
 //! Invalidations that wait for the end of a flush.
+#![forbid(unsafe_code)]
 
 use paravane_abi::mmu::{MMUEXT_INVLPG_LOCAL, MMUEXT_TLB_FLUSH_LOCAL, MmuextOp};
 

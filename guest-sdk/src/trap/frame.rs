@@ -1,4 +1,5 @@
 //! The frame that the entry code completes: the interrupted state.
+#![forbid(unsafe_code)]
 
 use paravane_abi::trap::FRAME_CS_UPCALL_MASK_SHIFT;
 

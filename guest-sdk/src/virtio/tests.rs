@@ -128,7 +128,7 @@ fn pool_and_memory() -> (&'static Pool, Memory) {
 
 /// Puts a table with one device of this type into the shared page. Tests that do take turns.
 fn device(kind: u32, features: u64) -> (impl Drop, Device) {
-    let turn = crate::event::tests::fresh();
+    let turn = crate::testing::fresh_shared_page();
     let mut table =
         VirtioTable { magic: VIRTIO_TABLE_MAGIC, version: VIRTIO_OP_VERSION, count: 1, ..Default::default() };
     table.devices[0] =

@@ -4,6 +4,7 @@
 //! table that the processor may walk is *live*, and a live table is changed by [`Mmu::write`] only, which a
 //! paravirtual machine queues and a bare one performs on the spot. So nothing here reads an entry back
 //! between writing it and the next [`Mmu::flush`]. Tables that are not live yet are ordinary memory.
+#![forbid(unsafe_code)]
 
 use super::frames::{Frame, FrameAllocator, PAGE_SIZE};
 

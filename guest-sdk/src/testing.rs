@@ -1,6 +1,8 @@
-//! A stand-in for the hypervisor in host tests: records calls, changes nothing.
+//! Fixtures for host tests: a hypervisor that records calls, and the shared page in a known state.
 
+use core::sync::atomic::Ordering;
 use std::string::String;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use paravane_abi::Errno;
@@ -9,8 +11,9 @@ use paravane_abi::mmu::{MmuUpdate, MmuextOp};
 use paravane_abi::multicall::MulticallEntry;
 
 use crate::hypercall::Hypercalls;
+use crate::shared::SHARED;
 
-/// What was called, in order.
+/// A hypervisor that records the calls made, in order, and changes nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
     calls: Vec<String>,
@@ -65,4 +68,17 @@ impl Hypercalls for Recorder {
         }
         0
     }
+}
+
+/// Masks and clears all events, and disables upcalls. The shared page is one for the whole test program, so tests take
+/// turns: each keeps the guard while it uses the page.
+pub(crate) fn fresh_shared_page() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let guard = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    SHARED.mask().iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+    SHARED.pending().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    SHARED.pending_selector().store(0, Ordering::Relaxed);
+    SHARED.upcall_pending().store(0, Ordering::Relaxed);
+    SHARED.upcall_mask().store(1, Ordering::Relaxed);
+    guard
 }
