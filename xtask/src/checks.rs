@@ -4,8 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::architecture;
 use crate::command::{Outcome, cargo, program, run};
+use crate::{architecture, book, listings};
 
 /// One check.
 pub(crate) struct Check {
@@ -31,8 +31,18 @@ pub(crate) const ALL: &[Check] = &[
     Check { name: "clippy", what: "host code has no warnings", run: clippy },
     Check { name: "guest-lints", what: "guest code, built as such, has no warnings", run: guest_lints },
     Check { name: "architecture", what: "rooms use what the table allows", run: architecture::check },
+    Check {
+        name: "book",
+        what: "every page is in the book, no link is dead, mdBook builds it",
+        run: book::check,
+    },
     Check { name: "doc", what: "cargo doc has no warnings", run: doc },
     Check { name: "test", what: "the tests that `cargo test` runs", run: test },
+    Check {
+        name: "listings",
+        what: "listings are what is built; kernels among them boot",
+        run: listings::check,
+    },
     Check { name: "compare", what: "the main job: `paravane compare`", run: compare },
     Check { name: "linux", what: "Debian's Linux and GRUB on KVM (tests/linux/run.sh)", run: linux },
     Check {

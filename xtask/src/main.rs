@@ -4,10 +4,13 @@
 //! Progress goes to standard error, so that standard output is that of the checks.
 
 mod architecture;
+mod book;
 mod checks;
 mod command;
 mod editor;
 mod generated;
+mod listings;
+mod markdown;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -7,10 +7,9 @@ use super::cpu::VirtualCpu;
 use super::exception::{Exception, Stop};
 use super::fault::FaultHistory;
 use crate::bare::platform::Platform;
+use crate::engine::Paging;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, PAGE_SIZE};
-use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{LookupError, Shadow};
-use crate::mmu::space::VcpuSpace;
 use crate::x86::registers::Regs;
 use crate::x86::walk::Access;
 
@@ -22,8 +21,7 @@ pub(crate) struct Trap<'a> {
     pub history: &'a mut FaultHistory,
     pub regs: &'a mut Regs,
     pub mem: &'a MachineMemory,
-    pub log: &'a mut TableLog,
-    pub space: &'a mut VcpuSpace,
+    pub paging: &'a mut Paging,
     pub now_ns: u64,
 }
 
@@ -103,7 +101,7 @@ impl Trap<'_> {
                     self.platform.memory_out(at, part);
                     Stored::Bus
                 }
-                Place::Memory(at) => match self.shadow.store(self.mem, self.log, at, part) {
+                Place::Memory(at) => match self.shadow.store(self.mem, self.paging, at, part) {
                     Ok(true) => Stored::Table,
                     Ok(false) => Stored::Memory,
                     Err(e) => return Err(not_memory(e, va)),

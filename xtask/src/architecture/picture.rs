@@ -126,10 +126,10 @@ pub(crate) fn markdown(uses: &Uses, table: &Table) -> String {
         format!("| `{}` | {} | {has_unsafe} | {used} |\n", room.name, room.what)
     };
     text.extend(table.rooms.iter().map(|room| row(&room)));
-    text += "\nWhat no tie may contradict:\n\n";
+    text += "\nWhat no tie may contradict, whatever the table says:\n\n| Room | Never uses | Why |\n| --- | --- | --- |\n";
     let names = |all: &[&str]| all.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     text.extend(table.principles.iter().map(|principle| {
-        format!("* {} never uses {}: {}.\n", names(principle.from), names(principle.never), principle.why)
+        format!("| {} | {} | {} |\n", names(principle.from), names(principle.never), principle.why)
     }));
     text
 }

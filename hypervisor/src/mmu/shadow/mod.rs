@@ -34,10 +34,9 @@ use std::ops::Range;
 
 use paravane_abi::{addr, pte};
 
+use crate::engine::Paging;
 use crate::host::zeroed::NoMemory;
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
-use crate::mmu::log::TableLog;
-use crate::mmu::space::VcpuSpace;
 
 pub use entry::Controls;
 pub use fill::{Fill, Lookup, LookupError};
@@ -127,8 +126,7 @@ impl Shadow {
     pub fn activate(
         &mut self,
         mem: &MachineMemory,
-        log: &mut TableLog,
-        space: &mut VcpuSpace,
+        paging: &mut Paging,
         cr3: u64,
         view: View,
         controls: Controls,
@@ -138,24 +136,24 @@ impl Shadow {
             return Err(BadRoot(cr3));
         }
         if self.controls != controls {
-            self.drop_all(mem, log);
+            self.drop_all(mem, paging);
             self.controls = controls;
         }
         self.space = pfn;
-        self.enter_root(mem, log, space, view);
+        self.enter_root(mem, paging, view);
         Ok(())
     }
 
     /// Forgets every shadow table, without taking them apart entry by entry; the next [`Shadow::activate`]
     /// starts anew.
-    fn drop_all(&mut self, mem: &MachineMemory, log: &mut TableLog) {
+    fn drop_all(&mut self, mem: &MachineMemory, paging: &mut Paging) {
         for frame in self.pool.touched_frames() {
             // Ours, so that it is there.
             let _ = mem.zero_frame(Mfn(frame));
         }
         self.pool.reset();
         self.roots = Roots::default();
-        log.invalidate_all();
+        paging.invalidate_all();
     }
 
     /// How many shadow tables are in use.

@@ -1,0 +1,17 @@
+#![cfg_attr(guest, no_std, no_main)]
+
+#[cfg(guest)]
+mod kernel {
+    use paravane_guest::{Boot, power, println};
+
+    paravane_guest::entry!(main);
+    paravane_guest::panic_handler!();
+
+    fn main(boot: Boot) -> ! {
+        println!("hello, {} pages", boot.memory().frames());
+        power::power_off()
+    }
+}
+
+#[cfg(not(guest))]
+fn main() {}
