@@ -4,21 +4,21 @@
 #[cfg(test)]
 mod tests;
 
-/// What a boot is for.
+/// The task that a boot is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose<'a> {
-    /// Someone wants to use it.
+    /// Run the shell.
     Shell,
-    /// Run this workload, or `all` of them, print the result, power off.
+    /// Run this workload, or `all` of them, print the results, power off.
     Bench(&'a str),
     /// Run this system test and power off.
     Test(&'a str),
-    /// Serve the network until somebody ends it, and power off.
+    /// Serve the network until Ctrl-C, and power off.
     Serve,
 }
 
 impl<'a> Purpose<'a> {
-    /// Reads a command line; the first word that names a purpose counts, unknown words do not.
+    /// Reads a command line. The first word that names a purpose counts; other words are ignored.
     pub fn from_cmdline(cmdline: &'a str) -> Self {
         cmdline
             .split_ascii_whitespace()
@@ -47,16 +47,16 @@ pub fn text<'a>(cmdline: &'a str, key: &str) -> Option<&'a str> {
 pub struct MmioDevice {
     /// Physical address of the registers, page-aligned.
     pub address: u64,
-    /// Request line of the interrupt controllers: 3 to 15.
+    /// Interrupt request line: 3 to 15.
     pub irq: u8,
 }
 
-/// The devices that a command line names, in order; what cannot be read is left out.
+/// The devices that a command line names, in order; words that cannot be parsed are left out.
 #[derive(Clone, Debug)]
 pub struct MmioDevices;
 
 impl MmioDevices {
-    /// Those of `cmdline`.
+    /// The devices of `cmdline`.
     pub fn of(cmdline: &str) -> impl Iterator<Item = MmioDevice> {
         cmdline.split_ascii_whitespace().filter_map(|word| {
             let (_size, place) = word.strip_prefix("virtio_mmio.device=")?.split_once('@')?;
@@ -64,7 +64,7 @@ impl MmioDevices {
             let address = parts.next()?.strip_prefix("0x")?;
             let address = u64::from_str_radix(address, 16).ok()?;
             let irq = parts.next()?.parse().ok()?;
-            // Lines 0 to 2 are the timer's, the keyboard's, and the second controller's.
+            // Lines 0 to 2 belong to the timer, the keyboard and the second controller.
             let right = address.is_multiple_of(4096) && address < 1 << 40 && (3..16).contains(&irq);
             right.then_some(MmioDevice { address, irq })
         })

@@ -1,11 +1,11 @@
 //! The console: text out, bytes in.
 //!
-//! Output is put together on the stack and handed to the machine in as few writes as possible, because each
-//! may cost a trap or more. Input arrives by interrupt and waits here until someone reads it; what there is no
-//! room for waits in the machine.
+//! Output is collected on the stack and handed to the machine in as few writes as possible, because each write may
+//! cost a trap or more. Input arrives by interrupt and waits in [`TYPED`] until it is read; bytes that do not fit
+//! wait in the machine.
 //!
-//! The machine's own console is there from the first instruction on. With `console=virtio` on the command line a
-//! virtio console takes its place once devices can be driven ([`open`]). Who panics is heard on both.
+//! The machine's own console works from the first instruction on. With `console=virtio` on the command line a virtio
+//! console replaces it once devices can be driven ([`open`]). A panic is printed on both.
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,7 @@ macro_rules! println {
     ($($arg:tt)*) => { $crate::console::print(::core::format_args!("{}\n", ::core::format_args!($($arg)*))) };
 }
 
-/// What the macros expand to.
+/// Prints formatted text: what the macros expand to.
 pub fn print(text: fmt::Arguments<'_>) {
     let mut line = Line { bytes: [0; 256], len: 0 };
     // Formatting into `Line` cannot fail.
@@ -64,8 +64,8 @@ impl fmt::Write for Line {
     }
 }
 
-/// With interrupts off: collects the bytes that were typed; returns whether there were any. If not, and if there is room
-/// for one, an interrupt will come with the next.
+/// With interrupts off: collects the bytes that were typed; returns whether there were any. If not, and if there is
+/// room for one, an interrupt will come with the next.
 pub fn receive() -> bool {
     let before = TYPED.pushed();
     Current::console_receive();
@@ -94,7 +94,7 @@ pub fn take_interrupt() -> bool {
     TYPED.pop_through(INTERRUPT)
 }
 
-/// Takes the next typed byte, idle until there is one. Interrupts are on.
+/// Takes the next typed byte, and idles until there is one. Interrupts are on.
 pub fn read() -> u8 {
     loop {
         if let Some(byte) = try_read() {
@@ -109,22 +109,22 @@ pub fn read() -> u8 {
     }
 }
 
-/// With interrupts off: whether there is nothing to be read now, and an interrupt will come with the next.
+/// With interrupts off: whether no byte can be read now, and an interrupt will come with the next one.
 pub fn is_idle() -> bool {
     TYPED.is_empty() && with_device(Console::is_idle).unwrap_or(true)
 }
 
-/// The device that has taken the place of the machine's console, if one has.
+/// The virtio console that has replaced the machine's own, if there is one.
 static DEVICE: Single<Option<Console>> = Single::new(None);
-/// Somebody works with it.
+/// Whether the device is in use: what its driver prints must not enter it again.
 static BUSY: AtomicBool = AtomicBool::new(false);
-/// The kernel panics: from now on nothing is waited for.
+/// Whether the kernel panics: output no longer waits for anything.
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
-/// How long who ends the kernel waits for a console that makes no progress.
+/// How long [`finish`] waits for a console that makes no progress.
 const PATIENCE_NS: u64 = 1_000_000_000;
 
-/// Makes a virtio console the kernel's, if the command line asks for one and there is one.
+/// Replaces the machine's console by a virtio console, if the command line asks for it and there is one.
 pub fn open(kernel: &mut Kernel) {
     if text(kernel.cmdline, "console") != Some("virtio") {
         return;
@@ -139,25 +139,26 @@ pub fn open(kernel: &mut Kernel) {
     });
     match opened {
         Ok(console) => {
-            crate::println!("console: the virtio device has it from here on");
-            // SAFETY: nobody uses it before it is there.
+            crate::println!("console: the virtio console takes over from here");
+            // SAFETY: no call of `with_device` is in progress, so there is no other reference.
             unsafe { *DEVICE.get() = Some(console) };
         }
         Err(DeviceError::Absent) => {
             crate::println!(
-                "console: no virtio device; start me with one, e.g. `paravane run --console pty`"
+                "console: no virtio device; start the guest with one: `paravane run --console pty`"
             );
         }
         Err(error) => crate::println!("console: {error}"),
     }
 }
 
-/// Works with the device, interrupts off. `None` without one, or when it failed: the machine's console is back then.
+/// Calls `f` with the device, interrupts off. `None` if there is no device, or if it failed: then the machine's
+/// console is used again.
 fn with_device<R>(f: impl FnOnce(&mut Console) -> Result<R, DeviceError>) -> Option<R> {
     if BUSY.swap(true, Ordering::Relaxed) {
         return None;
     }
-    // SAFETY: `BUSY` was not set, so nobody else has it.
+    // SAFETY: `BUSY` was not set, so there is no other reference.
     let device = unsafe { DEVICE.get() };
     let result = device.as_mut().map(|console| device::without_interrupts(|| f(console)));
     let failed = match &result {
@@ -169,7 +170,7 @@ fn with_device<R>(f: impl FnOnce(&mut Console) -> Result<R, DeviceError>) -> Opt
     };
     BUSY.store(false, Ordering::Relaxed);
     if let Some(error) = failed {
-        crate::println!("console: {error}; the machine's own is back");
+        crate::println!("console: {error}; back to the machine's own console");
     }
     result?.ok()
 }
@@ -188,13 +189,14 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
-/// For who panics: what is printed from now on uses as little as possible, and interrupts stay off.
+/// Prepares for the output of a panic: printing uses as little as possible from now on, and interrupts stay off.
 pub fn panicking() {
     device::keep_interrupts_off();
     PANICKING.store(true, Ordering::Relaxed);
 }
 
-/// For who ends the kernel: waits until all that was printed has gone out, but not for a reader who does not read.
+/// Waits until all output has gone out, but not longer than [`PATIENCE_NS`] without progress. Called before the
+/// kernel ends.
 pub fn finish() {
     loop {
         let left = with_device(|console| {
@@ -203,7 +205,7 @@ pub fn finish() {
                 let deadline = Current::clock().saturating_add(PATIENCE_NS);
                 Current::arm_timer(deadline);
                 Current::wait();
-                // Any interrupt ends the wait; only the timer's ends our patience.
+                // Any interrupt ends this wait; only the deadline ends the waiting for progress.
                 return Ok(if Current::clock() < deadline { left } else { 0 });
             }
             Ok(left)
@@ -214,7 +216,8 @@ pub fn finish() {
     }
 }
 
-/// Columns and rows of a virtio console on a terminal; `Err` for the machine's own console.
+/// Columns and rows of a virtio console; `None` if its other end is not a terminal, `Err` for the machine's own
+/// console.
 #[allow(clippy::result_unit_err)]
 pub fn size() -> Result<Option<(u16, u16)>, ()> {
     with_device(|console| Ok(console.size())).ok_or(())

@@ -44,7 +44,7 @@ const fn name(vector: u8) -> &'static str {
 /// Writes 8 bytes at `va`, whatever is there; false when that faults.
 ///
 /// # Safety
-/// If `va` can be written, then it is the caller's to write.
+/// If `va` is writable, no other code relies on the memory there.
 pub unsafe fn can_write(va: u64, value: u64) -> bool {
     let outcome: u64;
     // SAFETY: as the caller promises; a fault is caught, and the callee uses rax only.
@@ -64,8 +64,8 @@ pub fn can_read(va: u64) -> bool {
     outcome == 0
 }
 
-/// Tells whoever watches this machine that `code` happened: an `OUT` to port 0x80, the PC's diagnostic port,
-/// on either machine. A hypervisor that does not let us is not an error.
+/// Marks the event `code` for an observer outside the machine, by an `OUT` to port 0x80, the PC's diagnostic port, on
+/// either machine. It is not an error if the hypervisor refuses the `OUT`.
 pub fn tell(code: u8) {
     // SAFETY: writing to port 0x80 has no effect on the machine; a refusal is caught.
     unsafe {
@@ -73,7 +73,7 @@ pub fn tell(code: u8) {
     }
 }
 
-/// Faults, if it does, at its first instruction: `handle` knows it by that.
+/// If the access faults, it does so at the function's first instruction, by which `handle` recognises it.
 #[unsafe(naked)]
 unsafe extern "C" fn probe_write() {
     naked_asm!("mov [rdi], rsi", "xor eax, eax", "ret")
@@ -84,7 +84,7 @@ unsafe extern "C" fn probe_read() {
     naked_asm!("mov rsi, [rdi]", "xor eax, eax", "ret")
 }
 
-/// Where a faulting probe goes on; its stack is as at the probe's first instruction.
+/// Where a faulting probe continues, with the stack as at the probe's first instruction.
 #[unsafe(naked)]
 unsafe extern "C" fn probe_refused() {
     naked_asm!("mov eax, 1", "ret")

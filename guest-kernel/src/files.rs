@@ -1,4 +1,4 @@
-//! Files on the disk: an ext2, ext3 or ext4 file system, looked at and never written.
+//! Files on the disk: an ext2, ext3 or ext4 file system, read-only.
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
@@ -14,9 +14,9 @@ use crate::{print, println};
 /// Bytes of one request to the disk.
 const REQUEST: usize = 4096;
 
-/// Prints what is in a directory.
+/// Lists a directory.
 pub fn list(kernel: &mut Kernel, path: &str) {
-    told(with_files(kernel, |files| {
+    report(with_files(kernel, |files| {
         for entry in files.read_dir(path)? {
             let entry = entry?;
             let metadata = entry.metadata()?;
@@ -29,7 +29,7 @@ pub fn list(kernel: &mut Kernel, path: &str) {
 
 /// Prints a file.
 pub fn print(kernel: &mut Kernel, path: &str) {
-    told(with_files(kernel, |files| {
+    report(with_files(kernel, |files| {
         let mut file = files.open(path)?;
         let mut bytes = [0; 256];
         loop {
@@ -44,13 +44,13 @@ pub fn print(kernel: &mut Kernel, path: &str) {
     }));
 }
 
-fn told(outcome: Result<(), FilesError>) {
+fn report(outcome: Result<(), FilesError>) {
     if let Err(error) = outcome {
         println!("{error}");
     }
 }
 
-/// Why files cannot be looked at.
+/// Why files cannot be read.
 enum FilesError {
     Device(DeviceError),
     Files(Ext4Error),
@@ -60,7 +60,7 @@ impl fmt::Display for FilesError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Device(DeviceError::Absent) => {
-                f.write_str("no disk; start me with one: `paravane run --disk FILE`")
+                f.write_str("no disk; start the guest with one: `paravane run --disk FILE`")
             }
             Self::Device(error) => write!(f, "disk: {error}"),
             Self::Files(error) => write!(f, "{error}"),
@@ -85,7 +85,7 @@ fn with_files(kernel: &mut Kernel, f: impl FnOnce(&Ext4) -> Result<(), Ext4Error
     })
 }
 
-/// Any bytes of a disk, a request at a time.
+/// Reads any bytes of a disk, one request at a time.
 struct Reader(Disk);
 
 impl Ext4Read for Reader {
@@ -109,7 +109,7 @@ impl Ext4Read for Reader {
     }
 }
 
-/// The file system is larger than the disk.
+/// The file system refers to sectors past the end of the disk.
 #[derive(Debug)]
 struct PastTheEnd;
 

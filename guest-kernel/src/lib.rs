@@ -5,9 +5,9 @@
 //! `--cfg machine="bare"` it drives a PC and knows of no hypervisor.
 //!
 //! A start goes through four places: the machine layer's entry code, connected to the kernel in `main.rs`, describes
-//! what the loader passed (`machine::Boot`); `boot::start` prints the banner, takes over memory, installs the handlers of
-//! exceptions and interrupts; `boot::dispatch` runs the task that the command line names: the shell, a workload, the
-//! network services, or a self-test; and the machine is shut down.
+//! what the loader passed (`machine::Boot`); `boot::start` prints the banner, takes over memory, installs the
+//! handlers of exceptions and interrupts; `boot::dispatch` runs the task that the command line names: the shell, a
+//! workload, the network services, or a self-test; and the machine is shut down.
 //!
 //! Without `--cfg guest` only the modules exist that need no machine, and can be tested on the host. Names on this
 //! page that are not links belong to the others.

@@ -1,19 +1,19 @@
-//! A line being typed: bytes in, what to show and what was meant out.
+//! The line editor: takes typed bytes, says what to echo and when a line is complete.
 #![forbid(unsafe_code)]
 
 /// The longest line that can be typed.
 pub const CAPACITY: usize = 120;
 
-/// What a typed byte amounts to.
+/// The effect of a typed byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Typed<'a> {
     /// Show these bytes and go on.
     Echo(&'a [u8]),
-    /// Not a byte to react to.
+    /// The byte has no effect.
     Ignored,
     /// The line is complete.
     Line(&'a str),
-    /// The line was given up (Ctrl-C).
+    /// The line was discarded (Ctrl-C).
     Cancelled,
     /// The end of all input (Ctrl-D on an empty line).
     End,
@@ -33,7 +33,8 @@ impl Default for LineEditor {
 }
 
 impl LineEditor {
-    /// Takes one byte. Printable ASCII is kept while there is room; the rest of the alphabet is control.
+    /// Takes one byte. Printable ASCII is kept while there is room; other bytes are control characters or have no
+    /// effect.
     pub fn feed(&mut self, byte: u8) -> Typed<'_> {
         const INTERRUPT: u8 = 0x03;
         const END: u8 = 0x04;

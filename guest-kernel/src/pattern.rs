@@ -1,4 +1,4 @@
-//! What is on the disks of workloads and tests: every word says where it belongs.
+//! The contents of disks for workloads and tests: each word is a function of its place, so that misplaced data shows.
 #![forbid(unsafe_code)]
 
 /// Words in a block.
@@ -6,7 +6,7 @@ pub const WORDS: usize = 512;
 /// Bytes in a block, the unit of these disks.
 pub const BLOCK: usize = WORDS * 8;
 
-/// The word at `index` of a disk with this seed: different words for different places, and for different seeds.
+/// The word at `index` of a disk with this seed. Words differ between places and between seeds.
 pub const fn word(seed: u64, index: u64) -> u64 {
     (index ^ seed.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index >> 7)
 }
@@ -22,13 +22,13 @@ pub fn fill(seed: u64, block: u64, bytes: &mut [u8]) {
     }
 }
 
-/// Whether a block is what it should be.
+/// Whether `bytes` are the whole block with this number.
 pub fn matches(seed: u64, block: u64, bytes: &[u8]) -> bool {
     let mut words = bytes.chunks_exact(8).zip(block * WORDS as u64..);
     bytes.len() == BLOCK && words.all(|(place, index)| *place == word(seed, index).to_le_bytes())
 }
 
-/// Whether a block begins as it should.
+/// Whether `bytes` start with the first word of the block with this number.
 pub fn starts(seed: u64, block: u64, bytes: &[u8]) -> bool {
     bytes.get(..8) == Some(&word(seed, block * WORDS as u64).to_le_bytes())
 }

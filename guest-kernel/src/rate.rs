@@ -1,24 +1,25 @@
-//! The rate of one counter, measured by another whose rate is known and which runs out.
+//! Measures the rate of one counter by another, whose rate is known and which counts down to 0.
 //!
-//! Whoever measures may be held up anywhere and for any time: a host that is busy has other work. The count that has run out
-//! begins again at its top and looks like one that has not, so each sample says whether it has. What was measured across
-//! that is thrown away, and less is asked of the next attempt, down to what a host grants that grants anything.
+//! The measuring code may be delayed at any point and for any time, because a busy host runs other work. A counter
+//! that has run out restarts at its top and looks like one that has not, so each sample says whether it has run out.
+//! A measurement that spans that moment is discarded, and the next attempt measures over fewer counts, which even a
+//! busy host lets pass undisturbed.
 #![forbid(unsafe_code)]
 
 /// Both counters at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Sample {
-    /// What the counter of unknown rate says.
+    /// The value of the counter of unknown rate.
     pub ticks: u64,
-    /// What is left of the other's count; `None` once it has run out.
+    /// The remaining count of the other counter; `None` once it has run out.
     pub left: Option<u64>,
 }
 
-/// How often an attempt that failed halves what is counted.
+/// How often a failed attempt halves the number of counts to measure over.
 const HALVINGS: u32 = 4;
 
-/// Ticks a second, over `counts` of a counter that counts down `hz` times a second, or over fewer where nobody gets as far.
-/// `start` makes it count from its top, which is more than `counts`.
+/// Ticks per second, measured over `counts` of a counter that counts down `hz` times per second, or over fewer if
+/// attempts fail. `start` makes that counter count from its top, which is more than `counts`.
 pub fn measure(hz: u64, counts: u64, mut start: impl FnMut(), mut sample: impl FnMut() -> Sample) -> u64 {
     let mut attempts = 0;
     loop {
@@ -48,8 +49,7 @@ mod tests {
     const TOP: u64 = 0xffff;
     const TICKS_PER_US: u64 = 3000;
 
-    /// What is measured by one whose n-th sample is held up for as many microseconds as `held_up` says, and takes 20
-    /// otherwise; and how many samples it took.
+    /// The measured rate when the n-th sample takes 20 us and `held_up(n)` more; and how many samples it took.
     fn measured(held_up: impl Fn(u64) -> u64) -> (u64, u64) {
         let (now_us, started_us, samples) = (Cell::new(0), Cell::new(0), Cell::new(0));
         let rate = measure(
@@ -82,7 +82,7 @@ mod tests {
 
     /// After 45 ms there are fewer counts left than are wanted; after 55 ms the count has begun again.
     #[test]
-    fn whoever_is_held_up_anywhere_measures_right() {
+    fn a_delay_at_any_point_leaves_the_rate_right() {
         for us in [1_000, 44_000, 46_000, 50_000, 54_000, 56_000, 65_000, 109_000, 120_000, 5_000_000] {
             for number in [0, 1, 2, 100, 400] {
                 is_right(|n| if n == number { us } else { 0 });
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_grants_little_at_a_time_is_no_reason_to_go_on_for_ever() {
+    fn a_busy_host_does_not_keep_the_measurement_going_for_ever() {
         // 3 ms, and then nothing for 400.
         is_right(|n| if n % 150 == 149 { 400_000 } else { 0 });
         let seed = Cell::new(1u64);

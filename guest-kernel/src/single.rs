@@ -2,12 +2,12 @@
 
 use core::cell::UnsafeCell;
 
-/// A static that is set up, and used, by code that knows itself to be alone with it.
+/// A static that is set up and used by code that can show that it has the only reference.
 ///
-/// There is one processor, and interrupt handlers share nothing with the code they interrupt but atomics.
+/// There is one processor, and interrupt handlers share nothing but atomics with the code that they interrupt.
 pub struct Single<T>(UnsafeCell<T>);
 
-// SAFETY: one processor; whoever calls `get` promises that no other reference is in use.
+// SAFETY: there is one processor, and a caller of `get` promises that no other reference is in use.
 unsafe impl<T> Sync for Single<T> {}
 
 impl<T> Single<T> {
@@ -26,7 +26,7 @@ impl<T> Single<T> {
         unsafe { &mut *self.0.get() }
     }
 
-    /// Where it is, for tables that hardware reads.
+    /// The value's address, for tables that hardware reads.
     pub const fn as_ptr(&self) -> *mut T {
         self.0.get()
     }

@@ -1,6 +1,6 @@
-//! Many deadlines over a machine's one timer.
+//! Many deadlines over the machine's one timer.
 //!
-//! Knows neither clock nor hardware: it is told the time and says which deadline comes next.
+//! It knows neither clock nor hardware: the caller passes the time and arms the timer for the next deadline.
 #![forbid(unsafe_code)]
 
 /// Names a pending timer.
@@ -18,10 +18,10 @@ struct Pending<T> {
     token: T,
 }
 
-/// Up to `N` pending deadlines in nanoseconds, each with a token for whoever set it.
+/// Up to `N` pending deadlines in nanoseconds, each with a token of the caller's choice.
 ///
-/// Kept sorted, latest first, so that the next one to expire is the last of the array. With the few dozen
-/// timers of a small kernel, moving them beats any tree.
+/// Kept sorted, latest first, so that the next one to expire is the last of the array. For the few dozen timers of a
+/// small kernel, moving array elements is faster than a tree.
 #[derive(Debug)]
 pub struct TimerQueue<T, const N: usize> {
     pending: [Option<Pending<T>>; N],
@@ -63,7 +63,7 @@ impl<T: Copy, const N: usize> TimerQueue<T, N> {
         true
     }
 
-    /// The earliest deadline: what the machine's timer has to be armed for.
+    /// The earliest deadline, for which the machine's timer is to be armed.
     pub fn next_deadline(&self) -> Option<u64> {
         self.earliest().map(|p| p.deadline)
     }

@@ -1,8 +1,8 @@
-//! Stream sockets between this guest and programs of the host: an echo service, and calls to the host.
+//! Stream sockets between this guest and programs of the host: an echo service, and connections to the host.
 //!
-//! Both directions of flow control are kept (virtio 1.2, section 5.10.6.3): we send no more than the host has room for,
-//! and it no more than we said we have. Closing goes one direction at a time, as section 5.10.6.6 has it: who has
-//! nothing more to say says so, and the last word is the other's reset.
+//! Flow control works in both directions (virtio 1.2, section 5.10.6.3): neither side sends more than the other has
+//! announced room for. Each direction is shut down by itself (section 5.10.6.6): the side that has no more to send
+//! says so, and the other side's reset ends the connection.
 #![forbid(unsafe_code)]
 
 use alloc::collections::VecDeque;
@@ -14,11 +14,11 @@ use crate::kernel::Kernel;
 use crate::machine::{Current, Machine};
 use crate::{console, println};
 
-/// Where the echo service is; the number that it has in TCP (RFC 862).
+/// The port of the echo service, as in TCP (RFC 862).
 const ECHO_PORT: u32 = 7;
-/// Our port when we call.
+/// The local port of connections to the host.
 const CALLER_PORT: u32 = 1024;
-/// Bytes that a connection holds for us.
+/// Bytes that a connection buffers for us.
 const BUFFER: u32 = 16 << 10;
 /// In a shutdown: the sender receives no more, sends no more.
 const NO_MORE_RECEIVING: u32 = 1;
@@ -27,9 +27,9 @@ const NO_MORE_SENDING: u32 = 2;
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    /// What comes goes back.
+    /// Received bytes are sent back.
     Echo,
-    /// What comes is shown.
+    /// Received bytes are printed.
     Call,
 }
 
@@ -38,18 +38,18 @@ struct Connection {
     host_port: u32,
     our_port: u32,
     open: bool,
-    /// What is to be sent.
+    /// The bytes to send.
     out: VecDeque<u8>,
-    /// What the host has said of its buffer, and what we have sent into it: modulo 2^32.
+    /// The size of the host's buffer, how many bytes have left it, and how many we have sent: the counts modulo 2^32.
     host_alloc: u32,
     host_forwarded: u32,
     sent: u32,
-    /// What has left our buffer, and what the host knows of that.
+    /// How many bytes have left our buffer, and the count that the host was told last.
     forwarded: u32,
     told: u32,
-    /// Nothing more comes.
+    /// The host sends no more.
     host_is_done: bool,
-    /// Shutdown flags that the host was told.
+    /// Shutdown flags that were sent to the host.
     shut: u32,
 }
 
@@ -57,7 +57,7 @@ struct Connection {
 struct Sockets {
     connections: Vec<Connection>,
     replies: VecDeque<Header>,
-    /// How a call ended.
+    /// How a connection to the host ended.
     called: Option<&'static str>,
 }
 
@@ -66,26 +66,28 @@ pub fn echo(kernel: &mut Kernel) {
     let sockets = Sockets { connections: Vec::new(), replies: VecDeque::new(), called: None };
     match run(kernel, sockets, |vsock| println!("vsock: address {}, echo on port {ECHO_PORT}", vsock.cid())) {
         Ok(_) => println!("vsock: done"),
-        Err(error) => complain(error),
+        Err(error) => report(error),
     }
 }
 
-/// Calls a port of the host, says a word and a line feed, and shows what comes back until the host has no more.
+/// Connects to a port of the host, sends a word and a line feed, and prints the answer until the host sends no more.
 pub fn call(kernel: &mut Kernel, port: u32, word: &str) {
     let mut connection = Connection::new(Purpose::Call, port, CALLER_PORT);
     connection.out.extend(word.bytes().chain([b'\n']));
     let request = connection.header(op::REQUEST);
     let (connections, replies) = (alloc::vec![connection], VecDeque::from([request]));
     match run(kernel, Sockets { connections, replies, called: None }, |_| ()) {
-        Ok(sockets) => println!("vsock: {}", sockets.called.unwrap_or("given up")),
-        Err(error) => complain(error),
+        Ok(sockets) => println!("vsock: {}", sockets.called.unwrap_or("interrupted")),
+        Err(error) => report(error),
     }
 }
 
-fn complain(error: DeviceError) {
+fn report(error: DeviceError) {
     match error {
         DeviceError::Absent => {
-            println!("no socket device; start me with one, e.g. `paravane run --vsock cid=3,socket=/tmp/v`");
+            println!(
+                "no socket device; start the guest with one: `paravane run --vsock cid=3,socket=/tmp/v`"
+            );
         }
         error => println!("vsock: {error}"),
     }
@@ -150,7 +152,7 @@ impl Connection {
         self.host_forwarded = header.fwd_cnt.get();
     }
 
-    /// Bytes came.
+    /// Takes received bytes.
     fn take(&mut self, bytes: &[u8]) {
         if self.purpose == Purpose::Echo && self.shut & NO_MORE_SENDING == 0 {
             self.out.extend(bytes);
@@ -164,7 +166,7 @@ impl Connection {
         }
     }
 
-    /// The host takes no more.
+    /// Discards the bytes to send: the host receives no more.
     fn drop_out(&mut self) {
         if self.purpose == Purpose::Echo {
             self.forwarded = self.forwarded.wrapping_add(self.out.len() as u32);
@@ -173,7 +175,7 @@ impl Connection {
         self.shut |= NO_MORE_SENDING;
     }
 
-    /// What is to be sent next, and its bytes.
+    /// The next packet to send, and its bytes.
     fn next(&mut self) -> Option<(Header, Vec<u8>)> {
         if !self.open {
             return None;
@@ -211,7 +213,7 @@ impl Connection {
 }
 
 impl Sockets {
-    /// A packet of the host's.
+    /// Handles a packet from the host.
     fn packet(&mut self, header: &Header, bytes: &[u8]) {
         let (host_port, our_port, op) = (header.src_port.get(), header.dst_port.get(), header.op.get());
         let known = self.connections.iter().position(|c| (c.host_port, c.our_port) == (host_port, our_port));
@@ -249,15 +251,15 @@ impl Sockets {
                 if over.purpose == Purpose::Call {
                     self.called = Some(match (over.open, over.host_is_done) {
                         (false, _) => "refused",
-                        (true, true) => "the host has no more to say",
-                        (true, false) => "the host has hung up",
+                        (true, true) => "the host has closed the connection",
+                        (true, false) => "the host has reset the connection",
                     });
                 }
             }
         }
     }
 
-    /// Sends all that can be sent now.
+    /// Sends everything that can be sent now.
     fn send_all(&mut self, vsock: &mut Vsock) -> Result<(), DeviceError> {
         while let Some(reply) = self.replies.pop_front() {
             send(vsock, reply, &[])?;

@@ -1,4 +1,4 @@
-//! A disk (virtio 1.2, section 5.2): requests in slots, many at a time.
+//! The disk driver (virtio 1.2, section 5.2): requests in slots, many in flight.
 //!
 //! `virtio-drivers` has a driver too, with 16 descriptors; 32 requests in flight need 96.
 
@@ -20,7 +20,7 @@ const QUEUE: u16 = 0;
 const QUEUE_SIZE: usize = 128;
 /// A request's header: type, reserved, sector.
 const HEADER: usize = 16;
-/// Where a request's status byte is, behind its header.
+/// The offset of a request's status byte, after its header.
 const STATUS: usize = HEADER;
 const CONTROL: usize = 32;
 const TYPE_IN: u32 = 0;
@@ -28,39 +28,39 @@ const TYPE_OUT: u32 = 1;
 const TYPE_FLUSH: u32 = 4;
 const TYPE_DISCARD: u32 = 11;
 const TYPE_WRITE_ZEROES: u32 = 13;
-/// Bytes of what a discard or write-zeroes names: sector, count, flags.
+/// Bytes of the range of a discard or write-zeroes request: sector, count, flags.
 const RANGE: usize = 16;
-/// Of a write-zeroes: the host may give the room back.
+/// Flag of a write-zeroes request: the host may deallocate the range.
 const UNMAP: u32 = 1;
-/// What a status is before the device has written one.
+/// The status byte before the device has written it.
 const UNWRITTEN: u8 = 0xff;
 
 bitflags! {
-    /// What we can do (sections 5.2.3 and 6).
+    /// Features that the driver supports (sections 5.2.3 and 6).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u64 {
         /// The disk cannot be written.
         const READ_ONLY = 1 << 5;
-        /// Flushes are obeyed.
+        /// The disk has the flush request.
         const FLUSH = 1 << 9;
-        /// Ranges can be given back.
+        /// The disk has the discard request.
         const DISCARD = 1 << 13;
-        /// Ranges can be made zeroes.
+        /// The disk has the write-zeroes request.
         const WRITE_ZEROES = 1 << 14;
-        /// Notifications are asked for by index.
+        /// Notifications and interrupts are requested by index.
         const EVENT_IDX = 1 << 29;
-        /// Not the legacy interface.
+        /// The interface of virtio 1.0 and later.
         const VERSION_1 = 1 << 32;
     }
 }
 
-/// What a slot's request is.
+/// The request in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request {
     Read(usize),
     Write(usize),
     Flush,
-    /// What is written is the name of a range.
+    /// The data is a range: a discard or write-zeroes request.
     Range,
 }
 
@@ -77,13 +77,13 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// The kind of device that it drives.
+    /// The kind of device that this driver is for.
     pub const KIND: DeviceType = DeviceType::Block;
 
     /// Sets up and starts the device, with a buffer of `bytes` for each request: whole sectors.
     ///
     /// # Errors
-    /// When memory is short. Whether the device runs is for [`check`](Self::check) to say.
+    /// When memory is short. [`check`](Self::check) tells whether the device runs.
     pub fn new(mut transport: DeviceTransport, bytes: usize) -> core::result::Result<Self, DeviceError> {
         let (control, data) = (Slots::new(DEPTH, CONTROL)?, Slots::new(DEPTH, bytes)?);
         let features = transport.begin_init(Features::all());
@@ -109,15 +109,15 @@ impl Disk {
         self.capacity
     }
 
-    /// What was negotiated.
+    /// The negotiated features.
     pub const fn features(&self) -> Features {
         self.features
     }
 
-    /// What a slot's last read brought, or what its next write is to bring.
+    /// The data of a slot's last read, or of its next write.
     ///
     /// # Panics
-    /// When the device has it.
+    /// When the slot's request is in flight.
     pub fn data(&mut self, slot: usize) -> &mut [u8] {
         assert!(self.requests[slot].is_none(), "slot {slot} is in flight");
         self.data.get_mut(slot)
@@ -185,10 +185,10 @@ impl Disk {
         self.queue.wait(&mut self.transport, more)
     }
 
-    /// Takes a completed request: its slot, and how it went.
+    /// Takes a completed request: its slot and its outcome.
     ///
     /// # Errors
-    /// When the device answers what it was not asked.
+    /// When the device returns a request that it does not have.
     pub fn take(&mut self) -> Result<Option<(usize, Result<()>)>> {
         let Some(slot) = self.queue.peek()? else { return Ok(None) };
         let slot = usize::from(slot);
@@ -206,7 +206,7 @@ impl Disk {
         Ok(Some((slot, status)))
     }
 
-    /// One request by itself, to its end.
+    /// Starts the request in `slot`, the only one in flight, and waits for its outcome.
     ///
     /// # Errors
     /// When it fails.
@@ -226,7 +226,7 @@ impl Disk {
         control[4..8].fill(0);
         control[8..HEADER].copy_from_slice(&sector.to_le_bytes());
         control[STATUS] = UNWRITTEN;
-        // SAFETY: until the request is taken, `requests` keeps everybody away from the slot.
+        // SAFETY: until the request is taken, `requests` bars access to the slot.
         unsafe {
             self.with_buffers(slot, request, |queue, inputs, outputs| {
                 queue.put(slot as u16, inputs, outputs)
@@ -239,7 +239,7 @@ impl Disk {
     /// Calls `f` with the buffers of a request.
     ///
     /// # Safety
-    /// `f` does with them what the queue demands.
+    /// `f` passes them to the queue, as the contract of its functions demands.
     unsafe fn with_buffers<R>(
         &mut self,
         slot: usize,
@@ -251,7 +251,7 @@ impl Disk {
             Request::Range => RANGE,
             Request::Flush => 0,
         };
-        // SAFETY: one slot's parts, which nobody else uses now: see `requests`.
+        // SAFETY: the parts of one slot, to which `requests` bars any other access.
         let (control, data) =
             unsafe { (self.control.detached(slot, CONTROL), self.data.detached(slot, bytes)) };
         let (header, rest) = control.split_at_mut(HEADER);

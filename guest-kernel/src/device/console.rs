@@ -1,7 +1,7 @@
-//! A console (virtio 1.2, section 5.3): text in slots, one queue each way.
+//! The console driver (virtio 1.2, section 5.3): text in slots, one queue for each direction.
 //!
-//! `virtio-drivers` has a driver too, which kicks and waits for every byte. Here a write is as few buffers as it fits
-//! into and one kick, and it waits only for room.
+//! `virtio-drivers` has a driver too, which notifies and waits for every byte. Here a write takes as few buffers as
+//! it fits into and one notification, and waits only for room.
 
 use bitflags::bitflags;
 use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
@@ -17,14 +17,14 @@ const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 /// Buffers of each queue.
 const DEPTH: usize = 16;
-/// Bytes of a buffer for what is typed, and of one for what is printed.
+/// Bytes of a buffer for typed bytes, and of one for output.
 const TYPED: usize = 256;
 const PRINTED: usize = 4096;
-/// Where in the configuration space an emergency character goes (section 5.3.4).
+/// The offset of the emergency-write field in the configuration space (section 5.3.4).
 const EMERGENCY: usize = 8;
 
 bitflags! {
-    /// What we can do (sections 5.3.3 and 6).
+    /// Features that the driver supports (sections 5.3.3 and 6).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Features: u64 {
         const SIZE = 1 << 0;
@@ -34,7 +34,7 @@ bitflags! {
     }
 }
 
-/// A buffer of what was typed, while it is being read.
+/// A buffer of typed bytes that is being read.
 #[derive(Clone, Copy)]
 struct Typed {
     slot: u16,
@@ -51,19 +51,19 @@ pub struct Console {
     reading: Option<Typed>,
     transmit: Queue<DEPTH>,
     printed: Slots,
-    /// Lengths of what the device has to print; 0 a free slot.
+    /// Lengths of the buffers that the device has; 0 for a free slot.
     lengths: [usize; DEPTH],
     features: Features,
 }
 
 impl Console {
-    /// The kind of device that it drives.
+    /// The kind of device that this driver is for.
     pub const KIND: DeviceType = DeviceType::Console;
 
     /// Sets up and starts the device.
     ///
     /// # Errors
-    /// When memory is short. Whether the device runs is for [`check`](Self::check) to say.
+    /// When memory is short. [`check`](Self::check) tells whether the device runs.
     pub fn new(mut transport: DeviceTransport) -> core::result::Result<Self, DeviceError> {
         let (typed, printed) = (Slots::new(DEPTH, TYPED)?, Slots::new(DEPTH, PRINTED)?);
         let features = transport.begin_init(Features::all());
@@ -83,7 +83,7 @@ impl Console {
         check_started(&self.transport)
     }
 
-    /// Gives the device all buffers for what is typed. Once, before anything is read.
+    /// Gives the device all buffers for typed bytes. Called once, before the first read.
     ///
     /// # Errors
     /// When the queue does not take them.
@@ -93,7 +93,7 @@ impl Console {
         Ok(())
     }
 
-    /// Columns and rows, where the other end is a terminal.
+    /// Columns and rows, if the other end is a terminal.
     pub fn size(&self) -> Option<(u16, u16)> {
         let read = || {
             let field = |offset| self.transport.read_config_space::<u16>(offset);
@@ -102,7 +102,7 @@ impl Console {
         self.features.contains(Features::SIZE).then(|| self.transport.read_consistent(read).ok())?
     }
 
-    /// With interrupts off: prints; returns when all of it is the device's, and idles while there is no room.
+    /// With interrupts off: prints; returns when the device has all of it, and idles while there is no room.
     ///
     /// # Errors
     /// When the device stopped.
@@ -116,7 +116,7 @@ impl Console {
             }
             let slot = self.lengths.iter().position(|len| *len == 0).ok_or(Error::QueueFull)?;
             self.printed.get_mut(slot)[..part.len()].copy_from_slice(part);
-            // SAFETY: the slot's length keeps everybody away from it until the device has given it back.
+            // SAFETY: the slot's length bars other uses of the slot until the device has returned it.
             unsafe { self.transmit.put(slot as u16, &[self.printed.detached(slot, part.len())], &mut []) }?;
             self.lengths[slot] = part.len();
         }
@@ -124,7 +124,7 @@ impl Console {
         Ok(())
     }
 
-    /// How many buffers the device has still to print.
+    /// How many buffers the device has not printed yet.
     ///
     /// # Errors
     /// When it gives back what it was not given.
@@ -161,7 +161,7 @@ impl Console {
     }
 
     fn give(&mut self, slot: u16) -> Result<()> {
-        // SAFETY: the slot is used by nobody until the queue gives it back.
+        // SAFETY: nothing uses the slot until the queue returns it.
         unsafe { self.receive.put(slot, &[], &mut [self.typed.detached(usize::from(slot), TYPED)]) }
     }
 
@@ -190,7 +190,7 @@ impl Console {
         }
     }
 
-    /// With interrupts off: whether there is nothing to be read now, and an interrupt will come with the next.
+    /// With interrupts off: whether no byte can be read now, and an interrupt will come with the next one.
     ///
     /// # Errors
     /// When the device stopped.
@@ -199,11 +199,11 @@ impl Console {
         Ok(self.reading.is_none() && self.receive.interrupts_next(&self.transport))
     }
 
-    /// Prints without a queue, a byte at a time: for who no longer trusts anything.
+    /// Prints without a queue, one byte at a time. For a panic, in which nothing else can be relied on.
     pub fn print_in_emergency(&mut self, bytes: &[u8]) {
         if self.features.contains(Features::EMERGENCY_WRITE) {
             for &byte in bytes {
-                // There is nobody to be told.
+                // There is nothing left to report a failure to.
                 let _ = self.transport.write_config_space(EMERGENCY, u32::from(byte));
             }
         }

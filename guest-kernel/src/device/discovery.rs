@@ -16,15 +16,15 @@ const POOL_PAGES: u64 = 1024;
 /// How drivers reach their devices.
 pub type DeviceTransport = <Current as Machine>::Transport;
 
-/// Whether [`prepare`] has run, and how many devices there may be.
+/// How many devices there may be; `None` until [`prepare`] has run.
 static PREPARED: Single<Option<usize>> = Single::new(None);
 
-/// Makes devices reachable and gives them the pool, once; how many there may be.
+/// Makes devices reachable and gives them the pool, on the first call; returns how many devices there may be.
 ///
 /// # Errors
 /// When there is no memory for the pool.
 pub fn prepare(kernel: &mut Kernel) -> Result<usize, DeviceError> {
-    // SAFETY: one thread, and handlers know nothing of it.
+    // SAFETY: there is one thread, and interrupt handlers do not use it.
     let prepared = unsafe { PREPARED.get() };
     if let Some(count) = *prepared {
         return Ok(count);
@@ -33,7 +33,7 @@ pub fn prepare(kernel: &mut Kernel) -> Result<usize, DeviceError> {
     if count != 0 {
         let first = kernel.memory.frames.allocate_run(POOL_PAGES).ok_or(DeviceError::OutOfMemory)?;
         let window = direct_map(first) as *mut u8;
-        // SAFETY: a run of frames that was just allocated, and that the direct map maps.
+        // SAFETY: the run of frames was just allocated, and the direct map maps it.
         let given = unsafe { POOL.give(window, first.0 * PAGE_SIZE as u64, POOL_PAGES as usize) };
         given.map_err(|_| DeviceError::OutOfMemory)?;
     }
@@ -44,16 +44,16 @@ pub fn prepare(kernel: &mut Kernel) -> Result<usize, DeviceError> {
 /// The first device of a kind.
 ///
 /// # Errors
-/// When there is none.
+/// When there is none, or no memory for the pool.
 pub fn find(kernel: &mut Kernel, kind: DeviceType) -> Result<DeviceTransport, DeviceError> {
     let count = prepare(kernel)?;
     open(&kernel.memory, count, kind)
 }
 
-/// As [`find`], after [`prepare`] said how many devices there may be.
+/// The first device of a kind, of the `count` that [`prepare`] returned.
 ///
 /// # Errors
-/// As there.
+/// When there is none.
 pub fn open(memory: &Memory, count: usize, kind: DeviceType) -> Result<DeviceTransport, DeviceError> {
     let found = (0..count).find_map(|number| Current::device(memory, number, kind));
     found.ok_or(DeviceError::Absent)

@@ -1,4 +1,4 @@
-//! Entropy (virtio 1.2, section 5.4): one queue, and every buffer comes back with random bytes.
+//! The entropy driver (virtio 1.2, section 5.4): one queue, whose buffers come back filled with random bytes.
 
 use paravane_guest::virtio::drivers::device::common::Feature;
 use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
@@ -15,10 +15,10 @@ const QUEUE: u16 = 0;
 /// Bytes asked for at once.
 const CHUNK: usize = 256;
 
-/// Fills `bytes` from the entropy device, which is set up for it and reset again.
+/// Fills `bytes` from the entropy device, which is set up first and reset afterwards.
 ///
 /// # Errors
-/// When there is none, or it fails.
+/// When there is no device, or it fails.
 pub fn fill(kernel: &mut Kernel, bytes: &mut [u8]) -> Result<(), DeviceError> {
     let mut transport = find(kernel, DeviceType::EntropySource)?;
     without_interrupts(|| {
@@ -31,14 +31,14 @@ pub fn fill(kernel: &mut Kernel, bytes: &mut [u8]) -> Result<(), DeviceError> {
                 let mut missing = part.len();
                 while missing != 0 {
                     let buffer = chunk.get_mut(0);
-                    // SAFETY: nobody else has the buffer until it is taken.
+                    // SAFETY: nothing else uses the buffer until it is taken.
                     unsafe { queue.put(0, &[], &mut [&mut buffer[..missing]]) }?;
                     queue.kick(&mut transport);
                     queue.wait(&mut transport, 1)?;
                     queue.peek()?;
                     // SAFETY: the same buffer.
                     let count = unsafe { queue.take(&[], &mut [&mut buffer[..missing]]) }? as usize;
-                    // A device may bring less than it was asked for, but not nothing, and not more.
+                    // A device may return fewer bytes than requested, but neither none nor more.
                     if !(1..=missing).contains(&count) {
                         return Err(DeviceError::Failed(paravane_guest::virtio::drivers::Error::IoError));
                     }
@@ -49,16 +49,16 @@ pub fn fill(kernel: &mut Kernel, bytes: &mut [u8]) -> Result<(), DeviceError> {
                 Ok(())
             })
         });
-        // The device must be done with the memory that goes now.
+        // Stops the device before its memory is freed.
         transport.queue_unset(QUEUE);
         filled
     })
 }
 
-/// Gives the device a buffer to read, which no request for random bytes has; then resets it.
+/// Gives the device a buffer that it may only read, which breaks the device's rules; then resets it.
 ///
 /// # Errors
-/// [`DeviceError::NeedsReset`] where the device does what it should.
+/// [`DeviceError::NeedsReset`] if the device behaves as it should.
 pub fn misuse(kernel: &mut Kernel) -> Result<(), DeviceError> {
     let mut transport = find(kernel, DeviceType::EntropySource)?;
     without_interrupts(|| {
@@ -67,7 +67,7 @@ pub fn misuse(kernel: &mut Kernel) -> Result<(), DeviceError> {
         let mut queue = Queue::<8>::new(&mut transport, QUEUE, features.contains(Feature::RING_EVENT_IDX))?;
         transport.finish_init();
         let outcome = check_started(&transport).and_then(|()| {
-            // SAFETY: nobody else has the buffer, and it outlives the reset below.
+            // SAFETY: nothing else uses the buffer, and it outlives the reset below.
             unsafe { queue.put(0, &[chunk.get(0)], &mut []) }?;
             queue.kick(&mut transport);
             queue.wait(&mut transport, 1)

@@ -6,20 +6,20 @@ use paravane_guest::virtio::drivers::Error;
 /// Why there is no working device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceError {
-    /// The machine has none of this kind.
+    /// The machine has no device of this kind.
     Absent,
-    /// There is no memory for it.
+    /// There is no memory for the device.
     OutOfMemory,
-    /// The host refused to start it.
+    /// The host did not start the device.
     NotStarted,
-    /// It stopped: it found what we asked for wrong.
+    /// The device stopped because of a wrong request, and needs a reset.
     NeedsReset,
-    /// It or its driver failed.
+    /// The device or its driver failed.
     Failed(Error),
 }
 
 impl DeviceError {
-    /// In one word, for a result line.
+    /// The reason in one word, for a result line.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Absent => "no-such-device",

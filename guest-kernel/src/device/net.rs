@@ -1,4 +1,4 @@
-//! A network interface (virtio 1.2, section 5.1): frames in slots, one queue each way, no offloads.
+//! The network driver (virtio 1.2, section 5.1): frames in slots, one queue for each direction, no offloads.
 
 use bitflags::bitflags;
 use paravane_guest::virtio::drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
@@ -16,16 +16,16 @@ const SEND: u16 = 1;
 pub const DEPTH: usize = 256;
 /// Bytes of a slot: the header and the longest frame without offloads, with room to spare.
 const SLOT: usize = 2048;
-/// `virtio_net_hdr` (section 5.1.6): all zeroes means a frame as it is.
+/// `virtio_net_hdr` (section 5.1.6): all zeroes for a frame without offloads.
 const HEADER: usize = 12;
-/// Where `status` is in the configuration space (section 5.1.4), and its bit for a link that is up.
+/// The offset of `status` in the configuration space (section 5.1.4), and its bit for a link that is up.
 const STATUS: usize = 6;
 const LINK_UP: u16 = 1;
 /// The longest frame: an Ethernet header and 1500 bytes.
 pub const MAX_FRAME: usize = 1514;
 
 bitflags! {
-    /// What we can do (sections 5.1.3 and 6).
+    /// Features that the driver supports (sections 5.1.3 and 6).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Features: u64 {
         const MAC = 1 << 5;
@@ -42,39 +42,39 @@ pub struct Net {
     receiver: Receiver,
     sender: Sender,
     mac: [u8; 6],
-    /// Whether the device says if its link is up.
+    /// Whether the device reports the state of its link.
     has_status: bool,
 }
 
-/// What is received.
+/// The receiving half.
 pub struct Receiver {
     queue: Queue<DEPTH>,
     slots: Slots,
 }
 
-/// What is sent.
+/// The sending half.
 pub struct Sender {
     queue: Queue<DEPTH>,
     slots: Slots,
-    /// Lengths of the frames that the device has, header included; 0 a free slot.
+    /// Lengths of the frames that the device has, header included; 0 for a free slot.
     lengths: [u16; DEPTH],
-    /// Slots that are free, as a stack.
+    /// Free slots, as a stack.
     free: [u16; DEPTH],
     free_count: usize,
 }
 
 impl Net {
-    /// The kind of device that it drives.
+    /// The kind of device that this driver is for.
     pub const KIND: DeviceType = DeviceType::Network;
 
     /// Sets up and starts the device.
     ///
     /// # Errors
-    /// When memory is short. Whether the device runs is for [`check`](Self::check) to say.
+    /// When memory is short. [`check`](Self::check) tells whether the device runs.
     pub fn new(mut transport: DeviceTransport) -> core::result::Result<Self, DeviceError> {
         let (received, sent) = (Slots::new(DEPTH, SLOT)?, Slots::new(DEPTH, SLOT)?);
         let features = transport.begin_init(Features::all());
-        // Without the feature the address is ours to choose: one that is administered locally.
+        // Without the feature the driver chooses the address: a locally administered one.
         let mut mac = [0x02, 0x50, 0x56, 0x4e, 0x00, 0x01];
         if features.contains(Features::MAC) {
             mac = transport.read_consistent(|| {
@@ -109,13 +109,14 @@ impl Net {
         self.mac
     }
 
-    /// Whether there is anything at the other end, as far as the device says.
+    /// Whether the link is up. A device that does not report it counts as up.
     pub fn link_is_up(&self) -> bool {
         let status = || self.transport.read_consistent(|| self.transport.read_config_space::<u16>(STATUS));
         !self.has_status || status().is_ok_and(|status| status & LINK_UP != 0)
     }
 
-    /// After an interrupt of the device's own: whether the link is up now. `None` when there was none.
+    /// Whether the link is up, after an interrupt for a change of the configuration; `None` if there was no such
+    /// interrupt.
     ///
     /// # Errors
     /// When the device stopped.
@@ -142,18 +143,19 @@ impl Net {
         Ok(())
     }
 
-    /// Both directions, for who works on both at a time and tells the device afterwards, by [`tell`](Self::tell).
+    /// Both halves, for a caller that works on both at a time and notifies the device afterwards, by
+    /// [`tell`](Self::tell).
     pub const fn halves(&mut self) -> (&mut Receiver, &mut Sender) {
         (&mut self.receiver, &mut self.sender)
     }
 
-    /// Tells the device of frames to send and of buffers that are free again, if it wants to know.
+    /// Notifies the device of frames to send and of free buffers, if it asked for notifications.
     pub fn tell(&mut self) {
         self.sender.queue.kick(&mut self.transport);
         self.refill();
     }
 
-    /// Gives the device all buffers for what it receives. Once, before anything is received.
+    /// Gives the device all buffers for received frames. Called once, before the first receive.
     ///
     /// # Errors
     /// When the queue does not take them.
@@ -171,7 +173,7 @@ impl Net {
         self.receiver.receive(f)
     }
 
-    /// Tells the device of buffers that are free again, if it wants to know.
+    /// Notifies the device of free buffers, if it asked for notifications.
     pub fn refill(&mut self) {
         self.receiver.queue.kick(&mut self.transport);
     }
@@ -184,12 +186,12 @@ impl Net {
         self.receiver.queue.wait(&mut self.transport, more)
     }
 
-    /// With interrupts off: whether there is no frame to be received now, and an interrupt will come with the next.
+    /// With interrupts off: whether no frame has arrived, and an interrupt will come with the next one.
     pub fn is_idle(&mut self) -> bool {
         self.receiver.queue.interrupts_next(&self.transport)
     }
 
-    /// Sends a frame, as [`Sender::send`], and tells the device, if it wants to know.
+    /// Sends a frame, as [`Sender::send`], and notifies the device, if it asked for notifications.
     ///
     /// # Errors
     /// As there.
@@ -212,7 +214,7 @@ impl Net {
         self.sender.reclaim()
     }
 
-    /// With interrupts off: idles until `more` frames were sent that were not reclaimed.
+    /// With interrupts off: idles until `more` sent frames can be reclaimed.
     ///
     /// # Errors
     /// When the device stopped.
@@ -220,7 +222,7 @@ impl Net {
         self.sender.queue.wait(&mut self.transport, more)
     }
 
-    /// How many frames the device has still to send.
+    /// How many frames the device has not sent yet.
     pub const fn unsent(&self) -> usize {
         DEPTH - self.sender.free_count
     }
@@ -228,23 +230,23 @@ impl Net {
 
 impl Receiver {
     fn give(&mut self, slot: u16) -> Result<()> {
-        // SAFETY: the slot is used by nobody until the queue gives it back.
+        // SAFETY: nothing uses the slot until the queue returns it.
         unsafe {
             let buffer = self.slots.detached(usize::from(slot), SLOT);
             self.queue.put(slot, &[], &mut [buffer])
         }
     }
 
-    /// Whether a frame waits. A device that brings what it was not given has none.
+    /// Whether a frame has arrived; false if the device returns a buffer that it does not have.
     pub fn has_frame(&self) -> bool {
         self.queue.peek().is_ok_and(|slot| slot.is_some())
     }
 
-    /// Takes the next frame and lets `f` see it; `None` when there is none. The buffer is made available again; the
-    /// device learns of it by [`Net::refill`].
+    /// Takes the next frame and passes it to `f`; `None` when there is none. The buffer becomes available to the
+    /// device again; [`Net::refill`] notifies the device of it.
     ///
     /// # Errors
-    /// When the device brings what is no frame.
+    /// When the device returns something too short to be a frame.
     pub fn receive<R>(&mut self, f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
         let Some(slot) = self.queue.peek()? else { return Ok(None) };
         // SAFETY: the buffer that was given under this number; the device has put it back.
@@ -263,8 +265,8 @@ impl Sender {
         self.free_count != 0
     }
 
-    /// Puts a frame of `len` bytes, which `fill` writes, into the queue; the buffer's content is a former frame's. The
-    /// device learns of it by [`Net::tell`].
+    /// Puts a frame of `len` bytes into the queue. `fill` writes it; the buffer holds an earlier frame before.
+    /// [`Net::tell`] notifies the device.
     ///
     /// # Errors
     /// When there is no room (see [`can_send`](Self::can_send)), or the frame is too long or empty.
@@ -275,7 +277,7 @@ impl Sender {
         let top = self.free_count.checked_sub(1).ok_or(Error::QueueFull)?;
         let slot = self.free[top];
         let total = HEADER + len;
-        // SAFETY: a free slot; once it is put nobody uses it until it is reclaimed.
+        // SAFETY: a free slot; once it is put, nothing uses it until it is reclaimed.
         let buffer = unsafe { self.slots.detached(usize::from(slot), total) };
         buffer[..HEADER].fill(0);
         let result = fill(&mut buffer[HEADER..]);
@@ -286,10 +288,10 @@ impl Sender {
         Ok(result)
     }
 
-    /// Takes back what the device has sent; how many frames.
+    /// Takes back the buffers of sent frames; returns how many.
     ///
     /// # Errors
-    /// When it gives back what it did not have.
+    /// When the device returns a buffer that it does not have.
     pub fn reclaim(&mut self) -> Result<usize> {
         let mut count = 0;
         while let Some(slot) = self.queue.peek()? {

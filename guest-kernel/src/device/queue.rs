@@ -1,4 +1,4 @@
-//! A split queue whose buffers have slot numbers, and whose waits are for as many completions as its user wants.
+//! A split queue whose buffers have slot numbers, with waits for a chosen number of completions.
 
 use paravane_guest::virtio::PoolHal;
 use paravane_guest::virtio::drivers::queue::VirtQueue;
@@ -15,19 +15,19 @@ use super::error::DeviceError;
 use super::status::check_running;
 use crate::machine::{Current, Machine};
 
-/// A queue of `N` descriptors. What each head descriptor stands for is remembered, so that a device can give back
-/// nothing that it was not given.
+/// A queue of `N` descriptors. It remembers the slot of each head descriptor, so that a device cannot return a buffer
+/// that it does not have.
 pub struct Queue<const N: usize> {
-    // On the heap, because it holds a copy of each descriptor: too much for the stack that a queue is made on.
+    // On the heap, because it holds a copy of each descriptor, which is too much for the stack.
     ring: Box<VirtQueue<PoolHal, N>>,
     index: u16,
     slots: Box<[Option<u16>]>,
-    /// How many completions were taken since the queue began, modulo 2^16.
+    /// How many completions were taken since the queue was set up, modulo 2^16.
     taken: u16,
 }
 
 impl<const N: usize> Queue<N> {
-    /// Sets it up. `event_idx`: whether that was negotiated.
+    /// Sets the queue up. `event_idx`: whether `VIRTIO_F_EVENT_IDX` was negotiated.
     ///
     /// # Errors
     /// When the device has no such queue, or memory is short.
@@ -41,13 +41,13 @@ impl<const N: usize> Queue<N> {
         self.ring.available_desc()
     }
 
-    /// Makes buffers available to the device under a number of the caller's, without notifying it.
+    /// Makes buffers available to the device under a slot number of the caller's choice, without notifying the device.
     ///
     /// # Errors
     /// When there are too few descriptors.
     ///
     /// # Safety
-    /// Until [`take`](Self::take) has returned the number, nobody else uses the buffers.
+    /// Nothing else uses the buffers until they were taken back by [`take`](Self::take).
     pub unsafe fn put<'a>(
         &mut self,
         slot: u16,
@@ -60,22 +60,22 @@ impl<const N: usize> Queue<N> {
         Ok(())
     }
 
-    /// Which slot the device has used next.
+    /// The slot of the next completion.
     ///
     /// # Errors
-    /// When it says that it used something that it was not given.
+    /// When the device returns a descriptor that it does not have.
     pub fn peek(&self) -> Result<Option<u16>> {
         let Some(token) = self.ring.peek_used() else { return Ok(None) };
         self.slots.get(usize::from(token)).copied().flatten().ok_or(Error::WrongToken).map(Some)
     }
 
-    /// Takes back what [`peek`](Self::peek) names; how many bytes the device wrote to it.
+    /// Takes back the slot that [`peek`](Self::peek) names; returns how many bytes the device wrote to it.
     ///
     /// # Errors
-    /// When nothing was used.
+    /// When there is no completion.
     ///
     /// # Safety
-    /// The buffers are those that were put under that number.
+    /// The buffers are those that were put under that slot number.
     pub unsafe fn take<'a>(
         &mut self,
         inputs: &'a [&'a [u8]],
@@ -89,12 +89,12 @@ impl<const N: usize> Queue<N> {
         Ok(len)
     }
 
-    /// Tells the device of what was put, if it wants to know.
+    /// Notifies the device of the buffers that were put, if it asked for notifications.
     pub fn kick(&self, transport: &mut DeviceTransport) {
         transport.notify(self.index);
     }
 
-    /// Whether there is no completion to be taken now, and an interrupt will come with the next.
+    /// Whether there is no completion now, and an interrupt will come with the next one.
     pub fn interrupts_next(&self, transport: &DeviceTransport) -> bool {
         transport.interrupt_after(self.index, 1, self.taken)
     }

@@ -7,7 +7,7 @@ use paravane_guest::virtio::drivers::PAGE_SIZE;
 
 use super::error::DeviceError;
 
-/// Pages of the pool, in slots of equal size.
+/// Pages of the pool, divided into slots of equal size.
 pub struct Slots {
     start: NonNull<u8>,
     pages: usize,
@@ -32,7 +32,8 @@ impl Slots {
     /// When there is no such slot.
     pub fn get(&self, slot: usize) -> &[u8] {
         assert!(slot < self.count, "slot {slot} of {}", self.count);
-        // SAFETY: in bounds by the assertion, and ours; whoever gives a slot to a device takes care that nobody looks.
+        // SAFETY: in bounds by the assertion, and the pool gave us the pages. A driver that hands a slot to a device
+        // does not access it until the device has returned it.
         unsafe { core::slice::from_raw_parts(self.start.as_ptr().add(slot * self.size), self.size) }
     }
 
@@ -46,20 +47,21 @@ impl Slots {
         unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr().add(slot * self.size), self.size) }
     }
 
-    /// A slot whose borrow the compiler does not follow.
+    /// A slot, borrowed for as long as a device has it.
     ///
     /// # Safety
-    /// Until the reference is gone the slot is used by nothing else but a device.
+    /// While the reference exists, only a device uses the slot.
     pub(super) unsafe fn detached(&self, slot: usize, len: usize) -> &'static mut [u8] {
         assert!(slot < self.count && len <= self.size, "{len} bytes of slot {slot} of {}", self.count);
-        // SAFETY: in bounds by the assertion; the rest is the caller's promise.
+        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr().add(slot * self.size), len) }
     }
 }
 
 impl Drop for Slots {
     fn drop(&mut self) {
-        // SAFETY: what `new` allocated. A driver drops its slots after its transport, which resets the device.
+        // SAFETY: the pages that `new` allocated. A driver drops its slots after its transport, which resets the
+        // device.
         unsafe { POOL.free(self.start, self.pages) };
     }
 }

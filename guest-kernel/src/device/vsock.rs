@@ -1,7 +1,7 @@
-//! Sockets between guest and host (virtio 1.2, section 5.10): packets in slots, one queue each way.
+//! The socket driver (virtio 1.2, section 5.10): packets in slots, one queue for each direction.
 //!
-//! The driver moves packets; connections are the caller's. The event queue is for guests that are moved to another
-//! host: it is left without buffers, as this guest is not.
+//! The driver moves packets; the caller keeps the connections. The event queue reports a migration of the guest; it
+//! is left without buffers, because this guest is never migrated.
 
 use bitflags::bitflags;
 use paravane_guest::virtio::drivers::transport::{DeviceType, Transport};
@@ -25,13 +25,13 @@ const SLOT: usize = 4096;
 const HEADER: usize = 44;
 /// Bytes that a packet can carry.
 pub const MAX_DATA: usize = SLOT - HEADER;
-/// The host's address.
+/// The host's context identifier (CID).
 pub const HOST: u64 = 2;
 /// `VIRTIO_VSOCK_TYPE_STREAM`.
 const STREAM: u16 = 1;
 
 bitflags! {
-    /// What we can do (sections 5.10.3 and 6).
+    /// Features that the driver supports (sections 5.10.3 and 6).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Features: u64 {
         const STREAM = 1 << 0;
@@ -42,19 +42,19 @@ bitflags! {
 
 /// Operations (section 5.10.6).
 pub mod op {
-    /// Opens a connection.
+    /// Requests a connection.
     pub const REQUEST: u16 = 1;
-    /// Accepts one.
+    /// Accepts a connection.
     pub const RESPONSE: u16 = 2;
-    /// Ends or refuses one.
+    /// Ends or refuses a connection.
     pub const RST: u16 = 3;
     /// Closes one direction, or both.
     pub const SHUTDOWN: u16 = 4;
     /// Bytes.
     pub const RW: u16 = 5;
-    /// Tells the sender's buffer space.
+    /// Announces the sender's buffer space.
     pub const CREDIT_UPDATE: u16 = 6;
-    /// Asks for the other's.
+    /// Requests an announcement of the receiver's buffer space.
     pub const CREDIT_REQUEST: u16 = 7;
 }
 
@@ -62,13 +62,13 @@ pub mod op {
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default)]
 pub struct Header {
-    /// Whose it is.
+    /// The sender's CID.
     pub src_cid: U64,
-    /// For whom it is.
+    /// The receiver's CID.
     pub dst_cid: U64,
     /// The sender's port.
     pub src_port: U32,
-    /// The receiver's.
+    /// The receiver's port.
     pub dst_port: U32,
     /// Bytes that follow.
     pub len: U32,
@@ -76,11 +76,11 @@ pub struct Header {
     pub kind: U16,
     /// One of [`op`].
     pub op: U16,
-    /// Of a shutdown.
+    /// Flags of a shutdown.
     pub flags: U32,
-    /// Bytes of this connection that the sender can hold.
+    /// Size of the sender's buffer for this connection, in bytes.
     pub buf_alloc: U32,
-    /// Bytes of this connection that have left its buffer, modulo 2^32.
+    /// Bytes that have left that buffer, modulo 2^32.
     pub fwd_cnt: U32,
 }
 const _: () = assert!(size_of::<Header>() == HEADER);
@@ -93,16 +93,16 @@ pub struct Vsock {
     send: Queue<DEPTH>,
     received: Slots,
     sent: Slots,
-    /// Lengths of the packets that the device has; 0 a free slot.
+    /// Lengths of the packets that the device has; 0 for a free slot.
     lengths: [u16; DEPTH],
     cid: u64,
 }
 
 impl Vsock {
-    /// The kind of device that it drives.
+    /// The kind of device that this driver is for.
     pub const KIND: DeviceType = DeviceType::Socket;
 
-    /// Sets up and starts the device, with all buffers for what it receives.
+    /// Sets up and starts the device, and gives it all buffers for received packets.
     ///
     /// # Errors
     /// When memory is short, or the host did not start it.
@@ -125,42 +125,41 @@ impl Vsock {
         Ok(vsock)
     }
 
-    /// Our address.
+    /// Our CID.
     pub const fn cid(&self) -> u64 {
         self.cid
     }
 
     fn give(&mut self, slot: u16) -> Result<()> {
-        // SAFETY: the slot is used by nobody until the queue gives it back.
+        // SAFETY: nothing uses the slot until the queue returns it.
         unsafe {
             let buffer = self.received.detached(usize::from(slot), SLOT);
             self.receive.put(slot, &[], &mut [buffer])
         }
     }
 
-    /// Tells the device of packets to send and of buffers that are free again, if it wants to know.
+    /// Notifies the device of packets to send and of free buffers, if it asked for notifications.
     pub fn tell(&mut self) {
         self.send.kick(&mut self.transport);
         self.receive.kick(&mut self.transport);
     }
 
-    /// With interrupts off: whether there is nothing to be received now, and an interrupt will come with the next packet
-    /// and with the next that was sent.
+    /// With interrupts off: whether no packet has arrived, and an interrupt will come with the next one.
     pub fn is_idle(&mut self) -> bool {
         self.receive.interrupts_next(&self.transport)
     }
 
-    /// Takes the next packet and lets `f` see it; `None` when there is none.
+    /// Takes the next packet and passes it to `f`; `None` when there is none.
     ///
     /// # Errors
-    /// When the device stopped, or brings what is no packet.
+    /// When the device stopped, or returned something that is not a packet.
     pub fn receive<R>(
         &mut self,
         f: impl FnOnce(&Header, &[u8]) -> R,
     ) -> core::result::Result<Option<R>, DeviceError> {
         check_running(&mut self.transport)?;
         let Some(slot) = self.receive.peek()? else { return Ok(None) };
-        // SAFETY: the buffer that was given under this number; the device has put it back.
+        // SAFETY: the buffer that was put under this number; the device has returned it.
         let buffer = unsafe { self.received.detached(usize::from(slot), SLOT) };
         // SAFETY: as above.
         let len = unsafe { self.receive.take(&[], &mut [&mut *buffer]) }? as usize;
@@ -176,8 +175,7 @@ impl Vsock {
         self.reclaim().is_ok() && self.lengths.contains(&0)
     }
 
-    /// Puts a packet into the queue; addresses, type and length are filled in. The device learns of it by
-    /// [`tell`](Self::tell).
+    /// Puts a packet into the queue, and fills in its CIDs, type and length. [`tell`](Self::tell) notifies the device.
     ///
     /// # Errors
     /// When there is no room, or more than [`MAX_DATA`] bytes.
@@ -190,7 +188,7 @@ impl Vsock {
         let (src_cid, dst_cid) = (self.cid.into(), HOST.into());
         let header =
             Header { src_cid, dst_cid, kind: STREAM.into(), len: (bytes.len() as u32).into(), ..header };
-        // SAFETY: a free slot; once it is put nobody uses it until it is reclaimed.
+        // SAFETY: a free slot; once it is put, nothing uses it until it is reclaimed.
         let buffer = unsafe { self.sent.detached(slot, total) };
         buffer[..HEADER].copy_from_slice(header.as_bytes());
         buffer[HEADER..].copy_from_slice(bytes);

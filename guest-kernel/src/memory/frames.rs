@@ -1,7 +1,7 @@
-//! Who owns which frame of memory.
+//! The frame allocator: which frames of memory are free.
 //!
-//! Frames are *pseudo-physical* everywhere in the kernel: numbered from 0 without holes. What number the
-//! machine itself uses for a frame is known to the machine layer alone. Nothing here touches memory.
+//! Frames are *pseudo-physical* everywhere in the kernel: numbered from 0 without holes. Only the machine layer knows
+//! the number by which the machine itself calls a frame. Nothing here touches memory.
 #![forbid(unsafe_code)]
 
 use core::ops::Range;
@@ -13,14 +13,14 @@ pub const PAGE_SIZE: u64 = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frame(pub u64);
 
-/// A frame was given back that nobody had taken.
+/// The frame that was to be freed is not allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotAllocated(pub Frame);
 
 /// Hands out frames one by one, or in runs, lowest first.
 ///
-/// One bit a frame, set while it is free, so that memory which is all zeroes describes an allocator that has
-/// nothing to give: frames are usable once they have been [added](Self::add), never before.
+/// One bit for each frame, set while it is free. A map of zeroes describes an allocator without free frames: a frame
+/// can be allocated only after it was [added](Self::add).
 #[derive(Debug)]
 pub struct FrameAllocator<'m> {
     free: &'m mut [u64],
@@ -46,7 +46,7 @@ impl<'m> FrameAllocator<'m> {
         self.free_count
     }
 
-    /// Makes the frames of `range` available; what lies past the capacity is not, and stays unused.
+    /// Makes the frames of `range` available; those past the capacity stay unused.
     pub fn add(&mut self, range: Range<Frame>) {
         for number in range.start.0..range.end.0.min(self.capacity()) {
             self.set_free(Frame(number));
@@ -60,7 +60,7 @@ impl<'m> FrameAllocator<'m> {
         }
     }
 
-    /// Takes the lowest free frame. Its content is whatever it was.
+    /// Takes the lowest free frame. Its contents are unspecified.
     pub fn allocate(&mut self) -> Option<Frame> {
         let word = (self.first_word..self.free.len()).find(|&i| self.free[i] != 0)?;
         self.first_word = word;
@@ -83,10 +83,10 @@ impl<'m> FrameAllocator<'m> {
         None
     }
 
-    /// Gives a frame back.
+    /// Frees a frame.
     ///
     /// # Errors
-    /// When it is free already, or was never anybody's: a bug of the caller that must not go unnoticed.
+    /// When the frame is free already or past the capacity: a bug of the caller, which must not go unnoticed.
     pub fn free(&mut self, frame: Frame) -> Result<(), NotAllocated> {
         if frame.0 >= self.capacity() || self.is_free(frame) {
             return Err(NotAllocated(frame));

@@ -44,7 +44,7 @@ unsafe impl GlobalAlloc for KernelHeap {
 /// Called once, before the first allocation, with all free frames mapped.
 pub unsafe fn init(frames: &mut FrameAllocator<'_>) -> bool {
     let Some(first) = frames.allocate_run(FRAMES) else { return false };
-    // SAFETY: the frames are mapped and were just taken for this, and nobody else allocates.
+    // SAFETY: the frames are mapped and were just allocated for this, and nothing else allocates meanwhile.
     unsafe { HEAP.0.get().init(direct_map(first) as *mut u8, (FRAMES * PAGE_SIZE) as usize) }
     true
 }

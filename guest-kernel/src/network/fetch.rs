@@ -1,4 +1,4 @@
-//! The client of a web server: one page, shown.
+//! An HTTP client: fetches one page and prints it.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -15,15 +15,15 @@ use crate::console;
 use crate::machine::{Current, Machine};
 
 const HTTP_PORT: u16 = 80;
-/// The first port that is ours to choose (RFC 6335, section 6).
+/// The first dynamic port (RFC 6335, section 6).
 const FIRST_PORT: u64 = 49152;
 const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// Bytes of the answer that are shown.
+/// Bytes of the answer that are printed.
 const SHOWN: usize = 4096;
-/// How long a server may keep silent, and an address may be waited for.
+/// How long the client waits for an address, and for a silent server.
 const PATIENCE_MS: u64 = 10_000;
 
-/// A request, and what came of it.
+/// A request and its answer.
 pub struct Fetch {
     socket: SocketHandle,
     target: SocketAddrV4,
@@ -35,7 +35,7 @@ pub struct Fetch {
     complete: bool,
 }
 
-/// An address, with or without a port.
+/// Parses an address with or without a port.
 pub fn target(text: &str) -> Option<SocketAddrV4> {
     let with_port = text.parse().ok();
     with_port.or_else(|| Some(SocketAddrV4::new(text.parse().ok()?, HTTP_PORT)))
@@ -55,7 +55,7 @@ impl Fetch {
         let port = FIRST_PORT + self.started / 1000 % (1 << 14);
         let handle = self.socket;
         let (context, sockets) = stack.context();
-        // Port 0 or a target that is no station's: it stays closed, which is an answer too.
+        // Fails for port 0 or an address that is not unicast: the socket stays closed, which ends the request.
         let _ = sockets.get_mut::<Socket<'_>>(handle).connect(context, remote, port as u16);
         self.connected = true;
     }
@@ -93,7 +93,7 @@ impl Application for Fetch {
         }
         let socket = stack.sockets.get_mut::<Socket<'_>>(self.socket);
         if !self.asked && socket.may_send() {
-            // The buffer has room for it.
+            // The buffer has room for the request.
             self.asked = socket.send_slice(REQUEST).is_ok();
             return Step::Again;
         }
@@ -101,7 +101,7 @@ impl Application for Fetch {
             return Step::Again;
         }
         match socket.state() {
-            // All that the server had to say has come.
+            // The server has sent everything.
             State::CloseWait => {
                 self.complete = true;
                 socket.close();

@@ -1,21 +1,21 @@
-//! The network device as the stack wants it: frames in and out where they lie, without a copy of ours.
+//! The network device as smoltcp's `Device`: frames are read and written in place, without a copy.
 
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
 use crate::device::net::{MAX_FRAME, Net, Receiver, Sender};
 
-/// A frame that waits.
+/// A received frame.
 pub struct Received<'a>(&'a mut Receiver);
 
-/// Room for a frame.
+/// Room for a frame to send.
 pub struct Room<'a>(&'a mut Sender);
 
 impl Device for Net {
     type RxToken<'a> = Received<'a>;
     type TxToken<'a> = Room<'a>;
 
-    /// Only with room for an answer, as the stack may want to give one.
+    /// Only while there is room for an answer, which the stack may send.
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Room<'_>)> {
         let (receiver, sender) = self.halves();
         let room = has_room(sender);
@@ -36,7 +36,7 @@ impl Device for Net {
 }
 
 fn has_room(sender: &mut Sender) -> bool {
-    // A device that gives back what it did not have gets nothing more to send.
+    // A device that returns a buffer that it does not have gets no more frames.
     sender.reclaim().is_ok() && sender.can_send()
 }
 
@@ -46,7 +46,7 @@ impl RxToken for Received<'_> {
         let mut see = |frame: &[u8]| f.take().map(|f| f(frame));
         match self.0.receive(&mut see) {
             Ok(Some(Some(result))) => result,
-            // No frame after all, or none that is one: the stack discards what is empty.
+            // There was no valid frame after all: the stack discards an empty one.
             _ => match see(&[]) {
                 Some(result) => result,
                 None => unreachable!("a frame is seen once"),
@@ -61,7 +61,8 @@ impl TxToken for Room<'_> {
         let mut fill = |frame: &mut [u8]| f.take().map(|f| f(frame));
         match self.0.send(len, &mut fill) {
             Ok(Some(result)) => result,
-            // The stack respects the greatest length, and there was room: this frame is lost, as on a wire.
+            // Cannot happen: the stack respects the greatest length, and there was room. The frame would be lost, as
+            // on a wire.
             _ => match fill(&mut alloc::vec![0; len]) {
                 Some(result) => result,
                 None => unreachable!("a frame is written once"),

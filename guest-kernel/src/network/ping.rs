@@ -1,4 +1,4 @@
-//! Echo requests, one at a time: the next is sent when the last was answered, or given up.
+//! Echo requests, one at a time: the next is sent when the last was answered or has timed out.
 
 use alloc::vec;
 use core::fmt;
@@ -14,23 +14,23 @@ use crate::machine::{Current, Machine};
 use crate::println;
 
 const SECOND: u64 = 1_000_000_000;
-/// How long an answer is waited for.
+/// How long to wait for an answer.
 const PATIENCE: u64 = SECOND;
-/// How long an address is waited for.
+/// How long to wait for an address.
 const ADDRESS_PATIENCE: u64 = 10 * SECOND;
-/// Tells our requests from others': there is one of us at a time.
+/// Identifies our requests; one ping runs at a time.
 const IDENT: u16 = 0x5056;
 /// Bytes that each request carries.
 const LEN: usize = 56;
 
-/// Requests and what came of them.
+/// Requests and their answers.
 pub struct Ping {
     socket: SocketHandle,
     target: Ipv4Address,
     count: u16,
     sent: u16,
     received: u16,
-    /// When the request that is under way was sent.
+    /// When the outstanding request was sent.
     waiting: Option<u64>,
     started: u64,
 }
@@ -43,12 +43,12 @@ impl Ping {
         Self { socket, target, count, sent: 0, received: 0, waiting: None, started }
     }
 
-    /// What a request carries; each another.
+    /// The data of a request, different for each.
     fn data(number: u16) -> [u8; LEN] {
         core::array::from_fn(|i| (number as u8).wrapping_add(i as u8))
     }
 
-    /// Takes what came; the answer to the request that is under way, if it is there.
+    /// Takes received packets, and reports the answer to the outstanding request.
     fn take_answer(&mut self, socket: &mut Socket<'_>) {
         let expected = self.sent.wrapping_sub(1);
         while let Ok((bytes, from)) = socket.recv() {
@@ -68,7 +68,7 @@ impl Ping {
     fn send(&mut self, socket: &mut Socket<'_>) {
         let data = Self::data(self.sent);
         let request = Icmpv4Repr::EchoRequest { ident: IDENT, seq_no: self.sent, data: &data };
-        // There is room: no more than one is under way. Were there none, it would count as lost.
+        // There is room, because no other request is outstanding. Without room the request would count as lost.
         if let Ok(bytes) = socket.send(request.buffer_len(), IpAddress::Ipv4(self.target)) {
             request.emit(&mut Icmpv4Packet::new_unchecked(bytes), &ChecksumCapabilities::default());
         }
@@ -91,7 +91,7 @@ impl Application for Ping {
         }
         let socket = stack.sockets.get_mut::<Socket<'_>>(self.socket);
         if !socket.is_open() {
-            // It is closed, and the identifier is not 0: it does not fail.
+            // Does not fail: the socket is closed, and the identifier is not 0.
             let _ = socket.bind(Endpoint::Ident(IDENT));
         }
         self.take_answer(socket);

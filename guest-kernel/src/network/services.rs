@@ -1,4 +1,4 @@
-//! What the network is served: a web page, a sink for bytes, a source of them.
+//! The services: a web page, a sink for bytes, a source of bytes.
 
 use alloc::format;
 use alloc::string::String;
@@ -16,20 +16,20 @@ const END: u8 = 0x04;
 const HTTP_PORT: u16 = 80;
 /// RFC 863.
 const SINK_PORT: u16 = 9;
-/// RFC 864, with other characters: each byte is its place in the stream, modulo [`PERIOD`].
+/// RFC 864, with other contents: each byte is its place in the stream, modulo [`PERIOD`].
 const SOURCE_PORT: u16 = 19;
-/// No power of two, so that whoever takes the stream sees any part that is missing or not in its place.
+/// Not a power of two, so that a receiver detects any part that is missing or misplaced.
 const PERIOD: u64 = 251;
-/// Connections to the sink, and to the source, at a time. One more than is of use: a socket listens again when the loop
-/// has seen that its connection is over, and the next caller may be there before that.
+/// Connections to the sink, and to the source, at a time. One more than is needed: a socket listens again only when
+/// the loop has seen that its connection is closed, and the next client may connect before that.
 const STREAMS: usize = 2;
 /// Connections to the web server at a time.
 const BROWSERS: usize = 4;
-/// The longest request that is read.
+/// The longest request.
 const REQUEST: usize = 1024;
 /// Buffers for throughput, in one direction.
 const BIG: usize = 64 << 10;
-/// And in the other, in which nothing goes.
+/// Buffers for the direction that carries no data.
 const SMALL: usize = 512;
 
 pub struct Services {
@@ -40,17 +40,17 @@ pub struct Services {
     sunk: Sunk,
 }
 
-/// A connection to the source, and how many bytes it has been given.
+/// A connection to the source, and how many bytes were sent on it.
 struct Source {
     socket: SocketHandle,
     given: u64,
 }
 
-/// What the sink took, of all connections.
+/// What the sink received on all connections.
 #[derive(Clone, Copy, Default)]
 struct Sunk {
     bytes: u64,
-    /// The sum of the bytes, and the sum of that sum after each of them: another order has another.
+    /// The sum of the bytes, and the sum of that sum after each byte, which depends on their order.
     sums: (u64, u64),
 }
 
@@ -65,7 +65,7 @@ impl Sunk {
     }
 }
 
-/// A connection to the web server, and what it has asked so far.
+/// A connection to the web server, and the part of the request received so far.
 struct Browser {
     socket: SocketHandle,
     request: [u8; REQUEST],
@@ -88,7 +88,7 @@ impl Services {
         Self { browsers, sinks, sources, requests: 0, sunk: Sunk::default() }
     }
 
-    /// Does what there is to do; whether that was anything.
+    /// Serves all connections; returns whether there was anything to do.
     fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         let mut busy = false;
         for sink in self.sinks {
@@ -106,7 +106,7 @@ impl Services {
 }
 
 impl Sunk {
-    /// Takes what a connection to the sink has brought; whether that was anything.
+    /// Takes the bytes received on a connection to the sink; returns whether there were any.
     fn serve(&mut self, socket: &mut Socket<'_>) -> bool {
         if listening(socket, SINK_PORT) {
             return false;
@@ -125,7 +125,7 @@ impl Sunk {
 }
 
 impl Source {
-    /// Gives a connection what there is room for; whether that was anything.
+    /// Sends as many bytes as there is room for; returns whether there were any.
     fn serve(&mut self, socket: &mut Socket<'_>) -> bool {
         if listening(socket, SOURCE_PORT) {
             self.given = 0;
@@ -151,7 +151,7 @@ impl Application for Services {
         let busy = self.serve(&mut stack.sockets);
         match console::try_read() {
             Some(INTERRUPT | END) => Step::Done,
-            // Whatever else is typed means nothing here.
+            // Other typed bytes are ignored.
             Some(_) => Step::Again,
             None if busy => Step::Again,
             None => Step::Wait(None),
@@ -159,10 +159,10 @@ impl Application for Services {
     }
 }
 
-/// Whether a socket waits for somebody; one that is done with somebody does so from now on.
+/// Whether a socket waits for a connection. A closed socket does so from now on.
 fn listening(socket: &mut Socket<'_>, port: u16) -> bool {
     if !socket.is_open() {
-        // A port that is not 0, and a socket that is closed: it does not fail.
+        // Does not fail: the port is not 0, and the socket is closed.
         let _ = socket.listen(port);
     }
     socket.is_listening()
@@ -209,9 +209,9 @@ fn answer(request: &[u8], requests: u64, sunk: Sunk) -> String {
             );
             ("200 OK", body)
         }
-        (Some(b"GET"), Some(_)) => ("404 Not Found", String::from("There is only one page: /\n")),
-        (Some(_), Some(_)) => ("501 Not Implemented", String::from("GET is all that there is.\n")),
-        _ => ("400 Bad Request", String::from("That is no request.\n")),
+        (Some(b"GET"), Some(_)) => ("404 Not Found", String::from("The only page is /\n")),
+        (Some(_), Some(_)) => ("501 Not Implemented", String::from("Only GET is implemented.\n")),
+        _ => ("400 Bad Request", String::from("That is not an HTTP request.\n")),
     };
     let len = body.len();
     format!(

@@ -1,4 +1,5 @@
-//! The stack on its interface: an address, the state of the link, and the loop that drives both for an application.
+//! The TCP/IP stack on its interface: the address, the state of the link, and the loop that drives the stack for an
+//! application.
 
 use alloc::vec::Vec;
 
@@ -14,28 +15,28 @@ use crate::kernel::Kernel;
 use crate::machine::{Current, Machine};
 use crate::{console, println};
 
-/// What an application wants next.
+/// What an application asks the loop to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// To be called again at once: it has done something.
+    /// Call it again at once: it has done something.
     Again,
-    /// To be called when something has happened, or at this time of [`Machine::clock`].
+    /// Call it when something has happened, or at this time of [`Machine::clock`].
     Wait(Option<u64>),
-    /// Nothing more.
+    /// End the loop.
     Done,
 }
 
-/// What the network is used for.
+/// A use of the network: a service or a client.
 pub trait Application {
-    /// What to say behind an address, once there is one.
+    /// Printed after the address, once there is one.
     const OFFER: &'static str;
-    /// Does what there is to do.
+    /// Does the work that can be done now.
     fn step(&mut self, stack: &mut Stack) -> Step;
 }
 
-/// The stack, as applications see it.
+/// The stack as applications see it.
 pub struct Stack {
-    /// Everybody's sockets.
+    /// The sockets of the application and of DHCP.
     pub sockets: SocketSet<'static>,
     interface: Interface,
     dhcp: Option<SocketHandle>,
@@ -44,8 +45,8 @@ pub struct Stack {
     offer: &'static str,
 }
 
-/// Drives the stack for an application until that is done. The address is what the command line says: `ip=10.0.0.2/24`,
-/// with `gateway=10.0.0.1` if there is one, or by DHCP.
+/// Drives the stack for an application until it is done. The address is the command line's (`ip=10.0.0.2/24`, with
+/// `gateway=10.0.0.1` for a gateway), or DHCP's.
 ///
 /// # Errors
 /// When there is no network device, or it stops working.
@@ -93,7 +94,7 @@ impl Stack {
         self.address
     }
 
-    /// What sockets need to connect with, and the sockets.
+    /// The context that a socket needs to connect, and the sockets.
     pub fn context(&mut self) -> (&mut Context, &mut SocketSet<'static>) {
         (self.interface.context(), &mut self.sockets)
     }
@@ -101,7 +102,7 @@ impl Stack {
     fn configure(&mut self, address: Ipv4Cidr, gateway: Option<Ipv4Address>) {
         self.forget_address();
         self.interface.update_ip_addrs(|all| {
-            // There is room for one at least.
+            // There is room for at least one.
             let _ = all.push(IpCidr::Ipv4(address));
         });
         if let Some(gateway) = gateway {
@@ -135,13 +136,13 @@ impl Stack {
                 self.wait(wake);
             }
         }
-        // What it said last goes out before the device is reset.
+        // The application's last packets are sent before the device is reset.
         self.interface.poll(now(), net, &mut self.sockets);
         net.tell();
         net.drain()
     }
 
-    /// Until a frame, a typed byte, what the stack has to do next, or a time.
+    /// Waits for a frame, a typed byte, the stack's next deadline, or `wake`.
     fn wait(&mut self, wake: Option<u64>) {
         let clock = Current::clock();
         let delay = self.interface.poll_delay(now(), &self.sockets).map(|delay| delay.total_micros());
@@ -152,7 +153,7 @@ impl Stack {
         if let Some(next) = next {
             Current::arm_timer(next);
         }
-        // What was typed meanwhile and is taken here interrupts nobody any more.
+        // A byte that `receive` takes here raises no interrupt any more, so there is no wait then.
         if !console::receive() {
             Current::wait();
         }
@@ -163,7 +164,7 @@ impl Stack {
             return;
         }
         println!("net: the link is {}", if up { "up" } else { "down" });
-        // Another cable may lead to another network.
+        // The link may lead to another network now.
         if let Some(handle) = self.dhcp.filter(|_| up) {
             self.sockets.get_mut::<dhcpv4::Socket>(handle).reset();
         }

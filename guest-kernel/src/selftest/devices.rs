@@ -1,4 +1,4 @@
-//! Tests that need a device. What the host has to check besides, it finds in the lines that they print.
+//! Tests that need a device. The lines that they print tell the host's test what else to check.
 #![forbid(unsafe_code)]
 
 use crate::cmdline::number;
@@ -20,7 +20,7 @@ pub fn entropy(kernel: &mut Kernel) -> bool {
     first != second && zeroes(&first) < 100 && zeroes(&second) < 100
 }
 
-/// Breaks the rules `times=N` times: the device stops each time, and works again in the end.
+/// Breaks the device's rules `times=N` times: the device stops each time, and works again afterwards.
 pub fn misuse(kernel: &mut Kernel) -> bool {
     for time in 0..number(kernel.cmdline, "times", 1) {
         let outcome = device::entropy::misuse(kernel);
@@ -94,7 +94,7 @@ fn read_all(disk: &mut Disk, blocks: u64, seed: u64) -> Result<bool, DeviceError
     Ok(right)
 }
 
-/// Waits for so many requests, and lets `check` see each slot's data; whether it liked all.
+/// Waits for `count` requests and passes each slot's data to `check`; returns whether all were right.
 fn complete(disk: &mut Disk, count: u16, check: impl Fn(usize, &[u8]) -> bool) -> Result<bool, DeviceError> {
     disk.kick();
     disk.wait(count)?;

@@ -1,6 +1,6 @@
-//! System tests: what the kernel does when the host asks for `test=NAME`.
+//! Self-tests: what the kernel does when the command line says `test=NAME`.
 //!
-//! Some check the machine and print their verdict; others misbehave on purpose, and the verdict is the host's.
+//! Some check the machine and print their verdict; others misbehave on purpose, and the host's test judges the outcome.
 
 use core::arch::asm;
 
@@ -17,7 +17,7 @@ use crate::{console, println, time};
 
 mod devices;
 
-/// False means that the machine is not as it should be.
+/// Returns false if the machine does not behave as it must.
 type Test = fn(&mut Kernel) -> bool;
 
 /// The tests by name.
@@ -46,7 +46,7 @@ pub fn run(kernel: &mut Kernel, name: &str) -> bool {
     ok
 }
 
-/// Never ends, for whoever wants to see how a guest is stopped that does not listen.
+/// Never ends, for tests of how the host stops a guest that does not respond.
 fn spin() -> ! {
     println!("spinning");
     loop {
@@ -54,21 +54,21 @@ fn spin() -> ! {
     }
 }
 
-/// Writes where nothing is mapped: the kernel reports the fault and panics.
+/// Writes to an unmapped address: the kernel reports the fault and panics.
 fn bad_write() -> bool {
-    // SAFETY: nothing is mapped there; that is the point.
+    // SAFETY: nothing is mapped there, so the write faults.
     unsafe { (SCRATCH as *mut u64).write_volatile(1) };
     false
 }
 
-/// Faults with nobody left to handle it: the machine has to end.
+/// Faults without handlers: the machine has to end.
 fn triple() -> bool {
     println!("faulting without handlers");
     Current::remove_handlers();
     bad_write()
 }
 
-/// Prints back every line until one says `quit`.
+/// Prints every line back until one says `quit`.
 fn echo() -> bool {
     println!("echoing");
     let mut editor = LineEditor::default();
@@ -87,7 +87,7 @@ fn timer() -> bool {
     const MS: u64 = 1_000_000;
     let start = Current::clock();
     let mut queue = TimerQueue::<u64, 8>::default();
-    // The longest exceeds what the timer of a PC counts to in one go.
+    // The longest exceeds the longest count of a PC's timer.
     for delay in [5 * MS, MS, 70 * MS, 2 * MS, MS / 10] {
         if queue.add(start + delay, delay).is_err() {
             return false;
@@ -105,16 +105,16 @@ fn timer() -> bool {
     time::next(&mut queue).is_none()
 }
 
-/// Mapping, aliasing, protection, unmapping and isolation, each seen by its effect on accesses.
+/// Mapping, aliasing, protection, unmapping and isolation, each verified by its effect on accesses.
 fn paging(memory: &mut Memory) -> Result<bool, MapError> {
     let frame = memory.frames.allocate().ok_or(MapError::OutOfFrames)?;
     let Memory { mmu, frames, space, .. } = memory;
     let (va, alias) = (SCRATCH, SCRATCH + PAGE_SIZE);
     let write = |va: u64, value: u64| {
-        // SAFETY: only this frame is ever mapped at the addresses that are tried.
+        // SAFETY: nothing but this frame is ever mapped at the addresses that are tried.
         unsafe { can_write(va, value) }
     };
-    // SAFETY: the direct map maps all memory, and the frame is ours.
+    // SAFETY: the direct map maps all memory, and the frame was allocated here.
     let content = || unsafe { (direct_map(frame) as *const u64).read_volatile() };
     let mut right = !can_read(va) && !write(va, 1);
 

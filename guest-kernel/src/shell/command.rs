@@ -5,18 +5,18 @@ use core::str::FromStr;
 #[cfg(test)]
 mod tests;
 
-/// What is to be done to a disk's sectors: from the first, so many.
+/// A request for sectors of the disk: the first sector, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sectors {
     /// Read one.
     Read(u64),
     /// Fill one with its number.
     Write(u64),
-    /// Have all that was written put on stable storage.
+    /// Put everything written on stable storage.
     Flush,
-    /// Give them back.
+    /// Discard sectors.
     Discard(u64, u32),
-    /// Make them zeroes.
+    /// Write zeroes to sectors.
     Zero(u64, u32),
 }
 
@@ -35,7 +35,7 @@ impl Sectors {
     }
 }
 
-/// A number that may be left out; none if it is something else.
+/// A number that may be left out; `None` if the word is not a number.
 fn optional<T: FromStr>(word: Option<&str>, otherwise: T) -> Option<T> {
     word.map_or(Some(otherwise), |word| word.parse().ok())
 }
@@ -53,25 +53,25 @@ pub enum Command<'a> {
     Uptime,
     /// Run a workload or `all`; without a name, list them.
     Bench(Option<&'a str>),
-    /// Draw so many random bytes.
+    /// Print so many random bytes.
     Rng(usize),
-    /// What disk there is.
+    /// Describe the disk.
     Disk,
-    /// Do something to sectors of the disk.
+    /// Make a request for sectors of the disk.
     Sectors(Sectors),
-    /// What this console is.
+    /// Describe the console.
     Console,
-    /// What is in a directory of the disk.
+    /// List a directory of the disk.
     List(&'a str),
-    /// What is in a file of the disk.
+    /// Print a file of the disk.
     Print(&'a str),
-    /// Serve the network until a key is pressed.
+    /// Serve the network until Ctrl-C.
     Serve,
-    /// Ask this station for so many echoes.
+    /// Ping this address so many times.
     Ping(&'a str, u16),
     /// Fetch a page from this web server.
     Fetch(&'a str),
-    /// Call this port of the host and say this word, or serve callers.
+    /// Connect to this port of the host and send this word; `None`: serve connections from the host.
     Vsock(Option<(u32, &'a str)>),
     /// Panic.
     Panic,
@@ -79,9 +79,9 @@ pub enum Command<'a> {
     Halt,
     /// Start again.
     Reboot,
-    /// This one, but not as it is used.
+    /// A known command with wrong arguments.
     Misused(&'static str),
-    /// None of these.
+    /// An unknown command.
     Unknown(&'a str),
 }
 

@@ -15,7 +15,7 @@ pub fn describe(kernel: &mut Kernel) {
         })
     });
     match found {
-        Err(DeviceError::Absent) => println!("no disk; start me with one, e.g. `paravane run --disk FILE`"),
+        Err(DeviceError::Absent) => println!("no disk; start the guest with one: `paravane run --disk FILE`"),
         Err(error) => println!("disk: {error}"),
         Ok((sectors, features)) => {
             let access = if features.contains(Features::READ_ONLY) { "read-only" } else { "read and write" };

@@ -52,7 +52,7 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> ControlFlow<Shutdown> {
         Command::Disk => disk::describe(kernel),
         Command::Sectors(what) => disk::request(kernel, what),
         Command::Console => match console::size() {
-            Err(()) => println!("console: the machine's own"),
+            Err(()) => println!("console: the machine's own console"),
             Ok(None) => println!("console: virtio"),
             Ok(Some((columns, rows))) => println!("console: virtio, {columns} columns, {rows} rows"),
         },

@@ -1,8 +1,8 @@
-//! Make an address space, map pages in it, switch to it, touch them, switch back, destroy it: what a process
-//! costs that does nothing.
+//! Make an address space, map pages in it, switch to it, touch them, switch back, destroy it: the cost of a process
+//! that does nothing.
 //!
-//! A table that is not live is plain memory on either machine, so the making costs no trap; switching to the
-//! new space is when a hypervisor learns of it.
+//! A table that is not live is plain memory on either machine, so making the space costs no trap; the hypervisor sees
+//! the space when it is switched to.
 
 use crate::exception::can_read;
 use crate::kernel::{Kernel, Memory};
@@ -45,7 +45,7 @@ fn live_once(memory: &mut Memory, pages: &[Page], turn: u64) -> Result<(), Failu
     }
     space.activate(mmu);
     for page in pages {
-        // SAFETY: the space in use maps the page to a frame of ours.
+        // SAFETY: the space in use maps the page to a frame of this workload.
         unsafe { (page.va as *mut u64).write_volatile(page.pattern ^ turn) };
     }
     let kept =
@@ -58,7 +58,7 @@ fn live_once(memory: &mut Memory, pages: &[Page], turn: u64) -> Result<(), Failu
 
 fn verify(memory: &Memory, pages: &[Page], free: u64) -> Result<(), Failure> {
     let last = SPACES - 1;
-    // SAFETY: the direct map maps all memory, and the frames are ours.
+    // SAFETY: the direct map maps all memory, and the frames are this workload's.
     let at = |page: &Page| unsafe { (direct_map(page.frame) as *const u64).read_volatile() };
     Failure::unless(pages.iter().all(|page| at(page) == page.pattern ^ last), "wrong-frame")?;
     Failure::unless(pages.iter().step_by(8).all(|page| !can_read(page.va)), "leaked-into-the-kernel")?;

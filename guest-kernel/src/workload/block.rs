@@ -1,7 +1,7 @@
-//! The disk: set it up once, and read 1000 blocks, one at a time and 32 at a time, small ones and large ones.
+//! The disk: set it up once; read 1000 blocks, one at a time and 32 at a time, small ones and large ones.
 //!
-//! The disk is one that whoever runs this has filled (see `pattern`). Every block is compared as a whole in a
-//! rehearsal, and by its first word in the measured run, so that what is measured is reading.
+//! The host has filled the disk with the pattern of [`pattern`]. A rehearsal compares whole blocks; the measured run
+//! compares only their first words, so that it measures reading.
 #![forbid(unsafe_code)]
 
 use paravane_guest::virtio::kicks;
@@ -16,11 +16,11 @@ use super::measure::{Failure, Outcome, Workload, measure};
 /// The seed of the disk's pattern.
 pub const SEED: u64 = 0x5eed;
 const READS: usize = 1000;
-/// Odd: blocks are read in an order that no neighbour predicts.
+/// Odd, so that the order of blocks is scattered.
 const STRIDE: u64 = 1103;
 /// How many completions a deep queue waits for at once.
 const BATCH: usize = 24;
-/// The same for large blocks, of which each takes the device a while.
+/// The same for large blocks, each of which takes the device longer.
 const LARGE_BATCH: usize = 12;
 
 pub const SETUP: Workload = Workload {
@@ -54,7 +54,7 @@ pub const READ_LARGE: Workload = Workload {
 fn setup(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     let count = device::prepare(kernel)?;
     device::without_interrupts(|| {
-        // A rehearsal: it finds out whether there is one, and touches the memory that queues take for the first time.
+        // A rehearsal: it finds out whether there is a device, and touches the queues' memory for the first time.
         let opened = device::open(&kernel.memory, count, Disk::KIND);
         drop(opened.and_then(|transport| Disk::new(transport, SECTOR))?);
         let (disk, measured) = measure(&mut kernel.memory, |memory| {
@@ -110,7 +110,7 @@ impl Reader {
         number as u64 * STRIDE % self.blocks
     }
 
-    /// All of them; `check` sees each with its number.
+    /// Reads all blocks, and passes each with its number to `check`.
     fn run(&mut self, check: impl Fn(u64, &[u8]) -> bool) -> Result<(), Failure> {
         let mut in_slot = [0; DEPTH];
         let (mut started, mut finished) = (0, 0);

@@ -1,7 +1,7 @@
 //! Print a page of text in one write: on the machine's own console, and on a virtio console.
 //!
-//! Whether all of it arrived on the machine's own is for the host to see: the guest cannot read it. The virtio console
-//! of a comparison types back what it is given.
+//! The host verifies the output on the machine's own console, which the guest cannot read. The virtio console of a
+//! comparison types its output back.
 #![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
@@ -32,7 +32,7 @@ fn run(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     Ok(Outcome::new(BYTES as u64, measured))
 }
 
-/// As `run`, and until the device has all of it: what was written is with the host by then.
+/// As `run`, on the virtio console, until the device has taken all of the text.
 fn run_virtio(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     let text: Vec<u8> = (0..BYTES).map(byte).collect();
     let transport = device::find(kernel, Console::KIND)?;
@@ -63,7 +63,7 @@ fn read_all(console: &mut Console) -> Result<Vec<u8>, DeviceError> {
     Ok(typed)
 }
 
-/// The text: lines that begin with their number and go on with the alphabet.
+/// The text: lines of their number and a part of the alphabet.
 fn byte(position: usize) -> u8 {
     let (line, column) = (position / LINE, position % LINE);
     match column {

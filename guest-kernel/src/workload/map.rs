@@ -1,8 +1,8 @@
-//! Map scattered pages to scattered frames, write to and read from each, make them read-only, unmap them.
+//! Map scattered pages to scattered frames, write and read each page, make them read-only, unmap them.
 //!
-//! Each of the three changes is one batch for the machine: the order in which a kernel does it when it
-//! populates, write-protects (for a fork, a snapshot) and tears down a mapping. The tables exist beforehand,
-//! so every operation is exactly one entry written three times.
+//! Each of the three changes is one batch for the machine, as when a kernel populates, write-protects (for a fork or
+//! a snapshot) and tears down a mapping. The tables exist beforehand, so that each page is exactly one entry, written
+//! three times.
 
 use crate::exception::{can_read, can_write};
 use crate::kernel::{Kernel, Memory};
@@ -40,7 +40,7 @@ fn run(kernel: &mut Kernel, count: u64) -> Result<Outcome, Failure> {
     verified
 }
 
-/// The measured body. `check` is asked about every page after protection.
+/// The measured body. `check` is called for every page after protection.
 fn exercise(
     memory: &mut Memory,
     pages: &[Page],
@@ -52,12 +52,12 @@ fn exercise(
     }
     mmu.flush(Stale::Nothing);
     for page in pages {
-        // SAFETY: the page was just mapped to a frame of ours.
+        // SAFETY: the page was just mapped to a frame of this workload.
         unsafe { (page.va as *mut u64).write_volatile(page.pattern) };
     }
     let protected = pages.iter().filter(|page| space.protect(mmu, page.va, Access::ReadOnly)).count();
     mmu.flush(Stale::Everything);
-    // SAFETY: still mapped, and nobody writes.
+    // SAFETY: still mapped, and not written meanwhile.
     let kept = pages.iter().all(|page| unsafe { (page.va as *const u64).read_volatile() } == page.pattern);
     let checked = pages.iter().all(|page| check(memory, page));
     let Memory { mmu, space, .. } = memory;
@@ -68,8 +68,8 @@ fn exercise(
     Failure::unless(protected == pages.len() && unmapped == pages.len(), "entry-lost")
 }
 
-/// One run with a close look at protection, which would disturb the measured one: every entry, and, since
-/// entries are not yet translations, whether writing to some of the pages faults.
+/// Two unmeasured runs that verify protection, which would disturb the measured one: the first looks at every entry;
+/// the second writes to some of the pages, because an entry is not yet a translation.
 fn rehearse(memory: &mut Memory, pages: &[Page]) -> Result<(), Failure> {
     exercise(memory, pages, |memory, page| {
         memory.space.translate(&memory.mmu, page.va) == Some((page.frame, Access::ReadOnly))
@@ -77,21 +77,22 @@ fn rehearse(memory: &mut Memory, pages: &[Page]) -> Result<(), Failure> {
     let mut turn = 0;
     exercise(memory, pages, |_, page| {
         turn += 1;
-        // SAFETY: if it can be written, it is ours.
+        // SAFETY: if the page is writable, its frame is this workload's.
         turn % sampling(pages) != 0 || !unsafe { can_write(page.va, 0) }
     })
 }
 
-/// After the run: the data is where it belongs, seen through the direct map, and the pages are gone.
+/// Verifies after the run that the data is in the right frames, seen through the direct map, and that the pages are
+/// unmapped.
 fn verify(pages: &[Page]) -> Result<(), Failure> {
-    // SAFETY: the direct map maps all memory, and the frames are ours.
+    // SAFETY: the direct map maps all memory, and the frames are this workload's.
     let at = |page: &Page| unsafe { (direct_map(page.frame) as *const u64).read_volatile() };
     Failure::unless(pages.iter().all(|page| at(page) == page.pattern), "wrong-frame")?;
     let gone = pages.iter().step_by(sampling(pages)).all(|page| !can_read(page.va));
     Failure::unless(gone, "still-mapped")
 }
 
-/// Every how manieth page is tried out by a fault: 64 in all.
+/// One page in so many is tested by a fault: 64 in all.
 const fn sampling(pages: &[Page]) -> usize {
     pages.len() / 64
 }

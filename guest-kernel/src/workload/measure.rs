@@ -1,4 +1,4 @@
-//! What a workload is, and how its body is measured.
+//! The types of a workload, and the measurement of its body.
 #![forbid(unsafe_code)]
 
 use paravane_guest::virtio::drivers::Error;
@@ -11,45 +11,45 @@ use crate::memory::paging::{MAX_COUNTERS, MapError, Mmu};
 
 /// A workload.
 pub struct Workload {
-    /// What to call it.
+    /// Its name on the command line and in results.
     pub name: &'static str,
     /// What it does, in one line.
     pub what: &'static str,
-    /// What one of its operations is.
+    /// The unit of its operations.
     pub unit: &'static str,
     /// Runs it: set-up, measured body, verification.
     pub run: fn(&mut Kernel) -> Result<Outcome, Failure>,
 }
 
-/// What a verified run amounts to.
+/// The result of a verified run.
 pub struct Outcome {
     /// Operations done between the marks.
     pub ops: u64,
-    /// What that took.
+    /// The measurement.
     pub measured: Measured,
-    /// Anything else worth printing.
+    /// The names of further figures to print.
     pub figures: &'static [&'static str],
     /// The values of `figures`, in the same order.
     pub values: [u64; 3],
 }
 
 impl Outcome {
-    /// So many operations, without further figures.
+    /// A result without further figures.
     pub const fn new(ops: u64, measured: Measured) -> Self {
         Self { ops, measured, figures: &[], values: [0; 3] }
     }
 }
 
-/// What a body took.
+/// The measurement of a body.
 #[derive(Clone, Copy)]
 pub struct Measured {
     /// Nanoseconds.
     pub ns: u64,
-    /// What the machine counted meanwhile.
+    /// The machine's counters: what they advanced by.
     pub counters: [u64; MAX_COUNTERS],
 }
 
-/// Why a run does not count: one word.
+/// Why a run failed, in one word.
 pub struct Failure(pub &'static str);
 
 impl Failure {
@@ -79,10 +79,10 @@ impl From<Error> for Failure {
 
 /// Code of the mark before a measured body.
 const BEGIN: u8 = 1;
-/// Code of the mark after it.
+/// Code of the mark after a measured body.
 const END: u8 = 2;
 
-/// Runs a body between the marks; what it returned and what it took.
+/// Runs a body between the marks; returns its result and the measurement.
 pub fn measure<R>(memory: &mut Memory, body: impl FnOnce(&mut Memory) -> R) -> (R, Measured) {
     let counted = memory.mmu.counters();
     tell(BEGIN);

@@ -1,8 +1,9 @@
-//! Workloads: what the two machines are compared by.
+//! Workloads, by which the two machines are compared.
 //!
-//! Each has three parts: set-up, a measured body between two marks, and verification. Only the body is
-//! measured, and what it did is verified by other means than those it used. Workloads are deterministic:
-//! the same operations in the same order on every machine and in every run. No workload knows its machine.
+//! Each has three parts: set-up, a measured body between two marks, and verification. Only the body is measured, and
+//! its result is verified by other means than the body used. Workloads are deterministic: the same operations in the
+//! same order on every machine and in every run. No workload knows its machine. A new one is a file here and a line
+//! in [`ALL`].
 
 use crate::device::DeviceError;
 use crate::kernel::{CurrentMmu, Kernel};
@@ -21,7 +22,7 @@ mod timer;
 
 use measure::{Failure, Measured, Outcome, Workload};
 
-/// All of them.
+/// All workloads.
 const ALL: &[Workload] = &[
     null_call::WORKLOAD,
     console::WORKLOAD,
@@ -59,7 +60,7 @@ pub fn run(kernel: &mut Kernel, name: &str) -> bool {
     found && ok
 }
 
-/// Prints what there is to run.
+/// Lists the workloads.
 pub fn list() {
     for workload in ALL {
         println!("  {:<18}{}", workload.name, workload.what);
@@ -70,7 +71,7 @@ pub fn list() {
 fn report(workload: &Workload, outcome: Result<Outcome, Failure>) -> bool {
     let Workload { name, unit, .. } = workload;
     match outcome {
-        // Not a failure of anything: this machine lacks what the workload is about.
+        // Not a failure: the machine lacks the device that the workload needs.
         Err(Failure(why)) if why == DeviceError::Absent.word() => println!("skip: name={name} why={why}"),
         Err(Failure(why)) => {
             println!("bench: name={name} ops=0 ok=false why={why}");

@@ -1,8 +1,8 @@
-//! The network: set an interface up once, send and receive 10 000 frames.
+//! The network: set an interface up once; send and receive 10 000 frames.
 //!
-//! The other side is a peer that counts what it is sent, and sends what it is asked for, both by *control frames*:
-//! type 0x88b5, then `PVNP`, an operation, a count and a size. What it counted, and the number that each of its frames
-//! bears, is how results are verified.
+//! The other end is a peer that counts the frames that it receives and sends frames on request. Requests are *control
+//! frames*: type 0x88b5, then `PVNP`, an operation, a count and a size. Results are verified by the peer's counts and
+//! by the number in each of its frames.
 #![forbid(unsafe_code)]
 
 use paravane_guest::virtio::kicks;
@@ -14,16 +14,16 @@ use crate::kernel::Kernel;
 use super::measure::{Failure, Measured, Outcome, Workload, measure};
 
 const FRAMES: u32 = 10_000;
-/// Completions that are waited for at once: half of the queue. The device works on the other half while the machine brings
-/// us back; a wait for fewer would often be over before it began, and cost its exit all the same.
+/// How many completions a wait is for: half of the queue. The device works on the other half while the kernel wakes
+/// up; a wait for fewer would often end before it began, and cost its exit all the same.
 const BATCH: u16 = 128;
-/// Frames that are put into the queue before the device is told, as a stack does that has more to send.
+/// Frames that are put into the queue before the device is notified, as a stack does when it has more to send.
 const BURST: u64 = 16;
 /// The peer's address.
 const PEER: [u8; 6] = [0x02, 0, 0, 0, 0x88, 0xb5];
-/// The type of its frames, and of ours that are for it to act on.
+/// The type of the peer's frames and of requests to it.
 const CONTROL_TYPE: [u8; 2] = [0x88, 0xb5];
-/// The type of frames that it only counts: the second for local experiments.
+/// The type of frames that the peer only counts: the second type for local experiments.
 const DATA_TYPE: [u8; 2] = [0x88, 0xb6];
 const MAGIC: &[u8] = b"PVNP";
 const OPERATION_SEND: u16 = 1;
@@ -53,14 +53,14 @@ pub const SEND_BIG: Workload = Workload {
 
 pub const FLOOD_SMALL: Workload = Workload {
     name: "net-flood-64",
-    what: "send 10000 frames of 64 bytes to whoever is there, who counts them",
+    what: "send 10000 frames of 64 bytes without a check of their arrival",
     unit: "frame",
     run: |kernel| flood(kernel, 64),
 };
 
 pub const FLOOD_BIG: Workload = Workload {
     name: "net-flood-1500",
-    what: "send 10000 frames of 1500 bytes to whoever is there, who counts them",
+    what: "send 10000 frames of 1500 bytes without a check of their arrival",
     unit: "frame",
     run: |kernel| flood(kernel, 1500),
 };
@@ -82,13 +82,13 @@ pub const RECEIVE_BIG: Workload = Workload {
 fn setup(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     let count = device::prepare(kernel)?;
     device::without_interrupts(|| {
-        // A rehearsal: it finds out whether there is one, and touches the memory that queues take for the first time.
+        // A rehearsal: it finds out whether there is a device, and touches the queues' memory for the first time.
         drop(device::open(&kernel.memory, count, Net::KIND).and_then(Net::new)?);
         let (net, measured) =
             measure(&mut kernel.memory, |memory| device::open(memory, count, Net::KIND).and_then(Net::new));
         let mut net = net?;
         net.check()?;
-        // The first frame there and back: the queues are usable indeed.
+        // A first frame there and back shows that the queues work.
         net.open()?;
         report(&mut net)?;
         Ok(Outcome::new(1, measured))
@@ -99,7 +99,7 @@ fn send(kernel: &mut Kernel, size: usize) -> Result<Outcome, Failure> {
     let transport = device::find(kernel, Net::KIND)?;
     device::without_interrupts(|| {
         let mut net = ready(transport)?;
-        // What came before does not count.
+        // Resets the peer's counts.
         report(&mut net)?;
         let before = kicks().sent;
         let (done, measured) = measure(&mut kernel.memory, |_| send_all(&mut net, size));
@@ -111,7 +111,7 @@ fn send(kernel: &mut Kernel, size: usize) -> Result<Outcome, Failure> {
     })
 }
 
-/// Sends without asking anybody whether it arrived: for interfaces without the peer.
+/// Sends without verifying arrival, for interfaces without the peer.
 fn flood(kernel: &mut Kernel, size: usize) -> Result<Outcome, Failure> {
     let transport = device::find(kernel, Net::KIND)?;
     device::without_interrupts(|| {
@@ -165,7 +165,7 @@ fn receive(kernel: &mut Kernel, size: usize) -> Result<Outcome, Failure> {
     })
 }
 
-/// Every frame has its number, in order, at its beginning and at its end.
+/// Receives all frames; each has its number, in order, at its beginning and at its end.
 fn receive_all(net: &mut Net, size: usize) -> Result<(), Failure> {
     let (mut number, total) = (0u64, u64::from(FRAMES));
     while number < total {
@@ -214,7 +214,7 @@ fn ask(net: &mut Net, operation: u16, count: u32, size: u32) -> Result<(), Failu
     })?)
 }
 
-/// How many frames and bytes the peer was sent since it was asked last.
+/// How many frames and bytes the peer has received since the last request for a report.
 fn report(net: &mut Net) -> Result<(u64, u64), Failure> {
     ask(net, OPERATION_REPORT, 0, 0)?;
     loop {
@@ -228,7 +228,7 @@ fn report(net: &mut Net) -> Result<(u64, u64), Failure> {
         })?;
         net.refill();
         if let Some(Some(counted)) = answer {
-            // Our own frame is done with, too: the peer has answered it.
+            // The request itself has been sent, because the peer has answered it.
             while net.unsent() != 0 {
                 net.wait_sent(net.unsent() as u16)?;
                 net.reclaim()?;

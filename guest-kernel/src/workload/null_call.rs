@@ -1,4 +1,4 @@
-//! Ask the machine for the least that only it can answer, and check the answer.
+//! Make the cheapest request that only the machine can answer, and check the answer.
 #![forbid(unsafe_code)]
 
 use crate::kernel::{Kernel, Memory};
@@ -8,8 +8,12 @@ use super::measure::{Failure, Outcome, Workload, measure};
 
 const CALLS: u64 = 1000;
 
-pub const WORKLOAD: Workload =
-    Workload { name: "null-call", what: "ask the machine the least, 1000 times", unit: "call", run };
+pub const WORKLOAD: Workload = Workload {
+    name: "null-call",
+    what: "make the cheapest request to the machine, 1000 times",
+    unit: "call",
+    run,
+};
 
 fn run(kernel: &mut Kernel) -> Result<Outcome, Failure> {
     let calls = |_: &mut Memory| (0..CALLS).filter(|_| Current::null_call()).count() as u64;

@@ -1,4 +1,4 @@
-//! Pages and frames in an order that no neighbour predicts, the same in every run.
+//! Pages and frames in a scattered order, the same in every run.
 #![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
@@ -8,7 +8,7 @@ use crate::memory::paging::Span;
 
 use super::measure::Failure;
 
-/// One page to map: where, to what, and what its first 8 bytes are to hold.
+/// A page to map: its address, its frame, and the value for its first 8 bytes.
 #[derive(Clone, Copy)]
 pub struct Page {
     pub va: u64,
@@ -16,7 +16,7 @@ pub struct Page {
     pub pattern: u64,
 }
 
-/// How much wider than its pages the window is in which they are scattered.
+/// How much larger than its pages the window is in which they are scattered.
 const SPREAD: u64 = 8;
 /// Odd, and so a permutation of every power of two.
 const STRIDE: u64 = 1103;
@@ -26,7 +26,7 @@ pub const fn window(base: u64, count: u64) -> Span {
     Span::pages(base, count * SPREAD)
 }
 
-/// `count` pages (a power of two) all over a window at `base`, on as many frames in another order.
+/// `count` pages (a power of two), scattered over the window at `base`, with as many frames in another order.
 pub fn pages(frames: &mut FrameAllocator<'_>, base: u64, count: u64) -> Result<Vec<Page>, Failure> {
     debug_assert!(count.is_power_of_two());
     if frames.free_frames() < count {
@@ -41,7 +41,7 @@ pub fn pages(frames: &mut FrameAllocator<'_>, base: u64, count: u64) -> Result<V
     Ok((0..count).map(page).collect())
 }
 
-/// Gives the frames back.
+/// Frees the pages' frames.
 pub fn release(frames: &mut FrameAllocator<'_>, pages: &[Page]) {
     for page in pages {
         if let Err(error) = frames.free(page.frame) {

@@ -1,4 +1,4 @@
-//! A thousand one-shot timers, one after the other, idle in between: from arming to the interrupt handler.
+//! A thousand one-shot timers, one after the other, idle in between: the time from arming to the interrupt handler.
 #![forbid(unsafe_code)]
 
 use crate::interrupts::timer;
@@ -45,7 +45,7 @@ impl Latency {
     }
 }
 
-/// One timer; how long after arming its handler ran. Interrupts are off but while waiting.
+/// Arms one timer; returns the nanoseconds until its handler ran. Interrupts are off except while waiting.
 fn one() -> u64 {
     let count = timer::count();
     let armed = Current::clock();

@@ -12,16 +12,16 @@ const CODE: u16 = 0x08;
 const DATA: u16 = 0x10;
 const TSS: u16 = 0x18;
 
-/// Interrupts get a stack of their own, and exceptions another: prebuilt code keeps values in the 128 bytes
-/// below RSP (the red zone), which whatever is pushed on the interrupted stack would destroy. Handlers run
-/// with interrupts off, so no stack is entered twice but by an exception within an exception, which is fatal.
+/// Interrupts and exceptions have a stack each: prebuilt code keeps values in the 128 bytes below RSP (the red zone),
+/// which a frame pushed on the interrupted stack would overwrite. Handlers run with interrupts off, so that a stack
+/// is entered twice only by an exception within an exception, which is fatal.
 const INTERRUPT_STACK: u8 = 1;
 const EXCEPTION_STACK: u8 = 2;
 
 #[repr(C, align(16))]
 struct Stack([u8; 16 * 1024]);
 
-/// The 64-bit TSS (SDM vol. 3, 8.7): here only to hold the handlers' stacks.
+/// The 64-bit TSS (SDM vol. 3, 8.7), used only for the handlers' stacks.
 #[repr(C, packed)]
 struct TaskState {
     reserved0: u32,
@@ -65,7 +65,7 @@ impl TablePointer {
     }
 }
 
-/// Builds and loads all of them.
+/// Builds and loads all descriptor tables.
 pub fn load() {
     // SAFETY: called once, before any interrupt or exception can use the tables.
     unsafe {
@@ -83,10 +83,10 @@ pub fn load() {
     }
 }
 
-/// Makes every exception fatal to the machine.
+/// Loads an empty IDT: the next exception ends the machine.
 pub fn load_empty_idt() {
     let none = TablePointer { limit: 0, base: 0 };
-    // SAFETY: this is what the caller wants.
+    // SAFETY: ending the machine by the next exception is the purpose of this function.
     unsafe { asm!("lidt [{}]", in(reg) &none, options(nostack, readonly)) };
 }
 

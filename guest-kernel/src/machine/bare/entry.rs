@@ -1,10 +1,10 @@
 //! The first instructions, and the note by which a loader recognises the image.
 //!
-//! The boot protocol ("Paravane" note 1, version 1): entered at `_start` in long mode at ring 0, with
-//! interrupts off and paging on; CR3 maps the virtual base (note 2), and the addresses after it, to physical memory
-//! from 0 on, in 4 KiB pages, past everything loaded and at least 512 KiB more; RSI is the physical address
-//! of an `hvm_start_info`, and RSP the top of a stack above which nothing is in use. The protocol promises no descriptor
-//! table, and nothing of CR0 and CR4 beyond what long mode needs.
+//! The boot protocol ("Paravane" note 1, version 1): entered at `_start` in long mode at ring 0, with interrupts off
+//! and paging on; CR3 maps the virtual base (note 2), and the addresses after it, to physical memory from 0 on, in
+//! 4 KiB pages, past everything loaded and at least 512 KiB more; RSI is the physical address of an `hvm_start_info`,
+//! and RSP the top of a stack above which nothing is in use. The protocol promises no descriptor table, and nothing
+//! of CR0 and CR4 beyond what long mode needs.
 //!
 //! The assembly is expanded in the image's own crate, whose object files the linker always takes.
 

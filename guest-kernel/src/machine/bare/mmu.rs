@@ -12,12 +12,11 @@ static ROOT: AtomicU64 = AtomicU64::new(0);
 
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// A processor's own page tables. There is no such thing as a table that is not ours to write, so that
-/// several of the primitives have nothing to do.
+/// The processor's page tables. The kernel may write every table directly, so several of the primitives do nothing.
 pub struct BareMmu(());
 
 impl BareMmu {
-    /// For a machine that uses `root`.
+    /// The primitives of a machine whose L4 table is `root`.
     pub fn new(root: Frame) -> Self {
         ROOT.store(root.0, Ordering::Relaxed);
         Self(())
@@ -43,7 +42,7 @@ impl Mmu for BareMmu {
     }
 
     fn clear(&mut self, table: Frame) {
-        // SAFETY: a frame of memory, and `paging` has just allocated it.
+        // SAFETY: `paging` has just allocated the frame.
         unsafe { (direct_map(table) as *mut u8).write_bytes(0, PAGE_SIZE as usize) };
     }
 
@@ -52,7 +51,7 @@ impl Mmu for BareMmu {
     }
 
     fn write(&mut self, table: Frame, index: usize, entry: u64) {
-        // SAFETY: as in `read`; what the entry maps is the concern of `paging`'s callers.
+        // SAFETY: as in `read`; the callers of `paging` answer for what the entry maps.
         unsafe { slot(table, index).write_volatile(entry) };
     }
 
@@ -64,7 +63,7 @@ impl Mmu for BareMmu {
     fn flush(&mut self, stale: Stale) {
         match stale {
             Stale::Nothing => {}
-            // SAFETY: drops a translation.
+            // SAFETY: drops a cached translation.
             Stale::Page(va) => unsafe { asm!("invlpg [{}]", in(reg) va, options(nostack, preserves_flags)) },
             Stale::Everything => self.switch(Frame(ROOT.load(Ordering::Relaxed))),
         }
@@ -77,7 +76,7 @@ impl Mmu for BareMmu {
     }
 }
 
-/// The frame of the L4 in use, as the processor says.
+/// The frame of the L4 in use, read from CR3.
 pub fn read_root() -> Frame {
     let cr3: u64;
     // SAFETY: reading CR3 has no effect.

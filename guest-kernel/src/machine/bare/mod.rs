@@ -1,10 +1,10 @@
-//! The bare machine: a PC, driven at ring 0 as if nobody else were there.
+//! The bare machine: a PC, driven at ring 0 without knowledge of a hypervisor.
 //!
-//! An ordinary kernel's machine layer: descriptor tables of its own, two 8259s, an 8254, a 16550, plain
-//! stores to page tables. It is correct on hardware. It keeps, besides, to what a processor cannot execute
-//! *differently* at CPL 3 without trapping (Popek and Goldberg, 1974): no PUSHF, POPF, SGDT, SIDT, SLDT, STR,
-//! SMSW, LAR, LSL, VERR, VERW, no reading of CS or SS, no far transfer within a ring. So a hypervisor that
-//! runs it at CPL 3 sees every instruction whose meaning would change.
+//! This is an ordinary kernel's machine layer: its own descriptor tables, two 8259s, an 8254, a 16550, plain stores
+//! to page tables. It is correct on hardware. In addition it avoids every instruction that behaves differently at
+//! CPL 3 without trapping (Popek and Goldberg, 1974): PUSHF, POPF, SGDT, SIDT, SLDT, STR, SMSW, LAR, LSL, VERR, VERW,
+//! reading CS or SS, far transfers within a ring. So a hypervisor that runs it at CPL 3 sees every instruction whose
+//! meaning would change.
 
 use core::arch::asm;
 
@@ -65,7 +65,7 @@ impl Machine for Bare {
     }
 
     fn interrupts_off() {
-        // SAFETY: what must not be interrupted may follow.
+        // SAFETY: has no effect on memory; it only delays interrupts.
         unsafe { asm!("cli") };
     }
 
@@ -83,7 +83,7 @@ impl Machine for Bare {
         timer::arm(deadline);
     }
 
-    /// Reading CR3 is the least that a kernel at CPL 3 cannot do by itself: one register, no side effect.
+    /// Reads CR3, the cheapest operation that a kernel at CPL 3 cannot do by itself: one register, no side effect.
     fn null_call() -> bool {
         mmu::read_root() == mmu::expected_root()
     }
@@ -97,7 +97,7 @@ impl Machine for Bare {
     }
 
     fn shutdown(how: Shutdown) -> ! {
-        // SAFETY: the ports at which this PC is switched off, reset, and told that its guest crashed.
+        // SAFETY: the ports that power this PC off, reset it, and report a crash.
         unsafe {
             match how {
                 Shutdown::PowerOff => port::write_u16(0x604, 0x2000),
@@ -106,7 +106,7 @@ impl Machine for Bare {
             }
         }
         loop {
-            // SAFETY: a machine that did not go away is to do nothing more.
+            // SAFETY: the machine did not end; it must not execute anything further.
             unsafe { asm!("cli", "hlt") };
         }
     }

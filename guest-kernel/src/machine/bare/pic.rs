@@ -16,7 +16,7 @@ const SECONDARY_COMMAND: u16 = 0xa0;
 const SECONDARY_DATA: u16 = 0xa1;
 const END_OF_INTERRUPT: u8 = 0x20;
 
-/// Moves the requests away from the exceptions' vectors and masks all but the two that are used.
+/// Moves the request lines away from the exceptions' vectors and masks all lines but the timer's and COM1's.
 pub fn init() {
     let writes = [
         (PRIMARY_COMMAND, 0x11), // ICW1: edge triggered, cascaded, ICW4 follows
@@ -36,7 +36,7 @@ pub fn init() {
     }
 }
 
-/// Lets a request line through, too.
+/// Unmasks a request line.
 pub fn unmask(irq: u8) {
     // The secondary's requests arrive on line 2 of the primary.
     let lines = if irq < 8 {
@@ -45,12 +45,12 @@ pub fn unmask(irq: u8) {
         [(PRIMARY_DATA, 2), (SECONDARY_DATA, irq - 8)]
     };
     for (port, line) in lines {
-        // SAFETY: the controller's mask register; whoever wants the line has a handler for it.
+        // SAFETY: the controller's mask register; the line has a handler.
         unsafe { port::write_u8(port, port::read_u8(port) & !(1 << line)) };
     }
 }
 
-/// Lets the controllers deliver again (a non-specific end of interrupt).
+/// Ends the interrupt in service (a non-specific end of interrupt), so that the controllers deliver the next.
 pub fn acknowledge(irq: u8) {
     // SAFETY: called once for each request delivered.
     unsafe {

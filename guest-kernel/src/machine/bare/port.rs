@@ -5,7 +5,7 @@ use core::arch::asm;
 /// Reads a byte.
 ///
 /// # Safety
-/// Reading this port is what its device expects now.
+/// The device expects a read of this port now.
 pub unsafe fn read_u8(port: u16) -> u8 {
     let value;
     // SAFETY: as the caller promises.
@@ -16,7 +16,7 @@ pub unsafe fn read_u8(port: u16) -> u8 {
 /// Writes a byte.
 ///
 /// # Safety
-/// What its device does in response is harmless to memory that Rust knows of.
+/// The device's response does not affect memory that Rust uses.
 pub unsafe fn write_u8(port: u16, value: u8) {
     // SAFETY: as the caller promises.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };

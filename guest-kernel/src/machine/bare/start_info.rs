@@ -1,4 +1,4 @@
-//! What the loader tells: `hvm_start_info`, version 1 (Xen's public `arch-x86/hvm/start_info.h`).
+//! The loader's description of the machine: `hvm_start_info`, version 1 (Xen's public `arch-x86/hvm/start_info.h`).
 
 use core::ops::Range;
 
@@ -11,15 +11,15 @@ use crate::memory::BootMemory;
 use crate::memory::frames::{Frame, PAGE_SIZE};
 use crate::memory::layout::VIRT_BASE;
 
-/// How far the terminator of a command line is looked for.
+/// The longest command line, terminator included.
 const CMDLINE_MAX: u32 = 1024;
-/// Where PCs have their memory in one piece: below lies what is left of 1981.
+/// The start of a PC's contiguous memory; below are the BIOS areas and the VGA window.
 const FIRST_MIB: u64 = 1 << 20;
 
 /// Reads the structure at a physical address and what it refers to.
 ///
 /// # Safety
-/// It is there, complete, valid, and within the initial mapping, as the boot protocol promises.
+/// The structure is present, complete and valid, and lies in the initial mapping, as the boot protocol promises.
 pub unsafe fn read(paddr: u64, first_free: Frame, root: Frame) -> Boot {
     // SAFETY: as the caller promises.
     let info = unsafe { &*(at(paddr) as *const HvmStartInfo) };
@@ -43,7 +43,7 @@ pub unsafe fn read(paddr: u64, first_free: Frame, root: Frame) -> Boot {
     }
 }
 
-/// The end of the piece of memory that the kernel is loaded in.
+/// The end of the region of memory that the kernel is loaded in.
 fn main_memory_end(memmap: &[HvmMemmapTableEntry]) -> u64 {
     let is_main = |e: &&HvmMemmapTableEntry| {
         e.kind == XEN_HVM_MEMMAP_TYPE_RAM && e.addr <= FIRST_MIB && e.addr.saturating_add(e.size) > FIRST_MIB
@@ -61,7 +61,7 @@ const fn at(paddr: u64) -> u64 {
 }
 
 /// # Safety
-/// `count` entries are at that address, unless it or the count is 0.
+/// `count` entries are at that address, unless the address or the count is 0.
 unsafe fn slice<T>(paddr: u64, count: u32) -> &'static [T] {
     if paddr == 0 {
         return &[];

@@ -1,4 +1,4 @@
-//! Where exceptions and interrupts arrive.
+//! The entry code of exceptions and interrupts, and their dispatch.
 
 use core::arch::{asm, global_asm};
 
@@ -8,14 +8,14 @@ use crate::machine::exception::{self, Exception};
 use super::pic::{self, FIRST_IRQ};
 use super::{timer, tsc, uart, virtio};
 
-/// How many vectors have a gate: 32 exceptions, 16 interrupt requests.
+/// Vectors with a gate: 32 exceptions, 16 interrupt requests.
 pub const VECTORS: usize = 48;
 
 const PAGE_FAULT: u64 = 14;
 const TIMER: u64 = FIRST_IRQ as u64 + pic::TIMER_IRQ as u64;
 const SERIAL: u64 = FIRST_IRQ as u64 + pic::SERIAL_IRQ as u64;
 
-/// What the stubs below leave on the stack, lowest address first.
+/// The frame that the stubs below leave on the stack, lowest address first.
 #[repr(C)]
 struct Frame {
     registers: [u64; 15],
@@ -28,9 +28,9 @@ struct Frame {
     ss: u64,
 }
 
-// One stub of 16 bytes for each vector pushes a zero where the processor pushes no error code (the constant
-// has a bit for each vector where it does: SDM vol. 3, table 6-1) and the vector. The common part saves the
-// general registers, and the vector registers too, which compiled Rust uses anywhere.
+// One stub of 16 bytes for each vector pushes a zero where the processor pushes no error code (the constant has a bit
+// for each vector with an error code: SDM vol. 3, table 6-1), then the vector. The common part saves the general
+// registers and the vector registers, which compiled Rust uses anywhere.
 global_asm!(
     ".pushsection .text.traps, \"ax\", @progbits",
     ".p2align 4",
@@ -92,7 +92,7 @@ global_asm!(
     dispatch = sym dispatch,
 );
 
-// SAFETY: a label of the assembly above, of which only the address is taken.
+// SAFETY: a label of the assembly above; only its address is used.
 unsafe extern "C" {
     safe static trap_stubs: u8;
 }
@@ -120,7 +120,7 @@ extern "C" fn dispatch(frame: &mut Frame) {
             virtio::interrupt(irq);
             pic::acknowledge(irq);
         }
-        // Everything else is masked, so this is a spurious request, which must not be acknowledged.
+        // All other lines are masked, so this is a spurious request, which must not be acknowledged.
         _ => {}
     }
 }

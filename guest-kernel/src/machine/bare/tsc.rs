@@ -8,7 +8,7 @@ use crate::rate::{self, Sample};
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// Nanoseconds a tick, as a fraction of 2^32.
+/// Nanoseconds per tick, in units of 2^-32.
 static SCALE: AtomicU64 = AtomicU64::new(0);
 
 /// Nanoseconds since the counter started.
@@ -16,7 +16,7 @@ pub fn nanoseconds() -> u64 {
     ((u128::from(ticks()) * u128::from(SCALE.load(Ordering::Relaxed))) >> 32) as u64
 }
 
-/// Finds out how fast the counter counts. Interrupts are off.
+/// Determines the counter's rate. Interrupts are off.
 pub fn calibrate() {
     let hz = rate_from_cpuid().unwrap_or_else(rate_from_pit);
     SCALE.store((NS_PER_SECOND << 32) / hz, Ordering::Relaxed);
@@ -27,8 +27,8 @@ fn ticks() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// The rate as the processor states it (SDM vol. 3, 18.7.3), or as a hypervisor does in the leaf that has
-/// become customary for it.
+/// The rate that the processor states (SDM vol. 3, 18.7.3), or that a hypervisor states in the leaf that is customary
+/// for it.
 fn rate_from_cpuid() -> Option<u64> {
     const TSC_RATIO: u32 = 0x15;
     const HYPERVISOR: u32 = 0x4000_0000;
@@ -48,14 +48,14 @@ fn rate_from_cpuid() -> Option<u64> {
     None
 }
 
-/// The rate as measured over some 10 ms of the 8254's time.
+/// The rate, measured over about 10 ms of the 8254's time.
 fn rate_from_pit() -> u64 {
     let hz = rate::measure(pit::HZ, pit::HZ / 100, || pit::start(pit::MAX_TICKS), sample);
     pit::stop();
     hz
 }
 
-/// Both counters at one moment: of a few attempts the one that took the shortest.
+/// Both counters at one moment: the shortest of a few attempts.
 fn sample() -> Sample {
     let attempt = || {
         let before = ticks();

@@ -1,7 +1,7 @@
 //! COM1: a 16550 UART.
 //!
-//! Output is polled, a status read and a data write for each byte, as serial consoles have done since the
-//! 8250: it works before interrupts do and in a panic. Input is interrupt-driven.
+//! Output is polled, with a status read and a data write for each byte, so that it works before interrupts do, and in
+//! a panic. Input is interrupt-driven.
 
 use crate::interrupts::TYPED;
 
@@ -24,7 +24,7 @@ const TRANSMITTER_EMPTY: u8 = 1 << 5;
 pub fn init() {
     let writes = [
         (INTERRUPT_ENABLE, 0),
-        (LINE_CONTROL, 0x80), // the divisor's registers in place of the data's
+        (LINE_CONTROL, 0x80), // DLAB: the divisor's registers in place of the data register
         (DIVISOR_LOW, 1),
         (DIVISOR_HIGH, 0),
         (LINE_CONTROL, 0x03),
@@ -46,7 +46,7 @@ pub fn enable_interrupts() {
 /// Transmits bytes in order.
 pub fn write(bytes: &[u8]) {
     for &byte in bytes {
-        // SAFETY: transmits a byte once the UART can take it.
+        // SAFETY: transmits a byte once the UART has room for it.
         unsafe {
             while port::read_u8(LINE_STATUS) & TRANSMITTER_EMPTY == 0 {}
             port::write_u8(DATA, byte);
@@ -54,10 +54,10 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
-/// With interrupts off: takes what was received, as far as there is room for it. What is left keeps the request up,
-/// which is no new interrupt: whoever makes room asks again.
+/// With interrupts off: takes received bytes while there is room for them. A byte that is left keeps the request line
+/// up, which raises no new interrupt; so the reader calls this again once there is room.
 pub fn receive() {
-    // SAFETY: reading takes a byte out of the FIFO, and the request back when it was the last.
+    // SAFETY: reading takes a byte out of the FIFO, and withdraws the request after the last one.
     unsafe {
         while TYPED.room() > 0 && port::read_u8(LINE_STATUS) & DATA_READY != 0 {
             TYPED.push(port::read_u8(DATA));

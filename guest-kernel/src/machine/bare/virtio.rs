@@ -1,7 +1,7 @@
-//! Virtio devices on the memory bus (virtio 1.2, section 4.2), where the command line says that they are.
+//! Virtio devices on the memory bus (virtio 1.2, section 4.2), at the addresses that the command line gives.
 //!
-//! The protocol is `virtio-drivers`'; what is added is what every machine of this kernel does alike: notifications
-//! that a device did not ask for are not made. Interrupts are acknowledged in the handler, and end a wait.
+//! `virtio-drivers` has the protocol. This file adds what both machines do alike: it leaves out notifications that
+//! the device did not ask for. Interrupts are acknowledged in the handler, and end a wait.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -19,9 +19,9 @@ use crate::memory::frames::{Frame, PAGE_SIZE};
 use crate::memory::paging::{Access, Mmu, Span, Stale};
 use crate::memory::{Memory, direct_map};
 
-/// Devices that we drive at most.
+/// The most devices.
 const DEVICES: usize = 8;
-/// Queues of one device that we drive at most.
+/// The most queues of one device.
 const QUEUES: usize = 4;
 /// `VIRTIO_F_EVENT_IDX`.
 const EVENT_IDX: u64 = 1 << 29;
@@ -32,12 +32,12 @@ const INTERRUPT_ACK: u64 = 0x64;
 
 /// A device that the command line names.
 struct Slot {
-    /// Address of its registers; 0 none.
+    /// Address of its registers; 0 if there is no device.
     registers: AtomicU64,
     irq: AtomicU8,
-    /// Whether it may interrupt: its driver is there.
+    /// Whether a driver has the device, so that it may interrupt.
     open: AtomicU8,
-    /// Interrupts that the handler has acknowledged and nobody has asked for yet.
+    /// Interrupts that the handler has acknowledged and the driver has not seen yet.
     pending: AtomicU32,
 }
 
@@ -50,7 +50,7 @@ static SLOTS: [Slot; DEVICES] = [const {
     }
 }; DEVICES];
 
-/// Maps the registers of the devices that the command line names, and lets their request lines through.
+/// Maps the registers of the devices that the command line names, and unmasks their request lines.
 pub fn attach(memory: &mut Memory<BareMmu>, cmdline: &str) -> usize {
     let Memory { mmu, frames, space, .. } = memory;
     let mut count = 0;
@@ -69,11 +69,12 @@ pub fn attach(memory: &mut Memory<BareMmu>, cmdline: &str) -> usize {
     count
 }
 
-/// Opens the device in a slot, if it is there, of this kind, and nobody else's.
+/// Opens the device in a slot, if there is one, it is of this kind, and no driver has it.
 pub fn open(number: usize, kind: DeviceType) -> Option<Mmio> {
     let slot = SLOTS.get(number).filter(|slot| slot.open.load(Ordering::Relaxed) == 0)?;
     let registers = NonNull::new(slot.registers.load(Ordering::Relaxed) as *mut VirtIOHeader)?;
-    // SAFETY: a page of registers, by what the command line says, mapped by `attach` for good; `open` keeps others away.
+    // SAFETY: a page of registers according to the command line, mapped by `attach` for good; `open` bars a second
+    // driver.
     let mmio = unsafe { MmioTransport::new(registers, PAGE_SIZE as usize) }.ok()?;
     (mmio.device_type() == kind).then(|| {
         slot.open.store(1, Ordering::Release);
@@ -93,10 +94,10 @@ fn on_line(irq: u8) -> impl Iterator<Item = &'static Slot> {
     SLOTS.iter().filter(used)
 }
 
-/// For the interrupt handler: takes back the requests of all devices on the line.
+/// For the interrupt handler: acknowledges the requests of all devices on the line.
 ///
-/// The line is edge triggered. When devices share it, one may request again while the other keeps it up: then there
-/// is no new edge, so that it must have been down for a moment before we go.
+/// The line is edge triggered. If devices share it, one may raise it while another keeps it up, which makes no new
+/// edge. So on a shared line the handler returns only after a pass in which no device requested anything.
 pub fn interrupt(irq: u8) {
     let open = || on_line(irq).filter(|slot| slot.open.load(Ordering::Acquire) != 0);
     let shared = open().nth(1).is_some();
@@ -104,10 +105,10 @@ pub fn interrupt(irq: u8) {
 }
 
 impl Slot {
-    /// Whether the device requested anything.
+    /// Acknowledges the device's requests; returns whether there were any.
     fn acknowledge(&self) -> bool {
         let registers = self.registers.load(Ordering::Relaxed);
-        // SAFETY: two registers of a page that stays mapped.
+        // SAFETY: a register in a page that stays mapped.
         let status = unsafe { ((registers + INTERRUPT_STATUS) as *const u32).read_volatile() };
         if status != 0 {
             // SAFETY: as above.
@@ -118,7 +119,7 @@ impl Slot {
     }
 }
 
-/// A device's registers, as a transport.
+/// A device's registers as a transport.
 pub struct Mmio {
     mmio: MmioTransport<'static>,
     slot: &'static Slot,
@@ -129,7 +130,7 @@ pub struct Mmio {
 }
 
 impl Mmio {
-    /// Writing 0 resets, and reading 0 says that it is done (section 4.2.2.1).
+    /// Writing 0 resets the device; it is reset once 0 is read back (section 4.2.2.1).
     fn reset(&mut self) {
         self.mmio.set_status(DeviceStatus::empty());
         while !self.mmio.get_status().is_empty() {
@@ -210,7 +211,7 @@ impl Transport for Mmio {
         self.mmio.queue_set(queue, size, descriptors, driver, device);
     }
 
-    /// Drivers do this before they give up their queues' memory: the whole device stops, which is simpler.
+    /// Drivers call this before they free their queues' memory. The whole device is reset, which is simpler.
     fn queue_unset(&mut self, _: u16) {
         if self.set.iter().any(|set| set.0 != 0) {
             self.reset();

@@ -1,5 +1,5 @@
-//! Page tables that the hypervisor checks: every change of a live one waits in the SDK's queue until a flush
-//! makes all of them in one call.
+//! Page tables that the hypervisor checks: every change of a live table waits in the SDK's queue until a flush makes
+//! all of them in one call.
 
 use paravane_guest::abi::pte;
 use paravane_guest::memory::{Mfn, Pfn};
@@ -9,13 +9,13 @@ use paravane_guest::queue::FlushReason;
 use crate::memory::frames::Frame;
 use crate::memory::paging::{MAX_COUNTERS, Mmu, Stale};
 
-/// The SDK's page-table primitives, for frames that are pseudo-physical.
+/// The SDK's page-table primitives, for pseudo-physical frames.
 ///
-/// A refusal is a bug in this kernel, and ends it.
+/// A refusal by the hypervisor is a bug in this kernel, and ends it.
 pub struct PvMmu(paging::Mmu<'static>);
 
 impl PvMmu {
-    /// Over the SDK's.
+    /// Wraps the SDK's primitives.
     pub const fn new(mmu: paging::Mmu<'static>) -> Self {
         Self(mmu)
     }
@@ -39,7 +39,7 @@ fn done<T>(outcome: Result<T, PagingError>) -> T {
 }
 
 impl Mmu for PvMmu {
-    /// Why the queue was flushed, how often.
+    /// How often the queue was flushed, by reason.
     const COUNTERS: &'static [&'static str] = &["flush-explicit", "flush-full", "flush-order"];
 
     fn counters(&mut self) -> [u64; MAX_COUNTERS] {
@@ -69,32 +69,32 @@ impl Mmu for PvMmu {
     }
 
     fn fill(&mut self, table: Frame, index: usize, entry: u64) {
-        // SAFETY: `paging` fills tables before it has them adopted only.
+        // SAFETY: `paging` fills a table only before it is adopted.
         unsafe { self.0.fill(pfn(table), index, entry) };
     }
 
     fn write(&mut self, table: Frame, index: usize, entry: u64) {
-        // SAFETY: a table of `paging`'s; what it maps is the concern of `paging`'s callers.
+        // SAFETY: the table is one of `paging`; its callers answer for what it maps.
         done(unsafe { self.0.write(pfn(table), index, entry) });
     }
 
     fn adopt(&mut self, table: Frame) {
-        // SAFETY: `paging` does not fill a table that it has had adopted.
+        // SAFETY: `paging` does not fill an adopted table.
         done(unsafe { self.0.make_read_only(pfn(table)) });
     }
 
     fn release(&mut self, table: Frame) {
-        // SAFETY: `paging` releases the tables of roots that it has had unpinned.
+        // SAFETY: `paging` releases tables only after their root was unpinned.
         done(unsafe { self.0.make_writable(pfn(table)) });
     }
 
     fn pin(&mut self, root: Frame) {
-        // SAFETY: `paging` has had all tables below the root adopted.
+        // SAFETY: `paging` has adopted all tables below the root.
         done(unsafe { self.0.pin(pfn(root), 4) });
     }
 
     fn unpin(&mut self, root: Frame) {
-        // SAFETY: `paging` gives up address spaces that are not in use.
+        // SAFETY: `paging` unpins only address spaces that are not in use.
         done(unsafe { self.0.unpin(pfn(root)) });
     }
 
@@ -108,7 +108,7 @@ impl Mmu for PvMmu {
     }
 
     fn switch(&mut self, root: Frame) {
-        // SAFETY: every address space of `paging`'s shares the kernel's part.
+        // SAFETY: every address space shares the kernel's part.
         done(unsafe { self.0.switch(pfn(root)) });
     }
 }

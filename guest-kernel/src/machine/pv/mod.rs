@@ -1,7 +1,7 @@
-//! The paravirtual machine: a hypervisor that is asked, over the SDK.
+//! The paravirtual machine: a hypervisor, reached through the SDK.
 //!
-//! Everything that the bare machine does with privileged instructions and devices is a hypercall, an event or
-//! a shared page here; the SDK has them. This layer translates and decides nothing.
+//! What the bare machine does by privileged instructions and devices is a hypercall, an event or a shared page here.
+//! The SDK has them; this layer translates, and makes no decision of its own.
 
 use paravane_guest::abi::hypercall::SET_TRAP_TABLE;
 use paravane_guest::abi::virq::VIRQ_TIMER;
@@ -95,7 +95,7 @@ impl Machine for Pv {
     }
 
     fn remove_handlers() {
-        // SAFETY: without a table no exception reaches code of ours; that is what the caller wants.
+        // SAFETY: without a table no exception reaches the kernel's code, which is the purpose of this function.
         let _ = unsafe { hypercall::call(SET_TRAP_TABLE, [0]) };
     }
 
@@ -140,7 +140,8 @@ impl Machine for Pv {
         }
     }
 
-    /// The version of the hypervisor: no argument in memory, no side effect. Our notes ask for Xen 3 or later.
+    /// Asks for the hypervisor's version: no argument in memory, no side effect. The image's ELF notes require Xen 3
+    /// or later.
     fn null_call() -> bool {
         hypercall::version::version().is_ok_and(|(major, _)| major >= 3)
     }
@@ -151,7 +152,7 @@ impl Machine for Pv {
 
     fn device(memory: &Memory<PvMmu>, number: usize, kind: DeviceType) -> Option<PvTransport> {
         let device = virtio::devices().nth(number).filter(|device| device.kind() == kind as u32)?;
-        // An event has no more to do than to end a wait: drivers look into their queues.
+        // An event only has to end a wait: drivers then look at their queues.
         PvTransport::new(device, memory.mmu.memory(), |_| ()).ok()
     }
 

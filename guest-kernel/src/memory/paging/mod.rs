@@ -17,19 +17,19 @@ pub use span::{ENTRIES, Span};
 
 /// Bytes that one L4 slot spans.
 pub const SLOT_SIZE: u64 = 1 << 39;
-/// L4 slots of an address space that are its own. Slot 0 is the kernel's and the same in all of them; the
-/// upper half belongs to others (on a paravirtual machine, to the hypervisor).
+/// L4 slots that each address space has to itself. Slot 0 is the kernel's and the same in all of them; the upper half
+/// is not used by this kernel (on a paravirtual machine, part of it belongs to the hypervisor).
 const PRIVATE_SLOTS: core::ops::Range<usize> = 1..ENTRIES / 2;
 const KERNEL_SLOT: usize = 0;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
-// Set from the start: nobody here reads them, and a processor, or who stands in for one, need not set them.
+// Set from the start: this kernel never reads them, and the processor or the hypervisor then need not set them.
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const TABLE: u64 = PRESENT | WRITABLE | ACCESSED;
 
-/// What may be done with a page.
+/// The accesses that a page permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Read and execute.
@@ -62,9 +62,9 @@ pub enum Stale {
     Everything,
 }
 
-/// What a machine does about page tables; `paging` knows the rest.
+/// The page-table primitives of a machine, from which this module builds address spaces.
 pub trait Mmu {
-    /// What the machine counts of its own doings here; nothing where there is nothing to count.
+    /// The names of what the machine counts about its own work; empty if it counts nothing.
     const COUNTERS: &'static [&'static str] = &[];
     /// Those counts since the start, in the same order.
     fn counters(&mut self) -> [u64; MAX_COUNTERS] {
@@ -82,13 +82,13 @@ pub trait Mmu {
     fn fill(&mut self, table: Frame, index: usize, entry: u64);
     /// Writes an entry of a live table; in effect, at the latest, when the next [`flush`](Self::flush) returns.
     fn write(&mut self, table: Frame, index: usize, entry: u64);
-    /// Makes a frame a table that may become live: from now on it is not written but through the machine.
+    /// Makes a frame a table that may become live: from now on it is changed by [`write`](Self::write) only.
     fn adopt(&mut self, table: Frame);
     /// Makes a table that is no longer live an ordinary frame again.
     fn release(&mut self, table: Frame);
     /// Declares `root` the L4 of an address space whose tables have all been adopted.
     fn pin(&mut self, root: Frame);
-    /// Takes that back.
+    /// Undoes [`pin`](Self::pin).
     fn unpin(&mut self, root: Frame);
     /// Brings everything since the last flush into effect, in order, and drops `stale` translations.
     fn flush(&mut self, stale: Stale);
@@ -96,7 +96,7 @@ pub trait Mmu {
     fn switch(&mut self, root: Frame);
 }
 
-/// How many things a machine may count.
+/// The most counters that a machine can have.
 pub const MAX_COUNTERS: usize = 3;
 
 /// Why a page could not be mapped.
@@ -111,7 +111,7 @@ pub enum MapError {
 /// What a range of pages is mapped to.
 #[derive(Clone, Copy)]
 enum Leaves {
-    /// Left as it is: only the tables are wanted.
+    /// Nothing: only the tables are made.
     Untouched,
     /// Neighbouring frames from this one on.
     Run(Frame, Access),
@@ -125,12 +125,12 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// The one that the kernel was started in.
+    /// The address space that the kernel was started in.
     pub const fn adopt_boot(root: Frame) -> Self {
         Self { root, live: true }
     }
 
-    /// A new one that shares the kernel's slot with `kernel` and has nothing else. It is not live: what is
+    /// A new address space that shares the kernel's slot with `kernel` and is empty otherwise. It is not live: what is
     /// mapped before the first [`activate`](Self::activate) costs plain stores only.
     ///
     /// # Errors
@@ -188,7 +188,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Changes what may be done with a mapped page; false when it is not mapped.
+    /// Changes the accesses that a mapped page permits; false when it is not mapped.
     pub fn protect(&mut self, mmu: &mut impl Mmu, va: u64, access: Access) -> bool {
         let Some((table, index)) = self.leaf(mmu, va) else { return false };
         let entry = mmu.read(table, index);
@@ -210,7 +210,7 @@ impl AddressSpace {
         Some(mmu.frame(entry))
     }
 
-    /// Where a page leads, as the tables say.
+    /// The frame that a page is mapped to and the accesses that it permits, according to the tables.
     pub fn translate(&self, mmu: &impl Mmu, va: u64) -> Option<(Frame, Access)> {
         let (table, index) = self.leaf(mmu, va)?;
         let entry = mmu.read(table, index);
@@ -228,7 +228,7 @@ impl AddressSpace {
         mmu.flush(Stale::Nothing);
     }
 
-    /// Frees the tables of an address space that is not in use. The frames it maps are not its own.
+    /// Frees the tables of an address space that is not in use. The frames that it maps are not freed.
     pub fn destroy(self, mmu: &mut impl Mmu, frames: &mut FrameAllocator<'_>) {
         if self.live {
             mmu.unpin(self.root);
@@ -255,7 +255,8 @@ impl AddressSpace {
         if self.live { mmu.write(table, index, entry) } else { mmu.fill(table, index, entry) }
     }
 
-    /// Fills the part of `table` that `span` covers. Visits every entry once, so that no queued write is read.
+    /// Fills the part of `table` that `span` covers. Visits every entry once, so that it never reads an entry whose
+    /// write is queued.
     #[allow(clippy::too_many_arguments)]
     fn build(
         &self,
@@ -284,7 +285,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// A new table with everything below it, complete before it is linked; the entry that links it.
+    /// Makes a table with everything below it, complete before it is linked; returns the entry that links it.
     fn new_subtree(
         &self,
         mmu: &mut impl Mmu,

@@ -1,4 +1,4 @@
-//! Ranges of pages, and how the tables of each level cut them into pieces.
+//! Ranges of pages, and how the tables of each level divide them.
 
 use crate::memory::frames::PAGE_SIZE;
 
@@ -14,7 +14,7 @@ pub struct Span {
     pub end: u64,
 }
 
-/// log2 of the bytes that one entry of a table of `level` spans.
+/// log2 of the bytes that one entry of a table of `level` covers.
 const fn shift(level: u8) -> u32 {
     12 + 9 * (level as u32 - 1)
 }
@@ -30,9 +30,9 @@ impl Span {
         Self { start, end: start + pages * PAGE_SIZE }
     }
 
-    /// The pieces that single entries of one table of `level` cover, with the entries' indices.
+    /// Divides the range into the parts that single entries of one table of `level` cover, each with the entry's index.
     ///
-    /// The span must not leave what one such table covers; at level 4 every span of the lower half fits.
+    /// The range must lie within what one such table covers; at level 4 every range of the lower half does.
     pub fn split(self, level: u8) -> impl Iterator<Item = (usize, Self)> {
         let piece = 1u64 << shift(level);
         debug_assert!(self.start == self.end || (self.end - 1) / piece - self.start / piece < ENTRIES as u64);

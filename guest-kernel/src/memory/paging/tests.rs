@@ -1,4 +1,4 @@
-//! The paging code against a machine that checks every rule a paravirtual one has.
+//! The paging code on a machine that checks every rule of a paravirtual one.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,7 +20,7 @@ struct Machine {
 
 impl Mmu for Machine {
     fn entry(&self, frame: Frame, bits: u64) -> u64 {
-        // Machine frames are not pseudo-physical ones: whoever confuses them fails here.
+        // Machine frames differ from pseudo-physical ones, so that code which confuses them fails here.
         (frame.0 + 0x1000) << 12 | bits
     }
     fn frame(&self, entry: u64) -> Frame {

@@ -25,7 +25,7 @@ fn words_are_separated_by_blanks() {
 }
 
 #[test]
-fn what_is_no_number_is_not_taken_for_one_left_out() {
+fn a_wrong_number_is_not_taken_for_one_left_out() {
     let wrong =
         ["rng x", "rng -1", "disk read", "disk raed 7", "disk zero 7 x", "ping 10.0.0.1 x", "vsock x"];
     for line in wrong {
