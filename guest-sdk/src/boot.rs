@@ -1,4 +1,4 @@
-//! Start of day: from the registers that a domain builder sets to a kernel that can print, map and wait.
+//! Start of day: from the registers that a domain builder sets to a kernel that can print, map pages and wait.
 
 use core::ops::Range;
 
@@ -20,14 +20,14 @@ use crate::paging::Mmu;
 use crate::queue;
 use crate::shared::SHARED;
 
-/// What a kernel is entered with.
+/// The state in which a kernel is entered.
 #[derive(Clone, Copy, Debug)]
 pub struct FirstState {
     /// Virtual address of the start info: rsi.
     pub start_info: u64,
     /// Top of the domain builder's stack: rsp.
     pub stack_top: u64,
-    /// Where the image was linked to see pseudo-physical address 0.
+    /// The virtual address of pseudo-physical address 0 that the image is linked for.
     pub virt_base: u64,
     /// The image's first byte.
     pub image_start: u64,
@@ -35,7 +35,7 @@ pub struct FirstState {
     pub stack_guard: u64,
 }
 
-/// What a kernel finds when it starts.
+/// What a kernel can use when it starts.
 #[derive(Debug)]
 pub struct Boot {
     info: &'static StartInfo,
@@ -44,15 +44,14 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// Maps the shared page, unmaps the one below the stack, finds the tables, attaches the console: one
-    /// transition.
+    /// Maps the shared page, unmaps the page below the stack, locates the tables, attaches the console: one transition.
     ///
     /// # Safety
     /// Called once, as the kernel's first code, with the state that a Xen domain builder sets.
     pub unsafe fn new(state: FirstState) -> Self {
-        // SAFETY: the builder put the page there; nobody writes to it.
+        // SAFETY: the builder put the page there; it is only read.
         let info = unsafe { &*(state.start_info as *const StartInfo) };
-        // SAFETY: `SHARED` is a page of the image that nothing was written to, the guard one that nothing will be.
+        // SAFETY: nothing was written to the page of `SHARED`, and nothing will be written to the guard page.
         let m2p = match unsafe { first_calls(info, state.stack_guard) } {
             Ok(m2p) => m2p,
             Err(errno) => panic!("the hypervisor refused the start-of-day calls: {errno}"),
@@ -87,7 +86,7 @@ impl Boot {
         self.memory
     }
 
-    /// Ranges of pseudo-physical frames that hold nothing: below the image, and after all that was loaded.
+    /// Ranges of free pseudo-physical frames: below the image, and after everything that the builder loaded.
     ///
     /// Those in the initial mapping can be used at once; see [`crate::paging::Mmu::extend_direct_map`] for the others.
     pub fn free_frames(&self) -> [Range<u64>; 2] {
@@ -115,7 +114,7 @@ impl Boot {
     /// The module (initial RAM disk) that came with the kernel.
     pub fn module(&self) -> Option<&'static [u8]> {
         let (start, len) = (self.info.mod_start, self.info.mod_len);
-        // A frame number is used only for images whose notes allow it, which ours do not.
+        // The field holds a frame number only for images whose notes allow it, which this image's do not.
         if start == 0 || len == 0 || self.info.flags & SIF_MOD_START_PFN != 0 {
             return None;
         }
@@ -124,11 +123,11 @@ impl Boot {
     }
 }
 
-/// Puts the shared frame behind [`SHARED`], nothing behind the page at `guard`, and asks where the
-/// machine-to-physical table is.
+/// Maps the shared frame at [`SHARED`], unmaps the page at `guard`, and asks for the address of the
+/// machine-to-physical table.
 ///
 /// # Safety
-/// Nothing may have been stored in these pages that is still needed.
+/// The pages hold nothing that is still needed.
 unsafe fn first_calls(info: &StartInfo, guard: u64) -> Result<XenMachphysMapping, Errno> {
     let flags = pte::PRESENT | pte::RW | pte::USER | pte::ACCESSED | pte::DIRTY | pte::NX;
     let shared = info.shared_info & pte::ADDR_MASK | flags;
@@ -140,7 +139,7 @@ unsafe fn first_calls(info: &StartInfo, guard: u64) -> Result<XenMachphysMapping
         call_to(UPDATE_VA_MAPPING, [guard, 0, UVMF_INVLPG, 0, 0, 0]),
         call_to(MEMORY_OP, [u64::from(XENMEM_MACHPHYS_MAPPING), question, 0, 0, 0, 0]),
     ];
-    // SAFETY: the first two change the two pages alone, the last writes `m2p`.
+    // SAFETY: the first two calls change the two pages only; the last writes `m2p`.
     unsafe { call(MULTICALL, [calls.as_mut_ptr().addr() as u64, calls.len() as u64]) }?;
     for made in &calls {
         // SAFETY: a reference to an initialised entry, which the hypervisor has written to.
@@ -160,7 +159,7 @@ unsafe fn attach_console(info: &StartInfo, memory: &Memory) {
     }
 }
 
-/// What lies below the image, and what lies after the last thing that the builder loaded.
+/// The frames below the image, and those after the last thing that the builder loaded.
 fn free_frames(info: &StartInfo, state: &FirstState, memory: &Memory) -> [Range<u64>; 2] {
     let frame = |va: u64| va.wrapping_sub(state.virt_base).div_ceil(PAGE_SIZE);
     let ends = [

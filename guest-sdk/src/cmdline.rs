@@ -6,7 +6,7 @@
 pub struct Cmdline<'a>(&'a str);
 
 impl<'a> Cmdline<'a> {
-    /// The text before the first zero byte, as far as it is UTF-8.
+    /// The text before the first zero byte, up to the first byte that is not UTF-8.
     pub fn new(bytes: &'a [u8]) -> Self {
         let bytes = bytes.split(|b| *b == 0).next().unwrap_or_default();
         match core::str::from_utf8(bytes) {
@@ -15,7 +15,7 @@ impl<'a> Cmdline<'a> {
         }
     }
 
-    /// All of it.
+    /// The whole text.
     pub fn text(&self) -> &'a str {
         self.0
     }
@@ -30,7 +30,7 @@ impl<'a> Cmdline<'a> {
         self.words().filter_map(|w| w.strip_prefix(key)?.strip_prefix('=')).last()
     }
 
-    /// Whether a word stands there by itself.
+    /// Whether `word` is one of the words.
     pub fn has(&self, word: &str) -> bool {
         self.words().any(|w| w == word)
     }

@@ -1,9 +1,8 @@
 //! The console: text out, bytes in.
 //!
-//! Output goes through the ring that the domain shares with its console service, and one notification per
-//! piece of text; what is bigger than the ring goes by the hypervisor's own console in one call, where this
-//! domain may use that (on Xen it usually may not). Formatted text is gathered first, so that a line is one
-//! transition.
+//! Output goes through the ring that the domain shares with its console service, with one notification per write. A
+//! write that is larger than the ring goes to the hypervisor's own console in one call, if this domain may use that
+//! (on Xen it usually may not). Formatted text is collected first, so that a line is one transition.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
@@ -14,17 +13,17 @@ use crate::event::{self, Port};
 use crate::hypercall;
 use crate::hypercall::sched::yield_now;
 
-/// The ring; null until start-of-day found one.
+/// The ring; null until start-of-day has found one.
 static RING: AtomicPtr<XenconsInterface> = AtomicPtr::new(core::ptr::null_mut());
 /// Its event channel.
 static PORT: AtomicU32 = AtomicU32::new(0);
-/// The hypervisor has refused its own console.
+/// Whether the hypervisor has refused access to its own console.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// Uses the ring at `ring` from now on.
 ///
 /// # Safety
-/// `ring` points to the domain's console page, mapped writable for ever.
+/// `ring` points to the domain's console page, which stays mapped writable.
 pub(crate) unsafe fn attach(ring: *mut XenconsInterface, port: Port) {
     PORT.store(port.0, Ordering::Relaxed);
     RING.store(ring, Ordering::Release);
@@ -35,14 +34,14 @@ pub fn port() -> Option<Port> {
     ring().map(|_| Port(PORT.load(Ordering::Relaxed)))
 }
 
-/// Writes bytes. Returns when all of them are on their way.
+/// Writes bytes. Returns when the console service or the hypervisor has all of them.
 pub fn write(bytes: &[u8]) {
     if bytes.is_empty() {
         return;
     }
     event::without(|| {
         let Some(ring) = ring() else {
-            // Nobody listens where there is neither ring nor permission.
+            // Without ring and permission there is no console: the output is lost.
             let _ = hypercall::console::write(bytes);
             return;
         };
@@ -52,28 +51,28 @@ pub fn write(bytes: &[u8]) {
     });
 }
 
-/// Takes bytes that were typed; how many there were.
+/// Takes typed bytes; returns how many.
 pub fn read(buffer: &mut [u8]) -> usize {
     event::without(|| {
         let Some((taken, was_full)) = ring().map(|ring| ring.take(buffer)) else { return 0 };
         if was_full {
-            // More may wait on the other side, which learns of the room from nobody else.
+            // The service may have more bytes, and only this notification tells it of the room.
             let _ = event::send(Port(PORT.load(Ordering::Relaxed)));
         }
         taken
     })
 }
 
-/// Waits a while for the console service to take what was written: before the domain ends.
+/// Waits for a limited time until the console service has taken all output. Called before the domain ends.
 pub fn drain() {
-    /// Far more than a service that is alive needs.
+    /// Far more than a running service needs.
     const TURNS: usize = 1000;
     if let Some(ring) = ring() {
         (0..TURNS).take_while(|_| ring.room() < XENCONS_OUT_SIZE).for_each(|_| yield_now());
     }
 }
 
-/// One call for all of it; false where that is not allowed or would overtake what is in the ring.
+/// Writes all bytes by one call; false if that is not allowed or would overtake bytes in the ring.
 fn write_at_once(ring: &Ring, bytes: &[u8]) -> bool {
     if REFUSED.load(Ordering::Relaxed) || ring.room() < XENCONS_OUT_SIZE {
         return false;
@@ -88,7 +87,7 @@ fn write_to_ring(ring: &Ring, mut bytes: &[u8]) {
         let written = ring.put(bytes);
         bytes = &bytes[written..];
         if written > 0 {
-            // The port was given to us with the ring: it cannot be wrong while the domain lives.
+            // Does not fail: the port came with the ring, and stays valid while the domain exists.
             let _ = event::send(Port(PORT.load(Ordering::Relaxed)));
         }
         if bytes.is_empty() {
@@ -134,14 +133,14 @@ impl Ring {
         self.index(unsafe { &raw mut (*self.0).in_cons })
     }
 
-    /// Bytes that can be put in.
+    /// How many bytes can be put in.
     fn room(&self) -> usize {
         let waiting =
             self.out_prod().load(Ordering::Relaxed).wrapping_sub(self.out_cons().load(Ordering::Acquire));
         XENCONS_OUT_SIZE.saturating_sub(waiting as usize)
     }
 
-    /// Puts in what there is room for; how much.
+    /// Puts in as many bytes as there is room for; returns how many.
     fn put(&self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(self.room());
         let start = self.out_prod().load(Ordering::Relaxed);
@@ -154,7 +153,8 @@ impl Ring {
         count
     }
 
-    /// Takes what fits; how much, and whether the service may have stopped for want of room.
+    /// Takes as many bytes as fit; returns how many, and whether the service may have stopped because the ring was
+    /// full.
     fn take(&self, buffer: &mut [u8]) -> (usize, bool) {
         let start = self.in_cons().load(Ordering::Relaxed);
         let waiting = self.in_prod().load(Ordering::Acquire).wrapping_sub(start) as usize;
@@ -164,15 +164,15 @@ impl Ring {
             // SAFETY: as in `put`.
             *byte = unsafe { (&raw const (*self.0).in_).cast::<u8>().add(place).read_volatile() };
         }
-        // Ours is written before the service's is read again, as the service does it the other way round: one of
-        // the two sees what the other did.
+        // Our index is written before the service's is read again; the service does the reverse. So at least one of
+        // the two sees the other's update.
         self.in_cons().store(start.wrapping_add(count as u32), Ordering::SeqCst);
         let filled = self.in_prod().load(Ordering::SeqCst).wrapping_sub(start) as usize;
         (count, count > 0 && filled >= XENCONS_IN_SIZE)
     }
 }
 
-/// The console as a [`Write`]: each piece is written at once. [`print!`](crate::print) gathers them.
+/// The console as a [`Write`]: each piece is written at once. [`print!`](crate::print) collects the pieces first.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Console;
 
@@ -183,7 +183,7 @@ impl Write for Console {
     }
 }
 
-/// Pieces of text on their way to becoming one write.
+/// Collects pieces of text for one write.
 struct Gather {
     bytes: [u8; 512],
     len: usize,
@@ -212,10 +212,10 @@ impl Write for Gather {
     }
 }
 
-/// Prints formatted text in as few transitions as it fits in.
+/// Prints formatted text in as few transitions as possible.
 pub fn print(arguments: fmt::Arguments<'_>) {
     let mut gather = Gather { bytes: [0; 512], len: 0 };
-    // Only a formatted value's own implementation can fail; what it gave before that is printed.
+    // Only a formatted value's own implementation can fail; its output before that is printed.
     let _ = gather.write_fmt(arguments);
     gather.flush();
 }

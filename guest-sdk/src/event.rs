@@ -1,4 +1,4 @@
-//! Events: what interrupts are to a machine.
+//! Events, which take the place of interrupts.
 //!
 //! A port becomes pending; when neither it nor the vCPU is masked, the hypervisor calls up. The *virtual
 //! interrupt flag* is a byte in the shared page, so [`disable`] and [`enable`] cost a store and no transition.
@@ -40,21 +40,21 @@ impl Handlers {
     }
 }
 
-/// Masks all ports and registers where events enter. Events stay disabled until [`enable`].
+/// Masks all ports and registers the entry points of events. Events stay disabled until [`enable`].
 ///
 /// # Errors
 /// What the hypervisor answers.
 pub fn install() -> Result<(), Errno> {
     SHARED.mask().iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
     set_upcall_handler(|_| dispatch());
-    // SAFETY: both are the entry points made for these kinds.
+    // SAFETY: the entry points are made for these kinds.
     unsafe {
         register_callback(CALLBACKTYPE_EVENT, CALLBACKF_MASK_EVENTS, event_entry())?;
         register_callback(CALLBACKTYPE_FAILSAFE, CALLBACKF_MASK_EVENTS, failsafe_entry())
     }
 }
 
-/// Sets what handles a port's events, and unmasks it. False for a port that cannot exist.
+/// Sets the handler of a port and unmasks the port. False for a port that cannot exist.
 pub fn handle(port: Port, handler: Handler) -> bool {
     let Some(slot) = HANDLERS.slot(port) else { return false };
     // SAFETY: a slot of the table, written in one access.
@@ -73,18 +73,18 @@ pub fn handle_virq(virq: u32, handler: Handler) -> Result<Port, Errno> {
     Ok(port)
 }
 
-/// Stops upcalls for one port. What arrives meanwhile stays pending.
+/// Stops upcalls for one port. Events that arrive meanwhile stay pending.
 pub fn mask(port: Port) {
     if let Some((word, bit)) = place(port) {
         SHARED.mask()[word].fetch_or(bit, Ordering::AcqRel);
     }
 }
 
-/// Allows upcalls for one port, and makes the one that is due. No transition.
+/// Allows upcalls for one port, and handles an event that is pending. No transition.
 pub fn unmask(port: Port) {
     let Some((word, bit)) = place(port) else { return };
     SHARED.mask()[word].fetch_and(!bit, Ordering::AcqRel);
-    // An event that came while the port was masked raised nothing: raise it now, as the hypervisor would.
+    // An event that arrived while the port was masked raised no upcall: raise it now, as the hypervisor would.
     if SHARED.pending()[word].load(Ordering::Acquire) & bit != 0 {
         SHARED.pending_selector().fetch_or(1 << word, Ordering::AcqRel);
         SHARED.upcall_pending().store(1, Ordering::Release);
@@ -94,12 +94,13 @@ pub fn unmask(port: Port) {
     }
 }
 
-/// Whether a port has an event that nobody took yet.
+/// Whether a port has a pending event.
 pub fn is_pending(port: Port) -> bool {
     place(port).is_some_and(|(word, bit)| SHARED.pending()[word].load(Ordering::Acquire) & bit != 0)
 }
 
-/// Takes a port's event without its handler, for code that polls with the port masked.
+/// Clears a port's pending event without calling its handler, for code that polls with the port masked; returns
+/// whether there was one.
 pub fn take(port: Port) -> bool {
     place(port).is_some_and(|(word, bit)| SHARED.pending()[word].fetch_and(!bit, Ordering::AcqRel) & bit != 0)
 }
@@ -112,17 +113,17 @@ pub fn is_enabled() -> bool {
 /// Disallows upcalls: the virtual CLI.
 pub fn disable() {
     SHARED.upcall_mask().store(1, Ordering::Relaxed);
-    // The mask is this vCPU's own: only the compiler could move accesses across it.
+    // Only this vCPU uses the mask, so only the compiler could move accesses across the store.
     compiler_fence(Ordering::SeqCst);
 }
 
-/// Allows upcalls: the virtual STI. Events that waited are handled before it returns.
+/// Allows upcalls: the virtual STI. Pending events are handled before it returns.
 pub fn enable() {
     loop {
         compiler_fence(Ordering::SeqCst);
         SHARED.upcall_mask().store(0, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
-        // The hypervisor calls up for what comes from here on, but not for what had come before.
+        // The hypervisor makes an upcall for events that arrive from here on, but not for those that arrived before.
         if SHARED.upcall_pending().load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -131,7 +132,7 @@ pub fn enable() {
     }
 }
 
-/// Runs `f` with events disabled, and leaves them as they were.
+/// Runs `f` with events disabled, and restores the previous state.
 pub fn without<R>(f: impl FnOnce() -> R) -> R {
     let enabled = is_enabled();
     disable();
@@ -142,7 +143,7 @@ pub fn without<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Stops until there is something to handle, and handles it. Events are enabled afterwards.
+/// Blocks until an event is pending, and handles it. Events are enabled afterwards.
 ///
 /// # Errors
 /// None that a PV domain meets.
@@ -150,7 +151,7 @@ pub fn block() -> Result<(), Errno> {
     crate::hypercall::sched::block()
 }
 
-/// Handles all events that wait. Called with events disabled.
+/// Handles all pending events. Called with events disabled.
 fn dispatch() {
     while SHARED.upcall_pending().swap(0, Ordering::AcqRel) != 0 {
         let mut words = SHARED.pending_selector().swap(0, Ordering::AcqRel);
@@ -174,7 +175,7 @@ fn dispatch_word(word: usize) {
         // SAFETY: a slot of the table, read in one access.
         match HANDLERS.slot(port).and_then(|slot| unsafe { slot.read_volatile() }) {
             Some(handler) => handler(port),
-            // Nobody wants it: once is enough.
+            // No handler: mask the port, so that it raises no further upcall.
             None => drop(mask.fetch_or(bit, Ordering::AcqRel)),
         }
     }
@@ -191,7 +192,7 @@ mod tests {
     use crate::testing::fresh_shared_page;
     use core::sync::atomic::AtomicU32;
 
-    /// What the hypervisor does when a port fires.
+    /// Makes a port pending, as the hypervisor does.
     fn fire(port: Port) {
         let (word, bit) = place(port).unwrap();
         SHARED.pending()[word].fetch_or(bit, Ordering::AcqRel);

@@ -1,19 +1,19 @@
-//! What a kernel's image consists of besides its code: entry point, boot stack, hypercall page, and the ELF
-//! notes by which a domain builder recognises it. The link script (`paravane-guest-build`) gives them places.
+//! The parts of a kernel's image besides its code: entry point, boot stack, hypercall page, and the ELF notes by
+//! which a domain builder recognises it. The link script (`paravane-guest-build`) places them.
 //!
 //! All of it is expanded in the kernel's own crate, whose object files the linker always takes.
 
 /// Bytes of the stack that a kernel starts on; the domain builder's own has only a page.
 pub const BOOT_STACK_SIZE: usize = 64 << 10;
 
-/// Makes `$main`, a `fn(Boot) -> !`, the kernel's entry point, and the binary an image that a Xen domain
+/// Makes `$main`, a `fn(Boot) -> !`, the kernel's entry point, and makes the binary an image that a Xen domain
 /// builder loads.
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {
         #[unsafe(no_mangle)]
         extern "C" fn __paravane_main(start_info: u64, stack_top: u64) -> ! {
-            // SAFETY: symbols of the linker script, of which only the addresses are taken.
+            // SAFETY: symbols of the linker script; only their addresses are used.
             unsafe extern "C" {
                 static __virt_base: u8;
                 static __image_start: u8;
@@ -27,7 +27,7 @@ macro_rules! entry {
                 image_start: (&raw const __image_start).addr() as u64,
                 stack_guard: (&raw const __paravane_stack_guard).addr() as u64,
             };
-            // SAFETY: called once, by `_start`, with what the domain builder left in the registers.
+            // SAFETY: called once, by `_start`, with the registers that the domain builder set.
             main(unsafe { $crate::Boot::new(state) })
         }
         $crate::__image!();

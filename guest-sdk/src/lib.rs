@@ -1,42 +1,44 @@
 //! Safe Rust over the Xen x86-64 PV interface, for kernels that run on Paravane and on Xen.
 //!
-//! A paravirtual kernel runs at CPL 3 and asks for what other kernels do by privileged instructions. This crate
-//! is that asking: start of day, exceptions, events, time, page tables, the console. It is `no_std`, needs no
-//! allocator, and decides nothing that is a kernel's to decide.
+//! A paravirtual kernel runs at CPL 3 and requests by hypercalls what other kernels do by privileged instructions.
+//! This crate makes these requests: start of day, exceptions, events, time, page tables, the console. It is `no_std`,
+//! needs no allocator, and leaves policy to the kernel.
 //!
 //! # A kernel
 //!
-//! ```ignore
-//! #![no_std]
-//! #![no_main]
+//! ```no_run
+//! #![cfg_attr(guest, no_std, no_main)]
 //!
 //! use paravane_guest::{Boot, power, println};
 //!
-//! paravane_guest::entry!(main);
+//! paravane_guest::entry!(kernel_main);
+//! #[cfg(guest)]
 //! paravane_guest::panic_handler!();
 //!
-//! fn main(boot: Boot) -> ! {
+//! fn kernel_main(boot: Boot) -> ! {
 //!     println!("hello, {} pages", boot.memory().frames());
 //!     power::power_off()
 //! }
+//! # #[cfg(not(guest))]
+//! # fn main() {}
 //! ```
 //!
 //! Its `build.rs` is one call, `paravane_guest_build::link::kernel(link::LOW)`; it builds with stable Rust for
-//! `x86_64-unknown-linux-gnu`, the flags being `--cfg=guest -Cpanic=abort -Cno-redzone=yes`.
+//! `x86_64-unknown-linux-gnu` with the flags `--cfg=guest -Cpanic=abort -Cno-redzone=yes`.
 //!
 //! # Principles
 //!
-//! 1. **A transition is the unit of cost.** What can be had without one is: the virtual interrupt flag and the
-//!    clock are memory. What can wait is queued ([`queue`]) and goes as one multicall, in which neighbouring
-//!    page-table updates are one `mmu_update`. Mapping 512 scattered pages is one transition.
-//! 2. **Nothing is Paravane's own.** Every call is in Xen's public headers, with Xen's semantics; but for virtio
-//!    devices, which Xen's interface does not have, and which are absent on Xen.
-//! 3. **The hypervisor may refuse.** Every call that can fail says so, and a queued update that failed is named.
-//! 4. **Unsafe code has an address.** Assembly is in [`image`], `hypercall/raw.rs`, `trap/entry.rs` and
-//!    `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in `shared.rs`,
-//!    its device table in `virtio/table.rs`, memory of devices in `virtio/pool.rs` and `virtio/rings.rs`. The rest
-//!    speaks to these.
-//! 5. **One vCPU.** Handlers, queue and shared page are the boot vCPU's.
+//! 1. **A transition is the unit of cost.** Operations that need none make none: the virtual interrupt flag and the
+//!    clock are memory. Operations that can wait are queued ([`queue`]) and made by one multicall, in which
+//!    neighbouring page-table updates are one `mmu_update`. Mapping 512 scattered pages is one transition.
+//! 2. **Nothing is specific to Paravane**, except virtio devices, which Xen's interface does not have, and which are
+//!    absent on Xen. Every other call is in Xen's public headers and has Xen's semantics.
+//! 3. **The hypervisor may refuse.** Every call that can fail returns an error, and the error of a queued update
+//!    names the update.
+//! 4. **Unsafe code is in few, named places.** Assembly is in [`image`], `hypercall/raw.rs`, `trap/entry.rs` and
+//!    `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in `shared.rs`, its device table
+//!    in `virtio/table.rs`, memory of devices in `virtio/pool.rs` and `virtio/rings.rs`. All other code uses these.
+//! 5. **One vCPU.** Handlers, queue and shared page belong to the boot vCPU.
 //!
 //! # Map
 //!
@@ -53,8 +55,8 @@
 //! | make several calls in one transition | [`queue`] |
 //! | make any other hypercall | [`hypercall`], [`abi`] |
 //!
-//! The heap is the kernel's choice: frames of [`Boot::free_frames`], mapped by
-//! [`paging::Mmu::extend_direct_map`], under whatever `GlobalAlloc` it likes.
+//! The kernel chooses its heap: any `GlobalAlloc` over frames of [`Boot::free_frames`], which
+//! [`paging::Mmu::extend_direct_map`] maps.
 //!
 //! # Order of a start
 //!
@@ -62,14 +64,14 @@
 //! 2. [`trap::install`], so that a fault becomes a message; [`event::install`], so that ports can be handled.
 //! 3. [`Boot::mmu`], `extend_direct_map`, and an allocator over the frames.
 //! 4. Ports bound and handled, then [`event::enable`].
-//! 5. [`event::block`] wherever there is nothing to do.
+//! 5. [`event::block`] wherever the kernel is idle.
 //!
 //! # What interrupted code must not notice
 //!
-//! Upcalls and exceptions push their frame on the stack that is in use. Paravane leaves the 128 bytes below it
-//! alone, Xen does not: on Xen a kernel, and the prebuilt `core` in it, must not keep data there. A kernel that
-//! has events enabled only while it waits in [`event::block`] is safe in either case; `-Cno-redzone=yes` with
-//! link-time optimization leaves no such code in ours, which a test of the images checks.
+//! Upcalls and exceptions push their frame on the stack that is in use. Paravane preserves the 128 bytes below RSP
+//! (the red zone); Xen does not, so that on Xen a kernel, and the prebuilt `core` in it, must not keep data there. A
+//! kernel that enables events only while it waits in [`event::block`] is safe in either case. `-Cno-redzone=yes` with
+//! link-time optimization leaves no code that uses the red zone in this project's images, which a test checks.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -1,11 +1,11 @@
-//! Frames, and where a kernel sees them.
+//! Frames, and the addresses at which a kernel accesses them.
 //!
-//! A *pseudo-physical* frame number ([`Pfn`]) counts the domain's own memory from 0; a *machine* frame number
-//! ([`Mfn`]) is what page tables hold. The two lists that translate between them are the domain's own
-//! physical-to-machine list and the hypervisor's machine-to-physical table. A kernel built with this SDK sees
-//! frame `p` at `VIRT_BASE + p * 4096` once it is mapped there (the *direct map*).
+//! A *pseudo-physical* frame number ([`Pfn`]) counts the domain's own memory from 0; page tables hold *machine* frame
+//! numbers ([`Mfn`]). The domain's physical-to-machine list and the hypervisor's machine-to-physical table translate
+//! between them. A kernel built with this SDK accesses frame `p` at `VIRT_BASE + p * 4096` once it is mapped there
+//! (the *direct map*).
 //!
-//! The only place of the SDK that turns a frame into a pointer.
+//! This is the only module of the SDK that turns a frame into a pointer.
 
 use core::fmt;
 
@@ -15,7 +15,7 @@ use paravane_abi::addr::{INVALID_P2M_ENTRY, PAGE_SHIFT, PAGE_SIZE};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pfn(pub u64);
 
-/// A machine frame number: what a page-table entry holds.
+/// A machine frame number, as in page-table entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mfn(pub u64);
 
@@ -49,8 +49,8 @@ pub struct Memory {
     machine_frames: u64,
 }
 
-// SAFETY: the pointers are to tables that live as long as the domain and are read with volatile accesses; what is
-// written through `window` is one aligned word at a time.
+// SAFETY: the pointers are to tables that exist as long as the domain and are read by volatile accesses; writes
+// through `window` are of one aligned word each.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
@@ -60,7 +60,7 @@ unsafe impl Sync for Memory {}
 pub struct Tables {
     /// Virtual address of pseudo-physical address 0.
     pub virt_base: u64,
-    /// The same as the kernel can dereference it.
+    /// The same address as a pointer that the kernel can dereference.
     pub window: *mut u64,
     /// The physical-to-machine list.
     pub p2m: *const u64,
@@ -103,7 +103,7 @@ impl Memory {
         (mfn != INVALID_P2M_ENTRY).then_some(Mfn(mfn))
     }
 
-    /// The domain's own frame that a machine frame is, if it is one: both tables must agree.
+    /// The domain's own frame behind a machine frame number, if both tables agree that it is one.
     pub fn pfn(&self, mfn: Mfn) -> Option<Pfn> {
         if mfn.0 >= self.machine_frames {
             return None;
@@ -113,12 +113,12 @@ impl Memory {
         (self.mfn(pfn) == Some(mfn)).then_some(pfn)
     }
 
-    /// Where the direct map has a frame, whether or not it is mapped there yet.
+    /// The address of a frame in the direct map, whether or not it is mapped there yet.
     pub const fn va(&self, pfn: Pfn) -> u64 {
         self.virt_base.wrapping_add(pfn.0 * PAGE_SIZE)
     }
 
-    /// The frame that the direct map has at an address.
+    /// The frame at an address of the direct map.
     pub const fn pfn_at(&self, va: u64) -> Option<Pfn> {
         let pfn = va.wrapping_sub(self.virt_base) >> PAGE_SHIFT;
         if va >= self.virt_base && pfn < self.frames { Some(Pfn(pfn)) } else { None }

@@ -1,4 +1,4 @@
-//! How a kernel ends.
+//! Ending the domain.
 #![forbid(unsafe_code)]
 
 use core::panic::PanicInfo;
@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use crate::hypercall::sched::{Shutdown, shutdown};
 use crate::{console, event, println};
 
-/// Ends the domain: it has finished.
+/// Ends the domain: its work is done.
 pub fn power_off() -> ! {
     end(Shutdown::PowerOff)
 }
@@ -28,12 +28,12 @@ fn end(reason: Shutdown) -> ! {
     shutdown(reason)
 }
 
-/// What [`panic_handler!`](crate::panic_handler) does: says what happened and ends the domain as crashed.
+/// Prints the panic and ends the domain as crashed: the body of [`panic_handler!`](crate::panic_handler).
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     static TWICE: AtomicBool = AtomicBool::new(false);
     event::disable();
     if TWICE.swap(true, Ordering::Relaxed) {
-        // Printing is what failed: no more of that.
+        // The first panic's output failed: print no more.
         shutdown(Shutdown::Crash);
     }
     match info.location() {

@@ -1,11 +1,11 @@
-//! The symbols that compiled Rust expects of a C runtime, for images that have none.
+//! The symbols that compiled Rust expects of a C runtime, for images without one.
 //!
-//! Only under `cfg(guest)`: on a host they would replace libc's. Nothing but these symbols belongs here.
+//! Only under `cfg(guest)`: on a host they would replace libc's. Only these symbols belong here.
 
 use core::arch::naked_asm;
 
-/// Copies forwards; `rep movsb` is what the manual recommends where the processor has ERMSB
-/// (SDM optimization reference, "Fast-String Operation").
+/// Copies forwards by `rep movsb`, which the manual recommends for processors with ERMSB (Intel optimization
+/// reference manual, "Enhanced REP MOVSB and STOSB").
 ///
 /// # Safety
 /// As C's `memcpy`.

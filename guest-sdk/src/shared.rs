@@ -1,7 +1,7 @@
 //! The page that this domain and the hypervisor share.
 //!
-//! A page of the image stands at a known address; start-of-day puts the shared frame behind it. Every access
-//! is one atomic operation on one field. The only place that knows the page's layout.
+//! Start-of-day maps the shared frame at the address of a page of the image. Every access is one atomic operation on
+//! one field. No other module knows the page's layout.
 
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
@@ -11,7 +11,7 @@ use paravane_abi::virtio::{VIRTIO_TABLE_OFFSET, VirtioTable};
 
 use paravane_abi::shared_info::{EVTCHN_WORDS, SharedInfo, VcpuInfo, VcpuTimeInfo};
 
-/// The page. Its address is the kernel's, its frame the hypervisor's.
+/// The page: its address lies in the image, its frame comes from the hypervisor.
 #[repr(C, align(4096))]
 pub(crate) struct SharedPage(UnsafeCell<[u8; 4096]>);
 
@@ -29,14 +29,14 @@ macro_rules! field {
     ($name:ident, $atomic:ty, $offset:expr) => {
         pub(crate) fn $name(&self) -> &$atomic {
             const { assert!($offset + size_of::<$atomic>() <= 4096 && $offset % align_of::<$atomic>() == 0) };
-            // SAFETY: in bounds and aligned by the assertion; nobody makes a plain reference to these bytes.
+            // SAFETY: in bounds and aligned by the assertion; there is no plain reference to these bytes.
             unsafe { &*self.0.get().cast::<u8>().add($offset).cast::<$atomic>() }
         }
     };
 }
 
 impl SharedPage {
-    /// Where the page is.
+    /// The page's virtual address.
     pub(crate) fn address(&self) -> u64 {
         self.0.get().addr() as u64
     }
@@ -53,16 +53,16 @@ impl SharedPage {
     field!(wall_nanoseconds, AtomicU32, offset_of!(SharedInfo, wc_nsec));
     field!(wall_seconds_high, AtomicU32, offset_of!(SharedInfo, wc_sec_hi));
 
-    /// The device table, for `virtio/table.rs` alone: the host changes parts of it at any time.
+    /// The device table, for `virtio/table.rs` only: the host changes parts of it at any time.
     #[cfg(feature = "virtio")]
     pub(crate) fn virtio_table(&self) -> *mut VirtioTable {
-        // SAFETY: in bounds by an assertion of the ABI's.
+        // SAFETY: in bounds by an assertion of the ABI crate.
         unsafe { self.0.get().cast::<u8>().add(VIRTIO_TABLE_OFFSET).cast::<VirtioTable>() }
     }
 
     /// A copy of the time fields, possibly torn: the caller compares versions.
     pub(crate) fn time_copy(&self) -> VcpuTimeInfo {
-        // SAFETY: in bounds; a torn copy of plain data is still data.
+        // SAFETY: in bounds; every value of plain data is valid, a torn one included.
         unsafe {
             self.0.get().cast::<u8>().add(offset_of!(VcpuInfo, time)).cast::<VcpuTimeInfo>().read_volatile()
         }

@@ -41,14 +41,14 @@ pub fn wall_clock() -> (u64, u32) {
 
 /// System time at a value of the time-stamp counter, as public/xen.h defines it.
 ///
-/// A counter behind the last update (another processor's, slightly) counts as that update.
+/// A counter that is behind the last update (as another processor's may be, slightly) counts as the update's.
 pub fn system_time(info: &VcpuTimeInfo, tsc: u64) -> u64 {
     let ticks = u128::from(tsc.saturating_sub(info.tsc_timestamp));
     let shifted = match info.tsc_shift {
         left @ 0.. => ticks << u32::from(left.unsigned_abs()).min(63),
         right => ticks >> u32::from(right.unsigned_abs()).min(127),
     };
-    // What the ABI can express fits in 64 bits after the multiplication; more is a counter that ran for ages.
+    // A difference of 64 bits after the shift covers centuries; a larger one is cut.
     let nanoseconds = ((shifted & u128::from(u64::MAX)) * u128::from(info.tsc_to_system_mul)) >> 32;
     info.system_time.wrapping_add(nanoseconds as u64)
 }

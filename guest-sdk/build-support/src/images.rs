@@ -1,9 +1,9 @@
 //! Builds kernel images from the `build.rs` of a program that embeds them.
 //!
-//! The inner build is an ordinary Cargo build of a package of this workspace in a target directory of its
-//! own (so that it can never wait for the outer build's lock), with the flags that make a kernel. The outer
-//! build's environment must not leak into it: Cargo tells a build script about *its* package and profile in
-//! variables that an inner Cargo or rustc would take for its own.
+//! The inner build is an ordinary Cargo build of a package of this workspace with the flags that make a kernel. It
+//! has its own target directory, so that it never waits for the outer build's lock. The outer build's environment
+//! must not leak into it: Cargo describes the build script's package and profile in variables that an inner Cargo or
+//! rustc would take for its own.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The workspace profile that kernels are built with.
 const PROFILE: &str = "guest";
 
-/// Code generation of every kernel, whatever machine layer or technique it is for.
+/// The code-generation flags of every kernel, for any machine layer or technique.
 ///
-/// Position-independent code can be linked at any base, as the prebuilt `core` is. An interrupt handler of a
-/// kernel runs on the stack that it interrupted: no red zone. Frame pointers give backtraces.
+/// Position-independent code, like the prebuilt `core`, can be linked at any base. There is no red zone, because
+/// interrupt handlers run on the interrupted stack. Frame pointers give backtraces.
 const FLAGS: &[&str] = &[
     "--cfg=guest",
     "-Cpanic=abort",
@@ -29,7 +29,7 @@ const FLAGS: &[&str] = &[
     "-Cforce-frame-pointers=yes",
 ];
 
-/// Variables of the outer build that an inner one must not see, by prefix and by name.
+/// Variables of the outer build that the inner one must not see, by prefix and by name.
 const FOREIGN_PREFIXES: &[&str] = &[
     "CARGO_FEATURE_",
     "CARGO_CFG_",
@@ -70,7 +70,7 @@ pub enum ImageError {
     Spawn {
         /// The program.
         cargo: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         error: io::Error,
     },
     /// The inner build failed; its own messages were passed on.
@@ -84,7 +84,7 @@ pub enum ImageError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         error: io::Error,
     },
 }
@@ -92,7 +92,7 @@ pub enum ImageError {
 /// One build of a package of kernels.
 #[derive(Clone, Debug)]
 pub struct Guest<'a> {
-    /// The directory of the package, as a path from the calling package's manifest.
+    /// The directory of the package, relative to the directory of the calling package's manifest.
     pub directory: &'a str,
     /// The package's name.
     pub package: &'a str,
@@ -100,12 +100,12 @@ pub struct Guest<'a> {
     pub bins: &'a [&'a str],
     /// Further `--cfg` values, e.g. `machine="pv"`.
     pub cfgs: &'a [&'a str],
-    /// What the images' file names begin with in `OUT_DIR`: `PREFIX` + binary + `.elf`.
+    /// The prefix of the images' file names in `OUT_DIR`: `PREFIX` + binary + `.elf`.
     pub prefix: &'a str,
 }
 
 impl Guest<'_> {
-    /// Builds the images into `OUT_DIR` and tells Cargo what they were made from.
+    /// Builds the images into `OUT_DIR`, and declares their sources to Cargo.
     ///
     /// # Errors
     /// When the inner build cannot be run or fails.
@@ -156,7 +156,7 @@ fn variable(name: &'static str) -> Result<OsString, ImageError> {
     env::var_os(name).ok_or(ImageError::NotABuildScript(name))
 }
 
-/// Without `..`, so that the directory's ancestors are its real ones.
+/// Resolves `..`, so that the path's ancestors are the directory's real ones.
 fn resolve(directory: &Path) -> Result<PathBuf, ImageError> {
     directory.canonicalize().map_err(|error| ImageError::File { path: directory.to_owned(), error })
 }
@@ -167,7 +167,7 @@ fn is_foreign(name: &OsString) -> bool {
     })
 }
 
-/// Leaves an equal file alone, so that what embeds it is not compiled again.
+/// Copies a file unless the copy is equal, so that the code that embeds it is not compiled again.
 fn copy_if_changed(from: &Path, to: &Path) -> Result<(), ImageError> {
     let fail = |path: &Path| {
         let path = path.to_owned();
@@ -180,7 +180,7 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<(), ImageError> {
     fs::write(to, new).map_err(fail(to))
 }
 
-/// The manifests and the lock file from the package up to its workspace's root.
+/// Declares the manifests and the lock file from the package up to its workspace's root.
 fn declare_manifests(directory: &Path) {
     for ancestor in directory.ancestors() {
         println!("cargo::rerun-if-changed={}", ancestor.join("Cargo.toml").display());
@@ -192,7 +192,7 @@ fn declare_manifests(directory: &Path) {
     }
 }
 
-/// Turns the inner build's dependency file into the outer build's reasons to run again.
+/// Declares the files of the inner build's dependency file as dependencies of the outer build.
 fn declare_sources(dep_info: &Path) -> Result<(), ImageError> {
     let text = fs::read_to_string(dep_info)
         .map_err(|error| ImageError::File { path: dep_info.to_owned(), error })?;
@@ -202,7 +202,7 @@ fn declare_sources(dep_info: &Path) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// The prerequisites of a make rule, `\ ` standing for a blank in a name.
+/// The prerequisites of a make rule; `\ ` stands for a blank in a name.
 fn sources(dep_info: &str) -> Vec<String> {
     let Some((_, list)) = dep_info.split_once(": ") else {
         return Vec::new();

@@ -1,13 +1,18 @@
-//! The build-time half of the guest SDK.
+//! The build-time part of the guest SDK: linking kernels, and embedding kernel images.
 //!
-//! Two users, two halves:
+//! # Principles
 //!
-//! * [`link`] is for a kernel's own `build.rs`: it hands the linker the kernel's link script, so that a
-//!   kernel builds for plain `x86_64-unknown-linux-gnu` with stable Rust and no further target.
-//! * [`images`] is for a program that carries kernels inside it (the `paravane` program, the system tests):
-//!   it builds them from its `build.rs` with the same Cargo, lock file and compiler.
+//! * A kernel builds for the host's own target with stable Rust; link script and flags make it a kernel.
+//! * This crate runs on the build machine before the SDK is compiled, so it must not depend on the SDK.
 //!
-//! Nothing here may depend on the SDK itself: it runs on the build machine, before any of it is compiled.
+//! # Map
+//!
+//! * [`link`] is for a kernel's own `build.rs`: it passes the link script to the linker, so that a kernel builds for
+//!   `x86_64-unknown-linux-gnu` without a custom target.
+//! * [`images`] is for a program that embeds kernels (the `paravane` program, the system tests): its `build.rs`
+//!   builds them with the same Cargo, lock file and compiler.
+//!
+//! The link script itself is `kernel.ld`, beside this crate's manifest.
 #![forbid(unsafe_code)]
 
 pub mod images;

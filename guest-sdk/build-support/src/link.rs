@@ -1,14 +1,14 @@
-//! What a kernel's `build.rs` calls to be linked as a kernel.
+//! Links a program as a kernel: called by the kernel's `build.rs`.
 //!
-//! A kernel is built for the host's own Linux target with `--cfg guest`; without that flag (a host test, an
-//! editor's `cargo check`) nothing is emitted and the crate stays an ordinary one.
+//! A kernel is built for the host's own Linux target with `--cfg guest`; without that flag (for a host test, or an
+//! editor's `cargo check`) nothing is emitted, and the crate is an ordinary one.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-/// Where kernels are linked unless they say otherwise: pseudo-physical address 0 at 1 GiB.
+/// The usual base: pseudo-physical address 0 at 1 GiB.
 ///
-/// The lower half runs on every engine, the process engine included.
+/// A kernel in the lower half runs on every engine, the process engine included.
 pub const LOW: u64 = 0x4000_0000;
 
 /// The upper-half base that most x86-64 kernels use.
@@ -16,7 +16,7 @@ pub const HIGH: u64 = 0xffff_ffff_8000_0000;
 
 const SCRIPT: &str = include_str!("../kernel.ld");
 
-/// What keeps the host's C runtime and position independence out of a kernel.
+/// Linker arguments that keep the host's C runtime and position independence out of a kernel.
 const ARGUMENTS: &[&str] = &[
     "-nostartfiles",
     "-nostdlib",
@@ -36,7 +36,7 @@ pub fn kernel(virt_base: u64) -> io::Result<()> {
     emit("rustc-link-arg-bins=", virt_base)
 }
 
-/// The same for one binary of a package that has several.
+/// As [`kernel`], for one binary of a package that has several.
 ///
 /// # Errors
 /// When the link script cannot be written to `OUT_DIR`.

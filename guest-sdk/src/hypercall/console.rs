@@ -1,4 +1,4 @@
-//! `console_io`: the hypervisor's own console. An ordinary domain of Xen is refused it.
+//! `console_io`: the hypervisor's own console. Xen refuses it to ordinary domains.
 
 use paravane_abi::Errno;
 use paravane_abi::console::{CONSOLEIO_READ, CONSOLEIO_WRITE};
@@ -9,14 +9,14 @@ use super::call;
 /// Writes bytes.
 ///
 /// # Errors
-/// `EPERM` and its like where this domain may not.
+/// `EPERM` or another error if this domain may not use it.
 pub fn write(bytes: &[u8]) -> Result<(), Errno> {
     let args = [u64::from(CONSOLEIO_WRITE), bytes.len() as u64, bytes.as_ptr().addr() as u64];
     // SAFETY: reads `bytes` only.
     unsafe { call(CONSOLE_IO, args) }.map(drop)
 }
 
-/// Reads up to `buffer.len()` bytes; how many came.
+/// Reads up to `buffer.len()` bytes; returns how many.
 ///
 /// # Errors
 /// As for [`write()`].

@@ -48,7 +48,7 @@ pub fn bind_ipi(vcpu: u32) -> Result<Port, Errno> {
 /// Connects a new port to a port of `remote` that waits for this domain.
 ///
 /// # Errors
-/// `EINVAL` when that port does not.
+/// `EINVAL` if that port does not wait for this domain.
 pub fn bind_interdomain(remote: DomId, remote_port: Port) -> Result<Port, Errno> {
     let mut op =
         EvtchnBindInterdomain { remote_dom: remote, remote_port: remote_port.0, ..Default::default() };
@@ -59,7 +59,7 @@ pub fn bind_interdomain(remote: DomId, remote_port: Port) -> Result<Port, Errno>
 /// Notifies the other end.
 ///
 /// # Errors
-/// `EINVAL` for a port without one.
+/// `EINVAL` for a port that is not connected.
 pub fn send(port: Port) -> Result<(), Errno> {
     let mut op = EvtchnSend { port: port.0 };
     // SAFETY: the structure of this operation.
@@ -76,7 +76,7 @@ pub fn close(port: Port) -> Result<(), Errno> {
     unsafe { operation(EVENT_CHANNEL_OP, EVTCHNOP_CLOSE, &mut op) }.map(drop)
 }
 
-/// Asks what a port is.
+/// The state of a port.
 ///
 /// # Errors
 /// `EINVAL` for a port that cannot exist.
@@ -86,8 +86,8 @@ pub fn status(port: Port) -> Result<EvtchnStatus, Errno> {
     unsafe { operation(EVENT_CHANNEL_OP, EVTCHNOP_STATUS, &mut op) }.map(|_| op)
 }
 
-/// Clears a port's mask bit in the hypervisor, which makes the upcall that is due. [`crate::event::unmask`] does
-/// the same without a transition for ports of this vCPU.
+/// Clears a port's mask bit in the hypervisor, which makes an upcall if the port is pending. [`crate::event::unmask`]
+/// does the same without a transition for ports of this vCPU.
 ///
 /// # Errors
 /// `EINVAL` for a port that cannot exist.

@@ -1,4 +1,4 @@
-//! `memory_op`: what memory there is.
+//! `memory_op`: questions about the domain's memory.
 
 use paravane_abi::Errno;
 use paravane_abi::domid::DOMID_SELF;
@@ -10,7 +10,7 @@ use paravane_abi::memory::{
 
 use super::operation;
 
-/// Where the machine-to-physical table is.
+/// The address of the machine-to-physical table.
 ///
 /// # Errors
 /// None that a PV domain meets.
@@ -40,10 +40,10 @@ pub fn maximum_reservation() -> Result<u64, Errno> {
     unsafe { operation(MEMORY_OP, XENMEM_MAXIMUM_RESERVATION, &mut domain) }
 }
 
-/// Writes the domain's memory map into `buffer`; how many regions it has.
+/// Writes the domain's memory map into `buffer`; returns how many regions were written.
 ///
 /// # Errors
-/// `ENOSYS` where the toolstack set none.
+/// `ENOSYS` if the toolstack set no map.
 pub fn memory_map(buffer: &mut [E820Entry]) -> Result<usize, Errno> {
     let room = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
     let mut map =

@@ -1,7 +1,7 @@
-//! Hypercalls: a typed function for each that a kernel makes, one file per family.
+//! Hypercalls: a typed function for each call, one file per family.
 //!
-//! [`Hypercalls`] is the boundary itself. Kernels use [`Hypervisor`]; tests on a host put their own stand-in
-//! there. The functions here make their call at once; calls that can wait belong in a [`crate::queue`].
+//! [`Hypercalls`] is the boundary itself. Kernels use [`Hypervisor`]; tests on a host use a stand-in. The functions
+//! here make their call at once; calls that can wait belong in a [`crate::queue`].
 
 pub mod console;
 pub mod event;
@@ -38,6 +38,6 @@ pub unsafe fn call<const N: usize>(number: u64, args: [u64; N]) -> Result<u64, E
 /// # Safety
 /// `argument` must be the structure that the operation takes; as for [`Hypercalls::call`] otherwise.
 unsafe fn operation<T>(number: u64, op: u32, argument: &mut T) -> Result<u64, Errno> {
-    // SAFETY: the structure is ours to read and write; the rest is the caller's promise.
+    // SAFETY: the structure is borrowed exclusively; the rest is the caller's promise.
     unsafe { call(number, [u64::from(op), (&raw mut *argument).addr() as u64]) }
 }

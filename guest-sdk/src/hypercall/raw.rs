@@ -1,4 +1,4 @@
-//! The transition itself. The only hypercall instruction sequence of the SDK; nothing else belongs here.
+//! The transition itself: the only instruction sequence of the SDK that makes a hypercall. Nothing else belongs here.
 
 use paravane_abi::hypercall::{HYPERCALL_ENTRIES, HYPERCALL_ENTRY_SIZE};
 
@@ -6,7 +6,7 @@ use super::interface::Hypercalls;
 
 /// The hypervisor that this kernel runs on.
 ///
-/// In a build without `--cfg guest` there is none, and every call answers `-ENOSYS`.
+/// A build without `--cfg guest` has no hypervisor: every call returns `-ENOSYS`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hypervisor;
 
@@ -19,7 +19,7 @@ unsafe extern "C" {
     pub(crate) static hypercall_page: Page;
 }
 
-/// Stands for the page that only an image has.
+/// Takes the place of the page, which only an image has.
 #[cfg(not(guest))]
 #[allow(non_upper_case_globals)]
 pub(crate) static hypercall_page: Page = [[0xcc; HYPERCALL_ENTRY_SIZE]; HYPERCALL_ENTRIES];
@@ -33,7 +33,7 @@ impl Hypercalls for Hypervisor {
         let page = (&raw const hypercall_page).cast::<[u8; HYPERCALL_ENTRY_SIZE]>();
         let entry = page.wrapping_add(number as usize);
         let result: i64;
-        // SAFETY: `entry` lies in the page that the hypervisor filled; the registers lost are those of the
+        // SAFETY: `entry` lies in the page that the hypervisor filled; the clobbered registers are those of the
         // calling convention (public/arch-x86/xen-x86_64.h); the effects are the caller's promise.
         unsafe {
             core::arch::asm!(

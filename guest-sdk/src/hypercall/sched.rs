@@ -1,4 +1,4 @@
-//! `sched_op`: giving up the processor, for a while or for good.
+//! `sched_op`: yielding the processor, waiting, and ending the domain.
 
 use paravane_abi::Errno;
 use paravane_abi::hypercall::SCHED_OP;
@@ -10,13 +10,13 @@ use paravane_abi::sched::{
 use super::event::Port;
 use super::{call, operation};
 
-/// Lets others run.
+/// Yields the processor.
 pub fn yield_now() {
     // SAFETY: no argument, no effect on this domain. The call cannot fail.
     let _ = unsafe { call(SCHED_OP, [u64::from(SCHEDOP_YIELD), 0]) };
 }
 
-/// Unmasks events and stops until one is due, in one step: no wake-up is lost.
+/// Unmasks events and blocks until one is pending, in one step, so that no wake-up is lost.
 ///
 /// # Errors
 /// None that a PV domain meets.
@@ -25,7 +25,8 @@ pub fn block() -> Result<(), Errno> {
     unsafe { call(SCHED_OP, [u64::from(SCHEDOP_BLOCK), 0]) }.map(drop)
 }
 
-/// Stops until one of `ports`, which should be masked, is pending, or system time is past `deadline` (0: never).
+/// Blocks until one of `ports`, which should be masked, is pending, or system time has reached `deadline` (0: no
+/// deadline).
 ///
 /// # Errors
 /// `EINVAL` for a port that cannot exist or too many of them.
@@ -45,9 +46,9 @@ pub fn poll(ports: &[Port], deadline: u64) -> Result<(), Errno> {
 pub enum Shutdown {
     /// It has finished.
     PowerOff,
-    /// It wants to be started again.
+    /// It asks to be started again.
     Reboot,
-    /// It cannot go on.
+    /// It cannot continue.
     Crash,
 }
 
@@ -59,8 +60,8 @@ pub fn shutdown(reason: Shutdown) -> ! {
         Shutdown::Crash => SHUTDOWN_CRASH,
     };
     loop {
-        // SAFETY: the structure of this operation. It does not return where it succeeds, and there is nothing
-        // better to do where it does not than to ask again.
+        // SAFETY: the structure of this operation. It does not return if it succeeds; if it fails, all that is left
+        // is to try again.
         let _ = unsafe { operation(SCHED_OP, SCHEDOP_SHUTDOWN, &mut SchedShutdown { reason }) };
     }
 }

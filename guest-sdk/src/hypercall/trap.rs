@@ -1,4 +1,4 @@
-//! Registering entry points and the state that they are entered with.
+//! Entry points, and the state that they are entered with.
 
 use paravane_abi::Errno;
 use paravane_abi::callback::{CALLBACKOP_REGISTER, CallbackRegister};
@@ -55,7 +55,7 @@ pub unsafe fn stack_switch(ss: u16, rsp: u64) -> Result<(), Errno> {
 /// `EINVAL` for an address that is not canonical.
 ///
 /// # Safety
-/// Code that reaches memory through that segment must expect it there.
+/// Code that accesses memory through that segment expects the new base.
 pub unsafe fn set_segment_base(which: u32, base: u64) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { call(SET_SEGMENT_BASE, [u64::from(which), base]) }.map(drop)
@@ -66,7 +66,7 @@ pub unsafe fn set_segment_base(which: u32, base: u64) -> Result<(), Errno> {
 /// # Errors
 /// None that a PV domain meets.
 pub fn fpu_taskswitch(set: bool) -> Result<(), Errno> {
-    // SAFETY: such instructions trap to a handler at worst.
+    // SAFETY: at worst such instructions trap to a handler.
     unsafe { call(FPU_TASKSWITCH, [u64::from(set)]) }.map(drop)
 }
 
@@ -87,6 +87,6 @@ pub unsafe fn update_va_mapping(va: u64, entry: u64, flags: u64) -> Result<(), E
 /// # Errors
 /// What the hypervisor answers.
 pub fn vm_assist(command: u32, kind: u32) -> Result<(), Errno> {
-    // SAFETY: an assistance lets the guest do more or less, and moves no memory.
+    // SAFETY: an assistance changes which operations are emulated or reported, and no memory.
     unsafe { call(VM_ASSIST, [u64::from(command), u64::from(kind)]) }.map(drop)
 }

@@ -9,7 +9,7 @@ use paravane_abi::vcpu::{
 
 use super::call;
 
-/// Raises `VIRQ_TIMER` once when system time reaches `deadline`; 0 asks for nothing more.
+/// Raises `VIRQ_TIMER` once when system time reaches `deadline`; 0 cancels the timer.
 ///
 /// # Errors
 /// None that a PV domain meets.
@@ -21,7 +21,7 @@ pub fn set_timer(deadline: u64) -> Result<(), Errno> {
 /// Raises `VIRQ_TIMER` once when system time reaches `deadline`.
 ///
 /// # Errors
-/// `ETIME` with `future_only` when it has.
+/// `ETIME` with `future_only` if it has passed already.
 pub fn set_singleshot_timer(vcpu: u32, deadline: u64, future_only: bool) -> Result<(), Errno> {
     let flags = if future_only { VCPU_SSHOTTMR_FUTURE } else { 0 };
     let op = VcpuSetSingleshotTimer { timeout_abs_ns: deadline, flags, ..Default::default() };

@@ -8,7 +8,7 @@ use paravane_abi::version::{
 
 use super::{call, operation};
 
-/// Major and minor version. The cheapest call there is: it reads nothing and changes nothing.
+/// Major and minor version. The cheapest call: it reads and changes no memory.
 ///
 /// # Errors
 /// None that a PV domain meets.

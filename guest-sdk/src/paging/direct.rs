@@ -1,6 +1,6 @@
-//! The direct map, made to reach all of the domain's memory.
+//! Extends the direct map to all of the domain's memory.
 //!
-//! A domain builder maps what it loaded and half a MiB or more of spare; the rest is the kernel's to map.
+//! A domain builder maps what it loaded and at least half a MiB more; the kernel maps the rest.
 
 use core::ops::Range;
 
@@ -31,7 +31,7 @@ impl<H: Hypercalls> Mmu<'_, H> {
     }
 
     /// Maps the frames of `range`, none of which is mapped yet, into the direct map. New tables are filled before
-    /// they are linked, so this takes a transition for a gigabyte or so.
+    /// they are linked, so this takes about one transition per GiB.
     ///
     /// # Errors
     /// When frames for tables run out (one for each 2 MiB), or the direct map would run into the hypervisor's
@@ -51,9 +51,9 @@ impl<H: Hypercalls> Mmu<'_, H> {
             let table = space.table(self, frames, va)?;
             for index in table_index(va, 1)..PT_ENTRIES.min(table_index(va, 1) + (range.end.0 - pfn) as usize)
             {
-                // Code may be anywhere in the image, but not in what is mapped here: no execution.
+                // There is code in the image, but not in the frames mapped here: no execution.
                 let entry = PageFlags::DATA.entry(self.mfn(Pfn(pfn))?);
-                // SAFETY: an L1 table, and an address where nothing was.
+                // SAFETY: an L1 table, and an address where nothing is mapped.
                 unsafe { self.write(table, index, entry) }?;
                 pfn += 1;
             }

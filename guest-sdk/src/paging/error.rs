@@ -11,7 +11,7 @@ use crate::queue::QueueError;
 pub enum PagingError {
     /// The address is not canonical, not of a page, or the hypervisor's.
     BadAddress(u64),
-    /// The address is in the direct map, which the kernel's own code relies on.
+    /// The address is in the direct map, on which the kernel's own code relies.
     DirectMap(u64),
     /// Something is mapped there already.
     Mapped(u64),

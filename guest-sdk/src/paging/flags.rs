@@ -1,4 +1,4 @@
-//! What may be done with a page, and the entry that says so.
+//! The permitted accesses to a page, as bits of an entry.
 #![forbid(unsafe_code)]
 
 use bitflags::bitflags;
@@ -7,7 +7,7 @@ use paravane_abi::pte;
 use crate::memory::Mfn;
 
 bitflags! {
-    /// What may be done with a page besides reading it.
+    /// The accesses that a page permits besides reads.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct PageFlags: u64 {
         /// Stores.
@@ -28,8 +28,8 @@ impl PageFlags {
         Self::from_bits_truncate(entry)
     }
 
-    /// The entry that maps a frame so. Accessed and dirty bits are set from the start: nobody reads them here,
-    /// and setting them later costs the processor a locked store, or the host a fault.
+    /// The entry that maps a frame with these flags. Accessed and dirty bits are set from the start: the SDK never
+    /// reads them, and setting them later costs the processor a locked store, or the host a fault.
     pub const fn entry(self, frame: Mfn) -> u64 {
         let dirty = if self.contains(Self::WRITE) { pte::DIRTY } else { 0 };
         pte::make(frame.0, self.bits() | pte::PRESENT | pte::ACCESSED | dirty)

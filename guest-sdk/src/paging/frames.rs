@@ -4,19 +4,19 @@ use core::ops::Range;
 
 use crate::memory::Pfn;
 
-/// Where page tables come from and go to.
+/// A source of frames for page tables.
 ///
 /// # Safety
-/// A frame that [`take`](Self::take) returns is the caller's alone until it is given back, is mapped writable
-/// in the direct map, and nothing refers to its contents.
+/// A frame that [`take`](Self::take) returns is used by the caller only until it is given back, is mapped writable in
+/// the direct map, and no reference to its contents exists.
 pub unsafe trait FrameSource {
-    /// Takes a frame, whatever is in it.
+    /// Takes a frame, with any contents.
     fn take(&mut self) -> Option<Pfn>;
     /// Gives a frame back, writable again.
     fn give(&mut self, frame: Pfn);
 }
 
-/// Hands out the frames of a range, lowest first: what a kernel has before it has an allocator.
+/// Hands out the frames of a range, lowest first: a source for kernels that have no allocator yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootFrames(Range<u64>);
 
@@ -24,12 +24,12 @@ impl BootFrames {
     /// A source of the frames of `range`.
     ///
     /// # Safety
-    /// They are free (see [`crate::Boot::free_frames`]), in the direct map, and used by nobody else.
+    /// The frames are free (see [`crate::Boot::free_frames`]), in the direct map, and not used otherwise.
     pub const unsafe fn new(range: Range<u64>) -> Self {
         Self(range)
     }
 
-    /// The frames that were not taken.
+    /// The frames that have not been taken.
     pub fn remaining(&self) -> Range<u64> {
         self.0.clone()
     }
@@ -41,7 +41,7 @@ unsafe impl FrameSource for BootFrames {
         self.0.next().map(Pfn)
     }
 
-    /// Takes back the last frame only; start-of-day frees nothing else.
+    /// Takes back only the frame that was taken last; start-of-day frees no other.
     fn give(&mut self, frame: Pfn) {
         if frame.0 + 1 == self.0.start {
             self.0.start = frame.0;

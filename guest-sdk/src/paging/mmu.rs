@@ -12,7 +12,7 @@ use crate::hypercall::{Hypercalls, Hypervisor};
 use crate::memory::{Memory, Mfn, Pfn};
 use crate::queue::{FlushReason, Queue};
 
-/// Tables that can be loose at a time; more flush the queue.
+/// The most tables that can be loose at a time; another one flushes the queue.
 const LOOSE: usize = 128;
 
 /// Flags of an entry that refers to a table.
@@ -49,7 +49,7 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
         self.queue
     }
 
-    /// Brings all that is queued into effect.
+    /// Makes all queued changes.
     ///
     /// # Errors
     /// The first update that the hypervisor refused.
@@ -57,7 +57,7 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
         Ok(self.queue.flush()?)
     }
 
-    /// An entry of a table as it is, or will be once the queue is flushed.
+    /// An entry of a table, with its queued change if there is one.
     pub fn read(&self, table: Pfn, index: usize) -> u64 {
         let queued = self.maddr(table, index).ok().and_then(|maddr| self.queue.pending(maddr));
         queued.unwrap_or_else(|| self.memory.load(table, index))
@@ -75,7 +75,7 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
         unsafe { self.write_as(table, index, entry, MMU_NORMAL_PT_UPDATE) }
     }
 
-    /// As [`Mmu::write`], keeping accessed and dirty bits that the processor sets meanwhile.
+    /// As [`Mmu::write`], but keeps accessed and dirty bits that the processor sets meanwhile.
     ///
     /// # Errors
     /// As for [`Mmu::write`].
@@ -95,7 +95,7 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
     /// Stores an entry into a table that the hypervisor does not know of yet.
     ///
     /// # Safety
-    /// `table` is the caller's alone, and mapped writable.
+    /// Nothing else uses `table`, and it is mapped writable.
     pub unsafe fn fill(&mut self, table: Pfn, index: usize, entry: u64) {
         self.memory.store(table, index, entry);
     }
@@ -131,21 +131,21 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
     /// As for [`Mmu::make_read_only`].
     ///
     /// # Safety
-    /// By the time the queue is flushed, the frame is not a page table any more.
+    /// When the queue is flushed, the frame is no longer a page table.
     pub unsafe fn make_writable(&mut self, frame: Pfn) -> Result<(), PagingError> {
         let (table, index) = self.direct_entry(frame)?;
         let entry = self.read(table, index) | pte::RW;
-        // SAFETY: write access is what the direct map has to every frame that is no table.
+        // SAFETY: the direct map has write access to every frame that is not a table.
         unsafe { self.write(table, index, entry) }
     }
 
-    /// Has the hypervisor check a table of `level` (1 to 4) and all below it, and keep them checked.
+    /// Makes the hypervisor validate a table of `level` (1 to 4) and all below it, and keep them validated.
     ///
     /// # Errors
     /// As for [`Mmu::write`].
     ///
     /// # Safety
-    /// The tables are read-only by then, and stay so until they are unpinned.
+    /// The tables are read-only when the queue is flushed, and stay so until they are unpinned.
     pub unsafe fn pin(&mut self, table: Pfn, level: u8) -> Result<(), PagingError> {
         let cmd = MMUEXT_PIN_L1_TABLE + u32::from(level.clamp(1, 4)) - 1;
         // SAFETY: the caller's promise.
@@ -164,13 +164,13 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
         unsafe { self.extended(MMUEXT_UNPIN_TABLE, table) }
     }
 
-    /// Has the vCPU walk the tables under `root`, after all that is queued.
+    /// Makes the vCPU use the tables under `root`, after all queued changes.
     ///
     /// # Errors
     /// The first update that the hypervisor refused.
     ///
     /// # Safety
-    /// Memory that running code uses is mapped there as it is here.
+    /// Memory that running code uses is mapped there as in the current space.
     pub unsafe fn switch(&mut self, root: Pfn) -> Result<(), PagingError> {
         // SAFETY: the caller's promise.
         unsafe { self.extended(MMUEXT_NEW_BASEPTR, root) }?;
@@ -180,7 +180,7 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
     /// The machine frame of one of the domain's own.
     ///
     /// # Errors
-    /// When it is none.
+    /// When the domain has no such frame.
     pub fn mfn(&self, frame: Pfn) -> Result<Mfn, PagingError> {
         self.memory.mfn(frame).ok_or(PagingError::NoSuchFrame(frame))
     }
@@ -207,7 +207,7 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
         Ok(unsafe { self.queue.update(MmuUpdate { ptr, val }) }?)
     }
 
-    /// Makes sure that `tables` frames can become loose tables, and be linked, without a flush in between.
+    /// Makes room for `tables` frames to become loose tables and be linked without a flush in between.
     pub(super) fn reserve(&mut self, tables: usize) -> Result<(), PagingError> {
         // Each needs a first update and one that links it.
         if self.loose_tables().len() + tables > LOOSE || self.queue.room() < 2 * tables {
@@ -220,8 +220,8 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
     /// Only after [`Mmu::reserve`].
     pub(super) fn adopt(&mut self, frame: Pfn) -> Result<(), PagingError> {
         self.memory.zero(frame);
-        // SAFETY: the frame is ours (contract of `FrameSource`); what this module stores to it from now on is
-        // stored while it is loose.
+        // SAFETY: the frame is the caller's (contract of `FrameSource`); this module stores to it only while it is
+        // loose.
         unsafe { self.make_read_only(frame) }?;
         let count = self.loose_tables().len();
         self.loose[count] = frame;
@@ -234,7 +234,7 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
         if self.loose_epoch == self.queue.epoch() { &self.loose[..self.loose_len] } else { &[] }
     }
 
-    /// The newest first: a table is filled right after it was made.
+    /// Searches from the newest: a table is filled right after it was made.
     fn is_loose(&self, table: Pfn) -> bool {
         self.loose_tables().iter().rev().any(|loose| *loose == table)
     }
@@ -244,13 +244,13 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
         Ok(self.mfn(table)?.maddr() + (index % PT_ENTRIES) as u64 * 8)
     }
 
-    /// The L1 entry by which the direct map has a frame.
+    /// The L1 entry that maps a frame in the direct map.
     fn direct_entry(&self, frame: Pfn) -> Result<(Pfn, usize), PagingError> {
         let va = self.memory.va(frame);
         self.leaf(self.kernel_root, va).ok_or(PagingError::NotMapped(va))
     }
 
-    /// The L1 table and index for an address, if tables lead there.
+    /// The L1 table and index for an address, if there is a table for it.
     pub(super) fn leaf(&self, root: Pfn, va: u64) -> Option<(Pfn, usize)> {
         let mut table = root;
         for level in [4, 3, 2] {
@@ -259,7 +259,7 @@ impl<'q, H: Hypercalls> Mmu<'q, H> {
         Some((table, addr::table_index(va, 1)))
     }
 
-    /// The table that an entry refers to. A large page is none.
+    /// The table that an entry refers to; `None` for a large page.
     pub(super) fn next(&self, entry: u64) -> Option<Pfn> {
         let is_table = pte::is_present(entry) && entry & pte::PSE == 0;
         if is_table { self.memory.pfn(Mfn(pte::mfn(entry))) } else { None }

@@ -16,10 +16,10 @@ use crate::queue::FlushReason;
 
 /// A tree of page tables.
 ///
-/// All spaces share the kernel's part: everything that the kernel's space had mapped when they were made. The
-/// direct map in it cannot be changed by the functions here, so that they are safe: what they map, protect and
-/// unmap is memory that compiled code reaches through raw pointers only. Changes take effect with the next
-/// [`Mmu::flush`], many of them in one transition.
+/// All spaces share the kernel's part: everything that was mapped in the kernel's space when they were made. The
+/// functions here cannot change the direct map in it, which makes them safe: compiled code accesses the memory that
+/// they map, protect and unmap through raw pointers only. Changes take effect with the next [`Mmu::flush`], many of
+/// them in one transition.
 #[derive(Debug, PartialEq, Eq)]
 pub struct AddressSpace {
     root: Pfn,
@@ -35,8 +35,8 @@ impl AddressSpace {
         self.root
     }
 
-    /// A new space with the kernel's part of `kernel`. Its tables are checked with the next flush; what is
-    /// mapped before that costs plain stores.
+    /// A new space with the kernel's part of `kernel`. The hypervisor validates its tables with the next flush;
+    /// mapping pages before that costs plain stores.
     ///
     /// # Errors
     /// When frames run out, or an update queued before was refused.
@@ -54,9 +54,9 @@ impl AddressSpace {
         let own = table_index(mmu.memory.virt_base(), 4);
         copy_table(mmu, Some(kernel.root), root, |slot| slot != own && !is_hypervisor_slot(slot))?;
         copy_table(mmu, mmu.next(mmu.read(kernel.root, own)), third, |_| true)?;
-        // SAFETY: a table that was made here, and is in no use yet.
+        // SAFETY: a table that was made here and is not in use yet.
         unsafe { mmu.write(root, own, pte::make(mmu.mfn(third)?.0, TABLE)) }?;
-        // SAFETY: `adopt` had write access to both taken away, before this in the queue.
+        // SAFETY: `adopt` has queued the removal of write access to both, before this.
         unsafe { mmu.pin(root, 4) }?;
         Ok(Self { root })
     }
@@ -64,7 +64,7 @@ impl AddressSpace {
     /// Maps the page at `va` to a frame of the domain, making tables as needed.
     ///
     /// # Errors
-    /// When something is mapped there, the address or frame is no good, or frames for tables run out.
+    /// When something is mapped there, the address or the frame is not valid, or frames for tables run out.
     pub fn map<H: Hypercalls>(
         &self,
         mmu: &mut Mmu<'_, H>,
@@ -76,7 +76,7 @@ impl AddressSpace {
         self.map_all(mmu, frames, [(va, frame)], flags)
     }
 
-    /// Maps many pages alike. Neighbours share the search for their table.
+    /// Maps many pages with the same flags. Neighbouring pages share the search for their table.
     ///
     /// # Errors
     /// As for [`AddressSpace::map`]; the pages before the one at fault are mapped.
@@ -100,16 +100,16 @@ impl AddressSpace {
             if pte::is_present(mmu.read(table, index)) {
                 return Err(PagingError::Mapped(va));
             }
-            // SAFETY: an L1 table, and an address that nothing relies on (see the type).
+            // SAFETY: an L1 table, and an address on which nothing relies (see the type).
             unsafe { mmu.write(table, index, entry) }?;
         }
         Ok(())
     }
 
-    /// Changes what may be done with a mapped page.
+    /// Changes the accesses that a mapped page permits.
     ///
     /// # Errors
-    /// When none is mapped there, or the address is no good.
+    /// When no page is mapped there, or the address is not valid.
     pub fn protect<H: Hypercalls>(
         &self,
         mmu: &mut Mmu<'_, H>,
@@ -123,8 +123,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Unmaps a page and returns the machine frame that was there. The frame may be used for something else
-    /// once the queue is flushed.
+    /// Unmaps a page and returns its machine frame, which may be used otherwise once the queue is flushed.
     ///
     /// # Errors
     /// As for [`AddressSpace::protect`].
@@ -136,14 +135,14 @@ impl AddressSpace {
         Ok(Mfn(pte::mfn(old)))
     }
 
-    /// Where a page leads, and what may be done with it.
+    /// The frame that a page is mapped to, and the accesses that it permits.
     pub fn translate<H: Hypercalls>(&self, mmu: &Mmu<'_, H>, va: u64) -> Option<(Mfn, PageFlags)> {
         let (table, index) = mmu.leaf(self.root, va)?;
         let entry = mmu.read(table, index);
         pte::is_present(entry).then(|| (Mfn(pte::mfn(entry)), PageFlags::of(entry)))
     }
 
-    /// Makes the vCPU use this space, and with it all that is queued: one transition.
+    /// Makes all queued changes and switches the vCPU to this space: one transition.
     ///
     /// # Errors
     /// When the hypervisor refuses.
@@ -152,23 +151,23 @@ impl AddressSpace {
         unsafe { mmu.switch(self.root) }
     }
 
-    /// Gives the tables of a space that no vCPU uses back, all but those that it shares with `kernel`: one
-    /// transition. The frames that it maps are their owners'.
+    /// Frees the tables of a space that no vCPU uses, except those that it shares with `kernel`: one transition. The
+    /// frames that it maps are not freed.
     ///
     /// # Errors
-    /// When the hypervisor refuses; the frames are lost then, as nobody knows what they are.
+    /// When the hypervisor refuses; the frames are lost then, because their state is unknown.
     pub fn destroy<H: Hypercalls>(
         self,
         mmu: &mut Mmu<'_, H>,
         frames: &mut impl FrameSource,
         kernel: &Self,
     ) -> Result<(), PagingError> {
-        // A space whose tables were never checked is still loose; its tables must be known before they go.
+        // The tables of a new space may still be loose; the hypervisor must know them before they are freed.
         mmu.queue().flush_for(FlushReason::Order)?;
         // SAFETY: the caller's promise.
         unsafe { mmu.unpin(self.root) }?;
         self.each_own_table(mmu, kernel, &mut |mmu, table| {
-            // SAFETY: unpinned and unused, it is no table any more.
+            // SAFETY: unpinned and unused, it is no longer a table.
             unsafe { mmu.make_writable(table) }
         })?;
         mmu.queue().flush_for(FlushReason::Order)?;
@@ -186,7 +185,7 @@ impl AddressSpace {
         if pte::is_present(entry) { Ok((table, index, entry)) } else { Err(PagingError::NotMapped(va)) }
     }
 
-    /// The L1 table for `va`; it and those above it are made where they are missing.
+    /// The L1 table for `va`; it and those above it are made if they are missing.
     pub(super) fn table<H: Hypercalls>(
         &self,
         mmu: &mut Mmu<'_, H>,
@@ -206,7 +205,7 @@ impl AddressSpace {
         Ok(table)
     }
 
-    /// Calls `f` for every table that `kernel` does not have, those below others first.
+    /// Calls `f` for every table that `kernel` does not share, lower tables first.
     fn each_own_table<'q, H: Hypercalls>(
         &self,
         mmu: &mut Mmu<'q, H>,
@@ -228,7 +227,7 @@ const fn is_hypervisor_slot(slot: usize) -> bool {
     slot >= RESERVED_L4_FIRST && slot <= RESERVED_L4_LAST
 }
 
-/// Makes `new` a table with the entries of `old` that are `wanted`.
+/// Makes `new` a table with those entries of `old` for which `wanted` holds.
 fn copy_table<H: Hypercalls>(
     mmu: &mut Mmu<'_, H>,
     old: Option<Pfn>,
@@ -239,7 +238,7 @@ fn copy_table<H: Hypercalls>(
     let Some(old) = old else { return Ok(()) };
     for index in (0..PT_ENTRIES).filter(|index| wanted(*index)) {
         let entry = mmu.read(old, index);
-        // SAFETY: a table that was made here, and is in no use yet.
+        // SAFETY: a table that was made here and is not in use yet.
         unsafe { mmu.write(new, index, entry) }?;
     }
     Ok(())
@@ -280,7 +279,7 @@ fn each_own<'q, H: Hypercalls>(
     f(mmu, table)
 }
 
-/// Whether a kernel may map something at `va` by the functions here.
+/// Checks that the functions here may map something at `va`.
 fn check(memory: &Memory, va: u64) -> Result<(), PagingError> {
     if !is_canonical(va) || is_hypervisor(va) || va & PAGE_OFFSET_MASK != 0 {
         return Err(PagingError::BadAddress(va));

@@ -8,5 +8,5 @@ pub const EXTENDED: usize = 128;
 /// Calls (a run of neighbouring operations counts once) that a queue holds.
 pub const CALLS: usize = 64;
 
-/// Room kept for what a flush itself adds: a list of first updates, a run of invalidations.
+/// Room for the calls that a flush itself adds: the list of first updates, and a run of invalidations.
 pub(super) const OWN_CALLS: usize = 2;

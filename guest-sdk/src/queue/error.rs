@@ -1,4 +1,4 @@
-//! What a flush reports.
+//! The error of a flush.
 #![forbid(unsafe_code)]
 
 use core::fmt;
@@ -6,12 +6,12 @@ use core::fmt;
 use paravane_abi::mmu::MmuUpdate;
 use paravane_abi::{Errno, hypercall};
 
-/// A queued call failed. The calls after it were made all the same.
+/// A queued call failed. The calls after it were made nevertheless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueError {
     /// The hypercall's number.
     pub number: u64,
-    /// What the hypervisor answered.
+    /// The hypervisor's answer.
     pub errno: Errno,
     /// For a list of updates or extended operations: how many were done before the one that failed.
     pub done: u32,

@@ -1,12 +1,12 @@
 //! The multicall queue: many hypercalls, one transition.
 //!
-//! Calls are queued in order and made by [`Queue::flush`], when the queue is full, or where an operation of the
-//! SDK needs their effect. Neighbouring page-table updates become *one* `mmu_update`, neighbouring extended
-//! operations *one* `mmuext_op`; what stands alone goes without a multicall around it. Page-table updates that
-//! have to come before all others (see [`Queue::update_first`]) have a list of their own; TLB invalidations
-//! gather and come last, where they cover everything before.
+//! Calls are queued in order and made by [`Queue::flush`], when the queue is full, or when an operation of the SDK
+//! needs their effect. Neighbouring page-table updates become *one* `mmu_update`, neighbouring extended operations
+//! *one* `mmuext_op`; a single call is made without a multicall around it. Page-table updates that have to come
+//! before all others (see [`Queue::update_first`]) have a list of their own; TLB invalidations are collected and come
+//! last, so that they cover everything before.
 //!
-//! One queue per vCPU. An event handler must not use the queue of the code it interrupted.
+//! There is one queue per vCPU. An event handler must not use the queue of the code that it interrupted.
 
 mod capacity;
 mod error;
@@ -72,12 +72,12 @@ struct BootQueue(UnsafeCell<Queue<Hypervisor>>, AtomicBool);
 // SAFETY: the queue is handed out once, as an exclusive reference.
 unsafe impl Sync for BootQueue {}
 
-/// The boot vCPU's queue, for whoever asks first.
+/// The boot vCPU's queue, for the first caller only.
 pub fn take() -> Option<&'static mut Queue<Hypervisor>> {
     if BOOT.1.swap(true, Ordering::Relaxed) {
         return None;
     }
-    // SAFETY: the flag lets one caller pass, ever.
+    // SAFETY: the flag lets only one caller ever pass.
     Some(unsafe { &mut *BOOT.0.get() })
 }
 
@@ -193,7 +193,7 @@ impl<H: Hypercalls> Queue<H> {
         self.pending.find(&self.updates, maddr & !MMU_COMMAND_MASK)
     }
 
-    /// Whether nothing waits.
+    /// Whether nothing is queued.
     pub fn is_empty(&self) -> bool {
         self.staged_len == 0 && self.first_len == 0 && self.tlb.is_empty()
     }
@@ -203,7 +203,7 @@ impl<H: Hypercalls> Queue<H> {
         if self.calls_full(false) { 0 } else { UPDATES - self.updates_len - self.first_len }
     }
 
-    /// Counts flushes: what was queued in an earlier epoch has been made.
+    /// The number of flushes so far: calls that were queued in an earlier epoch have been made.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -218,7 +218,7 @@ impl<H: Hypercalls> Queue<H> {
         &mut self.hypervisor
     }
 
-    /// Makes all calls that wait.
+    /// Makes all queued calls.
     ///
     /// # Errors
     /// The first call that failed; those after it were made.
@@ -226,7 +226,7 @@ impl<H: Hypercalls> Queue<H> {
         self.flush_for(FlushReason::Explicit)
     }
 
-    /// As [`Queue::flush`], for a reason that the statistics keep apart.
+    /// As [`Queue::flush`], counted in the statistics under `reason`.
     ///
     /// # Errors
     /// As for [`Queue::flush`].
@@ -276,11 +276,12 @@ impl<H: Hypercalls> Queue<H> {
     /// Makes the prepared calls: alone if there is one, by a multicall otherwise.
     fn make(&mut self, calls: usize) -> Result<(), QueueError> {
         if let [only] = &mut self.entries[..calls] {
-            // SAFETY: whoever queued the call promised what `Hypercalls::call` asks for; the lists are ours.
+            // SAFETY: the caller that queued the call made the promise of `Hypercalls::call`; the lists are the
+            // queue's.
             only.result = unsafe { self.hypervisor.call(only.op, only.args) }.cast_unsigned();
         } else {
             let args = [self.entries.as_mut_ptr().addr() as u64, calls as u64, 0, 0, 0, 0];
-            // SAFETY: as above, for each entry; the entries are ours.
+            // SAFETY: as above, for each entry; the entries are the queue's.
             let result = unsafe { self.hypervisor.call(MULTICALL, args) };
             if let Err(errno) = Errno::from_result(result) {
                 return Err(QueueError { number: MULTICALL, errno, done: 0, update: None });
@@ -290,7 +291,7 @@ impl<H: Hypercalls> Queue<H> {
     }
 
     fn check(&self, slot: usize) -> Result<(), QueueError> {
-        // SAFETY: both are in `self`; the hypervisor wrote them behind the compiler's back.
+        // SAFETY: both are in `self`; the hypervisor wrote them, which the compiler does not know.
         let (entry, done) = unsafe {
             ((&raw const self.entries[slot]).read_volatile(), (&raw const self.done[slot]).read_volatile())
         };
@@ -303,7 +304,7 @@ impl<H: Hypercalls> Queue<H> {
         }
     }
 
-    /// The updates that prepared call `slot` makes; none for other calls.
+    /// The updates that prepared call `slot` makes; none if it is another kind of call.
     fn updates_of(&self, slot: usize) -> &[MmuUpdate] {
         match slot.checked_sub(self.first_calls()).map(|i| self.staged[i]) {
             None => &self.updates[UPDATES - self.first_len..],
@@ -322,7 +323,7 @@ impl<H: Hypercalls> Queue<H> {
         self.epoch += 1;
     }
 
-    /// How many calls the first updates take: all of them together one.
+    /// How many calls the first updates take: one for all of them.
     fn first_calls(&self) -> usize {
         usize::from(self.first_len > 0)
     }
@@ -358,7 +359,7 @@ impl<H: Hypercalls> Queue<H> {
         self.updates_len + self.first_len == UPDATES
     }
 
-    /// Whether another call has no room; one that joins the last needs none.
+    /// Whether there is no room for another call; a call that joins the last one needs none.
     fn calls_full(&self, joins: bool) -> bool {
         !joins && self.staged_len + OWN_CALLS >= CALLS
     }

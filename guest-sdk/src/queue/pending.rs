@@ -1,4 +1,4 @@
-//! Which entries have a queued update, and which: so that code which reads a page table sees what it queued.
+//! The queued update of each page-table entry, so that code that reads a page table sees the values that it queued.
 //!
 //! A hash table of positions in the queue's list of updates, with linear probing; at most half full.
 #![forbid(unsafe_code)]

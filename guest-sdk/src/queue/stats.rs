@@ -1,14 +1,14 @@
-//! What a queue has done, for the kernel to report.
+//! Statistics of a queue, for the kernel to report.
 #![forbid(unsafe_code)]
 
 /// Why a queue was flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlushReason {
-    /// The kernel said so.
+    /// The kernel asked for it.
     Explicit,
     /// The queue was full.
     Overflow,
-    /// What follows needs the effect of what is queued: a switch of address spaces, frames that are given back.
+    /// The next operation needs the effect of the queued calls: a switch of address spaces, or freeing frames.
     Order,
 }
 
@@ -17,7 +17,7 @@ impl FlushReason {
     pub const ALL: [Self; 3] = [Self::Explicit, Self::Overflow, Self::Order];
 }
 
-/// Classes of batch sizes: class `i` holds sizes from `2^i` to just below `2^(i+1)`, the last all that is bigger.
+/// Classes of batch sizes: class `i` holds sizes from `2^i` to just below `2^(i+1)`, the last class all larger sizes.
 pub const BATCH_CLASSES: usize = 13;
 
 /// Counters since the queue was made.
@@ -27,9 +27,9 @@ pub struct QueueStats {
     pub flushes: [u64; 3],
     /// Hypercalls that these flushes made.
     pub calls: u64,
-    /// Single operations (page-table updates, extended operations, other calls) in them.
+    /// Single operations (page-table updates, extended operations, other calls) in these hypercalls.
     pub operations: u64,
-    /// How many flushes had how many operations, by class of size.
+    /// The number of flushes, by their number of operations: see [`BATCH_CLASSES`].
     pub batches: [u64; BATCH_CLASSES],
 }
 
@@ -46,7 +46,7 @@ impl QueueStats {
         self.batches[class.min(BATCH_CLASSES - 1)] += 1;
     }
 
-    /// Transitions in all.
+    /// The total number of transitions.
     pub fn transitions(&self) -> u64 {
         self.flushes.iter().sum()
     }

@@ -1,9 +1,9 @@
-//! Invalidations that wait for the end of a flush.
+//! TLB invalidations that are due at the end of a flush.
 #![forbid(unsafe_code)]
 
 use paravane_abi::mmu::{MMUEXT_INVLPG_LOCAL, MMUEXT_TLB_FLUSH_LOCAL, MmuextOp};
 
-/// Pages that are invalidated one by one; more are a flush of everything.
+/// The most pages that are invalidated one by one; for more, everything is flushed.
 const PAGES: usize = 8;
 
 /// Nothing, a few pages, or everything.
@@ -15,7 +15,7 @@ pub(super) struct Tlb {
 }
 
 impl Tlb {
-    /// How many operations come out at most.
+    /// The most operations that [`take`](Self::take) returns in a flush.
     pub(super) const MAX_OPS: usize = PAGES;
 
     pub(super) const fn new() -> Self {

@@ -1,15 +1,15 @@
 //! The entry code: from the frame that the hypervisor pushed to [`dispatch`] and back.
 //!
-//! The hypervisor pushes rcx, r11, an error code for some exceptions, rip, cs, rflags, rsp, ss, below the red
-//! zone of what it interrupted (public/arch-x86/xen-x86_64.h; see `paravane_abi::trap`). The two words of rcx
-//! and r11 become the frame's vector and error code once the registers hold them.
+//! The hypervisor pushes rcx, r11, an error code for some exceptions, rip, cs, rflags, rsp, ss, below the red zone of
+//! the interrupted code (public/arch-x86/xen-x86_64.h; see `paravane_abi::trap`). Once the registers hold rcx and r11
+//! again, their two words become the frame's vector and error code.
 //!
-//! The way back, when the kernel interrupted itself, is an IRETQ without a hypercall: same privilege, same
-//! selectors, and the only further state is the upcall mask. Unmasking and returning are two steps, so an event
-//! that arrived meanwhile is looked for between them, and handled in another turn. An upcall *within* these
-//! steps (labels 3 to 8) finds a state that it may save and restore like any other, but it
-//! returns by the `iret` hypercall, which unmasks and returns in one step: so such upcalls do not pile up.
-//! User mode is always returned to by `iret`.
+//! If the kernel was interrupted, the return is an IRETQ without a hypercall: same privilege, same selectors, and the
+//! only further state is the upcall mask. Unmasking and returning are two steps, so the code checks between them for
+//! an event that arrived meanwhile, and handles it in another turn. An upcall *within* these steps (labels 3 to 8)
+//! finds a state that it can save and restore like any other, but it returns by the `iret` hypercall, which unmasks
+//! and returns in one step, so that such upcalls do not pile up on the stack. The return to user mode is always by
+//! `iret`.
 //!
 //! The vector state is saved with FXSAVE: handlers may use SSE, and must not use AVX.
 
@@ -92,7 +92,7 @@ unsafe extern "C" fn common() -> ! {
         "sub rsp, 512",
         "and rsp, -16",
         "fxsave64 [rsp]",
-        // One turn: handle, then see how to return.
+        // One turn: handle, then choose the way to return.
         "2:",
         "mov rdi, rbx",
         "call {dispatch}",
@@ -108,7 +108,7 @@ unsafe extern "C" fn common() -> ! {
         "5:",
         "cmp byte ptr [rbx + {cs} + 4], 0",
         "jne 4f",
-        // Events were not masked: unmask, and take another turn for one that came too early.
+        // Events were not masked: unmask, and take another turn if one arrived before that.
         "mov byte ptr [rbp + {mask}], 0",
         "3:",
         "cmp byte ptr [rbp + {pending}], 0",
@@ -118,7 +118,7 @@ unsafe extern "C" fn common() -> ! {
         "jmp 2b",
         "4:",
         "mov byte ptr [rbp + {mask}], 1",
-        // Back to the kernel, with the selectors that it runs on.
+        // Return to the kernel, with the selectors that it runs on.
         "7:",
         "fxrstor64 [rsp]",
         "mov rsp, rbx",
@@ -144,7 +144,7 @@ unsafe extern "C" fn common() -> ! {
         "add rsp, 16",
         "24: iretq",
         "8:",
-        // Back by hypercall: its entry finds flags, rip, ... on the stack and pushes rcx, r11, rax itself.
+        // Return by hypercall: its entry expects flags, rip, ... on the stack and pushes rcx, r11, rax itself.
         "6:",
         "fxrstor64 [rsp]",
         "mov rsp, rbx",
@@ -166,7 +166,7 @@ unsafe extern "C" fn common() -> ! {
         "add rsp, 8",
         "mov qword ptr [rsp], 0",
         "jmp {page} + {iret}",
-        // For `paravane audit`: what looks sensitive here and is meant.
+        // For `paravane audit`: sensitive instructions that are intended here.
         ".pushsection .paravane.audit, \"\", @progbits",
         ".quad 22b",
         ".asciz \"the selector that this code runs on is the one that the IRETQ below needs\"",
@@ -189,17 +189,17 @@ unsafe extern "C" fn common() -> ! {
     )
 }
 
-/// Where events enter.
+/// The entry point of events.
 pub(crate) fn event_entry() -> u64 {
     address(plain::<EVENT_VECTOR>)
 }
 
-/// Where the failsafe callback enters.
+/// The entry point of the failsafe callback.
 pub(crate) fn failsafe_entry() -> u64 {
     address(failsafe)
 }
 
-/// Vectors and entry points of the exceptions (SDM vol. 3, 6.3; NMI has a callback of its own).
+/// Vectors and entry points of the exceptions (SDM vol. 3, 6.3; NMIs have a callback instead).
 pub(super) fn exceptions() -> impl Iterator<Item = (u8, u64)> {
     let all: [(u8, Entry); 18] = [
         (0, plain::<0>),

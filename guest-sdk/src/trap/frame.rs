@@ -10,7 +10,7 @@ pub(crate) const EVENT_VECTOR: u64 = 0x100;
 /// The `vector` of a frame that was pushed for the failsafe callback.
 pub(crate) const FAILSAFE_VECTOR: u64 = 0x101;
 
-/// The interrupted state. What a handler writes here is what the interrupted code goes on with.
+/// The interrupted state. The interrupted code continues with the values that a handler leaves here.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -43,12 +43,12 @@ pub struct TrapFrame {
 }
 
 impl TrapFrame {
-    /// Whether user mode was interrupted, not the kernel.
+    /// Whether user mode was interrupted rather than the kernel.
     pub const fn from_user(&self) -> bool {
         self.cs & 3 == 3
     }
 
-    /// Whether events were masked when this happened; they are so again afterwards.
+    /// Whether events were masked at the interruption; the return restores that.
     pub const fn events_were_masked(&self) -> bool {
         (self.cs >> FRAME_CS_UPCALL_MASK_SHIFT) & 0xff != 0
     }

@@ -1,8 +1,8 @@
-//! Exceptions: what a handler is given, and how handlers are registered.
+//! Exceptions: the interrupted state that a handler gets, and how handlers are registered.
 //!
-//! Every handler is entered with events masked, on the stack that was in use, with all registers and the
-//! vector state saved. An exception without a handler is a panic that says where it happened. A kernel that
-//! never calls [`install`] dies of its first exception instead; the hypervisor then says where.
+//! Every handler is entered with events masked, on the stack that was in use, with all registers and the vector state
+//! saved. An exception without a handler is a panic that names the address. In a kernel that never calls [`install`]
+//! the first exception ends the domain; the hypervisor then reports the address.
 
 mod entry;
 mod frame;
@@ -19,7 +19,7 @@ pub use frame::TrapFrame;
 pub(crate) use handlers::set_upcall_handler;
 pub use handlers::{EXCEPTIONS, Handler, set_handler};
 
-/// Registers an entry point for every exception that a processor raises.
+/// Registers an entry point for every exception.
 ///
 /// # Errors
 /// What the hypervisor answers.
@@ -30,6 +30,7 @@ pub fn install() -> Result<(), Errno> {
         let dpl = if matches!(vector, TRAP_INT3 | TRAP_OVERFLOW) { 3 } else { 0 };
         *info = TrapInfo { vector, flags: dpl | TI_IF, cs: FLAT_KERNEL_CS, address, ..TrapInfo::default() };
     }
-    // SAFETY: the entries are those of `entry`; fewer than `EXCEPTIONS`, so an empty one comes last.
+    // SAFETY: the addresses are entry points of `entry`; they are fewer than `EXCEPTIONS`, so that the last entry is
+    // empty.
     unsafe { set_trap_table(&table) }
 }

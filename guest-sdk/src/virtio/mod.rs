@@ -1,25 +1,25 @@
 //! Virtio devices, over one hypercall and event channels.
 //!
-//! [`devices`] reads what there is out of the shared page. [`PvTransport`] gives a device to any driver of the crate
-//! `virtio-drivers`: negotiation and queues are collected in the guest's own memory, and one hypercall puts all of
-//! them into effect when the driver says that it is ready. [`PoolHal`] is the memory for it: a pool of frames, shared
-//! with each device for as long as that is active.
+//! [`devices`] lists the devices from the table in the shared page. [`PvTransport`] gives a device to any driver of
+//! the crate `virtio-drivers`: negotiation and queues are collected in the guest's own memory, and one hypercall puts
+//! all of them into effect when the driver says that it is ready. [`PoolHal`] is the memory for queues and buffers: a
+//! pool of frames, shared with each device while it is active.
 //!
 //! ```no_run
 //! use paravane_guest::virtio::drivers::device::rng::VirtIORng;
 //! use paravane_guest::virtio::{self, POOL, PoolHal, PvTransport};
 //!
-//! /// Fills `bytes` from the first entropy device. The 64 frames from `first` on are mapped in the direct map, and
-//! /// nobody's: the only memory that a device ever sees.
+//! /// Fills `bytes` from the first entropy device. The 64 frames from `first` on are free and mapped in the direct
+//! /// map; devices can access no other memory.
 //! fn entropy(boot: &paravane_guest::Boot, first: u64, bytes: &mut [u8]) -> Option<usize> {
 //!     let memory = boot.memory();
 //!     let window = memory.va(paravane_guest::memory::Pfn(first)) as *mut u8;
-//!     // SAFETY: as said above.
+//!     // SAFETY: as stated above.
 //!     unsafe { POOL.give(window, first * 4096, 64) }.ok()?;
 //!     let device = virtio::devices().find(|device| device.kind() == 4)?;
 //!     let transport = PvTransport::new(device, memory, |_port| ()).ok()?;
 //!     let mut driver = VirtIORng::<PoolHal, _>::new(transport).ok()?;
-//!     // A driver is not told when the host refused to start its device.
+//!     // The driver does not report that the host refused to start its device.
 //!     if device.status() == 0 {
 //!         return None;
 //!     }
@@ -27,10 +27,10 @@
 //! }
 //! ```
 //!
-//! On Xen, and on a host without devices, [`devices`] is empty and nothing else is of use.
+//! On Xen, and on a host without devices, [`devices`] is empty, and the rest of this module is of no use.
 //!
-//! What may not be done here: making a hypercall where memory has the answer, or letting a device see memory that
-//! was not given to the pool.
+//! This module must not make a hypercall for an answer that is in memory, nor let a device access memory that was not
+//! given to the pool.
 
 mod pool;
 mod rings;

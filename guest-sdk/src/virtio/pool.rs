@@ -1,10 +1,10 @@
 //! The memory that devices may use: a run of pages, handed out page by page.
 //!
-//! Everything that a device is to read or write lies here: queues because drivers allocate them with
-//! [`Hal::dma_alloc`], buffers because they were allocated here ([`Pool::allocate`]) or because they are copied here
-//! for as long as the device has them. A buffer of the pool is used in place.
+//! All memory that a device reads or writes is here: drivers allocate queues with [`Hal::dma_alloc`]; buffers are
+//! allocated here ([`Pool::allocate`]), or copied here while the device has them. A buffer of the pool is used in
+//! place.
 //!
-//! One processor, and no allocation in interrupt handlers: nothing is locked.
+//! There are no locks: there is one processor, and interrupt handlers do not allocate.
 
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -14,10 +14,10 @@ use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 /// The most pages that a pool can have: 64 MiB.
 const MAX_PAGES: usize = 1 << 14;
 
-/// The pool of [`PoolHal`]. Empty until it is given something.
+/// The pool of [`PoolHal`]. Empty until it is given pages.
 pub static POOL: Pool = Pool::new();
 
-/// A run of pages that devices may see.
+/// A run of pages that devices may access.
 #[derive(Debug)]
 pub struct Pool {
     window: AtomicPtr<u8>,
@@ -25,16 +25,16 @@ pub struct Pool {
     pages: AtomicUsize,
     /// A bit for each page that is in use.
     used: [AtomicU64; MAX_PAGES / 64],
-    /// Whether pages are no longer taken back.
+    /// Whether freed pages are kept out of use from now on.
     keeps: AtomicBool,
 }
 
-/// Pages that a pool does not take.
+/// Why a pool does not take pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolError {
     /// It has pages already.
     GivenAlready,
-    /// None, too many, not aligned, or at address 0, which drivers take for a failure.
+    /// No pages, too many, not aligned, or at address 0, which drivers take for a failure.
     BadRange,
 }
 
@@ -50,14 +50,14 @@ impl Pool {
         }
     }
 
-    /// Gives it `pages` pages at `window` that devices know by `address`: under a hypervisor the pseudo-physical
-    /// address, on a machine of one's own the physical one.
+    /// Gives the pool `pages` pages at `window`, which devices access at `address`: under a hypervisor the
+    /// pseudo-physical address, on bare hardware the physical one.
     ///
     /// # Errors
-    /// A range that it cannot use; or it has one.
+    /// When the range cannot be used, or the pool has one already.
     ///
     /// # Safety
-    /// The pages are mapped, writable, and nobody else's from now on.
+    /// The pages are mapped writable, and nothing else uses them from now on.
     pub unsafe fn give(&self, window: *mut u8, address: u64, pages: usize) -> Result<(), PoolError> {
         if self.pages() != 0 {
             return Err(PoolError::GivenAlready);
@@ -74,30 +74,30 @@ impl Pool {
         Ok(())
     }
 
-    /// How many pages it has, used or not.
+    /// How many pages the pool has, used or not.
     pub fn pages(&self) -> usize {
         self.pages.load(Ordering::Acquire)
     }
 
-    /// By what address devices know its first page.
+    /// The address at which devices access the first page.
     pub fn address(&self) -> PhysAddr {
         self.address.load(Ordering::Relaxed)
     }
 
-    /// Takes `count` neighbouring pages, all zeroes. `None` when there is no such run.
+    /// Allocates `count` contiguous pages, filled with zeroes; `None` if there is no such run.
     pub fn allocate(&self, count: usize) -> Option<NonNull<u8>> {
         let first = self.free_run(count)?;
         (first..first + count).for_each(|page| self.set(page, true));
         let start = NonNull::new(self.window.load(Ordering::Relaxed).wrapping_add(first * PAGE_SIZE))?;
-        // SAFETY: the pages are the pool's, by the promise of `give`, and nobody has them.
+        // SAFETY: the pages are the pool's by the promise of `give`, and not in use.
         unsafe { start.as_ptr().write_bytes(0, count * PAGE_SIZE) };
         Some(start)
     }
 
-    /// Takes pages back.
+    /// Frees pages.
     ///
     /// # Safety
-    /// They are what [`allocate`](Self::allocate) returned for `count`, and no longer in use.
+    /// The pages are what [`allocate`](Self::allocate) returned for `count`, and no longer in use.
     pub unsafe fn free(&self, start: NonNull<u8>, count: usize) {
         let first = start.addr().get().wrapping_sub(self.window.load(Ordering::Relaxed).addr()) / PAGE_SIZE;
         if !self.keeps.load(Ordering::Relaxed) {
@@ -105,19 +105,19 @@ impl Pool {
         }
     }
 
-    /// Never takes a page back again: a device may still write to it.
+    /// Keeps all freed pages out of use from now on: a device may still write to them.
     pub(super) fn keep_all(&self) {
         self.keeps.store(true, Ordering::Relaxed);
     }
 
-    /// The address of a buffer that lies wholly in the pool.
+    /// The device address of a buffer that lies entirely in the pool.
     pub fn address_of(&self, buffer: NonNull<[u8]>) -> Option<PhysAddr> {
         let offset = buffer.addr().get().checked_sub(self.window.load(Ordering::Relaxed).addr())?;
         let end = offset.checked_add(buffer.len())?;
         (end <= self.pages() * PAGE_SIZE).then(|| self.address() + offset as u64)
     }
 
-    /// Where `len` bytes at a device's address are.
+    /// The kernel's address of `len` bytes at a device address.
     pub fn at(&self, address: PhysAddr, len: usize) -> Option<NonNull<u8>> {
         let offset = usize::try_from(address.checked_sub(self.address())?).ok()?;
         let end = offset.checked_add(len)?;
@@ -156,19 +156,19 @@ impl Default for Pool {
     }
 }
 
-/// [`POOL`], as drivers want it.
+/// [`POOL`] as the [`Hal`] of drivers.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolHal;
 
-// SAFETY: `dma_alloc` hands out pages that are mapped, zeroed, aligned and nobody else's, by the promise of `Pool::give`
-// and the pool's accounting.
+// SAFETY: by the promise of `Pool::give` and the pool's accounting, `dma_alloc` hands out pages that are mapped,
+// zeroed, aligned and not used otherwise.
 unsafe impl Hal for PoolHal {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let found = POOL.allocate(pages).and_then(|start| {
             let bytes = NonNull::slice_from_raw_parts(start, pages * PAGE_SIZE);
             POOL.address_of(bytes).map(|address| (address, start))
         });
-        // Drivers take the address 0 for "there is none".
+        // Drivers take the address 0 for a failure.
         found.unwrap_or((0, NonNull::dangling()))
     }
 
@@ -192,7 +192,7 @@ unsafe impl Hal for PoolHal {
         let (address, copy) = Self::dma_alloc(pages, direction);
         assert!(address != 0, "no pages are left to share a buffer of {} bytes with a device", buffer.len());
         if direction != BufferDirection::DeviceToDriver {
-            // SAFETY: `copy` is that long, and not the buffer, which is readable by the caller's promise.
+            // SAFETY: `copy` is long enough and distinct from the buffer, which is readable by the caller's promise.
             unsafe { copy.copy_from_nonoverlapping(buffer.cast(), buffer.len()) };
         }
         address
@@ -204,10 +204,10 @@ unsafe impl Hal for PoolHal {
         }
         let Some(copy) = POOL.at(address, buffer.len()) else { return };
         if direction != BufferDirection::DriverToDevice {
-            // SAFETY: as in `share`; writable, because the device was to write to it.
+            // SAFETY: as in `share`; the buffer is writable, because the device was to write to it.
             unsafe { buffer.cast().copy_from_nonoverlapping(copy, buffer.len()) };
         }
-        // SAFETY: what `share` allocated.
+        // SAFETY: the pages that `share` allocated.
         unsafe { POOL.free(copy, buffer.len().div_ceil(PAGE_SIZE)) };
     }
 }

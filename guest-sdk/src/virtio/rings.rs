@@ -1,8 +1,9 @@
-//! Notifications that are not needed: `VIRTIO_F_EVENT_IDX`, and its predecessor (virtio 1.2, sections 2.7.7 and 2.7.10).
+//! Suppression of notifications: `VIRTIO_F_EVENT_IDX`, and its predecessor (virtio 1.2, sections 2.7.7 and 2.7.10).
 //!
-//! A driver of `virtio-drivers` asks its transport to notify for each buffer, or batch of them, once the device has
-//! asked for any notification since the queue began; whether *this* one was asked for is decided here, for every
-//! transport alike. It reads the rings, and writes nothing but the index at which the driver wants to be interrupted.
+//! A driver of `virtio-drivers` asks its transport to notify for each buffer or batch, once the device has asked for
+//! any notification since the queue was set up. This module decides, for every transport alike, whether the device
+//! asked for *this* notification. It reads the rings, and writes only the index at which the driver wants an
+//! interrupt.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
@@ -17,12 +18,12 @@ const NO_NOTIFY: u16 = 1;
 static SENT: AtomicU64 = AtomicU64::new(0);
 static SUPPRESSED: AtomicU64 = AtomicU64::new(0);
 
-/// What became of the notifications that drivers asked for.
+/// How many notifications were sent and suppressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kicks {
-    /// Those that went to a device.
+    /// Notifications that were sent to a device.
     pub sent: u64,
-    /// Those that no device wanted.
+    /// Notifications that the device had not asked for.
     pub suppressed: u64,
 }
 
@@ -31,7 +32,7 @@ pub fn kicks() -> Kicks {
     Kicks { sent: SENT.load(Ordering::Relaxed), suppressed: SUPPRESSED.load(Ordering::Relaxed) }
 }
 
-/// The indices of a split queue's two rings.
+/// The two rings of a split queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Rings {
     /// The available ring: flags, index, entries of 2 bytes, `used_event`.
@@ -45,9 +46,10 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// The rings at these addresses of `pool`; `None` when they are not there. `event_idx`: whether that was negotiated.
+    /// The rings at these device addresses of `pool`; `None` if they do not lie in the pool. `event_idx`: whether
+    /// `VIRTIO_F_EVENT_IDX` was negotiated.
     ///
-    /// Buffers that are available now need no notification: a device looks at its queues when it starts.
+    /// Buffers that are available now need no notification: a device checks its queues when it starts.
     pub fn new(
         pool: &'static Pool,
         size: u16,
@@ -63,9 +65,9 @@ impl Rings {
         Some(rings)
     }
 
-    /// Whether the device wants to know of what was made available since it was asked last.
+    /// Whether the device wants a notification for the buffers made available since the last call.
     pub fn wants_kick(&mut self) -> bool {
-        // The index that was published must be visible before what the device asks for is read (section 2.7.13.4.1).
+        // The published index must be visible before the device's request is read (section 2.7.13.4.1).
         fence(Ordering::SeqCst);
         let new = self.available().load(Ordering::Relaxed);
         let old = core::mem::replace(&mut self.decided, new);
@@ -80,10 +82,10 @@ impl Rings {
         wanted
     }
 
-    /// Asks for an interrupt when the device has used `more` buffers past those that the driver has taken back, rather
-    /// than the next one already. False when so many are used by now: then there will be none to wait for.
+    /// Requests an interrupt when the device has used `more` buffers beyond the `taken` that the driver has taken
+    /// back. False if that many are used already: then no interrupt will come.
     ///
-    /// Without `VIRTIO_F_EVENT_IDX` there is no such request, and interrupts come as they come.
+    /// Without `VIRTIO_F_EVENT_IDX` there is no such request, and the device decides when to interrupt.
     pub fn interrupt_after(&self, more: u16, taken: u16) -> bool {
         let target = taken.wrapping_add(more.saturating_sub(1));
         if self.event_idx {
@@ -119,7 +121,7 @@ fn crossed(event: u16, new: u16, old: u16) -> bool {
 mod tests {
     use super::crossed;
 
-    /// The definition, spelled out: one of the steps from `old` to `new` is the one that the device waits for.
+    /// The definition step by step: one of the steps from `old` to `new` passes the device's index.
     fn spelled_out(event: u16, new: u16, old: u16) -> bool {
         let steps = new.wrapping_sub(old);
         (0..steps).any(|step| old.wrapping_add(step) == event)

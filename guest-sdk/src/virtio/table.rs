@@ -1,4 +1,4 @@
-//! The device table in the shared page: what there is, without a hypercall.
+//! The device table in the shared page: the devices and their states, without a hypercall.
 
 use core::sync::atomic::{Ordering, fence};
 
@@ -9,7 +9,7 @@ use paravane_abi::virtio::{
 
 use crate::shared::SHARED;
 
-/// How often a configuration that changes all the time is read before what was read last is taken.
+/// How often a configuration that keeps changing is read again before the last copy is used.
 const PATIENCE: u32 = 1 << 16;
 
 /// A device of the table.
@@ -22,16 +22,17 @@ pub struct Device {
     features: u64,
 }
 
-/// One field, read once: the host writes some of them while we run.
+/// Reads one field once: the host writes some of them while the guest runs.
 macro_rules! read {
     ($pointer:expr, $field:ident) => {{
         let pointer: *const _ = $pointer;
-        // SAFETY: the pointer is to the table in the shared page, which is always mapped; plain data, any value is valid.
+        // SAFETY: the pointer is to the table in the shared page, which is always mapped; plain data, any value is
+        // valid.
         unsafe { (&raw const (*pointer).$field).read_volatile() }
     }};
 }
 
-/// The devices that the host offers: none where there is no table, or one of a version that is not ours.
+/// The devices that the host offers: none if there is no table, or a table of another version.
 pub fn devices() -> impl Iterator<Item = Device> {
     let table: *const VirtioTable = SHARED.virtio_table();
     let known = read!(table, magic) == VIRTIO_TABLE_MAGIC && read!(table, version) == VIRTIO_OP_VERSION;
@@ -52,7 +53,7 @@ impl Device {
         (device.kind != 0).then_some(device)
     }
 
-    /// What calls know it by.
+    /// The device's number in hypercalls.
     pub const fn id(&self) -> u32 {
         self.id
     }
@@ -67,7 +68,7 @@ impl Device {
         self.queues
     }
 
-    /// How many entries each of them can have.
+    /// The most entries that each queue can have.
     pub const fn queue_size(&self) -> u16 {
         self.queue_size
     }
@@ -82,7 +83,7 @@ impl Device {
         read!(self.entry(), status)
     }
 
-    /// Which configuration is in force: another number after each change. Waits for the end of a change.
+    /// The generation of the configuration, which changes with each change of it. Waits for the end of a change.
     pub fn generation(&self) -> u32 {
         let mut generation = read!(self.entry(), generation);
         for _ in 0..PATIENCE {
@@ -96,7 +97,7 @@ impl Device {
         generation
     }
 
-    /// Copies the configuration space from `offset` on, all of it of one generation. False where it ends before.
+    /// Copies the configuration space from `offset` on, all of it from one generation. False if the space is shorter.
     pub fn read_config(&self, offset: usize, into: &mut [u8]) -> bool {
         for _ in 0..PATIENCE {
             let before = self.generation();
@@ -111,7 +112,7 @@ impl Device {
         true
     }
 
-    /// As [`read_config`](Self::read_config), of whatever generations.
+    /// As [`read_config`](Self::read_config), possibly from several generations.
     pub(super) fn copy_config(&self, offset: usize, into: &mut [u8]) -> bool {
         let len = (read!(self.entry(), config_len) as usize).min(VIRTIO_MAX_CONFIG);
         let Some(part) = offset.checked_add(into.len()).filter(|end| *end <= len).map(|end| offset..end)
@@ -130,7 +131,7 @@ impl Device {
     }
 }
 
-/// Where the entry of a device is; that of the last one for a number past it.
+/// The address of a device's entry; that of the last entry for a number past it.
 fn entry(index: usize) -> *const VirtioEntry {
     let table = SHARED.virtio_table();
     // SAFETY: in bounds of the table's array.

@@ -1,4 +1,4 @@
-//! The paravirtual transport: what a driver sets up is collected here, and put into effect by one hypercall.
+//! The paravirtual transport: collects what a driver sets up, and puts it into effect by one hypercall.
 
 use core::fmt;
 
@@ -25,7 +25,7 @@ use crate::time;
 const QUEUES: usize = VIRTIO_MAX_QUEUES;
 /// `VIRTIO_F_EVENT_IDX`.
 const EVENT_IDX: u64 = 1 << 29;
-/// How long a device is waited for that is stopping: so often, so long each time.
+/// How often, and how long each time, to wait for a device that is stopping.
 const RESET_TRIES: u32 = 100;
 const RESET_WAIT_NS: u64 = 100_000_000;
 
@@ -44,20 +44,20 @@ impl fmt::Display for Unsuitable {
     }
 }
 
-/// A transport that can put interrupts off.
+/// A transport that can delay interrupts.
 pub trait Interrupts: Transport {
-    /// Asks for an interrupt once `more` buffers of a queue are used past the `taken` that the driver has taken back
-    /// since the queue began (modulo 2^16). False when they are by now, so that there is nothing to wait for.
+    /// Requests an interrupt once `more` buffers of a queue are used beyond the `taken` that the driver has taken
+    /// back since the queue was set up (modulo 2^16). False if they are used already: then no interrupt will come.
     fn interrupt_after(&self, queue: u16, more: u16, taken: u16) -> bool;
 }
 
 /// A device of the table, for the drivers of `virtio-drivers`.
 ///
-/// The device sees the pages of the pool, and nothing else. Its interrupts are events: the handler is called with the
-/// queue's port, or with the device's own after a change of the configuration.
+/// The device can access the pages of the pool only. Its interrupts are events: the handler is called with the
+/// queue's port, or with the configuration port after a change of the configuration.
 ///
-/// A driver is not told when its device could not be started; [`Device::status`] is 0 then, and the log says why.
-/// Dropping the transport, or unsetting a queue of an active device, resets it.
+/// A driver does not report that its device could not be started; [`Device::status`] is 0 then, and the log has the
+/// reason. Dropping the transport, or unsetting a queue of an active device, resets it.
 pub struct PvTransport<C: Hypercalls = Hypervisor> {
     calls: C,
     device: Device,
@@ -65,7 +65,7 @@ pub struct PvTransport<C: Hypercalls = Hypervisor> {
     memory: Memory,
     pool: &'static Pool,
     handler: Handler,
-    /// As the driver has it; past `DRIVER_OK` the table's counts.
+    /// The status that the driver set; for an active device the table's status counts.
     status: DeviceStatus,
     features: u64,
     queues: [VirtioQueue; QUEUES],
@@ -76,17 +76,17 @@ pub struct PvTransport<C: Hypercalls = Hypervisor> {
 }
 
 impl PvTransport {
-    /// For `device`, over [`POOL`](super::POOL), with what handles its events.
+    /// A transport for `device` over [`POOL`], with a handler of its events.
     ///
     /// # Errors
-    /// When drivers know no such device.
+    /// When `virtio-drivers` does not know the type of the device.
     pub fn new(device: Device, memory: Memory, handler: Handler) -> core::result::Result<Self, Unsuitable> {
         Self::with(Hypervisor, device, memory, &POOL, handler)
     }
 }
 
 impl<C: Hypercalls> PvTransport<C> {
-    /// As [`PvTransport::new`], with another hypervisor and pool.
+    /// As [`PvTransport::new`], with a given hypervisor and pool.
     ///
     /// # Errors
     /// As there.
@@ -115,7 +115,7 @@ impl<C: Hypercalls> PvTransport<C> {
         })
     }
 
-    /// Makes the one call, and takes the ports into use.
+    /// Makes the one call, and sets the handlers of the ports.
     fn activate(&mut self) -> core::result::Result<(), Errno> {
         let mut regions = [VirtioRegion::default(); VIRTIO_MAX_REGIONS];
         let region_count = regions_of(self.pool, &self.memory, &mut regions)?;
@@ -131,7 +131,7 @@ impl<C: Hypercalls> PvTransport<C> {
             ..VirtioActivate::default()
         };
         // SAFETY: the structure of this operation, with as many queues and regions as it says. The device gets the
-        // pool's pages, which by the promise of `Pool::give` hold nothing but what is for devices.
+        // pool's pages, which only devices use, by the promise of `Pool::give`.
         unsafe { call(&mut self.calls, PARAVANE_VIRTIO_OP, VIRTIOP_ACTIVATE, &mut op) }?;
         self.active = true;
         self.config_port = Port(op.config_port);
@@ -154,7 +154,7 @@ impl<C: Hypercalls> PvTransport<C> {
         queues.into_iter().filter(|queue| queue.size != 0).map(|queue| Port(queue.port)).chain([config])
     }
 
-    /// Stops the device and waits until it has stopped. If it does not, its memory stays its own.
+    /// Stops the device and waits until it has stopped. If it does not stop, its memory is never reused.
     fn reset(&mut self) {
         if self.active {
             let ports = self.ports();
@@ -179,7 +179,7 @@ impl<C: Hypercalls> PvTransport<C> {
     fn stop(&mut self) -> core::result::Result<(), Errno> {
         for _ in 0..RESET_TRIES {
             let mut op = VirtioDevice { device: self.device.id() };
-            // SAFETY: the structure of this operation; who resets a device no longer waits for it.
+            // SAFETY: the structure of this operation; a driver that resets its device does not wait for it.
             match unsafe { call(&mut self.calls, PARAVANE_VIRTIO_OP, VIRTIOP_RESET, &mut op) } {
                 Err(Errno::EAGAIN) => self.await_config_port()?,
                 answer => return answer.map(drop),
@@ -188,7 +188,7 @@ impl<C: Hypercalls> PvTransport<C> {
         Err(Errno::EAGAIN)
     }
 
-    /// Waits for an event of the device's own port, which is masked, but not for ever.
+    /// Waits for an event of the configuration port, which is masked, for a limited time.
     fn await_config_port(&mut self) -> core::result::Result<(), Errno> {
         let port = self.config_port;
         let mut op = SchedPoll {
@@ -219,7 +219,7 @@ unsafe fn call<T>(
     Errno::from_result(unsafe { calls.call(number, [u64::from(op), argument, 0, 0, 0, 0]) })
 }
 
-/// The pool's frames as runs of machine frames; how many runs there are.
+/// Writes the pool's frames as runs of machine frames; returns how many runs.
 fn regions_of(
     pool: &Pool,
     memory: &Memory,
@@ -270,7 +270,7 @@ impl<C: Hypercalls> Transport for PvTransport<C> {
             return;
         }
         let mut op = EvtchnSend { port: self.queues[index].port };
-        // SAFETY: the structure of this operation. The port is ours: it does not fail.
+        // SAFETY: the structure of this operation. It does not fail: the port is the device's.
         let _ = unsafe { call(&mut self.calls, EVENT_CHANNEL_OP, EVTCHNOP_SEND, &mut op) };
     }
 
@@ -312,7 +312,7 @@ impl<C: Hypercalls> Transport for PvTransport<C> {
         *slot = VirtioQueue { size, descriptors, driver, device, ..VirtioQueue::default() };
     }
 
-    /// Of an active device a single queue cannot be stopped: all of it is.
+    /// A single queue of an active device cannot be stopped: the whole device is reset.
     fn queue_unset(&mut self, queue: u16) {
         if self.active {
             self.reset();
@@ -325,7 +325,7 @@ impl<C: Hypercalls> Transport for PvTransport<C> {
         self.queues.get(usize::from(queue)).is_some_and(|slot| slot.size != 0)
     }
 
-    /// There is nothing to acknowledge, and no way to know of a queue's interrupt but to look into the queue.
+    /// There is nothing to acknowledge; a driver detects a queue's interrupt by looking at the queue.
     fn ack_interrupt(&mut self) -> InterruptStatus {
         const NEEDS_RESET: u32 = DeviceStatus::DEVICE_NEEDS_RESET.bits();
         let generation = self.device.generation();
