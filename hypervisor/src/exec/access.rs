@@ -7,9 +7,10 @@ use super::cpu::VirtualCpu;
 use super::exception::{Exception, Stop};
 use super::fault::FaultHistory;
 use crate::bare::platform::Platform;
-use crate::engine::Paging;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, PAGE_SIZE};
+use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{LookupError, Shadow};
+use crate::mmu::space::VcpuSpace;
 use crate::x86::registers::Regs;
 use crate::x86::walk::Access;
 
@@ -21,7 +22,8 @@ pub(crate) struct Trap<'a> {
     pub history: &'a mut FaultHistory,
     pub regs: &'a mut Regs,
     pub mem: &'a MachineMemory,
-    pub paging: &'a mut Paging,
+    pub log: &'a mut TableLog,
+    pub space: &'a mut VcpuSpace,
     pub now_ns: u64,
 }
 
@@ -101,7 +103,7 @@ impl Trap<'_> {
                     self.platform.memory_out(at, part);
                     Stored::Bus
                 }
-                Place::Memory(at) => match self.shadow.store(self.mem, self.paging, at, part) {
+                Place::Memory(at) => match self.shadow.store(self.mem, self.log, at, part) {
                     Ok(true) => Stored::Table,
                     Ok(false) => Stored::Memory,
                     Err(e) => return Err(not_memory(e, va)),

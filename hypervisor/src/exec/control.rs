@@ -8,8 +8,8 @@ use paravane_abi::addr::is_canonical;
 use super::access::Trap;
 use super::cpu::{cr0, cr4, efer};
 use super::exception::{Exception, Stop};
-use crate::engine::Flush;
 use crate::host::host_cpuid;
+use crate::mmu::space::Flush;
 use crate::x86::guest_cpuid;
 
 /// Model-specific registers (SDM vol. 4, table 2-2).
@@ -109,7 +109,7 @@ impl Trap<'_> {
             return refuse();
         }
         if (self.cpu.cr4 ^ value) & cr4::PGE != 0 {
-            self.paging.flush(Flush::All);
+            self.space.flush(Flush::All);
         }
         self.cpu.cr4 = value;
         Ok(())

@@ -80,14 +80,14 @@ impl Trap<'_> {
     }
 
     fn fill(&mut self, va: u64, found: &Lookup) -> Result<Cause, Stop> {
-        match self.shadow.fill(self.mem, self.paging, va, found) {
+        match self.shadow.fill(self.mem, self.log, self.space, va, found) {
             Fill::Filled => self.history.spurious.1 = 0,
             Fill::Spurious => match self.history.count_spurious(va) {
                 // Not from user mode: a program on the process engine can make faults up.
                 HOPELESS.. if !self.cpu.user => {
                     return Err(Death::NoProgress { rip: self.regs.rip, address: va }.into());
                 }
-                SUSPICIOUS.. => self.paging.invalidate_all(),
+                SUSPICIOUS.. => self.log.invalidate_all(),
                 _ => {}
             },
         }
@@ -103,7 +103,7 @@ impl Trap<'_> {
         // instruction itself needs the table that it writes, that goes round in a circle.
         let rip = self.regs.rip;
         let again = self.history.released.replace((rip, va)) == Some((rip, va));
-        if again || !self.shadow.release(self.mem, self.paging, at) {
+        if again || !self.shadow.release(self.mem, self.log, at) {
             return Err(Death::UnknownStore { rip, address: va }.into());
         }
         Ok(Cause::PageTableStore)

@@ -8,10 +8,10 @@ use super::cpu::cr4;
 use super::exception::{Death, Exception, Stop, vector};
 use super::operand::truncate;
 use crate::bare::platform::{Platform, PlatformEvent};
-use crate::engine::Flush;
 use crate::host::host_cpuid;
 use crate::host::host_cpuid::Dynamic;
 use crate::ledger::{Cause, PrivOp};
+use crate::mmu::space::Flush;
 
 /// How an emulated instruction ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,10 +154,10 @@ impl Trap<'_> {
                 let va = self.linear_address(insn, 0)?;
                 // Of no effect where there can be no translation (SDM vol. 2, INVLPG).
                 if is_canonical(va) {
-                    self.paging.flush(Flush::Page(va));
+                    self.space.flush(Flush::Page(va));
                 }
             }
-            Invpcid => self.paging.flush(Flush::All),
+            Invpcid => self.space.flush(Flush::All),
             // Caches are coherent and stay as they are; with CR4.SMAP clear AC means nothing to a kernel.
             Wbinvd | Invd | Wbnoinvd | Clac | Stac => {}
             Rdmsr => {

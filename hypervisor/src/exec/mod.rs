@@ -42,11 +42,13 @@ pub(crate) mod transfer;
 use std::ops::Range;
 
 use crate::bare::platform::Platform;
-use crate::engine::{Exit, Paging};
+use crate::engine::Exit;
 use crate::ledger::Cause;
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::MachineMemory;
+use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{NoShadow, Shadow};
+use crate::mmu::space::VcpuSpace;
 use crate::virtio::Slot;
 use crate::x86::registers::Regs;
 
@@ -124,13 +126,14 @@ impl BareMachine {
         reserved: [u64; 16],
         platform: Platform,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
     ) -> Result<(Self, Regs), StartError> {
         decode::prepare();
         let cpu = VirtualCpu::new(boot.cr3);
         let mut shadow = Shadow::new(shadow_frames, mem.guest_frames(), reserved)?;
         shadow
-            .activate(mem, paging, boot.cr3, cpu.view(), cpu.paging_controls())
+            .activate(mem, log, space, boot.cr3, cpu.view(), cpu.paging_controls())
             .map_err(|bad| StartError::Root(bad.0))?;
         let regs = Regs {
             rip: boot.entry,
@@ -148,10 +151,11 @@ impl BareMachine {
         regs: &mut Regs,
         exit: Exit,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
         now_ns: u64,
     ) -> Handled {
-        self.trap(regs, mem, paging, now_ns).handle(exit)
+        self.trap(regs, mem, log, space, now_ns).handle(exit)
     }
 
     /// Injects an interrupt if one waits and the guest takes it now; returns its vector.
@@ -161,10 +165,11 @@ impl BareMachine {
         &mut self,
         regs: &mut Regs,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
         now_ns: u64,
     ) -> Result<Option<u8>, DomainEnd> {
-        self.trap(regs, mem, paging, now_ns).deliver_pending().map_err(exit::killed)
+        self.trap(regs, mem, log, space, now_ns).deliver_pending().map_err(exit::killed)
     }
 
     /// Its virtio devices, in order.
@@ -188,7 +193,8 @@ impl BareMachine {
         &'a mut self,
         regs: &'a mut Regs,
         mem: &'a MachineMemory,
-        paging: &'a mut Paging,
+        log: &'a mut TableLog,
+        space: &'a mut VcpuSpace,
         now_ns: u64,
     ) -> Trap<'a> {
         Trap {
@@ -198,7 +204,8 @@ impl BareMachine {
             history: &mut self.history,
             regs,
             mem,
-            paging,
+            log,
+            space,
             now_ns,
         }
     }

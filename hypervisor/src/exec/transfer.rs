@@ -31,7 +31,8 @@ impl Trap<'_> {
     /// Makes the shadow of the address space and view that the registers name the CPU's.
     pub fn activate(&mut self) -> Result<(), Stop> {
         let (cr3, view) = (self.cpu.cr3, self.cpu.view());
-        let activated = self.shadow.activate(self.mem, self.paging, cr3, view, self.cpu.paging_controls());
+        let activated =
+            self.shadow.activate(self.mem, self.log, self.space, cr3, view, self.cpu.paging_controls());
         activated.map_err(|bad| Death::BadRoot(bad.0).into())
     }
 

@@ -14,8 +14,8 @@ use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::build;
 use crate::build::mapping::AddressLimits;
 use crate::build::{BuildError, BuiltDomain, DomainConfig, DomainKind};
+use crate::engine::Engine;
 use crate::engine::process::Lowest;
-use crate::engine::{Engine, Paging};
 use crate::host::limit::Advice;
 use crate::host::zeroed::{NoMemory, check_own_room};
 use crate::image::error::ImageError;
@@ -28,6 +28,8 @@ use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{BadMachineAddress, CreateError, MachineMemory, Maddr, PAGE_SIZE};
 use crate::machine::time::Clock;
 use crate::mmu::direct::DirectPaging;
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
 use crate::monitor::vcpu_loop;
 use crate::monitor::vcpu_loop::{Guest, Outside, PutOff};
 use crate::monitor::waker::Waker;
@@ -230,7 +232,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let end = vcpu_loop::run(&mut *engine, &mut *guest, &waker, outside);
     let run_ns = nanos(running.elapsed());
     let count = |memory| HostMemory::count(memory, &layout, &*engine);
-    let memory = config.count_memory.then(|| count(guest.context().2)).flatten();
+    let memory = config.count_memory.then(|| count(guest.context().3)).flatten();
     Ok(Report {
         last: last_state(&end, *guest.context().0, image.elf()),
         memory,
@@ -309,9 +311,10 @@ impl World<'_> {
     fn paravirtual(self) -> Result<PvDomain, RunError> {
         let info = self.engine.info();
         let mut mmu = DirectPaging::new(&self.layout, self.engine.reserved_l4_entries())?;
-        let mut paging = Paging::new(self.built.root);
+        let mut log = TableLog::default();
+        let space = VcpuSpace::new(self.built.root, &log);
         let tables =
-            mmu.pin_initial(&self.memory, &mut paging, self.built.root).map_err(RunError::InitialTables)?;
+            mmu.pin_initial(&self.memory, &mut log, self.built.root).map_err(RunError::InitialTables)?;
         let console = self.built.console_mfn.ok_or(RunError::NoRing)?;
         let store = self.built.store_mfn.ok_or(RunError::NoRing)?;
         let about = About {
@@ -337,7 +340,8 @@ impl World<'_> {
             memory: self.memory,
             mmu,
             tables,
-            paging,
+            log,
+            space,
             regs,
             shared_info,
             clock,

@@ -5,13 +5,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::waker::Waker;
-use crate::engine::{Engine, Exit, Paging};
+use crate::engine::{Engine, Exit};
 use crate::launch::Peek;
 use crate::ledger::{Cause, Ledger, MARK_BEGIN};
 use crate::machine::end::DomainEnd;
 use crate::machine::kick::Kick;
 use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
 use crate::virtio::Slot;
 use crate::x86::registers::Regs;
 
@@ -44,7 +46,7 @@ impl From<Cause> for Handled {
 /// A domain of either kind, as the loop sees it.
 pub trait Guest {
     /// What the engine needs to enter.
-    fn context(&mut self) -> (&mut Regs, &mut Paging, &MachineMemory);
+    fn context(&mut self) -> (&mut Regs, &mut VcpuSpace, &TableLog, &MachineMemory);
     /// Handles an exit.
     fn handle(&mut self, exit: Exit) -> Handled;
     /// Fires what is due, delivers what is pending, and says what to do next.
@@ -179,8 +181,8 @@ pub fn run(engine: &mut dyn Engine, guest: &mut dyn Guest, waker: &Waker, mut ou
                 }
                 settle(guest, open.take(), now);
                 guest.about_to_run(now);
-                let (regs, paging, memory) = guest.context();
-                let exit = engine.enter(regs, paging, memory);
+                let (regs, space, log, memory) = guest.context();
+                let exit = engine.enter(regs, space, log, memory);
                 waker.leave_guest();
                 let since = clock.now();
                 let mut waited = 0;
@@ -225,7 +227,8 @@ mod tests {
     struct Fake {
         next: Vec<Next>,
         regs: Regs,
-        paging: Paging,
+        space: VcpuSpace,
+        log: TableLog,
         memory: MachineMemory,
         ledger: Ledger,
         on_exit: Box<dyn FnMut()>,
@@ -235,8 +238,9 @@ mod tests {
         /// One that wants what is in `next`, the last first.
         fn new(next: Vec<Next>) -> Self {
             let memory = MachineMemory::new(0, 1, Backing::Anonymous).unwrap();
-            let (regs, paging, ledger) = (Regs::default(), Paging::new(Mfn(0)), Ledger::new());
-            Self { next, regs, paging, memory, ledger, on_exit: Box::new(|| {}) }
+            let (regs, log, ledger) = (Regs::default(), TableLog::default(), Ledger::new());
+            let space = VcpuSpace::new(Mfn(0), &log);
+            Self { next, regs, space, log, memory, ledger, on_exit: Box::new(|| {}) }
         }
     }
 
@@ -272,7 +276,7 @@ mod tests {
         fn hypercall_stub(&self, _: u32) -> [u8; 32] {
             [0; 32]
         }
-        fn enter(&mut self, _: &mut Regs, _: &mut Paging, _: &MachineMemory) -> Exit {
+        fn enter(&mut self, _: &mut Regs, _: &mut VcpuSpace, _: &TableLog, _: &MachineMemory) -> Exit {
             self.exit.unwrap_or(Exit::Kick)
         }
         fn kicker(&self) -> Arc<dyn Kick> {
@@ -290,8 +294,8 @@ mod tests {
     }
 
     impl Guest for Fake {
-        fn context(&mut self) -> (&mut Regs, &mut Paging, &MachineMemory) {
-            (&mut self.regs, &mut self.paging, &self.memory)
+        fn context(&mut self) -> (&mut Regs, &mut VcpuSpace, &TableLog, &MachineMemory) {
+            (&mut self.regs, &mut self.space, &self.log, &self.memory)
         }
         fn handle(&mut self, _: Exit) -> Handled {
             (self.on_exit)();

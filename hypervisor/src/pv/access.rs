@@ -16,7 +16,7 @@ use crate::x86::walk::{Access, MachineTables, walk_for};
 impl PvDomain {
     /// The machine address behind `va` in the address space that runs, if a CPL 3 access of this kind may use it.
     pub fn translate(&self, va: u64, write: bool) -> Result<Maddr, Errno> {
-        self.translate_in(self.paging.root(), va, write)
+        self.translate_in(self.space.root(), va, write)
     }
 
     /// As [`PvDomain::translate`], in the kernel's address space whatever runs.
@@ -53,7 +53,7 @@ impl PvDomain {
         let crosses = in_page < len as u64 && self.translate(va, write).is_ok();
         let address = if crosses { va.wrapping_add(in_page) } else { va };
         let access = Access { write, user: true, fetch: false };
-        let root = self.paging.root().maddr().0;
+        let root = self.space.root().maddr().0;
         match walk_for(&self.memory, &MachineTables, root, address, access).map_err(|w| w.error_code(access))
         {
             Err(None) => Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 },

@@ -20,13 +20,14 @@ use super::grants::Grants;
 use super::store::{About, Server};
 use super::vcpu::PvVcpu;
 use super::wall_clock::WallClock;
-use crate::engine::{Allowed, Paging};
 use crate::ledger::Ledger;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn};
 use crate::machine::time::{Clock, Timers};
 use crate::mmu::direct::{DirectPaging, Stop, VcpuTables};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::{Allowed, VcpuSpace};
 use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
 use crate::x86::registers::Regs;
 
@@ -46,8 +47,10 @@ pub struct PvDomain {
     pub mmu: DirectPaging,
     /// The tables that the vCPU uses.
     pub tables: VcpuTables,
-    /// What the engine must hear before the next entry.
-    pub paging: Paging,
+    /// What engines must hear of page tables.
+    pub log: TableLog,
+    /// The vCPU's address space.
+    pub space: VcpuSpace,
     /// The vCPU.
     pub vcpu: PvVcpu,
     /// Event channels.
@@ -92,8 +95,10 @@ pub struct PvParts {
     pub mmu: DirectPaging,
     /// The first page tables.
     pub tables: VcpuTables,
-    /// What the engine must hear.
-    pub paging: Paging,
+    /// What engines must hear of page tables.
+    pub log: TableLog,
+    /// The vCPU's address space.
+    pub space: VcpuSpace,
     /// The first registers.
     pub regs: Regs,
     /// The shared info page.
@@ -165,16 +170,17 @@ impl PvDomain {
     /// of the domain's life neither may become a page table.
     pub fn new(mut parts: PvParts) -> Result<Self, Stop> {
         for ring in [parts.console.ring, parts.store.ring] {
-            parts.mmu.get_writable(&parts.memory, &mut parts.paging, ring.mfn())?;
+            parts.mmu.get_writable(&parts.memory, &mut parts.log, ring.mfn())?;
         }
         // Nothing has run yet: no translation can be stale.
-        parts.paging.done();
+        parts.space.caught_up(&parts.log);
         let mut domain = Self {
             free_frames: FreeFrames::new(parts.memory.frames()),
             memory: Arc::new(parts.memory),
             mmu: parts.mmu,
             tables: parts.tables,
-            paging: parts.paging,
+            log: parts.log,
+            space: parts.space,
             vcpu: PvVcpu::new(parts.regs),
             events: EventChannels::new(),
             upcall: Upcall { shared_info: parts.shared_info, vcpu_info: parts.shared_info },
@@ -224,14 +230,14 @@ impl PvDomain {
     /// Sets or clears CR0.TS, as the guest sees it and for the engine.
     pub fn set_task_switched(&mut self, set: bool) {
         self.vcpu.control.task_switched = set;
-        self.paging.set_task_switched(set);
+        self.space.set_task_switched(set);
     }
 
     /// Tells the engine which instructions the guest's CR4 and XCR0 allow.
     pub fn allow_instructions(&mut self) {
         let control = &self.vcpu.control;
         let by_use = if control.xsave_in_use { CR4_OSXSAVE } else { 0 };
-        self.paging.set_allowed(Allowed {
+        self.space.set_allowed(Allowed {
             cr4: control.cr4 & (CR4_TSD | CR4_FSGSBASE | CR4_OSXSAVE) | by_use,
             xcr0: control.xcr0,
         });

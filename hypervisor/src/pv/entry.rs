@@ -210,8 +210,8 @@ impl PvDomain {
         let root = if kernel { Some(self.tables.kernel_root()) } else { self.tables.user_root() };
         let Some(root) = root.filter(|_| self.vcpu.kernel_mode != kernel) else { return };
         self.vcpu.kernel_mode = kernel;
-        self.paging.set_root(root);
-        self.paging.set_user_mode(!kernel);
+        self.space.set_root(root);
+        self.space.set_user_mode(!kernel);
         std::mem::swap(&mut self.vcpu.regs.gs_base, &mut self.vcpu.other_gs_base);
     }
 }

@@ -3,11 +3,13 @@
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
-use crate::engine::{Exit, Paging};
+use crate::engine::Exit;
 use crate::ledger::{Cause, Ledger};
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
 use crate::monitor::vcpu_loop::{Guest, Handled, Next};
 use crate::pv::domain::PvDomain;
 use crate::pv::fixup::Emulated;
@@ -21,8 +23,8 @@ use crate::x86::registers::Regs;
 const SYSCALL_LENGTH: u64 = 2;
 
 impl Guest for PvDomain {
-    fn context(&mut self) -> (&mut Regs, &mut Paging, &MachineMemory) {
-        (&mut self.vcpu.regs, &mut self.paging, &self.memory)
+    fn context(&mut self) -> (&mut Regs, &mut VcpuSpace, &TableLog, &MachineMemory) {
+        (&mut self.vcpu.regs, &mut self.space, &self.log, &self.memory)
     }
 
     fn handle(&mut self, exit: Exit) -> Handled {

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use crate::bare::platform::Platform;
 use crate::bare::platform::virtio_mmio::VirtioMmio;
-use crate::engine::{Exit, Paging};
+use crate::engine::Exit;
 use crate::exec::{BareBoot, BareMachine, BareOutcome};
 use crate::launch::start::{RunError, World};
 use crate::ledger::Ledger;
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
+use crate::mmu::log::TableLog;
 use crate::mmu::shadow;
+use crate::mmu::space::VcpuSpace;
 use crate::monitor::vcpu_loop::{Guest, Handled, Next};
 use crate::virtio::Slot;
 use crate::x86::registers::Regs;
@@ -26,7 +28,8 @@ pub struct BareDomain {
     memory: Arc<MachineMemory>,
     machine: BareMachine,
     regs: Regs,
-    paging: Paging,
+    log: TableLog,
+    space: VcpuSpace,
     clock: Clock,
     ledger: Ledger,
     end: Option<DomainEnd>,
@@ -35,7 +38,8 @@ pub struct BareDomain {
 impl World<'_> {
     pub(crate) fn bare(self) -> Result<BareDomain, RunError> {
         let info = self.engine.info();
-        let mut paging = Paging::new(self.built.root);
+        let mut log = TableLog::default();
+        let mut space = VcpuSpace::new(self.built.root, &log);
         let boot = BareBoot {
             entry: self.built.entry_rip,
             stack: self.built.rsp,
@@ -47,14 +51,15 @@ impl World<'_> {
         let platform = Platform::new(self.sink, self.input).with_virtio(virtio);
         let reserved = self.engine.reserved_l4_entries();
         let (machine, regs) =
-            BareMachine::new(&boot, self.layout.shadow, reserved, platform, &memory, &mut paging)?;
+            BareMachine::new(&boot, self.layout.shadow, reserved, platform, &memory, &mut log, &mut space)?;
         // Nothing has run yet: no translation can be stale.
-        paging.done();
+        space.caught_up(&log);
         Ok(BareDomain {
             memory,
             machine,
             regs,
-            paging,
+            log,
+            space,
             clock: Clock::new(info.tsc_khz, info.tsc_offset),
             ledger: Ledger::new(),
             end: None,
@@ -63,13 +68,14 @@ impl World<'_> {
 }
 
 impl Guest for BareDomain {
-    fn context(&mut self) -> (&mut Regs, &mut Paging, &MachineMemory) {
-        (&mut self.regs, &mut self.paging, &self.memory)
+    fn context(&mut self) -> (&mut Regs, &mut VcpuSpace, &TableLog, &MachineMemory) {
+        (&mut self.regs, &mut self.space, &self.log, &self.memory)
     }
 
     fn handle(&mut self, exit: Exit) -> Handled {
         let now = self.clock.now();
-        let handled = self.machine.handle_exit(&mut self.regs, exit, &self.memory, &mut self.paging, now);
+        let handled =
+            self.machine.handle_exit(&mut self.regs, exit, &self.memory, &mut self.log, &mut self.space, now);
         let mut mark = None;
         match handled.outcome {
             BareOutcome::Resume | BareOutcome::Halted { .. } => {}
@@ -84,7 +90,8 @@ impl Guest for BareDomain {
             return Next::End;
         }
         let now = self.clock.now();
-        let pending = self.machine.deliver_pending(&mut self.regs, &self.memory, &mut self.paging, now);
+        let pending =
+            self.machine.deliver_pending(&mut self.regs, &self.memory, &mut self.log, &mut self.space, now);
         if let Err(end) = pending {
             self.end = Some(end);
             return Next::End;

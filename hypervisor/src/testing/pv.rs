@@ -10,12 +10,13 @@ use paravane_abi::hypercall as nr;
 use paravane_abi::{addr, pte};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::engine::Paging;
 use crate::machine::console::{CaptureSink, ConsoleInput};
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::machine::time::Clock;
 use crate::mmu::direct::DirectPaging;
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
 use crate::pv::domain::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
 use crate::pv::hypercall::{Outcome, dispatch};
 use crate::pv::store::About;
@@ -106,8 +107,9 @@ impl TestDomain {
             memory.store_u64(at, pfn).unwrap();
         }
         let mut mmu = DirectPaging::new(&layout, [0; 16]).unwrap();
-        let mut paging = Paging::new(Mfn(base + L4));
-        let tables = mmu.pin_initial(&memory, &mut paging, Mfn(base + L4)).unwrap();
+        let mut log = TableLog::default();
+        let space = VcpuSpace::new(Mfn(base + L4), &log);
+        let tables = mmu.pin_initial(&memory, &mut log, Mfn(base + L4)).unwrap();
         let (output, input) = (CaptureSink::default(), ConsoleInput::default());
         let ring = Mfn(base + CONSOLE).maddr();
         let console = PvConsole { ring, sink: Box::new(output.clone()), input: input.clone() };
@@ -132,7 +134,8 @@ impl TestDomain {
             memory,
             mmu,
             tables,
-            paging,
+            log,
+            space,
             regs,
             shared_info: layout.shared_info.maddr(),
             clock: Clock::new(2_000_000, 0),

@@ -14,8 +14,8 @@
 
 use paravane_abi::pte;
 
-use crate::engine::PteWrite;
 use crate::machine::memory::Mfn;
+use crate::mmu::log::PteWrite;
 
 /// Where in a table the store goes that drops all of it.
 const INSIDE_ENTRY: u64 = 1;
@@ -62,14 +62,19 @@ impl Planner {
 
     /// Plans for `writes` and for tables that are `reused`: whatever is cached of those must go. Addresses in
     /// the list are `physmap` + the machine address.
-    pub fn plan(&mut self, writes: &[PteWrite], reused: &[Mfn], physmap: u64) -> Plan<'_> {
+    pub fn plan<'a>(
+        &mut self,
+        writes: impl IntoIterator<Item = &'a PteWrite>,
+        reused: impl IntoIterator<Item = Mfn>,
+        physmap: u64,
+    ) -> Plan<'_> {
         self.tables.clear();
         for table in reused {
             if !self.note_table(table.maddr().0) {
                 return Plan::Zap;
             }
         }
-        for write in writes.iter().filter(|w| w.old & pte::PRESENT != 0) {
+        for write in writes.into_iter().filter(|w| w.old & pte::PRESENT != 0) {
             if !self.note(write.entry.0) {
                 return Plan::Zap;
             }
@@ -136,30 +141,30 @@ mod tests {
     #[test]
     fn entries_that_were_not_present_need_nothing() {
         let writes: Vec<_> = (0..600).map(|n| write(0x1000 + n * 8, 0)).collect();
-        assert_eq!(Planner::new().plan(&writes, &[], 0), Plan::Nothing);
+        assert_eq!(Planner::new().plan(&writes, [], 0), Plan::Nothing);
     }
 
     #[test]
     fn few_entries_are_stored_and_many_drop_the_table() {
         let mut p = Planner::new();
         let one = [write(0x1008, 1), write(0x1008, 1)];
-        assert_eq!(p.plan(&one, &[], 0x100_0000), Plan::Apply(&[0, 1, 0x100_1008]));
+        assert_eq!(p.plan(&one, [], 0x100_0000), Plan::Apply(&[0, 1, 0x100_1008]));
         let mut many: Vec<_> = (0..512).map(|n| write(0x2000 + n * 8, 1)).collect();
         many.push(write(0x5010, 1));
-        assert_eq!(p.plan(&many, &[], 0x100_0000), Plan::Apply(&[1, 0x100_2001, 1, 0x100_5010]));
+        assert_eq!(p.plan(&many, [], 0x100_0000), Plan::Apply(&[1, 0x100_2001, 1, 0x100_5010]));
     }
 
     #[test]
     fn a_reused_table_goes_as_a_whole() {
         let mut p = Planner::new();
-        assert_eq!(p.plan(&[], &[Mfn(7)], 0x100_0000), Plan::Apply(&[1, 0x100_7001, 0]));
-        assert_eq!(p.plan(&[], &[Mfn(7); MAX_TABLES + 1], 0), Plan::Zap);
+        assert_eq!(p.plan([], [Mfn(7)], 0x100_0000), Plan::Apply(&[1, 0x100_7001, 0]));
+        assert_eq!(p.plan([], [Mfn(7); MAX_TABLES + 1], 0), Plan::Zap);
     }
 
     #[test]
     fn too_many_tables_zap() {
         let writes: Vec<_> = (0..4096).map(|n| write(n << 12, 1)).collect();
-        assert_eq!(Planner::new().plan(&writes, &[], 0), Plan::Zap);
+        assert_eq!(Planner::new().plan(&writes, [], 0), Plan::Zap);
     }
 
     #[test]
@@ -167,7 +172,7 @@ mod tests {
         let mut p = Planner::new();
         for tables in [1u64, 100, 340, 341] {
             let writes: Vec<_> = (0..tables * 3).map(|n| write((n / 3) << 12 | (n % 3) << 3, 1)).collect();
-            match p.plan(&writes, &[], 0) {
+            match p.plan(&writes, [], 0) {
                 Plan::Apply(list) => assert!(list.len() <= WORK_WORDS),
                 other => assert!(tables > 340, "{tables} tables: {other:?}"),
             }

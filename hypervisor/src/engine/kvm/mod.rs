@@ -44,10 +44,12 @@ use self::context::{
 use self::gate::Answer;
 use self::kick::KvmKick;
 use self::tables::{GateTables, Gdt};
-use super::{Allowed, Engine, EngineInfo, Exit, Paging, canonical};
+use super::{Engine, EngineInfo, Exit, canonical};
 use crate::machine::kick::Kick;
 use crate::machine::layout::HypervisorLayout;
-use crate::machine::memory::MachineMemory;
+use crate::machine::memory::{MachineMemory, Mfn};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::{Allowed, Pending, VcpuSpace};
 use crate::x86::control::CR4_OSXSAVE;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
@@ -161,10 +163,11 @@ impl KvmEngine {
     /// the one at which SYSCALL arrives. Before the guest's first entry.
     fn port_is_open(&mut self, memory: &MachineMemory) -> bool {
         let Ok(root) = self.gate.empty_root(memory) else { return false };
-        let mut paging = Paging::new(root);
+        let log = TableLog::default();
+        let mut space = VcpuSpace::new(root, &log);
         loop {
             let mut regs = Regs { rip: tables::SYSCALL_VA, ..Regs::default() };
-            match self.enter(&mut regs, &mut paging, memory) {
+            match self.enter(&mut regs, &mut space, &log, memory) {
                 // A signal that was meant for somebody else: whoever sends them without end holds up the guest as well.
                 Exit::Kick => {}
                 exit => return exit == Exit::Syscall,
@@ -184,22 +187,29 @@ impl KvmEngine {
 
     /// Loads `regs`: straight into guest context, or through the gate when there is work for it or a VMCALL to
     /// answer.
-    fn load(&mut self, regs: &Regs, paging: &Paging, memory: &MachineMemory) -> Result<(), &'static str> {
-        let apply = self.plan(paging, memory)?;
-        if self.may_close_port && self.port_closed != paging.user_mode() {
-            self.port_closed = paging.user_mode();
+    fn load(
+        &mut self,
+        regs: &Regs,
+        space: &VcpuSpace,
+        log: &TableLog,
+        memory: &MachineMemory,
+    ) -> Result<(), &'static str> {
+        let new_gdt = self.map_gdt(space, memory)?;
+        let apply = self.plan(&space.pending(log), new_gdt, memory)?;
+        if self.may_close_port && self.port_closed != space.user_mode() {
+            self.port_closed = space.user_mode();
             self.gate.close_port(memory, self.port_closed).map_err(|_| "the gate's TSS is not in memory")?;
         }
         let call = self.call.take();
         let ring = if apply || call.is_some() { 0 } else { 3 };
-        let cr3 = paging.root().maddr().0;
-        let cr0 = cr0(paging.task_switched());
-        if paging.allowed() != self.allowed {
-            self.allow(paging.allowed())?;
+        let cr3 = space.root().maddr().0;
+        let cr0 = cr0(space.task_switched());
+        if space.allowed() != self.allowed {
+            self.allow(space.allowed())?;
         }
         let cr4 = cr4(self.allowed.cr4, self.features);
         let (fs, gs) = (canonical(regs.fs_base), canonical(regs.gs_base));
-        let segments = gate_selectors(self.features.gdt, &regs.selectors, paging.gdt(), memory);
+        let segments = gate_selectors(self.features.gdt, &regs.selectors, space.gdt(), memory);
         let shared = self.vcpu.sync_regs_mut();
         let sregs = &mut shared.sregs;
         let dirty = !is_in_ring(sregs, self.features.gdt, &regs.selectors, ring)
@@ -247,12 +257,27 @@ impl KvmEngine {
         if setup::set_xcr0(&self.vcpu, xcr0) { Ok(()) } else { Err("KVM refused a value of XCR0") }
     }
 
+    /// Maps the guest's descriptors if they are others than at the last entry; which table of the gate's changed then.
+    fn map_gdt(&self, space: &VcpuSpace, memory: &MachineMemory) -> Result<Option<Mfn>, &'static str> {
+        if !self.features.gdt.is_guests() || !space.gdt_is_new() {
+            return Ok(None);
+        }
+        let table = self.gate.map_gdt(memory, space.gdt());
+        table.map(Some).map_err(|_| "the gate's page tables are not in memory")
+    }
+
     /// Sees to it that no stale translation will be used; whether the gate has a work list to apply.
-    fn plan(&mut self, paging: &Paging, memory: &MachineMemory) -> Result<bool, &'static str> {
-        let plan = if paging.is_stale() {
+    fn plan(
+        &mut self,
+        pending: &Pending<'_>,
+        new_gdt: Option<Mfn>,
+        memory: &MachineMemory,
+    ) -> Result<bool, &'static str> {
+        let plan = if pending.stale {
             Plan::Zap
         } else {
-            self.planner.plan(paging.writes(), paging.reused_tables(), tables::PHYSMAP_VA)
+            let reused = pending.reused.iter().copied().chain(new_gdt);
+            self.planner.plan(pending.writes.iter(), reused, tables::PHYSMAP_VA)
         };
         let list = match plan {
             Plan::Nothing => return Ok(false),
@@ -318,7 +343,7 @@ impl KvmEngine {
     }
 
     /// What an `OUT` to the exit port meant, told by where it was.
-    fn decode(&mut self, regs: &mut Regs, paging: &Paging, memory: &MachineMemory) -> Exit {
+    fn decode(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit {
         let shared = self.vcpu.sync_regs();
         let rip = shared.regs.rip;
         from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
@@ -329,10 +354,10 @@ impl KvmEngine {
             return Exit::Syscall;
         }
         if shared.sregs.cs.dpl == 3 {
-            if !paging.user_mode() && port::is_by_the_page(regs) {
+            if !space.user_mode() && port::is_by_the_page(regs) {
                 return Exit::Hypercall;
             }
-            return self.other_output(regs, paging.root(), paging.user_mode(), memory);
+            return self.other_output(regs, space.root(), space.user_mode(), memory);
         }
         let stub = rip.wrapping_sub(tables::TEXT_VA + gate::OUT_LEN);
         match u8::try_from(stub / gate::VECTOR_STRIDE) {
@@ -379,7 +404,13 @@ impl Engine for KvmEngine {
         transport::hypercall_stub(self.transport, number)
     }
 
-    fn enter(&mut self, regs: &mut Regs, paging: &mut Paging, memory: &MachineMemory) -> Exit {
+    fn enter(
+        &mut self,
+        regs: &mut Regs,
+        space: &mut VcpuSpace,
+        log: &TableLog,
+        memory: &MachineMemory,
+    ) -> Exit {
         if std::mem::take(&mut self.kick_owed) {
             return Exit::Kick;
         }
@@ -388,28 +419,22 @@ impl Engine for KvmEngine {
             const GENERAL_PROTECTION: u8 = 13;
             return Exit::Fault(Fault { vector: GENERAL_PROTECTION, error_code: 0, address: 0 });
         }
-        if self.features.gdt.is_guests() && paging.gdt_is_new() {
-            match self.gate.map_gdt(memory, paging.gdt()) {
-                Ok(table) => paging.reused_table(table),
-                Err(_) => return Exit::Dead("the gate's page tables are not in memory"),
-            }
-        }
-        if let Err(why) = self.load(regs, paging, memory) {
+        if let Err(why) = self.load(regs, space, log, memory) {
             return Exit::Dead(why);
         }
         match self.run() {
             Stop::Gate => {
-                paging.done();
-                self.decode(regs, paging, memory)
+                space.caught_up(log);
+                self.decode(regs, space, memory)
             }
             Stop::Input => {
-                paging.done();
+                space.caught_up(log);
                 let shared = self.vcpu.sync_regs();
                 from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
                 self.swallow_input(memory).map_or_else(Exit::Dead, |()| port::REFUSED)
             }
             Stop::Call => {
-                paging.done();
+                space.caught_up(log);
                 self.decode_call(regs, memory)
             }
             Stop::Interrupted => {
@@ -417,7 +442,7 @@ impl Engine for KvmEngine {
                 // On the gate's way back the guest has not moved: its registers and the requests stand, and the
                 // next entry stores the same values again.
                 if shared.sregs.cs.dpl == 3 {
-                    paging.done();
+                    space.caught_up(log);
                     from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
                 }
                 Exit::Kick

@@ -22,9 +22,9 @@ use paravane_abi::{addr, pte};
 use super::gate;
 use super::host::{self, HostKind};
 use super::transport::Transport;
-use crate::engine::GdtFrames;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
+use crate::mmu::space::GdtFrames;
 
 /// Frames that machine memory may have: what one L4 slot maps of it, and of the machine-to-physical table one L2 table.
 pub const MAX_FRAMES: u64 = 1 << 27;

@@ -384,7 +384,7 @@ fn roots_without_end() {
     let start = w.regs.rip;
     for round in 0..3 {
         for (i, root) in (0u64..).zip(&roots) {
-            w.paging.set_root(*root);
+            w.space.set_root(*root);
             (w.regs.rip, w.regs.rax) = (start, VA);
             assert_eq!(w.run(), gp(0));
             assert_eq!(w.regs.rbx, i, "round {round}");
@@ -396,7 +396,7 @@ fn roots_without_end() {
 #[test]
 fn tables_that_refer_to_themselves() {
     let Some(mut w) = world() else { return };
-    let root = w.paging.root();
+    let root = w.space.root();
     // Slot 100 of the root is the root: its linear page table, read-only.
     let slot = Maddr(root.maddr().0 + 100 * 8);
     w.write(slot, 4, pte::make(root.0, TABLE & !pte::RW));

@@ -49,7 +49,7 @@ use self::script::{M2p, Terms};
 use self::space::Space;
 use self::spoilt::{REFUSED, Remnants};
 use self::sys::Ended;
-use super::{Engine, EngineInfo, Exit, Paging};
+use super::{Engine, EngineInfo, Exit};
 use crate::host::host_cpuid;
 use crate::host::host_cpuid::Trapping;
 use crate::host::limit::Advice;
@@ -58,6 +58,8 @@ use crate::host::zeroed::NoMemory;
 use crate::machine::kick::Kick;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::{Pending, VcpuSpace};
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
 
@@ -240,13 +242,13 @@ impl ProcessEngine {
     }
 
     /// The same for all whose root was something else meanwhile: it is another address space now.
-    fn leave_reused(&mut self, paging: &Paging) {
-        if !paging.is_stale() && paging.reused_tables().is_empty() {
+    fn leave_reused(&mut self, pending: &Pending<'_>) {
+        if !pending.stale && pending.reused.is_empty() {
             return;
         }
         for index in 0..self.spaces.len() {
             let root = self.spaces.get(index).and_then(|s| s.root);
-            if root.is_some_and(|root| paging.is_stale() || paging.reused_tables().contains(&root)) {
+            if root.is_some_and(|root| pending.stale || pending.reused.iter().any(|table| *table == root)) {
                 self.leave(index);
             }
         }
@@ -459,15 +461,22 @@ impl Engine for ProcessEngine {
         stub::hypercall_entry(number)
     }
 
-    fn enter(&mut self, regs: &mut Regs, paging: &mut Paging, memory: &MachineMemory) -> Exit {
+    fn enter(
+        &mut self,
+        regs: &mut Regs,
+        space: &mut VcpuSpace,
+        log: &TableLog,
+        memory: &MachineMemory,
+    ) -> Exit {
         if let Some(reason) = self.dead {
             return Exit::Dead(reason);
         }
-        self.user = paging.user_mode();
-        self.leave_reused(paging);
-        self.select(paging.root());
-        self.mirror.apply(&mut self.spaces, self.current, memory, paging);
-        paging.done();
+        self.user = space.user_mode();
+        let pending = space.pending(log);
+        self.leave_reused(&pending);
+        self.select(space.root());
+        self.mirror.apply(&mut self.spaces, self.current, memory, &pending);
+        space.caught_up(log);
         let mut repeats = 0;
         loop {
             if !context::loadable(regs) {

@@ -169,7 +169,8 @@ impl Guest {
             self.machine.cpu.user = attack.user;
             let cpu = &self.machine.cpu;
             let (cr3, view, controls) = (cpu.cr3, cpu.view(), cpu.paging_controls());
-            let _ = self.machine.shadow.activate(&self.mem, &mut self.paging, cr3, view, controls);
+            let _ =
+                self.machine.shadow.activate(&self.mem, &mut self.log, &mut self.space, cr3, view, controls);
         }
         self.exit(attack.exit)
     }
@@ -192,7 +193,7 @@ proptest! {
                 break;
             }
             for &va in vas.iter().chain([&(BASE + CODE), &(BASE + TABLES), &(BASE + L1)]) {
-                let root = g.paging.root().maddr().0;
+                let root = g.space.root().maddr().0;
                 let Ok(found) = walk(&g.mem, &MachineTables, root, va) else { continue };
                 let frame = found.maddr.expect("machine memory").mfn();
                 let pfn = g.mem.mfn_to_pfn(frame);

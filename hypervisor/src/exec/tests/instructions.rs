@@ -221,10 +221,10 @@ fn cpuid_is_what_a_guest_may_know() {
 #[test]
 fn the_rest() {
     let mut g = Guest::booted();
-    g.paging.done();
+    g.space.caught_up(&g.log);
     g.regs.rdi = BASE + DATA;
     resumed(&g.traps(&[0x0f, 0x01, 0x3f]), PrivOp::Invlpg); // invlpg [rdi]
-    assert_eq!(g.paging.flush_scope(), crate::engine::Flush::Page(BASE + DATA));
+    assert_eq!(g.space.pending(&g.log).flush, crate::mmu::space::Flush::Page(BASE + DATA));
     resumed(&g.traps(&[0x0f, 0x09]), PrivOp::Wbinvd);
     (g.regs.rcx, g.regs.rdx, g.regs.rax) = (0, 0, 7);
     resumed(&g.traps(&[0x0f, 0x01, 0xd1]), PrivOp::Xsetbv);

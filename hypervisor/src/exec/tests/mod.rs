@@ -48,7 +48,8 @@ const RW_SEEN: u64 = pte::PRESENT | pte::RW | pte::ACCESSED | pte::DIRTY;
 
 pub(super) struct Guest {
     pub mem: MachineMemory,
-    pub paging: Paging,
+    pub log: TableLog,
+    pub space: VcpuSpace,
     pub machine: BareMachine,
     pub regs: Regs,
     pub sink: CaptureSink,
@@ -60,7 +61,8 @@ impl Guest {
     /// As the loader leaves it: tables that map 4 MiB, the second half of that for user programs too.
     pub fn new() -> Self {
         let mem = MachineMemory::new(SHADOW_FRAMES, GUEST_FRAMES, Backing::Anonymous).unwrap();
-        let mut paging = Paging::new(Mfn(0));
+        let mut log = TableLog::default();
+        let mut space = VcpuSpace::new(Mfn(0), &log);
         let poke = |at: u64, value: u64| {
             mem.store_u64(Maddr(SHADOW_FRAMES * 4096 + at), value).unwrap();
         };
@@ -78,8 +80,8 @@ impl Guest {
         let platform = Platform::new(Box::new(sink.clone()), input.clone());
         let boot = BareBoot { entry: BASE + CODE, stack: BASE + STACK, start_info: 0x5000, cr3: TABLES };
         let (machine, regs) =
-            BareMachine::new(&boot, 0..SHADOW_FRAMES, [0; 16], platform, &mem, &mut paging).unwrap();
-        Self { mem, paging, machine, regs, sink, input, now: 0 }
+            BareMachine::new(&boot, 0..SHADOW_FRAMES, [0; 16], platform, &mem, &mut log, &mut space).unwrap();
+        Self { mem, log, space, machine, regs, sink, input, now: 0 }
     }
 
     /// With its GDT, IDT and TSS in place and loaded, STAR set, and every vector's gate pointing somewhere.
@@ -124,7 +126,7 @@ impl Guest {
         (cpu.selectors.cs, cpu.selectors.ss) = (USER_CS, USER_DS);
         (cpu.user, cpu.interrupts) = (true, true);
         let (view, controls) = (cpu.view(), cpu.paging_controls());
-        g.machine.shadow.activate(&g.mem, &mut g.paging, TABLES, view, controls).unwrap();
+        g.machine.shadow.activate(&g.mem, &mut g.log, &mut g.space, TABLES, view, controls).unwrap();
         g
     }
 
@@ -155,7 +157,7 @@ impl Guest {
     }
 
     pub fn exit(&mut self, exit: Exit) -> Handled {
-        self.machine.handle_exit(&mut self.regs, exit, &self.mem, &mut self.paging, self.now)
+        self.machine.handle_exit(&mut self.regs, exit, &self.mem, &mut self.log, &mut self.space, self.now)
     }
     /// The instruction `code` at RIP traps as privileged ones do.
     pub fn traps(&mut self, code: &[u8]) -> Handled {
@@ -171,7 +173,7 @@ impl Guest {
         self.exit(Exit::Fault(Fault { vector: vector::PAGE, error_code, address }))
     }
     pub fn pending(&mut self) -> Result<Option<u8>, DomainEnd> {
-        self.machine.deliver_pending(&mut self.regs, &self.mem, &mut self.paging, self.now)
+        self.machine.deliver_pending(&mut self.regs, &self.mem, &mut self.log, &mut self.space, self.now)
     }
 
     /// The vector whose handler RIP is at.

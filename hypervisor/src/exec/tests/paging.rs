@@ -95,7 +95,7 @@ impl Guest {
     /// What the CPU finds for [`PAGE`] is what the guest's entry says, or nothing.
     fn check_shadow(&self, why: &str) {
         use crate::x86::walk::{MachineTables, walk};
-        let root = self.paging.root().maddr().0;
+        let root = self.space.root().maddr().0;
         let Ok(found) = walk(&self.mem, &MachineTables, root, BASE + PAGE * 4096) else { return };
         let entry = self.peek(ENTRY);
         assert_eq!(found.maddr, Some(self.maddr(entry & pte::ADDR_MASK)), "{why}");
@@ -168,15 +168,15 @@ fn device_memory_is_an_empty_bus() {
 #[test]
 fn cr3_and_write_protect() {
     let mut g = guest();
-    let root = g.paging.root();
+    let root = g.space.root();
     let entry = g.peek(TABLES);
     g.poke(0x30_0000, entry);
     g.regs.rax = 0x30_0000;
     resumed(&g.traps(&[0x0f, 0x22, 0xd8]), PrivOp::MovToCr);
-    assert_ne!(g.paging.root(), root);
+    assert_ne!(g.space.root(), root);
     g.regs.rax = TABLES;
     resumed(&g.traps(&[0x0f, 0x22, 0xd8]), PrivOp::MovToCr);
-    assert_eq!(g.paging.root(), root);
+    assert_eq!(g.space.root(), root);
     g.regs.rax = 1 << 52;
     g.traps(&[0x0f, 0x22, 0xd8]);
     assert_eq!(g.handling(), Some(13));

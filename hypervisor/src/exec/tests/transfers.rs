@@ -24,14 +24,14 @@ fn iretq_within_the_kernel_restores_the_interrupt_flag() {
 #[test]
 fn iretq_to_a_program_and_back_by_an_interrupt() {
     let mut g = Guest::booted();
-    let kernel_root = g.paging.root();
+    let kernel_root = g.space.root();
     g.push(&[BASE + USER_CODE, USER_CS.into(), FLAGS_ON, BASE + USER_STACK, USER_DS.into()]);
     resumed(&g.traps_with(&[0x48, 0xcf], 13, u32::from(USER_CS) & !3), PrivOp::Iretq);
     assert!(g.machine.cpu.user && g.machine.cpu.interrupts);
-    assert_ne!(g.paging.root(), kernel_root, "the program sees other tables");
+    assert_ne!(g.space.root(), kernel_root, "the program sees other tables");
     g.exit(Exit::Fault(Fault { vector: 0, error_code: 0, address: 0 }));
     assert_eq!(g.handling(), Some(0));
-    assert_eq!(g.paging.root(), kernel_root);
+    assert_eq!(g.space.root(), kernel_root);
     assert_eq!(g.regs.rsp, BASE + RSP0 - 40);
     let frame = [BASE + USER_CODE, USER_CS.into(), FLAGS_ON, BASE + USER_STACK, USER_DS.into()];
     assert_eq!(g.stack::<5>(), frame);

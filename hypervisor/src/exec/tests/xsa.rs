@@ -3,7 +3,7 @@
 //! Facts: the advisories' titles and texts (xenbits.xen.org/xsa).
 
 use super::*;
-use crate::engine::Flush;
+use crate::mmu::space::Flush;
 
 const WRITE: u32 = 0b110;
 const TF: u64 = cpu::rflags::TF;
@@ -89,10 +89,14 @@ fn xsa_204_a_single_step_over_a_syscall_is_the_masks_to_allow() {
 fn xsa_279_invlpg_of_an_address_that_is_not_canonical_does_nothing() {
     for address in [1 << 47, 1 << 63, 0xffff_7fff_ffff_ffff] {
         let mut g = Guest::booted();
-        g.paging.done();
+        g.space.caught_up(&g.log);
         g.regs.rax = address;
         resumed(&g.traps(&[0x0f, 0x01, 0x38]), PrivOp::Invlpg); // invlpg [rax]
-        assert_eq!((g.regs.rip, g.paging.flush_scope()), (BASE + CODE + 3, Flush::None), "{address:#x}");
+        assert_eq!(
+            (g.regs.rip, g.space.pending(&g.log).flush),
+            (BASE + CODE + 3, Flush::None),
+            "{address:#x}"
+        );
     }
 }
 

@@ -13,8 +13,9 @@ use super::frame::{FrameType, Level};
 use super::segdesc::{Gdt, Ldt};
 use super::update::is_guest_address;
 use super::{DirectPaging, Pass, Stop};
-use crate::engine::{Flush, Paging};
 use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::{Flush, VcpuSpace};
 
 /// The tables that one vCPU uses, each held by references.
 ///
@@ -44,16 +45,16 @@ impl DirectPaging {
     pub fn pin_initial(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         root: Mfn,
     ) -> Result<VcpuTables, Errno> {
-        while let Err(stop) = self.pin(memory, paging, root, Level::L4) {
+        while let Err(stop) = self.pin(memory, log, root, Level::L4) {
             if let Stop::Refused(errno) = stop {
                 return Err(errno);
             }
         }
         loop {
-            match self.attach(memory, paging, root) {
+            match self.attach(memory, log, root) {
                 Ok(tables) => return Ok(tables),
                 Err(Stop::Restart) => {}
                 Err(Stop::Refused(errno)) => return Err(errno),
@@ -65,12 +66,11 @@ impl DirectPaging {
     pub fn attach(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         root: Mfn,
     ) -> Result<VcpuTables, Stop> {
-        self.pass(memory, paging).table_op(root, Level::L4, |pass| {
+        self.pass(memory, log).table_op(root, Level::L4, |pass| {
             pass.get_table(root, Level::L4)?;
-            pass.paging.set_root(root);
             Ok(VcpuTables { kernel: root, user: None, gdt: Gdt::default(), ldt: Ldt::default() })
         })
     }
@@ -82,32 +82,33 @@ impl DirectPaging {
     pub fn mmuext_one(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
         tables: &mut VcpuTables,
         op: &MmuextOp,
     ) -> Result<(), Stop> {
         let mfn = Mfn(op.arg1);
         match op.cmd {
-            MMUEXT_PIN_L1_TABLE => self.pin(memory, paging, mfn, Level::L1),
-            MMUEXT_PIN_L2_TABLE => self.pin(memory, paging, mfn, Level::L2),
-            MMUEXT_PIN_L3_TABLE => self.pin(memory, paging, mfn, Level::L3),
-            MMUEXT_PIN_L4_TABLE => self.pin(memory, paging, mfn, Level::L4),
-            MMUEXT_UNPIN_TABLE => self.pass(memory, paging).unpin(mfn),
-            MMUEXT_NEW_BASEPTR => self.pass(memory, paging).new_kernel_root(tables, mfn),
-            MMUEXT_NEW_USER_BASEPTR => self.pass(memory, paging).new_user_root(tables, mfn),
+            MMUEXT_PIN_L1_TABLE => self.pin(memory, log, mfn, Level::L1),
+            MMUEXT_PIN_L2_TABLE => self.pin(memory, log, mfn, Level::L2),
+            MMUEXT_PIN_L3_TABLE => self.pin(memory, log, mfn, Level::L3),
+            MMUEXT_PIN_L4_TABLE => self.pin(memory, log, mfn, Level::L4),
+            MMUEXT_UNPIN_TABLE => self.pass(memory, log).unpin(mfn),
+            MMUEXT_NEW_BASEPTR => self.pass(memory, log).new_kernel_root(space, tables, mfn),
+            MMUEXT_NEW_USER_BASEPTR => self.pass(memory, log).new_user_root(tables, mfn),
             MMUEXT_TLB_FLUSH_LOCAL | MMUEXT_TLB_FLUSH_MULTI | MMUEXT_TLB_FLUSH_ALL => {
-                paging.flush(Flush::All);
+                space.flush(Flush::All);
                 Ok(())
             }
             MMUEXT_INVLPG_LOCAL | MMUEXT_INVLPG_MULTI | MMUEXT_INVLPG_ALL => {
                 if is_guest_address(op.arg1) {
-                    paging.flush(Flush::Page(op.arg1));
+                    space.flush(Flush::Page(op.arg1));
                 }
                 Ok(())
             }
             MMUEXT_SET_LDT => tables.ldt.set(op.arg1, op.nr_ents()),
-            MMUEXT_CLEAR_PAGE => self.pass(memory, paging).fill(mfn, |memory| Ok(memory.zero_frame(mfn)?)),
-            MMUEXT_COPY_PAGE => self.copy_page(memory, paging, mfn, Mfn(op.arg2)),
+            MMUEXT_CLEAR_PAGE => self.pass(memory, log).fill(mfn, |memory| Ok(memory.zero_frame(mfn)?)),
+            MMUEXT_COPY_PAGE => self.copy_page(memory, log, mfn, Mfn(op.arg2)),
             // Only a domain with devices may, on Xen.
             MMUEXT_FLUSH_CACHE | MMUEXT_FLUSH_CACHE_GLOBAL => Err(Errno::EACCES.into()),
             MMUEXT_MARK_SUPER | MMUEXT_UNMARK_SUPER => Err(Errno::EOPNOTSUPP.into()),
@@ -118,11 +119,11 @@ impl DirectPaging {
     fn pin(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         mfn: Mfn,
         level: Level,
     ) -> Result<(), Stop> {
-        self.pass(memory, paging).table_op(mfn, level, |pass| {
+        self.pass(memory, log).table_op(mfn, level, |pass| {
             pass.get_table(mfn, level)?;
             if pass.frames.get(mfn).is_some_and(|f| f.pinned()) {
                 pass.put_table(mfn);
@@ -136,12 +137,12 @@ impl DirectPaging {
     fn copy_page(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         to: Mfn,
         from: Mfn,
     ) -> Result<(), Stop> {
         self.frames.guest(from).ok_or(Errno::EINVAL)?;
-        self.pass(memory, paging).fill(to, |memory| {
+        self.pass(memory, log).fill(to, |memory| {
             let page: [u8; PAGE_SIZE as usize] = memory.read_obj(from.maddr())?;
             Ok(memory.write(to.maddr(), &page)?)
         })
@@ -171,14 +172,19 @@ impl Pass<'_> {
         self.finish(Ok(()))
     }
 
-    fn new_kernel_root(&mut self, tables: &mut VcpuTables, mfn: Mfn) -> Result<(), Stop> {
+    fn new_kernel_root(
+        &mut self,
+        space: &mut VcpuSpace,
+        tables: &mut VcpuTables,
+        mfn: Mfn,
+    ) -> Result<(), Stop> {
         if mfn == tables.kernel {
-            self.paging.set_root(mfn);
+            space.set_root(mfn);
             return Ok(());
         }
         self.table_op(mfn, Level::L4, |pass| {
             pass.get_table(mfn, Level::L4)?;
-            pass.paging.set_root(mfn);
+            space.set_root(mfn);
             pass.put_table(std::mem::replace(&mut tables.kernel, mfn));
             Ok(())
         })

@@ -8,8 +8,8 @@ use paravane_abi::{Errno, pte};
 
 use super::frame::{FrameType, Level, Owner};
 use super::{DirectPaging, Stop};
-use crate::engine::{Flush, Paging};
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
+use crate::mmu::log::TableLog;
 use crate::x86::walk;
 use crate::x86::walk::MachineTables;
 
@@ -50,19 +50,20 @@ impl DirectPaging {
         self.frames.get(mfn).is_some_and(|f| matches!(f.owner(), Owner::Guest | Owner::Shared))
     }
 
-    /// Maps a granted frame; `flags` are the entry's other bits. What the entry held before is dropped.
+    /// Maps a granted frame where `place` says, in the address space of `root`; `flags` are the entry's other bits. What the entry held before is dropped.
     ///
     /// Refused with EINVAL when `place` is no entry of an L1 table, with EBUSY when the frame cannot be had so.
     pub fn map_granted(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
+        root: Mfn,
         place: Place,
         granted: Granted,
         flags: u64,
     ) -> Result<(), Stop> {
-        let at = self.l1_entry(memory, paging, place)?;
-        self.pass(memory, paging).update_l1(at, granted.entry() | flags)
+        let at = self.l1_entry(memory, root, place)?;
+        self.pass(memory, log).update_l1(at, granted.entry() | flags)
     }
 
     /// Takes the mapping of a granted frame back, and everything that a CPU may have cached of it. In its place
@@ -72,30 +73,31 @@ impl DirectPaging {
     pub fn unmap_granted(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
+        root: Mfn,
         place: Place,
         granted: Granted,
         replacement: Option<u64>,
     ) -> Result<(), Stop> {
         const SAME: u64 = pte::ADDR_MASK | pte::PRESENT | pte::RW;
-        let at = self.l1_entry(memory, paging, place)?;
+        let at = self.l1_entry(memory, root, place)?;
         if (memory.load_u64(at)? ^ granted.entry()) & SAME != 0 {
             return Err(Errno::EINVAL.into());
         }
         match replacement {
-            None => self.pass(memory, paging).update_l1(at, 0)?,
+            None => self.pass(memory, log).update_l1(at, 0)?,
             Some(va) => {
-                let from = self.l1_entry(memory, paging, Place::Linear(va))?;
+                let from = self.l1_entry(memory, root, Place::Linear(va))?;
                 if from == at {
                     return Err(Errno::EINVAL.into());
                 }
                 let moved = memory.load_u64(from)?;
-                self.pass(memory, paging).update_l1(at, moved)?;
+                self.pass(memory, log).update_l1(at, moved)?;
                 // Not interrupted: an L1 entry leaves nothing to take down.
-                self.pass(memory, paging).update_l1(from, 0)?;
+                self.pass(memory, log).update_l1(from, 0)?;
             }
         }
-        paging.flush(Flush::All);
+        log.flush_all();
         Ok(())
     }
 
@@ -105,24 +107,24 @@ impl DirectPaging {
     pub fn hold_granted(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         granted: Granted,
     ) -> Result<(), Stop> {
-        let mut pass = self.pass(memory, paging);
+        let mut pass = self.pass(memory, log);
         pass.begin(None)?;
         pass.map_page(granted.entry())
     }
 
     /// Drops what one [`DirectPaging::hold_granted`] took.
-    pub fn release_granted(&mut self, memory: &MachineMemory, paging: &mut Paging, granted: Granted) {
-        self.pass(memory, paging).unlink(granted.entry(), Level::L1);
+    pub fn release_granted(&mut self, memory: &MachineMemory, log: &mut TableLog, granted: Granted) {
+        self.pass(memory, log).unlink(granted.entry(), Level::L1);
     }
 
     /// The machine address of an entry of an L1 table of the guest.
-    fn l1_entry(&self, memory: &MachineMemory, paging: &Paging, place: Place) -> Result<Maddr, Errno> {
+    fn l1_entry(&self, memory: &MachineMemory, root: Mfn, place: Place) -> Result<Maddr, Errno> {
         let at = match place {
             Place::Linear(va) => {
-                let found = walk::find_entry(memory, &MachineTables, paging.root().maddr().0, va, 1);
+                let found = walk::find_entry(memory, &MachineTables, root.maddr().0, va, 1);
                 found.map_err(|_| Errno::EINVAL)?.entry
             }
             Place::Entry(at) if at.is_multiple_of(8) => Maddr(at),

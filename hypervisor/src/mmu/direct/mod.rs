@@ -1,4 +1,4 @@
-//! Direct paging: the guest owns its page tables, and every change to them is validated.
+//! Direct log: the guest owns its page tables, and every change to them is validated.
 //!
 //! The guest reads its tables freely and has them mapped read-only; it changes them by asking. What holds
 //! after every operation, whatever a guest asked for:
@@ -28,10 +28,10 @@ use std::ops::Range;
 
 use paravane_abi::{Errno, addr};
 
-use crate::engine::{Flush, Paging};
 use crate::host::zeroed::NoMemory;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Mfn};
+use crate::mmu::log::TableLog;
 
 mod entry;
 mod ext;
@@ -121,14 +121,8 @@ impl DirectPaging {
         std::mem::take(&mut self.work.looked_at)
     }
 
-    fn pass<'a>(&'a mut self, memory: &'a MachineMemory, paging: &'a mut Paging) -> Pass<'a> {
-        Pass {
-            frames: &mut self.frames,
-            work: &mut self.work,
-            reserved_l4: &self.reserved_l4,
-            memory,
-            paging,
-        }
+    fn pass<'a>(&'a mut self, memory: &'a MachineMemory, log: &'a mut TableLog) -> Pass<'a> {
+        Pass { frames: &mut self.frames, work: &mut self.work, reserved_l4: &self.reserved_l4, memory, log }
     }
 }
 
@@ -138,7 +132,7 @@ struct Pass<'a> {
     work: &'a mut Work,
     reserved_l4: &'a [u64; RESERVED_ENTRIES],
     memory: &'a MachineMemory,
-    paging: &'a mut Paging,
+    log: &'a mut TableLog,
 }
 
 impl Pass<'_> {
@@ -149,11 +143,11 @@ impl Pass<'_> {
         if was != kind && was != FrameType::None {
             // A CPU may have cached the frame as what it was: writable where it becomes a table, or as a table
             // where the guest is about to store what it likes.
-            self.paging.flush(Flush::All);
+            self.log.flush_all();
         }
         if matches!(kind, FrameType::Table(_)) && self.frames.get(mfn).is_some_and(Frame::was_table) {
             self.frames.set_was_table(mfn, false);
-            self.paging.reused_table(mfn);
+            self.log.reused_table(mfn);
         }
         Some(true)
     }

@@ -8,8 +8,8 @@ use paravane_abi::{Errno, addr};
 
 use super::frame::{FrameType, Owner};
 use super::{DirectPaging, Stop};
-use crate::engine::{Flush, Paging};
 use crate::machine::memory::{MachineMemory, Mfn};
+use crate::mmu::log::TableLog;
 
 impl DirectPaging {
     /// Takes a frame away from the guest, who must not use it any more: `decrease_reservation` and the like.
@@ -18,17 +18,17 @@ impl DirectPaging {
     pub fn take_from_guest(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         mfn: Mfn,
     ) -> Result<(), Stop> {
-        self.pass(memory, paging).begin(None)?;
+        self.pass(memory, log).begin(None)?;
         let frame = self.frames.guest(mfn).ok_or(Errno::EINVAL)?;
         if frame.refs() != 0 {
             return Err(Errno::EBUSY.into());
         }
         self.frames.set_owner(mfn, Owner::Hypervisor);
         // Even a translation for reading must not outlive this.
-        paging.flush(Flush::All);
+        log.flush_all();
         self.set_m2p(memory, mfn, addr::INVALID_M2P_ENTRY)
     }
 
@@ -45,13 +45,8 @@ impl DirectPaging {
     /// Lets the host write to a frame that the guest named, until [`DirectPaging::put_writable`].
     ///
     /// Refused with EINVAL when the frame is not the guest's, or is a page table or holds descriptors.
-    pub fn get_writable(
-        &mut self,
-        memory: &MachineMemory,
-        paging: &mut Paging,
-        mfn: Mfn,
-    ) -> Result<(), Stop> {
-        let mut pass = self.pass(memory, paging);
+    pub fn get_writable(&mut self, memory: &MachineMemory, log: &mut TableLog, mfn: Mfn) -> Result<(), Stop> {
+        let mut pass = self.pass(memory, log);
         pass.begin(None)?;
         pass.hold(mfn, FrameType::Writable).ok_or(Errno::EINVAL)?;
         Ok(())
@@ -68,14 +63,14 @@ impl DirectPaging {
     pub fn get_writable_run(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         first: Mfn,
         frames: u64,
     ) -> Result<(), Stop> {
-        self.pass(memory, paging).begin(None)?;
+        self.pass(memory, log).begin(None)?;
         if self.frames.hold_writable(first, frames).ok_or(Errno::EINVAL)? {
             // A CPU may have cached one as the table that it was.
-            paging.flush(Flush::All);
+            log.flush_all();
         }
         Ok(())
     }

@@ -10,8 +10,9 @@ use paravane_abi::Errno;
 use super::frame::FrameType;
 use super::update::is_guest_address;
 use super::{DirectPaging, Pass, Stop, VcpuTables};
-use crate::engine::Paging;
 use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
 
 /// How many frames a guest's GDT may have.
 pub const GDT_FRAMES: usize = 14;
@@ -67,14 +68,15 @@ impl DirectPaging {
     pub fn set_gdt(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
         tables: &mut VcpuTables,
         frames: &[u64],
         entries: u32,
     ) -> Result<(), Stop> {
         let count = usize::try_from(entries).map_err(|_| Errno::EINVAL)?.div_ceil(PER_FRAME);
         let frames = frames.get(..count).filter(|_| count <= GDT_FRAMES).ok_or(Errno::EINVAL)?;
-        let mut pass = self.pass(memory, paging);
+        let mut pass = self.pass(memory, log);
         pass.begin(None)?;
         let mut gdt = Gdt::default();
         for (slot, &mfn) in gdt.frames.iter_mut().zip(frames) {
@@ -84,7 +86,7 @@ impl DirectPaging {
             }
             *slot = Some(Mfn(mfn));
         }
-        pass.paging.set_gdt(gdt.frames);
+        space.set_gdt(gdt.frames);
         pass.put_gdt(&std::mem::replace(&mut tables.gdt, gdt));
         pass.finish(Ok(()))
     }
@@ -93,12 +95,12 @@ impl DirectPaging {
     pub fn update_descriptor(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         at: Maddr,
         descriptor: u64,
     ) -> Result<(), Stop> {
         let stored = checked(descriptor).filter(|_| at.0.is_multiple_of(8)).ok_or(Errno::EINVAL)?;
-        let mut pass = self.pass(memory, paging);
+        let mut pass = self.pass(memory, log);
         pass.begin(None)?;
         let mfn = at.mfn();
         let frame = pass.frames.guest(mfn).ok_or(Errno::EINVAL)?;

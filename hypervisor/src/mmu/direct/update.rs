@@ -10,8 +10,9 @@ use super::entry;
 use super::frame::{FrameType, Level};
 use super::table::is_guest_slot;
 use super::{DirectPaging, Pass, Stop};
-use crate::engine::{Flush, Paging, PteWrite};
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
+use crate::mmu::log::{PteWrite, TableLog};
+use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::walk;
 use crate::x86::walk::MachineTables;
 
@@ -23,16 +24,16 @@ impl DirectPaging {
     pub fn mmu_update_one(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         ptr: u64,
         val: u64,
     ) -> Result<(), Stop> {
         let at = Maddr(ptr & !7);
         match ptr & 7 {
             MMU_NORMAL_PT_UPDATE | MMU_PT_UPDATE_NO_TRANSLATE => {
-                self.pass(memory, paging).update(at, val, false)
+                self.pass(memory, log).update(at, val, false)
             }
-            MMU_PT_UPDATE_PRESERVE_AD => self.pass(memory, paging).update(at, val, true),
+            MMU_PT_UPDATE_PRESERVE_AD => self.pass(memory, log).update(at, val, true),
             MMU_MACHPHYS_UPDATE => self.machphys_update(memory, at.mfn(), val),
             _ => Err(Errno::ENOSYS.into()),
         }
@@ -44,17 +45,18 @@ impl DirectPaging {
     pub fn update_va_mapping(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
         va: u64,
         val: u64,
         flags: u64,
     ) -> Result<(), Stop> {
-        let found = walk::find_entry(memory, &MachineTables, paging.root().maddr().0, va, 1);
+        let found = walk::find_entry(memory, &MachineTables, space.root().maddr().0, va, 1);
         let at = found.map_err(|_| Errno::EINVAL)?.entry;
-        self.pass(memory, paging).update_l1(at, val)?;
+        self.pass(memory, log).update_l1(at, val)?;
         match flags & UVMF_FLUSHTYPE_MASK {
-            UVMF_TLB_FLUSH => paging.flush(Flush::All),
-            UVMF_INVLPG => paging.flush(Flush::Page(va)),
+            UVMF_TLB_FLUSH => space.flush(Flush::All),
+            UVMF_INVLPG => space.flush(Flush::Page(va)),
             _ => {}
         }
         Ok(())
@@ -67,7 +69,7 @@ impl DirectPaging {
     pub fn emulate_pte_store(
         &mut self,
         memory: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         at: Maddr,
         value: u64,
         size: u8,
@@ -86,7 +88,7 @@ impl DirectPaging {
         self.frames.guest(entry.mfn()).ok_or(Errno::EINVAL)?;
         let old = memory.load_u64(entry)?;
         let new = old & !(mask << shift) | (value & mask) << shift;
-        self.pass(memory, paging).update_l1(entry, new)
+        self.pass(memory, log).update_l1(entry, new)
     }
 
     fn machphys_update(&mut self, memory: &MachineMemory, mfn: Mfn, pfn: u64) -> Result<(), Stop> {
@@ -177,7 +179,7 @@ impl Pass<'_> {
             match self.memory.compare_exchange_u64(at, seen, new)? {
                 Ok(_) => {
                     let level = level.number();
-                    self.paging.wrote(PteWrite { entry: at, old: seen, new, level });
+                    self.log.wrote(PteWrite { entry: at, old: seen, new, level });
                     return Ok(());
                 }
                 Err(actual) if (actual ^ old) & !AD == 0 => seen = actual,

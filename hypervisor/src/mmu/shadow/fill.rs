@@ -7,8 +7,9 @@ use paravane_abi::pte;
 
 use super::pool::Source;
 use super::{Controls, Shadow, View, entry};
-use crate::engine::{Flush, Paging};
 use crate::machine::memory::{MachineMemory, Maddr};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::walk;
 use crate::x86::walk::{Access, PseudoPhysicalTables, Translation, WalkFault};
 
@@ -100,28 +101,35 @@ impl Shadow {
     ///
     /// `found` must be a lookup of memory ([`Lookup::maddr`]), with the rights of the view in use. A store to
     /// a table in use must be emulated instead ([`Shadow::store`]): its leaf stays read-only here.
-    pub fn fill(&mut self, mem: &MachineMemory, paging: &mut Paging, va: u64, found: &Lookup) -> Fill {
+    pub fn fill(
+        &mut self,
+        mem: &MachineMemory,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
+        va: u64,
+        found: &Lookup,
+    ) -> Fill {
         let Some(root) = self.roots.current() else { return Fill::Spurious };
         let view = self.pool.table(root).view;
-        if let Some(fill) = self.try_fill(mem, paging, root, va, found) {
-            return fill;
+        if let Some(changes) = self.try_fill(mem, log, root, va, found) {
+            return changes.conclude(space, va);
         }
-        self.drop_all(mem, paging);
-        self.enter_root(mem, paging, view);
+        self.drop_all(mem, log);
+        self.enter_root(mem, log, space, view);
         let Some(root) = self.roots.current() else { return Fill::Spurious };
         // An empty pool has what one page needs (`Shadow::MIN_FRAMES`).
-        self.try_fill(mem, paging, root, va, found).unwrap_or(Fill::Spurious)
+        self.try_fill(mem, log, root, va, found).map_or(Fill::Spurious, |changes| changes.conclude(space, va))
     }
 
     /// [`Shadow::fill`]; `None` when the pool ran out of frames half-way.
     fn try_fill(
         &mut self,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         root: u32,
         va: u64,
         found: &Lookup,
-    ) -> Option<Fill> {
+    ) -> Option<Changes> {
         let (view, leaf_level) = (self.pool.table(root).view, found.translation.level);
         let mut changes = Changes::default();
         let mut table = root;
@@ -129,7 +137,7 @@ impl Shadow {
             let slot = super::slot(va, level);
             let source = source_below(found, level);
             let old = self.load(mem, table, slot);
-            let child = self.child_for(mem, paging, old, source, level - 1, view)?;
+            let child = self.child_for(mem, log, old, source, level - 1, view)?;
             let frame = self.pool.mfn(child);
             let guest = found.entry(level);
             let new = match level {
@@ -138,7 +146,7 @@ impl Shadow {
                 _ => entry::split_table(frame),
             };
             changes.note(old, new);
-            self.set_entry(mem, paging, table, slot, new);
+            self.set_entry(mem, log, table, slot, new);
             table = child;
         }
         let frame = found.maddr()?.mfn();
@@ -148,15 +156,15 @@ impl Shadow {
             _ => entry::split_leaf(frame, protected),
         };
         changes.note(self.load(mem, table, super::slot(va, 1)), new);
-        self.set_entry(mem, paging, table, super::slot(va, 1), new);
-        Some(changes.conclude(paging, va))
+        self.set_entry(mem, log, table, super::slot(va, 1), new);
+        Some(changes)
     }
 
     /// The table of `level` that shadows `source`: the one that `old` refers to, one that exists, or a new one.
     fn child_for(
         &mut self,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         old: u64,
         source: Source,
         level: u8,
@@ -168,7 +176,7 @@ impl Shadow {
             Source::Guest(pfn) => {
                 self.pool.reset_stores(pfn);
                 let known = child.or_else(|| self.pool.find(pfn, level, view));
-                known.or_else(|| self.derive(mem, paging, pfn, level, view))
+                known.or_else(|| self.derive(mem, log, pfn, level, view))
             }
             Source::Split(_) => child.or_else(|| self.pool.take(source, level, view)),
         }
@@ -196,9 +204,9 @@ impl Changes {
         self.any |= old != new;
         self.present |= old != new && old & pte::PRESENT != 0;
     }
-    fn conclude(self, paging: &mut Paging, va: u64) -> Fill {
+    fn conclude(self, space: &mut VcpuSpace, va: u64) -> Fill {
         if self.present || !self.any {
-            paging.flush(Flush::Page(va));
+            space.flush(Flush::Page(va));
         }
         if self.any { Fill::Filled } else { Fill::Spurious }
     }

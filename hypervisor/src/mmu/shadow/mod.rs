@@ -34,9 +34,10 @@ use std::ops::Range;
 
 use paravane_abi::{addr, pte};
 
-use crate::engine::Paging;
 use crate::host::zeroed::NoMemory;
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
 
 pub use entry::Controls;
 pub use fill::{Fill, Lookup, LookupError};
@@ -126,7 +127,8 @@ impl Shadow {
     pub fn activate(
         &mut self,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
         cr3: u64,
         view: View,
         controls: Controls,
@@ -136,24 +138,24 @@ impl Shadow {
             return Err(BadRoot(cr3));
         }
         if self.controls != controls {
-            self.drop_all(mem, paging);
+            self.drop_all(mem, log);
             self.controls = controls;
         }
         self.space = pfn;
-        self.enter_root(mem, paging, view);
+        self.enter_root(mem, log, space, view);
         Ok(())
     }
 
     /// Forgets every shadow table, without taking them apart entry by entry; the next [`Shadow::activate`]
     /// starts anew.
-    fn drop_all(&mut self, mem: &MachineMemory, paging: &mut Paging) {
+    fn drop_all(&mut self, mem: &MachineMemory, log: &mut TableLog) {
         for frame in self.pool.touched_frames() {
             // Ours, so that it is there.
             let _ = mem.zero_frame(Mfn(frame));
         }
         self.pool.reset();
         self.roots = Roots::default();
-        paging.invalidate_all();
+        log.invalidate_all();
     }
 
     /// How many shadow tables are in use.

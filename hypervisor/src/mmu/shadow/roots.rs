@@ -4,8 +4,9 @@
 //! when the cache is full.
 
 use super::{RESERVED_FIRST, Shadow, View};
-use crate::engine::Paging;
 use crate::machine::memory::MachineMemory;
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
 
 /// How many L4 shadows are kept; an address space with user programs takes two.
 const KEPT: usize = 16;
@@ -61,30 +62,36 @@ impl Roots {
 
 impl Shadow {
     /// Makes the L4 shadow of the address space in use for `view` the CPU's, building it if it is not kept.
-    pub(super) fn enter_root(&mut self, mem: &MachineMemory, paging: &mut Paging, view: View) {
+    pub(super) fn enter_root(
+        &mut self,
+        mem: &MachineMemory,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
+        view: View,
+    ) {
         let kept = self.pool.find(self.space, 4, view);
         // A pool that was just emptied has a frame (`Shadow::MIN_FRAMES`), so that this does not fail.
-        let Some(root) = kept.or_else(|| self.new_root(mem, paging, view)) else { return };
+        let Some(root) = kept.or_else(|| self.new_root(mem, log, view)) else { return };
         self.roots.touch(root);
-        paging.set_root(self.pool.mfn(root));
-        paging.set_user_mode(view == View::User);
+        space.set_root(self.pool.mfn(root));
+        space.set_user_mode(view == View::User);
     }
 
-    fn new_root(&mut self, mem: &MachineMemory, paging: &mut Paging, view: View) -> Option<u32> {
+    fn new_root(&mut self, mem: &MachineMemory, log: &mut TableLog, view: View) -> Option<u32> {
         let pfn = self.space;
         if let Some(oldest) = self.roots.make_room() {
-            self.free_table(mem, paging, oldest);
+            self.free_table(mem, log, oldest);
         }
-        let root = match self.derive(mem, paging, pfn, 4, view) {
+        let root = match self.derive(mem, log, pfn, 4, view) {
             Some(root) => root,
             None => {
-                self.drop_all(mem, paging);
-                self.derive(mem, paging, pfn, 4, view)?
+                self.drop_all(mem, log);
+                self.derive(mem, log, pfn, 4, view)?
             }
         };
         self.roots.keep(root);
         for (slot, new) in (RESERVED_FIRST..).zip(self.reserved) {
-            self.set_entry(mem, paging, root, slot, new);
+            self.set_entry(mem, log, root, slot, new);
         }
         Some(root)
     }

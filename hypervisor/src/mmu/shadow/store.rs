@@ -7,8 +7,8 @@ use paravane_abi::pte;
 
 use super::pool::{Source, Table};
 use super::{Shadow, entry, is_reserved_slot};
-use crate::engine::Paging;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
+use crate::mmu::log::TableLog;
 
 /// Trapped stores to a table that changed nothing that it maps, with no fill through it in between, after which
 /// it is no longer taken for one.
@@ -24,7 +24,7 @@ impl Shadow {
     pub fn store(
         &mut self,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         at: Maddr,
         bytes: &[u8],
     ) -> Result<bool, BadMachineAddress> {
@@ -44,28 +44,28 @@ impl Shadow {
         }
         let mut used = false;
         for slot in at.offset() / 8..end.div_ceil(8) {
-            used |= self.follow(mem, paging, pfn, slot);
+            used |= self.follow(mem, log, pfn, slot);
         }
         let whole = bytes.len() == 8 && at.0.is_multiple_of(8);
         if used {
             self.pool.reset_stores(pfn);
         } else if self.pool.count_stores(pfn, if whole { 1 } else { ODD_STORE }) >= IDLE_STORES {
-            self.unshadow(mem, paging, pfn);
+            self.unshadow(mem, log, pfn);
         }
         Ok(true)
     }
 
     /// Drops the shadows of the frame at `at`, so that the guest may write it with any instruction; returns
     /// whether it may now, which it may not if it is the L4 table in use.
-    pub fn release(&mut self, mem: &MachineMemory, paging: &mut Paging, at: Maddr) -> bool {
+    pub fn release(&mut self, mem: &MachineMemory, log: &mut TableLog, at: Maddr) -> bool {
         let Some(pfn) = mem.mfn_to_pfn(at.mfn()) else { return false };
-        self.unshadow(mem, paging, pfn);
+        self.unshadow(mem, log, pfn);
         !self.pool.is_table(pfn)
     }
 
     /// Brings every shadow entry that derives from entry `slot` of the guest's table `pfn` up to date; returns
     /// whether one changed.
-    fn follow(&mut self, mem: &MachineMemory, paging: &mut Paging, pfn: u64, slot: u64) -> bool {
+    fn follow(&mut self, mem: &MachineMemory, log: &mut TableLog, pfn: u64, slot: u64) -> bool {
         let Some(frame) = mem.pfn_to_mfn(pfn) else { return false };
         let mut changed = false;
         let guest = mem.load_u64(Maddr(frame.maddr().0 | (slot & 511) << 3)).unwrap_or(0);
@@ -73,7 +73,7 @@ impl Shadow {
             if self.still_derives(table, pfn) {
                 let (old, new) = (self.load(mem, table, slot), self.derived_entry(mem, table, slot, guest));
                 changed |= old != new;
-                self.set_entry(mem, paging, table, slot, new);
+                self.set_entry(mem, log, table, slot, new);
             }
         }
         changed

@@ -7,15 +7,15 @@ use paravane_abi::pte;
 
 use super::pool::{Pool, SLOTS, Source};
 use super::{Shadow, View, is_reserved_slot};
-use crate::engine::{Flush, Paging, PteWrite};
 use crate::machine::memory::{MachineMemory, Maddr};
+use crate::mmu::log::{PteWrite, TableLog};
 
 impl Shadow {
     /// Takes a table for the guest's table in frame `pfn`, which is write-protected from now on.
     pub(super) fn derive(
         &mut self,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         pfn: u64,
         level: u8,
         view: View,
@@ -24,11 +24,11 @@ impl Shadow {
         let mut protected = false;
         while let Some((writer, slot)) = self.pool.writer(pfn) {
             let entry = self.load(mem, writer, slot);
-            self.set_entry(mem, paging, writer, slot, entry & !pte::RW);
+            self.set_entry(mem, log, writer, slot, entry & !pte::RW);
             protected = true;
         }
         if protected {
-            paging.flush(Flush::All);
+            log.flush_all();
         }
         Some(table)
     }
@@ -43,7 +43,7 @@ impl Shadow {
     pub(super) fn set_entry(
         &mut self,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         table: u32,
         slot: u64,
         new: u64,
@@ -54,7 +54,7 @@ impl Shadow {
             return;
         }
         let level = self.pool.table(table).level;
-        paging.wrote(PteWrite { entry, old, new, level });
+        log.wrote(PteWrite { entry, old, new, level });
         let orphan = self.relink(mem, table, slot, level, old, new);
         let live = &mut self.pool.table_mut(table).live;
         match (old, new) {
@@ -63,7 +63,7 @@ impl Shadow {
             _ => {}
         }
         if let Some(orphan) = orphan {
-            self.free_table(mem, paging, orphan);
+            self.free_table(mem, log, orphan);
         }
     }
 
@@ -109,16 +109,16 @@ impl Shadow {
     ///
     /// The flush is not the guest's business but ours: a CPU must not walk a frame by a stale reference
     /// once it serves another level.
-    pub(super) fn free_table(&mut self, mem: &MachineMemory, paging: &mut Paging, table: u32) {
-        self.clear_table(mem, paging, table, |_| true);
+    pub(super) fn free_table(&mut self, mem: &MachineMemory, log: &mut TableLog, table: u32) {
+        self.clear_table(mem, log, table, |_| true);
         self.pool.give(table);
-        paging.flush(Flush::All);
+        log.flush_all();
     }
 
     fn clear_table(
         &mut self,
         mem: &MachineMemory,
-        paging: &mut Paging,
+        log: &mut TableLog,
         table: u32,
         goes: impl Fn(u64) -> bool,
     ) {
@@ -126,28 +126,28 @@ impl Shadow {
             if self.pool.table(table).live == 0 {
                 break;
             }
-            self.set_entry(mem, paging, table, slot, 0);
+            self.set_entry(mem, log, table, slot, 0);
         }
     }
 
     /// Drops every shadow of the guest frame `pfn`, so that it may be written freely.
     ///
     /// The root in use cannot go; it is emptied instead, and its frame stays protected.
-    pub(super) fn unshadow(&mut self, mem: &MachineMemory, paging: &mut Paging, pfn: u64) {
+    pub(super) fn unshadow(&mut self, mem: &MachineMemory, log: &mut TableLog, pfn: u64) {
         for table in self.pool.derived(pfn).into_iter().flatten() {
             if !self.still_derives(table, pfn) {
                 continue;
             }
             if self.roots.current() == Some(table) {
-                self.clear_table(mem, paging, table, |slot| !is_reserved_slot(slot));
-                paging.flush(Flush::All);
+                self.clear_table(mem, log, table, |slot| !is_reserved_slot(slot));
+                log.flush_all();
             } else if self.pool.table(table).level == 4 {
                 self.roots.forget(table);
-                self.free_table(mem, paging, table);
+                self.free_table(mem, log, table);
             } else {
                 // The last parent's going frees the table.
                 while let Some((parent, slot)) = self.parent_of(table, pfn) {
-                    self.set_entry(mem, paging, parent, slot, 0);
+                    self.set_entry(mem, log, parent, slot, 0);
                 }
             }
         }

@@ -5,8 +5,9 @@ use paravane_abi::pte;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::Flush;
 use crate::machine::memory::Backing;
+use crate::mmu::log::TableLog;
+use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::walk;
 use crate::x86::walk::{Access, MachineTables, PseudoPhysicalTables};
 
@@ -19,7 +20,8 @@ const RESERVED_ENTRY: u64 = pte::PRESENT | pte::ACCESSED;
 
 struct Bench {
     mem: MachineMemory,
-    paging: Paging,
+    log: TableLog,
+    space: VcpuSpace,
     shadow: Shadow,
     view: View,
 }
@@ -29,7 +31,9 @@ impl Bench {
     fn new(shadow_frames: u64) -> Self {
         let mem = MachineMemory::new(1 + shadow_frames, GUEST_FRAMES, Backing::Anonymous).unwrap();
         let shadow = Shadow::new(1..1 + shadow_frames, GUEST_FRAMES, [RESERVED_ENTRY; 16]).unwrap();
-        let mut bench = Self { mem, paging: Paging::new(Mfn(0)), shadow, view: View::Kernel };
+        let log = TableLog::default();
+        let space = VcpuSpace::new(Mfn(0), &log);
+        let mut bench = Self { mem, log, space, shadow, view: View::Kernel };
         for pfn in 1..4 {
             bench.poke(pfn, 0, (pfn + 1) << 12 | RW_SEEN);
         }
@@ -38,8 +42,8 @@ impl Bench {
     }
     fn activate(&mut self, cr3: u64) {
         let controls = self.shadow.controls;
-        self.shadow.activate(&self.mem, &mut self.paging, cr3, self.view, controls).unwrap();
-        assert_eq!(self.paging.root(), self.shadow.root().unwrap());
+        self.shadow.activate(&self.mem, &mut self.log, &mut self.space, cr3, self.view, controls).unwrap();
+        assert_eq!(self.space.root(), self.shadow.root().unwrap());
     }
     fn at(&self, pfn: u64, slot: u64) -> Maddr {
         Maddr(self.mem.pfn_to_mfn(pfn).unwrap().maddr().0 + slot * 8)
@@ -51,7 +55,7 @@ impl Bench {
     fn poke(&mut self, pfn: u64, slot: u64, value: u64) -> bool {
         let at = self.at(pfn, slot);
         if self.shadow.is_table(pfn) {
-            assert!(self.shadow.store(&self.mem, &mut self.paging, at, &value.to_le_bytes()).unwrap());
+            assert!(self.shadow.store(&self.mem, &mut self.log, at, &value.to_le_bytes()).unwrap());
             return true;
         }
         self.mem.store_u64(at, value).unwrap();
@@ -59,11 +63,11 @@ impl Bench {
     }
     fn release(&mut self, pfn: u64) -> bool {
         let at = self.at(pfn, 0);
-        self.shadow.release(&self.mem, &mut self.paging, at)
+        self.shadow.release(&self.mem, &mut self.log, at)
     }
     /// What the CPU finds in the shadow: the machine address and whether it may store there.
     fn cpu(&self, va: u64) -> Option<(Maddr, bool)> {
-        let t = walk::walk(&self.mem, &MachineTables, self.paging.root().maddr().0, va).ok()?;
+        let t = walk::walk(&self.mem, &MachineTables, self.space.root().maddr().0, va).ok()?;
         assert!(t.user, "everything runs at CPL 3");
         t.maddr.map(|maddr| (maddr, t.writable))
     }
@@ -76,7 +80,7 @@ impl Bench {
         if access.write && self.shadow.is_table(pfn) {
             return Ok(None);
         }
-        let fill = self.shadow.fill(&self.mem, &mut self.paging, va, &found);
+        let fill = self.shadow.fill(&self.mem, &mut self.log, &mut self.space, va, &found);
         let (there, writable) = self.cpu(va).expect("a fill makes the page accessible");
         assert_eq!(there, maddr);
         assert!(!access.write || writable || self.shadow.is_table(pfn));
@@ -94,7 +98,7 @@ fn a_page_is_filled_read_only_until_it_is_written() {
     assert_eq!(b.cpu(0x5123), Some((Maddr(b.at(100, 0).0 + 0x123), false)));
     assert_eq!(b.touch(0x5000, WRITE), Ok(Some(Fill::Filled)));
     assert_eq!(b.peek(4, 5) & pte::DIRTY, pte::DIRTY);
-    assert_eq!(b.paging.flush_scope(), Flush::All, "entering the root asked for that");
+    assert_eq!(b.space.pending(&b.log).flush, Flush::All, "entering the root asked for that");
     assert_eq!(b.touch(0x5000, WRITE), Ok(Some(Fill::Spurious)));
     assert_eq!(b.touch(0x6000, READ), Err(LookupError::PageFault(0)));
     b.poke(4, 6, 100 << 12 | pte::PRESENT);
@@ -115,17 +119,17 @@ fn stores_to_tables_in_use_are_followed_at_once() {
         b.touch(pfn << 12, READ).unwrap();
         assert_eq!(b.cpu(pfn << 12).map(|(_, w)| w), Some(false));
     }
-    b.paging.done();
+    b.space.caught_up(&b.log);
     assert!(b.poke(4, 20, 200 << 12 | RW_SEEN));
     assert_eq!(b.cpu(0x14000), Some((b.at(200, 0), true)), "accessed and dirty: no second trap");
-    assert_eq!(b.paging.writes().len(), 1);
+    assert_eq!(b.space.pending(&b.log).writes.iter().count(), 1);
     assert!(b.poke(4, 20, 200 << 12 | (RW_SEEN & !pte::RW)));
     assert_eq!(b.cpu(0x14000), Some((b.at(200, 0), false)));
     assert!(b.poke(4, 20, 201 << 12 | (RW_SEEN & !pte::ACCESSED)));
     assert_eq!(b.cpu(0x14000), None, "the access must be seen");
     assert!(b.poke(4, 20, 0));
     assert_eq!(b.cpu(0x14000), None);
-    assert_eq!(b.paging.flush_scope(), Flush::None, "that is INVLPG's business");
+    assert_eq!(b.space.pending(&b.log).flush, Flush::None, "that is INVLPG's business");
 }
 
 #[test]
@@ -139,10 +143,10 @@ fn a_table_is_protected_while_it_is_linked() {
     b.poke(5, 0, 300 << 12 | RW_SEEN);
     assert_eq!(b.cpu(0x5000).map(|(_, w)| w), Some(true));
     b.poke(3, 1, 5 << 12 | RW_SEEN);
-    b.paging.done();
+    b.space.caught_up(&b.log);
     b.touch(0x20_0000, READ).unwrap();
     assert_eq!(b.cpu(0x5000).map(|(_, w)| w), Some(false));
-    assert_eq!(b.paging.flush_scope(), Flush::All);
+    assert_eq!(b.space.pending(&b.log).flush, Flush::All);
     let tables = b.shadow.tables();
     // Unlinked, it is data again.
     b.poke(3, 1, 0);
@@ -157,13 +161,13 @@ fn address_spaces_are_kept() {
     b.poke(4, 1, 100 << 12 | RW_SEEN);
     b.poke(6, 0, 2 << 12 | RW_SEEN);
     b.touch(0x1000, READ).unwrap();
-    let first = b.paging.root();
+    let first = b.space.root();
     b.activate(6 << 12);
-    assert_ne!(b.paging.root(), first);
+    assert_ne!(b.space.root(), first);
     b.touch(0x1000, READ).unwrap();
     let tables = b.shadow.tables();
     b.activate(1 << 12);
-    assert_eq!((b.paging.root(), b.shadow.tables()), (first, tables));
+    assert_eq!((b.space.root(), b.shadow.tables()), (first, tables));
     assert!(b.cpu(0x1000).is_some(), "no refill");
     // A store through one address space is seen in the other.
     b.poke(4, 1, 101 << 12 | RW_SEEN);
@@ -180,7 +184,7 @@ fn address_spaces_are_kept() {
     let controls = Controls::default();
     let outside = GUEST_FRAMES << 12;
     assert_eq!(
-        b.shadow.activate(&b.mem, &mut b.paging, outside, View::Kernel, controls),
+        b.shadow.activate(&b.mem, &mut b.log, &mut b.space, outside, View::Kernel, controls),
         Err(BadRoot(outside))
     );
 }
@@ -239,10 +243,10 @@ fn write_protection_and_no_execute_follow_the_control_registers() {
     b.shadow.controls.write_protect = false;
     b.touch(0x1000, WRITE).unwrap();
     assert_eq!(b.cpu(0x1000).map(|(_, w)| w), Some(true));
-    b.shadow.activate(&b.mem, &mut b.paging, 1 << 12, View::Kernel, Controls::default()).unwrap();
+    b.shadow.activate(&b.mem, &mut b.log, &mut b.space, 1 << 12, View::Kernel, Controls::default()).unwrap();
     assert_eq!(b.cpu(0x1000), None, "what was derived under other rules is gone");
     let no_nx = Controls { no_execute: false, ..Controls::default() };
-    b.shadow.activate(&b.mem, &mut b.paging, 1 << 12, View::Kernel, no_nx).unwrap();
+    b.shadow.activate(&b.mem, &mut b.log, &mut b.space, 1 << 12, View::Kernel, no_nx).unwrap();
     assert_eq!(b.touch(0x1000, READ), Err(LookupError::PageFault(0b1001)), "the bit is reserved now");
 }
 
@@ -250,7 +254,7 @@ fn write_protection_and_no_execute_follow_the_control_registers() {
 fn the_hypervisors_slots_stay() {
     let mut b = Bench::new(SHADOW_FRAMES);
     assert!(is_reserved(0xffff_8000_0000_0000) && !is_reserved(0xffff_8800_0000_0000));
-    let slot = |b: &Bench, n: u64| b.mem.load_u64(Maddr(b.paging.root().maddr().0 + n * 8)).unwrap();
+    let slot = |b: &Bench, n: u64| b.mem.load_u64(Maddr(b.space.root().maddr().0 + n * 8)).unwrap();
     for n in [0, 255, 256, 300] {
         b.poke(1, n, 2 << 12 | RW_SEEN);
     }
@@ -276,7 +280,7 @@ fn a_pool_too_small_is_refilled() {
             assert!(b.shadow.tables() as u64 <= Shadow::MIN_FRAMES);
         }
     }
-    assert!(b.paging.is_stale());
+    assert!(b.space.pending(&b.log).stale);
 }
 
 #[test]
@@ -320,7 +324,7 @@ fn xsa_438_the_root_in_use_is_never_freed() {
                 for slot in 0..300 {
                     // Not entries, so that the frame is soon taken for data.
                     let at = Maddr(b.at(pfn, slot).0 + 1);
-                    let _ = b.shadow.store(&b.mem, &mut b.paging, at, &[0; 3]);
+                    let _ = b.shadow.store(&b.mem, &mut b.log, at, &[0; 3]);
                     b.root_is_alive();
                 }
                 b.poke(pfn, 0, 2 << 12 | RW_SEEN);
@@ -408,7 +412,7 @@ impl Bench {
             }
             Op::Bytes { pfn, offset, ref bytes } => {
                 let at = Maddr(self.at(pfn, 0).0 + offset);
-                let _ = self.shadow.store(&self.mem, &mut self.paging, at, bytes);
+                let _ = self.shadow.store(&self.mem, &mut self.log, at, bytes);
             }
             Op::Release { pfn } => {
                 self.release(pfn);
@@ -418,7 +422,7 @@ impl Bench {
 
     /// What the CPU walks is a shadow of the address space in use, and nothing else since.
     fn root_is_alive(&self) {
-        let root = self.paging.root();
+        let root = self.space.root();
         assert_eq!(Some(root), self.shadow.root());
         let table = self.shadow.pool.at(root.0).expect("the root's frame is a table in use");
         let pool::Table { source, level, view, .. } = *self.shadow.pool.table(table);

@@ -154,7 +154,7 @@ fn hypercall_page(d: &mut PvDomain, address: u64) -> Option<Ended> {
     if Maddr(address).offset() != 0 {
         return None;
     }
-    match d.mmu.get_writable(&d.memory, &mut d.paging, mfn) {
+    match d.mmu.get_writable(&d.memory, &mut d.log, mfn) {
         Ok(()) => {}
         Err(Stop::Restart) => return Some(Ended::Again),
         Err(Stop::Refused(_)) => return Some(Ended::Fault(PROTECTION)),

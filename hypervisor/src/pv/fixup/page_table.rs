@@ -80,7 +80,7 @@ fn load(d: &PvDomain, target: &Target) -> Option<u64> {
 /// Has the store validated and made. `None` refuses.
 fn commit(d: &mut PvDomain, target: &Target, value: u64) -> Option<Ended> {
     let size = u8::try_from(target.size).ok()?;
-    match d.mmu.emulate_pte_store(&d.memory, &mut d.paging, target.at, value, size) {
+    match d.mmu.emulate_pte_store(&d.memory, &mut d.log, target.at, value, size) {
         Ok(()) => Some(Ended::Done),
         Err(Stop::Restart) => Some(Ended::Again),
         Err(Stop::Refused(_)) => None,

@@ -167,7 +167,7 @@ fn new_root(d: &mut PvDomain, value: u64) -> Option<Ended> {
         arg1: Maddr(value).mfn().0,
         ..Default::default()
     };
-    match d.mmu.mmuext_one(&d.memory, &mut d.paging, &mut d.tables, &op) {
+    match d.mmu.mmuext_one(&d.memory, &mut d.log, &mut d.space, &mut d.tables, &op) {
         Ok(()) => Some(Ended::Done),
         Err(Stop::Restart) => Some(Ended::Again),
         Err(Stop::Refused(_)) => None,

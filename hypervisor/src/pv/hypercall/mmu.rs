@@ -106,21 +106,21 @@ fn list_call<T: FromBytes + IntoBytes + Copy>(
 /// mmu_update(requests, count, pdone, foreigndom).
 pub fn mmu_update(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     list_call(d, args, BatchKind::MmuUpdate, |d, request: &MmuUpdate| {
-        d.mmu.mmu_update_one(&d.memory, &mut d.paging, request.ptr, request.val)
+        d.mmu.mmu_update_one(&d.memory, &mut d.log, request.ptr, request.val)
     })
 }
 
 /// mmuext_op(operations, count, pdone, foreigndom).
 pub fn mmuext_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     list_call(d, args, BatchKind::MmuExt, |d, op: &MmuextOp| {
-        d.mmu.mmuext_one(&d.memory, &mut d.paging, &mut d.tables, op)
+        d.mmu.mmuext_one(&d.memory, &mut d.log, &mut d.space, &mut d.tables, op)
     })
 }
 
 /// update_va_mapping(va, entry, flags).
 pub fn update_va_mapping(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     let [va, entry, flags, ..] = args;
-    match d.mmu.update_va_mapping(&d.memory, &mut d.paging, va, entry, flags) {
+    match d.mmu.update_va_mapping(&d.memory, &mut d.log, &mut d.space, va, entry, flags) {
         Ok(()) => done(0),
         Err(Stop::Refused(errno)) => Err(errno),
         Err(Stop::Restart) => Ok(Outcome::Again(args)),

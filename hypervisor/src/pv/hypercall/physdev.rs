@@ -85,7 +85,7 @@ fn refuse(domain: DomId) -> HypercallResult {
 fn share_eoi_map(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     let [_, argument, ..] = args;
     let op: PhysdevPirqEoiGmfn = d.read_guest_obj(argument)?;
-    match d.mmu.get_writable(&d.memory, &mut d.paging, Mfn(op.gmfn)) {
+    match d.mmu.get_writable(&d.memory, &mut d.log, Mfn(op.gmfn)) {
         Ok(()) if d.pirq_eoi_map.is_some() => {
             d.mmu.put_writable(Mfn(op.gmfn));
             Err(Errno::EBUSY)

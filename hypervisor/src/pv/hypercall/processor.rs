@@ -33,13 +33,13 @@ pub fn set_gdt(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     let count = usize::try_from(entries.div_ceil(DESCRIPTORS_PER_FRAME)).map_err(|_| Errno::EINVAL)?;
     let frames = frames.get_mut(..count).ok_or(Errno::EINVAL)?;
     d.read_guest(list, frames.as_mut_bytes())?;
-    settle(d.mmu.set_gdt(&d.memory, &mut d.paging, &mut d.tables, frames, entries), args)
+    settle(d.mmu.set_gdt(&d.memory, &mut d.log, &mut d.space, &mut d.tables, frames, entries), args)
 }
 
 /// update_descriptor(machine address, descriptor).
 pub fn update_descriptor(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     let [at, descriptor, ..] = args;
-    settle(d.mmu.update_descriptor(&d.memory, &mut d.paging, Maddr(at), descriptor), args)
+    settle(d.mmu.update_descriptor(&d.memory, &mut d.log, Maddr(at), descriptor), args)
 }
 
 /// set_segment_base(which, base).

@@ -105,7 +105,7 @@ fn register_vcpu_info(d: &mut PvDomain, args: [u64; 6], argument: u64) -> Hyperc
         return Err(Errno::EINVAL);
     }
     // Held for good: the host writes to it by frame, so that it must never become a page table.
-    match d.mmu.get_writable(&d.memory, &mut d.paging, Mfn(op.mfn)) {
+    match d.mmu.get_writable(&d.memory, &mut d.log, Mfn(op.mfn)) {
         Ok(()) => {}
         Err(Stop::Refused(_)) => return Err(Errno::EINVAL),
         Err(Stop::Restart) => return Ok(Outcome::Again(args)),

@@ -70,7 +70,7 @@ fn iret_goes_to_user_mode_and_a_system_call_comes_back() {
     assert!(!v.kernel_mode);
     assert_eq!((v.regs.rip, v.regs.rsp, v.regs.rax, v.regs.rcx, v.regs.r11), (USER_RIP, USER_SP, 1, 3, 2));
     assert_eq!((v.regs.gs_base, v.other_gs_base), (0xbbbb, 0xaaaa));
-    assert_eq!(t.paging.root(), Mfn(t.mfn(USER_L4)));
+    assert_eq!(t.space.root(), Mfn(t.mfn(USER_L4)));
     assert_eq!(t.upcall.state(&t.memory).unwrap(), (false, false), "IF clears the mask");
 
     t.vcpu.regs.rcx = 0x77;
@@ -78,7 +78,7 @@ fn iret_goes_to_user_mode_and_a_system_call_comes_back() {
     let v = &t.vcpu;
     assert!(v.kernel_mode);
     assert_eq!((v.regs.rip, v.regs.gs_base, v.other_gs_base), (HANDLER, 0xaaaa, 0xbbbb));
-    assert_eq!(t.paging.root(), Mfn(t.mfn(L4)));
+    assert_eq!(t.space.root(), Mfn(t.mfn(L4)));
     let frame = pushed(&t);
     assert_eq!(frame, [0x77, 2, USER_RIP, FLAT_USER_CS.into(), IF | 2, USER_SP, FLAT_USER_SS.into()]);
     assert_eq!(v.regs.rsp, va(STACK + 1) - 56, "on the stack of stack_switch, and nothing below it spared");
@@ -220,12 +220,12 @@ fn the_first_use_of_the_fpu_traps_once() {
     let mut t = domain();
     t.handle(7, HANDLER, 0);
     t.call(paravane_abi::hypercall::FPU_TASKSWITCH, [1]).unwrap();
-    assert!(t.vcpu.control.task_switched && t.paging.task_switched());
+    assert!(t.vcpu.control.task_switched && t.space.task_switched());
     t.deliver_fault(Fault { vector: 7, error_code: 0, address: 0 });
     assert_eq!(t.vcpu.regs.rip, HANDLER);
-    assert!(!t.vcpu.control.task_switched && !t.paging.task_switched(), "the handler may use it");
+    assert!(!t.vcpu.control.task_switched && !t.space.task_switched(), "the handler may use it");
     t.call(paravane_abi::hypercall::FPU_TASKSWITCH, [0]).unwrap();
-    assert!(!t.paging.task_switched());
+    assert!(!t.space.task_switched());
 }
 
 #[test]
@@ -258,7 +258,7 @@ proptest! {
             prop_assert!(t.is_code_64(v.regs.selectors.cs) && t.is_stack(v.regs.selectors.ss));
             prop_assert_eq!(v.regs.rflags & (3 << 12 | 1 << 17), 0);
             let root = if v.kernel_mode { t.tables.kernel_root() } else { t.tables.user_root().unwrap() };
-            prop_assert_eq!(t.paging.root(), root);
+            prop_assert_eq!(t.space.root(), root);
         }
     }
 }

@@ -7,9 +7,10 @@ use paravane_abi::pte;
 use paravane_abi::segment::FLAT_RING3_CS32;
 
 use super::{CODE_VA, DATA, DATA_VA, HYPERCALL_VA, STACK_TOP, TEXT, World, code, fault, gp};
-use crate::engine::{Exit, Flush};
+use crate::engine::Exit;
 use crate::host::host_cpuid::query;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
+use crate::mmu::space::Flush;
 use crate::testing::skip::skip;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
@@ -137,18 +138,18 @@ pub(crate) fn xsa_52_a_guest_begins_with_no_ones_state(w: &mut World) {
 /// XSA-52 (and CVE-2006-1056): x87 pointers of another context. What a guest has in its x87 when it changes roots is
 /// what it finds after, pointers included, however often other roots had other things there.
 pub(crate) fn xsa_52_x87_state_is_the_guests_in_every_root(w: &mut World) {
-    let roots = [w.paging.root(), w.second_root()];
+    let roots = [w.space.root(), w.second_root()];
     let divide = code!("fninit", "fldcw [rdi]", "fldz", "fld1", "fdivrp st(1), st", "cli");
     let store = code!("fxsave64 [rdi + 64]", "cli");
     w.poke(DATA_VA, 0x37f & !4);
     w.regs.rdi = DATA_VA;
     for round in 0..4 {
-        w.paging.set_root(roots[round % 2]);
+        w.space.set_root(roots[round % 2]);
         // An exception that is pending, so that every processor saves the pointers that it has.
         assert_eq!(w.exec(&divide), gp(0));
         let mut stored = [(0, 0); 2];
         for (root, stored) in [roots[round % 2], roots[(round + 1) % 2]].into_iter().zip(&mut stored) {
-            w.paging.set_root(root);
+            w.space.set_root(root);
             assert_eq!(w.exec(&store), gp(0));
             *stored = (w.peek(DATA_VA + 64), w.peek(DATA_VA + 72));
         }
@@ -156,7 +157,7 @@ pub(crate) fn xsa_52_x87_state_is_the_guests_in_every_root(w: &mut World) {
         assert_eq!(stored[0].0 >> 16 & 0x84, 0x84, "a division by zero is pending");
         // In the other root, something else.
         assert_eq!(w.exec(&code!("fninit", "cli")), gp(0));
-        w.paging.set_root(roots[round % 2]);
+        w.space.set_root(roots[round % 2]);
         assert_eq!(w.exec(&store), gp(0));
         assert_eq!((w.peek(DATA_VA + 64), w.peek(DATA_VA + 72)), (0x37f, 0), "and nothing of it is left");
     }
@@ -247,12 +248,12 @@ pub(crate) fn xsa_279_flushes_of_any_address(w: &mut World) {
         0x7e80_0000_0000,
     ];
     for va in addresses {
-        w.paging.flush(Flush::Page(va));
+        w.space.flush(Flush::Page(va));
         w.is_well();
         // Along with work that takes the engine through its gate.
         let frame = w.frame();
         w.map(0x2000_0000, frame, DATA & !pte::NX);
-        w.paging.flush(Flush::Page(va));
+        w.space.flush(Flush::Page(va));
         w.regs.rax = 0x2000_0000;
         assert_eq!(w.exec(&code!("mov [rax], rax", "cli")), gp(0));
         assert_eq!(w.memory.load_u64(frame.maddr()), Ok(0x2000_0000), "{va:#x}");
@@ -266,17 +267,17 @@ pub(crate) fn xsa_293_bases_are_what_was_told(w: &mut World) {
     if query(7, 0).ebx & 1 == 0 {
         return skip("fsgsbase", "this processor cannot write FS and GS bases at CPL 3");
     }
-    let roots = [w.paging.root(), w.second_root()];
+    let roots = [w.space.root(), w.second_root()];
     let write = code!("wrfsbase rax", "wrgsbase rbx", "syscall", "rdfsbase rcx", "rdgsbase rdx", "cli");
     let null = code!("xor eax, eax", "mov fs, eax", "mov gs, eax", "cli");
     for round in 0..6u64 {
         let (user, kernel) = ([DATA_VA + round, round << 20], [u64::MAX << 20, 0x7000 + round]);
-        w.paging.set_root(roots[round as usize % 2]);
+        w.space.set_root(roots[round as usize % 2]);
         (w.regs.rax, w.regs.rbx) = (user[0], user[1]);
         assert_eq!(w.exec(&write), Exit::Syscall);
         assert_eq!([w.regs.fs_base, w.regs.gs_base], user, "what the program wrote");
         // The kernel's turn, in the same root or another, with bases of its own.
-        w.paging.set_root(roots[(round as usize + usize::from(round > 2)) % 2]);
+        w.space.set_root(roots[(round as usize + usize::from(round > 2)) % 2]);
         [w.regs.fs_base, w.regs.gs_base] = kernel;
         assert_eq!(w.run(), gp(0));
         assert_eq!([w.regs.rcx, w.regs.rdx], kernel, "what the kernel was given");

@@ -87,7 +87,7 @@ pub(crate) fn exceptions(w: &mut World) {
 pub(crate) fn task_switched(w: &mut World) {
     let code = code!("movaps xmm0, xmm1", "cli");
     assert_eq!(w.exec(&code), gp(0));
-    w.paging.set_task_switched(true);
+    w.space.set_task_switched(true);
     match w.exec(&code) {
         Exit::Fault(Fault { vector: 7, .. }) => assert_eq!(w.regs.rip, CODE_VA),
         exit => {
@@ -95,7 +95,7 @@ pub(crate) fn task_switched(w: &mut World) {
             assert_eq!((exit, w.regs.rip), (gp(0), CODE_VA + 3), "the instruction is executed");
         }
     }
-    w.paging.set_task_switched(false);
+    w.space.set_task_switched(false);
     assert_eq!(w.run(), gp(0));
     assert_eq!(w.regs.rip, CODE_VA + 3);
 }
@@ -139,7 +139,7 @@ pub(crate) fn page_faults(w: &mut World) {
     assert_eq!(w.exec(&load), pf(0b100, HOLE + 0x678));
 }
 
-/// What was told by `Paging::wrote` is seen at once: mapped, remapped, protected, gone.
+/// What was told by `TableLog::wrote` is seen at once: mapped, remapped, protected, gone.
 pub(crate) fn remapping(w: &mut World) {
     const VA: u64 = 0x2000_0000;
     let (one, two) = (w.frame(), w.frame());
@@ -215,7 +215,7 @@ pub(crate) fn accessed_and_dirty(w: &mut World) {
 /// Two roots, two memories; and back.
 pub(crate) fn switching_roots(w: &mut World) {
     const VA: u64 = 0x2000_0000;
-    let first = w.paging.root();
+    let first = w.space.root();
     let second = w.new_root();
     let frames = [w.frame(), w.frame()];
     let shared = w.entry(CODE_VA, 2);
@@ -235,26 +235,26 @@ pub(crate) fn switching_roots(w: &mut World) {
     w.regs.rax = VA;
     let load = code!("mov rbx, [rax]", "cli");
     for (root, value) in [(first, 1), (second, 2), (first, 1), (second, 2)] {
-        w.paging.set_root(root);
+        w.space.set_root(root);
         assert_eq!(w.exec(&load), gp(0));
         assert_eq!(w.regs.rbx, value);
     }
     // Tables that were something else in between hold what they say now.
-    w.paging.set_root(first);
+    w.space.set_root(first);
     assert_eq!(w.exec(&load), gp(0));
     let entry = w.entry_in(second, VA, 1);
     for table in [second, entry.mfn()] {
-        w.paging.reused_table(table);
+        w.log.reused_table(table);
     }
     w.memory.store_u64(entry, pte::make(frames[0].0, DATA)).unwrap();
-    w.paging.set_root(second);
+    w.space.set_root(second);
     assert_eq!(w.exec(&load), gp(0));
     assert_eq!(w.regs.rbx, 1);
 }
 
 /// The vector state, and FS and GS bases, survive exits of every kind and changes of root.
 pub(crate) fn vector_state(w: &mut World) {
-    let first = w.paging.root();
+    let first = w.space.root();
     let second = w.new_root();
     for va in [CODE_VA, DATA_VA, STACK_TOP - PAGE_SIZE, HYPERCALL_VA] {
         let leaf = w.get(va);
@@ -290,12 +290,12 @@ pub(crate) fn vector_state(w: &mut World) {
     for roots in [[first; 3], [first, second, first], [second, second, first]] {
         w.regs.rax = DATA_VA;
         w.regs.rip = CODE_VA;
-        w.paging.set_root(roots[0]);
+        w.space.set_root(roots[0]);
         assert_eq!(w.run(), gp(0));
         skip(w);
-        w.paging.set_root(roots[1]);
+        w.space.set_root(roots[1]);
         assert_eq!(w.run(), w.by_page);
-        w.paging.set_root(roots[2]);
+        w.space.set_root(roots[2]);
         assert_eq!(w.run(), gp(0));
         check(w);
     }

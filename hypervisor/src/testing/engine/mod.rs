@@ -14,10 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use paravane_abi::{addr, pte};
 
-use crate::engine::{Engine, Exit, Paging, PteWrite};
+use crate::engine::{Engine, Exit};
 use crate::machine::kick::Kick;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
+use crate::mmu::log::{PteWrite, TableLog};
+use crate::mmu::space::VcpuSpace;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
 
@@ -101,7 +103,8 @@ pub(crate) struct World {
     pub memory: MachineMemory,
     pub layout: HypervisorLayout,
     pub engine: Box<dyn Engine>,
-    pub paging: Paging,
+    pub space: VcpuSpace,
+    pub log: TableLog,
     pub regs: Regs,
     /// What a call by the hypercall page is told as.
     pub by_page: Exit,
@@ -121,18 +124,20 @@ impl World {
         let reserved = engine.reserved_l4_entries();
         let next = memory.guest_base().0;
         let by_page = if engine.info().transport == "vmcall" { Exit::Syscall } else { Exit::Hypercall };
+        let log = TableLog::default();
         let mut world = Self {
             memory,
             layout,
             engine,
-            paging: Paging::new(Mfn(0)),
+            space: VcpuSpace::new(Mfn(0), &log),
+            log,
             regs: Regs { rsp: STACK_TOP, rflags: 0x202, ..Regs::default() },
             by_page,
             next,
             reserved,
         };
         let root = world.new_root();
-        world.paging.set_root(root);
+        world.space.set_root(root);
         for (va, flags) in
             [(CODE_VA, TEXT), (DATA_VA, DATA), (STACK_TOP - PAGE_SIZE, DATA), (HYPERCALL_VA, TEXT)]
         {
@@ -163,7 +168,7 @@ impl World {
     }
     /// Where the entry of `va` at `level` is, tables made as needed.
     pub fn entry(&mut self, va: u64, level: u8) -> Maddr {
-        self.entry_in(self.paging.root(), va, level)
+        self.entry_in(self.space.root(), va, level)
     }
     /// The same in the tables of another root.
     pub fn entry_in(&mut self, root: Mfn, va: u64, level: u8) -> Maddr {
@@ -183,7 +188,7 @@ impl World {
     pub fn write(&mut self, entry: Maddr, level: u8, new: u64) {
         let old = self.memory.load_u64(entry).unwrap();
         self.memory.store_u64(entry, new).unwrap();
-        self.paging.wrote(PteWrite { entry, old, new, level });
+        self.log.wrote(PteWrite { entry, old, new, level });
     }
     /// Sets the L1 entry of `va`.
     pub fn set(&mut self, va: u64, value: u64) {
@@ -222,7 +227,7 @@ impl World {
     }
     /// Enters once.
     pub fn enter(&mut self) -> Exit {
-        self.engine.enter(&mut self.regs, &mut self.paging, &self.memory)
+        self.engine.enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
     }
     /// Enters until there is something other than a kick.
     pub fn run(&mut self) -> Exit {

@@ -64,7 +64,7 @@ fn is_refused(w: &mut World, code: &[u8], at: u64, count: u64) {
 /// No access to the port does anything but fault: to a user program, and to a kernel if it is no hypercall.
 pub(crate) fn port_accesses(w: &mut World) {
     for user in [true, false] {
-        w.paging.set_user_mode(user);
+        w.space.set_user_mode(user);
         for (code, at) in accesses() {
             for count in [1, 3, 5000] {
                 is_refused(w, &code, at, count);
@@ -77,7 +77,7 @@ pub(crate) fn port_accesses(w: &mut World) {
             assert_eq!((w.run(), w.regs.rip), (gp(0), CODE_VA));
         }
     }
-    w.paging.set_user_mode(true);
+    w.space.set_user_mode(true);
     is_refused(w, &code!("nop", "out 0x7e, al", "cli"), 1, 1);
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn no_hypercall_in_user_mode(w: &mut World) {
     for round in 0..3 {
         w.load(&code!("call rbx", "cli"));
         (w.regs.rbx, w.regs.rsp) = (super::HYPERCALL_VA + 17 * 32, STACK_TOP);
-        w.paging.set_user_mode(true);
+        w.space.set_user_mode(true);
         let exit = w.run();
         // By a SYSCALL it is a system call.
         let refused = if w.by_page == Exit::Syscall { Exit::Syscall } else { gp(0) };
@@ -94,7 +94,7 @@ pub(crate) fn no_hypercall_in_user_mode(w: &mut World) {
         w.load(&code!("syscall", "nop", "cli"));
         assert_eq!((w.run(), w.regs.rip), (Exit::Syscall, CODE_VA + 2));
         assert_eq!((w.run(), w.regs.rip), (gp(0), CODE_VA + 3));
-        w.paging.set_user_mode(false);
+        w.space.set_user_mode(false);
         w.load(&code!("call rbx", "cli"));
         (w.regs.rbx, w.regs.rsp) = (super::HYPERCALL_VA + 17 * 32, STACK_TOP);
         assert_eq!(w.run(), w.by_page, "round {round}");

@@ -1,9 +1,10 @@
 //! The contract of engines as to CR4, XCR0 and the vector registers.
 
 use super::{CODE_VA, DATA_VA, HYPERCALL_VA, STACK_TOP, World, code, gp};
-use crate::engine::{Allowed, Exit};
+use crate::engine::Exit;
 use crate::host::host_cpuid;
 use crate::machine::memory::PAGE_SIZE;
+use crate::mmu::space::Allowed;
 use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
 
 /// CR4 says whether RDFSBASE, XGETBV and RDTSC can be executed, and XCR0 what XGETBV reads, where the engine can have
@@ -16,7 +17,7 @@ pub(crate) fn allowed_instructions(w: &mut World) {
     ];
     for (bit, forbids, code, length) in cases {
         for set in [false, true, false] {
-            w.paging.set_allowed(Allowed { cr4: if set { bit } else { 0 }, xcr0: 0b11 });
+            w.space.set_allowed(Allowed { cr4: if set { bit } else { 0 }, xcr0: 0b11 });
             let exit = w.exec(&code);
             let executed = (exit, w.regs.rip) == (gp(0), CODE_VA + length);
             if set == forbids && executed {
@@ -26,12 +27,12 @@ pub(crate) fn allowed_instructions(w: &mut World) {
             }
         }
     }
-    w.paging.set_allowed(Allowed { cr4: CR4_OSXSAVE, xcr0: 0b11 });
+    w.space.set_allowed(Allowed { cr4: CR4_OSXSAVE, xcr0: 0b11 });
     assert_eq!(w.exec(&code!("xor ecx, ecx", "xgetbv", "cli")), gp(0));
     if w.regs.rax != 0b11 {
         println!("note: this engine cannot change XCR0, which is {:#x}", w.regs.rax);
     }
-    w.paging.set_allowed(Allowed::ALL);
+    w.space.set_allowed(Allowed::ALL);
     assert_eq!(w.exec(&code!("xor ecx, ecx", "xgetbv", "cli")), gp(0));
     let all = host_cpuid::available_state();
     assert_eq!(w.regs.rax & all, all, "all that the host has comes back");
@@ -47,7 +48,7 @@ pub(crate) fn widest_vector_state(w: &mut World) {
         println!("note: this host has no AVX-512");
         return;
     }
-    let first = w.paging.root();
+    let first = w.space.root();
     let second = w.new_root();
     for va in [CODE_VA, DATA_VA, STACK_TOP - PAGE_SIZE, HYPERCALL_VA] {
         let leaf = w.get(va);
@@ -79,18 +80,18 @@ pub(crate) fn widest_vector_state(w: &mut World) {
         (0..WORDS + MASKS).for_each(|n| w.poke(DATA_VA + n * 8, value(n)));
         (w.regs.rax, w.regs.rbx, w.regs.rcx) = (DATA_VA, HYPERCALL_VA + 32, 1);
         w.regs.rip = CODE_VA;
-        w.paging.set_root(roots[0]);
+        w.space.set_root(roots[0]);
         assert_eq!(w.run(), gp(0));
         w.regs.rip += 1;
         (0..WORDS + MASKS).for_each(|n| w.poke(DATA_VA + n * 8, 0));
-        w.paging.set_root(roots[1]);
+        w.space.set_root(roots[1]);
         assert_eq!(w.run(), w.by_page);
-        w.paging.set_root(roots[2]);
+        w.space.set_root(roots[2]);
         w.regs.rcx = 1;
         w.engine.kicker().arm(1_000_000);
         assert_eq!(w.enter(), Exit::Kick);
         (w.regs.rax, w.regs.rcx) = (DATA_VA, 0);
-        w.paging.set_root(roots[3]);
+        w.space.set_root(roots[3]);
         assert_eq!(w.run(), gp(0));
         (0..WORDS + MASKS).for_each(|n| assert_eq!(w.peek(DATA_VA + n * 8), value(n), "word {n}"));
     }

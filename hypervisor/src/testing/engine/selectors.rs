@@ -3,8 +3,9 @@
 use paravane_abi::segment::{FLAT_RING3_SS64, GDT_FRAMES};
 
 use super::{CODE_VA, DATA, DATA_VA, World, code, gp};
-use crate::engine::{Exit, GdtFrames};
+use crate::engine::Exit;
 use crate::machine::memory::{Maddr, Mfn};
+use crate::mmu::space::GdtFrames;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Selectors;
 
@@ -48,7 +49,7 @@ pub(crate) fn guests_descriptors(w: &mut World) {
     assert_eq!(w.exec(&code!("mov eax, 0x33", "mov fs, eax")), refused(13, BASED), "there is none");
     table(w, frame);
     frames[0] = Some(frame);
-    w.paging.set_gdt(frames);
+    w.space.set_gdt(frames);
     w.poke(DATA_VA + 8, 0x2222);
     let load = code!("mov eax, 0x33", "mov fs, eax", "mov rbx, fs:[8]", "mov ds, eax", "mov ecx, ds", "cli");
     assert_eq!(w.exec(&load), gp(0));
@@ -63,7 +64,7 @@ pub(crate) fn guests_descriptors(w: &mut World) {
     assert_eq!(w.regs.rcx, OWN_CODE, "entered with it");
     through_the_gate(w, frame);
 
-    w.paging.set_gdt([None; GDT_FRAMES]);
+    w.space.set_gdt([None; GDT_FRAMES]);
     assert_eq!(w.exec(&code!("mov eax, 0x33", "mov ds, eax")), refused(13, BASED), "there is none any more");
 }
 

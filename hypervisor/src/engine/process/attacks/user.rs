@@ -79,7 +79,7 @@ fn hand_over(w: &mut World, f: Forged) -> Exit {
 /// A world whose user program has an address space of its own, with the same pages; and its kernel's root.
 fn user_world() -> Option<(World, Mfn, Mfn)> {
     let mut w = world()?;
-    let kernel = w.paging.root();
+    let kernel = w.space.root();
     assert_eq!(w.exec(&code!("cli")), gp(0));
     let user = another_root(&mut w);
     enter_user(&mut w, user);
@@ -98,13 +98,13 @@ fn another_root(w: &mut World) -> Mfn {
 }
 
 fn enter_user(w: &mut World, root: Mfn) {
-    w.paging.set_root(root);
-    w.paging.set_user_mode(true);
+    w.space.set_root(root);
+    w.space.set_user_mode(true);
 }
 
 fn enter_kernel(w: &mut World, root: Mfn) {
-    w.paging.set_root(root);
-    w.paging.set_user_mode(false);
+    w.space.set_root(root);
+    w.space.set_user_mode(false);
 }
 
 /// Both worlds are well: the kernel, whatever the user program was told last, and then the program.
@@ -336,11 +336,11 @@ fn a_room_holds_nothing_of_another_address_space() {
     let roots: Vec<_> = (0..3 * super::super::MAX_SPACES).map(|_| another_root(&mut w)).collect();
     for (n, root) in roots.iter().enumerate() {
         let program = n >= super::super::MAX_SPACES;
-        w.paging.set_root(*root);
-        w.paging.set_user_mode(program);
+        w.space.set_root(*root);
+        w.space.set_user_mode(program);
         if program {
             assert_eq!(marks(&mut w), 0, "root {n}");
-            w.paging.set_user_mode(false);
+            w.space.set_user_mode(false);
         }
         leave_marks(&mut w);
     }
@@ -350,14 +350,14 @@ fn a_room_holds_nothing_of_another_address_space() {
 fn a_room_holds_nothing_of_a_root_that_was_another_table_meanwhile() {
     let Some((mut w, kernel, user)) = user_world() else { return };
     for overflow in [false, true] {
-        w.paging.set_user_mode(false);
+        w.space.set_user_mode(false);
         leave_marks(&mut w);
         enter_kernel(&mut w, kernel);
         assert_eq!(w.exec(&code!("pxor xmm7, xmm7", "cli")), gp(0));
         if overflow {
-            w.paging.invalidate_all()
+            w.log.invalidate_all()
         } else {
-            w.paging.reused_table(user)
+            w.log.reused_table(user)
         }
         enter_user(&mut w, user);
         assert_eq!(marks(&mut w), 0);
@@ -369,11 +369,11 @@ fn a_room_holds_nothing_of_a_root_that_was_another_table_meanwhile() {
 fn a_room_that_kernel_and_program_share_is_emptied() {
     let Some(mut w) = world() else { return };
     for _ in 0..3 {
-        w.paging.set_user_mode(false);
+        w.space.set_user_mode(false);
         leave_marks(&mut w);
         w.regs.rdx = !MARK;
         assert_eq!(w.exec(&code!("movq xmm3, rdx", "cli")), gp(0));
-        w.paging.set_user_mode(true);
+        w.space.set_user_mode(true);
         assert_eq!(marks(&mut w), 0);
         assert_eq!(w.exec(&code!("movq rax, xmm3", "cli")), gp(0));
         assert_eq!(w.regs.rax, !MARK);

@@ -24,9 +24,10 @@ use self::chunks::{Chunks, Id, NO_TABLE, PAGES, Page, Tables};
 use super::area::{Area, GUEST_END};
 use super::lowest;
 use super::space::Space;
-use crate::engine::{Paging, PteWrite};
 use crate::host::zeroed::NoMemory;
 use crate::machine::memory::{MachineMemory, Mfn, PAGE_SHIFT, PAGE_SIZE};
+use crate::mmu::log::{PteWrite, TableLog};
+use crate::mmu::space::Pending;
 use crate::x86::walk::{Access, MachineTables, Translation, walk_for};
 
 pub(super) use self::batch::Batch;
@@ -73,7 +74,7 @@ pub(super) struct Mirror {
 impl Mirror {
     /// A mirror for processes that may map what is not below `lowest`.
     pub fn new(hypervisor_frames: u64, shared: Range<u64>, lowest: u64) -> Result<Self, NoMemory> {
-        let order = Vec::with_capacity(Paging::CAPACITY);
+        let order = Vec::with_capacity(TableLog::CAPACITY);
         let lowest_is_known = lowest < lowest::USUAL;
         let chunks = Chunks::new()?;
         Ok(Self { chunks, order, hypervisor_frames, shared, lowest, lowest_is_known })
@@ -167,24 +168,30 @@ impl Mirror {
     }
 
     /// Brings the mirror up to date with what was written to page tables.
-    pub fn apply(&mut self, spaces: &mut [Space], current: usize, memory: &MachineMemory, paging: &Paging) {
-        if paging.is_stale() {
+    pub fn apply(
+        &mut self,
+        spaces: &mut [Space],
+        current: usize,
+        memory: &MachineMemory,
+        pending: &Pending<'_>,
+    ) {
+        if pending.stale {
             for s in 0..spaces.len() {
                 self.drop_space(spaces, s);
             }
             return;
         }
-        for frame in paging.reused_tables() {
+        for frame in pending.reused.iter() {
             self.forget_table(spaces, *frame);
         }
         // Each entry's last write counts, and entries do not depend on each other; in the order of addresses
         // neighbours meet, and become one call.
         let mut order = std::mem::take(&mut self.order);
-        order.extend((0u32..).zip(paging.writes()).map(|(time, w)| (w.entry.0, time)));
+        order.extend((0u32..).zip(pending.writes.iter()).map(|(time, w)| (w.entry.0, time)));
         if !order.is_sorted() {
             order.sort_unstable();
         }
-        for write in order.iter().filter_map(|(_, time)| paging.writes().get(*time as usize)) {
+        for write in order.iter().filter_map(|(_, time)| pending.writes.get(*time as usize)) {
             self.entry_changed(spaces, current, memory, write);
         }
         order.clear();

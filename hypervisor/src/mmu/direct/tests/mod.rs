@@ -7,9 +7,10 @@ use paravane_abi::{Errno, pte};
 
 use super::frame::{FrameType, Level};
 use super::{DirectPaging, RESERVED_ENTRIES, Stop, VcpuTables};
-use crate::engine::{Flush, Paging};
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::{Flush, VcpuSpace};
 
 mod audit;
 mod operations;
@@ -40,7 +41,8 @@ const EBUSY: Result<(), Stop> = Err(Stop::Refused(Errno::EBUSY));
 struct World {
     memory: MachineMemory,
     direct: DirectPaging,
-    paging: Paging,
+    log: TableLog,
+    space: VcpuSpace,
     tables: VcpuTables,
     layout: HypervisorLayout,
     cpu: Cpu,
@@ -75,9 +77,10 @@ impl World {
             store(L1, pfn, pte::make(base + pfn, if pfn < FREE { RO } else { RW }));
         }
         let mut direct = DirectPaging::new(&layout, reserved).unwrap();
-        let mut paging = Paging::new(Mfn(base + L4));
-        let tables = direct.pin_initial(&memory, &mut paging, Mfn(base + L4)).unwrap();
-        let mut world = Self { memory, direct, paging, tables, layout, cpu: Cpu::default() };
+        let mut log = TableLog::default();
+        let space = VcpuSpace::new(Mfn(base + L4), &log);
+        let tables = direct.pin_initial(&memory, &mut log, Mfn(base + L4)).unwrap();
+        let mut world = Self { memory, direct, log, space, tables, layout, cpu: Cpu::default() };
         world.enter();
         world
     }
@@ -109,23 +112,27 @@ impl World {
     /// One operation, the guest running on afterwards; everything that must hold is checked before it does.
     fn op<T>(
         &mut self,
-        op: impl FnOnce(&mut DirectPaging, &MachineMemory, &mut Paging, &mut VcpuTables) -> T,
+        op: impl FnOnce(&mut DirectPaging, &MachineMemory, &mut TableLog, &mut VcpuSpace, &mut VcpuTables) -> T,
     ) -> T {
-        let result = op(&mut self.direct, &self.memory, &mut self.paging, &mut self.tables);
+        let result = op(&mut self.direct, &self.memory, &mut self.log, &mut self.space, &mut self.tables);
         self.enter();
         result
     }
+    /// The frames of which the engine would hear that they are tables again.
+    fn reused(&self) -> Vec<Mfn> {
+        self.space.pending(&self.log).reused.iter().copied().collect()
+    }
     fn enter(&mut self) {
-        if self.paging.flush_scope() == Flush::All {
+        if self.space.pending(&self.log).flush == Flush::All {
             self.cpu = Cpu::default();
         }
-        self.paging.done();
+        self.space.caught_up(&self.log);
         self.audit();
         self.run();
     }
 
     fn raw_update(&mut self, ptr: u64, val: u64) -> Result<(), Stop> {
-        self.op(|d, m, p, _| d.mmu_update_one(m, p, ptr, val))
+        self.op(|d, m, p, _, _| d.mmu_update_one(m, p, ptr, val))
     }
     /// MMU_NORMAL_PT_UPDATE of entry `index` of the table in frame `pfn`.
     fn update(&mut self, pfn: u64, index: u64, val: u64) -> Result<(), Stop> {
@@ -136,7 +143,7 @@ impl World {
     }
     fn ext2(&mut self, cmd: u32, arg1: u64, arg2: u64) -> Result<(), Stop> {
         let op = MmuextOp { cmd, arg1, arg2, ..MmuextOp::default() };
-        self.op(|d, m, p, t| d.mmuext_one(m, p, t, &op))
+        self.op(|d, m, p, s, t| d.mmuext_one(m, p, s, t, &op))
     }
     fn pin(&mut self, pfn: u64, level: Level) -> Result<(), Stop> {
         self.ext(u32::from(level.number()) - 1, self.mfn(pfn).0)

@@ -19,7 +19,7 @@ fn boot_tables_are_typed_pinned_and_completed() {
     }
     assert_eq!(w.held(FREE), Some(FrameType::Writable));
     assert_eq!(w.load(L4, 257), pte::make(1, TABLE));
-    assert_eq!(w.paging.root(), w.mfn(L4));
+    assert_eq!(w.space.root(), w.mfn(L4));
     assert_eq!(w.tables.kernel_root(), w.mfn(L4));
 }
 
@@ -30,8 +30,8 @@ fn boot_tables_that_are_writable_are_refused() {
     memory.store_u64(l1_maps_itself, pte::make(layout.hypervisor_frames() + L1, RW)).unwrap();
     let mut direct = DirectPaging::new(&layout, [0; RESERVED_ENTRIES]).unwrap();
     let root = Mfn(layout.hypervisor_frames() + L4);
-    let mut paging = Paging::new(root);
-    assert_eq!(direct.pin_initial(&memory, &mut paging, root).map(|_| ()), Err(Errno::EBUSY));
+    let mut log = TableLog::default();
+    assert_eq!(direct.pin_initial(&memory, &mut log, root).map(|_| ()), Err(Errno::EBUSY));
     for mfn in 0..layout.total {
         assert_eq!(direct.frame(Mfn(mfn)).unwrap().refs(), 0, "frame {mfn} after the refusal");
     }
@@ -43,13 +43,13 @@ fn entries_are_adjusted_and_told() {
     let asked = w.entry(FREE, P | pte::RW | pte::GLOBAL);
     let old = w.load(L1, FREE);
     let at = w.at(L1, FREE);
-    assert_eq!(w.direct.mmu_update_one(&w.memory, &mut w.paging, at.0, asked), Ok(()));
+    assert_eq!(w.direct.mmu_update_one(&w.memory, &mut w.log, at.0, asked), Ok(()));
     let stored = w.entry(FREE, RW | GUEST_KERNEL);
     assert_eq!(w.load(L1, FREE), stored);
-    let told = w.paging.writes();
+    let told: Vec<_> = w.space.pending(&w.log).writes.iter().copied().collect();
     assert_eq!(told.len(), 1);
     assert_eq!((told[0].entry, told[0].old, told[0].new, told[0].level), (at, old, stored, 1));
-    assert_eq!(w.paging.flush_scope(), Flush::None, "flushing is the guest's to ask for");
+    assert_eq!(w.space.pending(&w.log).flush, Flush::None, "flushing is the guest's to ask for");
     w.enter();
 }
 
@@ -204,7 +204,7 @@ fn roots_are_validated_and_held() {
     let mut w = World::new();
     w.table(10, 0, w.entry(L3, TABLE));
     assert_eq!(w.ext(MMUEXT_NEW_BASEPTR, w.mfn(10).0), Ok(()));
-    assert_eq!((w.paging.root(), w.tables.kernel_root()), (w.mfn(10), w.mfn(10)));
+    assert_eq!((w.space.root(), w.tables.kernel_root()), (w.mfn(10), w.mfn(10)));
     assert_eq!(w.unpin(L4), Ok(()));
     assert_eq!(w.held(L4), None, "the old root is only a frame now");
     assert_eq!(w.ext(MMUEXT_NEW_USER_BASEPTR, w.mfn(10).0), Ok(()));
@@ -223,8 +223,8 @@ fn update_va_mapping_finds_the_entry_and_flushes() {
     let mut w = World::new();
     let va = 30 << 12;
     let map = |w: &mut World, va, val, flags| {
-        let r = w.direct.update_va_mapping(&w.memory, &mut w.paging, va, val, flags);
-        let scope = w.paging.flush_scope();
+        let r = w.direct.update_va_mapping(&w.memory, &mut w.log, &mut w.space, va, val, flags);
+        let scope = w.space.pending(&w.log).flush;
         w.enter();
         (r, scope)
     };
@@ -242,8 +242,9 @@ fn update_va_mapping_finds_the_entry_and_flushes() {
 #[test]
 fn trapped_stores_are_updates_of_l1_tables() {
     let mut w = World::new();
-    let store =
-        |w: &mut World, at: Maddr, value, size| w.op(|d, m, p, _| d.emulate_pte_store(m, p, at, value, size));
+    let store = |w: &mut World, at: Maddr, value, size| {
+        w.op(|d, m, p, _, _| d.emulate_pte_store(m, p, at, value, size))
+    };
     let entry = w.entry(FREE, RW);
     let at = w.at(L1, 30);
     assert_eq!(store(&mut w, at, entry, 8), Ok(()));
@@ -284,8 +285,8 @@ fn flushes_and_the_commands_that_are_refused() {
     let mut w = World::new();
     let ext = |w: &mut World, cmd, arg1| {
         let op = MmuextOp { cmd, arg1, ..MmuextOp::default() };
-        let r = w.direct.mmuext_one(&w.memory, &mut w.paging, &mut w.tables, &op);
-        let scope = w.paging.flush_scope();
+        let r = w.direct.mmuext_one(&w.memory, &mut w.log, &mut w.space, &mut w.tables, &op);
+        let scope = w.space.pending(&w.log).flush;
         w.enter();
         (r, scope)
     };
@@ -316,7 +317,7 @@ fn descriptor_pages_are_out_of_the_guests_hands() {
     const TSS: u64 = 0x0000_8900_0000_0067;
     let mut w = World::new();
     w.poke(10, 2, CODE);
-    let set = |w: &mut World, frames: &[u64], n| w.op(|d, m, p, t| d.set_gdt(m, p, t, frames, n));
+    let set = |w: &mut World, frames: &[u64], n| w.op(|d, m, p, s, t| d.set_gdt(m, p, s, t, frames, n));
     let gdt = [w.mfn(10).0];
     assert_eq!(set(&mut w, &gdt, 16), EINVAL, "it is mapped writable");
     w.protect(10);
@@ -325,7 +326,7 @@ fn descriptor_pages_are_out_of_the_guests_hands() {
     assert_eq!(w.held(10), Some(FrameType::SegDesc));
     assert_eq!(w.update(L1, 10, w.entry(10, RW)), EBUSY);
     assert_eq!(w.update(10, 0, 0), EINVAL);
-    let desc = |w: &mut World, at, d| w.op(|dp, m, p, _| dp.update_descriptor(m, p, at, d));
+    let desc = |w: &mut World, at, d| w.op(|dp, m, p, _, _| dp.update_descriptor(m, p, at, d));
     let at = w.at(10, 3);
     assert_eq!(desc(&mut w, at, CODE), Ok(()));
     assert_eq!(w.load(10, 3), CODE | 3 << 45);
@@ -348,7 +349,7 @@ fn descriptor_pages_are_out_of_the_guests_hands() {
 #[test]
 fn frames_are_given_up_only_when_unused() {
     let mut w = World::new();
-    let take = |w: &mut World, mfn| w.op(|d, m, p, _| d.take_from_guest(m, p, mfn));
+    let take = |w: &mut World, mfn| w.op(|d, m, p, _, _| d.take_from_guest(m, p, mfn));
     let mfn = w.mfn(FREE);
     assert_eq!(take(&mut w, mfn), EBUSY);
     assert_eq!(w.update(L1, FREE, 0), Ok(()));
@@ -367,11 +368,11 @@ fn frames_are_given_up_only_when_unused() {
 fn the_host_writes_to_ordinary_memory_only() {
     let mut w = World::new();
     let (table, page) = (w.mfn(L1), w.mfn(10));
-    assert_eq!(w.direct.get_writable(&w.memory, &mut w.paging, table), EINVAL);
+    assert_eq!(w.direct.get_writable(&w.memory, &mut w.log, table), EINVAL);
     w.protect(10);
-    assert_eq!(w.direct.get_writable(&w.memory, &mut w.paging, page), Ok(()));
+    assert_eq!(w.direct.get_writable(&w.memory, &mut w.log, page), Ok(()));
     let (slot, link) = (w.at(L2, 1).0, w.entry(10, TABLE));
-    assert_eq!(w.direct.mmu_update_one(&w.memory, &mut w.paging, slot, link), EINVAL);
+    assert_eq!(w.direct.mmu_update_one(&w.memory, &mut w.log, slot, link), EINVAL);
     w.direct.put_writable(page);
     assert_eq!(w.update(L2, 1, w.entry(10, TABLE)), Ok(()));
 }
@@ -385,7 +386,7 @@ fn a_run_is_held_whole_or_not_at_all() {
     let is_held = |w: &World| (8..12).map(|pfn| w.held(pfn)).collect::<Vec<_>>();
     let run = |w: &mut World, first, frames| {
         let first = w.mfn(first);
-        w.direct.get_writable_run(&w.memory, &mut w.paging, first, frames)
+        w.direct.get_writable_run(&w.memory, &mut w.log, first, frames)
     };
     let before = is_held(&w);
     assert_eq!(run(&mut w, L1, 9), EINVAL, "a table comes first");
@@ -396,7 +397,7 @@ fn a_run_is_held_whole_or_not_at_all() {
     for flush in [Flush::All, Flush::None] {
         assert_eq!(run(&mut w, 8, 4), Ok(()));
         assert_eq!(is_held(&w), [Some(FrameType::Writable); 4]);
-        assert_eq!(w.paging.flush_scope(), flush, "one was a table, once");
+        assert_eq!(w.space.pending(&w.log).flush, flush, "one was a table, once");
         w.direct.put_writable_run(w.mfn(8), 4);
         assert_eq!(is_held(&w), before);
         w.enter();
@@ -408,11 +409,11 @@ fn the_engine_hears_of_tables_that_come_back() {
     let mut w = World::new();
     w.protect(10);
     let pin = MmuextOp { cmd: MMUEXT_PIN_L1_TABLE, arg1: w.mfn(10).0, ..MmuextOp::default() };
-    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.paging, &mut w.tables, &pin), Ok(()));
-    assert_eq!(w.paging.reused_tables(), []);
+    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.log, &mut w.space, &mut w.tables, &pin), Ok(()));
+    assert_eq!(w.reused(), []);
     w.enter();
     assert_eq!(w.unpin(10), Ok(()));
-    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.paging, &mut w.tables, &pin), Ok(()));
-    assert_eq!(w.paging.reused_tables(), [w.mfn(10)]);
+    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.log, &mut w.space, &mut w.tables, &pin), Ok(()));
+    assert_eq!(w.reused(), [w.mfn(10)]);
     w.enter();
 }

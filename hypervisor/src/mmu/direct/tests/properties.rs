@@ -145,11 +145,11 @@ impl World {
             }
             Act::Map { page, value, flags } => {
                 let value = self.absolute_entry(value);
-                self.op(|d, m, p, _| d.update_va_mapping(m, p, page << 12, value, flags))
+                self.op(|d, m, p, s, _| d.update_va_mapping(m, p, s, page << 12, value, flags))
             }
             Act::Trapped { table, slot, value, size } => {
                 let (at, value) = (self.slot_at(table, slot), self.absolute_entry(value));
-                self.op(|d, m, p, _| d.emulate_pte_store(m, p, at, value, size))
+                self.op(|d, m, p, _, _| d.emulate_pte_store(m, p, at, value, size))
             }
             Act::Ext { cmd, frame, from } => {
                 let user_root_off = cmd == MMUEXT_NEW_USER_BASEPTR && frame == FRAMES;
@@ -158,19 +158,19 @@ impl World {
             }
             Act::Descriptor { frame, slot, value } => {
                 let at = self.slot_at(frame, slot);
-                self.op(|d, m, p, _| d.update_descriptor(m, p, at, value))
+                self.op(|d, m, p, _, _| d.update_descriptor(m, p, at, value))
             }
             Act::Gdt { ref frames, entries } => {
                 let frames: Vec<u64> = frames.iter().map(|f| self.absolute(*f).0).collect();
-                self.op(|d, m, p, t| d.set_gdt(m, p, t, &frames, entries))
+                self.op(|d, m, p, s, t| d.set_gdt(m, p, s, t, &frames, entries))
             }
             Act::Give { frame } => {
                 let mfn = self.absolute(frame);
-                self.op(|d, m, p, _| d.take_from_guest(m, p, mfn))
+                self.op(|d, m, p, _, _| d.take_from_guest(m, p, mfn))
             }
             Act::Take { frame } => {
                 let mfn = self.absolute(frame);
-                self.op(|d, m, _, _| d.give_to_guest(m, mfn, frame).map_err(Stop::Refused))
+                self.op(|d, m, _, _, _| d.give_to_guest(m, mfn, frame).map_err(Stop::Refused))
             }
             Act::Grant { at: (table, slot), linear, frame, writable, back, replacement } => {
                 let place = if linear {
@@ -180,11 +180,11 @@ impl World {
                 };
                 let granted = Granted { frame: self.absolute(frame), writable };
                 let replacement = replacement.map(|slot| slot << 12);
-                self.op(|d, m, p, _| {
+                self.op(|d, m, p, s, _| {
                     if back {
-                        d.unmap_granted(m, p, place, granted, replacement)
+                        d.unmap_granted(m, p, s.root(), place, granted, replacement)
                     } else {
-                        d.map_granted(m, p, place, granted, pte::ACCESSED)
+                        d.map_granted(m, p, s.root(), place, granted, pte::ACCESSED)
                     }
                 })
             }

@@ -40,7 +40,7 @@ fn a_pin_goes_on_where_it_stopped() {
     assert_eq!(w.unpin(4), Ok(()));
     let mfn = w.mfn(50);
     let (restarts, done) =
-        finish(&mut w, |w| w.op(|d, m, p, _| d.get_writable(m, p, mfn).inspect(|()| d.put_writable(mfn))));
+        finish(&mut w, |w| w.op(|d, m, p, _, _| d.get_writable(m, p, mfn).inspect(|()| d.put_writable(mfn))));
     assert_eq!(done, Ok(()));
     assert!(restarts > 0);
     assert_eq!(w.held(46), None);

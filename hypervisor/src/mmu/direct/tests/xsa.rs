@@ -84,7 +84,7 @@ fn xsa_212_the_host_does_not_write_for_the_guest() {
     let mut w = World::new();
     let forbidden = [w.mfn(L1), w.layout.shared_info, Mfn(w.layout.m2p.start), Mfn(0), Mfn(w.layout.total)];
     for mfn in forbidden {
-        assert_eq!(w.direct.get_writable(&w.memory, &mut w.paging, mfn), EINVAL);
+        assert_eq!(w.direct.get_writable(&w.memory, &mut w.log, mfn), EINVAL);
         assert_eq!(w.ext(MMUEXT_CLEAR_PAGE, mfn.0), EINVAL);
     }
     let past_the_m2p = Mfn(w.layout.total + 512).maddr().0 | MMU_MACHPHYS_UPDATE;
@@ -104,7 +104,7 @@ fn xsa_213_roots_stay_validated_while_they_are_roots() {
     assert_eq!(w.unpin(L4), Ok(()));
     assert_eq!(w.update(L1, L4, w.entry(L4, RW)), EBUSY, "the kernel's root is still in use");
     let take = w.mfn(10);
-    assert_eq!(w.op(|d, m, p, _| d.take_from_guest(m, p, take)), EBUSY);
+    assert_eq!(w.op(|d, m, p, _, _| d.take_from_guest(m, p, take)), EBUSY);
 }
 
 /// Replacing an entry takes the new reference first, and a refusal changes nothing.
@@ -129,8 +129,8 @@ fn xsa_286_a_table_becomes_writable_only_after_a_flush() {
     assert_eq!(w.update(L2, 1, w.entry(10, TABLE)), Ok(()));
     assert_eq!(w.update(L2, 1, 0), Ok(()));
     let (slot, entry) = (w.at(L1, 10).0, w.entry(10, RW));
-    assert_eq!(w.direct.mmu_update_one(&w.memory, &mut w.paging, slot, entry), Ok(()));
-    assert_eq!(w.paging.flush_scope(), Flush::All, "nobody asked, and still");
+    assert_eq!(w.direct.mmu_update_one(&w.memory, &mut w.log, slot, entry), Ok(()));
+    assert_eq!(w.space.pending(&w.log).flush, Flush::All, "nobody asked, and still");
     w.enter();
 }
 
@@ -140,8 +140,8 @@ fn a_writable_frame_becomes_a_table_only_after_a_flush() {
     let mut w = World::new();
     w.protect(10);
     let pin = MmuextOp { cmd: MMUEXT_PIN_L1_TABLE, arg1: w.mfn(10).0, ..MmuextOp::default() };
-    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.paging, &mut w.tables, &pin), Ok(()));
-    assert_eq!(w.paging.flush_scope(), Flush::All);
+    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.log, &mut w.space, &mut w.tables, &pin), Ok(()));
+    assert_eq!(w.space.pending(&w.log).flush, Flush::All);
     w.enter();
 }
 
@@ -196,8 +196,9 @@ fn xsa_242_an_operation_that_fails_after_a_restart_keeps_no_reference() {
             assert!(issues < 100 || outcomes.contains(&EBUSY), "{n}: refused in the end");
             // What is left over is done by what comes next, whatever that is.
             let next = w.mfn(L1 + 1);
-            let drain =
-                |w: &mut World| w.op(|d, m, p, _| d.get_writable(m, p, next).map(|()| d.put_writable(next)));
+            let drain = |w: &mut World| {
+                w.op(|d, m, p, _, _| d.get_writable(m, p, next).map(|()| d.put_writable(next)))
+            };
             while drain(&mut w) == Err(Stop::Restart) {}
             assert!(accounts(&w) == before, "{n}, issued {issues} times: references were lost");
         }
@@ -219,15 +220,19 @@ fn xsa_279_only_addresses_of_a_guest_are_flushed() {
     ] {
         for cmd in [MMUEXT_INVLPG_LOCAL, MMUEXT_INVLPG_MULTI, MMUEXT_INVLPG_ALL] {
             let op = MmuextOp { cmd, arg1: va, ..MmuextOp::default() };
-            assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.paging, &mut w.tables, &op), Ok(()), "{va:#x}");
-            assert_eq!(w.paging.flush_scope(), Flush::None, "{va:#x}");
+            assert_eq!(
+                w.direct.mmuext_one(&w.memory, &mut w.log, &mut w.space, &mut w.tables, &op),
+                Ok(()),
+                "{va:#x}"
+            );
+            assert_eq!(w.space.pending(&w.log).flush, Flush::None, "{va:#x}");
         }
-        let update = w.direct.update_va_mapping(&w.memory, &mut w.paging, va, 0, UVMF_INVLPG);
-        assert_eq!((update, w.paging.flush_scope()), (EINVAL, Flush::None), "{va:#x}");
+        let update = w.direct.update_va_mapping(&w.memory, &mut w.log, &mut w.space, va, 0, UVMF_INVLPG);
+        assert_eq!((update, w.space.pending(&w.log).flush), (EINVAL, Flush::None), "{va:#x}");
     }
     let op = MmuextOp { cmd: MMUEXT_INVLPG_LOCAL, arg1: HYPERVISOR_VIRT_END, ..MmuextOp::default() };
-    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.paging, &mut w.tables, &op), Ok(()));
-    assert_eq!(w.paging.flush_scope(), Flush::Page(HYPERVISOR_VIRT_END), "the first address that is");
+    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.log, &mut w.space, &mut w.tables, &op), Ok(()));
+    assert_eq!(w.space.pending(&w.log).flush, Flush::Page(HYPERVISOR_VIRT_END), "the first address that is");
 }
 
 /// XSA-273 and its like (L1TF): an entry that is not present may hold anything. It refers to nothing here: it

@@ -7,10 +7,10 @@ use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::Allowed;
 use crate::host::host_cpuid;
 use crate::ledger::{PortDevice, PrivOp};
 use crate::machine::memory::Mfn;
+use crate::mmu::space::Allowed;
 use crate::testing::pv::{L1, L4, NOWHERE, RO, SCRATCH};
 
 const CLI: &[u8] = &[0xfa];
@@ -318,7 +318,7 @@ fn extended_state() {
     assert_eq!(raises(&mut t, XSETBV, GP).0, 6, "not before CR4.OSXSAVE");
     t.vcpu.control.cr4 |= 1 << 18;
     completes(&mut t, XSETBV, GP);
-    assert_eq!((t.vcpu.control.xcr0, t.paging.allowed().xcr0), (1, 1));
+    assert_eq!((t.vcpu.control.xcr0, t.space.allowed().xcr0), (1, 1));
     for (rax, rcx) in [(0, 0), (4, 0), (1, 1), (1 << 9 | 1, 0)] {
         (t.vcpu.regs.rax, t.vcpu.regs.rcx) = (rax, rcx);
         is_refused(&mut t, XSETBV);
@@ -330,19 +330,19 @@ fn instructions_are_allowed_as_cr4_says() {
     const OSXSAVE: u64 = 1 << 18;
     const FSGSBASE: u64 = 1 << 16;
     let mut t = domain();
-    assert_eq!(t.paging.allowed(), Allowed { cr4: 0, xcr0: 3 }, "at first nothing that has to be asked for");
+    assert_eq!(t.space.allowed(), Allowed { cr4: 0, xcr0: 3 }, "at first nothing that has to be asked for");
     t.vcpu.regs.rax = u64::MAX;
     completes(&mut t, &[0x0f, 0x22, 0xe0], GP);
-    assert_eq!(t.paging.allowed().cr4, t.vcpu.control.cr4 & (OSXSAVE | FSGSBASE | 4));
+    assert_eq!(t.space.allowed().cr4, t.vcpu.control.cr4 & (OSXSAVE | FSGSBASE | 4));
     t.vcpu.regs.rax = 0;
     completes(&mut t, &[0x0f, 0x22, 0xe0], GP);
-    assert_eq!(t.paging.allowed().cr4, 0);
+    assert_eq!(t.space.allowed().cr4, 0);
     // A kernel may use XGETBV at once, as on Xen; a user program waits for its kernel.
     const XGETBV: &[u8] = &[0x0f, 0x01, 0xd0];
     assert_eq!(raises(&mut user_domain(), XGETBV, UD).0, 6);
     if host_cpuid::available_state() != 0 {
         execute(&mut t, XGETBV, UD);
-        assert_eq!((t.vcpu.regs.rip, t.paging.allowed().cr4), (RIP, OSXSAVE), "executed again");
+        assert_eq!((t.vcpu.regs.rip, t.space.allowed().cr4), (RIP, OSXSAVE), "executed again");
         assert_eq!(raises(&mut t, XGETBV, UD).0, 6, "that was not why");
     }
 }
@@ -448,6 +448,6 @@ proptest! {
         (t.vcpu.regs.rip, t.vcpu.regs.rsp) = (RIP, va(STACK + 1));
         handle(&mut t, Fault { vector, error_code, address: place(regs[5]) });
         prop_assert!(paravane_abi::addr::is_canonical(t.vcpu.regs.rip));
-        prop_assert_eq!(t.paging.root(), t.tables.kernel_root());
+        prop_assert_eq!(t.space.root(), t.tables.kernel_root());
     }
 }

@@ -46,7 +46,11 @@ fn moves_of_every_size() {
     stores(&mut t, MOV_RDI_RAX);
     assert_eq!(t.peek(L1, PAGE), t.entry(PAGE, RO));
     assert_eq!(t.mmu.frame(Mfn(t.mfn(PAGE))).unwrap().held_as(), None, "no longer mapped writable");
-    assert_eq!(t.paging.writes().last().map(|w| w.new), Some(t.entry(PAGE, RO)), "the engine hears of it");
+    assert_eq!(
+        t.space.pending(&t.log).writes.iter().last().map(|w| w.new),
+        Some(t.entry(PAGE, RO)),
+        "the engine hears of it"
+    );
 
     t.vcpu.regs.rax = t.entry(PAGE, RW) & 0xff;
     stores(&mut t, &[0x88, 0x07]); // mov [rdi], al

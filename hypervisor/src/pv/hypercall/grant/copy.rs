@@ -52,7 +52,7 @@ impl Side {
             return Err(Halt::Status(GNTST_BAD_PAGE));
         };
         let granted = Granted { frame, writable };
-        if let Err(stop) = d.mmu.hold_granted(&d.memory, &mut d.paging, granted) {
+        if let Err(stop) = d.mmu.hold_granted(&d.memory, &mut d.log, granted) {
             if let Some((r, how)) = grant {
                 d.grants.release(&d.memory, r, how)?;
             }
@@ -62,7 +62,7 @@ impl Side {
     }
 
     fn put(self, d: &mut PvDomain) -> Result<(), Halt> {
-        d.mmu.release_granted(&d.memory, &mut d.paging, self.granted);
+        d.mmu.release_granted(&d.memory, &mut d.log, self.granted);
         self.grant.map_or(Ok(()), |(r, how)| Ok(d.grants.release(&d.memory, r, how)?))
     }
 }

@@ -43,15 +43,16 @@ pub(super) fn map(d: &mut PvDomain, op: &mut GnttabMapGrantRef) -> Result<(), Ha
 /// Takes the references that a mapping needs; all or none.
 fn take(d: &mut PvDomain, mapping: Mapping, granted: Granted, op: &GnttabMapGrantRef) -> Result<(), Halt> {
     if mapping.how.device {
-        d.mmu.hold_granted(&d.memory, &mut d.paging, granted)?;
+        d.mmu.hold_granted(&d.memory, &mut d.log, granted)?;
     }
     if !mapping.how.host {
         return Ok(());
     }
     let place = place(mapping, op.host_addr);
-    let mapped = d.mmu.map_granted(&d.memory, &mut d.paging, place, granted, entry_flags(op.flags));
+    let mapped =
+        d.mmu.map_granted(&d.memory, &mut d.log, d.space.root(), place, granted, entry_flags(op.flags));
     if mapped.is_err() && mapping.how.device {
-        d.mmu.release_granted(&d.memory, &mut d.paging, granted);
+        d.mmu.release_granted(&d.memory, &mut d.log, granted);
     }
     Ok(mapped?)
 }
@@ -99,10 +100,10 @@ fn undo(
         if mapping.by_entry && replacement.is_some() {
             return Err(Halt::Status(GNTST_GENERAL_ERROR));
         }
-        d.mmu.unmap_granted(&d.memory, &mut d.paging, place, granted, replacement)?;
+        d.mmu.unmap_granted(&d.memory, &mut d.log, d.space.root(), place, granted, replacement)?;
     }
     if over.device {
-        d.mmu.release_granted(&d.memory, &mut d.paging, granted);
+        d.mmu.release_granted(&d.memory, &mut d.log, granted);
     }
     let left = Use {
         host: mapping.how.host && !over.host,

@@ -12,7 +12,7 @@ use crate::pv::domain::PvDomain;
 pub(super) fn transfer(d: &mut PvDomain, op: &mut GnttabTransfer) -> Result<(), Halt> {
     let mfn = Mfn(op.mfn);
     let Ok(number) = u32::try_from(mfn.0) else { return Err(Halt::Status(GNTST_BAD_PAGE)) };
-    match d.mmu.take_from_guest(&d.memory, &mut d.paging, mfn) {
+    match d.mmu.take_from_guest(&d.memory, &mut d.log, mfn) {
         Ok(()) => {}
         Err(Stop::Restart) => return Err(Halt::Later),
         Err(Stop::Refused(_)) => return Err(Halt::Status(GNTST_BAD_PAGE)),

@@ -110,7 +110,7 @@ pub(super) fn take_back(d: &mut PvDomain, first: u64, count: u64) -> Result<(), 
     let mut pages = [0u64; MAX_CHUNK];
     for (mfn, page) in (first..end).zip(&mut pages) {
         *page = page_of(d, mfn)?;
-        if let Err(stop) = d.mmu.take_from_guest(&d.memory, &mut d.paging, Mfn(mfn)) {
+        if let Err(stop) = d.mmu.take_from_guest(&d.memory, &mut d.log, Mfn(mfn)) {
             for (mfn, page) in (first..mfn).zip(pages) {
                 let given = d.mmu.give_to_guest(&d.memory, Mfn(mfn), page);
                 debug_assert_eq!(given, Ok(()));

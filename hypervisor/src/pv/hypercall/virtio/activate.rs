@@ -162,7 +162,7 @@ where
 fn hold(d: &mut PvDomain, regions: &[Region]) -> Result<Held, Refused> {
     let mut held = Held::default();
     for &Region { first, frames, .. } in regions.iter().filter(|region| region.frames > 0) {
-        let refused = match d.mmu.get_writable_run(&d.memory, &mut d.paging, first, frames) {
+        let refused = match d.mmu.get_writable_run(&d.memory, &mut d.log, first, frames) {
             Ok(()) => {
                 held.0.push((first, frames));
                 continue;

@@ -251,9 +251,10 @@ fn unmapping_flushes_what_a_processor_may_have_cached() {
     let mut t = TestDomain::new();
     t.offer(REF, PAGE, 0);
     let handle = t.mapped(HOST);
-    t.paging.done();
+    let domain = &mut *t;
+    domain.space.caught_up(&domain.log);
     assert_eq!(t.unmap_from(va(WINDOW), handle), GNTST_OKAY);
-    assert_eq!(t.paging.flush_scope(), crate::engine::Flush::All);
+    assert_eq!(t.space.pending(&t.log).flush, crate::mmu::space::Flush::All);
 }
 
 #[test]
@@ -271,7 +272,7 @@ fn a_frame_with_a_writable_mapping_stays_what_it_is() {
     let give = Mfn(t.mfn(PAGE + 10));
     let taken = |t: &mut TestDomain| {
         let domain: &mut PvDomain = t;
-        domain.mmu.take_from_guest(&domain.memory, &mut domain.paging, give)
+        domain.mmu.take_from_guest(&domain.memory, &mut domain.log, give)
     };
     assert_eq!(taken(&mut t), Err(Stop::Refused(Errno::EBUSY)), "nor given back");
     assert_eq!(t.unmap_from(va(WINDOW), handle), GNTST_OKAY);

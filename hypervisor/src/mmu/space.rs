@@ -1,0 +1,174 @@
+//! The address space of one virtual CPU, and what else of its privileged state an engine makes true.
+//!
+//! Plain data: set by the layers that know what a guest asked for, read by the engine before it enters. It also holds
+//! the virtual CPU's cursor into its domain's [`TableLog`].
+
+use paravane_abi::segment::GDT_FRAMES;
+
+use super::log::{Cursor, PteWrite, Since, TableLog, Unread};
+use crate::machine::memory::Mfn;
+use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE};
+
+/// The frames of a guest's descriptor table, in order.
+pub type GdtFrames = [Option<Mfn>; GDT_FRAMES];
+
+/// What CR4 and XCR0 let a guest's code execute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// Of CR4 the bits TSD, FSGSBASE and OSXSAVE; the rest is the engine's.
+    pub cr4: u64,
+    /// XCR0, of which an engine leaves out what it does not have. It counts while `cr4` has OSXSAVE.
+    pub xcr0: u64,
+}
+
+impl Allowed {
+    /// All that the engine has.
+    pub const ALL: Self = Self { cr4: CR4_FSGSBASE | CR4_OSXSAVE, xcr0: u64::MAX };
+}
+
+/// How much of what a CPU may have cached of translations must go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flush {
+    /// Nothing.
+    #[default]
+    None,
+    /// The translation of one linear address.
+    Page(u64),
+    /// All of them.
+    All,
+}
+
+/// The address space of a virtual CPU.
+#[derive(Debug)]
+pub struct VcpuSpace {
+    root: Mfn,
+    flush: Flush,
+    task_switched: bool,
+    allowed: Allowed,
+    gdt: GdtFrames,
+    gdt_is_new: bool,
+    user: bool,
+    read: Cursor,
+}
+
+/// What an engine must see to before it enters.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending<'a> {
+    /// All that it has cached of any page table is stale, whatever `writes` says.
+    pub stale: bool,
+    /// Entries that were written since the last entry, in order; none when all is stale.
+    pub writes: Since<'a, PteWrite>,
+    /// Frames that became page tables again since the last entry; none when all is stale.
+    pub reused: Since<'a, Mfn>,
+    /// The widest flush that was asked for.
+    pub flush: Flush,
+}
+
+impl VcpuSpace {
+    /// An address space whose L4 is `root`, of a virtual CPU that has cached nothing yet.
+    pub fn new(root: Mfn, log: &TableLog) -> Self {
+        Self {
+            root,
+            flush: Flush::None,
+            task_switched: false,
+            allowed: Allowed::ALL,
+            gdt: [None; GDT_FRAMES],
+            gdt_is_new: false,
+            user: false,
+            read: log.end(),
+        }
+    }
+
+    /// What an engine must see to before it enters.
+    pub fn pending<'a>(&self, log: &'a TableLog) -> Pending<'a> {
+        match log.since(&self.read) {
+            Unread::Stale => {
+                Pending { stale: true, writes: Since::none(), reused: Since::none(), flush: Flush::All }
+            }
+            Unread::Changes { writes, reused, flush } => {
+                Pending { stale: false, writes, reused, flush: if flush { Flush::All } else { self.flush } }
+            }
+        }
+    }
+
+    /// For the engine, once it has seen to all that was [pending](Self::pending).
+    pub fn caught_up(&mut self, log: &TableLog) {
+        self.read = log.end();
+        self.flush = Flush::None;
+        self.gdt_is_new = false;
+    }
+
+    /// Asks that this virtual CPU's cached translations be dropped, merging with what was asked before.
+    pub fn flush(&mut self, scope: Flush) {
+        self.flush = match (self.flush, scope) {
+            (a, Flush::None) => a,
+            (Flush::None, b) => b,
+            (a, b) if a == b => a,
+            _ => Flush::All,
+        };
+    }
+
+    /// Sets the L4 frame that the CPU walks from now on (MOV to CR3: flushes).
+    pub fn set_root(&mut self, root: Mfn) {
+        self.root = root;
+        self.flush = Flush::All;
+    }
+
+    /// The L4 frame in use.
+    pub fn root(&self) -> Mfn {
+        self.root
+    }
+
+    /// Sets or clears CR0.TS: while it is set, the use of x87 or vector state raises #NM.
+    ///
+    /// An engine that cannot make it so ignores this: the guest then finds the state usable, and never traps.
+    pub fn set_task_switched(&mut self, set: bool) {
+        self.task_switched = set;
+    }
+
+    /// CR0.TS.
+    pub fn task_switched(&self) -> bool {
+        self.task_switched
+    }
+
+    /// Sets what instructions can be executed; at first all that the engine has.
+    ///
+    /// An engine that cannot make it so ignores this: more can then be executed than should be.
+    pub fn set_allowed(&mut self, allowed: Allowed) {
+        self.allowed = allowed;
+    }
+
+    /// What instructions can be executed.
+    pub fn allowed(&self) -> Allowed {
+        self.allowed
+    }
+
+    /// Sets the frames that hold the guest's descriptors. They hold nothing that gives more rights than CPL 3 has, and
+    /// nobody but the hypervisor stores to them until they are replaced.
+    pub fn set_gdt(&mut self, frames: GdtFrames) {
+        self.gdt = frames;
+        self.gdt_is_new = true;
+    }
+
+    /// The frames that hold the guest's descriptors.
+    pub fn gdt(&self) -> &GdtFrames {
+        &self.gdt
+    }
+
+    /// Whether the engine has not heard of [`VcpuSpace::gdt`] yet.
+    pub fn gdt_is_new(&self) -> bool {
+        self.gdt_is_new
+    }
+
+    /// Says whether a user program of the guest's runs from now on, or its kernel.
+    ///
+    /// Both run at CPL 3. An engine lets a user program do less to what it shares with it: see [`crate::engine`].
+    pub fn set_user_mode(&mut self, user: bool) {
+        self.user = user;
+    }
+
+    /// Whether a user program runs.
+    pub fn user_mode(&self) -> bool {
+        self.user
+    }
+}
