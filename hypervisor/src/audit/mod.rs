@@ -4,6 +4,8 @@
 //! swept linearly, symbol by symbol, so that data between functions cannot mislead for long; what a sweep
 //! cannot know it marks as uncertain. Nothing is run, and nothing is printed here.
 
+#![forbid(unsafe_code)]
+
 mod class;
 mod code;
 mod declared;

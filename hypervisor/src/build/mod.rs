@@ -4,6 +4,8 @@
 //! `bare_builder`. Machine memory is fresh and therefore zero: nothing is cleared, everything is
 //! written once and in bulk, because all of this happens before a guest's first instruction.
 
+#![forbid(unsafe_code)]
+
 pub mod bare;
 pub mod guest_frames;
 pub mod mapping;

@@ -7,6 +7,8 @@
 //! What may not be done here: treating one technique, workload or host specially, or printing a number that was
 //! not measured in this run.
 
+#![forbid(unsafe_code)]
+
 mod comparison;
 mod host;
 mod needs;

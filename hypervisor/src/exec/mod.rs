@@ -21,6 +21,8 @@
 //! What may not be done here: naming an engine, allocating or logging on an exit (a guest's death excepted),
 //! trusting anything that the guest says.
 
+#![forbid(unsafe_code)]
+
 pub(crate) mod access;
 pub(crate) mod alu;
 mod control;

@@ -4,6 +4,8 @@
 //! file is a stranger's: every offset and address in it is checked here, once, and the builders rely on it.
 //! Nothing here touches a domain's memory.
 
+#![forbid(unsafe_code)]
+
 pub mod builtin;
 pub mod compressed;
 pub mod error;

@@ -1,5 +1,7 @@
 //! From a configuration to a running guest, and the report when it has ended.
 
+#![forbid(unsafe_code)]
+
 pub mod available;
 pub mod footprint;
 pub mod select;

@@ -7,6 +7,8 @@
 //!
 //! What may not be done here: recording something that allocates, formats, logs or locks. Reading may.
 
+#![forbid(unsafe_code)]
+
 mod batch;
 mod cause;
 mod histogram;

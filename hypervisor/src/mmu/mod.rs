@@ -8,6 +8,8 @@
 //! noted in the domain's [`log::TableLog`]. What may not be done here: knowing a hypercall's calling convention,
 //! or which engine runs.
 
+#![forbid(unsafe_code)]
+
 pub mod direct;
 pub mod log;
 pub mod shadow;

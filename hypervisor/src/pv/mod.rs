@@ -3,6 +3,8 @@
 //! Every pointer that a guest passes goes through [`access`], and nothing else follows one. A guest is killed for what
 //! it did in one place, `PvDomain::kill`. What may not be done here: knowing which engine runs.
 
+#![forbid(unsafe_code)]
+
 pub mod access;
 pub mod devices;
 pub mod domain;

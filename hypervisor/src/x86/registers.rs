@@ -36,7 +36,7 @@ pub struct Regs {
 
 /// The selectors of code at CPL 3.
 ///
-/// An engine that [loads them](EngineInfo::native_selectors) takes each as a flat segment of CPL 3, 64-bit code in CS,
+/// An engine that loads them (`EngineInfo::native_selectors`) takes each as a flat segment of CPL 3, 64-bit code in CS,
 /// and hands back what the guest's own loads made of them. Any other engine leaves them alone: they are then what
 /// the layers above believe, and the guest that reads a segment register sees the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

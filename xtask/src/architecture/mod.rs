@@ -160,7 +160,6 @@ fn unsafe_code(graph: &Graph, table: &Table) -> Vec<String> {
         let is_meant = table.rooms.iter().any(|row| row.name == room && row.has_unsafe);
         match (is_meant, graph.with_unsafe.contains(room), graph.forbid_unsafe.contains(room)) {
             (false, true, _) => faults.push(format!("{room}: no unsafe code is meant to be in this room")),
-            (false, false, false) if table.forbid_to_come.contains(&room.as_str()) => {}
             (false, false, false) => {
                 faults.push(format!("{room}: its first file lacks #![forbid(unsafe_code)]"))
             }

@@ -30,7 +30,7 @@ impl Lowest {
 
     /// What is to be had for a guest whose mapping begins at `from`.
     ///
-    /// Asks the host only if that is below [`USUAL`]; costs a few system calls then.
+    /// Asks the host only if that is below `USUAL`; costs a few system calls then.
     pub fn for_guest(from: u64) -> Self {
         if from >= USUAL {
             return Self::ASSUMED;

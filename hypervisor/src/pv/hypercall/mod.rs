@@ -6,8 +6,8 @@
 //!
 //! Nothing here knows the engine, and nothing may trust a guest's value: pointers go through
 //! `domain::access`, counts are bounded per entry by [`PREEMPT_AFTER`]. All that one entry does counts together, a
-//! multicall's calls too: who loops over what a guest asked for says what it costs ([`spend`]) and stops when
-//! enough was done ([`is_spent`]).
+//! multicall's calls too: who loops over what a guest asked for says what it costs (`spend`) and stops when
+//! enough was done (`is_spent`).
 
 mod console;
 mod event;

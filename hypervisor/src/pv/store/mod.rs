@@ -12,7 +12,7 @@
 //! * **Bytes are taken at once.** Clients send a message in parts and notify only for the first of them.
 //! * **Work is in small turns.** A [turn](Server::turn) handles one request or tells watches of one change; the
 //!   caller stops when enough was done, and has the guest ask again.
-//! * **Memory is bounded.** Nodes, watches and transactions have limits (xenstored's). While [`BACKLOG`] bytes wait for
+//! * **Memory is bounded.** Nodes, watches and transactions have limits (xenstored's). While `BACKLOG` bytes wait for
 //!   the guest to take replies, no request is taken: the guest that does not read waits for itself.
 //! * **A broken client is left alone.** After an index outside the ring, or a message that is too long, the page
 //!   names the error and nothing more is answered, as by xenstored.
