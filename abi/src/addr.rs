@@ -1,4 +1,4 @@
-//! Where things lie in a guest's virtual address space, and how big they are.
+//! The layout of a guest's virtual address space, and its units.
 //!
 //! Source: public/arch-x86/xen-x86_64.h.
 
@@ -20,16 +20,16 @@ pub const RESERVED_L4_FIRST: usize = 256;
 /// Last L4 slot that a guest may neither fill nor change.
 pub const RESERVED_L4_LAST: usize = 271;
 
-/// Conventional start of the machine-to-physical table, read-only for guests. A guest asks for the real place with
-/// `XENMEM_machphys_mapping`, and has to, because it is moved where the host cannot give this one.
+/// Conventional start of the machine-to-physical table, read-only for guests. A guest must ask for the actual address
+/// with `XENMEM_machphys_mapping`, because the table is elsewhere if the host cannot provide this address.
 pub const MACH2PHYS_VIRT_START: u64 = 0xffff_8000_0000_0000;
 /// First virtual address after the conventional machine-to-physical table.
 pub const MACH2PHYS_VIRT_END: u64 = 0xffff_8040_0000_0000;
 /// Entries (of 8 bytes, one per machine frame) that the conventional machine-to-physical range has room for.
 pub const MACH2PHYS_NR_ENTRIES: u64 = (MACH2PHYS_VIRT_END - MACH2PHYS_VIRT_START) >> 3;
-/// What the machine-to-physical table holds for a frame that belongs to no pseudo-physical page.
+/// The machine-to-physical table's entry for a frame that belongs to no pseudo-physical page.
 pub const INVALID_M2P_ENTRY: u64 = u64::MAX;
-/// What a physical-to-machine list holds for a page without a frame behind it.
+/// A physical-to-machine list's entry for a page without a frame.
 pub const INVALID_P2M_ENTRY: u64 = u64::MAX;
 
 /// The entry of a table of `level` (1 to 4) that translates `va`; 0 for any other level.

@@ -6,16 +6,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Register an entry point: [`CallbackRegister`].
 pub const CALLBACKOP_REGISTER: u32 = 0;
-/// Forget an entry point: [`CallbackUnregister`].
+/// Unregister an entry point: [`CallbackUnregister`].
 pub const CALLBACKOP_UNREGISTER: u32 = 1;
 
-/// Entered when events wait and are not masked. Always with events masked.
+/// Entered when events are pending and not masked. Always with events masked.
 pub const CALLBACKTYPE_EVENT: u16 = 0;
 /// Entered when the hypervisor cannot load the guest's segment registers.
 pub const CALLBACKTYPE_FAILSAFE: u16 = 1;
 /// Entered by SYSCALL from 64-bit user mode.
 pub const CALLBACKTYPE_SYSCALL: u16 = 2;
-/// Entered by SYSENTER, on 32-bit hypervisors of old.
+/// Entered by SYSENTER, on former 32-bit hypervisors.
 pub const CALLBACKTYPE_SYSENTER_DEPRECATED: u16 = 3;
 /// Entered by an NMI. Always with events masked.
 pub const CALLBACKTYPE_NMI: u16 = 4;

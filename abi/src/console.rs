@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Write `count` bytes of `buffer`. Result: 0.
 pub const CONSOLEIO_WRITE: u32 = 0;
-/// Read up to `count` bytes into `buffer`. Result: how many came.
+/// Read up to `count` bytes into `buffer`. Result: how many were read.
 pub const CONSOLEIO_READ: u32 = 1;
 
 /// Bytes in the ring towards the guest.
@@ -16,8 +16,8 @@ pub const XENCONS_OUT_SIZE: usize = 2048;
 
 /// The console ring: the frame and event channel are in the start info.
 ///
-/// Indices run free and wrap at 2^32; an index modulo the ring's size is a place in it. The producer moves `prod`, the
-/// consumer `cons`, each notifies the other's port afterwards.
+/// Indices are free-running and wrap at 2^32; an index modulo the ring's size is a position in it. The producer
+/// advances `prod`, the consumer `cons`, and each notifies the other's port afterwards.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XenconsInterface {
@@ -35,10 +35,12 @@ pub struct XenconsInterface {
     pub out_prod: u32,
 }
 
-layout!(XenconsInterface: 3088 { in_ @ 0, out @ 1024, in_cons @ 3072, in_prod @ 3076, out_cons @ 3080, out_prod @ 3084 });
+layout!(XenconsInterface: 3088 {
+    in_ @ 0, out @ 1024, in_cons @ 3072, in_prod @ 3076, out_cons @ 3080, out_prod @ 3084,
+});
 default_is_zeroed!(XenconsInterface);
 
-/// Place of index `idx` in a ring of `size` bytes, a power of two.
+/// Position of index `idx` in a ring of `size` bytes, a power of two.
 #[must_use]
 pub const fn mask_xencons_idx(idx: u32, size: usize) -> usize {
     (idx as usize) & size.wrapping_sub(1)

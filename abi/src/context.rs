@@ -11,7 +11,7 @@ pub const FPU_CONTEXT_SIZE: usize = 512;
 /// Frames that [`VcpuGuestContext::gdt_frames`] has room for; the last two belong to the hypervisor.
 pub const GDT_FRAME_SLOTS: usize = 16;
 
-/// In [`VcpuGuestContext::flags`]: `fpu_ctxt` holds something.
+/// In [`VcpuGuestContext::flags`]: `fpu_ctxt` is valid.
 pub const VGCF_I387_VALID: u64 = 1 << 0;
 /// In [`VcpuGuestContext::flags`]: start in the guest kernel, not in user mode.
 pub const VGCF_IN_KERNEL: u64 = 1 << 2;
@@ -42,14 +42,14 @@ pub struct CpuUserRegs {
     pub rdx: u64,
     pub rsi: u64,
     pub rdi: u64,
-    /// The hypervisor's own.
+    /// Used by the hypervisor only.
     pub error_code: u32,
-    /// The hypervisor's own.
+    /// Used by the hypervisor only.
     pub entry_vector: u32,
     pub rip: u64,
     pub cs: u16,
     pub _pad0: u16,
-    /// The upcall mask as it was; the interrupt flag inverted.
+    /// The saved upcall mask: the interrupt flag inverted.
     pub saved_upcall_mask: u8,
     pub _pad1: [u8; 3],
     pub rflags: u64,
@@ -106,7 +106,7 @@ pub struct VcpuGuestContext {
     pub failsafe_callback_eip: u64,
     /// Virtual address of the system-call entry.
     pub syscall_callback_eip: u64,
-    /// A bit per assistance that is on: `VMASST_TYPE_*`.
+    /// A bit for each assistance that is enabled: `VMASST_TYPE_*`.
     pub vm_assist: u64,
     /// Base of FS.
     pub fs_base: u64,

@@ -1,14 +1,14 @@
-//! How CPUID says that the hypervisor is there.
+//! The CPUID leaves by which a guest detects the hypervisor.
 //!
-//! The leaves begin at the first free multiple of 0x100 from [`XEN_CPUID_FIRST_LEAF`] on. CPUID does not trap at CPL 3 (unless
-//! the processor can be made to fault on it), so that a PV guest puts [`XEN_EMULATE_PREFIX`] before it.
+//! The leaves begin at the first free multiple of 0x100 from [`XEN_CPUID_FIRST_LEAF`] on. CPUID does not trap at
+//! CPL 3 (unless the processor supports CPUID faulting), so a PV guest puts [`XEN_EMULATE_PREFIX`] before it.
 //! Sources: public/arch-x86/cpuid.h, public/arch-x86/xen.h.
 
 /// First leaf.
 pub const XEN_CPUID_FIRST_LEAF: u32 = 0x4000_0000;
-/// Distance between two places where the leaves may begin.
+/// Distance between two possible first leaves.
 pub const XEN_CPUID_LEAF_STRIDE: u32 = 0x100;
-/// The highest leaf there is, as a distance from the first.
+/// The highest leaf, relative to the first.
 pub const XEN_CPUID_MAX_NUM_LEAVES: u32 = 5;
 
 /// EBX of leaf 0; EAX is the highest leaf.
@@ -24,12 +24,12 @@ pub const XEN_CPUID_LEAF_VERSION: u32 = 1;
 pub const XEN_CPUID_LEAF_HYPERCALL: u32 = 2;
 /// Leaf 3: the TSC.
 pub const XEN_CPUID_LEAF_TSC: u32 = 3;
-/// Leaf 4: what hardware-virtualized guests have.
+/// Leaf 4: for hardware-virtualized guests.
 pub const XEN_CPUID_LEAF_HVM: u32 = 4;
-/// Leaf 5: what PV guests have: EBX holds the width of machine addresses.
+/// Leaf 5: for PV guests: EBX holds the width of machine addresses.
 pub const XEN_CPUID_LEAF_PV: u32 = 5;
 
-/// In ECX of leaf 2: `MMU_PT_UPDATE_PRESERVE_AD` is understood.
+/// In ECX of leaf 2: `MMU_PT_UPDATE_PRESERVE_AD` is supported.
 pub const XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD: u32 = 1 << 0;
 /// In EBX of leaf 5: bits in a machine address.
 pub const XEN_CPUID_MACHINE_ADDRESS_WIDTH_MASK: u32 = 0xff;

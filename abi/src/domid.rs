@@ -1,4 +1,4 @@
-//! Domain identifiers, and the reserved ones that stand for something other than a domain.
+//! Domain identifiers, and the reserved ones that do not name a domain.
 //!
 //! Source: public/xen.h.
 
@@ -15,9 +15,9 @@ pub const DOMID_IO: DomId = 0x7ff1;
 pub const DOMID_XEN: DomId = 0x7ff2;
 /// Owner of pages shared copy-on-write.
 pub const DOMID_COW: DomId = 0x7ff3;
-/// A page's owner is not known, or no domain is meant.
+/// The owner of a page is unknown, or no domain is meant.
 pub const DOMID_INVALID: DomId = 0x7ff4;
-/// The domain that runs when no other can.
+/// The idle domain.
 pub const DOMID_IDLE: DomId = 0x7fff;
 /// The bits that an identifier may use.
 pub const DOMID_MASK: DomId = 0x7fff;

@@ -1,7 +1,7 @@
-//! ELF notes by which an image says what it is and how it wants to be started.
+//! ELF notes by which an image describes itself and how it is to be started.
 //!
-//! The notes lie in a segment of type PT_NOTE, their owner is [`XEN_ELFNOTE_OWNER`]. A number is 4 or 8 bytes long, a text
-//! ends with a zero. Source: public/elfnote.h.
+//! The notes lie in a segment of type PT_NOTE, their owner is [`XEN_ELFNOTE_OWNER`]. A number is 4 or 8 bytes long, a
+//! text ends with a zero. Source: public/elfnote.h.
 
 /// Owner of the notes, without the terminating zero.
 pub const XEN_ELFNOTE_OWNER: &[u8] = b"Xen";

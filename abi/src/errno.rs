@@ -32,7 +32,7 @@ macro_rules! errnos {
 errnos! {
     /// The caller may not do this.
     EPERM = 1;
-    /// What was named does not exist.
+    /// The named object does not exist.
     ENOENT = 2;
     /// No such domain.
     ESRCH = 3;
@@ -84,7 +84,7 @@ errnos! {
     EDOM = 33;
     /// A result or an argument lies outside the range allowed.
     ERANGE = 34;
-    /// Going on would deadlock.
+    /// The operation would deadlock.
     EDEADLK = 35;
     /// A name is too long.
     ENAMETOOLONG = 36;
@@ -108,11 +108,11 @@ errnos! {
     ENOTSOCK = 88;
     /// A message is too long.
     EMSGSIZE = 90;
-    /// Known, but not supported here.
+    /// The operation is known, but not supported.
     EOPNOTSUPP = 95;
-    /// The address is taken.
+    /// The address is in use.
     EADDRINUSE = 98;
-    /// The address cannot be had.
+    /// The address is not available.
     EADDRNOTAVAIL = 99;
     /// No buffer space is left.
     ENOBUFS = 105;
@@ -150,12 +150,12 @@ impl Errno {
         self.as_result().cast_unsigned()
     }
 
-    /// Takes a hypercall's `rax` apart: a value, or the error in it.
+    /// Decodes a hypercall's `rax`: a value or an error.
     pub const fn from_rax(rax: u64) -> Result<u64, Self> {
         Self::from_result(rax.cast_signed())
     }
 
-    /// Takes a hypercall's signed result apart: a value, or the error in it. The value is what `rax` held.
+    /// Decodes a hypercall's signed result: a value, as it was in `rax`, or an error.
     pub const fn from_result(result: i64) -> Result<u64, Self> {
         if result < 0 && result >= -(MAX_ERRNO as i64) {
             // In range by the test above.

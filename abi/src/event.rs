@@ -1,8 +1,8 @@
 //! Event channels: `event_channel_op(op, arg)`.
 //!
 //! A channel is a port of one domain, bound to a port of another domain (or of the same), to a virtual or physical
-//! interrupt, or to an interrupt between vCPUs. Pending and mask bits live in the shared page (two levels) or in pages of
-//! the guest (FIFO). Source: public/event_channel.h.
+//! interrupt, or to an interrupt between vCPUs. Pending and mask bits live in the shared page (two levels) or in
+//! pages of the guest (FIFO). Source: public/event_channel.h.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -29,7 +29,7 @@ pub const EVTCHNOP_ALLOC_UNBOUND: u32 = 6;
 pub const EVTCHNOP_BIND_IPI: u32 = 7;
 /// Choose the vCPU that a port notifies: [`EvtchnBindVcpu`].
 pub const EVTCHNOP_BIND_VCPU: u32 = 8;
-/// Clear a port's mask, and make the upcall that a pending port is due: [`EvtchnUnmask`].
+/// Clear a port's mask, and make an upcall if the port is pending: [`EvtchnUnmask`].
 pub const EVTCHNOP_UNMASK: u32 = 9;
 /// Close all ports of a domain, and go back to two levels: [`EvtchnReset`].
 pub const EVTCHNOP_RESET: u32 = 10;
@@ -245,7 +245,7 @@ layout!(EvtchnSetPriority: 8 { port @ 0, priority @ 4 });
 
 /// The most urgent FIFO priority.
 pub const EVTCHN_FIFO_PRIORITY_MAX: u32 = 0;
-/// The FIFO priority of a port that chose none.
+/// The FIFO priority of a port without a chosen one.
 pub const EVTCHN_FIFO_PRIORITY_DEFAULT: u32 = 7;
 /// The least urgent FIFO priority.
 pub const EVTCHN_FIFO_PRIORITY_MIN: u32 = 15;
@@ -270,11 +270,11 @@ pub const EVTCHN_FIFO_NR_CHANNELS: u32 = 1 << EVTCHN_FIFO_LINK_BITS;
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EvtchnFifoControlBlock {
-    /// IN/OUT: a bit per priority whose queue has something.
+    /// IN/OUT: a bit for each priority whose queue is not empty.
     pub ready: u32,
     /// Reserved, zero.
     pub _rsvd: u32,
-    /// OUT: first port of each queue; 0 when it is empty.
+    /// OUT: first port of each queue; 0 if the queue is empty.
     pub head: [u32; EVTCHN_FIFO_MAX_QUEUES],
 }
 

@@ -1,8 +1,8 @@
-//! Features: what hypervisor and guest can do beyond the oldest interface.
+//! Features of hypervisor and guest beyond the oldest interface.
 //!
-//! Each constant is a bit's number. `XENVER_get_features` returns them in groups of 32; a guest's ELF notes name those it
-//! needs or supports, by [`feature_name`], separated by `|`, with `!` before one it cannot do without.
-//! Source: public/features.h.
+//! Each constant is a bit's number. `XENVER_get_features` returns them in groups of 32; a guest's ELF notes list
+//! those that it supports, by [`feature_name`], separated by `|`, with `!` before a required one. Source:
+//! public/features.h.
 
 /// Groups of 32 features.
 pub const XENFEAT_NR_SUBMAPS: u32 = 1;
@@ -42,11 +42,11 @@ features! {
     XENFEAT_SUPERVISOR_MODE_KERNEL = 3 => "supervisor_mode_kernel";
     /// PAE page directories may lie above 4 GiB.
     XENFEAT_PAE_PGDIR_ABOVE_4GB = 4 => "pae_pgdir_above_4gb";
-    /// `MMU_PT_UPDATE_PRESERVE_AD` is understood.
+    /// `MMU_PT_UPDATE_PRESERVE_AD` is supported.
     XENFEAT_MMU_PT_UPDATE_PRESERVE_AD = 5 => "mmu_pt_update_preserve_ad";
-    /// `MMUEXT_CLEAR_PAGE` and `MMUEXT_COPY_PAGE` are understood.
+    /// `MMUEXT_CLEAR_PAGE` and `MMUEXT_COPY_PAGE` are supported.
     XENFEAT_HIGHMEM_ASSIST = 6 => "highmem_assist";
-    /// Mapping a grant can set the page-table bits that are left to software.
+    /// Mapping a grant can set the page-table bits available to software.
     XENFEAT_GNTTAB_MAP_AVAIL_BITS = 7 => "gnttab_map_avail_bits";
     /// Hardware-virtualized guests may have events delivered by a vector.
     XENFEAT_HVM_CALLBACK_VECTOR = 8 => "hvm_callback_vector";
@@ -58,7 +58,7 @@ features! {
     XENFEAT_DOM0 = 11 => "dom0";
     /// Memory operations take a virtual NUMA node.
     XENFEAT_MEMORY_OP_VNODE_SUPPORTED = 13 => "memory_op_vnode_supported";
-    /// Arm's convention for secure calls is understood.
+    /// Arm's SMC calling convention is supported.
     XENFEAT_ARM_SMCCC_SUPPORTED = 14 => "ARM_SMCCC_supported";
     /// The guest finds ACPI's root pointer anywhere in memory.
     XENFEAT_LINUX_RSDP_UNRESTRICTED = 15 => "linux_rsdp_unrestricted";

@@ -1,4 +1,4 @@
-//! Grants: a domain lets another use a frame. `grant_table_op(op, array, count)`.
+//! Grants, by which a domain allows another to use a frame: `grant_table_op(op, array, count)`.
 //!
 //! The granting domain writes an entry into its table; the other names domain and entry to map it or copy from it. Each
 //! element of the array carries a status (`GNTST_*`) of its own. Source: public/grant_table.h.
@@ -12,7 +12,7 @@ pub type GrantRef = u32;
 /// A mapping of a grant.
 pub type GrantHandle = u32;
 
-/// Entries that stay free for fixed uses.
+/// Entries reserved for fixed uses.
 pub const GNTTAB_NR_RESERVED_ENTRIES: u32 = 8;
 /// Entry of the console ring.
 pub const GNTTAB_RESERVED_CONSOLE: GrantRef = 0;
@@ -29,7 +29,7 @@ pub const GTF_ACCEPT_TRANSFER: u16 = 2;
 pub const GTF_TRANSITIVE: u16 = 3;
 /// In an entry's flags: the bits of the four values above.
 pub const GTF_TYPE_MASK: u16 = 3;
-/// In an entry's flags: for reading only.
+/// In an entry's flags: read-only.
 pub const GTF_READONLY: u16 = 1 << 2;
 /// In an entry's flags, by the hypervisor: mapped for reading.
 pub const GTF_READING: u16 = 1 << 3;
@@ -43,9 +43,9 @@ pub const GTF_PCD: u16 = 1 << 6;
 pub const GTF_PAT: u16 = 1 << 7;
 /// In an entry's flags: a part of the frame, to copy from or to; version 2.
 pub const GTF_SUB_PAGE: u16 = 1 << 8;
-/// In an entry's flags, by the hypervisor: a frame is on its way to this domain.
+/// In an entry's flags, by the hypervisor: a transfer to this domain is in progress.
 pub const GTF_TRANSFER_COMMITTED: u16 = 1 << 2;
-/// In an entry's flags, by the hypervisor: it has come.
+/// In an entry's flags, by the hypervisor: the transfer is complete.
 pub const GTF_TRANSFER_COMPLETED: u16 = 1 << 3;
 
 /// An entry of the table, version 1.
@@ -56,7 +56,7 @@ pub struct GrantEntryV1 {
     pub flags: u16,
     /// IN: domain that may use it.
     pub domid: DomId,
-    /// IN: frame granted, 32 bits of it; OUT: frame that came by a transfer.
+    /// IN: frame granted, its low 32 bits; OUT: frame received by a transfer.
     pub frame: u32,
 }
 
@@ -84,15 +84,15 @@ layout!(GrantEntryV2: 16 { flags @ 0, domid @ 2, page_off @ 4, length @ 6, frame
 pub const GNTTABOP_MAP_GRANT_REF: u32 = 0;
 /// Unmap grants: [`GnttabUnmapGrantRef`].
 pub const GNTTABOP_UNMAP_GRANT_REF: u32 = 1;
-/// Give a table at least some frames, and name them: [`GnttabSetupTable`].
+/// Grow a table to a number of frames, and list them: [`GnttabSetupTable`].
 pub const GNTTABOP_SETUP_TABLE: u32 = 2;
 /// Print a table on the hypervisor's console: [`GnttabDumpTable`].
 pub const GNTTABOP_DUMP_TABLE: u32 = 3;
-/// Give frames away: [`GnttabTransfer`].
+/// Transfer frames to another domain: [`GnttabTransfer`].
 pub const GNTTABOP_TRANSFER: u32 = 4;
 /// Copy between frames: [`GnttabCopy`].
 pub const GNTTABOP_COPY: u32 = 5;
-/// A table's size now and at most: [`GnttabQuerySize`].
+/// A table's current and maximum size: [`GnttabQuerySize`].
 pub const GNTTABOP_QUERY_SIZE: u32 = 6;
 /// Unmap grants and move other mappings there: [`GnttabUnmapAndReplace`].
 pub const GNTTABOP_UNMAP_AND_REPLACE: u32 = 7;
@@ -104,12 +104,12 @@ pub const GNTTABOP_GET_STATUS_FRAMES: u32 = 9;
 pub const GNTTABOP_GET_VERSION: u32 = 10;
 /// Exchange two entries: [`GnttabSwapGrantRef`].
 pub const GNTTABOP_SWAP_GRANT_REF: u32 = 11;
-/// Write back and empty caches over a frame: [`GnttabCacheFlush`].
+/// Write back or invalidate caches for a frame: [`GnttabCacheFlush`].
 pub const GNTTABOP_CACHE_FLUSH: u32 = 12;
 
 /// Status: done.
 pub const GNTST_OKAY: i16 = 0;
-/// Status: failed for no reason of those below.
+/// Status: failed for another reason than those below.
 pub const GNTST_GENERAL_ERROR: i16 = -1;
 /// Status: no such domain.
 pub const GNTST_BAD_DOMAIN: i16 = -2;
@@ -131,22 +131,22 @@ pub const GNTST_BAD_PAGE: i16 = -9;
 pub const GNTST_BAD_COPY_ARG: i16 = -10;
 /// Status: the frame's number is too large for the receiver.
 pub const GNTST_ADDRESS_TOO_BIG: i16 = -11;
-/// Status: not now.
+/// Status: try again later.
 pub const GNTST_EAGAIN: i16 = -12;
 /// Status: no room, for instance for another mapping.
 pub const GNTST_NO_SPACE: i16 = -13;
 
-/// In [`GnttabMapGrantRef::flags`]: for devices.
+/// In [`GnttabMapGrantRef::flags`]: map for devices.
 pub const GNTMAP_DEVICE_MAP: u32 = 1 << 0;
-/// In [`GnttabMapGrantRef::flags`]: for processors.
+/// In [`GnttabMapGrantRef::flags`]: map for the processor.
 pub const GNTMAP_HOST_MAP: u32 = 1 << 1;
-/// In [`GnttabMapGrantRef::flags`]: for reading only.
+/// In [`GnttabMapGrantRef::flags`]: map read-only.
 pub const GNTMAP_READONLY: u32 = 1 << 2;
-/// In [`GnttabMapGrantRef::flags`]: for user mode too.
+/// In [`GnttabMapGrantRef::flags`]: map for user mode too.
 pub const GNTMAP_APPLICATION_MAP: u32 = 1 << 3;
 /// In [`GnttabMapGrantRef::flags`]: the address is the machine address of a page-table entry.
 pub const GNTMAP_CONTAINS_PTE: u32 = 1 << 4;
-/// In [`GnttabMapGrantRef::flags`]: the entry's bits that are left to software, from this bit on.
+/// In [`GnttabMapGrantRef::flags`]: the first of the entry's bits available to software.
 pub const GNTMAP_GUEST_AVAIL_MASK: u32 = 0xffff_0000;
 
 /// Element of [`GNTTABOP_MAP_GRANT_REF`].
@@ -159,11 +159,11 @@ pub struct GnttabMapGrantRef {
     pub flags: u32,
     /// IN: the grant.
     pub r#ref: GrantRef,
-    /// IN: whose grant.
+    /// IN: domain whose grant it is.
     pub dom: DomId,
     /// OUT: `GNTST_*`.
     pub status: i16,
-    /// OUT: names the mapping.
+    /// OUT: handle of the mapping.
     pub handle: GrantHandle,
     /// OUT: address for devices.
     pub dev_bus_addr: u64,
@@ -177,7 +177,7 @@ layout!(GnttabMapGrantRef: 32 {
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GnttabUnmapGrantRef {
-    /// IN: as when it was mapped; 0 to leave the processors' mapping.
+    /// IN: as when it was mapped; 0 to leave the processor's mapping.
     pub host_addr: u64,
     /// IN: address for devices; 0 to leave it.
     pub dev_bus_addr: u64,
@@ -217,7 +217,7 @@ pub struct GnttabSetupTable {
     pub dom: DomId,
     /// Padding.
     pub _pad0: u16,
-    /// IN: frames that the table has to have at least, and names to write.
+    /// IN: frames that the table must have at least, and entries of the array.
     pub nr_frames: u32,
     /// OUT: `GNTST_*`.
     pub status: i16,
@@ -336,7 +336,7 @@ layout!(GnttabSetVersion: 4 { version @ 0 });
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GnttabGetStatusFrames {
-    /// IN: names to write.
+    /// IN: entries of the array.
     pub nr_frames: u32,
     /// IN: domain.
     pub dom: DomId,
@@ -380,7 +380,7 @@ layout!(GnttabSwapGrantRef: 12 { ref_a @ 0, ref_b @ 4, status @ 8 });
 
 /// In [`GnttabCacheFlush::op`]: write back.
 pub const GNTTAB_CACHE_CLEAN: u32 = 1 << 0;
-/// In [`GnttabCacheFlush::op`]: forget.
+/// In [`GnttabCacheFlush::op`]: invalidate.
 pub const GNTTAB_CACHE_INVAL: u32 = 1 << 1;
 /// In [`GnttabCacheFlush::op`]: the frame is named by a grant.
 pub const GNTTAB_CACHE_SOURCE_GREF: u32 = 1 << 31;

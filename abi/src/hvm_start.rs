@@ -1,4 +1,4 @@
-//! What a guest that starts without paravirtual paging is given: PVH's start-of-day structure.
+//! The start-of-day structure of a guest that starts without paravirtual paging (PVH).
 //!
 //! Addresses are physical; 0 stands for absent. Source: public/arch-x86/hvm/start_info.h.
 
@@ -62,7 +62,7 @@ pub const XEN_HVM_MEMMAP_TYPE_RAM: u32 = 1;
 pub const XEN_HVM_MEMMAP_TYPE_RESERVED: u32 = 2;
 /// Memory map: ACPI tables.
 pub const XEN_HVM_MEMMAP_TYPE_ACPI: u32 = 3;
-/// Memory map: kept by the firmware over sleep states.
+/// Memory map: preserved by the firmware over sleep states.
 pub const XEN_HVM_MEMMAP_TYPE_NVS: u32 = 4;
 /// Memory map: memory with errors.
 pub const XEN_HVM_MEMMAP_TYPE_UNUSABLE: u32 = 5;

@@ -1,8 +1,8 @@
 //! Hypercall numbers and the calling convention.
 //!
 //! Number in `rax`, arguments in `rdi`, `rsi`, `rdx`, `r10`, `r8`, `r9`, result in `rax`; the argument registers of a
-//! call are lost, `rcx` and `r11` too when the call was made with SYSCALL. A guest calls entry `number` of its
-//! hypercall page, which the hypervisor fills, or executes SYSCALL itself.
+//! call are clobbered, and also `rcx` and `r11` if the call was made with SYSCALL. A guest calls entry `number` of
+//! its hypercall page, which the hypervisor fills, or executes SYSCALL itself.
 //!
 //! Sources: public/xen.h, public/arch-x86/xen-x86_64.h. The names are the header's without `__HYPERVISOR_`.
 
@@ -59,7 +59,7 @@ numbers! {
     SET_TIMER_OP = 15 => "set_timer_op";
     /// The first form of [`EVENT_CHANNEL_OP`].
     EVENT_CHANNEL_OP_COMPAT = 16 => "event_channel_op_compat";
-    /// Ask what the hypervisor is: the `XENVER_` operations of `version`.
+    /// Ask for the hypervisor's version and features: the `XENVER_` operations of `version`.
     XEN_VERSION = 17 => "xen_version";
     /// The hypervisor's own console: the `CONSOLEIO_` operations of `console`.
     CONSOLE_IO = 18 => "console_io";
@@ -125,10 +125,10 @@ numbers! {
     ARCH_5 = 53 => "arch_5";
     /// Seventh number that the architecture defines.
     ARCH_6 = 54 => "arch_6";
-    /// Eighth and last number that the architecture defines. Xen leaves it free on x86 and answers it with ENOSYS; here it
-    /// is Paravane's own call, for virtio devices: [`crate::virtio`].
+    /// Eighth and last number that the architecture defines. Xen leaves it free on x86 and answers it with ENOSYS;
+    /// here it is Paravane's own call, for virtio devices: [`crate::virtio`].
     PARAVANE_VIRTIO_OP = 55 => "paravane_virtio_op";
 }
 
-/// What Xen calls number 55.
+/// Xen's name of number 55.
 pub const ARCH_7: u64 = PARAVANE_VIRTIO_OP;

@@ -1,7 +1,7 @@
-//! Compile-time proof of layouts.
+//! Compile-time checks of layouts.
 //!
-//! A structure that crosses the hypercall boundary has its size and the offset of each field written out as numbers beside
-//! its definition; a definition that drifts from them does not compile. Nothing else belongs here.
+//! The size of each structure of the hypercall interface and the offsets of its fields are written as numbers beside
+//! its definition; a definition that differs from them does not compile. Nothing else belongs here.
 
 /// Fails the build unless a structure has exactly the given size in bytes and byte offsets of fields.
 macro_rules! layout {

@@ -1,24 +1,28 @@
 //! The hypercall ABI of Paravane: the numbers, layouts, flags and error codes of Xen's public x86-64 PV interface.
 //!
-//! Hypervisor and guest SDK are built from this one description, and a test compiles a C program against Xen's public
-//! headers and compares every number in it (`tests/conformance/`). What a call means is in `docs/abi.md`; here is what it
-//! looks like.
+//! The hypervisor and the guest SDK are both built from this description. A test compiles a C program against Xen's
+//! public headers and compares every number with it (`tests/conformance/`). `docs/abi.md` says what each call does;
+//! this crate has its numbers and layouts.
 //!
 //! # Principles
 //!
-//! * **No behaviour.** Constants, structures, and `const` helpers that take a number apart. Nothing here can fail, allocate
-//!   or be tested in more than one way.
-//! * **Nothing of our own**, except [`hypercall::PARAVANE_VIRTIO_OP`], the one call that Xen's PV interface has no place for, and its [`virtio`].
-//! * **Names are the header's**, in Rust's case: `XENMEM_populate_physmap` is [`memory::XENMEM_POPULATE_PHYSMAP`],
+//! * **No behaviour.** Constants, structures, and `const` helpers that decode a number. Nothing here allocates, or
+//!   fails other than by its return value.
+//! * **No extensions**, except [`hypercall::PARAVANE_VIRTIO_OP`] and its structures in [`virtio`], for which Xen's PV
+//!   interface has no equivalent.
+//! * **Names are the headers'**, in Rust's case: `XENMEM_populate_physmap` is [`memory::XENMEM_POPULATE_PHYSMAP`],
 //!   `struct sched_poll` is [`sched::SchedPoll`]. Hypercall numbers lose their prefix: `__HYPERVISOR_iret` is
 //!   [`hypercall::IRET`]. A field called `type` is `kind`, one called `in` is `in_`.
-//! * **Types are the wire's.** Hypercall numbers are `u64`, as `rax` holds them; sub-operations `u32`; flags have the type of
-//!   the field that they go into. A guest handle is a `u64`: a virtual address of the guest, to be checked by whoever
-//!   follows it. A C union is as many raw fields as its largest member needs; the documentation says when they mean what.
-//! * **No byte without a name.** Padding is a field, so that every structure is [`zerocopy::FromBytes`] and
-//!   [`zerocopy::IntoBytes`]: it comes out of guest memory and goes into it as bytes, without `unsafe`.
-//! * **Layouts are proved when this crate compiles**: size and offsets stand in numbers beside each structure.
-//! * **IN** is what the caller writes, **OUT** what the hypervisor writes. In pages that both share, IN is the guest's.
+//! * **Types are those of the interface.** Hypercall numbers are `u64`, as in `rax`; sub-operations are `u32`; flags
+//!   have the type of their field. A guest handle is a `u64`: a virtual address of the guest, which must be checked
+//!   before it is used. A C union is as many raw fields as its largest member needs; the documentation says what they
+//!   mean for each member.
+//! * **Every byte is named.** Padding is a field, so that every structure is [`zerocopy::FromBytes`] and
+//!   [`zerocopy::IntoBytes`]: it is read from guest memory and written to it as bytes, without `unsafe`.
+//! * **Layouts are checked when this crate compiles**: each structure's size and offsets are written beside it in
+//!   numbers.
+//! * **IN** marks fields that the caller writes, **OUT** fields that the hypervisor writes. In shared pages the guest
+//!   writes IN.
 //!
 //! # Map
 //!
@@ -31,7 +35,7 @@
 //! | vCPUs and time | [`vcpu`], [`context`], [`sched`], [`shared_info`] |
 //! | Events | [`event`], [`virq`], [`shared_info`] |
 //! | Services over rings | [`console`], [`xenstore`] |
-//! | Devices, by our one extension | [`virtio`] |
+//! | Devices, by Paravane's one extension | [`virtio`] |
 //! | Hardware, mostly numbers | [`physdev`], [`platform`], [`pmu`] |
 //!
 //! The sources named in the modules are Xen's public headers, which Debian's `libxen-dev` installs under

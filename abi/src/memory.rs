@@ -1,7 +1,7 @@
 //! Memory: `memory_op(op, arg)`.
 //!
-//! Frame numbers are machine frames wherever the text says frame, and pseudo-physical pages where it says page: a PV guest
-//! lives with both. Source: public/memory.h.
+//! In this module *frame* means a machine frame number and *page* a pseudo-physical one; a PV guest uses both.
+//! Source: public/memory.h.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -9,7 +9,7 @@ use crate::DomId;
 
 /// Get more frames: [`XenMemoryReservation`]. Result: extents allocated.
 pub const XENMEM_INCREASE_RESERVATION: u32 = 0;
-/// Give frames back: [`XenMemoryReservation`]. Result: extents freed.
+/// Free frames: [`XenMemoryReservation`]. Result: extents freed.
 pub const XENMEM_DECREASE_RESERVATION: u32 = 1;
 /// No argument. Result: the largest machine frame number of the machine's memory.
 pub const XENMEM_MAXIMUM_RAM_PAGE: u32 = 2;
@@ -19,17 +19,17 @@ pub const XENMEM_CURRENT_RESERVATION: u32 = 3;
 pub const XENMEM_MAXIMUM_RESERVATION: u32 = 4;
 /// List the 2-MiB extents that hold the machine-to-physical table: [`XenMachphysMfnList`].
 pub const XENMEM_MACHPHYS_MFN_LIST: u32 = 5;
-/// Put fresh frames behind pages: [`XenMemoryReservation`]. Result: extents allocated.
+/// Allocate frames for pages: [`XenMemoryReservation`]. Result: extents allocated.
 pub const XENMEM_POPULATE_PHYSMAP: u32 = 6;
 /// Place a page in a translated guest's map: [`XenAddToPhysmap`].
 pub const XENMEM_ADD_TO_PHYSMAP: u32 = 7;
-/// The domain's memory map as it was at its start: [`XenMemoryMap`].
+/// The domain's memory map at its start: [`XenMemoryMap`].
 pub const XENMEM_MEMORY_MAP: u32 = 9;
 /// The machine's memory map: [`XenMemoryMap`]; for privileged domains.
 pub const XENMEM_MACHINE_MEMORY_MAP: u32 = 10;
 /// Exchange frames for others: [`XenMemoryExchange`].
 pub const XENMEM_EXCHANGE: u32 = 11;
-/// Where the machine-to-physical table is mapped: [`XenMachphysMapping`].
+/// The address of the machine-to-physical table: [`XenMachphysMapping`].
 pub const XENMEM_MACHPHYS_MAPPING: u32 = 12;
 /// Set what [`XENMEM_MEMORY_MAP`] returns to a domain: [`XenForeignMemoryMap`].
 pub const XENMEM_SET_MEMORY_MAP: u32 = 13;
@@ -60,7 +60,7 @@ pub const XENMEMF_ADDRESS_BITS_MASK: u32 = 0xff;
 pub const XENMEMF_NODE_SHIFT: u32 = 8;
 /// In `mem_flags`: populate on demand.
 pub const XENMEMF_POPULATE_ON_DEMAND: u32 = 1 << 16;
-/// In `mem_flags`: from the given node or not at all.
+/// In `mem_flags`: from the given node only.
 pub const XENMEMF_EXACT_NODE_REQUEST: u32 = 1 << 17;
 /// In `mem_flags`: the node is a virtual one.
 pub const XENMEMF_VNODE: u32 = 1 << 18;
@@ -90,9 +90,9 @@ layout!(XenMemoryReservation: 32 { extent_start @ 0, nr_extents @ 8, extent_orde
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XenMemoryExchange {
-    /// IN: the frames given back.
+    /// IN: the frames to free.
     pub in_: XenMemoryReservation,
-    /// IN: the pages they were, and are again; OUT: their new frames.
+    /// IN: the pages of these frames; OUT: their new frames.
     pub out: XenMemoryReservation,
     /// IN: 0. OUT: extents of `in` exchanged, all of them when the call succeeds.
     pub nr_exchanged: u64,
@@ -235,9 +235,9 @@ layout!(E820Entry: 20 { addr @ 0, size @ 8, kind @ 16 });
 pub const E820_RAM: u32 = 1;
 /// A region not to be used.
 pub const E820_RESERVED: u32 = 2;
-/// ACPI tables, memory once they were read.
+/// ACPI tables; usable memory once they have been read.
 pub const E820_ACPI: u32 = 3;
-/// Memory that the firmware keeps over sleep states.
+/// Memory that the firmware preserves over sleep states.
 pub const E820_NVS: u32 = 4;
 /// Memory with errors.
 pub const E820_UNUSABLE: u32 = 5;

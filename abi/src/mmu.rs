@@ -4,7 +4,7 @@
 //! * `mmuext_op(ops, count, done, foreigndom)`: a list of [`MmuextOp`].
 //! * `update_va_mapping(va, entry, flags)`: one L1 entry of the current address space, and a flush (`UVMF_`).
 //!
-//! `done`, when not null, receives as a 32-bit number how many of the list were done before an error.
+//! `done`, unless null, receives a 32-bit number: how many elements of the list were done before an error.
 //! Source: public/xen.h.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -63,19 +63,19 @@ pub const MMUEXT_PIN_L4_TABLE: u32 = 3;
 pub const MMUEXT_UNPIN_TABLE: u32 = 4;
 /// Make L4 frame `arg1` the kernel's address space.
 pub const MMUEXT_NEW_BASEPTR: u32 = 5;
-/// Forget all translations of this vCPU.
+/// Flush the TLB of this vCPU.
 pub const MMUEXT_TLB_FLUSH_LOCAL: u32 = 6;
-/// Forget this vCPU's translation of address `arg1`.
+/// Invalidate this vCPU's translation of address `arg1`.
 pub const MMUEXT_INVLPG_LOCAL: u32 = 7;
-/// Forget all translations of the vCPUs in the bitmap at `arg2`.
+/// Flush the TLBs of the vCPUs in the bitmap at `arg2`.
 pub const MMUEXT_TLB_FLUSH_MULTI: u32 = 8;
-/// Forget the translation of address `arg1` on the vCPUs in the bitmap at `arg2`.
+/// Invalidate the translation of address `arg1` on the vCPUs in the bitmap at `arg2`.
 pub const MMUEXT_INVLPG_MULTI: u32 = 9;
-/// Forget all translations of all vCPUs.
+/// Flush the TLBs of all vCPUs.
 pub const MMUEXT_TLB_FLUSH_ALL: u32 = 10;
-/// Forget the translation of address `arg1` on all vCPUs.
+/// Invalidate the translation of address `arg1` on all vCPUs.
 pub const MMUEXT_INVLPG_ALL: u32 = 11;
-/// Write back and empty the caches of this processor.
+/// Write back and invalidate the caches of this processor.
 pub const MMUEXT_FLUSH_CACHE: u32 = 12;
 /// Use `arg2` entries at address `arg1` (page-aligned) as the local descriptor table.
 pub const MMUEXT_SET_LDT: u32 = 13;
@@ -85,7 +85,7 @@ pub const MMUEXT_NEW_USER_BASEPTR: u32 = 15;
 pub const MMUEXT_CLEAR_PAGE: u32 = 16;
 /// Copy frame `arg2` to frame `arg1`.
 pub const MMUEXT_COPY_PAGE: u32 = 17;
-/// Write back and empty the caches of all processors.
+/// Write back and invalidate the caches of all processors.
 pub const MMUEXT_FLUSH_CACHE_GLOBAL: u32 = 18;
 /// Allow the superpage at frame `arg1` to be mapped as one.
 pub const MMUEXT_MARK_SUPER: u32 = 19;
@@ -100,16 +100,17 @@ pub struct MmuextOp {
     pub cmd: u32,
     /// Padding; ignored.
     pub _pad: u32,
-    /// IN: a machine frame number or a virtual address, as the command wants.
+    /// IN: a machine frame number or a virtual address, depending on the command.
     pub arg1: u64,
-    /// IN: a count of entries (32 bits), the address of a vCPU bitmap, or a source frame, as the command wants.
+    /// IN: a count of entries (32 bits), the address of a vCPU bitmap, or a source frame, depending on the command.
     pub arg2: u64,
 }
 
 layout!(MmuextOp: 24 { cmd @ 0, arg1 @ 8, arg2 @ 16 });
 
 impl MmuextOp {
-    /// The number of descriptors of [`MMUEXT_SET_LDT`]: the low half of [`Self::arg2`], all that the caller writes.
+    /// The number of descriptors of [`MMUEXT_SET_LDT`]: the low half of [`Self::arg2`], the only part that the caller
+    /// writes.
     #[must_use]
     pub const fn nr_ents(&self) -> u32 {
         (self.arg2 & 0xffff_ffff) as u32
@@ -118,11 +119,11 @@ impl MmuextOp {
 
 /// `update_va_mapping`: no flush.
 pub const UVMF_NONE: u64 = 0;
-/// `update_va_mapping`: forget all translations.
+/// `update_va_mapping`: flush the TLB.
 pub const UVMF_TLB_FLUSH: u64 = 1;
-/// `update_va_mapping`: forget the translation of the address alone.
+/// `update_va_mapping`: invalidate the translation of the address only.
 pub const UVMF_INVLPG: u64 = 2;
-/// `update_va_mapping`: the bits that say what to forget.
+/// `update_va_mapping`: the bits of the kind of flush.
 pub const UVMF_FLUSHTYPE_MASK: u64 = 3;
 /// `update_va_mapping`: on the vCPUs of a bitmap, whose 8-byte aligned address is added to the flags.
 pub const UVMF_MULTI: u64 = 0;

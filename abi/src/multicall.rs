@@ -13,7 +13,7 @@ pub const MULTICALL_ARGS: usize = 6;
 pub struct MulticallEntry {
     /// IN: hypercall number.
     pub op: u64,
-    /// OUT: what the call alone would have left in `rax`.
+    /// OUT: the value that the call by itself would have left in `rax`.
     pub result: u64,
     /// IN: arguments in order; the hypervisor may overwrite them.
     pub args: [u64; MULTICALL_ARGS],

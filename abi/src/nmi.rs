@@ -6,14 +6,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Register the NMI handler: [`XennmiCallback`].
 pub const XENNMI_REGISTER_CALLBACK: u32 = 0;
-/// Forget it. No argument.
+/// Unregister the NMI handler. No argument.
 pub const XENNMI_UNREGISTER_CALLBACK: u32 = 1;
 
 /// In the shared page's `nmi_reason`: an I/O check.
 pub const XEN_NMIREASON_IO_ERROR: u64 = 1 << 0;
 /// In the shared page's `nmi_reason`: a PCI system error.
 pub const XEN_NMIREASON_PCI_SERR: u64 = 1 << 1;
-/// In the shared page's `nmi_reason`: the hardware does not say.
+/// In the shared page's `nmi_reason`: unknown to the hardware.
 pub const XEN_NMIREASON_UNKNOWN: u64 = 1 << 2;
 
 /// Argument of [`XENNMI_REGISTER_CALLBACK`].

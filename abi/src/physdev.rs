@@ -1,6 +1,6 @@
 //! Physical devices and interrupts: `physdev_op(op, arg)`.
 //!
-//! Structures are here for what an unprivileged guest calls; of the rest there are the numbers.
+//! Operations that an unprivileged guest calls have their structures here; the others are numbers only.
 //! Source: public/physdev.h.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -9,7 +9,7 @@ use crate::DomId;
 
 /// Obsolete: channels of physical interrupts were unmasked.
 pub const PHYSDEVOP_IRQ_UNMASK_NOTIFY: u32 = 4;
-/// Ask how an interrupt is served: [`PhysdevIrqStatusQuery`].
+/// Ask how an interrupt is handled: [`PhysdevIrqStatusQuery`].
 pub const PHYSDEVOP_IRQ_STATUS_QUERY: u32 = 5;
 /// Set the vCPU's I/O privilege level: [`PhysdevSetIopl`].
 pub const PHYSDEVOP_SET_IOPL: u32 = 6;
@@ -21,33 +21,33 @@ pub const PHYSDEVOP_APIC_READ: u32 = 8;
 pub const PHYSDEVOP_APIC_WRITE: u32 = 9;
 /// Get a vector for an interrupt.
 pub const PHYSDEVOP_ALLOC_IRQ_VECTOR: u32 = 10;
-/// Give it back.
+/// Free a vector.
 pub const PHYSDEVOP_FREE_IRQ_VECTOR: u32 = 11;
-/// An interrupt was served: [`PhysdevEoi`].
+/// Signal the end of an interrupt: [`PhysdevEoi`].
 pub const PHYSDEVOP_EOI: u32 = 12;
 /// Map an interrupt of a device: [`PhysdevMapPirq`].
 pub const PHYSDEVOP_MAP_PIRQ: u32 = 13;
-/// Undo that: [`PhysdevUnmapPirq`].
+/// Unmap an interrupt of a device: [`PhysdevUnmapPirq`].
 pub const PHYSDEVOP_UNMAP_PIRQ: u32 = 14;
-/// A PCI device came.
+/// A PCI device was added.
 pub const PHYSDEVOP_MANAGE_PCI_ADD: u32 = 15;
-/// A PCI device went.
+/// A PCI device was removed.
 pub const PHYSDEVOP_MANAGE_PCI_REMOVE: u32 = 16;
-/// Share a bitmap of interrupts to be told of; unmasks on the way: [`PhysdevPirqEoiGmfn`].
+/// Share a bitmap of interrupts that need an end of interrupt, which also unmasks: [`PhysdevPirqEoiGmfn`].
 pub const PHYSDEVOP_PIRQ_EOI_GMFN_V1: u32 = 17;
 /// Restore a device's message interrupts.
 pub const PHYSDEVOP_RESTORE_MSI: u32 = 19;
-/// A PCI device came, with its kind.
+/// A PCI device was added, with its kind.
 pub const PHYSDEVOP_MANAGE_PCI_ADD_EXT: u32 = 20;
 /// Set an interrupt's trigger and polarity.
 pub const PHYSDEVOP_SETUP_GSI: u32 = 21;
 /// Get a free interrupt number.
 pub const PHYSDEVOP_GET_FREE_PIRQ: u32 = 23;
-/// Tell where PCI's configuration space lies in memory.
+/// Report the address of PCI's configuration space in memory.
 pub const PHYSDEVOP_PCI_MMCFG_RESERVED: u32 = 24;
-/// A PCI device came, with its segment.
+/// A PCI device was added, with its segment.
 pub const PHYSDEVOP_PCI_DEVICE_ADD: u32 = 25;
-/// A PCI device went, with its segment.
+/// A PCI device was removed, with its segment.
 pub const PHYSDEVOP_PCI_DEVICE_REMOVE: u32 = 26;
 /// Restore the message interrupts of a device with its segment.
 pub const PHYSDEVOP_RESTORE_MSI_EXT: u32 = 27;
@@ -57,7 +57,7 @@ pub const PHYSDEVOP_PIRQ_EOI_GMFN_V2: u32 = 28;
 pub const PHYSDEVOP_DBGP_OP: u32 = 29;
 /// A device's message interrupts will not change from now on.
 pub const PHYSDEVOP_PREPARE_MSIX: u32 = 30;
-/// They may.
+/// A device's message interrupts may change again.
 pub const PHYSDEVOP_RELEASE_MSIX: u32 = 31;
 
 /// Argument of [`PHYSDEVOP_EOI`].
@@ -80,9 +80,9 @@ pub struct PhysdevPirqEoiGmfn {
 
 layout!(PhysdevPirqEoiGmfn: 8 { gmfn @ 0 });
 
-/// In [`PhysdevIrqStatusQuery::flags`]: it has to be told of with [`PHYSDEVOP_EOI`].
+/// In [`PhysdevIrqStatusQuery::flags`]: the interrupt needs a [`PHYSDEVOP_EOI`].
 pub const XENIRQSTAT_NEEDS_EOI: u32 = 1 << 0;
-/// In [`PhysdevIrqStatusQuery::flags`]: several domains share it.
+/// In [`PhysdevIrqStatusQuery::flags`]: several domains share the interrupt.
 pub const XENIRQSTAT_SHARED: u32 = 1 << 1;
 
 /// Argument of [`PHYSDEVOP_IRQ_STATUS_QUERY`].
@@ -144,7 +144,7 @@ pub struct PhysdevMapPirq {
     pub kind: i32,
     /// IN: the device's interrupt.
     pub index: i32,
-    /// IN: number wished for, negative for any. OUT: number given.
+    /// IN: requested number, negative for any. OUT: assigned number.
     pub pirq: i32,
     /// IN: bus, and segment above bit 16.
     pub bus: i32,

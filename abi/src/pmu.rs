@@ -1,4 +1,4 @@
-//! Virtual performance counters: `xenpmu_op(op, arg)`: numbers only.
+//! Virtual performance counters, `xenpmu_op(op, arg)`: numbers only.
 //!
 //! Source: public/pmu.h.
 
@@ -10,9 +10,9 @@ pub const XENPMU_MODE_SET: u32 = 1;
 pub const XENPMU_FEATURE_GET: u32 = 2;
 /// Set the features.
 pub const XENPMU_FEATURE_SET: u32 = 3;
-/// Begin on one vCPU.
+/// Start on one vCPU.
 pub const XENPMU_INIT: u32 = 4;
-/// End on one vCPU.
+/// Stop on one vCPU.
 pub const XENPMU_FINISH: u32 = 5;
 /// Set the local vector table's entry.
 pub const XENPMU_LVTPC_SET: u32 = 6;

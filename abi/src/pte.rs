@@ -1,8 +1,8 @@
-//! Page-table entries of the x86-64 long mode, as mmu updates carry them.
+//! Page-table entries of x86-64 long mode, as in MMU updates.
 //!
 //! An entry is a machine frame number in [`ADDR_MASK`] and flags around it. Source: SDM vol. 3, 4.5 (4-level paging).
 
-/// The entry maps something.
+/// The entry is present.
 pub const PRESENT: u64 = 1 << 0;
 /// Stores are allowed.
 pub const RW: u64 = 1 << 1;

@@ -1,4 +1,4 @@
-//! Giving up the processor: `sched_op(op, arg)`.
+//! Yielding the processor, waiting, and ending a domain: `sched_op(op, arg)`.
 //!
 //! Source: public/sched.h.
 
@@ -6,34 +6,34 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::DomId;
 
-/// Let others run. No argument.
+/// Yield the processor. No argument.
 pub const SCHEDOP_YIELD: u32 = 0;
-/// Unmask upcalls and stop until one is due. No argument.
+/// Unmask upcalls and block until one is pending. No argument.
 pub const SCHEDOP_BLOCK: u32 = 1;
-/// Stop the domain: [`SchedShutdown`]. For a suspend the third argument is the start info's machine frame.
+/// Shut the domain down: [`SchedShutdown`]. For a suspend the third argument is the start info's machine frame.
 pub const SCHEDOP_SHUTDOWN: u32 = 2;
-/// Stop until one of some ports is pending: [`SchedPoll`].
+/// Block until one of a list of ports is pending: [`SchedPoll`].
 pub const SCHEDOP_POLL: u32 = 3;
-/// Stop another domain: [`SchedRemoteShutdown`]; for privileged domains.
+/// Shut another domain down: [`SchedRemoteShutdown`]; for privileged domains.
 pub const SCHEDOP_REMOTE_SHUTDOWN: u32 = 4;
-/// Note the reason that a later stop reports: [`SchedShutdown`].
+/// Set the reason that a later shutdown reports: [`SchedShutdown`].
 pub const SCHEDOP_SHUTDOWN_CODE: u32 = 5;
-/// Set, feed or remove a watchdog: [`SchedWatchdog`]. The result of setting one is its number.
+/// Create, restart or remove a watchdog: [`SchedWatchdog`]. The result of creating one is its number.
 pub const SCHEDOP_WATCHDOG: u32 = 6;
-/// Tie the vCPU to a physical processor: [`SchedPinOverride`]; for the hardware domain.
+/// Pin the vCPU to a physical processor: [`SchedPinOverride`]; for the hardware domain.
 pub const SCHEDOP_PIN_OVERRIDE: u32 = 7;
 
 /// Reason: the guest has finished.
 pub const SHUTDOWN_POWEROFF: u32 = 0;
-/// Reason: the guest wants to be started again.
+/// Reason: the guest asks to be started again.
 pub const SHUTDOWN_REBOOT: u32 = 1;
 /// Reason: the guest is ready to be saved.
 pub const SHUTDOWN_SUSPEND: u32 = 2;
 /// Reason: the guest has crashed.
 pub const SHUTDOWN_CRASH: u32 = 3;
-/// Reason: a watchdog ran out.
+/// Reason: a watchdog expired.
 pub const SHUTDOWN_WATCHDOG: u32 = 4;
-/// Reason: the guest wants the hypervisor's state about it reset, and to go on.
+/// Reason: the guest asks for a reset of the hypervisor's state of it, and continues.
 pub const SHUTDOWN_SOFT_RESET: u32 = 5;
 /// The largest reason.
 pub const SHUTDOWN_MAX: u32 = 5;
@@ -58,7 +58,7 @@ pub struct SchedPoll {
     pub nr_ports: u32,
     /// Padding.
     pub _pad: u32,
-    /// IN: system time in nanoseconds to give up at; 0 waits for ever.
+    /// IN: deadline in nanoseconds of system time; 0 for none.
     pub timeout: u64,
 }
 
@@ -68,7 +68,7 @@ layout!(SchedPoll: 24 { ports @ 0, nr_ports @ 8, timeout @ 16 });
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedRemoteShutdown {
-    /// IN: domain to stop.
+    /// IN: domain to shut down.
     pub domain_id: DomId,
     /// Padding.
     pub _pad: u16,
@@ -82,9 +82,9 @@ layout!(SchedRemoteShutdown: 8 { domain_id @ 0, reason @ 4 });
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedWatchdog {
-    /// IN: watchdog to feed or remove; 0 makes a new one.
+    /// IN: watchdog to restart or remove; 0 creates one.
     pub id: u32,
-    /// IN: seconds until it stops the domain; 0 removes it.
+    /// IN: seconds until it shuts the domain down; 0 removes it.
     pub timeout: u32,
 }
 

@@ -1,11 +1,11 @@
 //! The page that guest and hypervisor share: pending events, masks, time.
 //!
-//! Both sides read and write it at once; single fields need atomic accesses. Source: public/xen.h,
+//! Both sides read and write it concurrently, so each field needs atomic accesses. Source: public/xen.h,
 //! public/arch-x86/xen.h, public/arch-x86/xen-x86_64.h.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// vCPUs that have their [`VcpuInfo`] in the shared page; others register one of their own.
+/// vCPUs whose [`VcpuInfo`] is in the shared page; further vCPUs register an area elsewhere.
 pub const XEN_LEGACY_MAX_VCPUS: usize = 32;
 /// Words in each bitmap of event channels.
 pub const EVTCHN_WORDS: usize = 64;
@@ -14,17 +14,17 @@ pub const EVTCHN_BITS_PER_WORD: u32 = 64;
 
 /// In [`VcpuTimeInfo::flags`]: time is monotonic over all vCPUs.
 pub const XEN_PVCLOCK_TSC_STABLE_BIT: u8 = 1 << 0;
-/// In [`VcpuTimeInfo::flags`]: the hypervisor has paused the guest, watchdogs should forgive it.
+/// In [`VcpuTimeInfo::flags`]: the hypervisor has paused the guest, which watchdogs should take into account.
 pub const XEN_PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
 
-/// How a vCPU turns its TSC into system time.
+/// The parameters by which a vCPU computes system time from its TSC.
 ///
 /// `system_time + (((tsc - tsc_timestamp) << tsc_shift) * tsc_to_system_mul >> 32)` is the time now; a negative shift
-/// goes right. The reader takes `version` before and after, and starts over when it is odd or has changed.
+/// goes right. A reader reads `version` before and after, and starts over if it is odd or has changed.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VcpuTimeInfo {
-    /// OUT: odd while the rest is being written; raised before and after each update.
+    /// OUT: odd while the rest is being written; incremented before and after each update.
     pub version: u32,
     /// Padding.
     pub pad0: u32,
@@ -59,18 +59,18 @@ pub struct ArchVcpuInfo {
 
 layout!(ArchVcpuInfo: 16 { cr2 @ 0, pad @ 8 });
 
-/// What the hypervisor shares with one vCPU.
+/// The area that the hypervisor shares with one vCPU.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VcpuInfo {
-    /// OUT: not 0 when events wait; the guest clears it before it looks for them.
+    /// OUT: not 0 when events are pending; the guest clears it before it looks for them.
     pub evtchn_upcall_pending: u8,
-    /// IN/OUT: the virtual interrupt flag, inverted: while it is not 0 no upcall is made. Set on entry to an upcall, and to
-    /// a trap whose handler asks for it.
+    /// IN/OUT: the virtual interrupt flag, inverted: while it is not 0 no upcall is made. Set on entry to an upcall,
+    /// and to a trap whose handler asks for it.
     pub evtchn_upcall_mask: u8,
     /// Padding.
     pub _pad: [u8; 6],
-    /// OUT: one bit for each word of [`SharedInfo::evtchn_pending`] with something new; the guest clears it.
+    /// OUT: one bit for each word of [`SharedInfo::evtchn_pending`] with a new event; the guest clears it.
     pub evtchn_pending_sel: u64,
     /// OUT: the architecture's part.
     pub arch: ArchVcpuInfo,
@@ -88,15 +88,16 @@ layout!(VcpuInfo: 64 {
 pub struct ArchSharedInfo {
     /// IN: entries in the p2m list.
     pub max_pfn: u64,
-    /// IN: frame at the root of the three-level p2m tree; 0 not set up yet, all ones when only the linear list holds.
+    /// IN: root frame of the three-level p2m tree; 0 if it is not set up yet, all ones if only the linear list is
+    /// valid.
     pub pfn_to_mfn_frame_list_list: u64,
-    /// OUT: why an NMI came: `XEN_NMIREASON_*`.
+    /// OUT: reason of an NMI: `XEN_NMIREASON_*`.
     pub nmi_reason: u64,
-    /// IN: CR3 of the address space in which `p2m_vaddr` holds; 0 when the linear list is not used.
+    /// IN: CR3 of the address space of `p2m_vaddr`; 0 if the linear list is not used.
     pub p2m_cr3: u64,
     /// IN: virtual address of the linear p2m list.
     pub p2m_vaddr: u64,
-    /// IN: raised before and after each change of the list's mappings; odd during one.
+    /// IN: incremented before and after each change of the list's mappings; odd during a change.
     pub p2m_generation: u64,
 }
 
@@ -106,8 +107,8 @@ layout!(ArchSharedInfo: 48 {
 
 /// The shared-info page: one per domain, at the machine address that the start info gives.
 ///
-/// A channel becomes pending in `evtchn_pending`; unless it is masked in `evtchn_mask`, its word's bit is set in the bound
-/// vCPU's selector and that vCPU's `evtchn_upcall_pending` is raised.
+/// A channel becomes pending in `evtchn_pending`; unless it is masked in `evtchn_mask`, its word's bit is set in the
+/// bound vCPU's selector, and that vCPU's `evtchn_upcall_pending` is set.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SharedInfo {

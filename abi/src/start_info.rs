@@ -1,7 +1,7 @@
-//! What a PV guest finds in `rsi` at its first instruction.
+//! The page to which `rsi` points at a PV guest's first instruction.
 //!
-//! The start-info page lies in the initial mapping. Virtual addresses in it are the guest's, machine addresses and frame
-//! numbers are real. Source: public/xen.h.
+//! The start-info page lies in the initial mapping. Virtual addresses in it are the guest's, machine addresses and
+//! frame numbers are real. Source: public/xen.h.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -1,8 +1,8 @@
-//! Traps: how handlers are registered, what is pushed for them, how they return.
+//! Traps: registration of handlers, the frame pushed for them, and their return.
 //!
-//! The frame pushed on the kernel's stack, from the lowest address: `rcx`, `r11`, the error code for traps that have one,
-//! `rip`, `cs` (with the upcall mask as it was, from bit [`FRAME_CS_UPCALL_MASK_SHIFT`] on), `rflags`, `rsp`, `ss`.
-//! Sources: public/arch-x86/xen.h, public/arch-x86/xen-x86_64.h.
+//! The frame pushed on the kernel's stack, from the lowest address: `rcx`, `r11`, the error code for traps that have
+//! one, `rip`, `cs` (with the upcall mask as it was, from bit [`FRAME_CS_UPCALL_MASK_SHIFT`] on), `rflags`, `rsp`,
+//! `ss`. Sources: public/arch-x86/xen.h, public/arch-x86/xen-x86_64.h.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -53,8 +53,8 @@ pub const TRAP_SIMD_ERROR: u8 = 19;
 pub const PFEC_PRESENT: u32 = 1 << 0;
 /// Page-fault error code: a store.
 pub const PFEC_WRITE: u32 = 1 << 1;
-/// Page-fault error code: the access was made by user mode. A PV kernel runs at CPL 3 too: the hypervisor clears it for its
-/// faults.
+/// Page-fault error code: the access was made by user mode. A PV kernel runs at CPL 3 too; the hypervisor clears the
+/// bit for its faults.
 pub const PFEC_USER: u32 = 1 << 2;
 /// Page-fault error code: a reserved bit was set in an entry.
 pub const PFEC_RESERVED: u32 = 1 << 3;
@@ -82,14 +82,14 @@ layout!(TrapInfo: 16 { vector @ 0, flags @ 1, cs @ 2, address @ 8 });
 /// Where the saved upcall mask starts in the `cs` that is pushed for a handler: eight bits.
 pub const FRAME_CS_UPCALL_MASK_SHIFT: u32 = 32;
 
-/// In [`IretContext::flags`]: the guest was entered by SYSCALL and may return by SYSRET, which loses `rcx`, `r11`, and
-/// takes flat selectors in place of `cs` and `ss`.
+/// In [`IretContext::flags`]: the guest was entered by SYSCALL and may return by SYSRET, which clobbers `rcx` and
+/// `r11`, and loads flat selectors in place of `cs` and `ss`.
 pub const VGCF_IN_SYSCALL: u64 = 1 << 8;
 
-/// What lies at `rsp` when a guest calls `iret`.
+/// The structure at `rsp` when a guest calls `iret`.
 ///
-/// `cs` says where to: privilege level 0 to 2 is the guest kernel, 3 is user mode. The interrupt flag in `rflags` becomes
-/// the upcall mask.
+/// The privilege level in `cs` selects the target: 0 to 2 is the guest kernel, 3 is user mode. The interrupt flag in
+/// `rflags` becomes the upcall mask.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IretContext {
@@ -101,7 +101,7 @@ pub struct IretContext {
     pub rcx: u64,
     /// IN: 0 or [`VGCF_IN_SYSCALL`].
     pub flags: u64,
-    /// IN: where to go on.
+    /// IN: address to continue at.
     pub rip: u64,
     /// IN: code selector.
     pub cs: u64,

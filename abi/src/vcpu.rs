@@ -12,9 +12,9 @@ pub const VCPUOP_UP: u32 = 1;
 pub const VCPUOP_DOWN: u32 = 2;
 /// Result: 1 when the vCPU is up, 0 when it is down.
 pub const VCPUOP_IS_UP: u32 = 3;
-/// Where a vCPU's time went: [`VcpuRunstateInfo`].
+/// How long a vCPU was in each state: [`VcpuRunstateInfo`].
 pub const VCPUOP_GET_RUNSTATE_INFO: u32 = 4;
-/// Keep a copy of that in the guest's memory: [`VcpuRegisterRunstateMemoryArea`].
+/// Keep a copy of [`VcpuRunstateInfo`] in the guest's memory: [`VcpuRegisterRunstateMemoryArea`].
 pub const VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA: u32 = 5;
 /// Start the periodic timer: [`VcpuSetPeriodicTimer`].
 pub const VCPUOP_SET_PERIODIC_TIMER: u32 = 6;
@@ -24,7 +24,7 @@ pub const VCPUOP_STOP_PERIODIC_TIMER: u32 = 7;
 pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
 /// Stop the one-shot timer of the calling vCPU.
 pub const VCPUOP_STOP_SINGLESHOT_TIMER: u32 = 9;
-/// Move the vCPU's part of the shared page to a place of the guest's, once: [`VcpuRegisterVcpuInfo`].
+/// Move the vCPU's part of the shared page into a frame of the guest, once: [`VcpuRegisterVcpuInfo`].
 pub const VCPUOP_REGISTER_VCPU_INFO: u32 = 10;
 /// Send the vCPU an NMI.
 pub const VCPUOP_SEND_NMI: u32 = 11;
@@ -39,7 +39,7 @@ pub const RUNSTATE_RUNNING: i32 = 0;
 pub const RUNSTATE_RUNNABLE: i32 = 1;
 /// State: waiting for an event.
 pub const RUNSTATE_BLOCKED: i32 = 2;
-/// State: neither running nor waiting for something, for instance down or paused.
+/// State: neither running nor waiting, for instance down or paused.
 pub const RUNSTATE_OFFLINE: i32 = 3;
 /// States that time is accounted to.
 pub const RUNSTATE_COUNT: usize = 4;
@@ -55,7 +55,7 @@ pub struct VcpuRunstateInfo {
     pub state: i32,
     /// Padding.
     pub _pad: u32,
-    /// OUT: system time in nanoseconds at which it came into this state.
+    /// OUT: system time in nanoseconds at which the vCPU entered this state.
     pub state_entry_time: u64,
     /// OUT: nanoseconds spent in each state.
     pub time: [u64; RUNSTATE_COUNT],
@@ -83,14 +83,14 @@ pub struct VcpuSetPeriodicTimer {
 
 layout!(VcpuSetPeriodicTimer: 8 { period_ns @ 0 });
 
-/// In [`VcpuSetSingleshotTimer::flags`]: fail with ETIME when the time is past.
+/// In [`VcpuSetSingleshotTimer::flags`]: fail with ETIME if the time has passed.
 pub const VCPU_SSHOTTMR_FUTURE: u32 = 1 << 0;
 
 /// Argument of [`VCPUOP_SET_SINGLESHOT_TIMER`].
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VcpuSetSingleshotTimer {
-    /// IN: system time in nanoseconds at which the timer interrupt comes.
+    /// IN: system time in nanoseconds of the timer interrupt.
     pub timeout_abs_ns: u64,
     /// IN: 0 or [`VCPU_SSHOTTMR_FUTURE`].
     pub flags: u32,
@@ -104,9 +104,9 @@ layout!(VcpuSetSingleshotTimer: 16 { timeout_abs_ns @ 0, flags @ 8 });
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VcpuRegisterVcpuInfo {
-    /// IN: machine frame that holds the new place.
+    /// IN: machine frame of the new area.
     pub mfn: u64,
-    /// IN: offset of the place in it; the structure stays within the frame.
+    /// IN: offset of the area in the frame, which must hold all of it.
     pub offset: u32,
     /// Not used.
     pub rsvd: u32,

@@ -1,6 +1,6 @@
-//! What the hypervisor is: `xen_version(op, arg)`.
+//! The hypervisor's version and features: `xen_version(op, arg)`.
 //!
-//! The result is 0, except where an operation says otherwise. Source: public/version.h.
+//! The result is 0 unless an operation states another. Source: public/version.h.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -1,8 +1,8 @@
 //! Virtio devices: `paravane_virtio_op(op, arg)`, and the device table in the shared-info page.
 //!
-//! The only interface here that is not Xen's: Xen's PV interface has no virtio. States, errors and ordering are specified in
-//! `docs/virtio.md`. Device types, feature bits, status bits, configuration spaces and rings are those of the Virtual I/O
-//! Device specification, version 1.2, and are not repeated here.
+//! The only interface of this crate that is not Xen's, whose PV interface has no virtio. `docs/virtio.md` specifies
+//! states, errors and ordering. Device types, feature bits, status bits, configuration spaces and rings are those of
+//! the Virtual I/O Device specification, version 1.2, and are not repeated here.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -16,7 +16,7 @@ pub const VIRTIO_MAX_DEVICES: usize = 8;
 pub const VIRTIO_MAX_QUEUES: usize = 16;
 /// Regions in one activation.
 pub const VIRTIO_MAX_REGIONS: usize = 64;
-/// Frames that all regions of one activation can name together: 256 MiB.
+/// The most frames of all regions of one activation together: 256 MiB.
 pub const VIRTIO_MAX_REGION_FRAMES: u64 = 65536;
 /// Bytes of a configuration space.
 pub const VIRTIO_MAX_CONFIG: usize = 72;
@@ -31,7 +31,7 @@ pub const VIRTIOP_ACTIVATE: u32 = 2;
 pub const VIRTIOP_CONFIG_READ: u32 = 3;
 /// Write to a configuration space: [`VirtioConfig`].
 pub const VIRTIOP_CONFIG_WRITE: u32 = 4;
-/// Stop a device and take back its memory: [`VirtioDevice`]. `EAGAIN`: it is stopping; ask again.
+/// Stop a device and end its access to memory: [`VirtioDevice`]. `EAGAIN`: it is still stopping; call again.
 pub const VIRTIOP_RESET: u32 = 5;
 /// A device's status: [`VirtioStatus`].
 pub const VIRTIOP_STATUS: u32 = 6;
@@ -41,11 +41,11 @@ pub const VIRTIO_TABLE_OFFSET: usize = 0xc80;
 /// [`VirtioTable::magic`], `PVIO` in memory. Another value: there is no table (Xen leaves zeroes there).
 pub const VIRTIO_TABLE_MAGIC: u32 = u32::from_le_bytes(*b"PVIO");
 
-/// What a guest may know of a device without asking.
+/// What a guest can learn about a device without a hypercall.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtioEntry {
-    /// OUT: device type (virtio 1.2, section 5); 0 no device.
+    /// OUT: device type (virtio 1.2, section 5); 0 for no device.
     pub kind: u32,
     /// OUT: number of queues.
     pub queues: u16,
@@ -53,7 +53,7 @@ pub struct VirtioEntry {
     pub queue_size: u16,
     /// OUT: features offered.
     pub features: u64,
-    /// OUT: raised before and after each change of `config`; odd during one.
+    /// OUT: incremented before and after each change of `config`; odd during a change.
     pub generation: u32,
     /// OUT: device status (virtio 1.2, section 2.1).
     pub status: u32,
@@ -70,7 +70,8 @@ layout!(VirtioEntry: 104 {
 });
 default_is_zeroed!(VirtioEntry);
 
-/// The device table, at [`VIRTIO_TABLE_OFFSET`] of the shared-info page. The host keeps it up to date and reads none of it.
+/// The device table, at [`VIRTIO_TABLE_OFFSET`] of the shared-info page. The host keeps it up to date and never reads
+/// it.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtioTable {
@@ -78,7 +79,7 @@ pub struct VirtioTable {
     pub magic: u32,
     /// OUT: [`VIRTIO_OP_VERSION`].
     pub version: u16,
-    /// OUT: how many of `devices` there are.
+    /// OUT: how many entries of `devices` are in use.
     pub count: u16,
     /// Reserved, 0.
     pub _reserved: [u64; 3],
@@ -98,7 +99,7 @@ const _: () = assert!(VIRTIO_TABLE_OFFSET + core::mem::size_of::<VirtioTable>() 
 pub struct VirtioList {
     /// OUT: [`VIRTIO_OP_VERSION`].
     pub version: u32,
-    /// IN: entries that `kinds` has room for. OUT: devices that there are.
+    /// IN: entries that `kinds` has room for. OUT: number of devices.
     pub count: u32,
     /// IN: address of a `u32` for each device's type; as many are written as fit.
     pub kinds: u64,
@@ -114,7 +115,7 @@ pub struct VirtioDescribe {
     pub device: u32,
     /// Padding, 0.
     pub _pad: u32,
-    /// OUT: what the table says of it.
+    /// OUT: its entry in the table.
     pub entry: VirtioEntry,
 }
 
@@ -124,11 +125,11 @@ layout!(VirtioDescribe: 112 { device @ 0, entry @ 8 });
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VirtioQueue {
-    /// IN: entries, a power of two, at most the device's `queue_size`; 0 a queue that is not used.
+    /// IN: entries, a power of two, at most the device's `queue_size`; 0 for a queue that is not used.
     pub size: u16,
     /// Padding, 0.
     pub _pad: u16,
-    /// OUT: the event channel that kicks the device and that the device interrupts by.
+    /// OUT: the event channel for notifications in both directions.
     pub port: u32,
     /// IN: the descriptor area, 16-byte aligned.
     pub descriptors: u64,
@@ -148,7 +149,7 @@ pub struct VirtioRegion {
     pub address: u64,
     /// IN: the first frame.
     pub mfn: u64,
-    /// IN: how many frames, one after the other in both.
+    /// IN: number of frames, contiguous in both address spaces.
     pub frames: u64,
 }
 
@@ -179,7 +180,8 @@ pub struct VirtioActivate {
 }
 
 layout!(VirtioActivate: 48 {
-    device @ 0, kind @ 4, features @ 8, queues @ 16, regions @ 24, queue_count @ 32, region_count @ 36, config_port @ 40,
+    device @ 0, kind @ 4, features @ 8, queues @ 16, regions @ 24, queue_count @ 32, region_count @ 36,
+    config_port @ 40,
     status @ 44,
 });
 

@@ -1,10 +1,10 @@
-//! Assistances: `vm_assist(cmd, type)`.
+//! Assistances that a guest enables: `vm_assist(cmd, type)`.
 //!
 //! Source: public/xen.h.
 
-/// Switch on.
+/// Enable an assistance.
 pub const VMASST_CMD_ENABLE: u32 = 0;
-/// Switch off.
+/// Disable an assistance.
 pub const VMASST_CMD_DISABLE: u32 = 1;
 
 /// Emulate 4-GiB segments; 32-bit guests.
@@ -15,7 +15,7 @@ pub const VMASST_TYPE_4GB_SEGMENTS_NOTIFY: u32 = 1;
 pub const VMASST_TYPE_WRITABLE_PAGETABLES: u32 = 2;
 /// PAE page directories above 4 GiB; 32-bit guests.
 pub const VMASST_TYPE_PAE_EXTENDED_CR3: u32 = 3;
-/// The I/O privilege level is a part of the flags that traps push and `iret` takes.
+/// The flags that traps push and `iret` loads include the I/O privilege level.
 pub const VMASST_TYPE_ARCHITECTURAL_IOPL: u32 = 4;
 /// Mark the copy of the run states in the guest's memory while it is being written.
 pub const VMASST_TYPE_RUNSTATE_UPDATE_FLAG: u32 = 5;

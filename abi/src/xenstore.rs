@@ -1,7 +1,7 @@
-//! The xenstore: a tree of small values shared by all domains, spoken to over a ring.
+//! The xenstore: a tree of small values shared by all domains, accessed over a ring.
 //!
-//! A message is an [`XsdSockmsg`] and `len` bytes after it, mostly zero-terminated strings. A reply carries the request's
-//! `req_id`; a watch that fires comes with `req_id` 0. Source: public/io/xs_wire.h.
+//! A message is an [`XsdSockmsg`] and `len` bytes after it, mostly zero-terminated strings. A reply has the request's
+//! `req_id`; a watch event has `req_id` 0. Source: public/io/xs_wire.h.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -13,17 +13,17 @@ pub const XS_DIRECTORY: u32 = 1;
 pub const XS_READ: u32 = 2;
 /// Read a node's permissions.
 pub const XS_GET_PERMS: u32 = 3;
-/// Be told of changes below a node.
+/// Watch a node: report changes of it and below it.
 pub const XS_WATCH: u32 = 4;
-/// No longer.
+/// Remove a watch.
 pub const XS_UNWATCH: u32 = 5;
 /// Begin a transaction.
 pub const XS_TRANSACTION_START: u32 = 6;
 /// End a transaction: `T` to commit, `F` to abandon.
 pub const XS_TRANSACTION_END: u32 = 7;
-/// Tell the daemon of a new domain; for privileged domains.
+/// Introduce a new domain to the daemon; for privileged domains.
 pub const XS_INTRODUCE: u32 = 8;
-/// Tell the daemon that a domain is gone; for privileged domains.
+/// Report that a domain has ended; for privileged domains.
 pub const XS_RELEASE: u32 = 9;
 /// Ask for a domain's path.
 pub const XS_GET_DOMAIN_PATH: u32 = 10;
@@ -41,7 +41,7 @@ pub const XS_WATCH_EVENT: u32 = 15;
 pub const XS_ERROR: u32 = 16;
 /// Ask whether a domain was introduced.
 pub const XS_IS_DOMAIN_INTRODUCED: u32 = 17;
-/// Tell the daemon that a domain resumed; for privileged domains.
+/// Report that a domain has resumed; for privileged domains.
 pub const XS_RESUME: u32 = 18;
 /// Give a domain rights over another; for privileged domains.
 pub const XS_SET_TARGET: u32 = 19;
@@ -49,7 +49,7 @@ pub const XS_SET_TARGET: u32 = 19;
 pub const XS_RESET_WATCHES: u32 = 21;
 /// List a node's children, a part at a time.
 pub const XS_DIRECTORY_PART: u32 = 22;
-/// Never a type.
+/// Not a valid type.
 pub const XS_INVALID: u32 = 0xffff;
 
 /// Head of a message.
@@ -88,7 +88,7 @@ pub const XENSTORE_SERVER_FEATURE_RECONNECTION: u32 = 1;
 pub const XENSTORE_SERVER_FEATURE_ERROR: u32 = 2;
 /// In `connection`: in use.
 pub const XENSTORE_CONNECTED: u32 = 0;
-/// In `connection`: the guest wants it set up again.
+/// In `connection`: the guest asks to set it up again.
 pub const XENSTORE_RECONNECT: u32 = 1;
 /// In `error`: none.
 pub const XENSTORE_ERROR_NONE: u32 = 0;
@@ -99,7 +99,7 @@ pub const XENSTORE_ERROR_RINGIDX: u32 = 2;
 /// In `error`: a message broke the protocol.
 pub const XENSTORE_ERROR_PROTO: u32 = 3;
 
-/// The ring page: frame and event channel are in the start info. Indices run free and wrap at 2^32.
+/// The ring page: frame and event channel are in the start info. Indices are free-running and wrap at 2^32.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XenstoreDomainInterface {

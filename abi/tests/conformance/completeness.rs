@@ -1,4 +1,5 @@
-//! No number of the crate escapes the comparison: each constant and field in its source is in the list of facts, or here.
+//! Checks that every number of the crate is compared: each constant and field in its source is in the list of facts,
+//! or in the lists of exceptions here.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,7 +8,7 @@ use crate::all;
 
 /// Constants that Xen's headers do not state as numbers: a module and its names.
 const NOT_IN_HEADERS: [(&str, &str); 11] = [
-    // The processor's, from the SDM.
+    // Defined by the processor: see the SDM.
     (
         "pte",
         "PRESENT RW USER PWT PCD ACCESSED DIRTY PSE PAT GLOBAL AVAIL0 AVAIL1 AVAIL2 ADDR_MASK AVAIL_HIGH_MASK NX",
@@ -42,7 +43,7 @@ const NOT_IN_HEADERS: [(&str, &str); 11] = [
 /// Structures that Xen's headers do not define.
 const STRUCTURES_NOT_IN_HEADERS: [(&str, &str); 1] = [("memory", "E820Entry")];
 
-/// What one source file of the crate claims, in the words of [`crate::fact::Fact::claim`].
+/// The numbers of one source file of the crate, in the form of [`crate::fact::Fact::claim`].
 fn claims(module: &str, source: &str) -> Vec<String> {
     let mut claims = Vec::new();
     let mut structure = None;
@@ -83,7 +84,7 @@ fn nothing_escapes_the_comparison() {
     let compared: BTreeSet<String> = all().into_iter().map(|fact| fact.claim).collect();
     let mut escaped = Vec::new();
     let mut seen = 0;
-    // Our one extension is nobody else's to say.
+    // Xen's headers do not have Paravane's extension.
     let ours = |module: &str| module == "virtio";
     for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap() {
         let path = entry.unwrap().path();

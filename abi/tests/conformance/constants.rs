@@ -1,6 +1,6 @@
 //! Every constant that the crate shares with Xen's headers: its name here, and its name there where that differs.
 //!
-//! A text in place of a name is a C expression, for values that the headers do not give a name to.
+//! A text in place of a name is a C expression, for values that have no name in the headers.
 
 use crate::fact::{Fact, constants};
 
@@ -221,7 +221,8 @@ constants! {
         TRAP_VECTORS = "sizeof(((struct vcpu_guest_context *)0)->trap_ctxt) / sizeof(struct trap_info)",
         TI_DPL_MASK = "TI_GET_DPL((&(struct trap_info){ .flags = 0xff }))",
         TI_IF = "TI_GET_IF((&(struct trap_info){ .flags = 0xff }))",
-        FRAME_CS_UPCALL_MASK_SHIFT = "8 * (offsetof(struct cpu_user_regs, saved_upcall_mask) - offsetof(struct cpu_user_regs, cs))",
+        FRAME_CS_UPCALL_MASK_SHIFT =
+            "8 * (offsetof(struct cpu_user_regs, saved_upcall_mask) - offsetof(struct cpu_user_regs, cs))",
         VGCF_IN_SYSCALL = "VGCF_in_syscall",
     }
     vcpu {

@@ -1,10 +1,10 @@
-//! A fact is a number that this crate claims, and the C expression that Xen's headers have for it.
+//! A fact: a number of the crate, and the C expression for it in Xen's headers.
 
 /// One number to compare.
 pub struct Fact {
-    /// Where the number is claimed, for messages.
+    /// The name of the number in the crate, for messages.
     pub claim: String,
-    /// The number claimed.
+    /// The number in the crate.
     pub value: i128,
     /// The C expression for it.
     pub c: String,
@@ -17,7 +17,7 @@ impl Fact {
     }
 }
 
-/// The first of two names: what differs in C, or else what is the same.
+/// The C name if one is given, or else the crate's name.
 macro_rules! c_name {
     ($same:ident) => {
         stringify!($same)
@@ -72,7 +72,7 @@ macro_rules! structures {
     };
 }
 
-/// The size of what a closure borrows from a structure: how a field's size is had without an instance.
+/// The size of the field that a closure borrows from a structure: a field's size without an instance.
 pub const fn size_of_field<S, F>(_: fn(&S) -> &F) -> usize {
     size_of::<F>()
 }

@@ -1,4 +1,4 @@
-//! Asks a C compiler what Xen's headers say.
+//! Evaluates C expressions over Xen's headers by a C compiler.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use crate::fact::Fact;
 
-/// Where Debian's `libxen-dev` puts the public headers.
+/// The directory of the public headers in Debian's `libxen-dev`.
 const INCLUDE: &str = "/usr/include/xen";
 
 /// Headers that the facts need. The C library's come first: Xen's use its types without including them.
@@ -38,7 +38,7 @@ const HEADERS: [&str; 21] = [
 pub enum Error {
     /// Something is not installed.
     Missing(String),
-    /// All is installed, and does not work.
+    /// Everything is installed, but the compiler or the program failed.
     Failed(String),
 }
 
@@ -58,7 +58,7 @@ pub fn evaluate(facts: &[Fact]) -> Result<Vec<i128>, Error> {
     let (source, program) = (directory.join(&name).with_extension("c"), directory.join(name));
     std::fs::write(&source, program_text(facts))
         .map_err(|error| Error::Failed(format!("cannot write {}: {error}", source.display())))?;
-    // The tools' view adds operations to memory.h; the newest interface version names fields as they are now.
+    // `__XEN_TOOLS__` adds operations to memory.h; the newest interface version has the current names of fields.
     let mut compile = Command::new(&compiler);
     compile
         .args([

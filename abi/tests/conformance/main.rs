@@ -1,8 +1,8 @@
-//! Does the crate say what Xen's public headers say?
+//! Compares every number of the crate with Xen's public headers.
 //!
-//! Each number that the crate claims is listed once, in `constants.rs` and `structures.rs`, or carries its C name already
-//! (hypercalls, features, errors). From the list a C program is made that prints what the headers say; the two are compared.
-//! `completeness.rs` sees to it that nothing is missing from the list.
+//! Each number of the crate is listed once, in `constants.rs` and `structures.rs`, or has its C name already
+//! (hypercalls, features, errors). A C program is generated from the list, prints the headers' values, and the two
+//! are compared. `completeness.rs` checks that the list is complete.
 
 mod completeness;
 mod constants;
@@ -14,10 +14,10 @@ use fact::Fact;
 use paravane_abi::{Errno, features, hypercall};
 use std::io::Write as _;
 
-/// Names a variable with a list, separated by commas or spaces, of what must not be skipped.
+/// The environment variable that lists, separated by commas or spaces, what must not be skipped.
 const REQUIRE: &str = "PARAVANE_REQUIRE";
 
-/// Facts that need no list: tables of the crate that hold the C names.
+/// Facts that need no list, because tables of the crate hold the C names.
 fn named() -> Vec<Fact> {
     let hypercalls = (0..hypercall::PARAVANE_VIRTIO_OP).filter_map(|number| {
         let name = hypercall::name(number)?;
