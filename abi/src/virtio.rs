@@ -181,8 +181,7 @@ pub struct VirtioActivate {
 
 layout!(VirtioActivate: 48 {
     device @ 0, kind @ 4, features @ 8, queues @ 16, regions @ 24, queue_count @ 32, region_count @ 36,
-    config_port @ 40,
-    status @ 44,
+    config_port @ 40, status @ 44,
 });
 
 /// Argument of [`VIRTIOP_CONFIG_READ`] and [`VIRTIOP_CONFIG_WRITE`].

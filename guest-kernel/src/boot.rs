@@ -18,7 +18,7 @@ use crate::{console, exception, network, println, selftest, shell, workload};
 /// # Safety
 /// Called once, on a stack of at least 32 KiB, with interrupts off.
 pub unsafe fn start(boot: Boot, mmu: CurrentMmu) -> ! {
-    // Printed before memory is looked at, so that whoever started the kernel sees as early as possible that it runs.
+    // Printed before memory is looked at, so that its user sees as early as possible that the kernel runs.
     println!(
         "paravane guest ({}) {}: {} MiB of memory",
         Current::NAME,

@@ -41,7 +41,7 @@ const fn name(vector: u8) -> &'static str {
     }
 }
 
-/// Writes 8 bytes at `va`, whatever is there; false when that faults.
+/// Writes 8 bytes at `va`, mapped or not; false if that faults.
 ///
 /// # Safety
 /// If `va` is writable, no other code relies on the memory there.

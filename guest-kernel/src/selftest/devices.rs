@@ -34,8 +34,8 @@ pub fn misuse(kernel: &mut Kernel) -> bool {
 
 /// Writes the whole disk (`blocks=N` of it) with a pattern, a batch at a time, and flushes each; then reads all back.
 ///
-/// What a `flushed=N` line says is on the host's disk from then on, whatever happens to the host's program: blocks
-/// below N hold the pattern of the round's seed (`seed=S`, plus the round's number; `rounds=R`).
+/// After a line with `flushed=N`, data is on the host's disk even if the host's program is killed: blocks below N hold
+/// the pattern of the round's seed (`seed=S`, plus the round's number; `rounds=R`).
 pub fn block_verify(kernel: &mut Kernel) -> bool {
     let (seed, rounds) = (number(kernel.cmdline, "seed", 1), number(kernel.cmdline, "rounds", 1));
     let wanted = number(kernel.cmdline, "blocks", u64::MAX);

@@ -109,7 +109,7 @@ fn pool_and_memory() -> (&'static Pool, Memory) {
     struct Pages([u8; PAGES * PAGE_SIZE]);
     let pages: &'static mut Pages = Box::leak(Box::new(Pages([0xee; PAGES * PAGE_SIZE])));
     let pool: &'static Pool = Box::leak(Box::default());
-    // SAFETY: leaked, and used by nobody else.
+    // SAFETY: leaked, and not used otherwise.
     unsafe { pool.give(pages.0.as_mut_ptr(), FIRST * 4096, PAGES) }.unwrap();
     let p2m: &'static [u64] = Box::leak(
         (0..FIRST + PAGES as u64).map(|pfn| if pfn < FIRST + 5 { 1000 + pfn } else { 5000 + pfn }).collect(),
@@ -134,7 +134,7 @@ fn device(kind: u32, features: u64) -> (impl Drop, Device) {
     table.devices[0] =
         VirtioEntry { kind, queues: 2, queue_size: 64, features, config_len: 24, ..Default::default() };
     table.devices[0].config[..8].copy_from_slice(&2048u64.to_le_bytes());
-    // SAFETY: this test's turn; nobody else touches the table.
+    // SAFETY: it is this test's turn; no other test accesses the table.
     unsafe { SHARED.virtio_table().write(table) };
     let device = devices().next().unwrap();
     (turn, device)
@@ -325,7 +325,7 @@ fn a_driver_of_virtio_drivers_reads_through_a_copy() {
     #[repr(C, align(4096))]
     struct Pages([u8; PAGES * PAGE_SIZE]);
     let pages: &'static mut Pages = Box::leak(Box::new(Pages([0; PAGES * PAGE_SIZE])));
-    // SAFETY: leaked, and used by nobody else; this is the only test with the static pool.
+    // SAFETY: leaked, and not used otherwise; this is the only test with the static pool.
     unsafe { POOL.give(pages.0.as_mut_ptr(), FIRST * 4096, PAGES) }.unwrap();
     let (_, memory) = pool_and_memory();
     let host = Host::new();

@@ -55,7 +55,7 @@ impl World {
         // The tables themselves are read-only from the start.
         for pfn in 0..world.first_free {
             let entry = world.word(tables[pfn as usize], table_index(memory.va(Pfn(pfn)), 1));
-            // SAFETY: inside the memory, and nobody else's yet.
+            // SAFETY: inside the memory, and not used otherwise yet.
             unsafe { *entry &= !pte::RW };
         }
         world
@@ -65,7 +65,7 @@ impl World {
         let (va, mut table) = (self.memory.va(Pfn(pfn)), self.root);
         for level in [4, 3, 2] {
             let entry = self.word(table, table_index(va, level));
-            // SAFETY: inside the memory, and nobody else's yet.
+            // SAFETY: inside the memory, and not used otherwise yet.
             unsafe {
                 if *entry == 0 {
                     *entry = pte::make(self.mfn(Pfn(self.first_free)), TABLE);
