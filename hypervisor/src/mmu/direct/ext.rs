@@ -10,34 +10,12 @@ use paravane_abi::mmu::{
 };
 
 use super::frame::{FrameType, Level};
-use super::segdesc::{Gdt, Ldt};
+use super::state::{DirectPaging, Pass, Stop};
 use super::update::is_guest_address;
-use super::{DirectPaging, Pass, Stop};
+use super::vcpu_tables::{Gdt, Ldt, VcpuTables};
 use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Flush, VcpuSpace};
-
-/// The tables that one vCPU uses, each held by references.
-///
-/// Both roots are validated L4 tables, always: what a vCPU walks comes from here or from nowhere.
-#[derive(Debug)]
-pub struct VcpuTables {
-    kernel: Mfn,
-    user: Option<Mfn>,
-    pub(super) gdt: Gdt,
-    pub(super) ldt: Ldt,
-}
-
-impl VcpuTables {
-    /// The root that the guest's kernel runs on.
-    pub fn kernel_root(&self) -> Mfn {
-        self.kernel
-    }
-    /// The root that the guest's user mode runs on; without one it cannot be entered.
-    pub fn user_root(&self) -> Option<Mfn> {
-        self.user
-    }
-}
 
 impl DirectPaging {
     /// Takes over the page tables that a domain is started with: validates and pins `root` and makes it the

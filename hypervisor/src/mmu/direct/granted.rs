@@ -7,7 +7,7 @@
 use paravane_abi::{Errno, pte};
 
 use super::frame::{FrameType, Level, Owner};
-use super::{DirectPaging, Stop};
+use super::state::{DirectPaging, Stop};
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
 use crate::mmu::log::TableLog;
 use crate::x86::walk;
@@ -136,7 +136,7 @@ impl DirectPaging {
 }
 
 #[cfg(test)]
-mod unit {
+mod tests {
     use super::super::entry::target;
     use super::*;
 

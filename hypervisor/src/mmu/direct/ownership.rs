@@ -7,7 +7,7 @@
 use paravane_abi::{Errno, addr};
 
 use super::frame::{FrameType, Owner};
-use super::{DirectPaging, Stop};
+use super::state::{DirectPaging, Stop};
 use crate::machine::memory::{MachineMemory, Mfn};
 use crate::mmu::log::TableLog;
 

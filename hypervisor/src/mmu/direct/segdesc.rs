@@ -8,60 +8,20 @@
 use paravane_abi::Errno;
 
 use super::frame::FrameType;
-use super::update::is_guest_address;
-use super::{DirectPaging, Pass, Stop, VcpuTables};
-use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
+use super::state::{DirectPaging, Pass, Stop};
+use super::vcpu_tables::{GDT_FRAMES, Gdt, VcpuTables};
+use crate::machine::memory::{MachineMemory, Maddr, Mfn};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 
-/// How many frames a guest's GDT may have.
-pub const GDT_FRAMES: usize = 14;
 /// Descriptors in a frame.
 const PER_FRAME: usize = 512;
-/// The largest LDT (SDM vol. 3, 3.5.1).
-const LDT_MAX: u32 = 8192;
-
 const DPL: u64 = 0b11 << 45;
 /// Not a system descriptor: code or data.
 const NOT_SYSTEM: u64 = 1 << 44;
 const PRESENT: u64 = 1 << 47;
 /// The type field and the bit that says whether it is a system descriptor's.
 const TYPE_AND_S: u64 = 0x1f << 40;
-
-/// A vCPU's GDT: frames that hold descriptors.
-#[derive(Debug, Default)]
-pub(super) struct Gdt {
-    pub(super) frames: [Option<Mfn>; GDT_FRAMES],
-}
-
-/// A vCPU's LDT: where the guest says that it is.
-#[derive(Debug, Default)]
-pub(super) struct Ldt {
-    base: u64,
-    entries: u32,
-}
-
-impl Ldt {
-    pub(super) fn set(&mut self, base: u64, entries: u32) -> Result<(), Stop> {
-        let placed = entries == 0 || base.is_multiple_of(PAGE_SIZE) && is_guest_address(base);
-        if entries > LDT_MAX || !placed {
-            return Err(Errno::EINVAL.into());
-        }
-        *self = Self { base, entries };
-        Ok(())
-    }
-}
-
-impl VcpuTables {
-    /// Linear address and number of entries of the LDT that the guest set; no entries without one.
-    pub fn ldt(&self) -> (u64, u32) {
-        (self.ldt.base, self.ldt.entries)
-    }
-    /// The frames of the GDT that the guest set, in order.
-    pub fn gdt_frames(&self) -> impl Iterator<Item = Mfn> {
-        self.gdt.frames.iter().map_while(|f| *f)
-    }
-}
 
 impl DirectPaging {
     /// `set_gdt`: makes `frames` the vCPU's GDT of `entries` descriptors. More frames than those need are ignored.
@@ -160,8 +120,9 @@ fn checked(descriptor: u64) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod unit {
+mod tests {
     use super::*;
+    use crate::mmu::direct::vcpu_tables::Ldt;
 
     #[test]
     fn descriptors_get_the_guests_privilege() {

@@ -8,8 +8,8 @@ use paravane_abi::{Errno, addr, pte};
 
 use super::entry;
 use super::frame::{FrameType, Level};
+use super::state::{DirectPaging, Pass, Stop};
 use super::table::is_guest_slot;
-use super::{DirectPaging, Pass, Stop};
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
 use crate::mmu::log::{PteWrite, TableLog};
 use crate::mmu::space::{Flush, VcpuSpace};

@@ -4,7 +4,7 @@
 
 use paravane_abi::pte;
 
-use super::View;
+use super::view::View;
 use crate::machine::memory::Mfn;
 
 /// What of the guest's control registers changes the meaning of its page tables.

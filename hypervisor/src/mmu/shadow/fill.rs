@@ -5,8 +5,11 @@
 
 use paravane_abi::pte;
 
+use super::entry::{self, Controls};
 use super::pool::Source;
-use super::{Controls, Shadow, View, entry};
+use super::slots::slot;
+use super::state::Shadow;
+use super::view::View;
 use crate::machine::memory::{MachineMemory, Maddr};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Flush, VcpuSpace};
@@ -134,7 +137,7 @@ impl Shadow {
         let mut changes = Changes::default();
         let mut table = root;
         for level in [4u8, 3, 2] {
-            let slot = super::slot(va, level);
+            let slot = slot(va, level);
             let source = source_below(found, level);
             let old = self.load(mem, table, slot);
             let child = self.child_for(mem, log, old, source, level - 1, view)?;
@@ -155,8 +158,8 @@ impl Shadow {
             1 => entry::leaf(found.entry(1), frame, protected, view, self.controls),
             _ => entry::split_leaf(frame, protected),
         };
-        changes.note(self.load(mem, table, super::slot(va, 1)), new);
-        self.set_entry(mem, log, table, super::slot(va, 1), new);
+        changes.note(self.load(mem, table, slot(va, 1)), new);
+        self.set_entry(mem, log, table, slot(va, 1), new);
         Some(changes)
     }
 

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::View;
+use super::view::View;
 use crate::host::zeroed::{NoMemory, room, zeroed};
 use crate::machine::memory::Mfn;
 

@@ -3,7 +3,9 @@
 //! MOV to CR3 between address spaces that are kept costs the trap alone. The least recently used one goes
 //! when the cache is full.
 
-use super::{RESERVED_FIRST, Shadow, View};
+use super::slots::RESERVED_FIRST;
+use super::state::Shadow;
+use super::view::View;
 use crate::machine::memory::MachineMemory;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;

@@ -5,8 +5,10 @@
 
 use paravane_abi::pte;
 
+use super::entry;
 use super::pool::{Source, Table};
-use super::{Shadow, entry, is_reserved_slot};
+use super::slots::is_reserved_slot;
+use super::state::Shadow;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
 use crate::mmu::log::TableLog;
 

@@ -6,7 +6,9 @@
 use paravane_abi::pte;
 
 use super::pool::{Pool, SLOTS, Source};
-use super::{Shadow, View, is_reserved_slot};
+use super::slots::is_reserved_slot;
+use super::state::Shadow;
+use super::view::View;
 use crate::machine::memory::{MachineMemory, Maddr};
 use crate::mmu::log::{PteWrite, TableLog};
 

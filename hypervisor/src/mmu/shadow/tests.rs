@@ -5,7 +5,7 @@ use paravane_abi::pte;
 use proptest::prelude::*;
 
 use super::*;
-use crate::machine::memory::Backing;
+use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::walk;
