@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::command::{Outcome, cargo, program, run};
-use crate::{architecture, book, listings};
+use crate::{advisories, architecture, book, listings};
 
 /// One check.
 pub(crate) struct Check {
@@ -31,6 +31,11 @@ pub(crate) const ALL: &[Check] = &[
     Check { name: "clippy", what: "host code has no warnings", run: clippy },
     Check { name: "guest-lints", what: "guest code, built as such, has no warnings", run: guest_lints },
     Check { name: "architecture", what: "rooms use what the table allows", run: architecture::check },
+    Check {
+        name: "advisories",
+        what: "the tests that docs/advisories.md names exist",
+        run: advisories::check,
+    },
     Check {
         name: "book",
         what: "every page is in the book, no link is dead, mdBook builds it",
@@ -67,7 +72,7 @@ fn clippy(with: &Run) -> Outcome {
 pub(crate) fn guest_clippy(root: &Path, machine: &str) -> Command {
     let mut command = cargo(root);
     command.args(["clippy", "--locked", "--lib", "--bins", "-p", "paravane-guest-sdk"]);
-    command.args(["-p", "paravane-guest-kernel"]);
+    command.args(["-p", "paravane-guest-kernel", "-p", "paravane-test-guests"]);
     // A target that is named keeps the flags from build scripts, which run on the host.
     command.args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"]);
     command.arg(format!("target/guest-lints-{machine}"));

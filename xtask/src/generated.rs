@@ -6,8 +6,7 @@ use std::path::Path;
 use crate::checks::Run;
 use crate::command::Outcome;
 
-/// Before and after the part of a page that is generated.
-const BEGIN: &str = "<!-- generated: cargo xtask architecture -->\n";
+/// After the part of a page that is generated; before it stands a comment that names the check.
 const END: &str = "<!-- end of what is generated -->\n";
 
 /// Makes sure that `file` is `expected`, or says how to make it so.
@@ -27,12 +26,13 @@ pub(crate) fn whole(with: &Run, file: &str, expected: &str, check: &str) -> Outc
 pub(crate) fn part(with: &Run, file: &str, expected: &str, check: &str) -> Outcome {
     let path = with.root.join(file);
     let text = fs::read_to_string(&path).map_err(|error| cannot("read", &path, &error))?;
-    let before = text.split_once(BEGIN).map(|(before, _)| before);
+    let begin = format!("<!-- generated: cargo xtask {check} -->\n");
+    let before = text.split_once(&begin).map(|(before, _)| before);
     let after = text.split_once(END).map(|(_, after)| after);
     let (Some(before), Some(after)) = (before, after) else {
-        return Err(format!("{file} lacks the lines {BEGIN}and {END}"));
+        return Err(format!("{file} lacks the lines {begin}and {END}"));
     };
-    whole(with, file, &format!("{before}{BEGIN}\n{expected}\n{END}{after}"), check)
+    whole(with, file, &format!("{before}{begin}\n{expected}\n{END}{after}"), check)
 }
 
 /// An error of a file, in words.

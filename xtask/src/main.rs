@@ -3,6 +3,7 @@
 //! `.ci/run` installs packages and calls `cargo xtask ci`; nothing else knows the list of checks ([`checks::ALL`]).
 //! Progress goes to standard error, so that standard output is that of the checks.
 
+mod advisories;
 mod architecture;
 mod book;
 mod checks;
@@ -25,7 +26,7 @@ usage: cargo xtask CHECK...     run these checks, in this order
        cargo xtask ci           run all of them, as CI does: what CI needs may not be skipped
        cargo xtask --list       name the checks, and what each does
        cargo xtask editor       check host and guest code, with cargo's messages as JSON, for rust-analyzer
-       cargo xtask CHECK... --write    write the files that `architecture` and `listings` compare, instead of comparing
+       cargo xtask CHECK... --write    write what they would compare (advisories, architecture, listings)
 
 examples:
        cargo xtask fmt clippy guest-lints      before each commit

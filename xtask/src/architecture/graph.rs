@@ -1,11 +1,11 @@
 //! Who uses whom, read from the source of a crate.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::{fs, io};
 
 use super::paths::{Named, paths};
-use super::source::{code_only, has_word, without_tests};
+use super::source::{code_only, has_word, rust_files, without_tests};
 
 /// A module's path from the root of the crate; the root's own is empty.
 type Module = Vec<String>;
@@ -147,19 +147,6 @@ fn module_of(file: &Path) -> Module {
         module.pop();
     }
     module
-}
-
-fn rust_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files.extend(rust_files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    Ok(files)
 }
 
 /// For each node all that can be reached from it, by one tie or more.

@@ -9,7 +9,7 @@ mod layout;
 mod paths;
 mod picture;
 mod rooms;
-mod source;
+pub(crate) mod source;
 #[cfg(test)]
 mod tests;
 

@@ -2,6 +2,26 @@
 //!
 //! No parser of the whole language: it knows comments, literals and balanced brackets, and relies on what rustfmt leaves.
 
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// All Rust files in a folder and the folders in it.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub(crate) fn rust_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(rust_files(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
 /// The source with comments and the contents of literals replaced by spaces. Line breaks stay, so that lines keep their
 /// numbers.
 pub(crate) fn code_only(source: &str) -> String {

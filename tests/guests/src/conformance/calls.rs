@@ -56,8 +56,9 @@ pub(super) fn console(bench: &mut Bench) {
 fn long_list(suite: &mut Suite) {
     const CALLS: usize = 1000;
     static mut LIST: [MulticallEntry; CALLS] = [entry(0, [0; 6]); CALLS];
+    let list = &raw mut LIST;
     // SAFETY: nothing else refers to the list, and a kernel of one vCPU runs this once.
-    let list = unsafe { &mut *(&raw mut LIST) };
+    let list = unsafe { &mut *list };
     *list = [entry(XEN_VERSION, [u64::from(XENVER_PAGESIZE), 0, 0, 0, 0, 0]); CALLS];
     // SAFETY: a list of calls without addresses.
     let made = unsafe { call(MULTICALL, [list.as_mut_ptr() as u64, CALLS as u64]) };

@@ -92,7 +92,7 @@ fn by_cr4(bench: &mut Bench) {
         return;
     }
     suite.equal("set-fsgsbase", attempt!("mov cr4, {v}", v = in(reg) cr4 | FSGSBASE), NONE);
-    suite.equal("rdfsbase-while-set", attempt!("rdfsbase {v}", v = inout(reg) base), NONE);
+    suite.equal("rdfsbase-while-set", attempt!("rdfsbase {v}", v = inout(reg) base => _), NONE);
     suite.equal("clear-fsgsbase", attempt!("mov cr4, {v}", v = in(reg) cr4), NONE);
 }
 
