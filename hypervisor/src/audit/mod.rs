@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-mod class;
+mod advice;
 mod code;
 mod declared;
 mod error;
@@ -18,12 +18,13 @@ mod text;
 
 use serde::Serialize;
 
-pub use class::{Class, Effect};
 pub use declared::SECTION as DECLARATIONS;
 pub use error::AuditError;
 pub use policy::Policy;
 pub use regions::Skipped;
 pub use text::text;
+
+pub use crate::x86::sensitive::{Class, Effect};
 
 use declared::Declared;
 use object::LittleEndian;

@@ -64,7 +64,7 @@ mod tests {
             class,
             effect: class.effect(),
             name: class.name(),
-            instead: class.instead(),
+            instead: crate::audit::advice::instead(class),
             count,
             uncertain: 0,
             deliberate,

@@ -3,13 +3,15 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
+use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter};
 
+use super::advice::instead;
 use super::code::Piece;
 use super::declared::Declared;
 use super::relocation::Relocations;
 use super::{Audit, Class, ClassSummary, Coverage, Finding, LISTED, Skipped, Subject};
 use crate::machine::memory::PAGE_SIZE;
+use crate::x86::decode::decoder;
 
 /// Counts for one class.
 #[derive(Debug, Default)]
@@ -49,7 +51,7 @@ impl<'a> Sweep<'a> {
     /// Sweeps one piece of code.
     pub fn piece(&mut self, piece: &Piece<'_>) {
         self.cover(piece);
-        let mut decoder = Decoder::with_ip(64, piece.code, piece.start, DecoderOptions::NONE);
+        let mut decoder = decoder(piece.code, piece.start);
         let mut certain = piece.symbol.is_some();
         let mut instruction = Instruction::default();
         while decoder.can_decode() {
@@ -145,7 +147,7 @@ impl<'a> Sweep<'a> {
             class: *class,
             effect: class.effect(),
             name: class.name(),
-            instead: class.instead(),
+            instead: instead(*class),
             count: count.all,
             uncertain: count.uncertain,
             deliberate: count.deliberate,

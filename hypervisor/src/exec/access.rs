@@ -4,13 +4,14 @@
 //! done. What lies outside the guest's memory is the platform's to answer for.
 
 use super::cpu::VirtualCpu;
-use super::exception::{Exception, Stop};
+use super::exception::Stop;
 use super::fault::FaultHistory;
 use crate::bare::platform::Platform;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, PAGE_SIZE};
 use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{LookupError, Shadow};
 use crate::mmu::space::VcpuSpace;
+use crate::x86::exception::Exception;
 use crate::x86::registers::Regs;
 use crate::x86::walk::Access;
 

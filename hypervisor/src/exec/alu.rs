@@ -4,9 +4,9 @@
 
 use iced_x86::Mnemonic;
 
-use super::cpu::rflags;
-use super::cpu::rflags::{AF, CF, OF, PF, SF, ZF};
 use super::operand::truncate;
+use crate::x86::rflags;
+use crate::x86::rflags::{AF, CF, OF, PF, SF, ZF};
 
 /// A result and the status flags that go with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

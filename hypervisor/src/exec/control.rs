@@ -6,36 +6,19 @@ use iced_x86::Register;
 use paravane_abi::addr::is_canonical;
 
 use super::access::Trap;
-use super::cpu::{cr0, cr4, efer};
-use super::exception::{Exception, Stop};
+use super::cpu::CR4_KNOWN;
+use super::exception::Stop;
 use crate::host::host_cpuid;
 use crate::mmu::space::Flush;
-use crate::x86::guest_cpuid;
+use crate::x86::control::{cr0, cr4, efer};
+use crate::x86::debug::{DR6_ONES, DR7_ONES};
+use crate::x86::exception::Exception;
+use crate::x86::{guest_cpuid, msr};
 
-/// Model-specific registers (SDM vol. 4, table 2-2).
-mod msr {
-    pub const APIC_BASE: u32 = 0x1b;
-    pub const MICROCODE_REVISION: u32 = 0x8b;
-    pub const MTRR_CAPABILITIES: u32 = 0xfe;
-    pub const MISC_ENABLE: u32 = 0x1a0;
-    pub const PAT: u32 = 0x277;
-    pub const EFER: u32 = 0xc000_0080;
-    pub const STAR: u32 = 0xc000_0081;
-    pub const LSTAR: u32 = 0xc000_0082;
-    pub const CSTAR: u32 = 0xc000_0083;
-    pub const SYSCALL_MASK: u32 = 0xc000_0084;
-    pub const FS_BASE: u32 = 0xc000_0100;
-    pub const GS_BASE: u32 = 0xc000_0101;
-    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
-}
-
-/// Where the local APIC would be; bit 11, its enable bit, is clear: there is none.
-const APIC_BASE: u64 = 0xfee0_0000;
 /// Bits of CR3 that do not select a frame: PWT and PCD, which mean nothing here.
 const CR3_IGNORED: u64 = 0xfff;
-const DR6_FIXED: u64 = 0xffff_0ff0;
+/// The bits of DR6 that keep what is written: the four breakpoints' and BD, BS and BT.
 const DR6_WRITABLE: u64 = 0xe00f;
-const DR7_FIXED: u64 = 0x400;
 
 fn refuse<T>() -> Result<T, Stop> {
     Err(Exception::protection(0).into())
@@ -105,7 +88,7 @@ impl Trap<'_> {
     }
 
     fn write_cr4(&mut self, value: u64) -> Result<(), Stop> {
-        if value & !cr4::KNOWN != 0 || value & cr4::PAE == 0 {
+        if value & !CR4_KNOWN != 0 || value & cr4::PAE == 0 {
             return refuse();
         }
         if (self.cpu.cr4 ^ value) & cr4::PGE != 0 {
@@ -128,8 +111,8 @@ impl Trap<'_> {
         }
         if let Some(cell) = self.cpu.debug.get_mut(index) {
             *cell = match index {
-                6 => value & DR6_WRITABLE | DR6_FIXED,
-                7 => value | DR7_FIXED,
+                6 => value & DR6_WRITABLE | DR6_ONES,
+                7 => value | DR7_ONES,
                 _ => value,
             };
         }
@@ -139,10 +122,10 @@ impl Trap<'_> {
     /// RDMSR.
     pub fn read_msr(&self, number: u32) -> Result<u64, Stop> {
         Ok(match number {
-            msr::APIC_BASE => APIC_BASE,
+            // The enable bit is clear: there is no local APIC.
+            msr::APIC_BASE => msr::APIC_BASE_ADDRESS,
             msr::MICROCODE_REVISION | msr::MTRR_CAPABILITIES => 0,
-            // Fast strings.
-            msr::MISC_ENABLE => 1,
+            msr::MISC_ENABLE => msr::MISC_ENABLE_FAST_STRINGS,
             msr::PAT => self.cpu.pat,
             msr::EFER => self.cpu.efer,
             msr::STAR => self.cpu.star,
@@ -158,15 +141,13 @@ impl Trap<'_> {
 
     /// WRMSR.
     pub fn write_msr(&mut self, number: u32, value: u64) -> Result<(), Stop> {
-        let holds_address =
-            matches!(number, msr::LSTAR | msr::CSTAR | msr::FS_BASE | msr::GS_BASE | msr::KERNEL_GS_BASE);
-        if holds_address && !is_canonical(value) {
+        if msr::holds_address(number) && !is_canonical(value) {
             return refuse();
         }
         match number {
-            msr::APIC_BASE if value == APIC_BASE => {}
+            msr::APIC_BASE if value == msr::APIC_BASE_ADDRESS => {}
             msr::MICROCODE_REVISION | msr::MISC_ENABLE => {}
-            msr::PAT if is_memory_types(value) => self.cpu.pat = value,
+            msr::PAT if msr::is_valid_pat(value) => self.cpu.pat = value,
             msr::EFER => return self.write_efer(value),
             msr::STAR => self.cpu.star = value,
             msr::LSTAR => self.cpu.lstar = value,
@@ -181,8 +162,7 @@ impl Trap<'_> {
     }
 
     fn write_efer(&mut self, value: u64) -> Result<(), Stop> {
-        let known = efer::SCE | efer::LME | efer::LMA | efer::NXE;
-        if value & !known != 0 || value & efer::LME == 0 {
+        if value & !efer::LONG_MODE != 0 || value & efer::LME == 0 {
             return refuse();
         }
         let changes_paging = (self.cpu.efer ^ value) & efer::NXE != 0;
@@ -201,11 +181,6 @@ impl Trap<'_> {
         let fine = number == 0 && guest_cpuid::is_consistent(value) && value & !available == 0;
         if fine { Ok(()) } else { refuse() }
     }
-}
-
-/// Whether each byte is a memory type that PAT may hold (SDM vol. 3, 12.12.2).
-fn is_memory_types(value: u64) -> bool {
-    value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7))
 }
 
 /// DR4 and DR5 are DR6 and DR7 where CR4.DE is clear; nobody uses them with it set.

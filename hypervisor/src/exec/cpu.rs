@@ -4,63 +4,15 @@
 //! in [`Regs`]. What may not be done here: touching memory, or deciding what an instruction does.
 
 use crate::mmu::shadow::{Controls, View};
+use crate::x86::control::{cr0, cr4, efer};
+use crate::x86::debug::{DR6_ONES, DR7_ONES};
+use crate::x86::msr::PAT_POWER_ON;
 use crate::x86::registers::Regs;
+use crate::x86::rflags;
 
-/// RFLAGS bits (SDM vol. 1, 3.4.3).
-pub(crate) mod rflags {
-    pub const FIXED: u64 = 1 << 1;
-    pub const CF: u64 = 1 << 0;
-    pub const PF: u64 = 1 << 2;
-    pub const AF: u64 = 1 << 4;
-    pub const ZF: u64 = 1 << 6;
-    pub const SF: u64 = 1 << 7;
-    pub const TF: u64 = 1 << 8;
-    pub const IF: u64 = 1 << 9;
-    pub const DF: u64 = 1 << 10;
-    pub const OF: u64 = 1 << 11;
-    pub const IOPL_SHIFT: u32 = 12;
-    pub const IOPL: u64 = 3 << IOPL_SHIFT;
-    pub const NT: u64 = 1 << 14;
-    pub const RF: u64 = 1 << 16;
-    pub const VM: u64 = 1 << 17;
-    pub const AC: u64 = 1 << 18;
-    pub const ID: u64 = 1 << 21;
-    /// What an arithmetic instruction sets.
-    pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
-}
-
-/// CR0 bits (SDM vol. 3, 2.5).
-pub(crate) mod cr0 {
-    pub const PE: u64 = 1 << 0;
-    pub const MP: u64 = 1 << 1;
-    pub const TS: u64 = 1 << 3;
-    pub const ET: u64 = 1 << 4;
-    pub const NE: u64 = 1 << 5;
-    pub const WP: u64 = 1 << 16;
-    pub const NW: u64 = 1 << 29;
-    pub const CD: u64 = 1 << 30;
-    pub const PG: u64 = 1 << 31;
-}
-
-/// CR4 bits (SDM vol. 3, 2.5).
-pub(crate) mod cr4 {
-    pub const PAE: u64 = 1 << 5;
-    pub const PGE: u64 = 1 << 7;
-    pub const OSFXSR: u64 = 1 << 9;
-    pub const OSXMMEXCPT: u64 = 1 << 10;
-    pub const OSXSAVE: u64 = 1 << 18;
-    /// VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE. Not UMIP, LA57, PCIDE,
-    /// SMEP, SMAP and PKE, which this machine does not have.
-    pub const KNOWN: u64 = 0x5_07ff;
-}
-
-/// EFER bits (SDM vol. 3, 2.2.1).
-pub(crate) mod efer {
-    pub const SCE: u64 = 1 << 0;
-    pub const LME: u64 = 1 << 8;
-    pub const LMA: u64 = 1 << 10;
-    pub const NXE: u64 = 1 << 11;
-}
+/// The bits of CR4 that a kernel may set: VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, FSGSBASE and
+/// OSXSAVE. Not UMIP, LA57, PCIDE, SMEP, SMAP and PKE, which this machine does not have.
+pub(crate) const CR4_KNOWN: u64 = 0x5_07ff;
 
 /// GDTR or IDTR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -146,9 +98,8 @@ impl VirtualCpu {
             cstar: 0,
             syscall_mask: 0,
             kernel_gs_base: 0,
-            // Power-on value (SDM vol. 3, 12.12.4).
-            pat: 0x0007_0406_0007_0406,
-            debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            pat: PAT_POWER_ON,
+            debug: [0, 0, 0, 0, 0, 0, DR6_ONES, DR7_ONES],
             shadowed_rip: None,
             halted: false,
         }

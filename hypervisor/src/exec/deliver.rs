@@ -3,9 +3,11 @@
 use paravane_abi::addr::is_canonical;
 
 use super::access::{Rights, Trap};
-use super::cpu::rflags;
-use super::exception::{Death, Exception, Stop, vector};
-use super::segment::{error_of, is_null};
+use super::exception::{Death, Stop};
+use crate::x86::descriptor::{error_of, is_null};
+use crate::x86::exception::selector_error::{EXTERNAL, IDT};
+use crate::x86::exception::{Exception, vector};
+use crate::x86::rflags;
 
 /// Where an event comes from: decides about privileges, error codes and double faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +31,6 @@ struct Gate {
 /// Offset of RSP0 and of IST1 in a 64-bit TSS (SDM vol. 3, 7.7).
 const TSS_RSP0: u64 = 4;
 const TSS_IST1: u64 = 36;
-
-/// Error-code bits: the event came from outside; the selector index is a vector.
-const EXTERNAL: u32 = 1;
-const IN_IDT: u32 = 2;
 
 impl Trap<'_> {
     /// Delivers an exception that the running code raised, or what comes of trying.
@@ -98,7 +96,7 @@ impl Trap<'_> {
     }
 
     fn gate(&mut self, vector: u8, origin: Origin, external: u32) -> Result<Gate, Stop> {
-        let error = u32::from(vector) << 3 | IN_IDT | external;
+        let error = u32::from(vector) << 3 | IDT | external;
         let offset = u64::from(vector) * 16;
         if offset + 15 > u64::from(self.cpu.idt.limit) {
             return Err(Exception::protection(error).into());
@@ -137,7 +135,7 @@ impl Trap<'_> {
         if !d.is_code() || !d.is_64_bit() || level > self.cpu.cpl() || !matches!(level, 0 | 3) {
             return Err(Exception::protection(error).into());
         }
-        if !d.present() {
+        if !d.is_present() {
             return Err(Exception::not_present(error).into());
         }
         Ok(level == 3)

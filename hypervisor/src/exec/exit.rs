@@ -1,19 +1,17 @@
 //! One exit, from what the engine says to what the monitor does next.
 
 use super::access::{Rights, Trap};
-use super::cpu::rflags;
 use super::deliver::Origin;
-use super::exception::{Death, Exception, Stop, vector};
+use super::exception::{Death, Stop};
 use super::instruction::{Next, always_traps};
 use super::{BareOutcome, Handled};
 use crate::bare::platform::PlatformEvent;
 use crate::engine::Exit;
 use crate::ledger::{Cause, PortDevice};
 use crate::machine::end::DomainEnd;
-use crate::x86::exception::Fault;
-
-/// DR6.BS: a single step.
-const DR6_SINGLE_STEP: u64 = 1 << 14;
+use crate::x86::debug::DR6_SINGLE_STEP;
+use crate::x86::exception::{Exception, Fault, vector};
+use crate::x86::rflags;
 
 impl Trap<'_> {
     /// Handles one exit.
@@ -63,8 +61,7 @@ impl Trap<'_> {
         if fault.vector == vector::DEBUG && self.regs.rflags & rflags::TF != 0 {
             self.note_single_step();
         }
-        let error = Exception::has_error(fault.vector).then_some(fault.error_code);
-        let exception = Exception { vector: fault.vector, error, address: 0 };
+        let exception = Exception { address: 0, ..fault.into() };
         self.finish(own(fault), Err(exception.into()), self.regs.rip)
     }
 
@@ -104,7 +101,7 @@ impl Trap<'_> {
                 return Ok(outcome_of(event));
             }
             Ok(Next::Interrupt(number)) => {
-                let event = Exception { vector: number, error: None, address: 0 };
+                let event = Exception::plain(number);
                 self.deliver(event, Origin::Software { next_rip: next })?;
             }
             Err(Stop::Exception(exception)) => self.raise(exception)?,
@@ -121,7 +118,7 @@ impl Trap<'_> {
             return Ok(());
         }
         self.note_single_step();
-        self.raise(Exception { vector: vector::DEBUG, error: None, address: 0 })
+        self.raise(Exception::plain(vector::DEBUG))
     }
 
     fn note_single_step(&mut self) {
@@ -143,7 +140,7 @@ impl Trap<'_> {
             return Ok(None);
         }
         let number = self.platform.acknowledge();
-        self.deliver(Exception { vector: number, error: None, address: 0 }, Origin::External)?;
+        self.deliver(Exception::plain(number), Origin::External)?;
         Ok(Some(number))
     }
 

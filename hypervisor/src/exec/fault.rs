@@ -3,17 +3,14 @@
 use paravane_abi::addr::is_hypervisor;
 
 use super::access::Trap;
-use super::exception::{Death, Exception, Stop};
+use super::exception::{Death, Stop};
 use super::memory_op::Emulated;
 use crate::ledger::Cause;
 use crate::machine::memory::Maddr;
 use crate::mmu::shadow::{Fill, Lookup, LookupError};
-use crate::x86::exception::Fault;
+use crate::x86::exception::page_error::{FETCH, WRITE};
+use crate::x86::exception::{Exception, Fault};
 use crate::x86::walk::Access;
-
-/// Error-code bits of a page fault (SDM vol. 3, 4.7).
-const WRITE: u32 = 1 << 1;
-const FETCH: u32 = 1 << 4;
 
 /// Faults on an accessible page in a row, after which the engine is told that all it has cached is stale...
 const SUSPICIOUS: u8 = 3;

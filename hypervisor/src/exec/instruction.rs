@@ -4,14 +4,15 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use paravane_abi::addr::is_canonical;
 
 use super::access::Trap;
-use super::cpu::cr4;
-use super::exception::{Death, Exception, Stop, vector};
+use super::exception::{Death, Stop};
 use super::operand::truncate;
 use crate::bare::platform::{Platform, PlatformEvent};
 use crate::host::host_cpuid;
 use crate::host::host_cpuid::Dynamic;
 use crate::ledger::{Cause, PrivOp};
 use crate::mmu::space::Flush;
+use crate::x86::control::cr4;
+use crate::x86::exception::{Exception, vector};
 
 /// How an emulated instruction ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use super::access::{Rights, Stored, Trap};
 use super::alu;
 use super::alu::Outcome;
-use super::cpu::rflags;
 use super::exception::Stop;
 use super::operand::{read_register, truncate, write_register};
+use crate::x86::rflags;
 
 /// How many elements of a repeated string instruction one exit transfers: a page of quadwords.
 const MAX_REPEATS: u64 = 512;

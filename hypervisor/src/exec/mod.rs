@@ -131,7 +131,7 @@ impl BareMachine {
         log: &mut TableLog,
         space: &mut VcpuSpace,
     ) -> Result<(Self, Regs), StartError> {
-        decode::prepare();
+        crate::x86::decode::prepare();
         let cpu = VirtualCpu::new(boot.cr3);
         let mut shadow = Shadow::new(shadow_frames, mem.guest_frames(), reserved)?;
         shadow

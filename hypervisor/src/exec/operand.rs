@@ -3,7 +3,8 @@
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::access::{Rights, Trap};
-use super::exception::{Exception, Stop};
+use super::exception::Stop;
+use crate::x86::exception::Exception;
 use crate::x86::registers::Regs;
 
 /// The 64-bit register with the number that instructions have for it.

@@ -3,9 +3,11 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::access::{Rights, Trap};
-use super::exception::{Exception, Stop};
+use super::exception::Stop;
 use super::operand::{read_register, truncate, write_register};
 use crate::bare::platform::PlatformEvent;
+use crate::x86::exception::Exception;
+use crate::x86::rflags;
 
 /// How many elements of a repeated INS or OUTS one exit transfers; the rest traps again.
 const MAX_REPEATS: u64 = 256;
@@ -95,7 +97,7 @@ impl PortString {
             trap.write_value(va, size, value.into(), Rights::Current)?;
         }
         let step = size as u64;
-        let backwards = trap.regs.rflags & super::cpu::rflags::DF != 0;
+        let backwards = trap.regs.rflags & rflags::DF != 0;
         let index = read_register(trap.regs, self.index);
         let next = if backwards { index.wrapping_sub(step) } else { index.wrapping_add(step) };
         write_register(trap.regs, self.index, truncate(next, self.index.size()));

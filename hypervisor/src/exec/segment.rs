@@ -7,83 +7,22 @@ use iced_x86::Register;
 
 use super::access::{Rights, Trap};
 use super::cpu::{SystemSegment, TableRegister};
-use super::exception::{Exception, Stop};
+use super::exception::Stop;
+use crate::x86::descriptor::{Descriptor, LOCAL, bits, error_of, is_null, rpl};
+use crate::x86::exception::Exception;
 
-/// An 8-byte segment descriptor (SDM vol. 3, 3.4.5), or the lower half of a 16-byte one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Descriptor(u64);
-
-impl Descriptor {
-    pub fn present(self) -> bool {
-        self.0 & 1 << 47 != 0
+/// Whether `d` may be the stack of code at `level`, under the name `selector`.
+fn serves_as_stack(d: Descriptor, selector: u16, level: u16) -> Result<(), Exception> {
+    if rpl(selector) != level || d.dpl() != level || !d.is_writable_data() {
+        return Err(Exception::protection(error_of(selector)));
     }
-    pub fn dpl(self) -> u16 {
-        (self.0 >> 45 & 3) as u16
-    }
-    /// Type field: meaning depends on [`Descriptor::is_system`].
-    fn kind(self) -> u64 {
-        self.0 >> 40 & 15
-    }
-    fn is_system(self) -> bool {
-        self.0 & 1 << 44 == 0
-    }
-    pub fn is_code(self) -> bool {
-        !self.is_system() && self.kind() & 8 != 0
-    }
-    pub fn is_conforming(self) -> bool {
-        self.kind() & 4 != 0
-    }
-    /// A code segment of 64-bit code: L set, D clear.
-    pub fn is_64_bit(self) -> bool {
-        self.0 >> 53 & 3 == 1
-    }
-    fn is_readable(self) -> bool {
-        !self.is_system() && (self.kind() & 8 == 0 || self.kind() & 2 != 0)
-    }
-    fn is_writable_data(self) -> bool {
-        !self.is_system() && self.kind() & 0b1010 == 0b0010
-    }
-    fn is_available_tss(self) -> bool {
-        self.is_system() && self.kind() == 9
-    }
-    fn is_ldt(self) -> bool {
-        self.is_system() && self.kind() == 2
-    }
-    /// Whether this may be the stack of code at `level`, under the name `selector`.
-    fn serves_as_stack(self, selector: u16, level: u16) -> Result<(), Exception> {
-        if rpl(selector) != level || self.dpl() != level || !self.is_writable_data() {
-            return Err(Exception::protection(error_of(selector)));
-        }
-        if self.present() { Ok(()) } else { Err(Exception::stack(error_of(selector))) }
-    }
-    fn base(self) -> u64 {
-        (self.0 >> 16 & 0xff_ffff) | (self.0 >> 56) << 24
-    }
-    fn limit(self) -> u32 {
-        let raw = (self.0 & 0xffff | self.0 >> 32 & 0xf_0000) as u32;
-        if self.0 & 1 << 55 != 0 { raw << 12 | 0xfff } else { raw }
-    }
+    if d.is_present() { Ok(()) } else { Err(Exception::stack(error_of(selector))) }
 }
-
-/// A selector without its RPL, as error codes have it.
-pub(crate) const fn error_of(selector: u16) -> u32 {
-    (selector & !3) as u32
-}
-
-pub(crate) const fn rpl(selector: u16) -> u16 {
-    selector & 3
-}
-
-pub(crate) const fn is_null(selector: u16) -> bool {
-    selector & !3 == 0
-}
-
-const IN_LDT: u16 = 4;
 
 impl Trap<'_> {
     /// Linear address of the descriptor, all of whose `len` bytes lie within its table.
     fn descriptor_address(&self, selector: u16, len: u64) -> Result<u64, Stop> {
-        let (base, limit) = if selector & IN_LDT != 0 {
+        let (base, limit) = if selector & LOCAL != 0 {
             (self.cpu.ldt.base, u64::from(self.cpu.ldt.limit))
         } else {
             (self.cpu.gdt.base, u64::from(self.cpu.gdt.limit))
@@ -129,14 +68,14 @@ impl Trap<'_> {
     fn check_data_segment(&self, register: Register, selector: u16, d: Descriptor) -> Result<(), Stop> {
         let (error, cpl) = (error_of(selector), self.cpu.cpl());
         if register == Register::SS {
-            return d.serves_as_stack(selector, cpl).map_err(Stop::from);
+            return serves_as_stack(d, selector, cpl).map_err(Stop::from);
         }
         let exempt = d.is_code() && d.is_conforming();
         let privileged = exempt || (rpl(selector) <= d.dpl() && cpl <= d.dpl());
         if !d.is_readable() || !privileged {
             return Err(Exception::protection(error).into());
         }
-        if d.present() { Ok(()) } else { Err(Exception::not_present(error).into()) }
+        if d.is_present() { Ok(()) } else { Err(Exception::not_present(error).into()) }
     }
 
     /// Checks that `selector` names 64-bit code that may run at its RPL, for a return or jump to it.
@@ -151,7 +90,7 @@ impl Trap<'_> {
         if !d.is_code() || !d.is_64_bit() || !privileged || !matches!(level, 0 | 3) {
             return Err(Exception::protection(error).into());
         }
-        if !d.present() {
+        if !d.is_present() {
             return Err(Exception::not_present(error).into());
         }
         self.mark_accessed(selector, d)
@@ -163,13 +102,13 @@ impl Trap<'_> {
             return Err(Exception::protection(0).into());
         }
         let d = self.descriptor(selector)?;
-        d.serves_as_stack(selector, level)?;
+        serves_as_stack(d, selector, level)?;
         self.mark_accessed(selector, d)
     }
 
     /// Sets the accessed bit of a code or data descriptor, as the CPU does.
     pub fn mark_accessed(&mut self, selector: u16, descriptor: Descriptor) -> Result<(), Stop> {
-        let accessed = descriptor.0 | 1 << 40;
+        let accessed = descriptor.0 | bits::ACCESSED;
         if accessed != descriptor.0 {
             let at = self.descriptor_address(selector, 8)?;
             self.write_value(at, 8, accessed, Rights::System)?;
@@ -184,7 +123,7 @@ impl Trap<'_> {
         fits: impl Fn(Descriptor) -> bool,
     ) -> Result<SystemSegment, Stop> {
         let error = Exception::protection(error_of(selector));
-        if selector & IN_LDT != 0 {
+        if selector & LOCAL != 0 {
             return Err(error.into());
         }
         let at = self.descriptor_address(selector, 16)?;
@@ -194,7 +133,7 @@ impl Trap<'_> {
         if !fits(low) || !paravane_abi::addr::is_canonical(base) {
             return Err(error.into());
         }
-        if !low.present() {
+        if !low.is_present() {
             return Err(Exception::not_present(error_of(selector)).into());
         }
         Ok(SystemSegment { selector, base, limit: low.limit() })
@@ -217,7 +156,7 @@ impl Trap<'_> {
         }
         let segment = self.system_segment(selector, Descriptor::is_available_tss)?;
         let at = self.descriptor_address(selector, 8)?;
-        let busy = self.read_value(at, 8, Rights::System)? | 1 << 41;
+        let busy = self.read_value(at, 8, Rights::System)? | bits::BUSY;
         self.write_value(at, 8, busy, Rights::System)?;
         self.cpu.task = segment;
         Ok(())

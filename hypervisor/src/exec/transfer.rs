@@ -6,9 +6,11 @@ use iced_x86::{Instruction, OpKind};
 use paravane_abi::addr::is_canonical;
 
 use super::access::{Rights, Trap};
-use super::cpu::{efer, rflags};
-use super::exception::{Death, Exception, Stop};
-use super::segment::{error_of, is_null, rpl};
+use super::exception::{Death, Stop};
+use crate::x86::control::efer;
+use crate::x86::descriptor::{error_of, is_null, rpl};
+use crate::x86::exception::Exception;
+use crate::x86::rflags;
 
 /// Where a return goes.
 struct Target {

@@ -7,7 +7,7 @@ use paravane_abi::segment::GDT_FRAMES;
 
 use super::log::{Cursor, PteWrite, Since, TableLog, Unread};
 use crate::machine::memory::Mfn;
-use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE};
+use crate::x86::control::cr4;
 
 /// The frames of a guest's descriptor table, in order.
 pub type GdtFrames = [Option<Mfn>; GDT_FRAMES];
@@ -23,7 +23,7 @@ pub struct Allowed {
 
 impl Allowed {
     /// All that the engine has.
-    pub const ALL: Self = Self { cr4: CR4_FSGSBASE | CR4_OSXSAVE, xcr0: u64::MAX };
+    pub const ALL: Self = Self { cr4: cr4::FSGSBASE | cr4::OSXSAVE, xcr0: u64::MAX };
 }
 
 /// How much of what a CPU may have cached of translations must go.

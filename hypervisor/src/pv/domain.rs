@@ -28,7 +28,7 @@ use crate::machine::time::{Clock, Timers};
 use crate::mmu::direct::{DirectPaging, Stop, VcpuTables};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Allowed, VcpuSpace};
-use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+use crate::x86::control::cr4;
 use crate::x86::registers::Regs;
 
 /// The number of the only guest domain.
@@ -236,9 +236,9 @@ impl PvDomain {
     /// Tells the engine which instructions the guest's CR4 and XCR0 allow.
     pub fn allow_instructions(&mut self) {
         let control = &self.vcpu.control;
-        let by_use = if control.xsave_in_use { CR4_OSXSAVE } else { 0 };
+        let by_use = if control.xsave_in_use { cr4::OSXSAVE } else { 0 };
         self.space.set_allowed(Allowed {
-            cr4: control.cr4 & (CR4_TSD | CR4_FSGSBASE | CR4_OSXSAVE) | by_use,
+            cr4: control.cr4 & (cr4::TSD | cr4::FSGSBASE | cr4::OSXSAVE) | by_use,
             xcr0: control.xcr0,
         });
     }

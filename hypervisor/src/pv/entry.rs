@@ -19,24 +19,17 @@ use zerocopy::IntoBytes;
 use super::domain::PvDomain;
 use super::vcpu::Callback;
 use crate::machine::memory::Maddr;
+use crate::x86::debug::DR6_SINGLE_STEP;
 use crate::x86::exception::Fault;
+use crate::x86::rflags::{AC, IF, IOPL, IOPL_SHIFT, NT, RF, TF, VM};
 
-pub(super) const IF: u64 = 1 << 9;
-pub(super) const IOPL_SHIFT: u32 = 12;
-pub(super) const IOPL: u64 = 3 << IOPL_SHIFT;
-pub(super) const VM: u64 = 1 << 17;
 /// TF, IOPL, NT, RF, VM and AC: cleared or owned by the host on every entry.
-const CLEARED_ON_ENTRY: u64 = 1 << 8 | IOPL | 1 << 14 | 1 << 16 | VM | 1 << 18;
+const CLEARED_ON_ENTRY: u64 = TF | IOPL | NT | RF | VM | AC;
 /// Compilers may keep live data in the 128 bytes below the stack pointer (System V ABI, 3.2.2), and parts of
 /// a guest kernel may be code compiled so: an entry into running kernel code leaves them alone.
 const RED_ZONE: u64 = 128;
 /// A selector's privilege level.
 pub(super) const RPL: u64 = 3;
-/// DR6.BS: a single step.
-const DR6_SINGLE_STEP: u64 = 1 << 14;
-const TF: u64 = 1 << 8;
-/// RFLAGS.RF: set in the frame of a fault (SDM vol. 3, 17.3.1.1), so that a breakpoint there is passed over once.
-const RF: u64 = 1 << 16;
 
 /// Words of the longest frame: one with an error code.
 const MAX_FRAME: usize = 8;

@@ -10,9 +10,10 @@ use paravane_abi::trap::{IretContext, TRAP_GP_FAULT, VGCF_IN_SYSCALL};
 use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
 use super::domain::PvDomain;
-use super::entry::{IF, IOPL, IOPL_SHIFT, RPL, VM};
+use super::entry::RPL;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Selectors;
+use crate::x86::rflags::{IF, IOPL, IOPL_SHIFT, VM};
 
 impl PvDomain {
     /// The `iret` hypercall: takes its frame off the guest's stack and continues where it says.

@@ -11,26 +11,14 @@ use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_NO_SEGMENT, TRAP_STACK_ERROR};
 
 use super::domain::PvDomain;
 use crate::machine::memory::Maddr;
+use crate::x86::descriptor::bits::{
+    CODE, CONFORMING, DEFAULT_32, DPL, LONG, NOT_SYSTEM, PRESENT, READABLE, WRITABLE,
+};
+use crate::x86::descriptor::{LOCAL, RPL, error_of};
 use crate::x86::exception::Fault;
 
-/// In a selector: the local table instead of the global one.
-const LOCAL: u16 = 1 << 2;
 /// Selectors up to this one are null.
 const LAST_NULL: u16 = 3;
-/// The requested privilege level.
-const RPL: u16 = 3;
-
-/// Of data.
-const WRITABLE: u64 = 1 << 41;
-/// Of code.
-const READABLE: u64 = 1 << 41;
-const CONFORMING: u64 = 1 << 42;
-const CODE: u64 = 1 << 43;
-const NOT_SYSTEM: u64 = 1 << 44;
-const DPL: u64 = 0b11 << 45;
-const PRESENT: u64 = 1 << 47;
-const LONG: u64 = 1 << 53;
-const DEFAULT_32: u64 = 1 << 54;
 
 /// The hypervisor's flat descriptors of privilege level 3, accessed.
 const FLAT_CODE_64: u64 = 0x00af_fb00_0000_ffff;
@@ -133,7 +121,7 @@ impl PvDomain {
 
 /// An exception whose error code is a selector (SDM vol. 3, 6.13).
 fn refused(vector: u8, selector: u16) -> Fault {
-    Fault { vector, error_code: u32::from(selector & !RPL), address: 0 }
+    Fault { vector, error_code: error_of(selector), address: 0 }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use paravane_abi::debugreg::{DEBUGREG_CONTROL_DEFAULT, DEBUGREG_STATUS_DEFAULT};
 use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
 
 use super::runstate::Runstate;
+use crate::x86::control::cr4;
 use crate::x86::guest_cpuid::XCR0_FIRST;
 use crate::x86::registers::Regs;
 
@@ -148,7 +149,7 @@ pub struct PvVcpu {
 }
 
 /// What every guest finds set in CR4: PAE, MCE, OSFXSR, OSXMMEXCPT.
-pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
+pub const CR4_FIXED: u64 = cr4::PAE | cr4::MCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
 
 impl PvVcpu {
     /// A vCPU in kernel mode with no handlers, about to run with `regs`.

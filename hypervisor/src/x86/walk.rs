@@ -9,6 +9,7 @@
 
 use paravane_abi::{addr, pte};
 
+use super::exception::page_error;
 use crate::machine::memory::{MachineMemory, Maddr, PAGE_SHIFT};
 
 /// Turns an address found in a page table (or CR3) into machine memory.
@@ -53,14 +54,12 @@ pub struct Access {
 impl Access {
     /// The bits of a page fault's error code that only depend on the access (SDM vol. 3, 4.7).
     fn error_code(self) -> u32 {
-        (u32::from(self.write) << 1) | (u32::from(self.user) << 2) | (u32::from(self.fetch) << 4)
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        bit(self.write, page_error::WRITE)
+            | bit(self.user, page_error::USER)
+            | bit(self.fetch, page_error::FETCH)
     }
 }
-
-/// Error-code bit: the fault is one of rights, not of presence.
-const ERROR_PRESENT: u32 = 1 << 0;
-/// Error-code bit: a reserved bit was set.
-const ERROR_RESERVED: u32 = 1 << 3;
 
 /// Why a walk found no translation, or one that does not allow the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,8 +96,8 @@ impl WalkFault {
         match self {
             Self::NotCanonical => None,
             Self::NotPresent { .. } | Self::NoTable { .. } => Some(access.error_code()),
-            Self::Reserved { .. } => Some(access.error_code() | ERROR_PRESENT | ERROR_RESERVED),
-            Self::Denied => Some(access.error_code() | ERROR_PRESENT),
+            Self::Reserved { .. } => Some(access.error_code() | page_error::PRESENT | page_error::RESERVED),
+            Self::Denied => Some(access.error_code() | page_error::PRESENT),
         }
     }
 }

@@ -11,33 +11,30 @@ use super::tables::{self, GateTables, Gdt};
 use crate::engine::Exit;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
 use crate::mmu::space::{Allowed, GdtFrames};
-use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
-use crate::x86::exception::Fault;
+use crate::x86::control::{cr0, cr4, efer};
+use crate::x86::descriptor::bits;
+use crate::x86::exception::{Exception, Fault};
 use crate::x86::registers::{Regs, Selectors};
+use crate::x86::{exception, msr, rflags};
 
 /// Flags that a guest may have as it likes: the arithmetic flags, TF, DF, AC and ID (SDM vol. 1, 3.4.3).
-const GUEST_FLAGS: u64 = 0x24_0dd5;
-/// Always on at CPL 3: bit 1, and IF, so that the host's own interrupts arrive.
-const FIXED_FLAGS: u64 = 0x202;
+const GUEST_FLAGS: u64 = rflags::LOADED_AT_CPL3 & !(rflags::NT | rflags::RF);
 
 /// PE, MP, ET, NE, WP, PG (SDM vol. 3, 2.5).
-const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
-const CR0_TS: u64 = 1 << 3;
+const CR0: u64 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
 /// PAE, OSFXSR, OSXMMEXCPT.
-const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
-/// SCE, LME, LMA, NXE.
-const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
+const CR4: u64 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
 
 /// CR0 for a guest that has TS set, or not.
 pub fn cr0(task_switched: bool) -> u64 {
-    CR0 | if task_switched { CR0_TS } else { 0 }
+    CR0 | if task_switched { cr0::TS } else { 0 }
 }
 
 /// CR4 for a guest that wants these bits, as far as the processor has them.
 pub fn cr4(wanted: u64, features: Features) -> u64 {
     let optional = |have: bool, bit: u64| if have { bit } else { 0 };
     let possible =
-        CR4_TSD | optional(features.xcr0 != 0, CR4_OSXSAVE) | optional(features.fsgsbase, CR4_FSGSBASE);
+        cr4::TSD | optional(features.xcr0 != 0, cr4::OSXSAVE) | optional(features.fsgsbase, cr4::FSGSBASE);
     CR4 | wanted & possible
 }
 
@@ -150,8 +147,8 @@ pub fn initial_sregs(features: Features) -> kvm_sregs {
         gs: null,
         cr0: CR0,
         cr4: cr4(Allowed::ALL.cr4, features),
-        efer: EFER,
-        apic_base: 0xfee0_0900,
+        efer: efer::LONG_MODE,
+        apic_base: msr::APIC_BASE_ADDRESS | msr::APIC_BASE_ENABLED | msr::APIC_BASE_BSP,
         ..Default::default()
     };
     sregs.gdt.base = gdt.base();
@@ -192,7 +189,7 @@ pub fn to_kvm(regs: &Regs, k: &mut kvm_regs) {
         r14: regs.r14,
         r15: regs.r15,
         rip: regs.rip,
-        rflags: regs.rflags & GUEST_FLAGS | FIXED_FLAGS,
+        rflags: regs.rflags & GUEST_FLAGS | rflags::ALWAYS_AT_CPL3,
     };
 }
 
@@ -247,13 +244,11 @@ pub fn gate_selectors(
 }
 
 fn is_32_bit_code(gdt: Gdt, selector: u16, frames: &GdtFrames, memory: &MachineMemory) -> bool {
-    // Code or data, code; long (SDM vol. 3, 3.4.5).
-    const CODE: u64 = 1 << 44 | 1 << 43;
-    const LONG: u64 = 1 << 53;
+    const CODE: u64 = bits::NOT_SYSTEM | bits::CODE;
     let frame = frames.get(usize::from(selector >> 12)).copied().flatten();
     let at = frame.map(|frame| Maddr(frame.maddr().0 + u64::from(selector & 0xff8)));
     let descriptor = at.and_then(|at| memory.load_u64(at).ok());
-    selector == gdt.user32_cs() || descriptor.is_some_and(|d| d & CODE == CODE && d & LONG == 0)
+    selector == gdt.user32_cs() || descriptor.is_some_and(|d| d & CODE == CODE && d & bits::LONG == 0)
 }
 
 /// Goes on at `rip` in the gate: leaves on its stack what it pops at the end (rax, rdx, rcx, rsi) and IRETQ takes.
@@ -276,11 +271,6 @@ pub fn enter_gate(
     Ok(())
 }
 
-/// Vectors with an error code (SDM vol. 3, table 6-1).
-const fn has_error_code(vector: u8) -> bool {
-    matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30)
-}
-
 /// Takes an exception's frame off the gate's stack, whose top was at `rsp` when its handler began.
 ///
 /// An exception of the gate's IRETQ is the guest's: a selector that it left with is one no more (it changed its
@@ -293,9 +283,9 @@ pub fn read_frame(
     gate: &GateTables,
 ) -> Exit {
     const LOST: Exit = Exit::Dead("the gate's stack is not in memory");
-    let has_code = has_error_code(vector);
+    let has_code = Exception::has_error(vector);
     let at = |va: u64| Maddr(gate.stack_top().0.wrapping_sub(tables::STACK_TOP_VA.wrapping_sub(va)));
-    let Ok([mut error, rip, cs, rflags, rsp_there, ss]) =
+    let Ok([mut error, rip, cs, flags, rsp_there, ss]) =
         memory.read_obj::<[u64; 6]>(at(tables::STACK_TOP_VA - 48))
     else {
         return LOST;
@@ -312,16 +302,14 @@ pub fn read_frame(
         }
         error = code;
     }
-    const RF: u64 = 1 << 16;
     regs.rip = rip;
-    regs.rflags = rflags & !RF;
+    regs.rflags = flags & !rflags::RF;
     regs.rsp = rsp_there;
     if gdt.is_guests() {
         (regs.selectors.cs, regs.selectors.ss) = (cs as u16, ss as u16);
     }
     let error_code = if has_code { error as u32 } else { 0 };
-    const PAGE_FAULT: u8 = 14;
-    let address = if vector == PAGE_FAULT { cr2 } else { 0 };
+    let address = if vector == exception::vector::PAGE { cr2 } else { 0 };
     Exit::Fault(Fault { vector, error_code, address })
 }
 

@@ -50,7 +50,7 @@ use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{MachineMemory, Mfn};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Allowed, Pending, VcpuSpace};
-use crate::x86::control::CR4_OSXSAVE;
+use crate::x86::control::cr4;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
 
@@ -250,7 +250,7 @@ impl KvmEngine {
         self.allowed = allowed;
         let xcr0 = allowed.xcr0 & self.features.xcr0;
         // While CR4.OSXSAVE is clear, the value makes no difference and is left alone.
-        if allowed.cr4 & CR4_OSXSAVE == 0 || xcr0 == self.xcr0 {
+        if allowed.cr4 & cr4::OSXSAVE == 0 || xcr0 == self.xcr0 {
             return Ok(());
         }
         self.xcr0 = xcr0;

@@ -15,18 +15,17 @@ use kvm_ioctls::SyncReg;
 use super::{KvmEngine, gate};
 use crate::engine::Exit;
 use crate::machine::memory::{MachineMemory, Mfn};
-use crate::x86::exception::Fault;
+use crate::x86::decode::MAX_LENGTH;
+use crate::x86::exception::{Fault, vector};
 use crate::x86::registers::Regs;
+use crate::x86::rflags::DF;
 use crate::x86::walk::{Access, MachineTables, walk_for};
 
 /// What the guest is told of an access that it may not make.
-pub(super) const REFUSED: Exit = Exit::Fault(Fault { vector: 13, error_code: 0, address: 0 });
+pub(super) const REFUSED: Exit = Exit::Fault(Fault { vector: vector::PROTECTION, error_code: 0, address: 0 });
 
 /// `OUT imm8, AL` to the exit port.
 const OUT: [u8; 2] = [0xe6, gate::EXIT_PORT];
-const DF: u64 = 1 << 10;
-/// The longest instruction (SDM vol. 2, 2.3.11).
-const MAX_LENGTH: u64 = 15;
 
 /// Whether an `OUT` that ended at `rip` may be taken for the hypercall page's without a look: it lies where the entry
 /// of the number in rax has it (see `transport::hypercall_stub`).
@@ -54,7 +53,7 @@ impl Code<'_> {
 
     /// The instruction of exactly `length` bytes at `va`, if it is an output to the exit port.
     fn output(&self, va: u64, length: u64, regs: &Regs) -> Option<Instruction> {
-        let mut bytes = [0; MAX_LENGTH as usize];
+        let mut bytes = [0; MAX_LENGTH];
         let mut have = 0;
         for (slot, at) in bytes.iter_mut().take(length as usize).zip(va..) {
             *slot = self.byte(at)?;
@@ -73,12 +72,12 @@ impl Code<'_> {
     /// The repeated output at RIP: KVM stops for each element, and goes on behind the last one only when it finds that
     /// there is none left.
     fn repeated(&self, regs: &Regs) -> Option<Instruction> {
-        (1..=MAX_LENGTH).find_map(|length| self.output(regs.rip, length, regs)).filter(repeats)
+        (1..=MAX_LENGTH as u64).find_map(|length| self.output(regs.rip, length, regs)).filter(repeats)
     }
 
     /// The output that ends at RIP, without prefixes: they may as well be the end of what comes before.
     fn single(&self, regs: &Regs) -> Option<Instruction> {
-        (1..=MAX_LENGTH).find_map(|length| self.output(regs.rip.wrapping_sub(length), length, regs))
+        (1..=MAX_LENGTH as u64).find_map(|length| self.output(regs.rip.wrapping_sub(length), length, regs))
     }
 }
 

@@ -8,6 +8,7 @@ use super::tables::Gdt;
 use super::{cpuid, tsc};
 use crate::host::limit::Advice;
 use crate::machine::memory::{BadMachineAddress, MachineMemory};
+use crate::x86::{msr, rflags};
 
 /// Why the KVM engine could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -116,19 +117,21 @@ fn open() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
-const MSR_STAR: u32 = 0xc000_0081;
-const MSR_LSTAR: u32 = 0xc000_0082;
-const MSR_CSTAR: u32 = 0xc000_0083;
-const MSR_SFMASK: u32 = 0xc000_0084;
+/// The flags that SYSCALL clears on its way into the gate.
+const CLEARED_BY_SYSCALL: u64 = rflags::IF | rflags::TF | rflags::DF | rflags::AC | rflags::NT;
 
 fn set_msrs(vcpu: &VcpuFd, syscall_va: u64, gdt: Gdt) -> Result<(), KvmError> {
-    // SYSCALL takes CS from STAR[47:32] and SS 8 above it; SFMASK clears IF, TF, DF, AC, NT (SDM vol. 2, SYSCALL).
+    // SYSCALL takes CS from STAR[47:32] and SS 8 above it (SDM vol. 2, SYSCALL).
     let star = u64::from(gdt.user32_cs()) << 48 | u64::from(gdt.kernel_cs()) << 32;
     // CSTAR as well: a guest may jump to compatibility mode, where AMD's SYSCALL goes to CSTAR at CPL 0, and the
     // linear address 0 that it would find there otherwise is the guest's.
-    let entries =
-        [(MSR_STAR, star), (MSR_LSTAR, syscall_va), (MSR_CSTAR, syscall_va), (MSR_SFMASK, 0x4_4700)]
-            .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
+    let entries = [
+        (msr::STAR, star),
+        (msr::LSTAR, syscall_va),
+        (msr::CSTAR, syscall_va),
+        (msr::SYSCALL_MASK, CLEARED_BY_SYSCALL),
+    ]
+    .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
     let msrs = Msrs::from_entries(&entries).map_err(no_table("MSR table"))?;
     match vcpu.set_msrs(&msrs).map_err(refused("KVM_SET_MSRS"))? {
         4 => Ok(()),

@@ -11,10 +11,10 @@ use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, kvm_device_attr
 use kvm_ioctls::VcpuFd;
 
 use super::host::{self, HostKind};
+use crate::x86::msr;
 
 /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`.
 const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
-const MSR_TSC: u32 = 0x10;
 
 /// Makes the guest's counter the host's where that can be done; says by how much the guest's is ahead (wrapping).
 pub fn align(vcpu: &VcpuFd) -> u64 {
@@ -42,7 +42,7 @@ fn measured_offset(vcpu: &VcpuFd) -> u64 {
     // SAFETY: RDTSC has no precondition; Linux leaves it to programs.
     let host = || unsafe { _rdtsc() };
     let read = |_| {
-        let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index: MSR_TSC, ..Default::default() }]).ok()?;
+        let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index: msr::TSC, ..Default::default() }]).ok()?;
         let before = host();
         let got = vcpu.get_msrs(&mut msrs);
         let width = host().wrapping_sub(before);

@@ -11,23 +11,12 @@ use super::child::HandOver;
 use super::script::SIGNALS;
 use super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED};
 use crate::engine::canonical;
-use crate::x86::exception::Fault;
+use crate::x86::exception::{Fault, page_error};
 use crate::x86::registers::Regs;
-
-/// RFLAGS.RF, which the processor sets in what it saves of a fault: for the layers above to show.
-const RESUME_FLAG: u64 = 0x1_0000;
-/// RFLAGS bits that CPL 3 may set by POPF or IRETQ: CF PF AF ZF SF TF DF OF NT RF AC ID.
-const SETTABLE_FLAGS: u64 = 0x0025_4dd5;
-/// Bit 1, always set, and IF.
-const FIXED_FLAGS: u64 = 0x202;
-const TRAP_FLAG: u64 = 0x100;
+use crate::x86::rflags;
 
 const USER_CS: u64 = 0x33;
 const USER_SS: u64 = 0x2b;
-
-/// #PF error-code bits that come from the access rather than from the tables: W, U, I.
-const PF_WRITE: u32 = 1 << 1;
-const PF_FETCH: u32 = 1 << 4;
 
 /// Where an FPU state is after a hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +109,7 @@ fn saved_by_stub(area: &Area, h: &HandOver) -> Regs {
 fn possible(regs: Regs) -> Regs {
     Regs {
         rip: canonical(regs.rip),
-        rflags: regs.rflags & SETTABLE_FLAGS & !RESUME_FLAG | FIXED_FLAGS,
+        rflags: regs.rflags & rflags::LOADED_AT_CPL3 & !rflags::RF | rflags::ALWAYS_AT_CPL3,
         fs_base: canonical(regs.fs_base),
         gs_base: canonical(regs.gs_base),
         ..regs
@@ -246,7 +235,11 @@ fn exception(area: &Area, uc: u64, signal: i32) -> Trap {
             if canonical(address) != address {
                 return general_protection(0);
             }
-            Trap::Page { address, write: error_code & PF_WRITE != 0, fetch: error_code & PF_FETCH != 0 }
+            Trap::Page {
+                address,
+                write: error_code & page_error::WRITE != 0,
+                fetch: error_code & page_error::FETCH != 0,
+            }
         }
         Some(vector @ 11..=GENERAL_PROTECTION) => {
             Trap::Fault(Fault { vector, error_code: error_code & SELECTOR, address: 0 })
@@ -278,7 +271,7 @@ pub(super) fn store(area: &Area, regs: &Regs, bases: Option<(u64, u64)>, load_fp
     for (i, value) in (0u64..).zip(gprs) {
         area.set_room(room::RESUME + i * 8, value);
     }
-    let flags = regs.rflags & SETTABLE_FLAGS | FIXED_FLAGS;
+    let flags = regs.rflags & rflags::LOADED_AT_CPL3 | rflags::ALWAYS_AT_CPL3;
     for (i, value) in (0u64..).zip([regs.rip, USER_CS, flags, regs.rsp, USER_SS]) {
         area.set_room(room::IRET + i * 8, value);
     }
@@ -299,12 +292,12 @@ pub(super) fn is_loading(stop: &Stop) -> bool {
 
 /// Clears the trap flag.
 pub(super) fn without_trap_flag(regs: &mut Regs) {
-    regs.rflags &= !TRAP_FLAG;
+    regs.rflags &= !rflags::TF;
 }
 
 /// Sets the trap flag, which the stub's own entry loses.
 pub(super) fn with_trap_flag(regs: &mut Regs) {
-    regs.rflags |= TRAP_FLAG;
+    regs.rflags |= rflags::TF;
 }
 
 /// Whether `regs` can be loaded at all: addresses that the processor would refuse fault before the guest

@@ -15,7 +15,7 @@ fn frames_hold_what_the_kernel_believes() {
     assert_eq!(g.handling(), Some(17));
     let aligned = BASE + STACK - 16;
     assert_eq!(g.regs.rsp, aligned - 48);
-    let flags = cpu::rflags::IF | cpu::rflags::FIXED;
+    let flags = rflags::IF | rflags::FIXED;
     assert_eq!(g.stack::<6>(), [0, BASE + CODE, KERNEL_CS.into(), flags, BASE + STACK - 8, KERNEL_DS.into()]);
     assert!(!g.machine.cpu.interrupts, "an interrupt gate");
     g.set_gate(0, 0xf, 0, 0);

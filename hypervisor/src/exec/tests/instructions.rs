@@ -11,7 +11,7 @@ fn the_interrupt_flag_is_virtual() {
     assert_eq!(g.regs.rip, BASE + CODE + 1);
     resumed(&g.traps(&[0xfa]), PrivOp::Cli);
     assert!(!g.machine.cpu.interrupts);
-    assert_ne!(g.regs.rflags & cpu::rflags::IF, 0, "the hardware's stays on");
+    assert_ne!(g.regs.rflags & rflags::IF, 0, "the hardware's stays on");
 }
 
 #[test]
@@ -23,16 +23,16 @@ fn control_registers() {
     resumed(&g.traps(&[0x0f, 0x22, 0xd3]), PrivOp::MovToCr); // mov cr2, rbx
     assert_eq!(g.machine.cpu.cr2, 0x1234);
     // CR0: TS on, by MOV; off, by CLTS; on again by LMSW.
-    g.regs.rax = g.machine.cpu.cr0 | cpu::cr0::TS;
+    g.regs.rax = g.machine.cpu.cr0 | cr0::TS;
     resumed(&g.traps(&[0x0f, 0x22, 0xc0]), PrivOp::MovToCr);
-    assert_ne!(g.machine.cpu.cr0 & cpu::cr0::TS, 0);
+    assert_ne!(g.machine.cpu.cr0 & cr0::TS, 0);
     resumed(&g.traps(&[0x0f, 0x06]), PrivOp::Clts);
-    assert_eq!(g.machine.cpu.cr0 & cpu::cr0::TS, 0);
+    assert_eq!(g.machine.cpu.cr0 & cr0::TS, 0);
     g.regs.rax = 8;
     resumed(&g.traps(&[0x0f, 0x01, 0xf0]), PrivOp::Other);
     assert_eq!(g.machine.cpu.cr0 & 0xf, 9, "PE cannot be cleared so");
     // Leaving paging, or a bit that does not exist, is refused.
-    for cr0 in [cpu::cr0::PE, u64::MAX] {
+    for cr0 in [cr0::PE, u64::MAX] {
         g.regs.rax = cr0;
         let before = g.regs.rip;
         g.traps(&[0x0f, 0x22, 0xc0]);

@@ -9,12 +9,14 @@ mod xsa;
 
 use paravane_abi::pte;
 
-use super::exception::vector;
 use super::*;
 use crate::ledger::PrivOp;
 use crate::machine::console::{CaptureSink, ConsoleInput};
 use crate::machine::memory::{Backing, Maddr, Mfn};
+use crate::x86::control::{cr0, efer};
 use crate::x86::exception::Fault;
+use crate::x86::exception::vector;
+use crate::x86::rflags;
 
 /// Where the guest's memory is mapped: linear = BASE + physical.
 pub(super) const BASE: u64 = 0x4000_0000;
@@ -112,7 +114,7 @@ impl Guest {
         cpu.gdt = cpu::TableRegister { base: BASE + GDT, limit: 9 * 8 - 1 };
         cpu.idt = cpu::TableRegister { base: BASE + IDT, limit: 4095 };
         cpu.task = cpu::SystemSegment { selector: TASK, base: BASE + TSS, limit: 0x67 };
-        cpu.efer |= cpu::efer::SCE;
+        cpu.efer |= efer::SCE;
         cpu.star = u64::from(USER_DS - 8) << 48 | u64::from(KERNEL_CS) << 32;
         (cpu.selectors.cs, cpu.selectors.ss) = (KERNEL_CS, KERNEL_DS);
         g

@@ -88,7 +88,7 @@ fn page_table_stores_by_every_instruction() {
     (g.regs.rdi, g.regs.rax, g.regs.rdx) = (BASE + ENTRY, old, new);
     g.page_faults(&[0xf0, 0x48, 0x0f, 0xb1, 0x17], WRITE | 1, BASE + ENTRY);
     assert_eq!(g.peek(ENTRY), new);
-    assert_ne!(g.regs.rflags & cpu::rflags::ZF, 0);
+    assert_ne!(g.regs.rflags & rflags::ZF, 0);
 }
 
 impl Guest {
@@ -184,7 +184,7 @@ fn cr3_and_write_protect() {
     g.poke(ENTRY, PAGE << 12 | (RW_SEEN & !pte::RW));
     g.page_faults(&[0x90], WRITE | 1, BASE + PAGE * 4096);
     assert_eq!((g.handling(), g.stack::<1>()), (Some(14), [0b11]));
-    g.regs.rax = g.machine.cpu.cr0 & !cpu::cr0::WP;
+    g.regs.rax = g.machine.cpu.cr0 & !cr0::WP;
     resumed(&g.traps(&[0x0f, 0x22, 0xc0]), PrivOp::MovToCr);
     assert_eq!(g.page_faults(&[0x90], WRITE | 1, BASE + PAGE * 4096), FILL);
     g.regs.rax = 1 << 40;

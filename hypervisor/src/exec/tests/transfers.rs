@@ -2,16 +2,16 @@
 
 use super::*;
 
-const FLAGS_ON: u64 = cpu::rflags::IF | cpu::rflags::FIXED;
+const FLAGS_ON: u64 = rflags::IF | rflags::FIXED;
 
 #[test]
 fn iretq_within_the_kernel_restores_the_interrupt_flag() {
     let mut g = Guest::booted();
-    for flags in [FLAGS_ON | cpu::rflags::ZF, cpu::rflags::FIXED] {
+    for flags in [FLAGS_ON | rflags::ZF, rflags::FIXED] {
         g.push(&[BASE + CODE + 0x100, KERNEL_CS.into(), flags, BASE + STACK - 64, KERNEL_DS.into()]);
         resumed(&g.traps_with(&[0x48, 0xcf], 13, KERNEL_CS.into()), PrivOp::Iretq);
         assert_eq!((g.regs.rip, g.regs.rsp), (BASE + CODE + 0x100, BASE + STACK - 64));
-        assert_eq!(g.machine.cpu.interrupts, flags & cpu::rflags::IF != 0);
+        assert_eq!(g.machine.cpu.interrupts, flags & rflags::IF != 0);
         assert_eq!(g.regs.rflags, flags | FLAGS_ON);
         assert!(!g.machine.cpu.user);
     }
@@ -100,27 +100,27 @@ fn far_returns_and_branches() {
 fn system_calls() {
     let mut g = Guest::in_user_mode();
     g.machine.cpu.lstar = BASE + CODE;
-    g.machine.cpu.syscall_mask = cpu::rflags::IF | cpu::rflags::ZF;
+    g.machine.cpu.syscall_mask = rflags::IF | rflags::ZF;
     g.regs.rip = BASE + USER_CODE + 2;
-    g.regs.rflags |= cpu::rflags::ZF | cpu::rflags::CF;
+    g.regs.rflags |= rflags::ZF | rflags::CF;
     let flags = g.machine.cpu.flags(&g.regs);
     let handled = g.exit(Exit::Syscall);
     assert_eq!(handled, Handled { cause: Cause::Syscall, outcome: BareOutcome::Resume });
     assert_eq!((g.regs.rip, g.regs.rcx, g.regs.r11), (BASE + CODE, BASE + USER_CODE + 2, flags));
     assert_eq!((g.machine.cpu.selectors.cs, g.machine.cpu.selectors.ss), (KERNEL_CS, KERNEL_DS));
     assert!(!g.machine.cpu.user && !g.machine.cpu.interrupts);
-    assert_eq!(g.regs.rflags & (cpu::rflags::ZF | cpu::rflags::CF), cpu::rflags::CF);
+    assert_eq!(g.regs.rflags & (rflags::ZF | rflags::CF), rflags::CF);
     assert_eq!(g.regs.rsp, BASE + USER_STACK, "the kernel's to switch");
     resumed(&g.traps(&[0x48, 0x0f, 0x07]), PrivOp::Sysret); // sysretq
     assert!(g.machine.cpu.user && g.machine.cpu.interrupts);
     assert_eq!((g.regs.rip, g.machine.cpu.flags(&g.regs)), (BASE + USER_CODE + 2, flags));
     assert_eq!((g.machine.cpu.selectors.cs, g.machine.cpu.selectors.ss), (USER_CS, USER_DS));
     // Off: #UD at the instruction.
-    g.machine.cpu.efer &= !cpu::efer::SCE;
+    g.machine.cpu.efer &= !efer::SCE;
     g.exit(Exit::Syscall);
     assert_eq!((g.handling(), g.stack::<1>()), (Some(6), [BASE + USER_CODE]));
     // Back to a non-canonical address.
-    g.machine.cpu.efer |= cpu::efer::SCE;
+    g.machine.cpu.efer |= efer::SCE;
     g.regs.rcx = 1 << 50;
     g.traps(&[0x48, 0x0f, 0x07]);
     assert_eq!(g.handling(), Some(13));

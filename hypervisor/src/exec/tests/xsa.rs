@@ -6,7 +6,7 @@ use super::*;
 use crate::mmu::space::Flush;
 
 const WRITE: u32 = 0b110;
-const TF: u64 = cpu::rflags::TF;
+const TF: u64 = rflags::TF;
 /// DR6.BS.
 const SINGLE_STEP: u64 = 1 << 14;
 

@@ -13,13 +13,10 @@ use super::vcpu_tables::{GDT_FRAMES, Gdt, VcpuTables};
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
+use crate::x86::descriptor::bits::{DPL, NOT_SYSTEM, PRESENT};
 
 /// Descriptors in a frame.
 const PER_FRAME: usize = 512;
-const DPL: u64 = 0b11 << 45;
-/// Not a system descriptor: code or data.
-const NOT_SYSTEM: u64 = 1 << 44;
-const PRESENT: u64 = 1 << 47;
 /// The type field and the bit that says whether it is a system descriptor's.
 const TYPE_AND_S: u64 = 0x1f << 40;
 

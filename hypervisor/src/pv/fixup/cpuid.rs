@@ -14,7 +14,7 @@ use crate::host::host_cpuid;
 use crate::host::host_cpuid::Dynamic;
 use crate::ledger::{Cause, PrivOp};
 use crate::pv::domain::PvDomain;
-use crate::x86::control::CR4_OSXSAVE;
+use crate::x86::control::cr4;
 use crate::x86::guest_cpuid::LEAF1_EDX_MACHINE_CHECKS;
 
 /// How a guest came to ask.
@@ -64,7 +64,7 @@ fn answer(d: &mut PvDomain, asked: Asked) {
 /// A kernel that asks by the prefix is always told so, whatever its CR4 says: Xen does that, and Linux takes a
 /// clear bit to mean that XSAVE must not be used (`guest_cpuid` in Xen's arch/x86/cpuid.c has the history).
 fn shows_osxsave(d: &PvDomain, asked: Asked) -> bool {
-    d.vcpu.control.cr4 & CR4_OSXSAVE != 0 || asked == Asked::ByPrefix && d.vcpu.kernel_mode
+    d.vcpu.control.cr4 & cr4::OSXSAVE != 0 || asked == Asked::ByPrefix && d.vcpu.kernel_mode
 }
 
 fn leaf(d: &PvDomain, function: u32, index: u32, osxsave: bool) -> CpuidResult {

@@ -7,9 +7,7 @@ use super::{Emulated, decode};
 use crate::ledger::{Cause, PrivOp};
 use crate::pv::domain::PvDomain;
 use crate::x86::exception::Fault;
-
-/// A selector error code's bit that says that an interrupt vector is meant (SDM vol. 3, 6.13).
-const ERROR_IDT: u32 = 1 << 1;
+use crate::x86::exception::selector_error::{IDT, INDEX_SHIFT};
 
 /// Delivers INT n, which hosts report as #GP for its vector or as #UD. `None` if it is something else.
 ///
@@ -21,8 +19,8 @@ pub(super) fn software(d: &mut PvDomain, fault: Fault) -> Option<Emulated> {
         return None;
     }
     let vector = insn.immediate8();
-    let error_code = u32::from(vector) << 3 | ERROR_IDT;
-    if fault.vector == TRAP_GP_FAULT && fault.error_code & ERROR_IDT == 0 {
+    let error_code = u32::from(vector) << INDEX_SHIFT | IDT;
+    if fault.vector == TRAP_GP_FAULT && fault.error_code & IDT == 0 {
         return None;
     }
     if may_enter(d, vector) {

@@ -14,14 +14,14 @@ use paravane_abi::vm_assist::VMASST_TYPE_M2P_STRICT;
 
 use super::{Emulated, Ended, decode, finish};
 use crate::exec::alu;
-use crate::exec::cpu::rflags;
-use crate::exec::cpu::rflags::{CF, OF, PF, SF, ZF};
 use crate::exec::memory_op::{is_integer, sign_extend};
 use crate::exec::operand::{is_memory, linear_address, read_register, truncate, write_register};
 use crate::ledger::Cause;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
 use crate::pv::domain::PvDomain;
 use crate::x86::exception::Fault;
+use crate::x86::rflags;
+use crate::x86::rflags::{CF, OF, PF, SF, ZF};
 
 /// Elements of a repeated instruction that one exit moves.
 const MAX_REPEATS: u64 = 512;

@@ -35,9 +35,9 @@ use paravane_abi::segment::FLAT_KERNEL_CS;
 use paravane_abi::trap::{TRAP_DEBUG, TRAP_GP_FAULT, TRAP_INVALID_OP, TRAP_PAGE_FAULT};
 
 use super::domain::PvDomain;
-use crate::exec::cpu::rflags;
 use crate::ledger::Cause;
 use crate::x86::exception::Fault;
+use crate::x86::rflags;
 
 /// What an exception turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,49 +2,30 @@
 //!
 //! Facts: SDM vol. 4; AMD APM vol. 2, appendix A; the values are those that Xen 4.17 shows a domU.
 
+use std::ops::Range;
+
 use paravane_abi::addr::is_canonical;
 use paravane_abi::hypercall::{HYPERCALL_ENTRIES, HYPERCALL_ENTRY_SIZE, IRET};
 
 use super::cpuid::HYPERCALL_PAGE_MSR;
 use super::{Ended, PROTECTION};
-use crate::exec::cpu::efer;
 use crate::machine::memory::{Maddr, PAGE_SIZE};
 use crate::mmu::direct::Stop;
 use crate::pv::domain::PvDomain;
+use crate::x86::control::efer;
+use crate::x86::msr;
 
-const TSC: u32 = 0x10;
-const APIC_BASE: u32 = 0x1b;
-const UCODE_REV: u32 = 0x8b;
-const MCG_CAP: u32 = 0x179;
-const MCG_CTL: u32 = 0x17b;
-const MISC_ENABLE: u32 = 0x1a0;
-const PAT: u32 = 0x277;
-const EFER: u32 = 0xc000_0080;
-const FS_BASE: u32 = 0xc000_0100;
-const GS_BASE: u32 = 0xc000_0101;
-const KERNEL_GS_BASE: u32 = 0xc000_0102;
-const TSC_AUX: u32 = 0xc000_0103;
-/// AMD: performance counters of the K7, HWCR, decode configuration.
-const K7_COUNTERS: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
-const HWCR: u32 = 0xc001_0015;
-const DE_CFG: u32 = 0xc001_1029;
-/// Intel: performance counters and their selectors.
-const P6_COUNTERS: std::ops::RangeInclusive<u32> = 0xc1..=0xc8;
-const P6_SELECTORS: std::ops::RangeInclusive<u32> = 0x186..=0x189;
-/// Banks of machine-check registers, four registers each.
-const BANKS: u64 = 2;
-const BANK_REGISTERS: std::ops::RangeInclusive<u32> = 0x400..=0x407;
+/// Banks of machine-check registers.
+const BANKS: u32 = 2;
+const BANK_REGISTERS: Range<u32> = msr::MC_BANKS..msr::MC_BANKS + BANKS * msr::MC_BANK_REGISTERS;
 
 /// Enabled, at its default place, of the first processor.
-const APIC_BASE_VALUE: u64 = 0xfee0_0900;
+const APIC_BASE: u64 = msr::APIC_BASE_ADDRESS | msr::APIC_BASE_ENABLED | msr::APIC_BASE_BSP;
 /// The hypervisor's: WB WT UC- UC, WC WP UC UC.
-const PAT_VALUE: u64 = 0x0000_0501_0007_0406;
-/// Fast strings; no branch trace, no PEBS, no performance monitoring, no MONITOR.
-const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 23;
-/// HWCR: the TSC runs at the rate of P0.
-const HWCR_VALUE: u64 = 1 << 24;
-/// DE_CFG: LFENCE is serializing.
-const DE_CFG_VALUE: u64 = 1 << 1;
+const PAT: u64 = 0x0000_0501_0007_0406;
+/// Fast strings; no branch trace, no PEBS. Bit 23: xTPR messages are disabled.
+const MISC_ENABLE: u64 =
+    msr::MISC_ENABLE_FAST_STRINGS | msr::MISC_ENABLE_NO_BTS | msr::MISC_ENABLE_NO_PEBS | 1 << 23;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Vendor {
@@ -80,31 +61,33 @@ fn index(d: &PvDomain) -> u32 {
 
 fn value(d: &PvDomain, index: u32) -> Option<u64> {
     Some(match index {
-        FS_BASE => d.vcpu.regs.fs_base,
-        GS_BASE => d.vcpu.regs.gs_base,
-        KERNEL_GS_BASE => d.vcpu.other_gs_base,
-        TSC_AUX => d.vcpu.control.tsc_aux.into(),
-        TSC => crate::machine::time::rdtsc().wrapping_add(d.clock.tsc_offset()),
-        EFER => efer::SCE | efer::LME | efer::LMA | efer::NXE,
-        APIC_BASE => APIC_BASE_VALUE,
-        PAT => PAT_VALUE,
-        UCODE_REV => 0,
+        msr::FS_BASE => d.vcpu.regs.fs_base,
+        msr::GS_BASE => d.vcpu.regs.gs_base,
+        msr::KERNEL_GS_BASE => d.vcpu.other_gs_base,
+        msr::TSC_AUX => d.vcpu.control.tsc_aux.into(),
+        msr::TSC => crate::machine::time::rdtsc().wrapping_add(d.clock.tsc_offset()),
+        msr::EFER => efer::LONG_MODE,
+        msr::APIC_BASE => APIC_BASE,
+        msr::PAT => PAT,
+        msr::MICROCODE_REVISION => 0,
         HYPERCALL_PAGE_MSR => 0,
-        MCG_CAP => BANKS,
-        MCG_CTL => u64::MAX,
-        _ if index == MCG_CAP + 1 => 0,
+        msr::MCG_CAP => BANKS.into(),
+        msr::MCG_CTL => u64::MAX,
+        msr::MCG_STATUS => 0,
         _ if BANK_REGISTERS.contains(&index) => {
-            if index.is_multiple_of(4) {
+            if index.is_multiple_of(msr::MC_BANK_REGISTERS) {
                 u64::MAX
             } else {
                 0
             }
         }
-        MISC_ENABLE if vendor() == Vendor::Intel => MISC_ENABLE_VALUE,
-        _ if P6_COUNTERS.contains(&index) || P6_SELECTORS.contains(&index) => only(Vendor::Intel, 0)?,
-        _ if K7_COUNTERS.contains(&index) => only(Vendor::Amd, 0)?,
-        HWCR => only(Vendor::Amd, HWCR_VALUE)?,
-        DE_CFG => only(Vendor::Amd, DE_CFG_VALUE)?,
+        msr::MISC_ENABLE if vendor() == Vendor::Intel => MISC_ENABLE,
+        _ if msr::P6_COUNTERS.contains(&index) || msr::P6_SELECTORS.contains(&index) => {
+            only(Vendor::Intel, 0)?
+        }
+        _ if msr::K7_COUNTERS.contains(&index) => only(Vendor::Amd, 0)?,
+        msr::HWCR => only(Vendor::Amd, msr::HWCR_TSC_FREQ_SEL)?,
+        msr::DE_CFG => only(Vendor::Amd, msr::DE_CFG_LFENCE_SERIALIZING)?,
         _ => return None,
     })
 }
@@ -119,22 +102,23 @@ pub(super) fn write(d: &mut PvDomain) -> Option<Ended> {
     let regs = &mut d.vcpu.regs;
     let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
     match index {
-        FS_BASE => regs.fs_base = canonical(value)?,
-        GS_BASE => regs.gs_base = canonical(value)?,
-        KERNEL_GS_BASE => d.vcpu.other_gs_base = canonical(value)?,
+        msr::FS_BASE => regs.fs_base = canonical(value)?,
+        msr::GS_BASE => regs.gs_base = canonical(value)?,
+        msr::KERNEL_GS_BASE => d.vcpu.other_gs_base = canonical(value)?,
         // RDTSCP and RDPID read the host's: no engine loads it.
-        TSC_AUX => d.vcpu.control.tsc_aux = u32::try_from(value).ok()?,
+        msr::TSC_AUX => d.vcpu.control.tsc_aux = u32::try_from(value).ok()?,
         HYPERCALL_PAGE_MSR => return hypercall_page(d, value),
         // Writing what is there already is fine; so is clearing a machine check, which never was.
-        UCODE_REV | MCG_CTL | HWCR | DE_CFG => drop(self::value(d, index)?),
-        _ if index == MCG_CAP + 1 || BANK_REGISTERS.contains(&index) => {}
-        _ if P6_COUNTERS.contains(&index)
-            || P6_SELECTORS.contains(&index)
-            || K7_COUNTERS.contains(&index) =>
+        msr::MICROCODE_REVISION | msr::MCG_CTL | msr::HWCR | msr::DE_CFG => drop(self::value(d, index)?),
+        msr::MCG_STATUS => {}
+        _ if BANK_REGISTERS.contains(&index) => {}
+        _ if msr::P6_COUNTERS.contains(&index)
+            || msr::P6_SELECTORS.contains(&index)
+            || msr::K7_COUNTERS.contains(&index) =>
         {
             self::value(d, index)?;
         }
-        MISC_ENABLE if self::value(d, index)? == value => {}
+        msr::MISC_ENABLE if self::value(d, index)? == value => {}
         _ => return None,
     }
     Some(Ended::Done)

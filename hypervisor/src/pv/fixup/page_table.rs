@@ -11,7 +11,6 @@ use paravane_abi::vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES;
 use super::{Emulated, Ended, decode, finish};
 use crate::exec::alu;
 use crate::exec::alu::Outcome;
-use crate::exec::cpu::rflags;
 use crate::exec::memory_op::is_integer;
 use crate::exec::operand::{linear_address, read_register, truncate, write_register};
 use crate::ledger::Cause;
@@ -20,6 +19,7 @@ use crate::mmu::direct::Stop;
 use crate::mmu::direct::frame::{FrameType, Level};
 use crate::pv::domain::PvDomain;
 use crate::x86::exception::Fault;
+use crate::x86::rflags;
 
 /// What an instruction does once its store is accepted.
 struct Effect {

@@ -10,11 +10,11 @@ use paravane_abi::trap::PFEC_WRITE;
 use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
 use super::{Emulated, Ended, UNDEFINED};
-use crate::exec::cpu::rflags;
 use crate::exec::operand::{linear_address, read_register, write_register};
 use crate::ledger::{Cause, PortDevice};
 use crate::pv::domain::PvDomain;
 use crate::pv::hypercall::io_breakpoints;
+use crate::x86::rflags;
 
 /// Writes here mark a measured region.
 const MARK_PORT: u16 = 0x80;

@@ -7,7 +7,6 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::{Emulated, Ended, PROTECTION, UNDEFINED, cpuid, decode, msr, port};
-use crate::exec::cpu::cr0;
 use crate::exec::operand::{read_register, write_register};
 use crate::host::host_cpuid;
 use crate::ledger::{Cause, PrivOp};
@@ -16,13 +15,11 @@ use crate::mmu::direct::Stop;
 use crate::pv::domain::PvDomain;
 use crate::pv::hypercall::{read_debug_register, write_debug_register};
 use crate::pv::vcpu::CR4_FIXED;
-use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+use crate::x86::control::{cr0, cr4};
 use crate::x86::guest_cpuid::is_consistent;
 
 /// CR0 but for TS, as code on Xen finds it: PG, AM, WP, NE, ET, MP, PE.
-const CR0: u64 = cr0::PG | 1 << 18 | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;
-/// CR4.DE.
-const CR4_DE: u64 = 1 << 3;
+const CR0: u64 = cr0::PG | cr0::AM | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;
 
 /// Performs an instruction; `None` if it is the guest's #GP.
 pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivOp, Ended)> {
@@ -70,7 +67,7 @@ pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivO
 pub(super) fn extended_state(d: &mut PvDomain) -> Option<Emulated> {
     use Mnemonic::*;
     let control = &d.vcpu.control;
-    let hidden = control.cr4 & CR4_OSXSAVE == 0 && !control.xsave_in_use;
+    let hidden = control.cr4 & cr4::OSXSAVE == 0 && !control.xsave_in_use;
     if !hidden || !d.vcpu.kernel_mode || host_cpuid::available_state() == 0 {
         return None;
     }
@@ -88,7 +85,7 @@ pub(super) fn extended_state(d: &mut PvDomain) -> Option<Emulated> {
 
 /// CR4.TSD: the kernel alone may read the counter.
 fn tsc_is_disabled(d: &PvDomain) -> bool {
-    !d.vcpu.kernel_mode && d.vcpu.control.cr4 & CR4_TSD != 0
+    !d.vcpu.kernel_mode && d.vcpu.control.cr4 & cr4::TSD != 0
 }
 
 /// MOV to and from control and debug registers.
@@ -154,10 +151,10 @@ fn write_control(d: &mut PvDomain, register: Register, value: u64) -> Option<End
 /// Others it finds as they are.
 fn changeable() -> u64 {
     let optional = |have: bool, bit: u64| if have { bit } else { 0 };
-    CR4_TSD
-        | CR4_DE
-        | optional(host_cpuid::has_fsgsbase(), CR4_FSGSBASE)
-        | optional(host_cpuid::available_state() != 0, CR4_OSXSAVE)
+    cr4::TSD
+        | cr4::DE
+        | optional(host_cpuid::has_fsgsbase(), cr4::FSGSBASE)
+        | optional(host_cpuid::available_state() != 0, cr4::OSXSAVE)
 }
 
 /// MOV to CR3 is MMUEXT_NEW_BASEPTR.
@@ -176,7 +173,7 @@ fn new_root(d: &mut PvDomain, value: u64) -> Option<Ended> {
 
 /// XCR0 is the guest's where the engine can have that; where not, the host's stays, and so does what it allows.
 fn xsetbv(d: &mut PvDomain) -> Ended {
-    if d.vcpu.control.cr4 & CR4_OSXSAVE == 0 {
+    if d.vcpu.control.cr4 & cr4::OSXSAVE == 0 {
         return Ended::Fault(UNDEFINED);
     }
     let regs = &d.vcpu.regs;

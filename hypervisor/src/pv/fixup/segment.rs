@@ -9,24 +9,21 @@
 //! Checks and their order: SDM vol. 2, MOV, POP, LDS (LSS, LFS, LGS), IRET, RET, CALL and JMP, at CPL 3.
 //! 32-bit code segments are refused: see [`PvDomain::load_code`].
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, Register};
+use iced_x86::{Code, Instruction, Mnemonic, Register};
 use paravane_abi::addr::is_canonical;
 use paravane_abi::trap::{PFEC_WRITE, TRAP_DEBUG, TRAP_GP_FAULT, TRAP_STACK_ERROR};
 use zerocopy::IntoBytes;
 
 use super::decode;
-use super::decode::MAX_LENGTH;
 use super::{Emulated, PROTECTION, msr};
-use crate::exec::cpu::rflags;
 use crate::exec::operand::{linear_address, read_register, write_register};
 use crate::ledger::{Cause, PrivOp};
 use crate::pv::domain::PvDomain;
+use crate::x86::decode::Dialect;
+use crate::x86::descriptor::{RPL, error_of};
 use crate::x86::exception::Fault;
-
-/// A selector's requested privilege level, which is the guest's own.
-const RPL: u16 = 3;
-/// Flags that IRET loads at CPL 3 with an IOPL of 0: CF PF AF ZF SF TF DF OF NT RF AC ID (SDM vol. 2, IRET).
-const LOADABLE_FLAGS: u64 = 0x25_4dd5;
+use crate::x86::rflags;
+use crate::x86::sensitive::Class;
 
 /// Carries out the instruction that raised #GP with a selector as error code, or raises what the guest's own tables
 /// make of it. `None` if it is no load of a segment.
@@ -53,22 +50,15 @@ pub(super) fn load(d: &mut PvDomain) -> Option<Emulated> {
 
 /// AMD's processors have no 64-bit form of far pointers: REX.W is ignored there.
 fn at_rip(d: &PvDomain) -> Option<Instruction> {
-    let options = if msr::is_amd() { DecoderOptions::AMD } else { DecoderOptions::NONE };
-    let (mut buf, rip) = ([0; MAX_LENGTH], d.vcpu.regs.rip);
-    let insn = Decoder::with_ip(64, decode::fetch(d, rip, &mut buf), rip, options).decode();
-    (!insn.is_invalid()).then_some(insn)
+    let dialect = if msr::is_amd() { Dialect::Amd } else { Dialect::Intel };
+    decode::in_dialect(d, d.vcpu.regs.rip, dialect)
 }
 
 fn kind(insn: &Instruction) -> Option<PrivOp> {
-    let to_segment = insn.op0_register().is_segment_register();
-    match insn.mnemonic() {
-        Mnemonic::Mov | Mnemonic::Pop if to_segment => Some(PrivOp::SegmentLoad),
-        Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => Some(PrivOp::SegmentLoad),
-        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => Some(PrivOp::Iretq),
-        Mnemonic::Retf => Some(PrivOp::FarReturn),
-        Mnemonic::Call | Mnemonic::Jmp if insn.is_call_far_indirect() || insn.is_jmp_far_indirect() => {
-            Some(PrivOp::FarReturn)
-        }
+    match Class::of(insn)? {
+        Class::LoadSegment => Some(PrivOp::SegmentLoad),
+        Class::InterruptReturn => Some(PrivOp::Iretq),
+        Class::FarTransfer => Some(PrivOp::FarReturn),
         _ => None,
     }
 }
@@ -134,7 +124,7 @@ fn interrupt_return(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
     check_target(d, rip, cs)?;
     d.load_stack(ss)?;
     // 16-bit operands leave the upper half of the flags.
-    let loaded = LOADABLE_FLAGS & if size == 2 { 0xffff } else { u64::MAX };
+    let loaded = rflags::LOADED_AT_CPL3 & if size == 2 { 0xffff } else { u64::MAX };
     (d.vcpu.regs.selectors.cs, d.vcpu.regs.selectors.ss) = (cs, ss);
     let regs = &mut d.vcpu.regs;
     regs.rflags = regs.rflags & !loaded | flags & loaded;
@@ -164,7 +154,7 @@ fn far_return(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
 fn check_target(d: &PvDomain, rip: u64, cs: u16) -> Result<(), Fault> {
     // A null selector has its own error code; of others, one with more privilege than the guest's is refused first.
     if cs > RPL && cs & RPL != RPL {
-        return Err(Fault { vector: TRAP_GP_FAULT, error_code: u32::from(cs & !RPL), address: 0 });
+        return Err(Fault { vector: TRAP_GP_FAULT, error_code: error_of(cs), address: 0 });
     }
     d.load_code(cs)?;
     if is_canonical(rip) { Ok(()) } else { Err(PROTECTION) }

@@ -12,6 +12,8 @@ use super::{HypercallResult, Outcome, done, low32};
 use crate::machine::memory::Maddr;
 use crate::mmu::direct::Stop;
 use crate::pv::domain::PvDomain;
+use crate::x86::control::cr4;
+use crate::x86::debug::{DR6_ONES, DR7_ONES};
 
 /// Turns what the MMU said into what a call returns; `args` are those to start over with.
 fn settle(result: Result<(), Stop>, args: [u64; 6]) -> HypercallResult {
@@ -84,17 +86,12 @@ pub fn fpu_taskswitch(d: &mut PvDomain, [set, ..]: [u64; 6]) -> HypercallResult 
 const GENERAL_DETECT: u64 = 1 << 13;
 /// DR7: the enable bits.
 const ACTIVE: u64 = 0xff;
-/// DR6: bits that read as 1, and those that read as 0 (SDM vol. 3, 17.2.3).
-const STATUS_ONES: u64 = 0xffff_0ff0;
+/// The bits of DR6 that read as 0 (SDM vol. 3, 17.2.3).
 const STATUS_ZEROES: u64 = 0x1000;
-/// DR7: the same (SDM vol. 3, 17.2.4).
-const CONTROL_ONES: u64 = 0x400;
+/// The bits of DR7 that read as 0 (SDM vol. 3, 17.2.4).
 const CONTROL_ZEROES: u64 = 0xd800;
 /// A breakpoint on I/O, in the two bits that say what to break on.
 const ON_IO: u64 = 0b10;
-
-/// CR4.DE: breakpoints on I/O are allowed.
-const CR4_DE: u64 = 1 << 3;
 
 /// Sets a debug register. ENODEV where there is none, EINVAL for reserved bits, EPERM for what a guest may not: watch
 /// the hypervisor's addresses, have accesses to these registers trap, or break on I/O while CR4.DE is clear.
@@ -110,13 +107,13 @@ pub fn write_debug_register(d: &mut PvDomain, number: u32, value: u64) -> Result
         4 | 5 if has_no_aliases(d) => return Err(Errno::ENODEV),
         4 | DEBUGREG_STATUS => {
             narrow(value)?;
-            d.vcpu.debug.status = value & !STATUS_ZEROES | STATUS_ONES;
+            d.vcpu.debug.status = value & !STATUS_ZEROES | DR6_ONES;
         }
         5 | DEBUGREG_CONTROL => {
             narrow(value)?;
-            let value = value & !CONTROL_ZEROES | CONTROL_ONES;
+            let value = value & !CONTROL_ZEROES | DR7_ONES;
             let breaks_on_io = (16..32).step_by(4).any(|shift| value >> shift & 3 == ON_IO);
-            let on_io = value & ACTIVE != 0 && breaks_on_io && d.vcpu.control.cr4 & CR4_DE == 0;
+            let on_io = value & ACTIVE != 0 && breaks_on_io && d.vcpu.control.cr4 & cr4::DE == 0;
             if value & GENERAL_DETECT != 0 || on_io {
                 return Err(Errno::EPERM);
             }
@@ -129,7 +126,7 @@ pub fn write_debug_register(d: &mut PvDomain, number: u32, value: u64) -> Result
 
 /// DR4 and DR5 are DR6 and DR7 while CR4.DE is clear; else there are none (SDM vol. 3, 17.2.2).
 fn has_no_aliases(d: &PvDomain) -> bool {
-    d.vcpu.control.cr4 & CR4_DE != 0
+    d.vcpu.control.cr4 & cr4::DE != 0
 }
 
 /// The upper halves of DR6 and DR7 are reserved.
@@ -156,7 +153,7 @@ pub fn read_debug_register(d: &PvDomain, number: u32) -> Result<u64, Errno> {
 /// Ports are emulated, so that these breakpoints need no debug registers of the processor's.
 pub fn io_breakpoints(d: &PvDomain, port: u16, size: u32) -> u64 {
     let debug = &d.vcpu.debug;
-    if debug.control & ACTIVE == 0 || d.vcpu.control.cr4 & CR4_DE == 0 {
+    if debug.control & ACTIVE == 0 || d.vcpu.control.cr4 & cr4::DE == 0 {
         return 0;
     }
     let (first, end) = (u64::from(port), u64::from(port) + u64::from(size));
@@ -281,7 +278,7 @@ mod tests {
         assert_eq!(set(&mut t, 7, 1 << 13), Err(Errno::EPERM));
         assert_eq!(set(&mut t, 7, 0x2_0001), Err(Errno::EPERM), "a breakpoint on I/O");
         assert_eq!(set(&mut t, 7, 0x2_0000), Ok(0), "but it is not enabled");
-        t.vcpu.control.cr4 |= CR4_DE;
+        t.vcpu.control.cr4 |= cr4::DE;
         assert_eq!(set(&mut t, 7, 0x2_0702), Ok(0), "with CR4.DE a breakpoint on I/O is one");
         assert_eq!(t.call(nr::GET_DEBUGREG, [7]), Ok(0x2_0702));
         for alias in [4, 5] {
@@ -318,7 +315,7 @@ mod tests {
             let mut t = TestDomain::new();
             let _ = write_debug_register(&mut t, number, value);
             let debug = t.vcpu.debug;
-            prop_assert_eq!(debug.status & !0xffff_efff | STATUS_ONES & !debug.status, 0);
+            prop_assert_eq!(debug.status & !0xffff_efff | DR6_ONES & !debug.status, 0);
             prop_assert_eq!(debug.control & (GENERAL_DETECT | CONTROL_ZEROES | !0xffff_ffff), 0);
             prop_assert!(debug.addresses.iter().all(|a| !(1 << 47..HYPERVISOR_VIRT_END).contains(a)));
         }

@@ -12,9 +12,8 @@ use crate::machine::memory::Mfn;
 use crate::pv::vcpu::Callback;
 use crate::testing::pv::{FREE, L4, NOWHERE, SCRATCH, STACK, TestDomain, va};
 use crate::x86::exception::Fault;
+use crate::x86::rflags::{IF, RF};
 
-const IF: u64 = 1 << 9;
-const RF: u64 = 1 << 16;
 const USER_L4: u64 = 30;
 const USER_L3: u64 = 31;
 const HANDLER: u64 = va(FREE);

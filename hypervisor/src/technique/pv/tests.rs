@@ -5,9 +5,9 @@ use paravane_abi::trap::TRAP_DEBUG;
 
 use super::*;
 use crate::testing::pv::{FREE, STACK, TestDomain, va};
+use crate::x86::rflags::TF;
 
 const HANDLER: u64 = va(FREE);
-const TF: u64 = 1 << 8;
 
 /// A domain that runs a user program.
 fn in_user_mode() -> TestDomain {

@@ -14,10 +14,10 @@ use crate::mmu::space::Flush;
 use crate::testing::skip::skip;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
+use crate::x86::rflags::TF;
 
 /// Where the second part of a snippet is put.
 const SECOND: u64 = CODE_VA + 0x200;
-const TF: u64 = 1 << 8;
 
 impl World {
     /// Puts a second snippet at [`SECOND`], beside the one that is loaded.

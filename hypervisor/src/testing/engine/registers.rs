@@ -5,15 +5,15 @@ use crate::engine::Exit;
 use crate::host::host_cpuid;
 use crate::machine::memory::PAGE_SIZE;
 use crate::mmu::space::Allowed;
-use crate::x86::control::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+use crate::x86::control::cr4;
 
 /// CR4 says whether RDFSBASE, XGETBV and RDTSC can be executed, and XCR0 what XGETBV reads, where the engine can have
 /// that.
 pub(crate) fn allowed_instructions(w: &mut World) {
     let cases = [
-        (CR4_FSGSBASE, false, code!("rdfsbase rax", "cli"), 5),
-        (CR4_OSXSAVE, false, code!("xor ecx, ecx", "xgetbv", "cli"), 5),
-        (CR4_TSD, true, code!("rdtsc", "cli"), 2),
+        (cr4::FSGSBASE, false, code!("rdfsbase rax", "cli"), 5),
+        (cr4::OSXSAVE, false, code!("xor ecx, ecx", "xgetbv", "cli"), 5),
+        (cr4::TSD, true, code!("rdtsc", "cli"), 2),
     ];
     for (bit, forbids, code, length) in cases {
         for set in [false, true, false] {
@@ -27,7 +27,7 @@ pub(crate) fn allowed_instructions(w: &mut World) {
             }
         }
     }
-    w.space.set_allowed(Allowed { cr4: CR4_OSXSAVE, xcr0: 0b11 });
+    w.space.set_allowed(Allowed { cr4: cr4::OSXSAVE, xcr0: 0b11 });
     assert_eq!(w.exec(&code!("xor ecx, ecx", "xgetbv", "cli")), gp(0));
     if w.regs.rax != 0b11 {
         println!("note: this engine cannot change XCR0, which is {:#x}", w.regs.rax);

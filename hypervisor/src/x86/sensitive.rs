@@ -232,38 +232,6 @@ impl Class {
             Self::Other => "other privileged instructions",
         }
     }
-
-    /// What the SDK, or the interface below it, offers in its place.
-    pub const fn instead(self) -> &'static str {
-        match self {
-            Self::Flags => "event::is_enabled, event::without: IF always reads 1 and ignores what is written",
-            Self::StoreTables => "nothing: the tables are the hypervisor's; keep what you handed over",
-            Self::ReadSegment => "constants: the selectors are the interface's, not yours",
-            Self::Identify => "hypercall::version::features, or CPUID by Xen's forced-emulation prefix",
-            Self::LoadSegment => "hypercall::trap::set_segment_base for FS and GS; the rest is flat",
-            Self::FarTransfer => "a near one: there is one code segment for the kernel",
-            Self::InterruptReturn => "the SDK's trap entry code, which ends in the iret hypercall",
-            Self::Virtualization => "the hypercall page, or a bare SYSCALL",
-            Self::InterruptFlag => "event::disable and event::enable: one store, no transition",
-            Self::Halt => "event::block",
-            Self::ControlRegister => {
-                "CR3: AddressSpace::switch; CR2: TrapFrame::fault_address; CR0.TS: hypercall::trap::fpu_taskswitch"
-            }
-            Self::DebugRegister => "the hypercalls set_debugreg and get_debugreg",
-            Self::LoadTables => {
-                "trap::install for the IDT; the hypercalls set_gdt and stack_switch for GDT and TSS"
-            }
-            Self::TranslationCache => "Queue::invalidate: it rides with the batch that changed the tables",
-            Self::DataCache => "nothing: memory is coherent here",
-            Self::ModelSpecific => "FS and GS base: hypercall::trap::set_segment_base; time: time::now",
-            Self::PortIo => "console, power, and event channels: there is no PC behind the ports",
-            Self::SystemReturn => "the iret hypercall with VGCF_IN_SYSCALL",
-            Self::SwapGs => "nothing: the hypervisor exchanges GS on the way in and out of user mode",
-            Self::SoftwareInterrupt => "a function call, or event::handle",
-            Self::AccessFlag => "nothing: kernel and user pages are equally accessible at CPL 3",
-            Self::Other => "nothing that is known here",
-        }
-    }
 }
 
 fn writes_segment(instruction: &Instruction) -> bool {
