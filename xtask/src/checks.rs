@@ -122,6 +122,37 @@ fn hardware_kvm(with: &Run) -> Outcome {
 /// Adds to `PARAVANE_REQUIRE`, the list of what makes a test fail instead of being skipped.
 fn require(command: &mut Command, feature: &str) {
     let required = std::env::var("PARAVANE_REQUIRE").unwrap_or_default();
-    let separator = if required.is_empty() { "" } else { "," };
-    command.env("PARAVANE_REQUIRE", format!("{required}{separator}{feature}"));
+    command.env("PARAVANE_REQUIRE", with_feature(&required, feature));
+}
+
+fn with_feature(required: &str, feature: &str) -> String {
+    if required.is_empty() { feature.to_owned() } else { format!("{required},{feature}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_feature_is_required_beside_others() {
+        assert_eq!(with_feature("", "linux"), "linux");
+        assert_eq!(with_feature("xen-headers,qemu-img", "linux"), "xen-headers,qemu-img,linux");
+    }
+
+    #[test]
+    fn each_check_has_a_name_of_its_own() {
+        let mut names: Vec<&str> = ALL.iter().map(|check| check.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+
+    /// CONTRIBUTING.md has a row for each.
+    #[test]
+    fn every_check_is_documented() {
+        const PAGE: &str = include_str!("../../CONTRIBUTING.md");
+        for check in ALL {
+            assert!(PAGE.contains(&format!("| `{}` |", check.name)), "{}", check.name);
+        }
+    }
 }
