@@ -70,7 +70,7 @@ const ROOMS: &[Room] = &[
     room("exec", "what one trapped instruction does", "bare virtio mmu engine ledger machine host x86"),
     room("bare", "the PC that a bare kernel sees", "virtio ledger machine"),
     room("build", "from an image to a domain's first state", "image engine machine text"),
-    room("audit", "instructions that do not work at CPL 3", "image machine text"),
+    room("audit", "instructions that do not work at CPL 3", "image machine x86 text"),
     room("image", "files that hold kernels", "machine text"),
     with_unsafe("virtio", "device fronts: queues and protocols", "machine host"),
     with_unsafe("backend", "behind devices: disks, networks, consoles", "virtio machine host text"),
