@@ -1,4 +1,5 @@
-//! The book: every page is in its table of contents, no link is dead, and mdBook builds it.
+//! The book: every page is in its table of contents, no link is dead, every file that is named exists, and mdBook builds
+//! it.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::Command;
 use crate::checks::Run;
 use crate::command::{Outcome, cargo, program, run};
 use crate::generated::cannot;
-use crate::markdown::{Page, anchors, links, pages};
+use crate::markdown::{Page, anchors, code_spans, links, pages};
 
 /// The version that builds the book.
 const MDBOOK: &str = "0.5.4";
@@ -29,7 +30,7 @@ pub(crate) fn check(with: &Run) -> Outcome {
     run(program(&with.root, mdbook).arg("build"))
 }
 
-/// Pages that the table of contents lacks, and links that lead nowhere.
+/// Pages that the table of contents lacks, links that lead nowhere, and names of files that do not exist.
 fn faults(pages: &[Page], root: &Path) -> Vec<String> {
     let by_path: BTreeMap<&Path, &Page> = pages.iter().map(|page| (page.path.as_path(), page)).collect();
     let summary = by_path.get(Path::new(SUMMARY)).map_or("", |page| page.text.as_str());
@@ -46,8 +47,28 @@ fn faults(pages: &[Page], root: &Path) -> Vec<String> {
                 faults.push(format!("{}:{line}: {target} {why}", page.path.display()));
             }
         }
+        let spans = code_spans(&page.text).into_iter();
+        faults.extend(
+            spans
+                .filter(|(_, span)| is_gone(span, root))
+                .map(|(line, span)| format!("{}:{line}: there is no file {span}", page.path.display())),
+        );
     }
     faults
+}
+
+/// Whether a span names a file or folder of the source that does not exist. Pages give paths from the folder of the
+/// workspace, or from that of the hypervisor's source, and may name an item behind `::`.
+fn is_gone(span: &str, root: &Path) -> bool {
+    const SOURCE: [&str; 7] =
+        ["abi/", "docs/", "guest-kernel/", "guest-sdk/", "hypervisor/", "tests/", "xtask/"];
+    let path = span.split("::").next().unwrap_or(span);
+    let is_path = path.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+    let is_source = SOURCE.iter().any(|folder| path.starts_with(folder));
+    // `X/tests.rs` stands for any module.
+    let is_of_hypervisor = path.contains('/') && path.ends_with(".rs") && !path.starts_with("X/");
+    let exists = |folder: &str| root.join(folder).join(path).exists();
+    is_path && (is_source || is_of_hypervisor) && !exists("") && !exists("hypervisor/src")
 }
 
 /// Follows a link to a file of this repository. One that leads out of it is not looked at.
@@ -126,7 +147,10 @@ mod tests {
             ),
             page("docs/SUMMARY.md", "[a](a.md)"),
             page("docs/a.md", "# One\n[here](#one) [out](../README.md) [none](none.md)"),
-            page("docs/sub/c.md", "[up](../a.md)"),
+            page(
+                "docs/sub/c.md",
+                "[up](../a.md), `hypervisor/src/gone.rs`, `engine/gone.rs::f`, `X/a.rs`, `a/b`, `fn`",
+            ),
         ];
         let expected = [
             "README.md:1: docs/b.md is not there",
@@ -134,6 +158,8 @@ mod tests {
             "docs/a.md:2: ../README.md leads out of the book",
             "docs/a.md:2: none.md is not there",
             "docs/sub/c.md: not in docs/SUMMARY.md",
+            "docs/sub/c.md:1: there is no file hypervisor/src/gone.rs",
+            "docs/sub/c.md:1: there is no file engine/gone.rs::f",
         ];
         assert_eq!(faults(&pages, Path::new("/nowhere")), expected);
     }

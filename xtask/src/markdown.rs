@@ -101,6 +101,20 @@ pub(crate) fn links(text: &str) -> Vec<(usize, String)> {
     links
 }
 
+/// What stands in backquotes, each with its line; fences are left out.
+pub(crate) fn code_spans(text: &str) -> Vec<(usize, &str)> {
+    let mut in_fence = false;
+    let mut spans = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        if line.starts_with("```") {
+            in_fence = !in_fence;
+        } else if !in_fence {
+            spans.extend(line.split('`').skip(1).step_by(2).map(|span| (index + 1, span)));
+        }
+    }
+    spans
+}
+
 /// The names by which a page's headings can be linked to, as forges and mdBook make them.
 pub(crate) fn anchors(text: &str) -> Vec<String> {
     let mut in_fence = false;
@@ -134,6 +148,7 @@ mod tests {
     #[test]
     fn links_and_anchors_are_those_of_prose() {
         assert_eq!(links(PAGE), [(3, "a.md#b".to_owned()), (9, "p.svg".to_owned())]);
+        assert_eq!(code_spans(PAGE), [(1, "code"), (3, "[y](no.md)")]);
         assert_eq!(anchors(PAGE), ["a-page-code-and-all", "end"]);
     }
 }
