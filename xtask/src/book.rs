@@ -66,9 +66,11 @@ fn is_gone(span: &str, root: &Path) -> bool {
     let is_path = path.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
     let is_source = SOURCE.iter().any(|folder| path.starts_with(folder));
     // `X/tests.rs` stands for any module.
-    let is_of_hypervisor = path.contains('/') && path.ends_with(".rs") && !path.starts_with("X/");
+    let is_file = path.contains('/') && path.ends_with(".rs") && !path.starts_with("X/");
+    let is_in_room =
+        path.split_once('/').is_some_and(|(room, _)| root.join("hypervisor/src").join(room).is_dir());
     let exists = |folder: &str| root.join(folder).join(path).exists();
-    is_path && (is_source || is_of_hypervisor) && !exists("") && !exists("hypervisor/src")
+    is_path && (is_source || is_file || is_in_room) && !exists("") && !exists("hypervisor/src")
 }
 
 /// Follows a link to a file of this repository. One that leads out of it is not looked at.
