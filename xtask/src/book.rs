@@ -67,8 +67,9 @@ fn is_gone(span: &str, root: &Path) -> bool {
     let is_source = SOURCE.iter().any(|folder| path.starts_with(folder));
     // `X/tests.rs` stands for any module.
     let is_file = path.contains('/') && path.ends_with(".rs") && !path.starts_with("X/");
-    let is_in_room =
-        path.split_once('/').is_some_and(|(room, _)| root.join("hypervisor/src").join(room).is_dir());
+    let is_in_room = path
+        .split_once('/')
+        .is_some_and(|(room, _)| !room.is_empty() && root.join("hypervisor/src").join(room).is_dir());
     let exists = |folder: &str| root.join(folder).join(path).exists();
     is_path && (is_source || is_file || is_in_room) && !exists("") && !exists("hypervisor/src")
 }
@@ -151,7 +152,7 @@ mod tests {
             page("docs/a.md", "# One\n[here](#one) [out](../README.md) [none](none.md)"),
             page(
                 "docs/sub/c.md",
-                "[up](../a.md), `hypervisor/src/gone.rs`, `engine/gone.rs::f`, `X/a.rs`, `a/b`, `fn`",
+                "[up](../a.md), `hypervisor/src/gone.rs`, `engine/gone.rs::f`, `X/a.rs`, `a/b`, `fn`, `/init`",
             ),
         ];
         let expected = [
