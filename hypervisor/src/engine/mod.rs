@@ -1,6 +1,6 @@
 //! Engines run code at CPL 3 and map pages; nothing else.
 //!
-//! An [`Engine`] enters a virtual CPU and comes back with an [`Exit`] that says, in the architecture's own
+//! A [`Machine`] makes virtual CPUs. A [`Cpu`] enters the guest and comes back with an [`Exit`] that says, in the architecture's own
 //! terms, why the code stopped. It knows nothing of hypercalls, events, emulation or devices: every meaning
 //! lives above it, once. Page tables are ordinary frames of machine memory in the x86-64 format; whoever
 //! changes an entry writes it there first and notes it in the domain's [`TableLog`], which is how an engine
@@ -71,21 +71,56 @@ pub struct EngineInfo {
     pub tsc_offset: u64,
 }
 
-/// Something that runs one vCPU's code at CPL 3 and maps its pages.
+/// A machine in which a guest's virtual CPUs run.
 ///
-/// The contract: `enter` first makes visible everything that is [pending](VcpuSpace::pending) in `space` and `log` (and says so by
-/// [`VcpuSpace::caught_up`]), loads
-/// `regs`, runs until something stops the guest, stores the guest's registers back and says what it was.
-/// It does not allocate, log, or take a lock that another vCPU can hold for long.
-///
-/// In user mode ([`VcpuSpace::user_mode`]) no exit but these comes: a system call, a kick, or a fault that code at CPL 3
-/// can raise. The way into the host that the hypercall page uses is a #GP there. Nothing that user code does makes the
-/// engine lose a virtual CPU, and nothing of a register that the kernel left behind can be read there.
-pub trait Engine {
+/// Made on the thread that makes its virtual CPUs.
+pub trait Machine {
     /// Who this is and what the layers above need to know of it.
     fn info(&self) -> &EngineInfo;
     /// The 32 bytes of the hypercall page's entry `number`; the rest of the entry is INT3.
     fn hypercall_stub(&self, number: u32) -> [u8; 32];
+    /// The hypervisor's own entries for slots 256..=271 of every L4 table in use, in order.
+    ///
+    /// A machine that needs none (its gate lives elsewhere) returns zeroes.
+    fn reserved_l4_entries(&self) -> [u64; 16];
+    /// The virtual CPU number `id`, bound to the calling thread. Each can be had once.
+    ///
+    /// # Errors
+    /// When the machine has no such virtual CPU, or has given it away.
+    fn cpu(&mut self, id: u32) -> Result<Box<dyn Cpu>, NoCpu>;
+    /// What the host's kernel counts of the machine as a whole, by name; empty if it does not.
+    fn kernel_statistics(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+}
+
+/// A virtual CPU cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoCpu {
+    /// The machine has no virtual CPU of that number.
+    #[error("the {engine} engine has no virtual CPU {id}: it has one, number 0")]
+    Absent {
+        /// Which engine.
+        engine: &'static str,
+        /// Which number.
+        id: u32,
+    },
+    /// It was made before.
+    #[error("virtual CPU {0} was made before")]
+    Taken(u32),
+}
+
+/// A virtual CPU: runs code at CPL 3 and maps its pages.
+///
+/// The contract: `enter` first makes visible everything that is [pending](VcpuSpace::pending) in `space` and `log` (and
+/// says so by [`VcpuSpace::caught_up`]), loads `regs`, runs until something stops the guest, stores the guest's
+/// registers back and says what it was. It does not allocate, log, or take a lock that another virtual CPU can hold for
+/// long.
+///
+/// In user mode ([`VcpuSpace::user_mode`]) no exit but these comes: a system call, a kick, or a fault that code at CPL 3
+/// can raise. The way into the host that the hypercall page uses is a #GP there. Nothing that user code does makes the
+/// engine lose a virtual CPU, and nothing of a register that the kernel left behind can be read there.
+pub trait Cpu {
     /// Runs the guest until it stops.
     fn enter(
         &mut self,
@@ -94,7 +129,7 @@ pub trait Engine {
         log: &TableLog,
         memory: &MachineMemory,
     ) -> Exit;
-    /// The handle by which other threads and timers make this vCPU leave the guest.
+    /// The handle by which other threads and timers make this virtual CPU leave the guest.
     fn kicker(&self) -> Arc<dyn Kick>;
     /// Whether a kick waits for the next entry; takes it, so that this entry is not for nothing. For a caller that looks
     /// for what the kick was about before it enters again.
@@ -103,15 +138,11 @@ pub trait Engine {
     fn take_kick(&mut self) -> bool {
         false
     }
-    /// The hypervisor's own entries for slots 256..=271 of every L4 table in use, in order.
-    ///
-    /// An engine that needs none (its gate lives elsewhere) returns zeroes.
-    fn reserved_l4_entries(&self) -> [u64; 16];
-    /// The processes beside this one in which the guest runs, as Linux numbers them.
+    /// The processes beside this one in which it runs, as Linux numbers them.
     fn processes(&self) -> Vec<u32> {
         Vec::new()
     }
-    /// Exits that never reached us, as the host's kernel counts them, by name; empty if it does not.
+    /// Its exits that never reached us, as the host's kernel counts them, by name; empty if it does not.
     fn kernel_statistics(&self) -> Vec<(String, u64)> {
         Vec::new()
     }

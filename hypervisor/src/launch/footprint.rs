@@ -5,7 +5,7 @@
 //! memfd exists whether or not a process has it mapped. Slow (a millisecond or so): only on demand, once the
 //! guest has ended.
 
-use crate::engine::Engine;
+use crate::engine::Cpu;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MEMFD_NAME, MachineMemory, Mfn, PAGE_SIZE};
 
@@ -22,7 +22,7 @@ pub struct HostMemory {
 
 impl HostMemory {
     /// Counts; `None` where the host does not tell.
-    pub fn count(memory: &MachineMemory, layout: &HypervisorLayout, engine: &dyn Engine) -> Option<Self> {
+    pub fn count(memory: &MachineMemory, layout: &HypervisorLayout, cpu: &dyn Cpu) -> Option<Self> {
         let pages = |from: Mfn, to: Mfn| Some(memory.existing_frames(from..to)? * PAGE_SIZE);
         let guest = pages(memory.guest_base(), Mfn(layout.total))?;
         let hypervisor = pages(Mfn(0), memory.guest_base())?;
@@ -31,7 +31,7 @@ impl HostMemory {
             // Nothing tells its pages from our others but that it is known how many they are.
             all.other = all.other.saturating_sub(guest + hypervisor);
         }
-        for process in engine.processes() {
+        for process in cpu.processes() {
             let resident = Resident::of(&process.to_string())?;
             all.other += resident.other;
             all.program += resident.program;

@@ -7,10 +7,10 @@
 use super::{EngineChoice, TransportChoice};
 use crate::build::BuildError;
 use crate::build::mapping::AddressLimits;
-use crate::engine::Engine;
+use crate::engine::Machine;
 use crate::engine::kvm;
-use crate::engine::kvm::{HostKind, KvmEngine, KvmError, Transport};
-use crate::engine::process::{Lowest, ProcessEngine, ProcessEngineError};
+use crate::engine::kvm::{HostKind, KvmError, KvmMachine, Transport};
+use crate::engine::process::{Lowest, ProcessEngineError, ProcessMachine};
 use crate::host::zeroed::check_own_room;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory};
@@ -131,10 +131,10 @@ impl Plan {
         layout: &HypervisorLayout,
         transport: TransportChoice,
         lowest: Lowest,
-    ) -> Result<(Box<dyn Engine>, String), SelectError> {
-        let kvm = || KvmEngine::new(memory, layout, transport.named());
+    ) -> Result<(Box<dyn Machine>, String), SelectError> {
+        let kvm = || KvmMachine::new(memory, layout, transport.named());
         let process = || {
-            let engine = ProcessEngine::with_lowest(memory, layout, lowest)?;
+            let engine = ProcessMachine::with_lowest(memory, layout, lowest)?;
             // KVM takes less of the host's memory: where this leaves too little, that may do.
             check_own_room()?;
             Ok::<_, ProcessEngineError>(engine)

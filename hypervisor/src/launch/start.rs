@@ -14,8 +14,8 @@ use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::build;
 use crate::build::mapping::AddressLimits;
 use crate::build::{BuildError, BuiltDomain, DomainConfig, DomainKind};
-use crate::engine::Engine;
 use crate::engine::process::Lowest;
+use crate::engine::{Machine, NoCpu};
 use crate::host::limit::Advice;
 use crate::host::zeroed::{NoMemory, check_own_room};
 use crate::image::error::ImageError;
@@ -58,6 +58,9 @@ pub enum RunError {
     /// No engine can run it.
     #[error(transparent)]
     Engine(#[from] select::SelectError),
+    /// The engine has no virtual CPU for it: a bug of ours.
+    #[error("{0}; this is a bug in Paravane, please report it")]
+    Cpu(#[from] NoCpu),
     /// It could not be put into memory.
     #[error("{image}: {error}")]
     Build {
@@ -176,20 +179,21 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let plan = select::plan(config.engine, config.transport, in_process)?;
     let memory = MachineMemory::new(layout.hypervisor_frames(), frames, plan.backing())?;
     steps.done("map memory");
-    let (mut engine, why) = plan.engine(&memory, &layout, config.transport, lowest)?;
+    let (mut machine, why) = plan.engine(&memory, &layout, config.transport, lowest)?;
     check_own_room()?;
+    let mut cpu = machine.cpu(0)?;
     steps.done("set up the engine");
 
-    let mut info = engine.info().clone();
+    let mut info = machine.info().clone();
     info.detail = format!("{} ({why})", info.detail);
     let building = DomainConfig { limits: AddressLimits::of_engine(&info), ..building };
-    let built = build::build(&building, &image, &memory, &layout, |n| engine.hypercall_stub(n))
+    let built = build::build(&building, &image, &memory, &layout, |n| machine.hypercall_stub(n))
         .map_err(|error| RunError::Build { image: name, error })?;
     steps.done("build the domain");
 
     let first = Arc::new(OnceLock::new());
     let sink = Box::new(FirstByte { sink: config.sink, start, at: first.clone() });
-    let waker = Arc::new(Waker::new(engine.kicker()).map_err(RunError::Eventfd)?);
+    let waker = Arc::new(Waker::new(cpu.kicker()).map_err(RunError::Eventfd)?);
     let world = World {
         memory,
         layout: layout.clone(),
@@ -197,7 +201,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         sink,
         input: config.input,
         name: domain_name(&config.image_name),
-        engine: &*engine,
+        machine: &*machine,
         devices: config.devices,
         kick: waker.clone(),
         marks: config.marks,
@@ -229,10 +233,12 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let outside = Outside { stop: config.stop, deadline, put_off, peek: config.peek };
     steps.done("get ready");
     let running = Instant::now();
-    let end = vcpu_loop::run(&mut *engine, &mut *guest, &waker, outside);
+    let end = vcpu_loop::run(&mut *cpu, &mut *guest, &waker, outside);
     let run_ns = nanos(running.elapsed());
-    let count = |memory| HostMemory::count(memory, &layout, &*engine);
+    let count = |memory| HostMemory::count(memory, &layout, &*cpu);
     let memory = config.count_memory.then(|| count(guest.context().3)).flatten();
+    let mut kernel_statistics = machine.kernel_statistics();
+    kernel_statistics.extend(cpu.kernel_statistics());
     Ok(Report {
         last: last_state(&end, *guest.context().0, image.elf()),
         memory,
@@ -240,7 +246,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         end: name_the_place(end, guest.context().0.rip, image.elf()),
         ledger: guest.into_ledger(),
         startup: steps.list,
-        kernel_statistics: engine.kernel_statistics(),
+        kernel_statistics,
         engine: info,
         run_ns,
         first_output_ns: first.get().copied(),
@@ -301,7 +307,7 @@ pub(crate) struct World<'a> {
     pub sink: Box<dyn ConsoleSink>,
     pub input: crate::machine::console::ConsoleInput,
     pub name: String,
-    pub engine: &'a dyn Engine,
+    pub machine: &'a dyn Machine,
     pub devices: Vec<Box<dyn Device>>,
     pub kick: Arc<dyn Kick>,
     pub marks: bool,
@@ -309,8 +315,8 @@ pub(crate) struct World<'a> {
 
 impl World<'_> {
     fn paravirtual(self) -> Result<PvDomain, RunError> {
-        let info = self.engine.info();
-        let mut mmu = DirectPaging::new(&self.layout, self.engine.reserved_l4_entries())?;
+        let info = self.machine.info();
+        let mut mmu = DirectPaging::new(&self.layout, self.machine.reserved_l4_entries())?;
         let mut log = TableLog::default();
         let space = VcpuSpace::new(self.built.root, &log);
         let tables =

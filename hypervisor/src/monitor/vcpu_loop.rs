@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::waker::Waker;
-use crate::engine::{Engine, Exit};
+use crate::engine::{Cpu, Exit};
 use crate::launch::Peek;
 use crate::ledger::{Cause, Ledger, MARK_BEGIN};
 use crate::machine::end::DomainEnd;
@@ -119,7 +119,7 @@ struct Open {
 }
 
 /// Runs a domain to its end.
-pub fn run(engine: &mut dyn Engine, guest: &mut dyn Guest, waker: &Waker, mut outside: Outside) -> DomainEnd {
+pub fn run(cpu: &mut dyn Cpu, guest: &mut dyn Guest, waker: &Waker, mut outside: Outside) -> DomainEnd {
     let clock = guest.clock();
     let start = clock.now();
     let mut armed = None;
@@ -148,12 +148,12 @@ pub fn run(engine: &mut dyn Engine, guest: &mut dyn Guest, waker: &Waker, mut ou
                 let until = earliest(until, outside.deadline);
                 // A kick that came too late for the exit before: the waker remembers it, too, and an engine may insist
                 // on its being answered for as long as it is not.
-                if engine.take_kick() {
+                if cpu.take_kick() {
                     armed = None;
                 }
                 waker.wait(until.map(|t| Duration::from_nanos(t.saturating_sub(before))));
                 // The engine's own timer ran, too: what it was for is looked for now, and it would only end the next entry.
-                if engine.take_kick() {
+                if cpu.take_kick() {
                     armed = None;
                 }
                 guest.woken();
@@ -182,12 +182,12 @@ pub fn run(engine: &mut dyn Engine, guest: &mut dyn Guest, waker: &Waker, mut ou
                 settle(guest, open.take(), now);
                 guest.about_to_run(now);
                 let (regs, space, log, memory) = guest.context();
-                let exit = engine.enter(regs, space, log, memory);
+                let exit = cpu.enter(regs, space, log, memory);
                 waker.leave_guest();
                 let since = clock.now();
                 let mut waited = 0;
                 // A kick that the guest left for, or one that came when it was leaving anyway.
-                if exit == Exit::Kick || engine.take_kick() {
+                if exit == Exit::Kick || cpu.take_kick() {
                     // The deadline may have been what kicked: it must be armed again if it stands.
                     armed = None;
                     waker.hear();
@@ -219,7 +219,6 @@ fn settle(guest: &mut dyn Guest, open: Option<Open>, now: u64) {
 mod tests {
     use std::sync::atomic::{AtomicU64, AtomicUsize};
 
-    use crate::engine::EngineInfo;
     use crate::machine::memory::{Backing, Mfn};
     use crate::monitor::vcpu_loop::*;
 
@@ -246,7 +245,6 @@ mod tests {
 
     #[derive(Default)]
     struct Kicks {
-        info: EngineInfo,
         /// What an entry ends with, if not with a kick.
         exit: Option<Exit>,
         /// A kick waits for an entry.
@@ -269,13 +267,7 @@ mod tests {
         fn arm(&self, _: u64) {}
     }
 
-    impl Engine for Kicks {
-        fn info(&self) -> &EngineInfo {
-            &self.info
-        }
-        fn hypercall_stub(&self, _: u32) -> [u8; 32] {
-            [0; 32]
-        }
+    impl Cpu for Kicks {
         fn enter(&mut self, _: &mut Regs, _: &mut VcpuSpace, _: &TableLog, _: &MachineMemory) -> Exit {
             self.exit.unwrap_or(Exit::Kick)
         }
@@ -287,9 +279,6 @@ mod tests {
             self.to_come = self.to_come.saturating_sub(1);
             self.told.push(taken);
             taken
-        }
-        fn reserved_l4_entries(&self) -> [u64; 16] {
-            [0; 16]
         }
     }
 

@@ -37,7 +37,7 @@ pub struct BareDomain {
 
 impl World<'_> {
     pub(crate) fn bare(self) -> Result<BareDomain, RunError> {
-        let info = self.engine.info();
+        let info = self.machine.info();
         let mut log = TableLog::default();
         let mut space = VcpuSpace::new(self.built.root, &log);
         let boot = BareBoot {
@@ -49,7 +49,7 @@ impl World<'_> {
         let memory = Arc::new(self.memory);
         let virtio = VirtioMmio::new(self.devices, &memory, &self.kick)?;
         let platform = Platform::new(self.sink, self.input).with_virtio(virtio);
-        let reserved = self.engine.reserved_l4_entries();
+        let reserved = self.machine.reserved_l4_entries();
         let (machine, regs) =
             BareMachine::new(&boot, self.layout.shadow, reserved, platform, &memory, &mut log, &mut space)?;
         // Nothing has run yet: no translation can be stale.

@@ -12,7 +12,8 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use kvm_bindings::kvm_vcpu_events;
 use kvm_ioctls::SyncReg;
 
-use super::{KvmEngine, gate};
+use super::cpu::KvmCpu;
+use super::gate;
 use crate::engine::Exit;
 use crate::machine::memory::{MachineMemory, Mfn};
 use crate::x86::decode::MAX_LENGTH;
@@ -102,7 +103,7 @@ fn take_back(regs: &mut Regs, insn: &Instruction, count: u64, bytes: u64) {
     }
 }
 
-impl KvmEngine {
+impl KvmCpu {
     /// What an `OUT` to the exit port was, at CPL 3 and elsewhere than where SYSCALL arrives: a hypercall, or nothing
     /// that the guest may do. `regs` are as KVM left them, behind it.
     ///

@@ -1,13 +1,17 @@
 //! The engine's contract, run on this engine by each transport that works here.
 
+use super::tables::Gdt;
 use super::*;
-use crate::machine::memory::{Backing, Maddr};
+use crate::engine::{Exit, Machine};
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::{Backing, MachineMemory, Maddr};
 use crate::testing::engine::{CODE_VA, TEXT, World, code};
 use crate::testing::skip::skip;
+use crate::x86::exception::Fault;
 
 fn world(transport: Transport) -> Option<World> {
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
-        KvmEngine::new(memory, layout, Some(transport)).map(|e| Box::new(e) as Box<dyn Engine>)
+        KvmMachine::new(memory, layout, Some(transport)).map(|e| Box::new(e) as Box<dyn Machine>)
     };
     match World::new(Backing::Anonymous, make) {
         Ok(world) => Some(world),
@@ -49,21 +53,21 @@ fn syscall_in_compatibility_mode(w: &mut World) {
 fn a_closed_port_is_noticed() {
     let layout = HypervisorLayout::new(64, 0);
     let memory = MachineMemory::new(layout.hypervisor_frames(), 64, Backing::Anonymous).unwrap();
-    let mut engine = match KvmEngine::new(&memory, &layout, Some(Transport::Pio)) {
-        Ok(engine) => engine,
+    let mut machine = match KvmMachine::new(&memory, &layout, Some(Transport::Pio)) {
+        Ok(machine) => machine,
         Err(why @ (KvmError::Absent | KvmError::Permission)) => return skip("kvm", why),
         Err(error) => panic!("{error}"),
     };
-    assert!(engine.port_is_open(&memory));
-    engine.gate.close_port(&memory, true).unwrap();
-    assert!(!engine.port_is_open(&memory));
+    assert!(machine.port_is_open(&memory));
+    machine.gate().close_port(&memory, true).unwrap();
+    assert!(!machine.port_is_open(&memory));
 }
 
 /// What nobody asked for works, and is told.
 #[test]
 fn a_transport_is_found() {
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
-        KvmEngine::new(memory, layout, None).map(|e| Box::new(e) as Box<dyn Engine>)
+        KvmMachine::new(memory, layout, None).map(|e| Box::new(e) as Box<dyn Machine>)
     };
     match World::new(Backing::Anonymous, make) {
         Ok(mut w) => {

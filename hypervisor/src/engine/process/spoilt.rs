@@ -8,10 +8,12 @@
 //! What may not be done here: ending the guest for what a user program did.
 
 use super::area::{Area, room};
+use super::child::Child;
 use super::context::{self, FpuAt, Stop, Trap};
+use super::cpu::{Fpu, LOST, ProcessCpu};
+use super::fpu;
 use super::space::Space;
 use super::sys::Ended;
-use super::{Child, Fpu, LOST, ProcessEngine, fpu};
 use crate::engine::Exit;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
@@ -30,7 +32,7 @@ pub(super) enum Remnants {
     Others,
 }
 
-impl ProcessEngine {
+impl ProcessCpu {
     /// Whether a process that ended did so by what its own code can bring about: a signal frame that found no place, a
     /// system call in the midst of our code, or hiding from kicks.
     pub(super) fn ended_by_itself(&self, ended: Option<Ended>) -> bool {

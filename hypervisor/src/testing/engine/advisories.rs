@@ -49,7 +49,7 @@ pub(crate) fn entries_are_in_64_bit_mode(w: &mut World) {
     if w.engine.info().detail.starts_with("software KVM") {
         return skip("hardware-kvm", "no compatibility mode on a software KVM: a guest that tries it dies");
     }
-    let kicker = w.engine.kicker();
+    let kicker = w.cpu.kicker();
     let to_32_bit = code!("push rcx", "push rax", "retfq");
     w.regs.rcx = if w.engine.info().native_selectors { FLAT_RING3_CS32.into() } else { 0x23 };
     // A kick finds it in a loop.

@@ -306,12 +306,12 @@ pub(crate) fn vector_state(w: &mut World) {
 pub(crate) fn kick_before_entry(w: &mut World) {
     w.load(&code!("cli"));
     for _ in 0..2 {
-        w.engine.kicker().kick();
+        w.cpu.kicker().kick();
         assert_eq!(w.enter(), Exit::Kick);
         assert_eq!(w.regs.rip, CODE_VA);
-        assert!(!w.engine.take_kick(), "answered already");
-        w.engine.kicker().kick();
-        assert!(w.engine.take_kick() && !w.engine.take_kick());
+        assert!(!w.cpu.take_kick(), "answered already");
+        w.cpu.kicker().kick();
+        assert!(w.cpu.take_kick() && !w.cpu.take_kick());
         assert_eq!(w.enter(), gp(0));
     }
     assert_eq!(w.run(), gp(0));
@@ -323,7 +323,7 @@ pub(crate) fn kick_before_entry(w: &mut World) {
 /// for.
 pub(crate) fn kicks_while_running(w: &mut World) {
     use std::sync::atomic::{AtomicBool, Ordering};
-    let (kicker, deadlines) = (w.engine.kicker(), w.engine.kicker());
+    let (kicker, deadlines) = (w.cpu.kicker(), w.cpu.kicker());
     let stop = std::sync::Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     let thread = std::thread::spawn(move || {
@@ -380,7 +380,7 @@ pub(crate) fn kicks_while_running(w: &mut World) {
 
 /// A deadline stops a running guest.
 pub(crate) fn deadline(w: &mut World) {
-    let kicker = w.engine.kicker();
+    let kicker = w.cpu.kicker();
     w.load(&code!("4:", "jmp 4b"));
     for ns in [1, 1_000, 1_000_000] {
         kicker.arm(ns);

@@ -1,6 +1,6 @@
 //! A world for engines to be tested in: machine memory, hand-made page tables, snippets of machine code.
 //!
-//! The cases in [`cases`] are about the contract of [`Engine`] and so are the same for every engine; an
+//! The cases in [`cases`] are about the contract of [`Machine`] and [`Cpu`] and so are the same for every engine; an
 //! engine's own tests call them with a world made for it.
 
 pub(crate) mod advisories;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use paravane_abi::{addr, pte};
 
-use crate::engine::{Engine, Exit};
+use crate::engine::{Cpu, Exit, Machine};
 use crate::machine::kick::Kick;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
@@ -102,7 +102,9 @@ pub(crate) use contract;
 pub(crate) struct World {
     pub memory: MachineMemory,
     pub layout: HypervisorLayout,
-    pub engine: Box<dyn Engine>,
+    /// Dropped before its machine.
+    pub cpu: Box<dyn Cpu>,
+    pub engine: Box<dyn Machine>,
     pub space: VcpuSpace,
     pub log: TableLog,
     pub regs: Regs,
@@ -116,11 +118,12 @@ impl World {
     /// A world with a page each of code, data, stack and hypercalls, and rsp at the top of the stack.
     pub fn new<E>(
         backing: Backing,
-        make: impl FnOnce(&MachineMemory, &HypervisorLayout) -> Result<Box<dyn Engine>, E>,
+        make: impl FnOnce(&MachineMemory, &HypervisorLayout) -> Result<Box<dyn Machine>, E>,
     ) -> Result<Self, E> {
         let layout = HypervisorLayout::new(GUEST_FRAMES, 0);
         let memory = MachineMemory::new(layout.hypervisor_frames(), GUEST_FRAMES, backing).unwrap();
-        let engine = make(&memory, &layout)?;
+        let mut engine = make(&memory, &layout)?;
+        let cpu = engine.cpu(0).unwrap();
         let reserved = engine.reserved_l4_entries();
         let next = memory.guest_base().0;
         let by_page = if engine.info().transport == "vmcall" { Exit::Syscall } else { Exit::Hypercall };
@@ -128,6 +131,7 @@ impl World {
         let mut world = Self {
             memory,
             layout,
+            cpu,
             engine,
             space: VcpuSpace::new(Mfn(0), &log),
             log,
@@ -227,7 +231,7 @@ impl World {
     }
     /// Enters once.
     pub fn enter(&mut self) -> Exit {
-        self.engine.enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
+        self.cpu.enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
     }
     /// Enters until there is something other than a kick.
     pub fn run(&mut self) -> Exit {

@@ -88,7 +88,7 @@ pub(crate) fn widest_vector_state(w: &mut World) {
         assert_eq!(w.run(), w.by_page);
         w.space.set_root(roots[2]);
         w.regs.rcx = 1;
-        w.engine.kicker().arm(1_000_000);
+        w.cpu.kicker().arm(1_000_000);
         assert_eq!(w.enter(), Exit::Kick);
         (w.regs.rax, w.regs.rcx) = (DATA_VA, 0);
         w.space.set_root(roots[3]);

@@ -3,7 +3,8 @@
 use paravane_abi::pte;
 
 use super::*;
-use crate::machine::memory::Maddr;
+use crate::engine::Exit;
+use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
 use crate::testing::engine::{DATA, TABLE, TEXT, code, gp};
 
 /// A page where nobody must ask, in the chunk that begins at address 0.
@@ -16,7 +17,7 @@ fn world_from(lowest: Lowest) -> Option<World> {
         return None;
     }
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
-        ProcessEngine::with_lowest(memory, layout, lowest).map(|e| Box::new(e) as Box<dyn Engine>)
+        ProcessMachine::with_lowest(memory, layout, lowest).map(|e| Box::new(e) as Box<dyn Machine>)
     };
     Some(World::new(Backing::Memfd, make).unwrap())
 }
@@ -101,7 +102,7 @@ fn root_s_guests_have_page_0() {
     w.poke(0x100, 77);
     w.regs.rax = 0x100;
     assert_eq!((w.run(), w.regs.rbx), (gp(0), 77));
-    for pid in w.engine.processes() {
+    for pid in w.cpu.processes() {
         for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
             let task = task.unwrap().file_name().into_string().unwrap();
             let status = std::fs::read_to_string(format!("/proc/{task}/status")).unwrap();

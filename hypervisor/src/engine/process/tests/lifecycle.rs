@@ -4,23 +4,24 @@ use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
-use super::area::{CODE, GUEST_END, M2P_VA};
-use super::tests::world;
-use super::{Engine, ProcessEngine};
-use crate::engine::Exit;
+use super::super::area::{CODE, GUEST_END, M2P_VA};
+use super::super::{ProcessMachine, probe};
+use super::world;
+use crate::engine::{Cpu, Exit, Machine};
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory};
 use crate::testing::engine::{DATA_VA, HYPERCALL_VA, code, gp};
 use crate::testing::skip::skip;
 
-fn engine() -> Option<(ProcessEngine, MachineMemory)> {
-    if let Err(missing) = super::probe() {
+fn engine() -> Option<(Box<dyn Cpu>, ProcessMachine, MachineMemory)> {
+    if let Err(missing) = probe() {
         skip("process", missing);
         return None;
     }
     let layout = HypervisorLayout::new(64, 0);
     let memory = MachineMemory::new(layout.hypervisor_frames(), 64, Backing::Memfd).unwrap();
-    Some((ProcessEngine::new(&memory, &layout).unwrap(), memory))
+    let mut machine = ProcessMachine::new(&memory, &layout).unwrap();
+    Some((machine.cpu(0).unwrap(), machine, memory))
 }
 
 fn proc_file(pid: u32, name: &str) -> String {
@@ -56,8 +57,8 @@ fn ends(process: &OwnedFd) -> bool {
 
 #[test]
 fn a_guest_process_has_nothing_of_ours() {
-    let Some((engine, _memory)) = engine() else { return };
-    let pid = engine.processes()[0];
+    let Some((cpu, _machine, _memory)) = engine() else { return };
+    let pid = cpu.processes()[0];
     for line in proc_file(pid, "maps").lines() {
         let (range, rest) = line.split_once(' ').unwrap();
         let start = u64::from_str_radix(range.split_once('-').unwrap().0, 16).unwrap();
@@ -137,10 +138,10 @@ fn no_host_address_is_readable() {
 
 #[test]
 fn dropping_the_engine_ends_its_processes() {
-    let Some((engine, _memory)) = engine() else { return };
-    let pid = engine.processes()[0];
+    let Some((cpu, _machine, _memory)) = engine() else { return };
+    let pid = cpu.processes()[0];
     let process = pidfd(pid);
-    drop(engine);
+    drop(cpu);
     assert!(ends(&process));
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "reaped, too");
 }
@@ -154,9 +155,9 @@ fn kill(pid: u32, signal: i32) {
 fn a_killed_child_is_a_clear_end() {
     for (signal, text) in [(libc::SIGKILL, "killed from outside"), (libc::SIGTERM, "from outside")] {
         let Some(mut w) = world() else { return };
-        let pid = w.engine.processes()[0];
+        let pid = w.cpu.processes()[0];
         w.load(&code!("4:", "jmp 4b"));
-        w.engine.kicker().arm(1_000_000);
+        w.cpu.kicker().arm(1_000_000);
         assert_eq!(w.enter(), Exit::Kick, "it runs");
         let thread = std::thread::spawn(move || kill(pid, signal));
         let exit = w.enter();
@@ -170,7 +171,7 @@ fn a_killed_child_is_a_clear_end() {
 #[test]
 fn a_signal_from_outside_is_no_exception() {
     let Some(mut w) = world() else { return };
-    let pid = w.engine.processes()[0];
+    let pid = w.cpu.processes()[0];
     w.load(&code!("mov rcx, 3000000", "4:", "dec rcx", "jnz 4b", "cli"));
     for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS, libc::SIGUSR1] {
         kill(pid, signal);
@@ -187,8 +188,8 @@ fn helper_that_waits_to_be_killed() {
     if std::env::var_os(HELPER).is_none() {
         return;
     }
-    let (engine, _memory) = engine().unwrap();
-    println!("child {}", engine.processes()[0]);
+    let (cpu, _machine, _memory) = engine().unwrap();
+    println!("child {}", cpu.processes()[0]);
     loop {
         std::thread::park();
     }
@@ -196,10 +197,10 @@ fn helper_that_waits_to_be_killed() {
 
 #[test]
 fn no_process_outlives_a_killed_hypervisor() {
-    if let Err(missing) = super::probe() {
+    if let Err(missing) = probe() {
         return skip("process", missing);
     }
-    let name = "engine::process::lifecycle::helper_that_waits_to_be_killed";
+    let name = "engine::process::tests::lifecycle::helper_that_waits_to_be_killed";
     let mut helper = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(HELPER, "1")
@@ -216,7 +217,7 @@ fn no_process_outlives_a_killed_hypervisor() {
 
 #[test]
 fn addresses_of_ours_lie_above_the_guest_s() {
-    let Some((engine, _memory)) = engine() else { return };
+    let Some((_, engine, _memory)) = engine() else { return };
     assert_eq!(engine.info().lower_half_end, GUEST_END);
     assert!(engine.info().m2p_va >= GUEST_END);
     assert_eq!(engine.reserved_l4_entries(), [0; 16]);

@@ -1,8 +1,8 @@
 //! A hostile user program against its own kernel, from inside: what it makes of the process that it runs in.
 
-use super::super::area::{CODE, ROOM_SIZE, room, room_va};
-use super::super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED, KIND_READY, Place};
-use super::super::tests::world;
+use super::super::super::area::{CODE, ROOM_SIZE, room, room_va};
+use super::super::super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED, KIND_READY, Place};
+use super::super::world;
 use super::is_well;
 use crate::engine::Exit;
 use crate::machine::memory::Mfn;
@@ -169,7 +169,7 @@ fn page_faults_that_did_not_happen_are_endured() {
     let forged = Forged { vector: 14, address: DATA_VA, ..Forged::default() };
     // The program goes on where the hand-over is made again.
     for _ in 0..3 {
-        w.engine.kicker().arm(5_000_000);
+        w.cpu.kicker().arm(5_000_000);
         assert_eq!(hand_over(&mut w, forged), Exit::Kick);
         both_are_well(&mut w, kernel, user);
     }
@@ -180,7 +180,7 @@ fn page_faults_that_did_not_happen_are_endured() {
 fn a_spoilt_process_is_replaced() {
     let Some((mut w, kernel, user)) = user_world() else { return };
     let forged = Forged::default();
-    let mut processes = w.engine.processes();
+    let mut processes = w.cpu.processes();
     for kind in [0, 1, 9, 64, 65, KIND_READY, KIND_KICKED + 1, 1 << 32 | 11, u64::MAX] {
         assert_eq!(hand_over(&mut w, Forged { kind, ..forged }), gp(0), "{kind:#x}");
         both_are_well(&mut w, kernel, user);
@@ -189,12 +189,8 @@ fn a_spoilt_process_is_replaced() {
         assert_eq!(hand_over(&mut w, Forged { image, ..forged }), gp(0), "{image:#x}");
         both_are_well(&mut w, kernel, user);
     }
-    processes.retain(|process| w.engine.processes().contains(process));
-    assert_eq!(
-        (processes.len(), w.engine.processes().len()),
-        (1, 2),
-        "the kernel's, and one for the program"
-    );
+    processes.retain(|process| w.cpu.processes().contains(process));
+    assert_eq!((processes.len(), w.cpu.processes().len()), (1, 2), "the kernel's, and one for the program");
 }
 
 #[test]
@@ -211,9 +207,9 @@ fn a_process_that_ended_is_replaced() {
     for place in hide.step_by(7) {
         w.load(&code!("jmp rcx"));
         (w.regs.rcx, w.regs.rdi, w.regs.rsp) = (place, KICK_SIGNAL as u64, STACK_TOP);
-        w.engine.kicker().arm(1_000_000);
+        w.cpu.kicker().arm(1_000_000);
         let exit = w.enter();
-        w.engine.kicker().arm(0);
+        w.cpu.kicker().arm(0);
         assert!(!matches!(exit, Exit::Dead(_)), "{place:#x}: {exit:?}");
         both_are_well(&mut w, kernel, user);
     }
@@ -280,9 +276,9 @@ fn a_broken_fpu_image_is_not_the_kernel_s_problem() {
             for image in [room::FPU_IN, room::FPU_OUT] {
                 (w.regs.rax, w.regs.rbx) = (room_va(image) + offset, value);
                 assert_eq!(w.exec(&code!("mov [rax], rbx", "cli")), gp(0));
-                w.engine.kicker().arm(20_000_000);
+                w.cpu.kicker().arm(20_000_000);
                 hand_over(&mut w, Forged { kind, image: room_va(image), ..Forged::default() });
-                w.engine.kicker().arm(0);
+                w.cpu.kicker().arm(0);
                 both_are_well(&mut w, kernel, user);
             }
         }
@@ -333,9 +329,10 @@ fn a_room_holds_nothing_of_another_address_space() {
     enter_user(&mut w, user);
     assert_eq!(marks(&mut w), 0, "a room of its own");
     // Roots in turn, until each process has served a kernel and then another root's user program.
-    let roots: Vec<_> = (0..3 * super::super::MAX_SPACES).map(|_| another_root(&mut w)).collect();
+    let roots: Vec<_> =
+        (0..3 * crate::engine::process::cpu::MAX_SPACES).map(|_| another_root(&mut w)).collect();
     for (n, root) in roots.iter().enumerate() {
-        let program = n >= super::super::MAX_SPACES;
+        let program = n >= crate::engine::process::cpu::MAX_SPACES;
         w.space.set_root(*root);
         w.space.set_user_mode(program);
         if program {

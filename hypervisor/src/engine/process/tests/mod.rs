@@ -1,9 +1,14 @@
 //! The engine's contract, run on this engine.
 
+mod attacks;
+mod lifecycle;
 mod low_pages;
 
 use super::*;
+use crate::engine::Machine;
+use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::Backing;
+use crate::machine::memory::MachineMemory;
 use crate::testing::engine::{World, contract};
 use crate::testing::skip::skip;
 
@@ -13,7 +18,7 @@ pub(super) fn world() -> Option<World> {
         return None;
     }
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
-        ProcessEngine::new(memory, layout).map(|e| Box::new(e) as Box<dyn Engine>)
+        ProcessMachine::new(memory, layout).map(|e| Box::new(e) as Box<dyn Machine>)
     };
     Some(World::new(Backing::Memfd, make).unwrap())
 }
@@ -40,7 +45,7 @@ fn measure() {
     let (mut made, mut dropped) = (f64::MAX, f64::MAX);
     for _ in 0..30 {
         let start = std::time::Instant::now();
-        let engine = ProcessEngine::new(&w.memory, &w.layout).unwrap();
+        let engine = ProcessMachine::new(&w.memory, &w.layout).unwrap();
         made = made.min(start.elapsed().as_nanos() as f64);
         let start = std::time::Instant::now();
         drop(engine);

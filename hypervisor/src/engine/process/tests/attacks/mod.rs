@@ -8,9 +8,9 @@ mod user;
 
 use paravane_abi::pte;
 
-use super::area::{BOARD, CODE, CODE_SIZE, ROOM, ROOM_SIZE, room, room_va};
-use super::stub::{self, KIND_HYPERCALL, Place};
-use super::tests::world;
+use super::super::area::{BOARD, CODE, CODE_SIZE, ROOM, ROOM_SIZE, room, room_va};
+use super::super::stub::{self, KIND_HYPERCALL, Place};
+use super::world;
 use crate::engine::Exit;
 use crate::machine::memory::{Maddr, PAGE_SIZE};
 use crate::testing::engine::{DATA, DATA_VA, STACK_TOP, TABLE, World, code, gp, pf};
@@ -154,9 +154,9 @@ fn jumping_anywhere_into_the_stub_is_harmless() {
                 ..Default::default()
             };
             // Some places lead back into guest code for a while; a deadline ends that.
-            w.engine.kicker().arm(2_000_000);
+            w.cpu.kicker().arm(2_000_000);
             let exit = w.enter();
-            w.engine.kicker().arm(0);
+            w.cpu.kicker().arm(0);
             if let Exit::Dead(_) = exit {
                 deaths += 1;
                 w = world().unwrap();
@@ -367,7 +367,7 @@ fn regions_without_end() {
 fn roots_without_end() {
     let Some(mut w) = world() else { return };
     const VA: u64 = 0x2000_0000;
-    const ROOTS: u64 = super::MAX_SPACES as u64 + 8;
+    const ROOTS: u64 = crate::engine::process::cpu::MAX_SPACES as u64 + 8;
     let leaf = w.get(crate::testing::engine::CODE_VA);
     let roots: Vec<_> = (0..ROOTS)
         .map(|i| {

@@ -1,0 +1,389 @@
+//! A virtual CPU of KVM: into the guest, out of it, and what that meant.
+//!
+//! Runs on the vCPU's thread. What may not be done here: allocating, logging or waiting on the way in or out.
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
+
+use super::coherence::{Plan, Planner};
+use super::context::{
+    Features, cr0, cr4, enter_gate, from_kvm, gate_selectors, is_in_ring, read_frame, set_segments, to_kvm,
+    write_words,
+};
+use super::gate::Answer;
+use super::host::HostKind;
+use super::kick::KvmKick;
+use super::tables::GateTables;
+use super::transport::Transport;
+use super::{gate, host, port, setup, stats, tables};
+use crate::engine::{Cpu, Exit, canonical};
+use crate::machine::kick::Kick;
+use crate::machine::memory::{MachineMemory, Mfn};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::{Allowed, Pending, VcpuSpace};
+use crate::x86::control::cr4;
+use crate::x86::exception::Fault;
+use crate::x86::registers::Regs;
+
+/// A virtual CPU, bound to the thread that made it.
+pub struct KvmCpu {
+    // Dropped in this order: the vCPU before its VM.
+    pub(super) kick: Arc<KvmKick>,
+    pub(super) vcpu: VcpuFd,
+    vm: Arc<VmFd>,
+    pub(super) gate: GateTables,
+    features: Features,
+    /// What CR4 and XCR0 allow.
+    allowed: Allowed,
+    /// XCR0 as KVM has it.
+    xcr0: u64,
+    /// The exit port can be closed to user programs, which do not need it; and whether it is.
+    may_close_port: bool,
+    port_closed: bool,
+    planner: Planner,
+    /// RIP of a VMCALL that waits for its answer: KVM completes it at the next entry, whatever RIP is then.
+    call: Option<u64>,
+    /// A signal came while an exception was on its way out: it is owed to the caller.
+    pub(super) kick_owed: bool,
+    /// Where a slot can be added and deleted to make KVM drop what it has cached.
+    spare_slot: kvm_userspace_memory_region,
+}
+
+impl KvmCpu {
+    /// A virtual CPU that has not run. `zap` is the machine, and where a slot can be added to it and deleted.
+    pub(super) fn new(
+        vcpu: VcpuFd,
+        kick: KvmKick,
+        (vm, spare_slot): (Arc<VmFd>, kvm_userspace_memory_region),
+        gate: GateTables,
+        features: Features,
+        transport: Transport,
+    ) -> Self {
+        Self {
+            kick: Arc::new(kick),
+            vcpu,
+            vm,
+            gate,
+            features,
+            xcr0: features.xcr0,
+            allowed: Allowed::ALL,
+            // Where SYSCALL leaves CPL 3, as it does not on a software KVM, its `OUT` needs no permission.
+            may_close_port: transport == Transport::Pio && host::usable_kind() == HostKind::Hardware,
+            port_closed: false,
+            planner: Planner::new(),
+            call: None,
+            kick_owed: false,
+            spare_slot,
+        }
+    }
+
+    /// Whether an `OUT` at CPL 3 to the port of the `pio` transport, which this engine has, leaves the guest: executes
+    /// the one at which SYSCALL arrives. Before the guest's first entry.
+    pub(super) fn port_is_open(&mut self, memory: &MachineMemory) -> bool {
+        let Ok(root) = self.gate.empty_root(memory) else { return false };
+        let log = TableLog::default();
+        let mut space = VcpuSpace::new(root, &log);
+        loop {
+            let mut regs = Regs { rip: tables::SYSCALL_VA, ..Regs::default() };
+            match self.enter(&mut regs, &mut space, &log, memory) {
+                // A signal that was meant for somebody else: whoever sends them without end holds up the guest as well.
+                Exit::Kick => {}
+                exit => return exit == Exit::Syscall,
+            }
+        }
+    }
+
+    /// Makes KVM drop every translation that it has cached of any page table.
+    fn zap(&mut self) -> Result<(), &'static str> {
+        let gone = kvm_userspace_memory_region { memory_size: 0, ..self.spare_slot };
+        // SAFETY: the slot covers the first page of machine memory, which outlives this call; it is deleted again.
+        let added = unsafe { self.vm.set_user_memory_region(self.spare_slot) };
+        // SAFETY: as above; deleting a slot touches no memory.
+        let deleted = unsafe { self.vm.set_user_memory_region(gone) };
+        added.and(deleted).map_err(|_| "KVM refused to drop its cached translations")
+    }
+
+    /// Loads `regs`: straight into guest context, or through the gate when there is work for it or a VMCALL to
+    /// answer.
+    fn load(
+        &mut self,
+        regs: &Regs,
+        space: &VcpuSpace,
+        log: &TableLog,
+        memory: &MachineMemory,
+    ) -> Result<(), &'static str> {
+        let new_gdt = self.map_gdt(space, memory)?;
+        let apply = self.plan(&space.pending(log), new_gdt, memory)?;
+        if self.may_close_port && self.port_closed != space.user_mode() {
+            self.port_closed = space.user_mode();
+            self.gate.close_port(memory, self.port_closed).map_err(|_| "the gate's TSS is not in memory")?;
+        }
+        let call = self.call.take();
+        let ring = if apply || call.is_some() { 0 } else { 3 };
+        let cr3 = space.root().maddr().0;
+        let cr0 = cr0(space.task_switched());
+        if space.allowed() != self.allowed {
+            self.allow(space.allowed())?;
+        }
+        let cr4 = cr4(self.allowed.cr4, self.features);
+        let (fs, gs) = (canonical(regs.fs_base), canonical(regs.gs_base));
+        let segments = gate_selectors(self.features.gdt, &regs.selectors, space.gdt(), memory);
+        let shared = self.vcpu.sync_regs_mut();
+        let sregs = &mut shared.sregs;
+        let dirty = !is_in_ring(sregs, self.features.gdt, &regs.selectors, ring)
+            || sregs.cr0 != cr0
+            || sregs.cr4 != cr4
+            || sregs.cr3 != cr3
+            || sregs.fs.base != fs
+            || sregs.gs.base != gs;
+        if dirty {
+            set_segments(sregs, self.features.gdt, &regs.selectors, ring);
+            sregs.cr0 = cr0;
+            sregs.cr4 = cr4;
+            sregs.cr3 = cr3;
+            sregs.fs.base = fs;
+            sregs.gs.base = gs;
+            sregs.tr.type_ = self.features.tss_type;
+        }
+        to_kvm(regs, &mut shared.regs);
+        if ring == 0 {
+            let rip = call.unwrap_or(self.gate.apply());
+            enter_gate(regs, segments, &mut shared.regs, rip, memory, &self.gate)
+                .map_err(|_| "the gate's stack is not in memory")?;
+        }
+        if call.is_some() {
+            let answer = if apply { Answer::Apply } else { Answer::Return };
+            self.vcpu.get_kvm_run().__bindgen_anon_1.hypercall.ret = answer as u64;
+        }
+        self.vcpu.set_sync_dirty_reg(SyncReg::Register);
+        if dirty {
+            self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+        }
+        Ok(())
+    }
+
+    /// Takes on what is allowed: CR4 goes with the registers, XCR0 is KVM's to be told.
+    #[cold]
+    fn allow(&mut self, allowed: Allowed) -> Result<(), &'static str> {
+        self.allowed = allowed;
+        let xcr0 = allowed.xcr0 & self.features.xcr0;
+        // While CR4.OSXSAVE is clear, the value makes no difference and is left alone.
+        if allowed.cr4 & cr4::OSXSAVE == 0 || xcr0 == self.xcr0 {
+            return Ok(());
+        }
+        self.xcr0 = xcr0;
+        if setup::set_xcr0(&self.vcpu, xcr0) { Ok(()) } else { Err("KVM refused a value of XCR0") }
+    }
+
+    /// Maps the guest's descriptors if they are others than at the last entry; which table of the gate's changed then.
+    fn map_gdt(&self, space: &VcpuSpace, memory: &MachineMemory) -> Result<Option<Mfn>, &'static str> {
+        if !self.features.gdt.is_guests() || !space.gdt_is_new() {
+            return Ok(None);
+        }
+        let table = self.gate.map_gdt(memory, space.gdt());
+        table.map(Some).map_err(|_| "the gate's page tables are not in memory")
+    }
+
+    /// Sees to it that no stale translation will be used; whether the gate has a work list to apply.
+    fn plan(
+        &mut self,
+        pending: &Pending<'_>,
+        new_gdt: Option<Mfn>,
+        memory: &MachineMemory,
+    ) -> Result<bool, &'static str> {
+        let plan = if pending.stale {
+            Plan::Zap
+        } else {
+            let reused = pending.reused.iter().copied().chain(new_gdt);
+            self.planner.plan(pending.writes.iter(), reused, tables::PHYSMAP_VA)
+        };
+        let list = match plan {
+            Plan::Nothing => return Ok(false),
+            Plan::Apply(list) => list,
+            // What KVM caches is dropped here, what the TLB holds of nested paging by the gate.
+            Plan::Zap => &[0, 0],
+        };
+        write_words(memory, self.gate.work(), list).map_err(|_| "the gate's work list is not in memory")?;
+        if plan == Plan::Zap {
+            self.zap()?;
+        }
+        Ok(true)
+    }
+
+    /// Runs until the guest stops; the registers are then in the shared page.
+    fn run(&mut self) -> Stop {
+        loop {
+            let stop = match self.vcpu.run() {
+                Ok(VcpuExit::IoOut(port, _)) if port == u16::from(gate::EXIT_PORT) => Stop::Gate,
+                Ok(VcpuExit::IoIn(port, _)) if port == u16::from(gate::EXIT_PORT) => Stop::Input,
+                Ok(VcpuExit::Hypercall(_)) => Stop::Call,
+                Ok(VcpuExit::Intr) => Stop::Interrupted,
+                Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Stop::Interrupted,
+                Ok(VcpuExit::Shutdown) => Stop::Dead("triple fault in the gate"),
+                Ok(VcpuExit::InternalError) => Stop::Dead("KVM could not go on (KVM_EXIT_INTERNAL_ERROR)"),
+                Ok(VcpuExit::FailEntry(..)) => {
+                    Stop::Dead("KVM could not enter the guest (KVM_EXIT_FAIL_ENTRY)")
+                }
+                Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => {
+                    Stop::Dead("the guest's page tables led outside machine memory")
+                }
+                Ok(_) => Stop::Dead("KVM stopped for a reason that Paravane does not know"),
+                Err(_) => Stop::Dead("KVM_RUN failed"),
+            };
+            self.clear_dirty();
+            if !matches!(stop, Stop::Interrupted) {
+                return stop;
+            }
+            self.vcpu.set_kvm_immediate_exit(0);
+            self.kick.answered();
+            if !self.exit_is_coming() {
+                return Stop::Interrupted;
+            }
+            self.kick_owed = true;
+        }
+    }
+
+    /// Whether the guest was interrupted on its way out: an exception or a SYSCALL has happened and has not
+    /// reached us. It must: what it has done to the registers cannot be taken back.
+    fn exit_is_coming(&mut self) -> bool {
+        let shared = self.vcpu.sync_regs();
+        let rip = shared.regs.rip;
+        // An exception that KVM is about to deliver would be delivered to whatever runs next.
+        let exception = shared.events.exception;
+        let queued = exception.injected != 0 || exception.pending != 0;
+        let in_vector_stub =
+            shared.sregs.cs.dpl == 0 && rip.wrapping_sub(tables::TEXT_VA) < 32 * gate::VECTOR_STRIDE;
+        queued || in_vector_stub || self.gate.syscall().contains(&rip)
+    }
+
+    pub(super) fn clear_dirty(&mut self) {
+        self.vcpu.get_kvm_run().kvm_dirty_regs = 0;
+    }
+
+    /// What an `OUT` to the exit port meant, told by where it was.
+    fn decode(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit {
+        let shared = self.vcpu.sync_regs();
+        let rip = shared.regs.rip;
+        from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
+        if rip == tables::SYSCALL_VA + gate::OUT_LEN {
+            regs.rip = regs.rcx;
+            regs.rflags = regs.r11;
+            regs.selectors.flatten();
+            return Exit::Syscall;
+        }
+        if shared.sregs.cs.dpl == 3 {
+            if !space.user_mode() && port::is_by_the_page(regs) {
+                return Exit::Hypercall;
+            }
+            return self.other_output(regs, space.root(), space.user_mode(), memory);
+        }
+        let stub = rip.wrapping_sub(tables::TEXT_VA + gate::OUT_LEN);
+        match u8::try_from(stub / gate::VECTOR_STRIDE) {
+            Ok(vector @ 0..32) if stub.is_multiple_of(gate::VECTOR_STRIDE) => read_frame(
+                (vector, shared.regs.rsp),
+                (shared.sregs.cr2, self.features.gdt),
+                regs,
+                memory,
+                &self.gate,
+            ),
+            _ => Exit::Dead("an exit from an unknown place in ring 0"),
+        }
+    }
+
+    /// The gate's VMCALL: a SYSCALL, whose rax, rbx and rcx are where the gate put them.
+    fn decode_call(&mut self, regs: &mut Regs, memory: &MachineMemory) -> Exit {
+        let shared = self.vcpu.sync_regs();
+        self.call = Some(shared.regs.rip);
+        from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
+        regs.selectors.flatten();
+        let Ok([rax, rbx, rcx]) = memory.read_obj::<[u64; 3]>(self.gate.scratch()) else {
+            return Exit::Dead("the gate's scratch words are not in memory");
+        };
+        *regs = Regs { rax, rbx, rcx, rip: rcx, rflags: regs.r11, ..*regs };
+        Exit::Syscall
+    }
+}
+
+/// How a KVM_RUN ended.
+enum Stop {
+    Gate,
+    Call,
+    Input,
+    Interrupted,
+    Dead(&'static str),
+}
+
+impl Cpu for KvmCpu {
+    fn enter(
+        &mut self,
+        regs: &mut Regs,
+        space: &mut VcpuSpace,
+        log: &TableLog,
+        memory: &MachineMemory,
+    ) -> Exit {
+        if std::mem::take(&mut self.kick_owed) {
+            return Exit::Kick;
+        }
+        if canonical(regs.rip) != regs.rip {
+            // What the fetch would do; some processors refuse to enter with such a RIP instead.
+            const GENERAL_PROTECTION: u8 = 13;
+            return Exit::Fault(Fault { vector: GENERAL_PROTECTION, error_code: 0, address: 0 });
+        }
+        if let Err(why) = self.load(regs, space, log, memory) {
+            return Exit::Dead(why);
+        }
+        match self.run() {
+            Stop::Gate => {
+                space.caught_up(log);
+                self.decode(regs, space, memory)
+            }
+            Stop::Input => {
+                space.caught_up(log);
+                let shared = self.vcpu.sync_regs();
+                from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
+                self.swallow_input(memory).map_or_else(Exit::Dead, |()| port::REFUSED)
+            }
+            Stop::Call => {
+                space.caught_up(log);
+                self.decode_call(regs, memory)
+            }
+            Stop::Interrupted => {
+                let shared = self.vcpu.sync_regs();
+                // On the gate's way back the guest has not moved: its registers and the requests stand, and the
+                // next entry stores the same values again.
+                if shared.sregs.cs.dpl == 3 {
+                    space.caught_up(log);
+                    from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
+                }
+                Exit::Kick
+            }
+            Stop::Dead(why) => Exit::Dead(why),
+        }
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        self.kick.clone()
+    }
+
+    fn take_kick(&mut self) -> bool {
+        let owed = std::mem::take(&mut self.kick_owed);
+        let waits = self.vcpu.get_kvm_run().immediate_exit != 0;
+        if waits {
+            self.vcpu.set_kvm_immediate_exit(0);
+            self.kick.answered();
+        }
+        owed || waits
+    }
+
+    fn kernel_statistics(&self) -> Vec<(String, u64)> {
+        stats::read(&self.vcpu)
+    }
+}
+
+impl Drop for KvmCpu {
+    fn drop(&mut self) {
+        self.kick.detach();
+    }
+}

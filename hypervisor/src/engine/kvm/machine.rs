@@ -1,0 +1,128 @@
+//! A virtual machine of KVM, and how a way into the host is chosen for it.
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+
+use super::cpu::KvmCpu;
+use super::host::{self, HostKind};
+use super::kick::KvmKick;
+use super::setup::{self, KvmError};
+use super::tables::{self, GateTables, Gdt};
+use super::transport::{self, Transport};
+use super::{context, stats};
+use crate::engine::{Cpu, EngineInfo, Machine, NoCpu};
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::MachineMemory;
+
+/// A virtual machine with one virtual CPU.
+pub struct KvmMachine {
+    /// Made with the machine, to ask it for the clock; goes first.
+    boot: Option<KvmCpu>,
+    vm: Arc<VmFd>,
+    info: EngineInfo,
+    transport: Transport,
+    gate: GateTables,
+}
+
+impl KvmMachine {
+    /// Sets up a VM over `memory` with one vCPU that runs on the calling thread, and a way into the host: the
+    /// one that is asked for, or else the best that works (see `transport`).
+    pub fn new(
+        memory: &MachineMemory,
+        layout: &HypervisorLayout,
+        transport: Option<Transport>,
+    ) -> Result<Self, KvmError> {
+        if let Some(transport) = transport {
+            return Self::with_transport(memory, layout, transport);
+        }
+        let mut machine = Self::with_transport(memory, layout, Transport::Pio)?;
+        if host::usable_kind() == HostKind::Software || machine.port_is_open(memory) {
+            return Ok(machine);
+        }
+        // Before the next is made, because of what its thread shares with it.
+        drop(machine);
+        Self::with_transport(memory, layout, Transport::Vmcall).map_err(|error| match error {
+            KvmError::Vmcall(_) => KvmError::NoWay,
+            other => other,
+        })
+    }
+
+    fn with_transport(
+        memory: &MachineMemory,
+        layout: &HypervisorLayout,
+        transport: Transport,
+    ) -> Result<Self, KvmError> {
+        if !tables::can_map(layout) {
+            return Err(KvmError::TooLarge { largest_gib: tables::largest_guest_gib(layout) });
+        }
+        let vm = Arc::new(setup::machine(memory)?);
+        transport::prepare(transport, &vm)?;
+        let gdt = Gdt::on(host::usable_kind());
+        let gate = GateTables::install(memory, layout, transport, gdt)?;
+        let tss_type = context::tss_type();
+        let (mut vcpu, features) = setup::processor(&vm, gate.syscall().start, tss_type, gdt)?;
+        let (tsc_khz, tsc_offset) = setup::clock(&vcpu)?;
+        let kick = KvmKick::new(vcpu.get_kvm_run()).map_err(KvmError::Timer)?;
+        let spare_slot = kvm_userspace_memory_region {
+            slot: 1,
+            flags: 0,
+            guest_phys_addr: memory.len().next_multiple_of(1 << 30),
+            memory_size: crate::machine::memory::PAGE_SIZE,
+            userspace_addr: memory.host_address(),
+        };
+        let info = EngineInfo {
+            name: "kvm",
+            transport: transport.name(),
+            detail: host::describe().to_owned(),
+            call_length: transport::CALL_LENGTH,
+            m2p_va: tables::M2P_VA,
+            lower_half_start: 0,
+            lower_half_end: 1 << 47,
+            upper_half: true,
+            native_selectors: gdt.is_guests(),
+            tsc_khz,
+            tsc_offset,
+        };
+        let boot = KvmCpu::new(vcpu, kick, (vm.clone(), spare_slot), gate.clone(), features, transport);
+        Ok(Self { vm, info, transport, gate, boot: Some(boot) })
+    }
+}
+
+impl KvmMachine {
+    /// Whether the exit port can be reached from CPL 3. Before the boot virtual CPU is given away.
+    pub(super) fn port_is_open(&mut self, memory: &MachineMemory) -> bool {
+        self.boot.as_mut().is_some_and(|cpu| cpu.port_is_open(memory))
+    }
+
+    #[cfg(test)]
+    pub(super) fn gate(&self) -> &GateTables {
+        &self.gate
+    }
+}
+
+impl Machine for KvmMachine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn hypercall_stub(&self, number: u32) -> [u8; 32] {
+        transport::hypercall_stub(self.transport, number)
+    }
+
+    fn reserved_l4_entries(&self) -> [u64; 16] {
+        self.gate.reserved_l4_entries()
+    }
+
+    fn cpu(&mut self, id: u32) -> Result<Box<dyn Cpu>, NoCpu> {
+        if id != 0 {
+            return Err(NoCpu::Absent { engine: self.info.name, id });
+        }
+        self.boot.take().map(|cpu| Box::new(cpu) as Box<dyn Cpu>).ok_or(NoCpu::Taken(id))
+    }
+
+    fn kernel_statistics(&self) -> Vec<(String, u64)> {
+        stats::read(&*self.vm)
+    }
+}
