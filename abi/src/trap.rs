@@ -9,7 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Vectors of the virtual IDT.
 pub const TRAP_VECTORS: usize = 256;
 
-/// In [`TrapInfo::flags`]: who may enter by a software interrupt: 0 for none, 1 and 2 for the kernel, 3 for user mode too.
+/// In [`TrapInfo::flags`]: who may enter by a software interrupt: 0 for none, 1 and 2 for the kernel, 3 for user mode
+/// too.
 pub const TI_DPL_MASK: u8 = 3;
 /// In [`TrapInfo::flags`]: the handler is entered with events masked.
 pub const TI_IF: u8 = 4;

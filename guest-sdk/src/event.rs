@@ -146,7 +146,7 @@ pub fn without<R>(f: impl FnOnce() -> R) -> R {
 /// Blocks until an event is pending, and handles it. Events are enabled afterwards.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn block() -> Result<(), Errno> {
     crate::hypercall::sched::block()
 }

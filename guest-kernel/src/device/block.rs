@@ -66,7 +66,7 @@ enum Request {
 
 /// A disk with up to [`DEPTH`] requests in flight.
 pub struct Disk {
-    // In this order: the transport resets the device before its memory goes.
+    // In this order: the transport resets the device before its memory is freed.
     transport: DeviceTransport,
     queue: Queue<QUEUE_SIZE>,
     control: Slots,
@@ -96,7 +96,7 @@ impl Disk {
         Ok(Self { transport, queue, control, data, requests: [None; DEPTH], capacity, features })
     }
 
-    /// Whether the device runs.
+    /// Checks that the device runs.
     ///
     /// # Errors
     /// When it does not.
@@ -123,7 +123,7 @@ impl Disk {
         self.data.get_mut(slot)
     }
 
-    /// Puts a read of `bytes` from a sector on into a free slot. Tell the device by [`kick`](Self::kick).
+    /// Puts a read of `bytes` from a sector on into a free slot. [`kick`](Self::kick) notifies the device.
     ///
     /// # Errors
     /// When the queue is full.
@@ -131,35 +131,35 @@ impl Disk {
         self.put(slot, Request::Read(bytes), TYPE_IN, sector)
     }
 
-    /// As [`read`](Self::read), a write.
+    /// Puts a write of `bytes` to a sector on into a free slot, as [`read`](Self::read).
     ///
     /// # Errors
-    /// As there.
+    /// As for [`read`](Self::read).
     pub fn write(&mut self, slot: usize, sector: u64, bytes: usize) -> Result<()> {
         self.put(slot, Request::Write(bytes), TYPE_OUT, sector)
     }
 
-    /// Puts a flush into a free slot: of all writes that are complete by now.
+    /// Puts a flush of all completed writes into a free slot.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub fn flush(&mut self, slot: usize) -> Result<()> {
         self.put(slot, Request::Flush, TYPE_FLUSH, 0)
     }
 
-    /// Puts a discard of `count` sectors into a free slot, which has room for 16 bytes: what they hold is no longer
-    /// of interest.
+    /// Puts a discard of `count` sectors into a free slot, whose buffer has room for 16 bytes. The data of the sectors
+    /// is lost.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub fn discard(&mut self, slot: usize, sector: u64, count: u32) -> Result<()> {
         self.range(slot, TYPE_DISCARD, (sector, count, 0))
     }
 
-    /// As [`discard`](Self::discard): they become zeroes, and the host may give their room back.
+    /// Puts a write-zeroes request into a free slot, as [`discard`](Self::discard); the host may deallocate the range.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`read`](Self::read).
     pub fn write_zeroes(&mut self, slot: usize, sector: u64, count: u32) -> Result<()> {
         self.range(slot, TYPE_WRITE_ZEROES, (sector, count, UNMAP))
     }
@@ -172,7 +172,7 @@ impl Disk {
         self.put(slot, Request::Range, kind, 0)
     }
 
-    /// Tells the device, if it wants to know.
+    /// Notifies the device of the requests that were put, if it asked for notifications.
     pub fn kick(&mut self) {
         self.queue.kick(&mut self.transport);
     }
@@ -266,7 +266,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // The rings' memory goes when the fields do.
+        // Stops the device before the fields are dropped, and with them the memory of the rings.
         self.transport.queue_unset(QUEUE);
     }
 }

@@ -44,7 +44,7 @@ struct Typed {
 
 /// A console.
 pub struct Console {
-    // First: it resets the device before its memory goes.
+    // First: it resets the device before its memory is freed.
     transport: DeviceTransport,
     receive: Queue<DEPTH>,
     typed: Slots,
@@ -75,7 +75,7 @@ impl Console {
         Ok(Self { transport, receive, typed, reading: None, transmit, printed, lengths, features })
     }
 
-    /// Whether the device runs.
+    /// Checks that the device runs.
     ///
     /// # Errors
     /// When it does not.
@@ -212,7 +212,7 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        // The rings' memory goes when the fields do.
+        // Stops the device before the fields are dropped, and with them the memory of the rings.
         self.transport.queue_unset(TRANSMIT);
     }
 }

@@ -37,7 +37,7 @@ bitflags! {
 
 /// A network interface.
 pub struct Net {
-    // First: it resets the device before its memory goes.
+    // First: it resets the device before its memory is freed.
     transport: DeviceTransport,
     receiver: Receiver,
     sender: Sender,
@@ -96,7 +96,7 @@ impl Net {
         Ok(Self { transport, receiver, sender, mac, has_status: features.contains(Features::STATUS) })
     }
 
-    /// Whether the device runs.
+    /// Checks that the device runs.
     ///
     /// # Errors
     /// When it does not.
@@ -168,7 +168,7 @@ impl Net {
     /// As [`Receiver::receive`].
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Receiver::receive`].
     pub fn receive<R>(&mut self, f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
         self.receiver.receive(f)
     }
@@ -194,7 +194,7 @@ impl Net {
     /// Sends a frame, as [`Sender::send`], and notifies the device, if it asked for notifications.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Sender::send`].
     pub fn send(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
         self.sender.send(len, fill)?;
         self.sender.queue.kick(&mut self.transport);
@@ -209,7 +209,7 @@ impl Net {
     /// As [`Sender::reclaim`].
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Sender::reclaim`].
     pub fn reclaim(&mut self) -> Result<usize> {
         self.sender.reclaim()
     }
@@ -312,7 +312,7 @@ impl Sender {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        // The rings' memory goes when the fields do.
+        // Stops the device before the fields are dropped, and with them the memory of the rings.
         self.transport.queue_unset(RECEIVE);
     }
 }

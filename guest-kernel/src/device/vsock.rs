@@ -87,7 +87,7 @@ const _: () = assert!(size_of::<Header>() == HEADER);
 
 /// A socket device.
 pub struct Vsock {
-    // First: it resets the device before its memory goes.
+    // First: it resets the device before its memory is freed.
     transport: DeviceTransport,
     receive: Queue<DEPTH>,
     send: Queue<DEPTH>,
@@ -230,7 +230,7 @@ impl Vsock {
 
 impl Drop for Vsock {
     fn drop(&mut self) {
-        // The rings' memory goes when the fields do.
+        // Stops the device before the fields are dropped, and with them the memory of the rings.
         self.transport.queue_unset(RECEIVE);
     }
 }

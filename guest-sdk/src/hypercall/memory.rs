@@ -13,7 +13,7 @@ use super::operation;
 /// The address of the machine-to-physical table.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn machphys_mapping() -> Result<XenMachphysMapping, Errno> {
     let mut mapping = XenMachphysMapping::default();
     // SAFETY: the structure of this operation.
@@ -23,7 +23,7 @@ pub fn machphys_mapping() -> Result<XenMachphysMapping, Errno> {
 /// How many frames this domain has.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn current_reservation() -> Result<u64, Errno> {
     let mut domain = XenMemoryDomain { domid: DOMID_SELF };
     // SAFETY: the structure of this operation.
@@ -33,7 +33,7 @@ pub fn current_reservation() -> Result<u64, Errno> {
 /// How many frames this domain may have.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn maximum_reservation() -> Result<u64, Errno> {
     let mut domain = XenMemoryDomain { domid: DOMID_SELF };
     // SAFETY: the structure of this operation.

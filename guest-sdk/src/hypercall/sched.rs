@@ -19,7 +19,7 @@ pub fn yield_now() {
 /// Unmasks events and blocks until one is pending, in one step, so that no wake-up is lost.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn block() -> Result<(), Errno> {
     // SAFETY: no argument; upcalls run handlers that may run whenever events are unmasked.
     unsafe { call(SCHED_OP, [u64::from(SCHEDOP_BLOCK), 0]) }.map(drop)

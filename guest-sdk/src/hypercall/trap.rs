@@ -64,7 +64,7 @@ pub unsafe fn set_segment_base(which: u32, base: u64) -> Result<(), Errno> {
 /// Sets or clears the virtual CR0.TS: while it is set, x87 and vector instructions trap.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn fpu_taskswitch(set: bool) -> Result<(), Errno> {
     // SAFETY: at worst such instructions trap to a handler.
     unsafe { call(FPU_TASKSWITCH, [u64::from(set)]) }.map(drop)

@@ -12,7 +12,7 @@ use super::call;
 /// Raises `VIRQ_TIMER` once when system time reaches `deadline`; 0 cancels the timer.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn set_timer(deadline: u64) -> Result<(), Errno> {
     // SAFETY: the argument is a time.
     unsafe { call(SET_TIMER_OP, [deadline]) }.map(drop)
@@ -33,7 +33,7 @@ pub fn set_singleshot_timer(vcpu: u32, deadline: u64, future_only: bool) -> Resu
 /// Stops the one-shot timer.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn stop_singleshot_timer(vcpu: u32) -> Result<(), Errno> {
     // SAFETY: no structure.
     unsafe { call(VCPU_OP, [u64::from(VCPUOP_STOP_SINGLESHOT_TIMER), u64::from(vcpu), 0]) }.map(drop)
@@ -42,7 +42,7 @@ pub fn stop_singleshot_timer(vcpu: u32) -> Result<(), Errno> {
 /// Stops the periodic timer, which Xen starts with the vCPU.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn stop_periodic_timer(vcpu: u32) -> Result<(), Errno> {
     // SAFETY: no structure.
     unsafe { call(VCPU_OP, [u64::from(VCPUOP_STOP_PERIODIC_TIMER), u64::from(vcpu), 0]) }.map(drop)

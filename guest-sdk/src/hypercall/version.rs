@@ -11,7 +11,7 @@ use super::{call, operation};
 /// Major and minor version. The cheapest call: it reads and changes no memory.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn version() -> Result<(u16, u16), Errno> {
     // SAFETY: no argument.
     let version = unsafe { call(XEN_VERSION, [u64::from(XENVER_VERSION), 0]) }?;
@@ -21,7 +21,7 @@ pub fn version() -> Result<(u16, u16), Errno> {
 /// What follows the minor version, zero-terminated.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn extraversion() -> Result<XenExtraversion, Errno> {
     let mut extra = XenExtraversion::default();
     // SAFETY: the structure of this operation.
@@ -31,7 +31,7 @@ pub fn extraversion() -> Result<XenExtraversion, Errno> {
 /// The features that the hypervisor offers this domain: a bit for each `XENFEAT_*` below 32.
 ///
 /// # Errors
-/// None that a PV domain meets.
+/// Never for a PV domain.
 pub fn features() -> Result<u32, Errno> {
     let mut info = XenFeatureInfo::default();
     // SAFETY: the structure of this operation.

@@ -89,7 +89,7 @@ impl<C: Hypercalls> PvTransport<C> {
     /// As [`PvTransport::new`], with a given hypervisor and pool.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`PvTransport::new`].
     pub fn with(
         calls: C,
         device: Device,
