@@ -2,7 +2,7 @@
 //!
 //! Results and flags per SDM vol. 2; operands are taken modulo their size.
 
-use iced_x86::Mnemonic;
+use iced_x86::{ConditionCode, Mnemonic};
 
 use super::operand::truncate;
 use crate::x86::rflags;
@@ -10,7 +10,7 @@ use crate::x86::rflags::{AF, CF, OF, PF, SF, ZF};
 
 /// A result and the status flags that go with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub(crate) struct Computed {
     pub value: u64,
     /// Which flags are set by the operation...
     pub affected: u64,
@@ -18,7 +18,7 @@ pub(crate) struct Outcome {
     pub flags: u64,
 }
 
-impl Outcome {
+impl Computed {
     /// RFLAGS after the operation.
     pub fn apply(&self, flags: u64) -> u64 {
         flags & !self.affected | self.flags & self.affected
@@ -44,10 +44,10 @@ fn flag_if(condition: bool, flag: u64) -> u64 {
 /// What an instruction leaves in its destination, which holds `a`; `b` is its source, already extended.
 ///
 /// `None` for one that is not known.
-pub(crate) fn compute(mnemonic: Mnemonic, a: u64, b: u64, carry: bool, size: usize) -> Option<Outcome> {
+pub(crate) fn compute(mnemonic: Mnemonic, a: u64, b: u64, carry: bool, size: usize) -> Option<Computed> {
     use Mnemonic::*;
     Some(match mnemonic {
-        Mov | Movnti | Movzx | Movsx | Movsxd => plain(b),
+        _ if is_move(mnemonic) => plain(b),
         Add => add(a, b, false, size),
         Adc => add(a, b, carry, size),
         Sub | Cmp => sub(a, b, false, size),
@@ -69,7 +69,7 @@ pub(crate) fn is_known(mnemonic: Mnemonic) -> bool {
 }
 
 /// `a + b + carry`.
-pub(crate) fn add(a: u64, b: u64, carry: bool, size: usize) -> Outcome {
+pub(crate) fn add(a: u64, b: u64, carry: bool, size: usize) -> Computed {
     let (a, b) = (truncate(a, size), truncate(b, size));
     let wide = u128::from(a) + u128::from(b) + u128::from(carry);
     let value = truncate(wide as u64, size);
@@ -78,11 +78,11 @@ pub(crate) fn add(a: u64, b: u64, carry: bool, size: usize) -> Outcome {
         | flag_if(wide >> (size * 8) != 0, CF)
         | flag_if(overflow, OF)
         | flag_if((a ^ b ^ value) & 0x10 != 0, AF);
-    Outcome { value, affected: rflags::STATUS, flags }
+    Computed { value, affected: rflags::STATUS, flags }
 }
 
 /// `a - b - borrow`.
-pub(crate) fn sub(a: u64, b: u64, borrow: bool, size: usize) -> Outcome {
+pub(crate) fn sub(a: u64, b: u64, borrow: bool, size: usize) -> Computed {
     let (a, b) = (truncate(a, size), truncate(b, size));
     let value = truncate(a.wrapping_sub(b).wrapping_sub(borrow.into()), size);
     let overflow = (a ^ b) & (a ^ value) & sign_bit(size) != 0;
@@ -90,63 +90,76 @@ pub(crate) fn sub(a: u64, b: u64, borrow: bool, size: usize) -> Outcome {
         | flag_if(u128::from(a) < u128::from(b) + u128::from(borrow), CF)
         | flag_if(overflow, OF)
         | flag_if((a ^ b ^ value) & 0x10 != 0, AF);
-    Outcome { value, affected: rflags::STATUS, flags }
+    Computed { value, affected: rflags::STATUS, flags }
 }
 
 /// The result of AND, OR or XOR: CF and OF clear.
-pub(crate) fn logic(value: u64, size: usize) -> Outcome {
+pub(crate) fn logic(value: u64, size: usize) -> Computed {
     let value = truncate(value, size);
-    Outcome { value, affected: rflags::STATUS, flags: of_result(value, size) }
+    Computed { value, affected: rflags::STATUS, flags: of_result(value, size) }
 }
 
 /// INC and DEC leave CF alone.
-pub(crate) fn keep_carry(outcome: Outcome) -> Outcome {
-    Outcome { affected: outcome.affected & !CF, ..outcome }
+pub(crate) fn keep_carry(computed: Computed) -> Computed {
+    Computed { affected: computed.affected & !CF, ..computed }
 }
 
-/// BTS, BTR and BTC: `value` with CF set to what bit `bit` of `old` was.
-pub(crate) fn bit(old: u64, value: u64, bit: u32) -> Outcome {
-    Outcome { value, affected: CF, flags: old.checked_shr(bit).unwrap_or(0) & CF }
+/// Whether an instruction moves its source, whatever its destination holds.
+pub(crate) fn is_move(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(mnemonic, Mov | Movnti | Movzx | Movsx | Movsxd)
+}
+
+/// Whether an instruction extends its source by the sign.
+pub(crate) fn extends_sign(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Movsx | Mnemonic::Movsxd)
+}
+
+/// What BTS, BTR and BTC leave of `old`, whose bit `number` they change.
+pub(super) fn change_bit(mnemonic: Mnemonic, old: u64, number: u32) -> Computed {
+    let mask = 1u64.checked_shl(number).unwrap_or(0);
+    let value = match mnemonic {
+        Mnemonic::Bts => old | mask,
+        Mnemonic::Btr => old & !mask,
+        _ => old ^ mask,
+    };
+    bit(old, value, number)
+}
+
+/// `value`, with CF as bit `bit` of `old`: BT and its kin.
+pub(crate) fn bit(old: u64, value: u64, bit: u32) -> Computed {
+    Computed { value, affected: CF, flags: old.checked_shr(bit).unwrap_or(0) & CF }
+}
+
+/// Whether a condition holds (SDM vol. 1, appendix B); `None` for an instruction without one.
+pub(crate) fn holds(condition: ConditionCode, flags: u64) -> Option<bool> {
+    let has = |flag: u64| flags & flag != 0;
+    let less = has(SF) != has(OF);
+    Some(match condition {
+        ConditionCode::None => return None,
+        ConditionCode::o => has(OF),
+        ConditionCode::no => !has(OF),
+        ConditionCode::b => has(CF),
+        ConditionCode::ae => !has(CF),
+        ConditionCode::e => has(ZF),
+        ConditionCode::ne => !has(ZF),
+        ConditionCode::be => has(CF) || has(ZF),
+        ConditionCode::a => !has(CF) && !has(ZF),
+        ConditionCode::s => has(SF),
+        ConditionCode::ns => !has(SF),
+        ConditionCode::p => has(PF),
+        ConditionCode::np => !has(PF),
+        ConditionCode::l => less,
+        ConditionCode::ge => !less,
+        ConditionCode::le => less || has(ZF),
+        ConditionCode::g => !less && !has(ZF),
+    })
 }
 
 /// A move: no flags.
-pub(crate) fn plain(value: u64) -> Outcome {
-    Outcome { value, affected: 0, flags: 0 }
+pub(crate) fn plain(value: u64) -> Computed {
+    Computed { value, affected: 0, flags: 0 }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use crate::exec::alu::*;
-
-    #[test]
-    fn edges() {
-        assert_eq!(
-            add(0xff, 1, false, 1),
-            Outcome { value: 0, affected: rflags::STATUS, flags: CF | ZF | PF | AF }
-        );
-        assert_eq!(add(0x7f, 0, true, 1).flags, OF | SF | AF);
-        assert_eq!(sub(0, 1, false, 8).flags, CF | SF | PF | AF);
-        assert_eq!(sub(0x8000, 1, false, 2).flags, OF | PF | AF);
-        assert_eq!(sub(5, 4, true, 4).flags, ZF | PF);
-        assert_eq!(logic(0, 4).flags, ZF | PF);
-        assert_eq!(keep_carry(add(0xff, 1, false, 1)).apply(0), ZF | PF | AF);
-        assert_eq!(bit(0b100, 0, 2).apply(ZF), CF | ZF);
-    }
-
-    proptest! {
-        /// Against the types of the language.
-        #[test]
-        fn carries_and_overflows(a: u32, b: u32) {
-            let (sum, carry) = a.overflowing_add(b);
-            let signed = (a as i32).overflowing_add(b as i32).1;
-            let got = add(a.into(), b.into(), false, 4);
-            prop_assert_eq!((got.value, got.flags & CF != 0, got.flags & OF != 0), (sum.into(), carry, signed));
-            let (difference, borrow) = a.overflowing_sub(b);
-            let signed = (a as i32).overflowing_sub(b as i32).1;
-            let got = sub(a.into(), b.into(), false, 4);
-            prop_assert_eq!((got.value, got.flags & CF != 0, got.flags & OF != 0), (difference.into(), borrow, signed));
-        }
-    }
-}
+mod tests;

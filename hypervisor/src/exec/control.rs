@@ -5,11 +5,9 @@
 use iced_x86::Register;
 use paravane_abi::addr::is_canonical;
 
-use super::access::Trap;
-use super::cpu::CR4_KNOWN;
-use super::exception::Stop;
-use crate::host::host_cpuid;
-use crate::mmu::space::Flush;
+use super::core::Core;
+use super::outside::{Attempt, Incomplete, Machine};
+use super::virtual_cpu::CR4_KNOWN;
 use crate::x86::control::{cr0, cr4, efer};
 use crate::x86::debug::{DR6_ONES, DR7_ONES};
 use crate::x86::exception::Exception;
@@ -20,13 +18,13 @@ const CR3_IGNORED: u64 = 0xfff;
 /// The bits of DR6 that keep what is written: the four breakpoints' and BD, BS and BT.
 const DR6_WRITABLE: u64 = 0xe00f;
 
-fn refuse<T>() -> Result<T, Stop> {
+fn refuse<T, F>() -> Result<T, Incomplete<F>> {
     Err(Exception::protection(0).into())
 }
 
-impl Trap<'_> {
+impl<M: Machine> Core<'_, M> {
     /// MOV from CR.
-    pub fn read_control(&self, register: Register) -> Result<u64, Stop> {
+    pub fn read_control(&self, register: Register) -> Attempt<u64, M> {
         Ok(match register {
             Register::CR0 => self.cpu.cr0,
             Register::CR2 => self.cpu.cr2,
@@ -38,7 +36,7 @@ impl Trap<'_> {
     }
 
     /// MOV to CR.
-    pub fn write_control(&mut self, register: Register, value: u64) -> Result<(), Stop> {
+    pub fn write_control(&mut self, register: Register, value: u64) -> Attempt<(), M> {
         match register {
             Register::CR0 => self.write_cr0(value),
             Register::CR2 => {
@@ -57,7 +55,7 @@ impl Trap<'_> {
     }
 
     /// CR0.TS is kept, but the FPU's use does not trap: the hardware's own bit is the engine's.
-    fn write_cr0(&mut self, value: u64) -> Result<(), Stop> {
+    fn write_cr0(&mut self, value: u64) -> Attempt<(), M> {
         let needed = cr0::PE | cr0::PG;
         let no_write_through = value & cr0::NW != 0 && value & cr0::CD == 0;
         if value >> 32 != 0 || value & needed != needed || no_write_through {
@@ -69,7 +67,7 @@ impl Trap<'_> {
     }
 
     /// LMSW: the low four bits of CR0, of which PE cannot be cleared.
-    pub fn load_machine_status(&mut self, value: u64) -> Result<(), Stop> {
+    pub fn load_machine_status(&mut self, value: u64) -> Attempt<(), M> {
         let low = value & 0xf | cr0::PE;
         self.write_cr0(self.cpu.cr0 & !0xf | low)
     }
@@ -79,7 +77,7 @@ impl Trap<'_> {
         self.cpu.cr0 &= !cr0::TS;
     }
 
-    fn write_cr3(&mut self, value: u64) -> Result<(), Stop> {
+    fn write_cr3(&mut self, value: u64) -> Attempt<(), M> {
         if value & !(paravane_abi::pte::ADDR_MASK | CR3_IGNORED) != 0 {
             return refuse();
         }
@@ -87,12 +85,12 @@ impl Trap<'_> {
         self.activate()
     }
 
-    fn write_cr4(&mut self, value: u64) -> Result<(), Stop> {
+    fn write_cr4(&mut self, value: u64) -> Attempt<(), M> {
         if value & !CR4_KNOWN != 0 || value & cr4::PAE == 0 {
             return refuse();
         }
         if (self.cpu.cr4 ^ value) & cr4::PGE != 0 {
-            self.space.flush(Flush::All);
+            self.machine.flush_all();
         }
         self.cpu.cr4 = value;
         Ok(())
@@ -104,7 +102,7 @@ impl Trap<'_> {
     }
 
     /// MOV to DR.
-    pub fn write_debug(&mut self, register: Register, value: u64) -> Result<(), Stop> {
+    pub fn write_debug(&mut self, register: Register, value: u64) -> Attempt<(), M> {
         let index = debug_index(register);
         if index >= 6 && value >> 32 != 0 {
             return refuse();
@@ -120,7 +118,7 @@ impl Trap<'_> {
     }
 
     /// RDMSR.
-    pub fn read_msr(&self, number: u32) -> Result<u64, Stop> {
+    pub fn read_msr(&self, number: u32) -> Attempt<u64, M> {
         Ok(match number {
             // The enable bit is clear: there is no local APIC.
             msr::APIC_BASE => msr::APIC_BASE_ADDRESS,
@@ -140,7 +138,7 @@ impl Trap<'_> {
     }
 
     /// WRMSR.
-    pub fn write_msr(&mut self, number: u32, value: u64) -> Result<(), Stop> {
+    pub fn write_msr(&mut self, number: u32, value: u64) -> Attempt<(), M> {
         if msr::holds_address(number) && !is_canonical(value) {
             return refuse();
         }
@@ -161,7 +159,7 @@ impl Trap<'_> {
         Ok(())
     }
 
-    fn write_efer(&mut self, value: u64) -> Result<(), Stop> {
+    fn write_efer(&mut self, value: u64) -> Attempt<(), M> {
         if value & !efer::LONG_MODE != 0 || value & efer::LME == 0 {
             return refuse();
         }
@@ -176,8 +174,8 @@ impl Trap<'_> {
     }
 
     /// XSETBV: accepts what every engine can keep, without effect; XGETBV shows the host's own.
-    pub fn write_extended_control(&mut self, number: u32, value: u64) -> Result<(), Stop> {
-        let available = host_cpuid::available_state();
+    pub fn write_extended_control(&mut self, number: u32, value: u64) -> Attempt<(), M> {
+        let available = self.machine.available_state();
         let fine = number == 0 && guest_cpuid::is_consistent(value) && value & !available == 0;
         if fine { Ok(()) } else { refuse() }
     }

@@ -2,8 +2,9 @@
 
 use paravane_abi::addr::is_canonical;
 
-use super::access::{Rights, Trap};
-use super::exception::{Death, Stop};
+use super::core::{Core, Rights};
+use super::outside::{Attempt, Incomplete, Machine};
+use crate::x86::debug::DR6_SINGLE_STEP;
 use crate::x86::descriptor::{error_of, is_null};
 use crate::x86::exception::selector_error::{EXTERNAL, IDT};
 use crate::x86::exception::{Exception, vector};
@@ -20,6 +21,15 @@ pub(crate) enum Origin {
     Software { next_rip: u64 },
 }
 
+/// Why an event did not reach a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undelivered<F> {
+    /// The double fault could not be delivered either. This is the vector of the last exception in the chain.
+    TripleFault { vector: u8 },
+    /// The machine cannot go on.
+    Machine(F),
+}
+
 /// A gate of the IDT (SDM vol. 3, 6.14.1).
 struct Gate {
     handler: u64,
@@ -32,21 +42,21 @@ struct Gate {
 const TSS_RSP0: u64 = 4;
 const TSS_IST1: u64 = 36;
 
-impl Trap<'_> {
+impl<M: Machine> Core<'_, M> {
     /// Delivers an exception that the running code raised, or what comes of trying.
-    pub fn raise(&mut self, exception: Exception) -> Result<(), Death> {
+    pub fn raise(&mut self, exception: Exception) -> Result<(), Undelivered<M::Failure>> {
         self.deliver(exception, Origin::Exception)
     }
 
     /// Delivers an event; faults on the way are delivered instead, up to the triple fault.
-    pub fn deliver(&mut self, event: Exception, origin: Origin) -> Result<(), Death> {
+    pub fn deliver(&mut self, event: Exception, origin: Origin) -> Result<(), Undelivered<M::Failure>> {
         let (mut event, mut origin) = (event, origin);
         // Benign, contributory, page fault, double fault: no chain is longer (SDM vol. 3, table 6-5).
         for _ in 0..5 {
             let second = match self.try_deliver(event, origin) {
                 Ok(()) => return Ok(()),
-                Err(Stop::Dead(death)) => return Err(death),
-                Err(Stop::Exception(second)) => second,
+                Err(Incomplete::Machine(failure)) => return Err(Undelivered::Machine(failure)),
+                Err(Incomplete::Exception(second)) => second,
             };
             if second.vector == vector::PAGE {
                 self.cpu.cr2 = second.address;
@@ -58,16 +68,27 @@ impl Trap<'_> {
             event = if first_is_fault && second.doubles(event) { Exception::double_fault() } else { second };
             origin = Origin::Exception;
         }
-        Err(Death::TripleFault {
-            vector: event.vector,
-            rip: self.regs.rip,
-            cr2: self.cpu.cr2,
-            rsp: self.regs.rsp,
-            idt: self.cpu.idt.base,
-        })
+        Err(Undelivered::TripleFault { vector: event.vector })
     }
 
-    fn try_deliver(&mut self, event: Exception, origin: Origin) -> Result<(), Stop> {
+    /// Goes on at `next`, by way of the single step's #DB if that is on.
+    pub fn advance(&mut self, next: u64) -> Result<(), Undelivered<M::Failure>> {
+        self.regs.rip = next;
+        self.regs.rflags &= !rflags::RF;
+        if self.regs.rflags & rflags::TF == 0 {
+            return Ok(());
+        }
+        self.note_single_step();
+        self.raise(Exception::plain(vector::DEBUG))
+    }
+
+    /// Notes in DR6 that a #DB comes from a single step.
+    pub fn note_single_step(&mut self) {
+        let [.., dr6, _] = &mut self.cpu.debug;
+        *dr6 |= DR6_SINGLE_STEP;
+    }
+
+    fn try_deliver(&mut self, event: Exception, origin: Origin) -> Attempt<(), M> {
         if event.vector == vector::PAGE && origin == Origin::Exception {
             self.cpu.cr2 = event.address;
         }
@@ -95,7 +116,7 @@ impl Trap<'_> {
         self.set_user(to_user)
     }
 
-    fn gate(&mut self, vector: u8, origin: Origin, external: u32) -> Result<Gate, Stop> {
+    fn gate(&mut self, vector: u8, origin: Origin, external: u32) -> Attempt<Gate, M> {
         let error = u32::from(vector) << 3 | IDT | external;
         let offset = u64::from(vector) * 16;
         if offset + 15 > u64::from(self.cpu.idt.limit) {
@@ -122,13 +143,13 @@ impl Trap<'_> {
     }
 
     /// Checks the handler's code segment; whether it runs at CPL 3.
-    fn target_is_user(&mut self, selector: u16, external: u32) -> Result<bool, Stop> {
+    fn target_is_user(&mut self, selector: u16, external: u32) -> Attempt<bool, M> {
         if is_null(selector) {
             return Err(Exception::protection(external).into());
         }
         let error = error_of(selector) | external;
         let d = self.descriptor(selector).map_err(|stop| match stop {
-            Stop::Exception(e) if e.vector == vector::PROTECTION => Exception::protection(error).into(),
+            Incomplete::Exception(e) if e.vector == vector::PROTECTION => Exception::protection(error).into(),
             other => other,
         })?;
         let level = if d.is_conforming() { self.cpu.cpl() } else { d.dpl() };
@@ -142,7 +163,7 @@ impl Trap<'_> {
     }
 
     /// The stack pointer before the frame is pushed: the gate's own, the kernel's, or the current one.
-    fn handler_stack(&mut self, gate: &Gate, to_user: bool, external: u32) -> Result<u64, Stop> {
+    fn handler_stack(&mut self, gate: &Gate, to_user: bool, external: u32) -> Attempt<u64, M> {
         let offset = match gate.stack {
             0 if self.cpu.user && !to_user => TSS_RSP0,
             0 => return Ok(self.regs.rsp),
@@ -156,7 +177,7 @@ impl Trap<'_> {
     }
 
     /// Pushes SS, RSP, RFLAGS, CS, RIP and the error code below `top`; returns the new stack pointer.
-    fn push_frame(&mut self, top: u64, rip: u64, error: Option<u32>) -> Result<u64, Stop> {
+    fn push_frame(&mut self, top: u64, rip: u64, error: Option<u32>) -> Attempt<u64, M> {
         let words = [
             u64::from(error.unwrap_or(0)),
             rip,
@@ -171,7 +192,7 @@ impl Trap<'_> {
         }
         let frame = if error.is_some() { &bytes[..] } else { &bytes[8..] };
         let rsp = top.wrapping_sub(frame.len() as u64);
-        self.write(rsp, frame, Rights::System).map_err(super::transfer::as_stack_fault)?;
+        self.write(rsp, frame, Rights::System).map_err(Incomplete::on_stack)?;
         Ok(rsp)
     }
 }

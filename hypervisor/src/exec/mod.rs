@@ -1,214 +1,36 @@
-//! Trap and emulate: a bare kernel, which believes that it runs at CPL 0 of a small PC, on CPL 3.
+//! What one instruction does.
 //!
-//! [`BareMachine`] is everything that such a kernel owns: the virtual CPU's privileged state, the shadow of
-//! its page tables, and its PC. The monitor enters the guest, hands each exit to
-//! [`BareMachine::handle_exit`], and asks [`BareMachine::deliver_pending`] for an interrupt before it enters
-//! again. An exit is one of five things, and the way of each is in one file:
+//! [`core::Core`] executes an instruction on a virtual CPU, on any machine that implements the traits of [`outside`]:
+//! memory by linear address, ports, page tables, CPUID. A way to run a kernel that meets its instructions one by one
+//! (trap and emulate, an interpreter) makes a `Core` and says what each outcome means. Parts that need no virtual CPU
+//! ([`operand`], [`alu`], [`ordinary`], [`string`], [`port`]) complete instructions of paravirtual kernels too.
 //!
-//! | exit | what happens | where |
-//! | --- | --- | --- |
-//! | #GP, #UD, #NP, #SS on a privileged instruction | decoded and done to the virtual CPU | `instruction.rs` |
-//! | #PF that the guest's own tables explain | delivered to it | `fault.rs`, `deliver.rs` |
-//! | #PF that only the shadow explains | filled, or a page-table store emulated | `fault.rs`, `memory_op.rs` |
-//! | SYSCALL | the virtual CPU's own SYSCALL | `transfer.rs` |
-//! | any other exception | delivered through the guest's IDT | `deliver.rs` |
+//! | instructions | where |
+//! | --- | --- |
+//! | privileged and sensitive ones: which there are, who may execute them | `privileged.rs` |
+//! | MOV to and from control and debug registers, RDMSR, WRMSR, XSETBV | `control.rs` |
+//! | loads of segment and descriptor-table registers | `segment.rs` |
+//! | IRET, far CALL, JMP and RET, SYSCALL, SYSRET | `transfer.rs` |
+//! | exceptions, interrupts and INT n through the IDT | `deliver.rs` |
+//! | IN, OUT, INS, OUTS | `port.rs` |
+//! | moves, arithmetic, exchanges and string moves with a memory operand | `ordinary.rs`, `string.rs` |
 //!
-//! Sensitive instructions that do not trap at CPL 3 (POPF, PUSHF, SGDT, SMSW, STR, LAR, MOV from CS ...) show
-//! the host's state or do nothing, which nothing here can help: a bare kernel that is to run here does not
-//! use them, and `paravane audit` finds those that do. For the same reason its user selectors must not be
-//! ones that the engine's own GDT allows at CPL 3 (0x23, 0x2b, 0x33): an IRETQ to those would not trap.
-//!
-//! What may not be done here: naming an engine, allocating or logging on an exit (a guest's death excepted),
-//! trusting anything that the guest says.
+//! Everything here runs on the thread of the vCPU, and nothing of it is called from a signal handler. What may not be
+//! done here: naming an engine, a shadow, a device or the ledger; allocating, logging; trusting anything that the guest
+//! says.
 
 #![forbid(unsafe_code)]
 
-pub(crate) mod access;
 pub(crate) mod alu;
 mod control;
-pub(crate) mod cpu;
-pub(crate) mod decode;
+pub(crate) mod core;
 pub(crate) mod deliver;
-pub(crate) mod exception;
-mod exit;
-pub(crate) mod fault;
-pub(crate) mod instruction;
-pub(crate) mod memory_op;
 pub(crate) mod operand;
+pub(crate) mod ordinary;
+pub(crate) mod outside;
 pub(crate) mod port;
-pub(crate) mod segment;
-#[cfg(test)]
-mod tests;
-pub(crate) mod transfer;
-
-use std::ops::Range;
-
-use crate::bare::platform::Platform;
-use crate::engine::Exit;
-use crate::ledger::Cause;
-use crate::machine::end::DomainEnd;
-use crate::machine::memory::MachineMemory;
-use crate::mmu::log::TableLog;
-use crate::mmu::shadow::{NoShadow, Shadow};
-use crate::mmu::space::VcpuSpace;
-use crate::virtio::Slot;
-use crate::x86::registers::Regs;
-
-use access::Trap;
-use cpu::VirtualCpu;
-use fault::FaultHistory;
-
-/// The first state of a bare kernel's CPU, as the boot protocol has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BareBoot {
-    /// Linear address of the first instruction.
-    pub entry: u64,
-    /// Top of the boot stack.
-    pub stack: u64,
-    /// Address of the `hvm_start_info`, in the guest's terms: RSI.
-    pub start_info: u64,
-    /// Address of the L4 table, in the guest's terms.
-    pub cr3: u64,
-}
-
-/// What the monitor does next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BareOutcome {
-    /// Enters the guest again.
-    Resume,
-    /// Waits for the deadline, if there is one, for console input or for a kick, and then calls
-    /// [`BareMachine::deliver_pending`]; as long as [`BareMachine::is_halted`], again.
-    Halted {
-        /// When a device will have an interrupt.
-        until_ns: Option<u64>,
-    },
-    /// Notes the mark and enters the guest again.
-    Mark(u8),
-    /// The guest is gone.
-    Ended(DomainEnd),
-}
-
-/// What an exit was, and what comes of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Handled {
-    /// For the ledger.
-    pub cause: Cause,
-    /// For the monitor.
-    pub outcome: BareOutcome,
-}
-
-/// A bare guest could not be started.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StartError {
-    /// There can be no shadow tables.
-    #[error(transparent)]
-    Shadow(#[from] NoShadow),
-    /// The loader's L4 table is not in the guest's memory.
-    #[error("the first L4 table, at {0:#x}, is not in the guest's memory; give the guest more memory")]
-    Root(u64),
-}
-
-/// A bare kernel's machine: all of it but the memory and the general registers.
-#[derive(Debug)]
-pub struct BareMachine {
-    cpu: VirtualCpu,
-    shadow: Shadow,
-    platform: Platform,
-    history: FaultHistory,
-}
-
-impl BareMachine {
-    /// A machine about to run the kernel's first instruction, and the registers to enter it with.
-    ///
-    /// `shadow_frames` are the hypervisor's frames for shadow tables, zeroed; `reserved` are
-    /// [`crate::engine::Engine::reserved_l4_entries`]. Sets the root of `paging`.
-    pub fn new(
-        boot: &BareBoot,
-        shadow_frames: Range<u64>,
-        reserved: [u64; 16],
-        platform: Platform,
-        mem: &MachineMemory,
-        log: &mut TableLog,
-        space: &mut VcpuSpace,
-    ) -> Result<(Self, Regs), StartError> {
-        crate::x86::decode::prepare();
-        let cpu = VirtualCpu::new(boot.cr3);
-        let mut shadow = Shadow::new(shadow_frames, mem.guest_frames(), reserved)?;
-        shadow
-            .activate(mem, log, space, boot.cr3, cpu.view(), cpu.paging_controls())
-            .map_err(|bad| StartError::Root(bad.0))?;
-        let regs = Regs {
-            rip: boot.entry,
-            rsp: boot.stack,
-            rsi: boot.start_info,
-            rflags: cpu::hardware_flags(0),
-            ..Regs::default()
-        };
-        Ok((Self { cpu, shadow, platform, history: FaultHistory::default() }, regs))
-    }
-
-    /// Handles one exit of the guest.
-    pub fn handle_exit(
-        &mut self,
-        regs: &mut Regs,
-        exit: Exit,
-        mem: &MachineMemory,
-        log: &mut TableLog,
-        space: &mut VcpuSpace,
-        now_ns: u64,
-    ) -> Handled {
-        self.trap(regs, mem, log, space, now_ns).handle(exit)
-    }
-
-    /// Injects an interrupt if one waits and the guest takes it now; returns its vector.
-    ///
-    /// To be called before every entry. Errs where the guest's tables are so broken that it cannot go on.
-    pub fn deliver_pending(
-        &mut self,
-        regs: &mut Regs,
-        mem: &MachineMemory,
-        log: &mut TableLog,
-        space: &mut VcpuSpace,
-        now_ns: u64,
-    ) -> Result<Option<u8>, DomainEnd> {
-        self.trap(regs, mem, log, space, now_ns).deliver_pending().map_err(exit::killed)
-    }
-
-    /// Its virtio devices, in order.
-    pub fn slots(&self) -> Vec<&Slot> {
-        self.platform.slots()
-    }
-
-    /// Whether the kernel waits in HLT.
-    pub fn is_halted(&self) -> bool {
-        self.cpu.halted
-    }
-
-    /// When the monitor should kick the guest, or wake it from HLT, because a device will have an interrupt
-    /// that it can take; `None` while there is nothing to wait for.
-    pub fn next_deadline(&self) -> Option<u64> {
-        // With interrupts off a kick would be in vain: the STI that turns them on traps.
-        if self.cpu.interrupts { self.platform.next_deadline() } else { None }
-    }
-
-    fn trap<'a>(
-        &'a mut self,
-        regs: &'a mut Regs,
-        mem: &'a MachineMemory,
-        log: &'a mut TableLog,
-        space: &'a mut VcpuSpace,
-        now_ns: u64,
-    ) -> Trap<'a> {
-        Trap {
-            cpu: &mut self.cpu,
-            shadow: &mut self.shadow,
-            platform: &mut self.platform,
-            history: &mut self.history,
-            regs,
-            mem,
-            log,
-            space,
-            now_ns,
-        }
-    }
-}
+pub(crate) mod privileged;
+mod segment;
+pub(crate) mod string;
+mod transfer;
+pub(crate) mod virtual_cpu;

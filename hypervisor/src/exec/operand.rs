@@ -2,8 +2,7 @@
 
 use iced_x86::{Instruction, OpKind, Register};
 
-use super::access::{Rights, Trap};
-use super::exception::Stop;
+use super::outside::{Attempt, Memory, Stored};
 use crate::x86::exception::Exception;
 use crate::x86::registers::Regs;
 
@@ -77,6 +76,17 @@ pub(crate) const fn truncate(value: u64, size: usize) -> u64 {
     if size >= 8 { value } else { value & ((1 << (size * 8)) - 1) }
 }
 
+/// The sign-extended low `size` bytes of `value`.
+pub(crate) fn sign_extend(value: u64, size: usize) -> u64 {
+    let shift = 64 - 8 * size.clamp(1, 8) as u32;
+    ((truncate(value, size) << shift) as i64 >> shift) as u64
+}
+
+/// Whether all register operands are general ones: MOV and others have forms for the rest.
+pub(crate) fn is_integer(insn: &Instruction) -> bool {
+    (0..insn.op_count()).all(|op| insn.op_kind(op) != OpKind::Register || insn.op_register(op).is_gpr())
+}
+
 /// The linear address of a memory operand, on flat segments.
 ///
 /// `None` is an index in a vector register: no instruction that is emulated has one.
@@ -93,46 +103,68 @@ pub(crate) fn linear_address(regs: &Regs, insn: &Instruction, operand: u32) -> O
     insn.virtual_address(operand, 0, value)
 }
 
-impl Trap<'_> {
+/// Where an instruction's operands are: registers, and memory that is accessed with the running code's rights.
+pub(crate) struct Operands<'a, M> {
+    pub regs: &'a mut Regs,
+    pub memory: &'a mut M,
+    /// Memory is accessed as user mode does, instead of as the kernel does.
+    pub user: bool,
+}
+
+impl<M: Memory> Operands<'_, M> {
     /// The linear address of a memory operand.
-    pub fn linear_address(&self, insn: &Instruction, operand: u32) -> Result<u64, Stop> {
+    pub fn address(&self, insn: &Instruction, operand: u32) -> Attempt<u64, M> {
         linear_address(self.regs, insn, operand).ok_or(Exception::undefined().into())
     }
 
-    /// Size of an operand in bytes.
-    pub fn operand_size(insn: &Instruction, operand: u32) -> usize {
-        match insn.op_kind(operand) {
-            OpKind::Register => insn.op_register(operand).size(),
-            _ => insn.memory_size().size(),
-        }
+    /// Reads a value of `size` (1 to 8) bytes at `va`.
+    pub fn load(&mut self, va: u64, size: usize) -> Attempt<u64, M> {
+        let mut bytes = [0; 8];
+        let part = bytes.get_mut(..size).ok_or(Exception::undefined())?;
+        self.memory.read(va, part, self.user)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Stores the low `size` (1 to 8) bytes of `value` at `va`.
+    pub fn store(&mut self, va: u64, size: usize, value: u64) -> Attempt<Stored, M> {
+        let bytes = value.to_le_bytes();
+        let part = bytes.get(..size).ok_or(Exception::undefined())?;
+        self.memory.write(va, part, self.user)
     }
 
     /// The value of a register, memory or immediate operand; immediates are sign-extended.
-    pub fn read_operand(&mut self, insn: &Instruction, operand: u32) -> Result<u64, Stop> {
+    pub fn read(&mut self, insn: &Instruction, operand: u32) -> Attempt<u64, M> {
         match insn.op_kind(operand) {
-            OpKind::Register => general(insn.op_register(operand)).map(|r| read_register(self.regs, r)),
+            OpKind::Register => Ok(read_register(self.regs, general(insn.op_register(operand))?)),
             kind if is_memory(kind) => {
-                let va = self.linear_address(insn, operand)?;
-                self.read_value(va, insn.memory_size().size(), Rights::Current)
+                let va = self.address(insn, operand)?;
+                self.load(va, insn.memory_size().size())
             }
             _ => insn.try_immediate(operand).map_err(|_| Exception::undefined().into()),
         }
     }
 
     /// Sets a register or memory operand.
-    pub fn write_operand(&mut self, insn: &Instruction, operand: u32, value: u64) -> Result<(), Stop> {
+    pub fn write(&mut self, insn: &Instruction, operand: u32, value: u64) -> Attempt<(), M> {
         if insn.op_kind(operand) == OpKind::Register {
-            let register = general(insn.op_register(operand))?;
-            write_register(self.regs, register, value);
+            write_register(self.regs, general(insn.op_register(operand))?, value);
             return Ok(());
         }
-        let va = self.linear_address(insn, operand)?;
-        self.write_value(va, insn.memory_size().size(), value, Rights::Current).map(drop)
+        let va = self.address(insn, operand)?;
+        self.store(va, insn.memory_size().size(), value).map(drop)
     }
 }
 
-fn general(register: Register) -> Result<Register, Stop> {
-    if register.is_gpr() { Ok(register) } else { Err(Exception::undefined().into()) }
+/// Size of an operand in bytes.
+pub(crate) fn operand_size(insn: &Instruction, operand: u32) -> usize {
+    match insn.op_kind(operand) {
+        OpKind::Register => insn.op_register(operand).size(),
+        _ => insn.memory_size().size(),
+    }
+}
+
+fn general(register: Register) -> Result<Register, Exception> {
+    if register.is_gpr() { Ok(register) } else { Err(Exception::undefined()) }
 }
 
 pub(crate) fn is_memory(kind: OpKind) -> bool {

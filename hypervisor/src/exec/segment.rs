@@ -5,9 +5,9 @@
 
 use iced_x86::Register;
 
-use super::access::{Rights, Trap};
-use super::cpu::{SystemSegment, TableRegister};
-use super::exception::Stop;
+use super::core::{Core, Rights};
+use super::outside::{Attempt, Incomplete, Machine};
+use super::virtual_cpu::{SystemSegment, TableRegister};
 use crate::x86::descriptor::{Descriptor, LOCAL, bits, error_of, is_null, rpl};
 use crate::x86::exception::Exception;
 
@@ -19,9 +19,9 @@ fn serves_as_stack(d: Descriptor, selector: u16, level: u16) -> Result<(), Excep
     if d.is_present() { Ok(()) } else { Err(Exception::stack(error_of(selector))) }
 }
 
-impl Trap<'_> {
+impl<M: Machine> Core<'_, M> {
     /// Linear address of the descriptor, all of whose `len` bytes lie within its table.
-    fn descriptor_address(&self, selector: u16, len: u64) -> Result<u64, Stop> {
+    fn descriptor_address(&self, selector: u16, len: u64) -> Attempt<u64, M> {
         let (base, limit) = if selector & LOCAL != 0 {
             (self.cpu.ldt.base, u64::from(self.cpu.ldt.limit))
         } else {
@@ -35,13 +35,13 @@ impl Trap<'_> {
     }
 
     /// The descriptor of `selector`, which is not null.
-    pub fn descriptor(&mut self, selector: u16) -> Result<Descriptor, Stop> {
+    pub fn descriptor(&mut self, selector: u16) -> Attempt<Descriptor, M> {
         let at = self.descriptor_address(selector, 8)?;
         self.read_value(at, 8, Rights::System).map(Descriptor)
     }
 
     /// Loads ES, DS, FS, GS or SS.
-    pub fn load_data_segment(&mut self, register: Register, selector: u16) -> Result<(), Stop> {
+    pub fn load_data_segment(&mut self, register: Register, selector: u16) -> Attempt<(), M> {
         let base = if is_null(selector) {
             if register == Register::SS && (self.cpu.user || rpl(selector) != self.cpu.cpl()) {
                 return Err(Exception::protection(0).into());
@@ -65,10 +65,10 @@ impl Trap<'_> {
         Ok(())
     }
 
-    fn check_data_segment(&self, register: Register, selector: u16, d: Descriptor) -> Result<(), Stop> {
+    fn check_data_segment(&self, register: Register, selector: u16, d: Descriptor) -> Attempt<(), M> {
         let (error, cpl) = (error_of(selector), self.cpu.cpl());
         if register == Register::SS {
-            return serves_as_stack(d, selector, cpl).map_err(Stop::from);
+            return serves_as_stack(d, selector, cpl).map_err(Incomplete::from);
         }
         let exempt = d.is_code() && d.is_conforming();
         let privileged = exempt || (rpl(selector) <= d.dpl() && cpl <= d.dpl());
@@ -79,7 +79,7 @@ impl Trap<'_> {
     }
 
     /// Checks that `selector` names 64-bit code that may run at its RPL, for a return or jump to it.
-    pub fn check_code_segment(&mut self, selector: u16) -> Result<(), Stop> {
+    pub fn check_code_segment(&mut self, selector: u16) -> Attempt<(), M> {
         if is_null(selector) {
             return Err(Exception::protection(0).into());
         }
@@ -97,7 +97,7 @@ impl Trap<'_> {
     }
 
     /// Checks the stack segment of a return to `level`.
-    pub fn check_stack_segment(&mut self, selector: u16, level: u16) -> Result<(), Stop> {
+    pub fn check_stack_segment(&mut self, selector: u16, level: u16) -> Attempt<(), M> {
         if is_null(selector) {
             return Err(Exception::protection(0).into());
         }
@@ -107,7 +107,7 @@ impl Trap<'_> {
     }
 
     /// Sets the accessed bit of a code or data descriptor, as the CPU does.
-    pub fn mark_accessed(&mut self, selector: u16, descriptor: Descriptor) -> Result<(), Stop> {
+    pub fn mark_accessed(&mut self, selector: u16, descriptor: Descriptor) -> Attempt<(), M> {
         let accessed = descriptor.0 | bits::ACCESSED;
         if accessed != descriptor.0 {
             let at = self.descriptor_address(selector, 8)?;
@@ -121,7 +121,7 @@ impl Trap<'_> {
         &mut self,
         selector: u16,
         fits: impl Fn(Descriptor) -> bool,
-    ) -> Result<SystemSegment, Stop> {
+    ) -> Attempt<SystemSegment, M> {
         let error = Exception::protection(error_of(selector));
         if selector & LOCAL != 0 {
             return Err(error.into());
@@ -140,7 +140,7 @@ impl Trap<'_> {
     }
 
     /// LLDT.
-    pub fn load_ldt(&mut self, selector: u16) -> Result<(), Stop> {
+    pub fn load_ldt(&mut self, selector: u16) -> Attempt<(), M> {
         self.cpu.ldt = if is_null(selector) {
             SystemSegment { selector, ..SystemSegment::default() }
         } else {
@@ -150,7 +150,7 @@ impl Trap<'_> {
     }
 
     /// LTR: marks the task's descriptor busy.
-    pub fn load_task(&mut self, selector: u16) -> Result<(), Stop> {
+    pub fn load_task(&mut self, selector: u16) -> Attempt<(), M> {
         if is_null(selector) {
             return Err(Exception::protection(0).into());
         }
@@ -163,7 +163,7 @@ impl Trap<'_> {
     }
 
     /// The memory operand of LGDT and LIDT.
-    pub fn read_table_register(&mut self, va: u64) -> Result<TableRegister, Stop> {
+    pub fn read_table_register(&mut self, va: u64) -> Attempt<TableRegister, M> {
         let limit = self.read_value(va, 2, Rights::Current)? as u16;
         let base = self.read_value(va.wrapping_add(2), 8, Rights::Current)?;
         if !paravane_abi::addr::is_canonical(base) {
@@ -173,7 +173,7 @@ impl Trap<'_> {
     }
 
     /// SGDT and SIDT, where the host makes them trap.
-    pub fn write_table_register(&mut self, va: u64, table: TableRegister) -> Result<(), Stop> {
+    pub fn write_table_register(&mut self, va: u64, table: TableRegister) -> Attempt<(), M> {
         let mut bytes = [0; 10];
         bytes[..2].copy_from_slice(&table.limit.to_le_bytes());
         bytes[2..].copy_from_slice(&table.base.to_le_bytes());

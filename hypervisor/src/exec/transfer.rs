@@ -5,8 +5,8 @@
 use iced_x86::{Instruction, OpKind};
 use paravane_abi::addr::is_canonical;
 
-use super::access::{Rights, Trap};
-use super::exception::{Death, Stop};
+use super::core::{Core, Rights};
+use super::outside::{Attempt, Incomplete, Machine};
 use crate::x86::control::efer;
 use crate::x86::descriptor::{error_of, is_null, rpl};
 use crate::x86::exception::Exception;
@@ -20,37 +20,20 @@ struct Target {
     ss: u16,
 }
 
-impl Trap<'_> {
-    /// Goes to virtual CPL 3 or 0; the page tables' view follows.
-    pub fn set_user(&mut self, user: bool) -> Result<(), Stop> {
-        if self.cpu.user != user {
-            self.cpu.user = user;
-            self.activate()?;
-        }
-        Ok(())
-    }
-
-    /// Makes the shadow of the address space and view that the registers name the CPU's.
-    pub fn activate(&mut self) -> Result<(), Stop> {
-        let (cr3, view) = (self.cpu.cr3, self.cpu.view());
-        let activated =
-            self.shadow.activate(self.mem, self.log, self.space, cr3, view, self.cpu.paging_controls());
-        activated.map_err(|bad| Death::BadRoot(bad.0).into())
-    }
-
+impl<M: Machine> Core<'_, M> {
     /// The `N` words of `size` bytes on top of the stack.
-    fn peek_stack<const N: usize>(&mut self, size: usize) -> Result<[u64; N], Stop> {
+    fn peek_stack<const N: usize>(&mut self, size: usize) -> Attempt<[u64; N], M> {
         let mut words = [0; N];
         let mut at = self.regs.rsp;
         for word in &mut words {
-            *word = self.read_value(at, size, Rights::Current).map_err(as_stack_fault)?;
+            *word = self.read_value(at, size, Rights::Current).map_err(Incomplete::on_stack)?;
             at = at.wrapping_add(size as u64);
         }
         Ok(words)
     }
 
     /// IRET with operands of `size` bytes; in 64-bit mode it always takes RSP and SS too.
-    pub fn interrupt_return(&mut self, size: usize) -> Result<(), Stop> {
+    pub fn interrupt_return(&mut self, size: usize) -> Attempt<(), M> {
         let [rip, cs, flags, rsp, ss] = self.peek_stack::<5>(size)?;
         let target = Target { rip, cs: cs as u16, rsp, ss: ss as u16 };
         self.check_return(&target)?;
@@ -59,15 +42,15 @@ impl Trap<'_> {
     }
 
     /// Far RET with operands of `size` bytes, which takes `extra` bytes of arguments off the stack.
-    pub fn far_return(&mut self, size: usize, extra: u64) -> Result<(), Stop> {
+    pub fn far_return(&mut self, size: usize, extra: u64) -> Attempt<(), M> {
         let [rip, cs] = self.peek_stack::<2>(size)?;
         let mut target = Target { rip, cs: cs as u16, rsp: self.regs.rsp, ss: self.cpu.selectors.ss };
         let popped = 2 * size as u64 + extra;
         if rpl(target.cs) > self.cpu.cpl() {
             let at = self.regs.rsp.wrapping_add(popped);
-            target.rsp = self.read_value(at, size, Rights::Current).map_err(as_stack_fault)?;
+            target.rsp = self.read_value(at, size, Rights::Current).map_err(Incomplete::on_stack)?;
             let ss_at = at.wrapping_add(size as u64);
-            target.ss = self.read_value(ss_at, size, Rights::Current).map_err(as_stack_fault)? as u16;
+            target.ss = self.read_value(ss_at, size, Rights::Current).map_err(Incomplete::on_stack)? as u16;
             self.check_return(&target)?;
             target.rsp = target.rsp.wrapping_add(extra);
         } else {
@@ -77,7 +60,7 @@ impl Trap<'_> {
         self.finish_return(&target)
     }
 
-    fn check_return(&mut self, target: &Target) -> Result<(), Stop> {
+    fn check_return(&mut self, target: &Target) -> Attempt<(), M> {
         if rpl(target.cs) < self.cpu.cpl() {
             return Err(Exception::protection(error_of(target.cs)).into());
         }
@@ -92,16 +75,16 @@ impl Trap<'_> {
         self.check_stack_segment(target.ss, level)
     }
 
-    fn finish_return(&mut self, target: &Target) -> Result<(), Stop> {
+    fn finish_return(&mut self, target: &Target) -> Attempt<(), M> {
         (self.regs.rip, self.regs.rsp) = (target.rip, target.rsp);
         (self.cpu.selectors.cs, self.cpu.selectors.ss) = (target.cs, target.ss);
         self.set_user(rpl(target.cs) == 3)
     }
 
     /// JMP or CALL through a far pointer in memory, at the same level.
-    pub fn far_branch(&mut self, insn: &Instruction, is_call: bool) -> Result<(), Stop> {
+    pub fn far_branch(&mut self, insn: &Instruction, is_call: bool) -> Attempt<(), M> {
         let size = insn.memory_size().size().saturating_sub(2);
-        let at = self.linear_address(insn, 0)?;
+        let at = self.operands().address(insn, 0)?;
         let rip = self.read_value(at, size, Rights::Current)?;
         let cs = self.read_value(at.wrapping_add(size as u64), 2, Rights::Current)? as u16;
         // The RPL of the operand only may lower privilege; CS gets the level that runs.
@@ -113,7 +96,8 @@ impl Trap<'_> {
         if is_call {
             let (old_cs, next) = (u64::from(self.cpu.selectors.cs), insn.next_ip());
             let rsp = self.regs.rsp.wrapping_sub(2 * size as u64);
-            self.probe_write(rsp, 2 * size, Rights::Current).map_err(as_stack_fault)?;
+            let user = self.cpu.user;
+            self.machine.probe_write(rsp, 2 * size, user).map_err(Incomplete::on_stack)?;
             self.write_value(rsp, size, next, Rights::Current)?;
             self.write_value(rsp.wrapping_add(size as u64), size, old_cs, Rights::Current)?;
             self.regs.rsp = rsp;
@@ -124,7 +108,7 @@ impl Trap<'_> {
     }
 
     /// SYSCALL, of which the engine has done all but what is privileged; RIP is after it.
-    pub fn syscall(&mut self) -> Result<(), Stop> {
+    pub fn syscall(&mut self) -> Attempt<(), M> {
         if self.cpu.efer & efer::SCE == 0 {
             self.regs.rip = self.regs.rip.wrapping_sub(SYSCALL_LENGTH);
             return Err(Exception::undefined().into());
@@ -141,7 +125,7 @@ impl Trap<'_> {
     }
 
     /// SYSRET to 64-bit code.
-    pub fn sysret(&mut self) -> Result<(), Stop> {
+    pub fn sysret(&mut self) -> Attempt<(), M> {
         if self.cpu.efer & efer::SCE == 0 {
             return Err(Exception::undefined().into());
         }
@@ -156,30 +140,22 @@ impl Trap<'_> {
         self.regs.rip = self.regs.rcx;
         self.set_user(true)
     }
+}
 
-    /// Operand size of a return.
-    pub fn operand_bytes(insn: &Instruction) -> usize {
-        use iced_x86::Code::*;
-        match insn.code() {
-            Iretq | Retfq | Retfq_imm16 => 8,
-            Iretd | Retfd | Retfd_imm16 => 4,
-            _ => 2,
-        }
+/// Operand size of a return.
+pub(super) fn operand_bytes(insn: &Instruction) -> usize {
+    use iced_x86::Code::*;
+    match insn.code() {
+        Iretq | Retfq | Retfq_imm16 => 8,
+        Iretd | Retfd | Retfd_imm16 => 4,
+        _ => 2,
     }
+}
 
-    /// The immediate of a far RET.
-    pub fn return_extra(insn: &Instruction) -> u64 {
-        let has = insn.op_count() > 0 && insn.op0_kind() == OpKind::Immediate16;
-        if has { insn.immediate16().into() } else { 0 }
-    }
+/// The immediate of a far RET.
+pub(super) fn return_extra(insn: &Instruction) -> u64 {
+    let has = insn.op_count() > 0 && insn.op0_kind() == OpKind::Immediate16;
+    if has { insn.immediate16().into() } else { 0 }
 }
 
 const SYSCALL_LENGTH: u64 = 2;
-
-/// A stack access beyond the canonical range is #SS, not #GP.
-pub(crate) fn as_stack_fault(stop: Stop) -> Stop {
-    match stop {
-        Stop::Exception(e) if e == Exception::protection(0) => Exception::stack(0).into(),
-        other => other,
-    }
-}

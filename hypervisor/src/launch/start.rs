@@ -88,7 +88,7 @@ pub enum RunError {
     TooLittle(#[from] available::TooLittle),
     /// A bare machine could not be made.
     #[error("cannot make a bare machine: {0}")]
-    Bare(#[from] crate::exec::StartError),
+    Bare(#[from] crate::bare::StartError),
     /// The layout does not fit: a bug of ours.
     #[error("{0}; this is a bug in Paravane, please report it")]
     Layout(#[from] BadMachineAddress),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::bare::platform::Platform;
 use crate::bare::platform::virtio_mmio::VirtioMmio;
+use crate::bare::{BareBoot, BareMachine, BareOutcome};
 use crate::engine::Exit;
-use crate::exec::{BareBoot, BareMachine, BareOutcome};
 use crate::launch::start::{RunError, World};
 use crate::ledger::Ledger;
 use crate::machine::end::DomainEnd;

@@ -14,14 +14,17 @@ use paravane_abi::vm_assist::VMASST_TYPE_M2P_STRICT;
 
 use super::{Emulated, Ended, decode, finish};
 use crate::exec::alu;
-use crate::exec::memory_op::{is_integer, sign_extend};
-use crate::exec::operand::{is_memory, linear_address, read_register, truncate, write_register};
+use crate::exec::operand::{
+    Operands, is_integer, is_memory, linear_address, operand_size, read_register, sign_extend, write_register,
+};
+use crate::exec::ordinary::bit_inside;
+use crate::exec::outside::{Attempt, Incomplete, Memory, Stored};
+use crate::exec::string::StringMove;
 use crate::ledger::Cause;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
 use crate::pv::domain::PvDomain;
-use crate::x86::exception::Fault;
-use crate::x86::rflags;
-use crate::x86::rflags::{CF, OF, PF, SF, ZF};
+use crate::x86::exception::{Exception, Fault};
+use crate::x86::rflags::CF;
 
 /// Elements of a repeated instruction that one exit moves.
 const MAX_REPEATS: u64 = 512;
@@ -92,13 +95,6 @@ fn operand(d: &PvDomain, insn: &Instruction, number: u32) -> Option<u64> {
     }
 }
 
-fn operand_size(insn: &Instruction, number: u32) -> usize {
-    match insn.op_kind(number) {
-        OpKind::Register => insn.op_register(number).size(),
-        _ => insn.memory_size().size(),
-    }
-}
-
 fn arithmetic(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
     use Mnemonic::*;
     let mnemonic = insn.mnemonic();
@@ -107,17 +103,16 @@ fn arithmetic(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
     if !compares && insn.op0_kind() != OpKind::Register {
         return None;
     }
-    let moves = matches!(mnemonic, Mov | Movzx | Movsx | Movsxd);
-    let a = if moves { 0 } else { operand(d, insn, 0)? };
+    let a = if alu::is_move(mnemonic) { 0 } else { operand(d, insn, 0)? };
     let mut b = operand(d, insn, 1)?;
-    if matches!(mnemonic, Movsx | Movsxd) {
+    if alu::extends_sign(mnemonic) {
         b = sign_extend(b, operand_size(insn, 1));
     }
     let regs = &mut d.vcpu.regs;
-    let outcome = alu::compute(mnemonic, a, b, regs.rflags & CF != 0, operand_size(insn, 0))?;
-    regs.rflags = outcome.apply(regs.rflags);
+    let computed = alu::compute(mnemonic, a, b, regs.rflags & CF != 0, operand_size(insn, 0))?;
+    regs.rflags = computed.apply(regs.rflags);
     if !compares {
-        write_register(regs, insn.op0_register(), outcome.value);
+        write_register(regs, insn.op0_register(), computed.value);
     }
     Some(Ended::Done)
 }
@@ -126,84 +121,64 @@ fn arithmetic(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
 fn bit_test(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
     let size = operand_size(insn, 0);
     let (value, number) = (operand(d, insn, 0)?, operand(d, insn, 1)?);
-    let bits = size as u64 * 8;
-    if insn.op1_kind() == OpKind::Register && truncate(number, size) >= bits {
-        return None;
-    }
+    let number = bit_inside(insn, number, size)?;
     let regs = &mut d.vcpu.regs;
-    regs.rflags = alu::bit(value, value, u32::try_from(number % bits).ok()?).apply(regs.rflags);
+    regs.rflags = alu::bit(value, value, number).apply(regs.rflags);
     Some(Ended::Done)
 }
 
 /// CMOVcc: loads in any case; a 32-bit one clears the upper half in any case.
 fn conditional_move(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
     let loaded = operand(d, insn, 1)?;
-    let holds = holds(insn.condition_code(), d.vcpu.regs.rflags)?;
+    let holds = alu::holds(insn.condition_code(), d.vcpu.regs.rflags)?;
     let value = if holds { loaded } else { operand(d, insn, 0)? };
     write_register(&mut d.vcpu.regs, insn.op0_register(), value);
     Some(Ended::Done)
 }
 
-/// Whether a condition holds (SDM vol. 1, appendix B).
-fn holds(condition: ConditionCode, flags: u64) -> Option<bool> {
-    let has = |flag: u64| flags & flag != 0;
-    let less = has(SF) != has(OF);
-    Some(match condition {
-        ConditionCode::None => return None,
-        ConditionCode::o => has(OF),
-        ConditionCode::no => !has(OF),
-        ConditionCode::b => has(CF),
-        ConditionCode::ae => !has(CF),
-        ConditionCode::e => has(ZF),
-        ConditionCode::ne => !has(ZF),
-        ConditionCode::be => has(CF) || has(ZF),
-        ConditionCode::a => !has(CF) && !has(ZF),
-        ConditionCode::s => has(SF),
-        ConditionCode::ns => !has(SF),
-        ConditionCode::p => has(PF),
-        ConditionCode::np => !has(PF),
-        ConditionCode::l => less,
-        ConditionCode::ge => !less,
-        ConditionCode::le => less || has(ZF),
-        ConditionCode::g => !less && !has(ZF),
-    })
+/// The table for loads, and the guest's memory for what MOVS stores.
+struct LoadMemory<'a> {
+    d: &'a mut PvDomain,
 }
 
-/// MOVS and LODS, repeated or not.
+/// A load goes past the table's end: there the processor goes on, and faults.
+struct OutsideTable;
+
+impl Memory for LoadMemory<'_> {
+    type Failure = OutsideTable;
+
+    fn read(&mut self, va: u64, buf: &mut [u8], _: bool) -> Attempt<(), Self> {
+        let value = read(self.d, va, buf.len()).ok_or(Incomplete::Machine(OutsideTable))?;
+        for (to, from) in buf.iter_mut().zip(value.to_le_bytes()) {
+            *to = from;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, va: u64, bytes: &[u8], user: bool) -> Attempt<Stored, Self> {
+        match self.d.write_guest(va, bytes) {
+            // Stores go on in this exit, whatever they go to.
+            Ok(()) => Ok(Stored::Bus),
+            Err(_) => self.probe_write(va, bytes.len(), user).map(|()| Stored::Bus),
+        }
+    }
+
+    fn probe_write(&mut self, va: u64, len: usize, _: bool) -> Attempt<(), Self> {
+        Err(Exception::from(self.d.fault_at(va, len, PFEC_WRITE)).into())
+    }
+}
+
+/// MOVS and LODS with 64-bit addresses, repeated or not.
 fn string(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
-    let moves = insn.op0_kind() == OpKind::MemoryESRDI;
-    if insn.op1_kind() != OpKind::MemorySegRSI || !moves && insn.op0_kind() != OpKind::Register {
-        return None;
-    }
-    let size = insn.memory_size().size();
-    let repeats = insn.has_rep_prefix() || insn.has_repne_prefix();
-    for _ in 0..MAX_REPEATS {
-        if repeats && d.vcpu.regs.rcx == 0 {
-            return Some(Ended::Done);
-        }
-        let from = linear_address(&d.vcpu.regs, insn, 1)?;
-        // Past the table's end the processor goes on, and faults there.
-        let Some(value) = read(d, from, size) else { return Some(Ended::Again) };
-        if moves {
-            let to = d.vcpu.regs.rdi;
-            if d.write_guest(to, value.to_le_bytes().get(..size)?).is_err() {
-                return Some(Ended::Fault(d.fault_at(to, size, PFEC_WRITE)));
-            }
-        } else {
-            write_register(&mut d.vcpu.regs, insn.op0_register(), value);
-        }
-        let regs = &mut d.vcpu.regs;
-        let step = size as u64;
-        let backwards = regs.rflags & rflags::DF != 0;
-        let next = |at: u64| if backwards { at.wrapping_sub(step) } else { at.wrapping_add(step) };
-        regs.rsi = next(regs.rsi);
-        if moves {
-            regs.rdi = next(regs.rdi);
-        }
-        if !repeats {
-            return Some(Ended::Done);
-        }
-        regs.rcx -= 1;
-    }
-    Some(Ended::Again)
+    let string = StringMove::of(insn).filter(|string| string.is_wide() && string.loads())?;
+    let mut regs = d.vcpu.regs;
+    let mut memory = LoadMemory { d };
+    let mut operands = Operands { regs: &mut regs, memory: &mut memory, user: false };
+    let ended = string.transfer(insn, &mut operands, MAX_REPEATS);
+    d.vcpu.regs = regs;
+    Some(match ended {
+        Ok(true) => Ended::Done,
+        Ok(false) | Err(Incomplete::Machine(OutsideTable)) => Ended::Again,
+        Err(Incomplete::Exception(exception)) => Ended::Fault(exception.into()),
+    })
 }

@@ -5,16 +5,20 @@
 //! also write a byte to the mark port, which is Paravane's own, because measurements must not depend on the guest's
 //! privileges. In any other run, and to user programs always, that port is like any other.
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use std::convert::Infallible;
+
+use iced_x86::{Code, Instruction};
 use paravane_abi::trap::PFEC_WRITE;
 use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
-use super::{Emulated, Ended, UNDEFINED};
-use crate::exec::operand::{linear_address, read_register, write_register};
+use super::{Emulated, Ended};
+use crate::exec::operand::Operands;
+use crate::exec::outside::{Attempt, Incomplete, Memory, Ports, Stored};
+use crate::exec::port::PortAccess;
 use crate::ledger::{Cause, PortDevice};
 use crate::pv::domain::PvDomain;
 use crate::pv::hypercall::io_breakpoints;
-use crate::x86::rflags;
+use crate::x86::exception::Exception;
 
 /// Writes here mark a measured region.
 const MARK_PORT: u16 = 0x80;
@@ -25,49 +29,74 @@ const MAX_REPEATS: u64 = 512;
 
 /// Performs a port access; `None` if the instruction is none, or the guest may not.
 pub(super) fn access(d: &mut PvDomain, insn: &Instruction) -> Option<(Emulated, Ended)> {
-    use Mnemonic::*;
-    let (input, string) = match insn.mnemonic() {
-        In => (true, false),
-        Out => (false, false),
-        Insb | Insw | Insd => (true, true),
-        Outsb | Outsw | Outsd => (false, true),
-        _ => return None,
-    };
-    if d.facts.marks && d.vcpu.kernel_mode && is_mark(d, insn) {
+    let access = PortAccess::of(insn, &d.vcpu.regs)?;
+    if d.facts.marks && d.vcpu.kernel_mode && is_mark(insn, access) {
         let value = (d.vcpu.regs.rax & 0xff) as u8;
         let emulated = Emulated { cause: Cause::PortOut(PortDevice::Mark), mark: Some(value) };
         return Some((emulated, Ended::Done));
     }
-    let size = size_of_access(insn);
-    if !may_access(d, port_of(d, insn), size) {
+    if !may_access(d, access) {
         return None;
     }
-    let cause = if input { Cause::PortIn(PortDevice::Other) } else { Cause::PortOut(PortDevice::Other) };
-    let ended = match (string, input) {
-        (true, _) => repeat(d, insn, size, input),
-        (false, true) => {
-            let value = value_of(port_of(d, insn), size);
-            write_register(&mut d.vcpu.regs, insn.op0_register(), value);
-            Ended::Done
-        }
-        (false, false) => Ended::Done,
+    let cause = if access.is_input { Cause::PortIn } else { Cause::PortOut };
+    let mut regs = d.vcpu.regs;
+    let mut operands = Operands { regs: &mut regs, memory: &mut NoDevices { d }, user: false };
+    let ended = match operands.access_ports(insn, access, MAX_REPEATS) {
+        Ok((_, true)) => Ended::Done,
+        Ok((_, false)) => Ended::Again,
+        Err(Incomplete::Exception(exception)) => Ended::Fault(exception.into()),
+        Err(Incomplete::Machine(never)) => match never {},
     };
-    Some((cause.into(), ended))
+    d.vcpu.regs = regs;
+    Some((cause(PortDevice::Other).into(), ended))
 }
 
 /// The breakpoints on I/O that an instruction would meet, as bits of DR6; none if it is no port access.
 pub(super) fn breakpoints(d: &PvDomain, insn: &Instruction) -> u64 {
-    use Mnemonic::*;
-    match insn.mnemonic() {
-        In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => {
-            io_breakpoints(d, port_of(d, insn), size_of_access(insn))
+    let access = PortAccess::of(insn, &d.vcpu.regs);
+    access.map_or(0, |access| io_breakpoints(d, access.port, access.size.into()))
+}
+
+fn is_mark(insn: &Instruction, access: PortAccess) -> bool {
+    matches!(insn.code(), Code::Out_imm8_AL | Code::Out_DX_AL) && access.port == MARK_PORT
+}
+
+/// The guest's memory, and ports without devices.
+struct NoDevices<'a> {
+    d: &'a mut PvDomain,
+}
+
+impl Memory for NoDevices<'_> {
+    type Failure = Infallible;
+
+    fn read(&mut self, va: u64, buf: &mut [u8], _: bool) -> Attempt<(), Self> {
+        let read = self.d.read_guest(va, buf);
+        read.map_err(|_| Exception::from(self.d.fault_at(va, buf.len(), 0)).into())
+    }
+
+    fn write(&mut self, va: u64, bytes: &[u8], _: bool) -> Attempt<Stored, Self> {
+        match self.d.write_guest(va, bytes) {
+            Ok(()) => Ok(Stored::Memory),
+            Err(_) => Err(Exception::from(self.d.fault_at(va, bytes.len(), PFEC_WRITE)).into()),
         }
-        _ => 0,
+    }
+
+    /// Not needed: reading a port without a device changes nothing.
+    fn probe_write(&mut self, _: u64, _: usize, _: bool) -> Attempt<(), Self> {
+        Ok(())
     }
 }
 
-fn is_mark(d: &PvDomain, insn: &Instruction) -> bool {
-    matches!(insn.code(), Code::Out_imm8_AL | Code::Out_DX_AL) && port_of(d, insn) == MARK_PORT
+impl Ports for NoDevices<'_> {
+    type Event = Infallible;
+
+    fn port_in(&mut self, port: u16, size: u8) -> u32 {
+        value_of(port, size)
+    }
+
+    fn port_out(&mut self, _: u16, _: u8, _: u32) -> Option<Infallible> {
+        None
+    }
 }
 
 /// What IN reads: ones, and from the counter of the PIT's channel 2 a count that has run out.
@@ -75,34 +104,12 @@ fn is_mark(d: &PvDomain, insn: &Instruction) -> bool {
 /// Linux's first calibration of the TSC (`quick_pit_calibrate`) waits for this counter to leave 0xff, and on Xen
 /// reads its ones 100 000 times before it gives up, which was half of the time that Linux took to start. At 0 it
 /// gives up after two reads. Its second one looks at bit 5 of port 0x61, whose ones say that time is up already.
-fn value_of(port: u16, size: u32) -> u64 {
-    if port == PIT_CHANNEL_2 && size == 1 { 0 } else { u64::MAX }
+fn value_of(port: u16, size: u8) -> u32 {
+    if port == PIT_CHANNEL_2 && size == 1 { 0 } else { u32::MAX }
 }
 
-fn port_of(d: &PvDomain, insn: &Instruction) -> u16 {
-    match insn.code() {
-        Code::In_AL_imm8
-        | Code::In_AX_imm8
-        | Code::In_EAX_imm8
-        | Code::Out_imm8_AL
-        | Code::Out_imm8_AX
-        | Code::Out_imm8_EAX => u16::from(insn.immediate8()),
-        _ => (d.vcpu.regs.rdx & 0xffff) as u16,
-    }
-}
-
-fn size_of_access(insn: &Instruction) -> u32 {
-    let register = |register: Register| register.size();
-    let size = match insn.mnemonic() {
-        Mnemonic::In => register(insn.op0_register()),
-        Mnemonic::Out => register(insn.op1_register()),
-        _ => insn.memory_size().size(),
-    };
-    u32::try_from(size).unwrap_or(4)
-}
-
-fn may_access(d: &PvDomain, port: u16, size: u32) -> bool {
-    d.vcpu.io.level >= level_needed(d) || is_open(d, port, size)
+fn may_access(d: &PvDomain, access: PortAccess) -> bool {
+    d.vcpu.io.level >= level_needed(d) || is_open(d, access.port, access.size.into())
 }
 
 /// The virtual IOPL from which on the running mode may do I/O, CLI and STI.
@@ -124,50 +131,4 @@ fn is_open(d: &PvDomain, port: u16, size: u32) -> bool {
             let byte = byte.and_then(|at| d.memory.read_obj::<u8>(at).ok());
             byte.is_some_and(|byte| byte >> (port % 8) & 1 == 0)
         })
-}
-
-/// INS fills memory with ones; OUTS reads what it would have written.
-fn repeat(d: &mut PvDomain, insn: &Instruction, size: u32, input: bool) -> Ended {
-    let index = index_register(insn, input);
-    if index == Register::None {
-        return Ended::Fault(UNDEFINED);
-    }
-    let counter = if index.size() == 8 { Register::RCX } else { Register::ECX };
-    let repeats = insn.has_rep_prefix() || insn.has_repne_prefix();
-    let mut left = if repeats { read_register(&d.vcpu.regs, counter) } else { 1 };
-    let len = usize::try_from(size).unwrap_or(4);
-    for _ in 0..left.min(MAX_REPEATS) {
-        let operand = if input { 0 } else { 1 };
-        let Some(va) = linear_address(&d.vcpu.regs, insn, operand) else {
-            return Ended::Fault(UNDEFINED);
-        };
-        let mut bytes = [0xff; 4];
-        let part = bytes.get_mut(..len).unwrap_or_default();
-        let done = if input { d.write_guest(va, part) } else { d.read_guest(va, part) };
-        if done.is_err() {
-            let wanted = if input { PFEC_WRITE } else { 0 };
-            return Ended::Fault(d.fault_at(va, len, wanted));
-        }
-        let step = u64::from(size);
-        let regs = &mut d.vcpu.regs;
-        let at = read_register(regs, index);
-        let next = if regs.rflags & rflags::DF != 0 { at.wrapping_sub(step) } else { at.wrapping_add(step) };
-        write_register(regs, index, next);
-        left -= 1;
-        if repeats {
-            write_register(regs, counter, left);
-        }
-    }
-    if left == 0 { Ended::Done } else { Ended::Again }
-}
-
-/// The register that a string instruction's memory operand goes by.
-fn index_register(insn: &Instruction, input: bool) -> Register {
-    match if input { insn.op0_kind() } else { insn.op1_kind() } {
-        OpKind::MemoryESRDI => Register::RDI,
-        OpKind::MemoryESEDI => Register::EDI,
-        OpKind::MemorySegRSI => Register::RSI,
-        OpKind::MemorySegESI => Register::ESI,
-        _ => Register::None,
-    }
 }

@@ -9,13 +9,23 @@ mod xsa;
 
 use paravane_abi::pte;
 
+use super::bus::{controls, view};
+use super::platform::*;
 use super::*;
+use crate::engine::Exit;
+use crate::exec::virtual_cpu;
+use crate::ledger::Cause;
 use crate::ledger::PrivOp;
 use crate::machine::console::{CaptureSink, ConsoleInput};
+use crate::machine::end::DomainEnd;
+use crate::machine::memory::MachineMemory;
 use crate::machine::memory::{Backing, Maddr, Mfn};
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
 use crate::x86::control::{cr0, efer};
 use crate::x86::exception::Fault;
 use crate::x86::exception::vector;
+use crate::x86::registers::Regs;
 use crate::x86::rflags;
 
 /// Where the guest's memory is mapped: linear = BASE + physical.
@@ -111,9 +121,9 @@ impl Guest {
         g.poke_bytes(TSS + 4, &(BASE + RSP0).to_le_bytes());
         g.poke_bytes(TSS + 36, &(BASE + IST1).to_le_bytes());
         let cpu = &mut g.machine.cpu;
-        cpu.gdt = cpu::TableRegister { base: BASE + GDT, limit: 9 * 8 - 1 };
-        cpu.idt = cpu::TableRegister { base: BASE + IDT, limit: 4095 };
-        cpu.task = cpu::SystemSegment { selector: TASK, base: BASE + TSS, limit: 0x67 };
+        cpu.gdt = virtual_cpu::TableRegister { base: BASE + GDT, limit: 9 * 8 - 1 };
+        cpu.idt = virtual_cpu::TableRegister { base: BASE + IDT, limit: 4095 };
+        cpu.task = virtual_cpu::SystemSegment { selector: TASK, base: BASE + TSS, limit: 0x67 };
         cpu.efer |= efer::SCE;
         cpu.star = u64::from(USER_DS - 8) << 48 | u64::from(KERNEL_CS) << 32;
         (cpu.selectors.cs, cpu.selectors.ss) = (KERNEL_CS, KERNEL_DS);
@@ -127,7 +137,7 @@ impl Guest {
         let cpu = &mut g.machine.cpu;
         (cpu.selectors.cs, cpu.selectors.ss) = (USER_CS, USER_DS);
         (cpu.user, cpu.interrupts) = (true, true);
-        let (view, controls) = (cpu.view(), cpu.paging_controls());
+        let (view, controls) = (view(cpu), controls(cpu));
         g.machine.shadow.activate(&g.mem, &mut g.log, &mut g.space, TABLES, view, controls).unwrap();
         g
     }
@@ -158,19 +168,19 @@ impl Guest {
         self.mem.read_obj(self.maddr(physical)).unwrap()
     }
 
-    pub fn exit(&mut self, exit: Exit) -> Handled {
+    pub fn exit(&mut self, exit: Exit) -> BareExit {
         self.machine.handle_exit(&mut self.regs, exit, &self.mem, &mut self.log, &mut self.space, self.now)
     }
     /// The instruction `code` at RIP traps as privileged ones do.
-    pub fn traps(&mut self, code: &[u8]) -> Handled {
+    pub fn traps(&mut self, code: &[u8]) -> BareExit {
         self.traps_with(code, vector::PROTECTION, 0)
     }
-    pub fn traps_with(&mut self, code: &[u8], vector: u8, error_code: u32) -> Handled {
+    pub fn traps_with(&mut self, code: &[u8], vector: u8, error_code: u32) -> BareExit {
         self.poke_bytes(self.regs.rip - BASE, code);
         self.exit(Exit::Fault(Fault { vector, error_code, address: 0 }))
     }
     /// The instruction `code` at RIP takes a page fault at `address`.
-    pub fn page_faults(&mut self, code: &[u8], error_code: u32, address: u64) -> Handled {
+    pub fn page_faults(&mut self, code: &[u8], error_code: u32, address: u64) -> BareExit {
         self.poke_bytes(self.regs.rip - BASE, code);
         self.exit(Exit::Fault(Fault { vector: vector::PAGE, error_code, address }))
     }
@@ -201,13 +211,13 @@ impl Guest {
 
 /// The exit was this instruction, and the guest goes on.
 #[track_caller]
-pub(super) fn resumed(handled: &Handled, op: PrivOp) {
-    assert_eq!(*handled, Handled { cause: Cause::PrivilegedInstruction(op), outcome: BareOutcome::Resume });
+pub(super) fn resumed(handled: &BareExit, op: PrivOp) {
+    assert_eq!(*handled, BareExit { cause: Cause::PrivilegedInstruction(op), outcome: BareOutcome::Resume });
 }
 
 /// The guest died, and the message holds `words`.
 #[track_caller]
-pub(super) fn died(handled: &Handled, words: &str) {
+pub(super) fn died(handled: &BareExit, words: &str) {
     let BareOutcome::Ended(DomainEnd::Killed(why)) = &handled.outcome else { panic!("{handled:?}") };
     assert!(why.contains(words), "{why}");
 }

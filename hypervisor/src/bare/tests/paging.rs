@@ -5,8 +5,8 @@ use crate::ledger::MmioDevice;
 
 const WRITE: u32 = 0b110;
 const READ: u32 = 0b100;
-const STORE: Handled = Handled { cause: Cause::PageTableStore, outcome: BareOutcome::Resume };
-const FILL: Handled = Handled { cause: Cause::ShadowFill, outcome: BareOutcome::Resume };
+const STORE: BareExit = BareExit { cause: Cause::PageTableStore, outcome: BareOutcome::Resume };
+const FILL: BareExit = BareExit { cause: Cause::ShadowFill, outcome: BareOutcome::Resume };
 
 /// An L1 entry far from the guest's own pages, and its address in memory.
 const PAGE: u64 = 200;
@@ -37,7 +37,7 @@ fn whose_fault() {
 
 impl Guest {
     /// Maps something in the hypervisor's slots and touches it.
-    fn reserved() -> Handled {
+    fn reserved() -> BareExit {
         let mut g = Guest::booted();
         let entry = g.peek(TABLES);
         g.poke(TABLES + 256 * 8, entry);
@@ -149,7 +149,7 @@ fn device_memory_is_an_empty_bus() {
     let mut g = guest();
     g.poke(ENTRY, 0xfee0_0000 | RW_SEEN);
     (g.regs.rdi, g.regs.rax) = (BASE + PAGE * 4096, 0);
-    let mmio = Handled { cause: Cause::Mmio(MmioDevice::Other), outcome: BareOutcome::Resume };
+    let mmio = BareExit { cause: Cause::Mmio(MmioDevice::Other), outcome: BareOutcome::Resume };
     let va = g.regs.rdi;
     assert_eq!(g.page_faults(&[0x8b, 0x47, 0x10], READ, va + 0x10), mmio); // mov eax, [rdi+16]
     assert_eq!(g.regs.rax, 0xffff_ffff);

@@ -101,16 +101,19 @@ fn descriptor_tables() {
     g.poke_bytes(DATA, &[0x37, 0x00]);
     g.poke_bytes(DATA + 2, &(BASE + GDT).to_le_bytes());
     g.regs.rdi = BASE + DATA;
-    g.machine.cpu.gdt = cpu::TableRegister::default();
+    g.machine.cpu.gdt = virtual_cpu::TableRegister::default();
     resumed(&g.traps(&[0x0f, 0x01, 0x17]), PrivOp::Lgdt); // lgdt [rdi]
-    assert_eq!(g.machine.cpu.gdt, cpu::TableRegister { base: BASE + GDT, limit: 0x37 });
+    assert_eq!(g.machine.cpu.gdt, virtual_cpu::TableRegister { base: BASE + GDT, limit: 0x37 });
     resumed(&g.traps(&[0x0f, 0x01, 0x1f]), PrivOp::Lidt); // lidt [rdi]
     assert_eq!(g.machine.cpu.idt.limit, 0x37);
-    g.machine.cpu.idt = cpu::TableRegister { base: BASE + IDT, limit: 4095 };
-    g.machine.cpu.task = cpu::SystemSegment::default();
+    g.machine.cpu.idt = virtual_cpu::TableRegister { base: BASE + IDT, limit: 4095 };
+    g.machine.cpu.task = virtual_cpu::SystemSegment::default();
     g.regs.rax = TASK.into();
     resumed(&g.traps(&[0x0f, 0x00, 0xd8]), PrivOp::Ltr); // ltr ax
-    assert_eq!(g.machine.cpu.task, cpu::SystemSegment { selector: TASK, base: BASE + TSS, limit: 0x67 });
+    assert_eq!(
+        g.machine.cpu.task,
+        virtual_cpu::SystemSegment { selector: TASK, base: BASE + TSS, limit: 0x67 }
+    );
     assert_ne!(g.peek(GDT + u64::from(TASK)) & 1 << 41, 0, "busy");
     g.traps(&[0x0f, 0x00, 0xd8]);
     assert_eq!((g.handling(), g.stack::<1>()), (Some(13), [TASK.into()]), "a busy task cannot be loaded");
@@ -157,7 +160,7 @@ fn ports() {
     g.regs.rax = b'!'.into();
     g.regs.rdx = 0x3f8;
     let uart_out = Cause::PortOut(PortDevice::Uart);
-    assert_eq!(g.traps(&[0xee]), Handled { cause: uart_out, outcome: BareOutcome::Resume }); // out dx, al
+    assert_eq!(g.traps(&[0xee]), BareExit { cause: uart_out, outcome: BareOutcome::Resume }); // out dx, al
     assert_eq!(g.sink.text(), "!");
     g.regs.rax = u64::MAX;
     g.regs.rdx = 0x3fd;
@@ -167,7 +170,7 @@ fn ports() {
     assert_eq!(g.regs.rax, 0xffff_ffff);
     g.regs.rax = 1;
     let marked = g.traps(&[0xe6, 0x80]); // out 0x80, al
-    assert_eq!(marked, Handled { cause: Cause::PortOut(PortDevice::Mark), outcome: BareOutcome::Mark(1) });
+    assert_eq!(marked, BareExit { cause: Cause::PortOut(PortDevice::Mark), outcome: BareOutcome::Mark(1) });
     (g.regs.rax, g.regs.rdx) = (0x2000, 0x604);
     assert_eq!(g.traps(&[0x66, 0xef]).outcome, BareOutcome::Ended(DomainEnd::PowerOff)); // out dx, ax
     g.regs.rax = 0xfe;
@@ -260,7 +263,7 @@ fn user_programs_may_not() {
         let handled = g.traps(code);
         assert_eq!(
             handled,
-            Handled { cause: Cause::GuestFault { vector: 13 }, outcome: BareOutcome::Resume }
+            BareExit { cause: Cause::GuestFault { vector: 13 }, outcome: BareOutcome::Resume }
         );
         assert_eq!((g.handling(), g.stack::<2>()), (Some(13), [0, BASE + USER_CODE]));
     }

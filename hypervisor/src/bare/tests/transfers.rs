@@ -65,7 +65,7 @@ fn bad_frames_fault_at_the_iretq() {
     }
     let mut g = Guest::booted();
     g.regs.rsp = BASE + 0x3f_fff0;
-    g.machine.cpu.task = cpu::SystemSegment { selector: TASK, base: BASE + TSS, limit: 0x67 };
+    g.machine.cpu.task = virtual_cpu::SystemSegment { selector: TASK, base: BASE + TSS, limit: 0x67 };
     g.set_gate(14, 0xe, 0, 1);
     g.traps_with(&[0x48, 0xcf], 13, 8);
     assert_eq!((g.handling(), g.machine.cpu.cr2), (Some(14), BASE + 0x40_0000));
@@ -105,7 +105,7 @@ fn system_calls() {
     g.regs.rflags |= rflags::ZF | rflags::CF;
     let flags = g.machine.cpu.flags(&g.regs);
     let handled = g.exit(Exit::Syscall);
-    assert_eq!(handled, Handled { cause: Cause::Syscall, outcome: BareOutcome::Resume });
+    assert_eq!(handled, BareExit { cause: Cause::Syscall, outcome: BareOutcome::Resume });
     assert_eq!((g.regs.rip, g.regs.rcx, g.regs.r11), (BASE + CODE, BASE + USER_CODE + 2, flags));
     assert_eq!((g.machine.cpu.selectors.cs, g.machine.cpu.selectors.ss), (KERNEL_CS, KERNEL_DS));
     assert!(!g.machine.cpu.user && !g.machine.cpu.interrupts);

@@ -3,11 +3,10 @@
 //! What the hardware holds for it (general registers, flags other than IF and IOPL, FS.base and GS.base) is
 //! in [`Regs`]. What may not be done here: touching memory, or deciding what an instruction does.
 
-use crate::mmu::shadow::{Controls, View};
 use crate::x86::control::{cr0, cr4, efer};
 use crate::x86::debug::{DR6_ONES, DR7_ONES};
 use crate::x86::msr::PAT_POWER_ON;
-use crate::x86::registers::Regs;
+use crate::x86::registers::{Regs, Selectors};
 use crate::x86::rflags;
 
 /// The bits of CR4 that a kernel may set: VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, FSGSBASE and
@@ -27,17 +26,6 @@ pub(crate) struct SystemSegment {
     pub selector: u16,
     pub base: u64,
     pub limit: u32,
-}
-
-/// The segment registers' selectors; bases other than those of FS and GS are zero in 64-bit mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Selectors {
-    pub es: u16,
-    pub cs: u16,
-    pub ss: u16,
-    pub ds: u16,
-    pub fs: u16,
-    pub gs: u16,
 }
 
 /// The privileged state.
@@ -103,16 +91,6 @@ impl VirtualCpu {
             shadowed_rip: None,
             halted: false,
         }
-    }
-
-    /// What of the control registers the page tables' meaning depends on.
-    pub fn paging_controls(&self) -> Controls {
-        Controls { write_protect: self.cr0 & cr0::WP != 0, no_execute: self.efer & efer::NXE != 0 }
-    }
-
-    /// The shadow that belongs to the privilege level.
-    pub fn view(&self) -> View {
-        if self.user { View::User } else { View::Kernel }
     }
 
     /// The privilege level, as selectors have it.

@@ -107,7 +107,7 @@ fn made_up_page_faults_in_user_mode_do_not_end_the_guest() {
     let mut g = Guest::in_user_mode();
     for _ in 0..1000 {
         let handled = g.page_faults(&[0x90], 0b100, BASE + USER_CODE);
-        assert_eq!(handled, Handled { cause: Cause::ShadowFill, outcome: BareOutcome::Resume });
+        assert_eq!(handled, BareExit { cause: Cause::ShadowFill, outcome: BareOutcome::Resume });
     }
     let mut g = Guest::booted();
     let mut faults = (0..1000).map(|_| g.page_faults(&[0x90], 0b100, BASE + CODE));

@@ -2,12 +2,14 @@
 
 use paravane_abi::addr::is_hypervisor;
 
-use super::access::Trap;
-use super::exception::{Death, Stop};
-use super::memory_op::Emulated;
+use super::bus::{Bus, exception_of};
+use super::death::Death;
+use super::exit::ExitHandler;
+use crate::exec::ordinary::Progress;
+use crate::exec::outside::{Attempt, Incomplete};
 use crate::ledger::Cause;
 use crate::machine::memory::Maddr;
-use crate::mmu::shadow::{Fill, Lookup, LookupError};
+use crate::mmu::shadow::{Fill, Lookup};
 use crate::x86::exception::page_error::{FETCH, WRITE};
 use crate::x86::exception::{Exception, Fault};
 use crate::x86::walk::Access;
@@ -19,7 +21,7 @@ const HOPELESS: u8 = 16;
 
 /// What page faults leave behind for the next one: only to notice that nothing gets on.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct FaultHistory {
+pub(super) struct FaultHistory {
     /// Where the last page fault was spurious, and how often in a row.
     spurious: (u64, u8),
     /// RIP and address of the last store that could only be let through by dropping the table's shadow.
@@ -43,22 +45,19 @@ impl FaultHistory {
     }
 }
 
-impl Trap<'_> {
+impl<'a> ExitHandler<'a> {
     /// Handles a page fault; an exception in the result is the guest's to handle.
-    pub fn page_fault(&mut self, fault: Fault) -> Result<Cause, Stop> {
+    pub fn page_fault(&mut self, fault: Fault) -> Attempt<Cause, Bus<'a>> {
         let va = fault.address;
         let access = Access {
             write: fault.error_code & WRITE != 0,
-            user: self.cpu.user,
+            user: self.core.cpu.user,
             fetch: fault.error_code & FETCH != 0,
         };
-        let found = match self.shadow.lookup(self.mem, va, access) {
-            Ok(found) => found,
-            Err(LookupError::PageFault(code)) => return Err(Exception::page(code, va).into()),
-            Err(LookupError::NotCanonical) => return Err(Exception::protection(0).into()),
-        };
+        let bus = &self.core.machine;
+        let found = bus.shadow.lookup(bus.mem, va, access).map_err(|fault| exception_of(fault, va))?;
         if is_hypervisor(va) {
-            return Err(Death::ReservedRange { rip: self.regs.rip, address: va }.into());
+            return Err(Incomplete::Machine(Death::ReservedRange { rip: self.core.regs.rip, address: va }));
         }
         match found.maddr() {
             // An empty bus reads all ones, and those are no instruction.
@@ -73,53 +72,61 @@ impl Trap<'_> {
     }
 
     fn is_table(&self, at: Maddr) -> bool {
-        self.mem.mfn_to_pfn(at.mfn()).is_some_and(|pfn| self.shadow.is_table(pfn))
+        let bus = &self.core.machine;
+        bus.mem.mfn_to_pfn(at.mfn()).is_some_and(|pfn| bus.shadow.is_table(pfn))
     }
 
-    fn fill(&mut self, va: u64, found: &Lookup) -> Result<Cause, Stop> {
-        match self.shadow.fill(self.mem, self.log, self.space, va, found) {
+    fn fill(&mut self, va: u64, found: &Lookup) -> Attempt<Cause, Bus<'a>> {
+        let bus = &mut self.core.machine;
+        match bus.shadow.fill(bus.mem, bus.log, bus.space, va, found) {
             Fill::Filled => self.history.spurious.1 = 0,
             Fill::Spurious => match self.history.count_spurious(va) {
                 // Not from user mode: a program on the process engine can make faults up.
-                HOPELESS.. if !self.cpu.user => {
-                    return Err(Death::NoProgress { rip: self.regs.rip, address: va }.into());
+                HOPELESS.. if !self.core.cpu.user => {
+                    return Err(Incomplete::Machine(Death::NoProgress {
+                        rip: self.core.regs.rip,
+                        address: va,
+                    }));
                 }
-                SUSPICIOUS.. => self.log.invalidate_all(),
+                SUSPICIOUS.. => bus.log.invalidate_all(),
                 _ => {}
             },
         }
         Ok(Cause::ShadowFill)
     }
 
-    fn table_store(&mut self, va: u64, at: Maddr) -> Result<Cause, Stop> {
-        if self.emulate_memory()? != Emulated::Unknown {
+    fn table_store(&mut self, va: u64, at: Maddr) -> Attempt<Cause, Bus<'a>> {
+        if self.emulate_memory()? != Progress::Unknown {
             self.history.released = None;
             return Ok(Cause::PageTableStore);
         }
         // Not a store that can be emulated: let it through, with the frame no table for the moment. If the
         // instruction itself needs the table that it writes, that goes round in a circle.
-        let rip = self.regs.rip;
+        let rip = self.core.regs.rip;
         let again = self.history.released.replace((rip, va)) == Some((rip, va));
-        if again || !self.shadow.release(self.mem, self.log, at) {
-            return Err(Death::UnknownStore { rip, address: va }.into());
+        let bus = &mut self.core.machine;
+        if again || !bus.shadow.release(bus.mem, bus.log, at) {
+            return Err(Incomplete::Machine(Death::UnknownStore { rip, address: va }));
         }
         Ok(Cause::PageTableStore)
     }
 
-    fn device_access(&mut self, va: u64, at: u64, write: bool) -> Result<Cause, Stop> {
-        let owner = self.platform.memory_owner(at, write);
+    fn device_access(&mut self, va: u64, at: u64, write: bool) -> Attempt<Cause, Bus<'a>> {
+        let owner = self.core.machine.platform.memory_owner(at, write);
         match self.emulate_memory()? {
-            Emulated::Unknown => Err(Death::UnknownDeviceAccess { rip: self.regs.rip, address: va }.into()),
+            Progress::Unknown => {
+                Err(Incomplete::Machine(Death::UnknownDeviceAccess { rip: self.core.regs.rip, address: va }))
+            }
             _ => Ok(Cause::Mmio(owner)),
         }
     }
 
-    fn emulate_memory(&mut self) -> Result<Emulated, Stop> {
-        let Some(insn) = self.decode() else { return Ok(Emulated::Unknown) };
-        let emulated = self.memory_instruction(&insn)?;
-        if emulated == Emulated::Done {
-            self.advance(insn.next_ip())?;
+    fn emulate_memory(&mut self) -> Attempt<Progress, Bus<'a>> {
+        let Some(insn) = self.decode() else { return Ok(Progress::Unknown) };
+        let progress = self.core.operands().execute(&insn)?;
+        if progress == Progress::Done {
+            self.advance(insn.next_ip()).map_err(Incomplete::Machine)?;
         }
-        Ok(emulated)
+        Ok(progress)
     }
 }

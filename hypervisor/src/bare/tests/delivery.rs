@@ -89,7 +89,7 @@ fn interrupts_wait_for_the_flag() {
     assert_eq!(g.pending(), Ok(Some(32)));
     assert_eq!((g.handling(), g.stack::<1>()), (Some(32), [BASE + CODE + 3]));
     assert_eq!(g.pending(), Ok(None), "not before its end");
-    assert_eq!(g.exit(Exit::Kick), Handled { cause: Cause::Kick, outcome: BareOutcome::Resume });
+    assert_eq!(g.exit(Exit::Kick), BareExit { cause: Cause::Kick, outcome: BareOutcome::Resume });
 }
 
 /// Not every load of a segment register traps: an interrupt that waited for one might wait for ever.
@@ -181,7 +181,7 @@ fn a_bad_stack_makes_a_page_fault_of_a_fault() {
     assert_eq!(g.handling(), Some(12));
     // From a program without a TSS there is nowhere to go.
     let mut g = Guest::in_user_mode();
-    g.machine.cpu.task = cpu::SystemSegment::default();
+    g.machine.cpu.task = virtual_cpu::SystemSegment::default();
     died(&g.exit(divide()), "triple fault");
 }
 

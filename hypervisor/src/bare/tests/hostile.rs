@@ -126,7 +126,7 @@ fn any_table_store() -> impl Strategy<Value = Attack> {
 }
 
 impl Guest {
-    fn attack(&mut self, attack: &Attack) -> Handled {
+    fn attack(&mut self, attack: &Attack) -> BareExit {
         let r = &mut self.regs;
         let fields = [
             &mut r.rax,
@@ -168,7 +168,7 @@ impl Guest {
         if attack.user != self.machine.cpu.user {
             self.machine.cpu.user = attack.user;
             let cpu = &self.machine.cpu;
-            let (cr3, view, controls) = (cpu.cr3, cpu.view(), cpu.paging_controls());
+            let (cr3, view, controls) = (cpu.cr3, view(cpu), controls(cpu));
             let _ =
                 self.machine.shadow.activate(&self.mem, &mut self.log, &mut self.space, cr3, view, controls);
         }

@@ -1,6 +1,4 @@
-//! The ends that emulation can come to.
-
-use crate::x86::exception::Exception;
+//! Why a bare guest cannot go on.
 
 /// Why a bare guest cannot go on. Each ends the guest, never the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,25 +32,4 @@ pub(crate) enum Death {
     NoProgress { rip: u64, address: u64 },
     #[error("halted for ever: HLT at rip {rip:#x} with interrupts off; enable them first, or power off")]
     HaltedForEver { rip: u64 },
-}
-
-/// Why the emulation of an instruction stopped before its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
-    /// It raised an exception; nothing that it changed is visible.
-    Exception(Exception),
-    /// The guest is dead.
-    Dead(Death),
-}
-
-impl From<Exception> for Stop {
-    fn from(exception: Exception) -> Self {
-        Self::Exception(exception)
-    }
-}
-
-impl From<Death> for Stop {
-    fn from(death: Death) -> Self {
-        Self::Dead(death)
-    }
 }

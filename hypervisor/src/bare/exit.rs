@@ -1,0 +1,213 @@
+//! One exit, from what the engine says to what the monitor does next.
+
+use iced_x86::Instruction;
+
+use super::bus::Bus;
+use super::cause;
+use super::death::Death;
+use super::fault::FaultHistory;
+use super::machine::{BareExit, BareOutcome};
+use super::platform::PlatformEvent;
+use crate::engine::Exit;
+use crate::exec::core::Core;
+use crate::exec::deliver::{Origin, Undelivered};
+use crate::exec::outside::{Attempt, Incomplete};
+use crate::exec::privileged::{Completion, always_traps};
+use crate::ledger::{Cause, PortDevice};
+use crate::machine::end::DomainEnd;
+use crate::x86::decode::{Dialect, instruction_at};
+use crate::x86::exception::{Exception, Fault, vector};
+use crate::x86::rflags;
+
+/// All that handling one exit may touch.
+pub(super) struct ExitHandler<'a> {
+    pub core: Core<'a, Bus<'a>>,
+    pub history: &'a mut FaultHistory,
+}
+
+/// What came of an instruction.
+type Completed<'a> = Attempt<Completion<PlatformEvent>, Bus<'a>>;
+
+impl<'a> ExitHandler<'a> {
+    /// Handles one exit.
+    pub fn handle(&mut self, exit: Exit) -> BareExit {
+        match exit {
+            Exit::Kick => BareExit { cause: Cause::Kick, outcome: BareOutcome::Resume },
+            Exit::Dead(why) => {
+                BareExit { cause: Cause::Dead, outcome: BareOutcome::Ended(DomainEnd::Killed(why.into())) }
+            }
+            Exit::Hypercall => self.hypercall(),
+            Exit::Syscall => {
+                self.executes();
+                let result = self.core.syscall().map(|()| Completion::Jumped);
+                self.finish(Cause::Syscall, result, self.core.regs.rip)
+            }
+            Exit::Fault(fault) if fault.vector == vector::PAGE => match self.page_fault(fault) {
+                Ok(cause) => BareExit { cause, outcome: BareOutcome::Resume },
+                Err(incomplete) => self.finish(own(fault), Err(incomplete), self.core.regs.rip),
+            },
+            Exit::Fault(fault) => {
+                self.executes();
+                self.fault(fault)
+            }
+        }
+    }
+
+    /// An instruction at RIP had its effect, or its fault.
+    fn executes(&mut self) {
+        self.history.progressed(self.core.regs.rip);
+        self.core.cpu.shadowed_rip = None;
+    }
+
+    /// An exception other than a page fault: a privileged instruction, or the guest's own business.
+    fn fault(&mut self, fault: Fault) -> BareExit {
+        let may_be_privileged =
+            matches!(fault.vector, vector::UNDEFINED | vector::NOT_PRESENT..=vector::PROTECTION);
+        if may_be_privileged
+            && let Some(insn) = self.decode()
+            && let Some((cause, result)) = self.privileged_instruction(&insn)
+        {
+            return self.finish(cause, result, insn.next_ip());
+        }
+        if fault.vector == vector::BREAKPOINT {
+            // INT3 is a trap: RIP is after it, and the gate's DPL counts.
+            return self.finish(own(fault), Ok(Completion::Interrupt(fault.vector)), self.core.regs.rip);
+        }
+        if fault.vector == vector::DEBUG && self.core.regs.rflags & rflags::TF != 0 {
+            self.core.note_single_step();
+        }
+        let exception = Exception { address: 0, ..fault.into() };
+        self.finish(own(fault), Err(exception.into()), self.core.regs.rip)
+    }
+
+    /// Executes a privileged instruction; `None` where it is not known, or not allowed at this privilege level.
+    fn privileged_instruction(&mut self, insn: &Instruction) -> Option<(Cause, Completed<'a>)> {
+        let cause = cause::of_instruction(insn, self.core.regs);
+        self.core.privileged(insn).map(|completed| (cause, completed))
+    }
+
+    /// The port that enters the hypervisor for a paravirtual kernel is nobody's on this machine; RIP is after
+    /// the OUT.
+    fn hypercall(&mut self) -> BareExit {
+        self.executes();
+        let cause = Cause::PortOut(PortDevice::Other);
+        let next = self.core.regs.rip;
+        if self.core.cpu.may_do_io() {
+            return self.finish(cause, Ok(Completion::Advance), next);
+        }
+        let with_immediate = self.core.operands().load(next.wrapping_sub(2), 1);
+        let length = if matches!(with_immediate, Ok(0xe6 | 0xe7)) { 2 } else { 1 };
+        self.core.regs.rip = next.wrapping_sub(length);
+        self.finish(cause, Err(Exception::protection(0).into()), next)
+    }
+
+    /// Ends the instruction at RIP, after which `next` comes.
+    fn finish(&mut self, cause: Cause, result: Completed<'a>, next: u64) -> BareExit {
+        let outcome = self.conclude(result, next).unwrap_or_else(|death| BareOutcome::Ended(killed(death)));
+        BareExit { cause, outcome }
+    }
+
+    fn conclude(&mut self, result: Completed<'a>, next: u64) -> Result<BareOutcome, Death> {
+        match result {
+            Ok(Completion::Advance) => self.advance(next)?,
+            Ok(Completion::Jumped | Completion::Again) => {}
+            Ok(Completion::Halt) => {
+                if !self.core.cpu.interrupts {
+                    return Err(Death::HaltedForEver { rip: self.core.regs.rip });
+                }
+                self.advance(next)?;
+                return Ok(self.halt());
+            }
+            Ok(Completion::Event { event, ended }) => {
+                if ended {
+                    self.advance(next)?;
+                }
+                return Ok(outcome_of(event));
+            }
+            Ok(Completion::Interrupt(number)) => {
+                let event = Exception::plain(number);
+                self.deliver(event, Origin::Software { next_rip: next })?;
+            }
+            Err(Incomplete::Exception(exception)) => self.deliver(exception, Origin::Exception)?,
+            Err(Incomplete::Machine(death)) => return Err(death),
+        }
+        Ok(BareOutcome::Resume)
+    }
+
+    /// The instruction at RIP; `None` where the guest's memory holds none.
+    pub fn decode(&self) -> Option<Instruction> {
+        let (bus, user) = (&self.core.machine, self.core.cpu.user);
+        instruction_at(self.core.regs.rip, Dialect::Intel, |va, buf| bus.fetch(va, buf, user))
+    }
+
+    /// How the guest ends whose event could not be delivered.
+    pub fn death_of(&self, undelivered: Undelivered<Death>) -> Death {
+        match undelivered {
+            Undelivered::Machine(death) => death,
+            Undelivered::TripleFault { vector } => Death::TripleFault {
+                vector,
+                rip: self.core.regs.rip,
+                cr2: self.core.cpu.cr2,
+                rsp: self.core.regs.rsp,
+                idt: self.core.cpu.idt.base,
+            },
+        }
+    }
+
+    /// Goes on at `next`, by way of the single step's #DB if that is on.
+    pub fn advance(&mut self, next: u64) -> Result<(), Death> {
+        self.core.advance(next).map_err(|e| self.death_of(e))
+    }
+
+    fn deliver(&mut self, event: Exception, origin: Origin) -> Result<(), Death> {
+        self.core.deliver(event, origin).map_err(|e| self.death_of(e))
+    }
+
+    fn halt(&mut self) -> BareOutcome {
+        if self.core.machine.platform.poll(self.core.machine.now_ns) {
+            return BareOutcome::Resume;
+        }
+        self.core.cpu.halted = true;
+        BareOutcome::Halted { until_ns: self.core.machine.platform.next_deadline() }
+    }
+
+    /// Injects an interrupt if one waits and the guest takes it now; returns its vector.
+    pub fn deliver_pending(&mut self) -> Result<Option<u8>, Death> {
+        if !self.core.machine.platform.poll(self.core.machine.now_ns)
+            || !self.core.cpu.interrupts
+            || self.is_shadowed()
+        {
+            return Ok(None);
+        }
+        let number = self.core.machine.platform.acknowledge();
+        self.deliver(Exception::plain(number), Origin::External)?;
+        Ok(Some(number))
+    }
+
+    /// Whether the instruction after STI has still to run before an interrupt.
+    ///
+    /// That is waited for only where that instruction surely traps (HLT, CLI ...), so that its end is heard of.
+    /// Before any other one the interrupt comes at once, one instruction early.
+    fn is_shadowed(&self) -> bool {
+        self.core.cpu.shadowed_rip == Some(self.core.regs.rip)
+            && self.decode().as_ref().is_some_and(always_traps)
+    }
+}
+
+fn own(fault: Fault) -> Cause {
+    Cause::GuestFault { vector: fault.vector }
+}
+
+/// The end of a guest that emulation cannot go on with.
+pub(super) fn killed(death: Death) -> DomainEnd {
+    DomainEnd::Killed(death.to_string())
+}
+
+fn outcome_of(event: PlatformEvent) -> BareOutcome {
+    match event {
+        PlatformEvent::PowerOff => BareOutcome::Ended(DomainEnd::PowerOff),
+        PlatformEvent::Reset => BareOutcome::Ended(DomainEnd::Reboot),
+        PlatformEvent::GuestCrash => BareOutcome::Ended(DomainEnd::GuestCrash),
+        PlatformEvent::Mark(value) => BareOutcome::Mark(value),
+    }
+}

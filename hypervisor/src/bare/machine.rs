@@ -1,0 +1,167 @@
+//! A bare kernel's machine: its virtual CPU, the shadow of its page tables, and its PC.
+
+use std::ops::Range;
+
+use super::bus::{Bus, controls, view};
+use super::exit::{ExitHandler, killed};
+use super::fault::FaultHistory;
+use super::platform::Platform;
+use crate::engine::Exit;
+use crate::exec::core::Core;
+use crate::exec::virtual_cpu::{VirtualCpu, hardware_flags};
+use crate::ledger::Cause;
+use crate::machine::end::DomainEnd;
+use crate::machine::memory::MachineMemory;
+use crate::mmu::log::TableLog;
+use crate::mmu::shadow::{NoShadow, Shadow};
+use crate::mmu::space::VcpuSpace;
+use crate::virtio::Slot;
+use crate::x86::decode;
+use crate::x86::registers::Regs;
+
+/// The first state of a bare kernel's CPU, as the boot protocol has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BareBoot {
+    /// Linear address of the first instruction.
+    pub entry: u64,
+    /// Top of the boot stack.
+    pub stack: u64,
+    /// Address of the `hvm_start_info`, in the guest's terms: RSI.
+    pub start_info: u64,
+    /// Address of the L4 table, in the guest's terms.
+    pub cr3: u64,
+}
+
+/// What the monitor does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BareOutcome {
+    /// Enters the guest again.
+    Resume,
+    /// Waits for the deadline, if there is one, for console input or for a kick, and then calls
+    /// [`BareMachine::deliver_pending`]; as long as [`BareMachine::is_halted`], again.
+    Halted {
+        /// When a device will have an interrupt.
+        until_ns: Option<u64>,
+    },
+    /// Notes the mark and enters the guest again.
+    Mark(u8),
+    /// The guest is gone.
+    Ended(DomainEnd),
+}
+
+/// Why the guest left the CPU, and what comes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BareExit {
+    /// For the ledger.
+    pub cause: Cause,
+    /// For the monitor.
+    pub outcome: BareOutcome,
+}
+
+/// A bare guest could not be started.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// There can be no shadow tables.
+    #[error(transparent)]
+    Shadow(#[from] NoShadow),
+    /// The loader's L4 table is not in the guest's memory.
+    #[error("the first L4 table, at {0:#x}, is not in the guest's memory; give the guest more memory")]
+    Root(u64),
+}
+
+/// A bare kernel's machine: all of it but the memory and the general registers.
+#[derive(Debug)]
+pub struct BareMachine {
+    pub(super) cpu: VirtualCpu,
+    pub(super) shadow: Shadow,
+    pub(super) platform: Platform,
+    pub(super) history: FaultHistory,
+}
+
+impl BareMachine {
+    /// A machine about to run the kernel's first instruction, and the registers to enter it with.
+    ///
+    /// `shadow_frames` are the hypervisor's frames for shadow tables, zeroed; `reserved` are
+    /// [`crate::engine::Engine::reserved_l4_entries`]. Sets the root of `paging`.
+    pub fn new(
+        boot: &BareBoot,
+        shadow_frames: Range<u64>,
+        reserved: [u64; 16],
+        platform: Platform,
+        mem: &MachineMemory,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
+    ) -> Result<(Self, Regs), StartError> {
+        decode::prepare();
+        let cpu = VirtualCpu::new(boot.cr3);
+        let mut shadow = Shadow::new(shadow_frames, mem.guest_frames(), reserved)?;
+        shadow
+            .activate(mem, log, space, boot.cr3, view(&cpu), controls(&cpu))
+            .map_err(|bad| StartError::Root(bad.0))?;
+        let regs = Regs {
+            rip: boot.entry,
+            rsp: boot.stack,
+            rsi: boot.start_info,
+            rflags: hardware_flags(0),
+            ..Regs::default()
+        };
+        Ok((Self { cpu, shadow, platform, history: FaultHistory::default() }, regs))
+    }
+
+    /// Handles one exit of the guest.
+    pub fn handle_exit(
+        &mut self,
+        regs: &mut Regs,
+        exit: Exit,
+        mem: &MachineMemory,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
+        now_ns: u64,
+    ) -> BareExit {
+        self.handler(regs, mem, log, space, now_ns).handle(exit)
+    }
+
+    /// Injects an interrupt if one waits and the guest takes it now; returns its vector.
+    ///
+    /// To be called before every entry. Errs where the guest's tables are so broken that it cannot go on.
+    pub fn deliver_pending(
+        &mut self,
+        regs: &mut Regs,
+        mem: &MachineMemory,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
+        now_ns: u64,
+    ) -> Result<Option<u8>, DomainEnd> {
+        self.handler(regs, mem, log, space, now_ns).deliver_pending().map_err(killed)
+    }
+
+    /// Its virtio devices, in order.
+    pub fn slots(&self) -> Vec<&Slot> {
+        self.platform.slots()
+    }
+
+    /// Whether the kernel waits in HLT.
+    pub fn is_halted(&self) -> bool {
+        self.cpu.halted
+    }
+
+    /// When the monitor should kick the guest, or wake it from HLT, because a device will have an interrupt
+    /// that it can take; `None` while there is nothing to wait for.
+    pub fn next_deadline(&self) -> Option<u64> {
+        // With interrupts off a kick would be in vain: the STI that turns them on traps.
+        if self.cpu.interrupts { self.platform.next_deadline() } else { None }
+    }
+
+    fn handler<'a>(
+        &'a mut self,
+        regs: &'a mut Regs,
+        mem: &'a MachineMemory,
+        log: &'a mut TableLog,
+        space: &'a mut VcpuSpace,
+        now_ns: u64,
+    ) -> ExitHandler<'a> {
+        let bus = Bus { shadow: &mut self.shadow, platform: &mut self.platform, mem, log, space, now_ns };
+        let core = Core { cpu: &mut self.cpu, regs, machine: bus };
+        ExitHandler { core, history: &mut self.history }
+    }
+}

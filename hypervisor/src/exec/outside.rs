@@ -1,0 +1,105 @@
+//! What an instruction reaches outside of the CPU: memory, ports, page tables, and what the CPU says that it can do.
+//!
+//! A machine implements these traits; everything else in this room is generic over them.
+
+use std::arch::x86_64::CpuidResult;
+
+use super::virtual_cpu::VirtualCpu;
+use crate::x86::exception::Exception;
+
+/// Why an instruction did not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Incomplete<F> {
+    /// It raised an exception; nothing that it changed is visible.
+    Exception(Exception),
+    /// The machine cannot go on with it, for a reason of its own.
+    Machine(F),
+}
+
+impl<F> From<Exception> for Incomplete<F> {
+    fn from(exception: Exception) -> Self {
+        Self::Exception(exception)
+    }
+}
+
+impl<F> Incomplete<F> {
+    /// As an access to the stack reports it: beyond the canonical range that is #SS, not #GP.
+    pub(crate) fn on_stack(self) -> Self {
+        match self {
+            Self::Exception(e) if e == Exception::protection(0) => Exception::stack(0).into(),
+            other => other,
+        }
+    }
+}
+
+/// What came of something that an instruction does with `M`.
+pub(crate) type Attempt<T, M> = Result<T, Incomplete<<M as Memory>::Failure>>;
+
+/// What a store went to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stored {
+    /// Memory that the guest could have stored to by itself.
+    Memory,
+    /// A device, or nothing.
+    Bus,
+    /// A page table in use.
+    Table,
+}
+
+/// The longest access that [`Memory`] is asked for, in bytes: two pages are always enough.
+pub(crate) const MAX_ACCESS: usize = 64;
+
+/// The guest's memory by linear address.
+///
+/// An access that faults has no effect at all, also where it crosses a page boundary and one of the pages is accessible.
+pub(crate) trait Memory {
+    /// Why an access cannot be made, other than by an exception.
+    type Failure;
+
+    /// Reads into `buf`, with the rights of user mode or of the kernel.
+    fn read(&mut self, va: u64, buf: &mut [u8], user: bool) -> Attempt<(), Self>;
+
+    /// Stores `bytes`.
+    fn write(&mut self, va: u64, bytes: &[u8], user: bool) -> Attempt<Stored, Self>;
+
+    /// Whether a store of `len` bytes would fault now, without making one.
+    fn probe_write(&mut self, va: u64, len: usize, user: bool) -> Attempt<(), Self>;
+}
+
+/// The I/O ports.
+pub(crate) trait Ports {
+    /// What an output can ask of the machine's owner.
+    type Event;
+
+    /// Reads `size` (1, 2 or 4) bytes.
+    fn port_in(&mut self, port: u16, size: u8) -> u32;
+
+    /// Writes the low `size` (1, 2 or 4) bytes of `value`.
+    fn port_out(&mut self, port: u16, size: u8, value: u32) -> Option<Self::Event>;
+}
+
+/// Translations of linear addresses.
+pub(crate) trait PageTables: Memory {
+    /// Walks the tables from now on that CR3 names, as the control registers and the privilege level say.
+    fn activate(&mut self, cpu: &VirtualCpu) -> Result<(), Self::Failure>;
+
+    /// Forgets the translation of one linear address, which is canonical.
+    fn flush_page(&mut self, va: u64);
+
+    /// Forgets all translations.
+    fn flush_all(&mut self);
+}
+
+/// What the CPU says that it can do.
+pub(crate) trait Features {
+    /// CPUID's answer for this leaf and sub-leaf; `osxsave` is CR4.OSXSAVE.
+    fn cpuid(&self, function: u32, index: u32, osxsave: bool) -> CpuidResult;
+
+    /// The bits that XCR0 may have.
+    fn available_state(&self) -> u64;
+}
+
+/// A machine on which a [`Core`](super::core::Core) executes.
+pub(crate) trait Machine: Memory + Ports + PageTables + Features {}
+
+impl<M: Memory + Ports + PageTables + Features> Machine for M {}
