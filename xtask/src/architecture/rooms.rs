@@ -54,12 +54,12 @@ const ROOMS: &[Room] = &[
     room(
         "launch",
         "from a configuration to a running guest",
-        "technique monitor pv exec bare build image virtio mmu engine ledger machine host x86 text",
+        "technique monitor pv bare build image virtio mmu engine ledger machine host x86 text",
     ),
     room(
         "technique",
         "the ways to virtualize a kernel",
-        "monitor pv exec bare virtio mmu engine ledger machine x86",
+        "monitor pv bare virtio mmu engine ledger machine x86",
     ),
     with_unsafe(
         "monitor",
@@ -67,8 +67,12 @@ const ROOMS: &[Room] = &[
         "virtio engine mmu::log mmu::space ledger machine host x86",
     ),
     room("pv", "Xen's machine: domain, hypercalls, events, store", "exec virtio mmu ledger machine host x86"),
-    room("exec", "what one trapped instruction does", "bare virtio mmu engine ledger machine host x86"),
-    room("bare", "the PC that a bare kernel sees", "virtio ledger machine"),
+    room(
+        "bare",
+        "the PC that a bare kernel sees, and its exits",
+        "exec virtio mmu engine ledger machine host x86",
+    ),
+    room("exec", "what one instruction does", "x86"),
     room("build", "from an image to a domain's first state", "image engine machine text"),
     room("audit", "instructions that do not work at CPL 3", "image machine x86 text"),
     room("image", "files that hold kernels", "machine text"),
@@ -110,6 +114,11 @@ const PRINCIPLES: &[Principle] = &[
         why: "a paravirtual guest has no PC, and asks no engine",
     },
     Principle { from: &["exec", "bare"], never: &["pv"], why: "a bare guest has no Xen" },
+    Principle {
+        from: &["exec"],
+        never: &["engine", "mmu", "ledger", "machine", "virtio", "bare"],
+        why: "an instruction does the same on every machine, however its guest is run",
+    },
     Principle {
         from: &["virtio"],
         never: &["pv", "bare", "exec", "engine", "backend", "monitor"],
