@@ -1,6 +1,6 @@
 //! What to use in the place of each class of privileged and sensitive instructions.
 
-use super::Class;
+use crate::x86::sensitive::Class;
 
 /// What the SDK, or the interface below it, offers in its place.
 pub(super) const fn instead(class: Class) -> &'static str {

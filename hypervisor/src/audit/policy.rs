@@ -1,6 +1,7 @@
 //! What an audit is to object to.
 
-use super::{Audit, Class, ClassSummary, Effect};
+use super::report::{Audit, ClassSummary};
+use crate::x86::sensitive::{Class, Effect};
 
 /// Which classes matter. What an image declares deliberate never does.
 #[derive(Clone, Debug, PartialEq, Eq)]

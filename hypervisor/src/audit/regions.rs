@@ -5,11 +5,13 @@
 //! code in silence.
 
 use object::LittleEndian;
-use object::elf::{PF_X, PT_LOAD, SHF_COMPRESSED, SHF_EXECINSTR, SHT_NOBITS};
+use object::elf::{
+    ET_CORE, ET_DYN, ET_EXEC, ET_REL, PF_X, PT_LOAD, SHF_COMPRESSED, SHF_EXECINSTR, SHT_NOBITS,
+};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use serde::Serialize;
 
-use super::AuditError;
+use super::error::AuditError;
 use crate::image::Header;
 
 /// A run of executable bytes that one header names.
@@ -69,7 +71,7 @@ impl<'a> Regions<'a> {
         match regions.found.is_empty() {
             false => Ok(regions),
             true if regions.debug_only => Err(AuditError::DebugOnly),
-            true => Err(AuditError::NoCode { kind: super::kind_of(header) }),
+            true => Err(AuditError::NoCode { kind: kind_of(header) }),
         }
     }
 
@@ -164,5 +166,16 @@ impl<'a> Regions<'a> {
             });
             false
         });
+    }
+}
+
+/// What a file without code is.
+fn kind_of(header: &Header) -> &'static str {
+    match header.e_type(LittleEndian) {
+        ET_REL => "an object file",
+        ET_EXEC => "an executable",
+        ET_DYN => "a shared library or a position-independent program",
+        ET_CORE => "a core dump",
+        _ => "an ELF file of unknown type",
     }
 }

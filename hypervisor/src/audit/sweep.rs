@@ -7,11 +7,13 @@ use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter};
 
 use super::advice::instead;
 use super::code::Piece;
-use super::declared::Declared;
+use super::declarations::Declared;
+use super::regions::Skipped;
 use super::relocation::Relocations;
-use super::{Audit, Class, ClassSummary, Coverage, Finding, LISTED, Skipped, Subject};
+use super::report::{Audit, ClassSummary, Coverage, Finding, LISTED, Subject};
 use crate::machine::memory::PAGE_SIZE;
 use crate::x86::decode::decoder;
+use crate::x86::sensitive::Class;
 
 /// Counts for one class.
 #[derive(Debug, Default)]

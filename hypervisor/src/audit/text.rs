@@ -2,8 +2,10 @@
 
 use std::fmt::{self, Write};
 
-use super::{Audit, ClassSummary, Effect, Finding, Policy, Subject};
+use super::policy::Policy;
+use super::report::{Audit, ClassSummary, Finding, Subject};
 use crate::text::printable::printable;
+use crate::x86::sensitive::Effect;
 
 /// Formats everything; of each class at most `limit` findings.
 pub fn text(audit: &Audit, name: &str, policy: &Policy, limit: usize) -> String {

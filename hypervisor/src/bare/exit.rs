@@ -5,25 +5,17 @@ use iced_x86::Instruction;
 use super::bus::Bus;
 use super::cause;
 use super::death::Death;
-use super::fault::FaultHistory;
-use super::machine::{BareExit, BareOutcome};
+use super::handler::ExitHandler;
+use super::outcome::{BareExit, BareOutcome, killed, outcome_of};
 use super::platform::PlatformEvent;
 use crate::engine::Exit;
-use crate::exec::core::Core;
-use crate::exec::deliver::{Origin, Undelivered};
+use crate::exec::deliver::Origin;
 use crate::exec::outside::{Attempt, Incomplete};
 use crate::exec::privileged::{Completion, always_traps};
 use crate::ledger::{Cause, PortDevice};
 use crate::machine::end::DomainEnd;
-use crate::x86::decode::{Dialect, instruction_at};
 use crate::x86::exception::{Exception, Fault, vector};
 use crate::x86::rflags;
-
-/// All that handling one exit may touch.
-pub(super) struct ExitHandler<'a> {
-    pub core: Core<'a, Bus<'a>>,
-    pub history: &'a mut FaultHistory,
-}
 
 /// What came of an instruction.
 type Completed<'a> = Attempt<Completion<PlatformEvent>, Bus<'a>>;
@@ -134,35 +126,6 @@ impl<'a> ExitHandler<'a> {
         Ok(BareOutcome::Resume)
     }
 
-    /// The instruction at RIP; `None` where the guest's memory holds none.
-    pub fn decode(&self) -> Option<Instruction> {
-        let (bus, user) = (&self.core.machine, self.core.cpu.user);
-        instruction_at(self.core.regs.rip, Dialect::Intel, |va, buf| bus.fetch(va, buf, user))
-    }
-
-    /// How the guest ends whose event could not be delivered.
-    pub fn death_of(&self, undelivered: Undelivered<Death>) -> Death {
-        match undelivered {
-            Undelivered::Machine(death) => death,
-            Undelivered::TripleFault { vector } => Death::TripleFault {
-                vector,
-                rip: self.core.regs.rip,
-                cr2: self.core.cpu.cr2,
-                rsp: self.core.regs.rsp,
-                idt: self.core.cpu.idt.base,
-            },
-        }
-    }
-
-    /// Goes on at `next`, by way of the single step's #DB if that is on.
-    pub fn advance(&mut self, next: u64) -> Result<(), Death> {
-        self.core.advance(next).map_err(|e| self.death_of(e))
-    }
-
-    fn deliver(&mut self, event: Exception, origin: Origin) -> Result<(), Death> {
-        self.core.deliver(event, origin).map_err(|e| self.death_of(e))
-    }
-
     fn halt(&mut self) -> BareOutcome {
         if self.core.machine.platform.poll(self.core.machine.now_ns) {
             return BareOutcome::Resume;
@@ -196,18 +159,4 @@ impl<'a> ExitHandler<'a> {
 
 fn own(fault: Fault) -> Cause {
     Cause::GuestFault { vector: fault.vector }
-}
-
-/// The end of a guest that emulation cannot go on with.
-pub(super) fn killed(death: Death) -> DomainEnd {
-    DomainEnd::Killed(death.to_string())
-}
-
-fn outcome_of(event: PlatformEvent) -> BareOutcome {
-    match event {
-        PlatformEvent::PowerOff => BareOutcome::Ended(DomainEnd::PowerOff),
-        PlatformEvent::Reset => BareOutcome::Ended(DomainEnd::Reboot),
-        PlatformEvent::GuestCrash => BareOutcome::Ended(DomainEnd::GuestCrash),
-        PlatformEvent::Mark(value) => BareOutcome::Mark(value),
-    }
 }

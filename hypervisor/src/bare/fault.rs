@@ -4,7 +4,8 @@ use paravane_abi::addr::is_hypervisor;
 
 use super::bus::{Bus, exception_of};
 use super::death::Death;
-use super::exit::ExitHandler;
+use super::handler::ExitHandler;
+use super::history::{HOPELESS, SUSPICIOUS};
 use crate::exec::ordinary::Progress;
 use crate::exec::outside::{Attempt, Incomplete};
 use crate::ledger::Cause;
@@ -13,37 +14,6 @@ use crate::mmu::shadow::{Fill, Lookup};
 use crate::x86::exception::page_error::{FETCH, WRITE};
 use crate::x86::exception::{Exception, Fault};
 use crate::x86::walk::Access;
-
-/// Faults on an accessible page in a row, after which the engine is told that all it has cached is stale...
-const SUSPICIOUS: u8 = 3;
-/// ...and after which it is given up.
-const HOPELESS: u8 = 16;
-
-/// What page faults leave behind for the next one: only to notice that nothing gets on.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct FaultHistory {
-    /// Where the last page fault was spurious, and how often in a row.
-    spurious: (u64, u8),
-    /// RIP and address of the last store that could only be let through by dropping the table's shadow.
-    released: Option<(u64, u64)>,
-}
-
-impl FaultHistory {
-    /// Something else happened at `rip`.
-    pub fn progressed(&mut self, rip: u64) {
-        self.spurious.1 = 0;
-        if self.released.is_some_and(|(at, _)| at != rip) {
-            self.released = None;
-        }
-    }
-
-    fn count_spurious(&mut self, va: u64) -> u8 {
-        let (last, count) = self.spurious;
-        let count = if last == va { count.saturating_add(1) } else { 1 };
-        self.spurious = (va, count);
-        count
-    }
-}
 
 impl<'a> ExitHandler<'a> {
     /// Handles a page fault; an exception in the result is the guest's to handle.
@@ -64,7 +34,7 @@ impl<'a> ExitHandler<'a> {
             None if access.fetch => Err(Exception::undefined().into()),
             None => self.device_access(va, found.physical(), access.write),
             Some(at) if access.write && self.is_table(at) => {
-                self.history.spurious.1 = 0;
+                self.history.filled();
                 self.table_store(va, at)
             }
             Some(_) => self.fill(va, &found),
@@ -79,7 +49,7 @@ impl<'a> ExitHandler<'a> {
     fn fill(&mut self, va: u64, found: &Lookup) -> Attempt<Cause, Bus<'a>> {
         let bus = &mut self.core.machine;
         match bus.shadow.fill(bus.mem, bus.log, bus.space, va, found) {
-            Fill::Filled => self.history.spurious.1 = 0,
+            Fill::Filled => self.history.filled(),
             Fill::Spurious => match self.history.count_spurious(va) {
                 // Not from user mode: a program on the process engine can make faults up.
                 HOPELESS.. if !self.core.cpu.user => {
@@ -97,13 +67,13 @@ impl<'a> ExitHandler<'a> {
 
     fn table_store(&mut self, va: u64, at: Maddr) -> Attempt<Cause, Bus<'a>> {
         if self.emulate_memory()? != Progress::Unknown {
-            self.history.released = None;
+            self.history.emulated();
             return Ok(Cause::PageTableStore);
         }
         // Not a store that can be emulated: let it through, with the frame no table for the moment. If the
         // instruction itself needs the table that it writes, that goes round in a circle.
         let rip = self.core.regs.rip;
-        let again = self.history.released.replace((rip, va)) == Some((rip, va));
+        let again = self.history.releases_again(rip, va);
         let bus = &mut self.core.machine;
         if again || !bus.shadow.release(bus.mem, bus.log, at) {
             return Err(Incomplete::Machine(Death::UnknownStore { rip, address: va }));

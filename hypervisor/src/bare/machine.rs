@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use super::bus::{Bus, controls, view};
-use super::exit::{ExitHandler, killed};
-use super::fault::FaultHistory;
+use super::handler::ExitHandler;
+use super::history::FaultHistory;
+use super::outcome::{BareExit, killed};
 use super::platform::Platform;
 use crate::engine::Exit;
 use crate::exec::core::Core;
 use crate::exec::virtual_cpu::{VirtualCpu, hardware_flags};
-use crate::ledger::Cause;
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::MachineMemory;
 use crate::mmu::log::TableLog;
@@ -30,32 +30,6 @@ pub struct BareBoot {
     pub start_info: u64,
     /// Address of the L4 table, in the guest's terms.
     pub cr3: u64,
-}
-
-/// What the monitor does next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BareOutcome {
-    /// Enters the guest again.
-    Resume,
-    /// Waits for the deadline, if there is one, for console input or for a kick, and then calls
-    /// [`BareMachine::deliver_pending`]; as long as [`BareMachine::is_halted`], again.
-    Halted {
-        /// When a device will have an interrupt.
-        until_ns: Option<u64>,
-    },
-    /// Notes the mark and enters the guest again.
-    Mark(u8),
-    /// The guest is gone.
-    Ended(DomainEnd),
-}
-
-/// Why the guest left the CPU, and what comes of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BareExit {
-    /// For the ledger.
-    pub cause: Cause,
-    /// For the monitor.
-    pub outcome: BareOutcome,
 }
 
 /// A bare guest could not be started.

@@ -29,9 +29,13 @@ mod cause;
 mod death;
 mod exit;
 mod fault;
+mod handler;
+mod history;
 mod machine;
+mod outcome;
 pub mod platform;
 #[cfg(test)]
 mod tests;
 
-pub use machine::{BareBoot, BareExit, BareMachine, BareOutcome, StartError};
+pub use machine::{BareBoot, BareMachine, StartError};
+pub use outcome::{BareExit, BareOutcome};

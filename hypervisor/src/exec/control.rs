@@ -24,7 +24,7 @@ fn refuse<T, F>() -> Result<T, Incomplete<F>> {
 
 impl<M: Machine> Core<'_, M> {
     /// MOV from CR.
-    pub fn read_control(&self, register: Register) -> Attempt<u64, M> {
+    pub(super) fn read_control(&self, register: Register) -> Attempt<u64, M> {
         Ok(match register {
             Register::CR0 => self.cpu.cr0,
             Register::CR2 => self.cpu.cr2,
@@ -36,7 +36,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// MOV to CR.
-    pub fn write_control(&mut self, register: Register, value: u64) -> Attempt<(), M> {
+    pub(super) fn write_control(&mut self, register: Register, value: u64) -> Attempt<(), M> {
         match register {
             Register::CR0 => self.write_cr0(value),
             Register::CR2 => {
@@ -67,13 +67,13 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// LMSW: the low four bits of CR0, of which PE cannot be cleared.
-    pub fn load_machine_status(&mut self, value: u64) -> Attempt<(), M> {
+    pub(super) fn load_machine_status(&mut self, value: u64) -> Attempt<(), M> {
         let low = value & 0xf | cr0::PE;
         self.write_cr0(self.cpu.cr0 & !0xf | low)
     }
 
     /// CLTS.
-    pub fn clear_task_switched(&mut self) {
+    pub(super) fn clear_task_switched(&mut self) {
         self.cpu.cr0 &= !cr0::TS;
     }
 
@@ -97,12 +97,12 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// MOV from DR: what was written. Breakpoints never fire: the engine's debug registers are not the guest's.
-    pub fn read_debug(&self, register: Register) -> u64 {
+    pub(super) fn read_debug(&self, register: Register) -> u64 {
         self.cpu.debug.get(debug_index(register)).copied().unwrap_or(0)
     }
 
     /// MOV to DR.
-    pub fn write_debug(&mut self, register: Register, value: u64) -> Attempt<(), M> {
+    pub(super) fn write_debug(&mut self, register: Register, value: u64) -> Attempt<(), M> {
         let index = debug_index(register);
         if index >= 6 && value >> 32 != 0 {
             return refuse();
@@ -118,7 +118,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// RDMSR.
-    pub fn read_msr(&self, number: u32) -> Attempt<u64, M> {
+    pub(super) fn read_msr(&self, number: u32) -> Attempt<u64, M> {
         Ok(match number {
             // The enable bit is clear: there is no local APIC.
             msr::APIC_BASE => msr::APIC_BASE_ADDRESS,
@@ -138,7 +138,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// WRMSR.
-    pub fn write_msr(&mut self, number: u32, value: u64) -> Attempt<(), M> {
+    pub(super) fn write_msr(&mut self, number: u32, value: u64) -> Attempt<(), M> {
         if msr::holds_address(number) && !is_canonical(value) {
             return refuse();
         }
@@ -169,12 +169,12 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// SWAPGS.
-    pub fn swap_gs(&mut self) {
+    pub(super) fn swap_gs(&mut self) {
         std::mem::swap(&mut self.regs.gs_base, &mut self.cpu.kernel_gs_base);
     }
 
     /// XSETBV: accepts what every engine can keep, without effect; XGETBV shows the host's own.
-    pub fn write_extended_control(&mut self, number: u32, value: u64) -> Attempt<(), M> {
+    pub(super) fn write_extended_control(&mut self, number: u32, value: u64) -> Attempt<(), M> {
         let available = self.machine.available_state();
         let fine = number == 0 && guest_cpuid::is_consistent(value) && value & !available == 0;
         if fine { Ok(()) } else { refuse() }

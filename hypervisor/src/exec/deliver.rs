@@ -44,7 +44,7 @@ const TSS_IST1: u64 = 36;
 
 impl<M: Machine> Core<'_, M> {
     /// Delivers an exception that the running code raised, or what comes of trying.
-    pub fn raise(&mut self, exception: Exception) -> Result<(), Undelivered<M::Failure>> {
+    fn raise(&mut self, exception: Exception) -> Result<(), Undelivered<M::Failure>> {
         self.deliver(exception, Origin::Exception)
     }
 

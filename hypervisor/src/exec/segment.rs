@@ -35,13 +35,13 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// The descriptor of `selector`, which is not null.
-    pub fn descriptor(&mut self, selector: u16) -> Attempt<Descriptor, M> {
+    pub(super) fn descriptor(&mut self, selector: u16) -> Attempt<Descriptor, M> {
         let at = self.descriptor_address(selector, 8)?;
         self.read_value(at, 8, Rights::System).map(Descriptor)
     }
 
     /// Loads ES, DS, FS, GS or SS.
-    pub fn load_data_segment(&mut self, register: Register, selector: u16) -> Attempt<(), M> {
+    pub(super) fn load_data_segment(&mut self, register: Register, selector: u16) -> Attempt<(), M> {
         let base = if is_null(selector) {
             if register == Register::SS && (self.cpu.user || rpl(selector) != self.cpu.cpl()) {
                 return Err(Exception::protection(0).into());
@@ -79,7 +79,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// Checks that `selector` names 64-bit code that may run at its RPL, for a return or jump to it.
-    pub fn check_code_segment(&mut self, selector: u16) -> Attempt<(), M> {
+    pub(super) fn check_code_segment(&mut self, selector: u16) -> Attempt<(), M> {
         if is_null(selector) {
             return Err(Exception::protection(0).into());
         }
@@ -97,7 +97,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// Checks the stack segment of a return to `level`.
-    pub fn check_stack_segment(&mut self, selector: u16, level: u16) -> Attempt<(), M> {
+    pub(super) fn check_stack_segment(&mut self, selector: u16, level: u16) -> Attempt<(), M> {
         if is_null(selector) {
             return Err(Exception::protection(0).into());
         }
@@ -107,7 +107,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// Sets the accessed bit of a code or data descriptor, as the CPU does.
-    pub fn mark_accessed(&mut self, selector: u16, descriptor: Descriptor) -> Attempt<(), M> {
+    pub(super) fn mark_accessed(&mut self, selector: u16, descriptor: Descriptor) -> Attempt<(), M> {
         let accessed = descriptor.0 | bits::ACCESSED;
         if accessed != descriptor.0 {
             let at = self.descriptor_address(selector, 8)?;
@@ -140,7 +140,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// LLDT.
-    pub fn load_ldt(&mut self, selector: u16) -> Attempt<(), M> {
+    pub(super) fn load_ldt(&mut self, selector: u16) -> Attempt<(), M> {
         self.cpu.ldt = if is_null(selector) {
             SystemSegment { selector, ..SystemSegment::default() }
         } else {
@@ -150,7 +150,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// LTR: marks the task's descriptor busy.
-    pub fn load_task(&mut self, selector: u16) -> Attempt<(), M> {
+    pub(super) fn load_task(&mut self, selector: u16) -> Attempt<(), M> {
         if is_null(selector) {
             return Err(Exception::protection(0).into());
         }
@@ -163,7 +163,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// The memory operand of LGDT and LIDT.
-    pub fn read_table_register(&mut self, va: u64) -> Attempt<TableRegister, M> {
+    pub(super) fn read_table_register(&mut self, va: u64) -> Attempt<TableRegister, M> {
         let limit = self.read_value(va, 2, Rights::Current)? as u16;
         let base = self.read_value(va.wrapping_add(2), 8, Rights::Current)?;
         if !paravane_abi::addr::is_canonical(base) {
@@ -173,7 +173,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// SGDT and SIDT, where the host makes them trap.
-    pub fn write_table_register(&mut self, va: u64, table: TableRegister) -> Attempt<(), M> {
+    pub(super) fn write_table_register(&mut self, va: u64, table: TableRegister) -> Attempt<(), M> {
         let mut bytes = [0; 10];
         bytes[..2].copy_from_slice(&table.limit.to_le_bytes());
         bytes[2..].copy_from_slice(&table.base.to_le_bytes());

@@ -33,7 +33,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// IRET with operands of `size` bytes; in 64-bit mode it always takes RSP and SS too.
-    pub fn interrupt_return(&mut self, size: usize) -> Attempt<(), M> {
+    pub(super) fn interrupt_return(&mut self, size: usize) -> Attempt<(), M> {
         let [rip, cs, flags, rsp, ss] = self.peek_stack::<5>(size)?;
         let target = Target { rip, cs: cs as u16, rsp, ss: ss as u16 };
         self.check_return(&target)?;
@@ -42,7 +42,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// Far RET with operands of `size` bytes, which takes `extra` bytes of arguments off the stack.
-    pub fn far_return(&mut self, size: usize, extra: u64) -> Attempt<(), M> {
+    pub(super) fn far_return(&mut self, size: usize, extra: u64) -> Attempt<(), M> {
         let [rip, cs] = self.peek_stack::<2>(size)?;
         let mut target = Target { rip, cs: cs as u16, rsp: self.regs.rsp, ss: self.cpu.selectors.ss };
         let popped = 2 * size as u64 + extra;
@@ -82,7 +82,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// JMP or CALL through a far pointer in memory, at the same level.
-    pub fn far_branch(&mut self, insn: &Instruction, is_call: bool) -> Attempt<(), M> {
+    pub(super) fn far_branch(&mut self, insn: &Instruction, is_call: bool) -> Attempt<(), M> {
         let size = insn.memory_size().size().saturating_sub(2);
         let at = self.operands().address(insn, 0)?;
         let rip = self.read_value(at, size, Rights::Current)?;
@@ -125,7 +125,7 @@ impl<M: Machine> Core<'_, M> {
     }
 
     /// SYSRET to 64-bit code.
-    pub fn sysret(&mut self) -> Attempt<(), M> {
+    pub(super) fn sysret(&mut self) -> Attempt<(), M> {
         if self.cpu.efer & efer::SCE == 0 {
             return Err(Exception::undefined().into());
         }

@@ -14,16 +14,16 @@ use crate::machine::memory::Maddr;
 use crate::x86::descriptor::bits::{
     CODE, CONFORMING, DEFAULT_32, DPL, LONG, NOT_SYSTEM, PRESENT, READABLE, WRITABLE,
 };
-use crate::x86::descriptor::{LOCAL, RPL, error_of};
+use crate::x86::descriptor::{LOCAL, RPL, error_of, flat};
 use crate::x86::exception::Fault;
 
 /// Selectors up to this one are null.
 const LAST_NULL: u16 = 3;
 
 /// The hypervisor's flat descriptors of privilege level 3, accessed.
-const FLAT_CODE_64: u64 = 0x00af_fb00_0000_ffff;
-const FLAT_CODE_32: u64 = 0x00cf_fb00_0000_ffff;
-const FLAT_DATA: u64 = 0x00cf_f300_0000_ffff;
+const FLAT_CODE_64: u64 = flat::CODE_64 | DPL;
+const FLAT_CODE_32: u64 = flat::CODE_32 | DPL;
+const FLAT_DATA: u64 = flat::DATA | DPL;
 
 impl PvDomain {
     /// The descriptor that a selector names; `None` where there is none that the guest may use.

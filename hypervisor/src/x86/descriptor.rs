@@ -50,6 +50,16 @@ pub mod bits {
     pub const GRANULARITY: u64 = 1 << 55;
 }
 
+/// Flat segments: base 0, no limit, accessed, of privilege level 0. For level 3, add [`bits::DPL`].
+pub mod flat {
+    /// 64-bit code.
+    pub const CODE_64: u64 = 0x00af_9b00_0000_ffff;
+    /// 32-bit code.
+    pub const CODE_32: u64 = 0x00cf_9b00_0000_ffff;
+    /// Data that can be written.
+    pub const DATA: u64 = 0x00cf_9300_0000_ffff;
+}
+
 /// An 8-byte segment descriptor, or the lower half of a 16-byte one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor(pub u64);
