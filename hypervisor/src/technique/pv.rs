@@ -12,7 +12,7 @@ use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 use crate::monitor::vcpu_loop::{Guest, Handled, Next};
 use crate::pv::domain::PvDomain;
-use crate::pv::fixup::Emulated;
+use crate::pv::fixup::ExceptionOutcome;
 use crate::pv::hypercall;
 use crate::pv::vcpu::RunState;
 use crate::virtio::Slot;
@@ -35,7 +35,7 @@ impl Guest for PvDomain {
             Exit::Syscall if self.vcpu.kernel_mode => hypercall(self, SYSCALL_LENGTH),
             Exit::Syscall => self.user_syscall(),
             Exit::Fault(fault) => {
-                let Emulated { cause, mark } = crate::pv::fixup::handle(self, fault);
+                let ExceptionOutcome { cause, mark } = crate::pv::fixup::handle(self, fault);
                 Handled { cause, mark }
             }
             Exit::Kick => Cause::Kick.into(),

@@ -9,7 +9,8 @@ use iced_x86::Mnemonic;
 use paravane_abi::cpuid::*;
 use paravane_abi::version::make_version;
 
-use super::{Emulated, Ended, decode, finish};
+use super::decode;
+use super::outcome::{Ended, ExceptionOutcome, finish};
 use crate::host::host_cpuid;
 use crate::host::host_cpuid::Dynamic;
 use crate::ledger::{Cause, PrivOp};
@@ -32,7 +33,7 @@ const MACHINE_ADDRESS_WIDTH: u32 = 40;
 pub(super) const HYPERCALL_PAGE_MSR: u32 = 0x4000_0000;
 
 /// Emulates CPUID behind its prefix; `None` if that is not what is at RIP.
-pub(super) fn forced(d: &mut PvDomain) -> Option<Emulated> {
+pub(super) fn forced(d: &mut PvDomain) -> Option<ExceptionOutcome> {
     let rip = d.vcpu.regs.rip;
     if d.read_guest_obj::<[u8; XEN_EMULATE_PREFIX.len()]>(rip) != Ok(XEN_EMULATE_PREFIX) {
         return None;

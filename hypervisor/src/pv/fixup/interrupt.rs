@@ -3,7 +3,8 @@
 use iced_x86::{Mnemonic, OpKind};
 use paravane_abi::trap::{TI_DPL_MASK, TRAP_GP_FAULT};
 
-use super::{Emulated, decode};
+use super::decode;
+use super::outcome::ExceptionOutcome;
 use crate::ledger::{Cause, PrivOp};
 use crate::pv::domain::PvDomain;
 use crate::x86::exception::Fault;
@@ -13,7 +14,7 @@ use crate::x86::exception::selector_error::{IDT, INDEX_SHIFT};
 ///
 /// The instruction says which vector: in 64-bit mode QEMU's emulated processors have twice the vector in the error code
 /// (at least to version 7.2).
-pub(super) fn software(d: &mut PvDomain, fault: Fault) -> Option<Emulated> {
+pub(super) fn software(d: &mut PvDomain, fault: Fault) -> Option<ExceptionOutcome> {
     let insn = decode::at_rip(d)?;
     if insn.mnemonic() != Mnemonic::Int || insn.op0_kind() != OpKind::Immediate8 {
         return None;

@@ -12,7 +12,8 @@ use paravane_abi::addr::MACH2PHYS_VIRT_START;
 use paravane_abi::trap::{PFEC_FETCH, PFEC_PRESENT, PFEC_USER, PFEC_WRITE};
 use paravane_abi::vm_assist::VMASST_TYPE_M2P_STRICT;
 
-use super::{Emulated, Ended, decode, finish};
+use super::decode;
+use super::outcome::{Ended, ExceptionOutcome, finish};
 use crate::exec::alu;
 use crate::exec::operand::{
     Operands, is_integer, is_memory, linear_address, operand_size, read_register, sign_extend, write_register,
@@ -30,7 +31,7 @@ use crate::x86::rflags::CF;
 const MAX_REPEATS: u64 = 512;
 
 /// Handles a page fault in the table; `None` if the fault is the guest's as it is.
-pub(super) fn access(d: &mut PvDomain, fault: Fault) -> Option<Emulated> {
+pub(super) fn access(d: &mut PvDomain, fault: Fault) -> Option<ExceptionOutcome> {
     let strict = d.vcpu.assisted(VMASST_TYPE_M2P_STRICT) && !d.vcpu.kernel_mode;
     if strict || !range(d).contains(&fault.address) {
         return None;

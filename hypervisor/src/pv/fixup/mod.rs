@@ -23,6 +23,7 @@ mod decode;
 mod interrupt;
 mod m2p;
 mod msr;
+mod outcome;
 mod page_table;
 mod port;
 mod privileged;
@@ -30,46 +31,19 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-use iced_x86::Instruction;
 use paravane_abi::segment::FLAT_KERNEL_CS;
-use paravane_abi::trap::{TRAP_DEBUG, TRAP_GP_FAULT, TRAP_INVALID_OP, TRAP_PAGE_FAULT};
+use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP, TRAP_PAGE_FAULT};
+
+pub use outcome::ExceptionOutcome;
+use outcome::{finish, finish_with};
 
 use super::domain::PvDomain;
 use crate::ledger::Cause;
 use crate::x86::exception::Fault;
-use crate::x86::rflags;
-
-/// What an exception turned out to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Emulated {
-    /// For the ledger.
-    pub cause: Cause,
-    /// The mark that the guest set, if it was one.
-    pub mark: Option<u8>,
-}
-
-impl From<Cause> for Emulated {
-    fn from(cause: Cause) -> Self {
-        Self { cause, mark: None }
-    }
-}
-
-/// How an instruction that was taken on ended.
-enum Ended {
-    /// Done: the next instruction comes.
-    Done,
-    /// A part of a repeated instruction is done, or nothing yet: it comes again.
-    Again,
-    /// It raised this instead of the exception that brought it here.
-    Fault(Fault),
-}
-
-const PROTECTION: Fault = Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 };
-const UNDEFINED: Fault = Fault { vector: TRAP_INVALID_OP, error_code: 0, address: 0 };
 
 /// Handles an exception: completes the instruction, or lets the guest have it.
-pub fn handle(d: &mut PvDomain, fault: Fault) -> Emulated {
-    let emulated = match fault.vector {
+pub fn handle(d: &mut PvDomain, fault: Fault) -> ExceptionOutcome {
+    let outcome = match fault.vector {
         // What is there would be decoded as 64-bit code.
         _ if !runs_64_bit_code(d) => None,
         TRAP_INVALID_OP => cpuid::forced(d)
@@ -80,7 +54,7 @@ pub fn handle(d: &mut PvDomain, fault: Fault) -> Emulated {
         TRAP_PAGE_FAULT => page_table::store(d, fault).or_else(|| m2p::access(d, fault)),
         _ => None,
     };
-    emulated.unwrap_or_else(|| {
+    outcome.unwrap_or_else(|| {
         d.deliver_fault(fault);
         Cause::GuestFault { vector: fault.vector }.into()
     })
@@ -93,35 +67,14 @@ fn runs_64_bit_code(d: &PvDomain) -> bool {
     cs == FLAT_KERNEL_CS || d.is_code_64(cs)
 }
 
-fn general_protection(d: &mut PvDomain) -> Option<Emulated> {
+fn general_protection(d: &mut PvDomain) -> Option<ExceptionOutcome> {
     let insn = decode::at_rip(d)?;
     let breakpoints = port::breakpoints(d, &insn);
-    if let Some((emulated, ended)) = port::access(d, &insn) {
+    if let Some((outcome, ended)) = port::access(d, &insn) {
         finish_with(d, &insn, ended, breakpoints);
-        return Some(emulated);
+        return Some(outcome);
     }
     let (op, ended) = privileged::instruction(d, &insn)?;
     finish(d, &insn, ended);
     Some(Cause::PrivilegedInstruction(op).into())
-}
-
-/// Ends an instruction as the processor would.
-fn finish(d: &mut PvDomain, insn: &Instruction, ended: Ended) {
-    finish_with(d, insn, ended, 0);
-}
-
-/// As [`finish`], for an instruction that has met `breakpoints`, as bits of DR6.
-fn finish_with(d: &mut PvDomain, insn: &Instruction, ended: Ended, breakpoints: u64) {
-    match ended {
-        Ended::Done => {
-            d.vcpu.regs.rip = insn.next_ip();
-            d.vcpu.regs.rflags &= !rflags::RF;
-            d.vcpu.debug.status |= breakpoints;
-            if breakpoints != 0 || d.vcpu.regs.rflags & rflags::TF != 0 {
-                d.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
-            }
-        }
-        Ended::Again => {}
-        Ended::Fault(fault) => d.deliver_fault(fault),
-    }
 }

@@ -8,7 +8,7 @@ use paravane_abi::addr::is_canonical;
 use paravane_abi::hypercall::{HYPERCALL_ENTRIES, HYPERCALL_ENTRY_SIZE, IRET};
 
 use super::cpuid::HYPERCALL_PAGE_MSR;
-use super::{Ended, PROTECTION};
+use super::outcome::{Ended, PROTECTION};
 use crate::machine::memory::{Maddr, PAGE_SIZE};
 use crate::mmu::direct::Stop;
 use crate::pv::domain::PvDomain;

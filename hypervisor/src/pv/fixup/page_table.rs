@@ -8,7 +8,8 @@ use iced_x86::{Instruction, OpKind};
 use paravane_abi::trap::{PFEC_FETCH, PFEC_PRESENT, PFEC_RESERVED, PFEC_WRITE};
 use paravane_abi::vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES;
 
-use super::{Emulated, Ended, decode, finish};
+use super::decode;
+use super::outcome::{Ended, ExceptionOutcome, finish};
 use crate::exec::operand::{Operands, linear_address, write_register};
 use crate::exec::ordinary::update;
 use crate::exec::outside::{Attempt, Incomplete, Memory, Stored};
@@ -27,7 +28,7 @@ struct Target {
 }
 
 /// Performs the store that faulted; `None` if the fault is the guest's.
-pub(super) fn store(d: &mut PvDomain, fault: Fault) -> Option<Emulated> {
+pub(super) fn store(d: &mut PvDomain, fault: Fault) -> Option<ExceptionOutcome> {
     let code = fault.error_code;
     let wanted = PFEC_PRESENT | PFEC_WRITE;
     let plain = code & (wanted | PFEC_RESERVED | PFEC_FETCH) == wanted;

@@ -11,7 +11,7 @@ use iced_x86::{Code, Instruction};
 use paravane_abi::trap::PFEC_WRITE;
 use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
-use super::{Emulated, Ended};
+use super::outcome::{Ended, ExceptionOutcome};
 use crate::exec::operand::Operands;
 use crate::exec::outside::{Attempt, Incomplete, Memory, Ports, Stored};
 use crate::exec::port::PortAccess;
@@ -28,12 +28,12 @@ const PIT_CHANNEL_2: u16 = 0x42;
 const MAX_REPEATS: u64 = 512;
 
 /// Performs a port access; `None` if the instruction is none, or the guest may not.
-pub(super) fn access(d: &mut PvDomain, insn: &Instruction) -> Option<(Emulated, Ended)> {
+pub(super) fn access(d: &mut PvDomain, insn: &Instruction) -> Option<(ExceptionOutcome, Ended)> {
     let access = PortAccess::of(insn, &d.vcpu.regs)?;
     if d.facts.marks && d.vcpu.kernel_mode && is_mark(insn, access) {
         let value = (d.vcpu.regs.rax & 0xff) as u8;
-        let emulated = Emulated { cause: Cause::PortOut(PortDevice::Mark), mark: Some(value) };
-        return Some((emulated, Ended::Done));
+        let outcome = ExceptionOutcome { cause: Cause::PortOut(PortDevice::Mark), mark: Some(value) };
+        return Some((outcome, Ended::Done));
     }
     if !may_access(d, access) {
         return None;

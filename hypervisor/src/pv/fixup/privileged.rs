@@ -6,7 +6,8 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::{Emulated, Ended, PROTECTION, UNDEFINED, cpuid, decode, msr, port};
+use super::outcome::{Ended, ExceptionOutcome, PROTECTION, UNDEFINED};
+use super::{cpuid, decode, msr, port};
 use crate::exec::operand::{read_register, write_register};
 use crate::host::host_cpuid;
 use crate::ledger::{Cause, PrivOp};
@@ -64,7 +65,7 @@ pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivO
 
 /// Lets a kernel go on that uses XSAVE or its kin without having set CR4.OSXSAVE: on Xen it may, because Xen has set
 /// the real bit. `None` if that is not why an instruction is undefined.
-pub(super) fn extended_state(d: &mut PvDomain) -> Option<Emulated> {
+pub(super) fn extended_state(d: &mut PvDomain) -> Option<ExceptionOutcome> {
     use Mnemonic::*;
     let control = &d.vcpu.control;
     let hidden = control.cr4 & cr4::OSXSAVE == 0 && !control.xsave_in_use;

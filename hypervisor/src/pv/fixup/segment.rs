@@ -15,7 +15,8 @@ use paravane_abi::trap::{PFEC_WRITE, TRAP_DEBUG, TRAP_GP_FAULT, TRAP_STACK_ERROR
 use zerocopy::IntoBytes;
 
 use super::decode;
-use super::{Emulated, PROTECTION, msr};
+use super::msr;
+use super::outcome::{ExceptionOutcome, PROTECTION};
 use crate::exec::operand::{linear_address, read_register, write_register};
 use crate::ledger::{Cause, PrivOp};
 use crate::pv::domain::PvDomain;
@@ -27,7 +28,7 @@ use crate::x86::sensitive::Class;
 
 /// Carries out the instruction that raised #GP with a selector as error code, or raises what the guest's own tables
 /// make of it. `None` if it is no load of a segment.
-pub(super) fn load(d: &mut PvDomain) -> Option<Emulated> {
+pub(super) fn load(d: &mut PvDomain) -> Option<ExceptionOutcome> {
     let insn = at_rip(d)?;
     let op = kind(&insn)?;
     let stepping = d.vcpu.regs.rflags & rflags::TF != 0;

@@ -8,7 +8,7 @@ mod xsa;
 
 use paravane_abi::trap::{TI_IF, TRAP_GP_FAULT, TRAP_INVALID_OP};
 
-use super::{Emulated, handle};
+use super::{ExceptionOutcome, handle};
 use crate::ledger::Cause;
 use crate::testing::pv::{FREE, STACK, TestDomain, va};
 use crate::x86::exception::Fault;
@@ -34,7 +34,7 @@ fn domain() -> TestDomain {
 }
 
 /// Code that raised `fault`.
-fn execute(t: &mut TestDomain, code: &[u8], fault: Fault) -> Emulated {
+fn execute(t: &mut TestDomain, code: &[u8], fault: Fault) -> ExceptionOutcome {
     t.write_guest(RIP, code).unwrap();
     t.vcpu.regs.rip = RIP;
     t.vcpu.regs.rsp = va(STACK + 1);

@@ -1,0 +1,60 @@
+//! What a paravirtual guest's exception turned out to be, and how the instruction that raised it ends.
+
+use iced_x86::Instruction;
+use paravane_abi::trap::{TRAP_DEBUG, TRAP_GP_FAULT, TRAP_INVALID_OP};
+
+use crate::ledger::Cause;
+use crate::pv::domain::PvDomain;
+use crate::x86::exception::Fault;
+use crate::x86::rflags;
+
+/// What an exception turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExceptionOutcome {
+    /// For the ledger.
+    pub cause: Cause,
+    /// The mark that the guest set, if it was one.
+    pub mark: Option<u8>,
+}
+
+impl From<Cause> for ExceptionOutcome {
+    fn from(cause: Cause) -> Self {
+        Self { cause, mark: None }
+    }
+}
+
+/// How an instruction that was taken on ended.
+pub(super) enum Ended {
+    /// Done: the next instruction comes.
+    Done,
+    /// A part of a repeated instruction is done, or nothing yet: it comes again.
+    Again,
+    /// It raised this instead of the exception that brought it here.
+    Fault(Fault),
+}
+
+/// #GP with error code 0.
+pub(super) const PROTECTION: Fault = Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 };
+/// #UD.
+pub(super) const UNDEFINED: Fault = Fault { vector: TRAP_INVALID_OP, error_code: 0, address: 0 };
+
+/// Ends an instruction as the processor would.
+pub(super) fn finish(d: &mut PvDomain, insn: &Instruction, ended: Ended) {
+    finish_with(d, insn, ended, 0);
+}
+
+/// As [`finish`], for an instruction that has met `breakpoints`, as bits of DR6.
+pub(super) fn finish_with(d: &mut PvDomain, insn: &Instruction, ended: Ended, breakpoints: u64) {
+    match ended {
+        Ended::Done => {
+            d.vcpu.regs.rip = insn.next_ip();
+            d.vcpu.regs.rflags &= !rflags::RF;
+            d.vcpu.debug.status |= breakpoints;
+            if breakpoints != 0 || d.vcpu.regs.rflags & rflags::TF != 0 {
+                d.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
+            }
+        }
+        Ended::Again => {}
+        Ended::Fault(fault) => d.deliver_fault(fault),
+    }
+}
