@@ -17,9 +17,11 @@ use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
+use state::{BadState, Breakpoints, NoBreakpoints, VectorState};
 
 pub mod kvm;
 pub mod process;
+pub mod state;
 
 /// The address with bits 63:48 as bit 47 has them: itself if it is canonical.
 fn canonical(address: u64) -> u64 {
@@ -37,10 +39,36 @@ pub enum Exit {
     Syscall,
     /// An exception; `regs.rip` is what the architecture pushes for it (the instruction itself for faults).
     Fault(Fault),
+    /// An access to an I/O port that did not raise a #GP. Only where the guest's kernel runs at CPL 0.
+    Port {
+        /// Which port.
+        port: u16,
+        /// Bytes: 1, 2 or 4.
+        size: u8,
+        /// What is written (`OUT`); `None` for a read (`IN`), whose result goes to rax.
+        value: Option<u32>,
+    },
+    /// An access to a guest-physical address that is not memory. Only where the guest's kernel runs at CPL 0.
+    Mmio {
+        /// The guest-physical address.
+        address: u64,
+        /// Bytes: 1 to 8.
+        size: u8,
+        /// What is written; `None` for a read.
+        value: Option<u64>,
+    },
+    /// A HLT with nothing to wake it. Only where the guest's kernel runs at CPL 0.
+    Halt,
     /// The engine was kicked (see [`Kick`]) or the host interrupted it: nothing happened in the guest.
     Kick,
     /// The virtual CPU cannot go on: the engine lost its state. Ends the guest, not the host.
     Dead(&'static str),
+}
+
+impl Exit {
+    /// What the line about a guest says whose engine ended an entry in a way that only code at CPL 0 brings about.
+    pub const NOT_AT_CPL_3: &'static str = "the engine reports an exit that code at CPL 3 cannot make; this is a bug in \
+                                            Paravane, please report it";
 }
 
 /// What an engine is and where it lets the layers above put things.
@@ -138,6 +166,22 @@ pub trait Cpu {
     fn take_kick(&mut self) -> bool {
         false
     }
+    /// Its vector registers, as the last exit left them.
+    ///
+    /// # Errors
+    /// When the engine lost them, or the host does not hand them out.
+    fn save(&mut self) -> Result<VectorState, BadState>;
+    /// Gives it these vector registers; the next entry starts with them.
+    ///
+    /// # Errors
+    /// When they cannot be loaded here; the old ones are then still there.
+    fn load(&mut self, state: &VectorState) -> Result<(), BadState>;
+    /// Sets the breakpoints. One that is hit is a #DB, as an [`Exit::Fault`]; so is a single step, which the guest's
+    /// own RFLAGS.TF makes on every engine.
+    ///
+    /// # Errors
+    /// When this engine has none, or not these; the old ones are then still set.
+    fn debug(&mut self, breakpoints: &Breakpoints) -> Result<(), NoBreakpoints>;
     /// The processes beside this one in which it runs, as Linux numbers them.
     fn processes(&self) -> Vec<u32> {
         Vec::new()

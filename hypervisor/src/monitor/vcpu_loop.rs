@@ -219,8 +219,9 @@ fn settle(guest: &mut dyn Guest, open: Option<Open>, now: u64) {
 mod tests {
     use std::sync::atomic::{AtomicU64, AtomicUsize};
 
+    use super::*;
+    use crate::engine::state::{BadState, Breakpoints, NoBreakpoints, VectorState};
     use crate::machine::memory::{Backing, Mfn};
-    use crate::monitor::vcpu_loop::*;
 
     /// A vCPU that only ever does what the test says, and an engine on which nothing but that happens.
     struct Fake {
@@ -270,6 +271,15 @@ mod tests {
     impl Cpu for Kicks {
         fn enter(&mut self, _: &mut Regs, _: &mut VcpuSpace, _: &TableLog, _: &MachineMemory) -> Exit {
             self.exit.unwrap_or(Exit::Kick)
+        }
+        fn save(&mut self) -> Result<VectorState, BadState> {
+            Ok(VectorState::reset())
+        }
+        fn load(&mut self, _: &VectorState) -> Result<(), BadState> {
+            Ok(())
+        }
+        fn debug(&mut self, _: &Breakpoints) -> Result<(), NoBreakpoints> {
+            Ok(())
         }
         fn kicker(&self) -> Arc<dyn Kick> {
             Arc::new(NoKick)

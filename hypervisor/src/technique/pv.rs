@@ -39,6 +39,10 @@ impl Guest for PvDomain {
                 Handled { cause, mark }
             }
             Exit::Kick => Cause::Kick.into(),
+            Exit::Port { .. } | Exit::Mmio { .. } | Exit::Halt => {
+                self.kill(Exit::NOT_AT_CPL_3);
+                Cause::Dead.into()
+            }
             Exit::Dead(why) => {
                 self.kill(why);
                 Cause::Dead.into()

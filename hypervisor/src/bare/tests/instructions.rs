@@ -277,3 +277,14 @@ fn user_programs_may_not() {
     assert_eq!(g.traps(&[0xee]).outcome, BareOutcome::Resume);
     assert_eq!((g.sink.text().as_str(), g.handling()), ("u", None));
 }
+
+/// Exits that only a kernel at CPL 0 makes end the guest with a line that says whose fault they are.
+#[test]
+fn an_exit_of_cpl_0_ends_the_guest() {
+    let port = Exit::Port { port: 0x60, size: 1, value: None };
+    for exit in [port, Exit::Mmio { address: 1 << 40, size: 8, value: Some(1) }, Exit::Halt] {
+        let mut g = Guest::booted();
+        let end = DomainEnd::Killed(Exit::NOT_AT_CPL_3.into());
+        assert_eq!(g.exit(exit), BareExit { cause: Cause::Dead, outcome: BareOutcome::Ended(end) });
+    }
+}

@@ -17,7 +17,8 @@ use super::host::HostKind;
 use super::kick::KvmKick;
 use super::tables::GateTables;
 use super::transport::Transport;
-use super::{gate, host, port, setup, stats, tables};
+use super::{gate, host, port, setup, state, stats, tables};
+use crate::engine::state::{BadState, Breakpoints, NoBreakpoints, VectorState};
 use crate::engine::{Cpu, Exit, canonical};
 use crate::machine::kick::Kick;
 use crate::machine::memory::{MachineMemory, Mfn};
@@ -375,6 +376,18 @@ impl Cpu for KvmCpu {
             self.kick.answered();
         }
         owed || waits
+    }
+
+    fn save(&mut self) -> Result<VectorState, BadState> {
+        state::save(&self.vcpu)
+    }
+
+    fn load(&mut self, state: &VectorState) -> Result<(), BadState> {
+        state::load(&self.vcpu, self.features.xcr0, state)
+    }
+
+    fn debug(&mut self, breakpoints: &Breakpoints) -> Result<(), NoBreakpoints> {
+        state::set_breakpoints(&self.vcpu, breakpoints)
     }
 
     fn kernel_statistics(&self) -> Vec<(String, u64)> {

@@ -24,6 +24,7 @@ mod kick;
 mod machine;
 mod port;
 mod setup;
+mod state;
 mod stats;
 mod tables;
 #[cfg(test)]

@@ -20,6 +20,7 @@ use super::script::Terms;
 use super::space::Space;
 use super::spoilt::{REFUSED, Remnants};
 use super::sys::Ended;
+use crate::engine::state::{BadState, Breakpoints, NoBreakpoints, VectorState};
 use crate::engine::{Cpu, Exit};
 use crate::host::host_cpuid::Trapping;
 use crate::host::threads;
@@ -358,6 +359,37 @@ impl Cpu for ProcessCpu {
                 return exit;
             }
         }
+    }
+
+    fn save(&mut self) -> Result<VectorState, BadState> {
+        if self.entries == 0 {
+            return Ok(VectorState::reset());
+        }
+        let Fpu { space, at } = self.fpu;
+        let area = self.spaces.get(space).ok_or(BadState::Refused)?.child.area();
+        let mut image = vec![0; usize::try_from(self.fpu_size.min(room::FPU_SIZE)).unwrap_or(0)];
+        area.read_room(at.offset(), &mut image);
+        Ok(VectorState::from_area(image))
+    }
+
+    fn load(&mut self, state: &VectorState) -> Result<(), BadState> {
+        self.accepted.check(state)?;
+        let current = self.current;
+        let area = self.spaces.get(current).ok_or(BadState::Refused)?.child.area();
+        let len = usize::try_from(self.fpu_size.min(room::FPU_SIZE)).unwrap_or(0);
+        let mut image = vec![0; len];
+        for (to, from) in image.iter_mut().zip(state.area()) {
+            *to = *from;
+        }
+        area.write_room(room::FPU_IN, &image);
+        self.fpu = Fpu { space: current, at: FpuAt::Frame(room::FPU_IN) };
+        Ok(())
+    }
+
+    fn debug(&mut self, breakpoints: &Breakpoints) -> Result<(), NoBreakpoints> {
+        breakpoints.check()?;
+        // Only a tracer sets the debug registers of a process, and nobody traces these (docs/process-engine.md).
+        if breakpoints.control == 0 { Ok(()) } else { Err(NoBreakpoints::Absent("the process engine")) }
     }
 
     fn processes(&self) -> Vec<u32> {

@@ -6,6 +6,7 @@
 use std::arch::x86_64::{_fxsave64, _xgetbv};
 
 use super::area::Area;
+use crate::engine::state::{BadState, VectorState};
 
 /// Offsets in an image.
 const MXCSR: u64 = 24;
@@ -40,6 +41,11 @@ impl Accepted {
         // 0 is how the first processors with SSE say this (SDM volume 1, 11.6.6).
         const FIRST: u32 = 0xffbf;
         Self { components, mxcsr: if mask == 0 { FIRST } else { mask } }
+    }
+
+    /// Whether a state that comes from elsewhere can be loaded.
+    pub fn check(self, state: &VectorState) -> Result<(), BadState> {
+        state.check(self.components, self.mxcsr)
     }
 
     /// Makes sure that the image at an offset of the room can be loaded: one that cannot becomes that of a reset.

@@ -51,3 +51,14 @@ fn xsa_7_a_system_call_at_the_end_of_the_lower_half() {
     assert!(matches!(t.prepare(), Next::Run(_)));
     assert_eq!((t.vcpu.regs.rip, t.end.is_none()), (HANDLER + u64::from(TRAP_GP_FAULT), true));
 }
+
+/// Exits that only a kernel at CPL 0 makes end the guest with a line that says whose fault they are.
+#[test]
+fn an_exit_of_cpl_0_ends_the_guest() {
+    let port = Exit::Port { port: 0x60, size: 1, value: None };
+    for exit in [port, Exit::Mmio { address: 1 << 40, size: 8, value: Some(1) }, Exit::Halt] {
+        let mut t = in_user_mode();
+        assert_eq!(Guest::handle(&mut *t, exit).cause, Cause::Dead);
+        assert!(matches!(&t.end, Some(DomainEnd::Killed(why)) if why.starts_with(Exit::NOT_AT_CPL_3)));
+    }
+}

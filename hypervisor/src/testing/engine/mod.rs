@@ -9,6 +9,7 @@ pub(crate) mod measure;
 pub(crate) mod ports;
 pub(crate) mod registers;
 mod selectors;
+pub(crate) mod state;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -82,6 +83,15 @@ macro_rules! contract {
             xsa_52_a_guest_begins_with_no_ones_state, xsa_52_x87_state_is_the_guests_in_every_root,
             xsa_220_protection_keys_are_not_kept, xsa_260_mov_ss_before_every_way_out,
             xsa_279_flushes_of_any_address, xsa_293_bases_are_what_was_told);
+        $crate::testing::engine::contract!(@ state $world: state_is_restored, damaged_state_is_refused, breakpoints);
+        /// One after the other: two machines on one thread would share what belongs to it.
+        #[test]
+        fn state_goes_on_in_another_machine() {
+            let saved = $world().map(|mut w| $crate::testing::engine::state::of_a_guest(&mut w));
+            if let (Some(saved), Some(mut w)) = (saved, $world()) {
+                $crate::testing::engine::state::state_goes_on(&mut w, &saved);
+            }
+        }
         $crate::testing::engine::contract!(@ ports $world: port_accesses, no_hypercall_in_user_mode);
     };
     (@ $world:ident: $($case:ident),*) => {

@@ -1,0 +1,179 @@
+//! What of a virtual CPU's architectural state is in neither [`Regs`](crate::x86::registers::Regs) nor
+//! [`VcpuSpace`](crate::mmu::space::VcpuSpace): vector registers and debug registers.
+//!
+//! Plain data and its checks, for every engine. A state may come from a file: nothing in it is believed before
+//! [`VectorState::check`] has looked at it.
+
+use paravane_abi::addr;
+
+/// The x87, SSE and further vector registers: an XSAVE area in the standard format (SDM vol. 1, 13.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VectorState {
+    area: Vec<u8>,
+}
+
+/// A state that a virtual CPU cannot take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadState {
+    /// The area ends before its header does.
+    #[error("the saved vector state has {0} bytes, and its header alone ends at {HEADER_END}")]
+    Short(usize),
+    /// It has state components that this machine lacks, or that the guest may not use.
+    #[error("the saved vector state has components {saved:#x}, and this machine has {available:#x}")]
+    Components {
+        /// What is in it (XSTATE_BV).
+        saved: u64,
+        /// What the virtual CPU has.
+        available: u64,
+    },
+    /// It is in the compacted format, or reserved bytes of the header are set.
+    #[error("the saved vector state is not in the standard format of XSAVE")]
+    NotStandard,
+    /// MXCSR has reserved bits.
+    #[error("the saved MXCSR {0:#x} has reserved bits")]
+    Mxcsr(u32),
+    /// The host refuses it for another reason.
+    #[error("the host refuses the saved vector state")]
+    Refused,
+}
+
+/// Offsets in an XSAVE area (SDM vol. 1, 13.4.1 and 13.4.2).
+pub(super) const MXCSR: usize = 24;
+pub(super) const XSTATE_BV: usize = 512;
+pub(super) const XCOMP_BV: usize = 520;
+pub(super) const HEADER_END: usize = 576;
+/// MXCSR after a reset (SDM vol. 1, 11.6.4).
+pub(super) const MXCSR_RESET: u32 = 0x1f80;
+
+impl VectorState {
+    /// The state after a reset.
+    pub fn reset() -> Self {
+        let mut area = vec![0; HEADER_END];
+        if let Some(mxcsr) = area.get_mut(MXCSR..MXCSR + 4) {
+            mxcsr.copy_from_slice(&MXCSR_RESET.to_le_bytes());
+        }
+        Self { area }
+    }
+
+    /// What an XSAVE area holds.
+    pub fn from_area(area: Vec<u8>) -> Self {
+        Self { area }
+    }
+
+    /// The area.
+    pub fn area(&self) -> &[u8] {
+        &self.area
+    }
+
+    /// Whether a processor with these state components (XCR0) and this mask of MXCSR can load it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, available: u64, mxcsr_mask: u32) -> Result<(), BadState> {
+        let header = self.area.get(..HEADER_END).ok_or(BadState::Short(self.area.len()))?;
+        let saved = word(header, XSTATE_BV);
+        if saved & !available != 0 {
+            return Err(BadState::Components { saved, available });
+        }
+        if header.iter().skip(XCOMP_BV).any(|byte| *byte != 0) {
+            return Err(BadState::NotStandard);
+        }
+        let mxcsr = word(header, MXCSR) as u32;
+        if mxcsr & !mxcsr_mask != 0 { Err(BadState::Mxcsr(mxcsr)) } else { Ok(()) }
+    }
+}
+
+/// The eight bytes at `at`, which is inside.
+fn word(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// The debug registers that make breakpoints (SDM vol. 3, 18.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Breakpoints {
+    /// DR0 to DR3: linear addresses.
+    pub addresses: [u64; 4],
+    /// DR7: which of them are enabled, for what accesses, of which length.
+    pub control: u64,
+}
+
+/// Breakpoints that a virtual CPU cannot have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoBreakpoints {
+    /// What runs the guest loads no debug registers.
+    #[error("{0} loads no debug registers for a guest; single-step with RFLAGS.TF instead")]
+    Absent(&'static str),
+    /// An enabled one is in the hypervisor's range.
+    #[error("a breakpoint at {0:#x} would be in the hypervisor's range of addresses")]
+    Hypervisors(u64),
+    /// DR7 has bits other than those that enable and describe the four breakpoints.
+    #[error("DR7 {0:#x} has bits that no breakpoint needs")]
+    Control(u64),
+    /// The host refuses them.
+    #[error("the host refuses the breakpoints")]
+    Refused,
+}
+
+/// DR7: L0 to G3, and the fields that describe them. LE, GE, RTM and GD are not among them.
+const BREAKPOINT_BITS: u64 = 0xffff_00ff;
+
+impl Breakpoints {
+    /// Whether the breakpoints that are enabled concern the guest alone.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), NoBreakpoints> {
+        if self.control & !BREAKPOINT_BITS != 0 {
+            return Err(NoBreakpoints::Control(self.control));
+        }
+        let enabled = (0u32..).zip(self.addresses).filter(|(n, _)| self.control >> (2 * n) & 0b11 != 0);
+        match enabled.map(|(_, address)| address).find(|address| addr::is_hypervisor(*address)) {
+            Some(address) => Err(NoBreakpoints::Hypervisors(address)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SSE: u64 = 0b11;
+    const MASK: u32 = 0xffff;
+
+    fn changed(at: usize, byte: u8) -> VectorState {
+        let mut area = VectorState::reset().area;
+        area[at] = byte;
+        VectorState::from_area(area)
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused() {
+        assert_eq!(VectorState::reset().check(SSE, MASK), Ok(()));
+        assert_eq!(VectorState::from_area(vec![0; 575]).check(SSE, MASK), Err(BadState::Short(575)));
+        let components = BadState::Components { saved: 4, available: SSE };
+        assert_eq!(changed(XSTATE_BV, 4).check(SSE, MASK), Err(components));
+        assert_eq!(changed(XCOMP_BV + 7, 0x80).check(SSE, MASK), Err(BadState::NotStandard));
+        assert_eq!(changed(HEADER_END - 1, 1).check(SSE, MASK), Err(BadState::NotStandard));
+        assert_eq!(changed(MXCSR + 2, 1).check(SSE, MASK), Err(BadState::Mxcsr(0x1_1f80)));
+    }
+
+    #[test]
+    fn breakpoints_are_the_guests_own() {
+        let at = |address, control| Breakpoints { addresses: [0, address, 0, 0], control }.check();
+        let ours = addr::HYPERVISOR_VIRT_START;
+        assert_eq!(at(0x1000, 0b100), Ok(()));
+        assert_eq!(at(ours, 0b100), Err(NoBreakpoints::Hypervisors(ours)));
+        assert_eq!(at(ours, 0b1), Ok(()), "another is enabled");
+        assert_eq!(at(0x1000, 1 << 13), Err(NoBreakpoints::Control(1 << 13)), "GD");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(area in prop::collection::vec(any::<u8>(), 0..700), available: u64, mask: u32) {
+            let _ = VectorState::from_area(area).check(available, mask);
+        }
+    }
+}
