@@ -87,9 +87,11 @@ fn guest_lints(with: &Run) -> Outcome {
     Ok(())
 }
 
+/// Private items too: most of what is written is about them.
 fn doc(with: &Run) -> Outcome {
     let mut command = cargo(&with.root);
-    run(command.args(["doc", "--no-deps", "--locked", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"))
+    command.args(["doc", "--no-deps", "--locked", "--workspace", "--document-private-items"]);
+    run(command.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// The test command of README.md.

@@ -56,7 +56,7 @@ impl BareMachine {
     /// A machine about to run the kernel's first instruction, and the registers to enter it with.
     ///
     /// `shadow_frames` are the hypervisor's frames for shadow tables, zeroed; `reserved` are
-    /// [`crate::engine::Engine::reserved_l4_entries`]. Sets the root of `paging`.
+    /// [`crate::engine::Machine::reserved_l4_entries`]. Sets the root of `paging`.
     pub fn new(
         boot: &BareBoot,
         shadow_frames: Range<u64>,

@@ -24,6 +24,8 @@ use crate::virtio::entropy::Entropy;
 /// A guest's virtio devices. They are numbered in this order, whatever the order on the command line.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Devices (docs/devices.md)")]
+// Brackets in these texts are those of `--help`, not links.
+#[allow(rustdoc::broken_intra_doc_links)]
 pub(super) struct DeviceArgs {
     /// A disk: a file or a block device. May be repeated
     ///

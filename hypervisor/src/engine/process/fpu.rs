@@ -30,7 +30,7 @@ pub(super) struct Accepted {
 struct Legacy([u8; 512]);
 
 impl Accepted {
-    /// Asks the processor, which must have XSAVE (see [`super::probe`]).
+    /// Asks the processor, which must have XSAVE (see [`mod@super::probe`]).
     pub fn detect() -> Self {
         let mut image = Legacy([0; 512]);
         // SAFETY: the image is 512 bytes, aligned to 16; every x86-64 processor has FXSAVE.

@@ -2,7 +2,7 @@
 //!
 //! A process's mappings are to this engine what a TLB is to a processor: a cache of what the guest's tables
 //! say, filled by the faults that miss it and never wider than they are. Every change of an entry is told by
-//! [`Paging`]; the mappings that depended on it go, or change, before the guest runs again. So INVLPG and
+//! [`TableLog`]; the mappings that depended on it go, or change, before the guest runs again. So INVLPG and
 //! loads of CR3 have nothing left to do here. Three things bound it, whatever the guest's tables look like:
 //! the pool of chunks, the number of mappings of one process (Linux allows 65,530), and the batch; past any
 //! of them everything of a process is unmapped and filled again.
@@ -60,7 +60,7 @@ pub(super) enum Filled {
 #[derive(Debug)]
 pub(super) struct Mirror {
     chunks: Chunks,
-    /// The order in which writes are applied: by entry, then by time. Never more than [`Paging::CAPACITY`].
+    /// The order in which writes are applied: by entry, then by time. Never more than [`TableLog::CAPACITY`].
     order: Vec<(u64, u32)>,
     /// Frames below are the hypervisor's: never writable, but for those that it shares.
     hypervisor_frames: u64,
