@@ -1,4 +1,4 @@
-//! What to use in the place of each class of privileged and sensitive instructions.
+//! What to use in place of each class of privileged and sensitive instructions.
 
 use crate::x86::sensitive::Class;
 
@@ -6,11 +6,11 @@ use crate::x86::sensitive::Class;
 pub(super) const fn instead(class: Class) -> &'static str {
     match class {
         Class::Flags => "event::is_enabled, event::without: IF always reads 1 and ignores what is written",
-        Class::StoreTables => "nothing: the tables are the hypervisor's; keep what you handed over",
-        Class::ReadSegment => "constants: the selectors are the interface's, not yours",
+        Class::StoreTables => "nothing: the tables are the hypervisor's; remember what you passed to it",
+        Class::ReadSegment => "constants: the interface fixes the selectors",
         Class::Identify => "hypercall::version::features, or CPUID by Xen's forced-emulation prefix",
         Class::LoadSegment => "hypercall::trap::set_segment_base for FS and GS; the rest is flat",
-        Class::FarTransfer => "a near one: there is one code segment for the kernel",
+        Class::FarTransfer => "a near call, jump or return: the kernel has one code segment",
         Class::InterruptReturn => "the SDK's trap entry code, which ends in the iret hypercall",
         Class::Virtualization => "the hypercall page, or a bare SYSCALL",
         Class::InterruptFlag => "event::disable and event::enable: one store, no transition",
@@ -22,7 +22,7 @@ pub(super) const fn instead(class: Class) -> &'static str {
         Class::LoadTables => {
             "trap::install for the IDT; the hypercalls set_gdt and stack_switch for GDT and TSS"
         }
-        Class::TranslationCache => "Queue::invalidate: it rides with the batch that changed the tables",
+        Class::TranslationCache => "Queue::invalidate: it joins the batch that changes the tables",
         Class::DataCache => "nothing: memory is coherent here",
         Class::ModelSpecific => "FS and GS base: hypercall::trap::set_segment_base; time: time::now",
         Class::PortIo => "console, power, and event channels: there is no PC behind the ports",
@@ -30,6 +30,6 @@ pub(super) const fn instead(class: Class) -> &'static str {
         Class::SwapGs => "nothing: the hypervisor exchanges GS on the way in and out of user mode",
         Class::SoftwareInterrupt => "a function call, or event::handle",
         Class::AccessFlag => "nothing: kernel and user pages are equally accessible at CPL 3",
-        Class::Other => "nothing that is known here",
+        Class::Other => "no replacement is known",
     }
 }

@@ -1,7 +1,7 @@
-//! Cuts executable bytes into the pieces that are swept, and says which function each belongs to.
+//! Cuts executable bytes into pieces by the symbols of functions, to be swept one by one.
 //!
-//! A symbol names code of its own section only: in an object file every section begins at address 0, and in a
-//! linked one a symbol at a section's end is not what the next section begins with.
+//! A symbol applies to its own section only: in an object file every section begins at address 0, and in a linked file
+//! a symbol at a section's end does not belong to the section that begins there.
 
 use object::elf::{SHN_ABS, SHN_UNDEF, SHT_SYMTAB, STT_FUNC, STT_NOTYPE};
 use object::read::elf::{FileHeader, Sym};
@@ -14,13 +14,13 @@ use crate::image::symbols::readable;
 /// A run of code that is swept as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece<'a> {
-    /// The section that it is in, if the file has sections.
+    /// Its section, if the file has sections.
     pub section: Option<Section<'a>>,
     /// Address of its first byte: virtual, or in an object file an offset in the section.
     pub start: u64,
     /// Its bytes.
     pub code: &'a [u8],
-    /// The symbol that it begins with.
+    /// The symbol at its beginning.
     pub symbol: Option<Symbol<'a>>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Piece<'a> {
 pub(super) struct Symbol<'a> {
     section: Option<usize>,
     pub value: u64,
-    /// Bytes that it spans; 0 for assembly's labels, which do not say.
+    /// Its size in bytes; 0 for labels in assembly, which have none.
     pub size: u64,
     function: bool,
     pub name: &'a [u8],
@@ -46,7 +46,7 @@ pub(super) fn pieces<'a>(header: &Header, file: &'a [u8], regions: &[Region<'a>]
     let by_section = regions.iter().any(|region| region.section.is_some());
     let mut symbols = symbols(header, file, by_section);
     symbols.sort_unstable();
-    // Of several names for one address, the one that spans most.
+    // Of several symbols at one address, keep the largest.
     symbols.reverse();
     symbols.dedup_by_key(|s| (s.section, s.value));
     symbols.reverse();
@@ -60,7 +60,7 @@ pub(super) fn pieces<'a>(header: &Header, file: &'a [u8], regions: &[Region<'a>]
     pieces
 }
 
-/// The symbols that name code; without their sections where there are none to tell regions by.
+/// The symbols of code; without their sections if the regions have none.
 fn symbols<'a>(header: &Header, file: &'a [u8], by_section: bool) -> Vec<Symbol<'a>> {
     let Ok(sections) = header.sections(LittleEndian, file) else { return Vec::new() };
     let Ok(table) = sections.symbols(LittleEndian, file, SHT_SYMTAB) else { return Vec::new() };
@@ -82,7 +82,7 @@ fn symbols<'a>(header: &Header, file: &'a [u8], by_section: bool) -> Vec<Symbol<
 
 /// Cuts a region at its symbols, and where a symbol ends before the next begins.
 ///
-/// A label within a function that says where it ends is a place in that function, not another one.
+/// A label inside of a function whose size is known belongs to that function.
 fn split<'a>(region: &Region<'a>, symbols: &[Symbol<'a>], pieces: &mut Vec<Piece<'a>>) {
     let Region { section, start, code } = *region;
     let end = start + code.len() as u64;

@@ -1,9 +1,8 @@
 //! Uses that an image declares to be deliberate, each with its reason.
 //!
-//! A kernel may know better than a rule: an IRETQ to the privilege that it runs at needs nobody's help. It says
-//! so where the instruction is, in a section that is not loaded: the instruction's address (8 bytes, little
-//! endian), then the reason, ended by a zero byte; one such entry after the other. The section is the image's
-//! word, which an audit repeats and does not vouch for.
+//! Some uses of a sensitive instruction are correct, such as an IRETQ to the same privilege level. An image declares
+//! them in a section that is not loaded, as a list of entries: the instruction's address (8 bytes, little endian), then
+//! the reason, ended by a zero byte. The audit reports the declarations, but does not check them.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +16,9 @@ use crate::image::Header;
 /// The section's name.
 pub const SECTION: &str = ".paravane.audit";
 
-/// More declarations than any kernel has a reason for.
+/// The most declarations that are read.
 const MAX_ENTRIES: usize = 10_000;
-/// Longer reasons are cut.
+/// The most characters of a reason that are kept.
 const MAX_REASON: usize = 200;
 
 /// Reasons by address; in an object file, by section and offset in it.
@@ -30,7 +29,7 @@ pub(super) struct Declared {
 }
 
 impl Declared {
-    /// What the file declares. The list ends where it is damaged.
+    /// Reads the declarations of a file, up to the first damaged entry.
     pub fn read(header: &Header, file: &[u8], relocations: &Relocations<'_>) -> Self {
         let mut declared = Self::default();
         let section = header.sections(LittleEndian, file).ok().and_then(|sections| {
@@ -47,7 +46,7 @@ impl Declared {
         declared
     }
 
-    /// Why the instruction at `address` of `section` is there, if the image says.
+    /// The declared reason for the instruction at `address` of `section`.
     pub fn reason(&self, section: Option<Section<'_>>, address: u64) -> Option<&str> {
         let unlinked = section.and_then(|section| self.unlinked.get(&(section.index, address)));
         unlinked.or_else(|| self.linked.get(&address)).map(String::as_str)
@@ -57,7 +56,7 @@ impl Declared {
 /// One declaration.
 #[derive(Debug, PartialEq, Eq)]
 struct Entry {
-    /// Where in the section it is.
+    /// Its offset in the section.
     offset: u64,
     address: u64,
     reason: String,

@@ -1,4 +1,4 @@
-//! Why a file cannot be audited, said so that the reader knows what to do.
+//! Errors of the audit.
 
 use crate::image::error::ImageError;
 

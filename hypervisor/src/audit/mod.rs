@@ -1,8 +1,9 @@
-//! The audit: which instructions of an image do not do at CPL 3 what they do at CPL 0.
+//! The audit: finds the instructions of an image that trap or misbehave at CPL 3.
 //!
-//! For someone who brings a kernel here: each finding says what, where and what to use in its place. Code is
-//! swept linearly, symbol by symbol, so that data between functions cannot mislead for long; what a sweep
-//! cannot know it marks as uncertain. Nothing is run, and nothing is printed here.
+//! For authors who port a kernel: each finding names the instruction, its location and what to use in its place. Code
+//! is swept linearly, symbol by symbol, so that data between functions cannot mislead the decoder for long; findings
+//! that may not be code are marked as uncertain. Pure functions of the file, on any thread. What may not be done here:
+//! running anything, printing.
 
 #![forbid(unsafe_code)]
 
@@ -37,8 +38,7 @@ use crate::image::compressed::unpack;
 use crate::image::lines::Lines;
 use crate::image::{Header, Image, ImageKind, header};
 
-/// Audits an ELF file, compressed or not. It need not be an image for Paravane: a kernel to be ported is not,
-/// nor is an object file of one.
+/// Audits an ELF file, compressed or not. It can be any kernel or object file, not only an image for Paravane.
 ///
 /// # Errors
 /// If the file is not ELF for x86-64, has no code, or is cut off so that code is missing.
@@ -64,7 +64,7 @@ pub fn audit(file: &[u8]) -> Result<Audit, AuditError> {
     Ok(audit)
 }
 
-/// What the file is, and the page whose contents the hypervisor replaces.
+/// The kind of file, and the address of the page whose contents the hypervisor replaces.
 fn subject(header: &Header, file: &[u8]) -> (Subject, Option<u64>) {
     match Image::parse(file).as_ref().map(Image::kind) {
         Ok(ImageKind::Pv(notes)) => (Subject::Paravirtual, notes.hypercall_page),

@@ -1,9 +1,9 @@
-//! What an audit is to object to.
+//! Which findings an audit objects to.
 
 use super::report::{Audit, ClassSummary};
 use crate::x86::sensitive::{Class, Effect};
 
-/// Which classes matter. What an image declares deliberate never does.
+/// Which classes of instructions matter. Those that an image declares deliberate never do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     effects: Vec<Effect>,
@@ -23,7 +23,7 @@ impl Policy {
         denied && !self.allowed.contains(&class)
     }
 
-    /// How many instructions of a class that was found matter.
+    /// How many of the instructions found of a class matter.
     pub fn matter(&self, found: &ClassSummary) -> u64 {
         if self.denies(found.class) { found.count.saturating_sub(found.deliberate) } else { 0 }
     }
@@ -40,7 +40,7 @@ impl Policy {
 }
 
 impl Default for Policy {
-    /// What goes wrong silently: all else is at least noticed.
+    /// The silent ones matter: the others at least fault.
     fn default() -> Self {
         Self::new(vec![Effect::Silent], Vec::new(), Vec::new())
     }

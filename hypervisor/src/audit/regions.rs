@@ -1,8 +1,7 @@
-//! Where a file says that it has code, and what of that cannot be swept.
+//! Finds the executable bytes of a file, and lists what cannot be swept.
 //!
-//! Sections say it best; segments say it too, when a file was stripped of sections. A header may claim anything:
-//! code outside the file is an error, and whatever else is left out is listed, so that an audit never passes over
-//! code in silence.
+//! By its sections, or by its segments where it was stripped of sections. Headers may hold anything: code outside of
+//! the file is an error, and whatever else is left out is listed, so that an audit never skips code silently.
 
 use object::LittleEndian;
 use object::elf::{
@@ -14,10 +13,10 @@ use serde::Serialize;
 use super::error::AuditError;
 use crate::image::Header;
 
-/// A run of executable bytes that one header names.
+/// The executable bytes of one section or segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Region<'a> {
-    /// The section that names it; none for a segment.
+    /// The section; `None` for a segment.
     pub section: Option<Section<'a>>,
     /// Virtual address of its first byte; in an object file, 0.
     pub start: u64,
@@ -32,7 +31,7 @@ pub(super) struct Section<'a> {
     pub name: &'a [u8],
 }
 
-/// Something executable, or something that helps to read code, that the audit left out.
+/// Code, or something needed to find code, that the audit left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Skipped {
     /// What it is: a section's name, or which header.
@@ -47,12 +46,12 @@ impl Skipped {
     }
 }
 
-/// The regions of a file, and what is none of them.
+/// The regions of a file, and what was left out.
 #[derive(Debug, Default)]
 pub(super) struct Regions<'a> {
     pub found: Vec<Region<'a>>,
     pub skipped: Vec<Skipped>,
-    /// An executable section has a size and no bytes: the file is what a debugger reads beside the real one.
+    /// An executable section has a size and no bytes: the file holds only the debugging information of another one.
     debug_only: bool,
 }
 
@@ -108,7 +107,7 @@ impl<'a> Regions<'a> {
         Ok(())
     }
 
-    /// Says how many executable bytes of segments no executable section claims.
+    /// Lists how many executable bytes of segments are in no executable section.
     fn outside_sections(&mut self, header: &Header, file: &[u8]) {
         let Ok(segments) = header.program_headers(LittleEndian, file) else { return };
         let executable = |s: &&<Header as FileHeader>::ProgramHeader| {
@@ -147,7 +146,8 @@ impl<'a> Regions<'a> {
         Ok(())
     }
 
-    /// Leaves out what no address space holds, and bounds the work: headers may name the same bytes many times.
+    /// Leaves out regions that end beyond the address space, and limits the work: headers may name the same bytes many
+    /// times.
     fn bound(&mut self, file: usize) {
         let mut budget = file;
         let Self { found, skipped, .. } = self;
@@ -169,7 +169,7 @@ impl<'a> Regions<'a> {
     }
 }
 
-/// What a file without code is.
+/// The kind of a file without code, for the message.
 fn kind_of(header: &Header) -> &'static str {
     match header.e_type(LittleEndian) {
         ET_REL => "an object file",

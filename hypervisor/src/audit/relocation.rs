@@ -1,8 +1,7 @@
-//! Relocations of object files: which operands the linker has still to fill in.
+//! Relocations of object files: the operands that the linker has still to fill in.
 //!
-//! Until then the bytes there mean nothing, so an audit shows the symbol that a relocation names in their place.
-//! Only files of type ET_REL are read (System V ABI, AMD64 supplement, section 4.4); a linked file's operands are
-//! facts already.
+//! The bytes there have no meaning before, so the audit shows the relocation's symbol in their place. Only files of
+//! type ET_REL have them (System V ABI, AMD64 supplement, section 4.4); in a linked file the operands are filled in.
 
 use std::collections::BTreeMap;
 
@@ -20,23 +19,23 @@ use crate::image::symbols::readable;
 /// A place in an object file: a section's index and an offset in it.
 pub(super) type Place = (usize, u64);
 
-/// What is to be written to one place.
+/// What the linker is to write to one place.
 #[derive(Clone, Debug)]
 struct Relocation<'a> {
     /// The symbol's name, or its section's.
     name: &'a [u8],
-    /// The place that the symbol stands for, if this file defines it.
+    /// The symbol's place, if this file defines it.
     target: Option<Place>,
     addend: i64,
     pc_relative: bool,
 }
 
-/// The relocations of an object file by the place that they fill in.
+/// The relocations of an object file, by the place to be filled in.
 #[derive(Debug, Default)]
 pub(super) struct Relocations<'a>(BTreeMap<Place, Relocation<'a>>);
 
 impl<'a> Relocations<'a> {
-    /// All relocations with addends of an object file; none for other files, or where tables are damaged.
+    /// Reads all relocations with addends; none if the file is not an object file, or its tables are damaged.
     pub fn read(header: &Header, file: &'a [u8]) -> Self {
         if header.e_type(LittleEndian) != ET_REL {
             return Self::default();
@@ -44,14 +43,14 @@ impl<'a> Relocations<'a> {
         Self(read(header, file).unwrap_or_default())
     }
 
-    /// The place that an address stored at `place` will point to.
+    /// The place that the address stored at `place` will point to.
     pub fn pointer(&self, place: Place) -> Option<Place> {
         let relocation = self.0.get(&place)?;
         let (section, value) = relocation.target?;
         Some((section, value.checked_add_signed(relocation.addend)?))
     }
 
-    /// Shows the operands of an instruction that relocations fill in.
+    /// The symbols of the operands of an instruction that relocations fill in.
     pub fn operands(
         &self,
         section: usize,
@@ -62,7 +61,7 @@ impl<'a> Relocations<'a> {
         let field = |has: bool, offset: usize| {
             let place = ip.checked_add(offset as u64).filter(|_| has)?;
             let relocation = self.0.get(&(section, place))?;
-            // A distance is counted from the instruction's end, a relocation's from the field.
+            // A displacement counts from the instruction's end, a relocation from the field.
             let from = if relocation.pc_relative { instruction.next_ip().wrapping_sub(place) } else { 0 };
             Some(named(relocation.name, relocation.addend.wrapping_add_unsigned(from)))
         };

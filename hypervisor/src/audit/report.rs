@@ -5,10 +5,10 @@ use serde::Serialize;
 use super::regions::Skipped;
 use crate::x86::sensitive::{Class, Effect};
 
-/// How many findings are listed one by one; all of them are counted.
+/// How many findings are listed; all of them are counted.
 pub const LISTED: usize = 50_000;
 
-/// What the audited file is.
+/// The kind of file that was audited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Subject {
@@ -33,18 +33,18 @@ pub struct Finding {
     pub function: Option<String>,
     /// Bytes from the function's beginning.
     pub offset: u64,
-    /// The source file and line that it comes from, if the image has line tables. Those of an object file are
-    /// not read: they too have still to be relocated.
+    /// Its source file and line, if the image has line tables. Those of an object file are not read, because they are
+    /// not relocated yet.
     pub line: Option<String>,
-    /// The instruction, in NASM's syntax; operands that the linker has still to fill in by their symbols.
+    /// The instruction, in NASM's syntax. Operands that the linker has still to fill in are shown by their symbols.
     pub instruction: String,
-    /// What kind it is.
+    /// Its class.
     pub class: Class,
-    /// What becomes of it at CPL 3.
+    /// What it does at CPL 3.
     pub effect: Effect,
-    /// Whether this is surely code: it is in a function, and everything before it there was code.
+    /// Whether this is certainly code: it is in a function, and everything before it in that function decoded.
     pub certain: bool,
-    /// Why it is there, if the image declares it deliberate.
+    /// The reason, if the image declares it deliberate.
     pub deliberate: Option<String>,
 }
 
@@ -53,30 +53,30 @@ pub struct Finding {
 pub struct ClassSummary {
     /// The class.
     pub class: Class,
-    /// What becomes of it at CPL 3.
+    /// What it does at CPL 3.
     pub effect: Effect,
-    /// What it is, for people.
+    /// A description for people.
     pub name: &'static str,
     /// What to use in its place.
     pub instead: &'static str,
     /// How many of them there are.
     pub count: u64,
-    /// How many of these are not certain to be code.
+    /// How many of these may not be code.
     pub uncertain: u64,
     /// How many the image declares deliberate.
     pub deliberate: u64,
-    /// In how many functions they are; code outside of functions counts as one.
+    /// How many functions contain them; code outside of functions counts as one.
     pub functions: u64,
 }
 
-/// How much was looked at.
+/// How much code was audited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Coverage {
     /// Bytes of executable code.
     pub code_bytes: u64,
     /// Of these, bytes that belong to a symbol.
     pub named_bytes: u64,
-    /// Of these, bytes that no instruction begins with.
+    /// Of these, bytes at which no valid instruction begins.
     pub undecodable_bytes: u64,
     /// Instructions decoded.
     pub instructions: u64,
@@ -87,22 +87,22 @@ pub struct Coverage {
 /// What an audit found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Audit {
-    /// What was audited.
+    /// The kind of file.
     pub subject: Subject,
-    /// Classes found: what goes wrong silently first, then by number.
+    /// The classes found, by effect, the silent ones first, then by count.
     pub classes: Vec<ClassSummary>,
     /// The instructions, by address; the first [`LISTED`] of them.
     pub findings: Vec<Finding>,
     /// How many there are in all.
     pub total: u64,
-    /// How much was looked at.
+    /// How much code was audited.
     pub coverage: Coverage,
-    /// What was not, and why.
+    /// What was not audited, and why.
     pub skipped: Vec<Skipped>,
 }
 
 impl Audit {
-    /// How many instructions were found that have this effect.
+    /// How many instructions with this effect were found.
     pub fn count(&self, effect: Effect) -> u64 {
         self.classes.iter().filter(|c| c.effect == effect).map(|c| c.count).sum()
     }

@@ -1,4 +1,4 @@
-//! The linear sweep: decodes code piece by piece and collects what is found.
+//! The linear sweep: decodes code piece by piece, and collects the findings.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,13 +21,13 @@ struct Count {
     all: u64,
     uncertain: u64,
     deliberate: u64,
-    /// By section and where they begin; code without a symbol is one.
+    /// By section and address; all code without a symbol counts as one.
     functions: BTreeSet<Option<(usize, u64)>>,
 }
 
 /// A sweep in progress.
 pub(super) struct Sweep<'a> {
-    /// The page whose contents the hypervisor replaces: what is in it does not count.
+    /// The page whose contents the hypervisor replaces: instructions in it do not count.
     hypercall_page: Option<u64>,
     declared: Declared,
     relocations: &'a Relocations<'a>,
@@ -93,7 +93,7 @@ impl<'a> Sweep<'a> {
             .is_some_and(|offset| offset < PAGE_SIZE)
     }
 
-    /// The instruction as text; operands that relocations fill in are shown by their symbols.
+    /// The instruction as text, with symbols in place of operands that relocations fill in.
     fn operation(&mut self, piece: &Piece<'_>, decoder: &Decoder<'_>, instruction: &Instruction) -> String {
         let mut text = String::new();
         let offsets = decoder.get_constant_offsets(instruction);
@@ -139,7 +139,7 @@ impl<'a> Sweep<'a> {
         });
     }
 
-    /// What was found, put in order.
+    /// The report, in order.
     pub fn finish(mut self, subject: Subject, skipped: Vec<Skipped>) -> Audit {
         // In an object file the sections stay in the file's order.
         if subject != Subject::Object {

@@ -1,4 +1,4 @@
-//! An audit as text: class by class where each instruction is and what to use in its place, then the sums.
+//! The report as text: for each class its instructions, where they are and what to use in their place, then the totals.
 
 use std::fmt::{self, Write};
 
@@ -38,7 +38,7 @@ fn write(out: &mut String, audit: &Audit, name: &str, policy: &Policy, limit: us
     write_summary(out, audit, policy)
 }
 
-/// How many things that were left out are listed.
+/// How many of the things that were left out are listed.
 const SKIPPED: usize = 20;
 
 fn write_skipped(out: &mut String, audit: &Audit) -> fmt::Result {

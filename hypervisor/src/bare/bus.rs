@@ -1,7 +1,7 @@
 //! What a bare kernel's CPU reaches: its memory and page tables through the shadow, and its PC.
 //!
-//! Both pages of a crossing access are looked up before a byte moves, so that a fault leaves nothing half done. Accesses
-//! outside of the guest's memory go to the platform.
+//! For an access that crosses a page boundary both pages are looked up before a byte moves, so that a fault leaves
+//! nothing half done. Accesses outside of the guest's memory go to the platform.
 
 use std::arch::x86_64::CpuidResult;
 
@@ -112,7 +112,7 @@ impl Memory for Bus<'_> {
     }
 }
 
-/// A lookup only yields memory, so that this does not happen; if it did, the guest would see a fault.
+/// Cannot happen, because a lookup yields memory only; if it did, the guest would see a page fault.
 fn not_memory(_: BadMachineAddress, va: u64) -> Incomplete<Death> {
     Exception::page(0, va).into()
 }
@@ -134,7 +134,7 @@ pub(super) fn view(cpu: &VirtualCpu) -> View {
     if cpu.user { View::User } else { View::Kernel }
 }
 
-/// The control bits on which the page tables' meaning depends.
+/// The control bits that change how page tables are read.
 pub(super) fn controls(cpu: &VirtualCpu) -> Controls {
     Controls { write_protect: cpu.cr0 & cr0::WP != 0, no_execute: cpu.efer & efer::NXE != 0 }
 }
@@ -157,7 +157,7 @@ impl PageTables for Bus<'_> {
 
 impl Features for Bus<'_> {
     fn cpuid(&self, function: u32, index: u32, osxsave: bool) -> CpuidResult {
-        // XCR0 is the engine's, with everything that it has.
+        // XCR0 stays the engine's, with all components that it has.
         host_cpuid::for_guest(function, index, Dynamic { osxsave, xcr0: u64::MAX })
     }
 

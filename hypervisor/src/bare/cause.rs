@@ -1,4 +1,4 @@
-//! What the ledger calls an instruction that a bare kernel trips over.
+//! The ledger's names for the instructions of a bare kernel that trap.
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -37,7 +37,7 @@ fn name(insn: &Instruction) -> PrivOp {
     }
 }
 
-/// The name of an instruction that has one in common with the rest of its class.
+/// The name of an instruction that shares it with the rest of its class.
 fn of_class(insn: &Instruction) -> PrivOp {
     match Class::of(insn) {
         Some(Class::ControlRegister) if insn.op0_register().is_cr() => PrivOp::MovToCr,

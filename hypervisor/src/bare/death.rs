@@ -13,8 +13,8 @@ pub(crate) enum Death {
     )]
     BadRoot(u64),
     #[error(
-        "rip {rip:#x} accessed {address:#x}, in the linear range 0xffff800000000000-0xffff87ffffffffff that is the \
-         hypervisor's; map that page elsewhere"
+        "rip {rip:#x} accessed {address:#x}, in the linear range 0xffff800000000000-0xffff87ffffffffff, which belongs \
+         to the hypervisor; map that page elsewhere"
     )]
     ReservedRange { rip: u64, address: u64 },
     #[error(

@@ -1,4 +1,4 @@
-//! One exit, from what the engine says to what the monitor does next.
+//! Handles one exit: from what the engine reports to what the monitor does next.
 
 use iced_x86::Instruction;
 
@@ -17,7 +17,7 @@ use crate::machine::end::DomainEnd;
 use crate::x86::exception::{Exception, Fault, vector};
 use crate::x86::rflags;
 
-/// What came of an instruction.
+/// The result of executing an instruction.
 type Completed<'a> = Attempt<Completion<PlatformEvent>, Bus<'a>>;
 
 impl<'a> ExitHandler<'a> {
@@ -40,7 +40,7 @@ impl<'a> ExitHandler<'a> {
             }
             Exit::Fault(fault) if fault.vector == vector::PAGE => match self.page_fault(fault) {
                 Ok(cause) => BareExit { cause, outcome: BareOutcome::Resume },
-                Err(incomplete) => self.finish(own(fault), Err(incomplete), self.core.regs.rip),
+                Err(incomplete) => self.finish(guests_own(fault), Err(incomplete), self.core.regs.rip),
             },
             Exit::Fault(fault) => {
                 self.executes();
@@ -49,13 +49,13 @@ impl<'a> ExitHandler<'a> {
         }
     }
 
-    /// An instruction at RIP had its effect, or its fault.
+    /// Notes that the instruction at RIP completed or faulted.
     fn executes(&mut self) {
         self.history.progressed(self.core.regs.rip);
         self.core.cpu.shadowed_rip = None;
     }
 
-    /// An exception other than a page fault: a privileged instruction, or the guest's own business.
+    /// An exception other than a page fault: a privileged instruction, or one for the guest.
     fn fault(&mut self, fault: Fault) -> BareExit {
         let may_be_privileged =
             matches!(fault.vector, vector::UNDEFINED | vector::NOT_PRESENT..=vector::PROTECTION);
@@ -66,24 +66,28 @@ impl<'a> ExitHandler<'a> {
             return self.finish(cause, result, insn.next_ip());
         }
         if fault.vector == vector::BREAKPOINT {
-            // INT3 is a trap: RIP is after it, and the gate's DPL counts.
-            return self.finish(own(fault), Ok(Completion::Interrupt(fault.vector)), self.core.regs.rip);
+            // INT3 is a trap: RIP is after it, and the gate's DPL is checked.
+            return self.finish(
+                guests_own(fault),
+                Ok(Completion::Interrupt(fault.vector)),
+                self.core.regs.rip,
+            );
         }
         if fault.vector == vector::DEBUG && self.core.regs.rflags & rflags::TF != 0 {
             self.core.note_single_step();
         }
         let exception = Exception { address: 0, ..fault.into() };
-        self.finish(own(fault), Err(exception.into()), self.core.regs.rip)
+        self.finish(guests_own(fault), Err(exception.into()), self.core.regs.rip)
     }
 
-    /// Executes a privileged instruction; `None` where it is not known, or not allowed at this privilege level.
+    /// Executes a privileged instruction; `None` where it is not implemented, or not allowed at this privilege level.
     fn privileged_instruction(&mut self, insn: &Instruction) -> Option<(Cause, Completed<'a>)> {
         let cause = cause::of_instruction(insn, self.core.regs);
         self.core.privileged(insn).map(|completed| (cause, completed))
     }
 
-    /// The port that enters the hypervisor for a paravirtual kernel is nobody's on this machine; RIP is after
-    /// the OUT.
+    /// An OUT to the port by which paravirtual kernels enter the hypervisor: on this machine no device has it. RIP is
+    /// after the OUT.
     fn hypercall(&mut self) -> BareExit {
         self.executes();
         let cause = Cause::PortOut(PortDevice::Other);
@@ -97,7 +101,7 @@ impl<'a> ExitHandler<'a> {
         self.finish(cause, Err(Exception::protection(0).into()), next)
     }
 
-    /// Ends the instruction at RIP, after which `next` comes.
+    /// Finishes the instruction at RIP; the next one is at `next`.
     fn finish(&mut self, cause: Cause, result: Completed<'a>, next: u64) -> BareExit {
         let outcome = self.conclude(result, next).unwrap_or_else(|death| BareOutcome::Ended(killed(death)));
         BareExit { cause, outcome }
@@ -138,7 +142,7 @@ impl<'a> ExitHandler<'a> {
         BareOutcome::Halted { until_ns: self.core.machine.platform.next_deadline() }
     }
 
-    /// Injects an interrupt if one waits and the guest takes it now; returns its vector.
+    /// Delivers a pending interrupt if the guest takes interrupts now; returns its vector.
     pub fn deliver_pending(&mut self) -> Result<Option<u8>, Death> {
         if !self.core.machine.platform.poll(self.core.machine.now_ns)
             || !self.core.cpu.interrupts
@@ -153,14 +157,15 @@ impl<'a> ExitHandler<'a> {
 
     /// Whether the instruction after STI has still to run before an interrupt.
     ///
-    /// That is waited for only where that instruction surely traps (HLT, CLI ...), so that its end is heard of.
-    /// Before any other one the interrupt comes at once, one instruction early.
+    /// Only where that instruction is certain to trap (HLT, CLI ...), because only then does an exit follow it. Before
+    /// any other instruction the interrupt is delivered at once, one instruction early.
     fn is_shadowed(&self) -> bool {
         self.core.cpu.shadowed_rip == Some(self.core.regs.rip)
             && self.decode().as_ref().is_some_and(always_traps)
     }
 }
 
-fn own(fault: Fault) -> Cause {
+/// The cause of an exit by an exception that the guest handles.
+fn guests_own(fault: Fault) -> Cause {
     Cause::GuestFault { vector: fault.vector }
 }

@@ -16,7 +16,7 @@ use crate::x86::exception::{Exception, Fault};
 use crate::x86::walk::Access;
 
 impl<'a> ExitHandler<'a> {
-    /// Handles a page fault; an exception in the result is the guest's to handle.
+    /// Handles a page fault. An exception in the result is for the guest to handle.
     pub fn page_fault(&mut self, fault: Fault) -> Attempt<Cause, Bus<'a>> {
         let va = fault.address;
         let access = Access {
@@ -30,7 +30,7 @@ impl<'a> ExitHandler<'a> {
             return Err(Incomplete::Machine(Death::ReservedRange { rip: self.core.regs.rip, address: va }));
         }
         match found.maddr() {
-            // An empty bus reads all ones, and those are no instruction.
+            // An empty bus reads all ones, which is not a valid instruction.
             None if access.fetch => Err(Exception::undefined().into()),
             None => self.device_access(va, found.physical(), access.write),
             Some(at) if access.write && self.is_table(at) => {
@@ -51,7 +51,7 @@ impl<'a> ExitHandler<'a> {
         match bus.shadow.fill(bus.mem, bus.log, bus.space, va, found) {
             Fill::Filled => self.history.filled(),
             Fill::Spurious => match self.history.count_spurious(va) {
-                // Not from user mode: a program on the process engine can make faults up.
+                // Not in user mode: on the process engine a program can forge faults.
                 HOPELESS.. if !self.core.cpu.user => {
                     return Err(Incomplete::Machine(Death::NoProgress {
                         rip: self.core.regs.rip,
@@ -70,8 +70,8 @@ impl<'a> ExitHandler<'a> {
             self.history.emulated();
             return Ok(Cause::PageTableStore);
         }
-        // Not a store that can be emulated: let it through, with the frame no table for the moment. If the
-        // instruction itself needs the table that it writes, that goes round in a circle.
+        // The instruction is not implemented: let its store through, by dropping what the shadow derived from this
+        // table. If the instruction needs the table for its own addresses, it faults here again, and the guest ends.
         let rip = self.core.regs.rip;
         let again = self.history.releases_again(rip, va);
         let bus = &mut self.core.machine;

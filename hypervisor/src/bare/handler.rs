@@ -1,4 +1,4 @@
-//! What handling one exit of a bare guest works on.
+//! What is needed to handle one exit of a bare guest.
 
 use iced_x86::Instruction;
 
@@ -23,7 +23,7 @@ impl ExitHandler<'_> {
         instruction_at(self.core.regs.rip, Dialect::Intel, |va, buf| bus.fetch(va, buf, user))
     }
 
-    /// How the guest ends whose event could not be delivered.
+    /// Why the guest ends, after an event that could not be delivered.
     fn death_of(&self, undelivered: Undelivered<Death>) -> Death {
         match undelivered {
             Undelivered::Machine(death) => death,
@@ -37,7 +37,7 @@ impl ExitHandler<'_> {
         }
     }
 
-    /// Goes on at `next`, by way of the single step's #DB if that is on.
+    /// Sets RIP to `next`, and raises #DB if single-stepping is on.
     pub fn advance(&mut self, next: u64) -> Result<(), Death> {
         self.core.advance(next).map_err(|e| self.death_of(e))
     }

@@ -1,21 +1,21 @@
-//! What page faults leave behind, to notice that a guest does not get on.
+//! The history of page faults, to notice a guest that makes no progress.
 
-/// Faults on an accessible page in a row, after which the engine is told that all it has cached is stale...
+/// After so many faults in a row on an accessible page, everything that the engine has cached is declared stale.
 pub(super) const SUSPICIOUS: u8 = 3;
-/// ...and after which it is given up.
+/// After so many, the guest ends.
 pub(super) const HOPELESS: u8 = 16;
 
-/// What page faults leave behind for the next one: only to notice that nothing gets on.
+/// What is remembered from one page fault to the next.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FaultHistory {
-    /// Where the last page fault was spurious, and how often in a row.
+    /// The address of the last spurious page fault, and how many there were in a row.
     spurious: (u64, u8),
-    /// RIP and address of the last store that could only be let through by dropping the table's shadow.
+    /// RIP and address of the last store that was let through by dropping what the shadow derived from the table.
     released: Option<(u64, u64)>,
 }
 
 impl FaultHistory {
-    /// Something else happened at `rip`.
+    /// An exit other than a page fault came, with RIP at `rip`.
     pub fn progressed(&mut self, rip: u64) {
         self.spurious.1 = 0;
         if self.released.is_some_and(|(at, _)| at != rip) {
@@ -23,7 +23,7 @@ impl FaultHistory {
         }
     }
 
-    /// A missing shadow entry was filled, or a store to a page table came.
+    /// A page fault was not spurious.
     pub fn filled(&mut self) {
         self.spurious.1 = 0;
     }

@@ -35,7 +35,7 @@ pub struct BareBoot {
 /// A bare guest could not be started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
-    /// There can be no shadow tables.
+    /// Shadow tables cannot be made.
     #[error(transparent)]
     Shadow(#[from] NoShadow),
     /// The loader's L4 table is not in the guest's memory.
@@ -43,7 +43,7 @@ pub enum StartError {
     Root(u64),
 }
 
-/// A bare kernel's machine: all of it but the memory and the general registers.
+/// A bare kernel's machine, without its memory and general registers.
 #[derive(Debug)]
 pub struct BareMachine {
     pub(super) cpu: VirtualCpu,
@@ -53,7 +53,7 @@ pub struct BareMachine {
 }
 
 impl BareMachine {
-    /// A machine about to run the kernel's first instruction, and the registers to enter it with.
+    /// A machine at the kernel's first instruction, and the registers to enter the guest with.
     ///
     /// `shadow_frames` are the hypervisor's frames for shadow tables, zeroed; `reserved` are
     /// [`crate::engine::Machine::reserved_l4_entries`]. Sets the root of `paging`.
@@ -95,9 +95,12 @@ impl BareMachine {
         self.handler(regs, mem, log, space, now_ns).handle(exit)
     }
 
-    /// Injects an interrupt if one waits and the guest takes it now; returns its vector.
+    /// Delivers a pending interrupt if the guest takes interrupts now; returns its vector.
     ///
-    /// To be called before every entry. Errs where the guest's tables are so broken that it cannot go on.
+    /// To be called before every entry.
+    ///
+    /// # Errors
+    /// How the guest ends, if its tables are too broken for the delivery.
     pub fn deliver_pending(
         &mut self,
         regs: &mut Regs,
@@ -119,10 +122,10 @@ impl BareMachine {
         self.cpu.halted
     }
 
-    /// When the monitor should kick the guest, or wake it from HLT, because a device will have an interrupt
-    /// that it can take; `None` while there is nothing to wait for.
+    /// When the monitor should kick the guest, or wake it from HLT, because a device raises an interrupt that the guest
+    /// takes; `None` if no device is going to.
     pub fn next_deadline(&self) -> Option<u64> {
-        // With interrupts off a kick would be in vain: the STI that turns them on traps.
+        // With interrupts off a kick would have no effect, and the STI that turns them on traps.
         if self.cpu.interrupts { self.platform.next_deadline() } else { None }
     }
 

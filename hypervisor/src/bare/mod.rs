@@ -14,13 +14,13 @@
 //! | any other exception | delivered through the guest's IDT | `exit.rs` |
 //!
 //! Sensitive instructions that do not trap at CPL 3 (POPF, PUSHF, SGDT, SMSW, STR, LAR, MOV from CS ...) show
-//! the host's state or do nothing, which nothing here can help: a bare kernel that is to run here does not
-//! use them, and `paravane audit` finds those that do. For the same reason its user selectors must not be
+//! the host's state or do nothing. Nothing here can change that: a bare kernel must not use them, and
+//! `paravane audit` finds the kernels that do. For the same reason its user selectors must not be
 //! ones that the engine's own GDT allows at CPL 3 (0x23, 0x2b, 0x33): an IRETQ to those would not trap.
 //!
-//! Everything here runs on the thread of the vCPU, but for the virtio devices' doorbells; nothing is called from a
-//! signal handler. What may not be done here: naming an engine's kind, allocating or logging on an exit (a guest's
-//! death excepted), trusting anything that the guest says.
+//! Everything here runs on the thread of the vCPU, except that devices raise their interrupt lines from threads of
+//! their own; nothing is called from a signal handler. What may not be done here: naming a particular engine,
+//! allocating or logging on an exit (unless the guest ends), trusting a value of the guest.
 
 #![forbid(unsafe_code)]
 

@@ -13,12 +13,12 @@ pub enum BareOutcome {
     /// Waits for the deadline, if there is one, for console input or for a kick, and then calls
     /// [`super::BareMachine::deliver_pending`]; as long as [`super::BareMachine::is_halted`], again.
     Halted {
-        /// When a device will have an interrupt.
+        /// When a device raises an interrupt.
         until_ns: Option<u64>,
     },
     /// Notes the mark and enters the guest again.
     Mark(u8),
-    /// The guest is gone.
+    /// The guest has ended.
     Ended(DomainEnd),
 }
 
@@ -36,7 +36,7 @@ pub(super) fn killed(death: Death) -> DomainEnd {
     DomainEnd::Killed(death.to_string())
 }
 
-/// What comes of an output to a port that asks for something.
+/// The outcome of an output to a port that requests something of the monitor.
 pub(super) fn outcome_of(event: PlatformEvent) -> BareOutcome {
     match event {
         PlatformEvent::PowerOff => BareOutcome::Ended(DomainEnd::PowerOff),

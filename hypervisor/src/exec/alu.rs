@@ -1,4 +1,4 @@
-//! Integer arithmetic with its flags: what the emulated stores to memory compute.
+//! Integer arithmetic with its flags.
 //!
 //! Results and flags per SDM vol. 2; operands are taken modulo their size.
 
@@ -12,9 +12,9 @@ use crate::x86::rflags::{AF, CF, OF, PF, SF, ZF};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Computed {
     pub value: u64,
-    /// Which flags are set by the operation...
+    /// The flags that the operation sets.
     pub affected: u64,
-    /// ...and to what.
+    /// Their new values.
     pub flags: u64,
 }
 
@@ -41,9 +41,9 @@ fn flag_if(condition: bool, flag: u64) -> u64 {
     if condition { flag } else { 0 }
 }
 
-/// What an instruction leaves in its destination, which holds `a`; `b` is its source, already extended.
+/// What an instruction leaves in a destination that holds `a`; `b` is its source, extended to the same size.
 ///
-/// `None` for one that is not known.
+/// `None` for an instruction that is not implemented here.
 pub(crate) fn compute(mnemonic: Mnemonic, a: u64, b: u64, carry: bool, size: usize) -> Option<Computed> {
     use Mnemonic::*;
     Some(match mnemonic {
@@ -63,7 +63,7 @@ pub(crate) fn compute(mnemonic: Mnemonic, a: u64, b: u64, carry: bool, size: usi
     })
 }
 
-/// Whether [`compute`] knows an instruction.
+/// Whether [`compute`] implements an instruction.
 pub(crate) fn is_known(mnemonic: Mnemonic) -> bool {
     compute(mnemonic, 0, 0, false, 8).is_some()
 }
@@ -99,18 +99,18 @@ pub(crate) fn logic(value: u64, size: usize) -> Computed {
     Computed { value, affected: rflags::STATUS, flags: of_result(value, size) }
 }
 
-/// INC and DEC leave CF alone.
+/// The result of INC or DEC, which do not change CF.
 pub(crate) fn keep_carry(computed: Computed) -> Computed {
     Computed { affected: computed.affected & !CF, ..computed }
 }
 
-/// Whether an instruction moves its source, whatever its destination holds.
+/// Whether an instruction only copies its source, without reading its destination.
 pub(crate) fn is_move(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(mnemonic, Mov | Movnti | Movzx | Movsx | Movsxd)
 }
 
-/// Whether an instruction extends its source by the sign.
+/// Whether an instruction sign-extends its source.
 pub(crate) fn extends_sign(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Mnemonic::Movsx | Mnemonic::Movsxd)
 }

@@ -1,6 +1,6 @@
 //! Control, debug and model-specific registers.
 //!
-//! A value that the machine could not honour is refused with #GP, as a CPU without that feature would.
+//! A value for a feature that the machine does not have raises #GP, as on a CPU without that feature.
 
 use iced_x86::Register;
 use paravane_abi::addr::is_canonical;
@@ -13,7 +13,7 @@ use crate::x86::debug::{DR6_ONES, DR7_ONES};
 use crate::x86::exception::Exception;
 use crate::x86::{guest_cpuid, msr};
 
-/// Bits of CR3 that do not select a frame: PWT and PCD, which mean nothing here.
+/// Bits of CR3 that do not select a frame, PWT and PCD among them. They have no effect here.
 const CR3_IGNORED: u64 = 0xfff;
 /// The bits of DR6 that keep what is written: the four breakpoints' and BD, BS and BT.
 const DR6_WRITABLE: u64 = 0xe00f;
@@ -54,7 +54,7 @@ impl<M: Machine> Core<'_, M> {
         }
     }
 
-    /// CR0.TS is kept, but the FPU's use does not trap: the hardware's own bit is the engine's.
+    /// CR0.TS is stored, but FPU instructions do not trap: the hardware's bit belongs to the engine.
     fn write_cr0(&mut self, value: u64) -> Attempt<(), M> {
         let needed = cr0::PE | cr0::PG;
         let no_write_through = value & cr0::NW != 0 && value & cr0::CD == 0;
@@ -66,7 +66,7 @@ impl<M: Machine> Core<'_, M> {
         if changes_paging { self.activate() } else { Ok(()) }
     }
 
-    /// LMSW: the low four bits of CR0, of which PE cannot be cleared.
+    /// LMSW: sets the low four bits of CR0, but cannot clear PE.
     pub(super) fn load_machine_status(&mut self, value: u64) -> Attempt<(), M> {
         let low = value & 0xf | cr0::PE;
         self.write_cr0(self.cpu.cr0 & !0xf | low)
@@ -96,7 +96,7 @@ impl<M: Machine> Core<'_, M> {
         Ok(())
     }
 
-    /// MOV from DR: what was written. Breakpoints never fire: the engine's debug registers are not the guest's.
+    /// MOV from DR: reads back what was written. Breakpoints never fire: the hardware's registers stay the engine's.
     pub(super) fn read_debug(&self, register: Register) -> u64 {
         self.cpu.debug.get(debug_index(register)).copied().unwrap_or(0)
     }
@@ -173,7 +173,7 @@ impl<M: Machine> Core<'_, M> {
         std::mem::swap(&mut self.regs.gs_base, &mut self.cpu.kernel_gs_base);
     }
 
-    /// XSETBV: accepts what every engine can keep, without effect; XGETBV shows the host's own.
+    /// XSETBV: checks the value, and ignores it. XCR0 stays the engine's, which is what XGETBV shows.
     pub(super) fn write_extended_control(&mut self, number: u32, value: u64) -> Attempt<(), M> {
         let available = self.machine.available_state();
         let fine = number == 0 && guest_cpuid::is_consistent(value) && value & !available == 0;
@@ -181,7 +181,7 @@ impl<M: Machine> Core<'_, M> {
     }
 }
 
-/// DR4 and DR5 are DR6 and DR7 where CR4.DE is clear; nobody uses them with it set.
+/// The index of a debug register. DR4 and DR5 are taken for DR6 and DR7 also where CR4.DE is set.
 fn debug_index(register: Register) -> usize {
     match register {
         Register::DR0 => 0,

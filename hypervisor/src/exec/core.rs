@@ -1,4 +1,4 @@
-//! A virtual CPU that executes one instruction: its registers, its privileged state and what is outside of it.
+//! A virtual CPU that executes one instruction: registers, privileged state and the machine around them.
 
 use super::operand::Operands;
 use super::outside::{Attempt, Machine, Stored};
@@ -69,7 +69,7 @@ impl<M: Machine> Core<'_, M> {
         Ok(())
     }
 
-    /// Has the machine walk the tables that the control registers name.
+    /// Has the machine switch to the tables that the control registers name.
     pub(super) fn activate(&mut self) -> Attempt<(), M> {
         self.machine.activate(self.cpu).map_err(super::outside::Incomplete::Machine)
     }

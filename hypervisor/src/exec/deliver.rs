@@ -10,21 +10,21 @@ use crate::x86::exception::selector_error::{EXTERNAL, IDT};
 use crate::x86::exception::{Exception, vector};
 use crate::x86::rflags;
 
-/// Where an event comes from: decides about privileges, error codes and double faults.
+/// The source of an event, which decides privilege checks, error codes and double faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// The CPU found a fault.
+    /// An exception of the running code.
     Exception,
-    /// A device.
+    /// An interrupt from a device.
     External,
-    /// INT n, INT3 or INTO; frames return to this address, after the instruction.
+    /// INT n, INT3 or INTO. `next_rip` is the return address in the frame: after the instruction.
     Software { next_rip: u64 },
 }
 
 /// Why an event did not reach a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Undelivered<F> {
-    /// The double fault could not be delivered either. This is the vector of the last exception in the chain.
+    /// The double fault could not be delivered either. `vector` is that of the last exception in the chain.
     TripleFault { vector: u8 },
     /// The machine cannot go on.
     Machine(F),
@@ -43,15 +43,16 @@ const TSS_RSP0: u64 = 4;
 const TSS_IST1: u64 = 36;
 
 impl<M: Machine> Core<'_, M> {
-    /// Delivers an exception that the running code raised, or what comes of trying.
+    /// Delivers an exception that the running code raised.
     fn raise(&mut self, exception: Exception) -> Result<(), Undelivered<M::Failure>> {
         self.deliver(exception, Origin::Exception)
     }
 
-    /// Delivers an event; faults on the way are delivered instead, up to the triple fault.
+    /// Delivers an event. A fault during the delivery is delivered in its place, as a double fault where the two make
+    /// one.
     pub fn deliver(&mut self, event: Exception, origin: Origin) -> Result<(), Undelivered<M::Failure>> {
         let (mut event, mut origin) = (event, origin);
-        // Benign, contributory, page fault, double fault: no chain is longer (SDM vol. 3, table 6-5).
+        // The longest chain is benign, contributory, page fault, double fault (SDM vol. 3, table 6-5).
         for _ in 0..5 {
             let second = match self.try_deliver(event, origin) {
                 Ok(()) => return Ok(()),
@@ -71,7 +72,7 @@ impl<M: Machine> Core<'_, M> {
         Err(Undelivered::TripleFault { vector: event.vector })
     }
 
-    /// Goes on at `next`, by way of the single step's #DB if that is on.
+    /// Sets RIP to `next`, and raises #DB if single-stepping is on.
     pub fn advance(&mut self, next: u64) -> Result<(), Undelivered<M::Failure>> {
         self.regs.rip = next;
         self.regs.rflags &= !rflags::RF;
@@ -82,7 +83,7 @@ impl<M: Machine> Core<'_, M> {
         self.raise(Exception::plain(vector::DEBUG))
     }
 
-    /// Notes in DR6 that a #DB comes from a single step.
+    /// Records in DR6 that a #DB comes from a single step.
     pub fn note_single_step(&mut self) {
         let [.., dr6, _] = &mut self.cpu.debug;
         *dr6 |= DR6_SINGLE_STEP;
@@ -142,7 +143,7 @@ impl<M: Machine> Core<'_, M> {
         })
     }
 
-    /// Checks the handler's code segment; whether it runs at CPL 3.
+    /// Checks the handler's code segment; returns whether the handler runs at CPL 3.
     fn target_is_user(&mut self, selector: u16, external: u32) -> Attempt<bool, M> {
         if is_null(selector) {
             return Err(Exception::protection(external).into());
@@ -162,7 +163,7 @@ impl<M: Machine> Core<'_, M> {
         Ok(level == 3)
     }
 
-    /// The stack pointer before the frame is pushed: the gate's own, the kernel's, or the current one.
+    /// The stack pointer to push the frame at: of the gate's IST entry, of the kernel (RSP0), or the current one.
     fn handler_stack(&mut self, gate: &Gate, to_user: bool, external: u32) -> Attempt<u64, M> {
         let offset = match gate.stack {
             0 if self.cpu.user && !to_user => TSS_RSP0,

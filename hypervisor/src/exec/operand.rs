@@ -6,7 +6,7 @@ use super::outside::{Attempt, Memory, Stored};
 use crate::x86::exception::Exception;
 use crate::x86::registers::Regs;
 
-/// The 64-bit register with the number that instructions have for it.
+/// The 64-bit register with this number in instructions.
 fn slot(regs: &mut Regs, number: usize) -> &mut u64 {
     match number & 15 {
         0 => &mut regs.rax,
@@ -82,14 +82,14 @@ pub(crate) fn sign_extend(value: u64, size: usize) -> u64 {
     ((truncate(value, size) << shift) as i64 >> shift) as u64
 }
 
-/// Whether all register operands are general ones: MOV and others have forms for the rest.
+/// Whether all register operands are general ones: MOV and others also have forms with other registers.
 pub(crate) fn is_integer(insn: &Instruction) -> bool {
     (0..insn.op_count()).all(|op| insn.op_kind(op) != OpKind::Register || insn.op_register(op).is_gpr())
 }
 
 /// The linear address of a memory operand, on flat segments.
 ///
-/// `None` is an index in a vector register: no instruction that is emulated has one.
+/// `None` where the index is a vector register, which no emulated instruction has.
 pub(crate) fn linear_address(regs: &Regs, insn: &Instruction, operand: u32) -> Option<u64> {
     let value = |register: Register, _, _| {
         Some(match register {

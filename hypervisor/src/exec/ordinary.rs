@@ -22,11 +22,11 @@ const MAX_REPEATS: u64 = 512;
 /// How far an instruction came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// It is done; RIP has still to go to the next instruction.
+    /// It is done; RIP has still to be set to the next instruction.
     Done,
-    /// A repeated instruction has more to do; RIP stays.
+    /// A repeated instruction has elements left; RIP stays.
     Unfinished,
-    /// It is not known here; nothing was changed.
+    /// It is not implemented here; nothing was changed.
     Unknown,
 }
 
@@ -168,10 +168,11 @@ pub(crate) struct Update {
     pub register: Option<(Register, u64)>,
 }
 
-/// What an instruction does whose destination in memory holds `old`, for a machine that decides about the store before
-/// anything changes. `memory` is the number of that operand.
+/// Computes what an instruction does whose memory operand, of number `memory`, holds `old`. For machines that must
+/// accept the store before anything changes.
 ///
-/// `None` for an instruction that only reads it, that is not known here, or whose bit number names a bit elsewhere.
+/// `None` for an instruction that only reads the operand, that is not implemented here, or whose bit number names a bit
+/// outside of the operand.
 pub(crate) fn update(insn: &Instruction, regs: &Regs, memory: u32, old: u64) -> Option<Update> {
     use Mnemonic::*;
     if !is_integer(insn) {

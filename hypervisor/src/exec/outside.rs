@@ -1,4 +1,4 @@
-//! What an instruction reaches outside of the CPU: memory, ports, page tables, and what the CPU says that it can do.
+//! What an instruction reaches outside of the CPU's registers: memory, ports, page tables, CPUID.
 //!
 //! A machine implements these traits; everything else in this room is generic over them.
 
@@ -12,7 +12,7 @@ use crate::x86::exception::Exception;
 pub(crate) enum Incomplete<F> {
     /// It raised an exception; nothing that it changed is visible.
     Exception(Exception),
-    /// The machine cannot go on with it, for a reason of its own.
+    /// The machine cannot execute it, for a reason of its own.
     Machine(F),
 }
 
@@ -23,7 +23,7 @@ impl<F> From<Exception> for Incomplete<F> {
 }
 
 impl<F> Incomplete<F> {
-    /// As an access to the stack reports it: beyond the canonical range that is #SS, not #GP.
+    /// For an access to the stack: a non-canonical address raises #SS instead of #GP.
     pub(crate) fn on_stack(self) -> Self {
         match self {
             Self::Exception(e) if e == Exception::protection(0) => Exception::stack(0).into(),
@@ -32,13 +32,13 @@ impl<F> Incomplete<F> {
     }
 }
 
-/// What came of something that an instruction does with `M`.
+/// The result of a step of an instruction on the machine `M`.
 pub(crate) type Attempt<T, M> = Result<T, Incomplete<<M as Memory>::Failure>>;
 
 /// What a store went to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stored {
-    /// Memory that the guest could have stored to by itself.
+    /// Memory to which the guest could have stored natively.
     Memory,
     /// A device, or nothing.
     Bus,
@@ -51,9 +51,9 @@ pub(crate) const MAX_ACCESS: usize = 64;
 
 /// The guest's memory by linear address.
 ///
-/// An access that faults has no effect at all, also where it crosses a page boundary and one of the pages is accessible.
+/// An access that faults has no effect, even where it crosses into an inaccessible page from an accessible one.
 pub(crate) trait Memory {
-    /// Why an access cannot be made, other than by an exception.
+    /// Why the machine cannot make an access, apart from exceptions.
     type Failure;
 
     /// Reads into `buf`, with the rights of user mode or of the kernel.
@@ -68,7 +68,7 @@ pub(crate) trait Memory {
 
 /// The I/O ports.
 pub(crate) trait Ports {
-    /// What an output can ask of the machine's owner.
+    /// What an output can request of the monitor, such as power-off.
     type Event;
 
     /// Reads `size` (1, 2 or 4) bytes.
@@ -80,17 +80,17 @@ pub(crate) trait Ports {
 
 /// Translations of linear addresses.
 pub(crate) trait PageTables: Memory {
-    /// Walks the tables from now on that CR3 names, as the control registers and the privilege level say.
+    /// Switches to the tables that CR3 names, under the current control registers and privilege level.
     fn activate(&mut self, cpu: &VirtualCpu) -> Result<(), Self::Failure>;
 
-    /// Forgets the translation of one linear address, which is canonical.
+    /// Drops the cached translation of a linear address, which is canonical.
     fn flush_page(&mut self, va: u64);
 
-    /// Forgets all translations.
+    /// Drops all cached translations.
     fn flush_all(&mut self);
 }
 
-/// What the CPU says that it can do.
+/// The features that the CPU reports.
 pub(crate) trait Features {
     /// CPUID's answer for this leaf and sub-leaf; `osxsave` is CR4.OSXSAVE.
     fn cpuid(&self, function: u32, index: u32, osxsave: bool) -> CpuidResult;

@@ -44,8 +44,8 @@ impl PortAccess {
 }
 
 impl<M: Memory + Ports> Operands<'_, M> {
-    /// Executes IN and OUT, or up to `limit` elements of INS and OUTS. Returns what the last output asked for, after
-    /// which no further element is transferred, and whether the instruction has ended.
+    /// Executes IN and OUT, or up to `limit` elements of INS and OUTS. Returns the request that the last
+    /// output made, after which no further element is transferred, and whether the instruction has ended.
     pub fn access_ports(
         &mut self,
         insn: &Instruction,
@@ -79,7 +79,7 @@ impl<M: Memory + Ports> Operands<'_, M> {
             let va = self.address(insn, operand)?;
             let mut event = None;
             if access.is_input {
-                // Reading a port may take a byte out of a device: only where it can be stored.
+                // Reading a port may remove a byte from a device, so check first that it can be stored.
                 self.memory.probe_write(va, size, self.user)?;
                 let value = self.memory.port_in(access.port, access.size);
                 self.store(va, size, value.into())?;

@@ -1,4 +1,4 @@
-//! The privileged and sensitive instructions that trap at CPL 3, and what each does to the virtual CPU.
+//! The privileged and sensitive instructions that trap at CPL 3: who may execute them, and their effects.
 
 use iced_x86::{Instruction, Mnemonic, Register};
 use paravane_abi::addr::is_canonical;
@@ -12,25 +12,25 @@ use crate::x86::control::cr4;
 use crate::x86::exception::{Exception, vector};
 use crate::x86::sensitive::{Class, Effect};
 
-/// How an instruction ends.
+/// How an instruction completed, and where execution goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completion<E> {
     /// At the next instruction.
     Advance,
-    /// Where RIP says now.
+    /// At RIP, which has been set.
     Jumped,
-    /// At the next instruction, once an interrupt came: HLT.
+    /// HLT: at the next instruction, after an interrupt.
     Halt,
-    /// The machine's owner must hear of an output to a port.
+    /// An output to a port requested something of the monitor.
     Event {
-        /// What the output asks for.
+        /// The request.
         event: E,
-        /// The instruction has ended; else it is repeated, and has more to do.
+        /// The instruction has ended. If not, it is repeated and has elements left: execution goes on at it.
         ended: bool,
     },
-    /// At this instruction again: it is repeated, and one exit does a bounded part.
+    /// At this instruction again: it is repeated, and one exit transfers a limited number of elements.
     Again,
-    /// Through the IDT, as INT with this vector.
+    /// INT n: at the handler of this vector.
     Interrupt(u8),
 }
 
@@ -43,7 +43,7 @@ enum Allowed {
     Kernel,
 }
 
-/// Who may execute an instruction that is known here.
+/// Who may execute `insn`; `None` where it is not implemented here.
 fn allowed(insn: &Instruction) -> Option<Allowed> {
     use Class::*;
     let Some(class) = Class::of(insn) else {
@@ -63,14 +63,15 @@ fn allowed(insn: &Instruction) -> Option<Allowed> {
     known.then_some(Allowed::Kernel)
 }
 
-/// INT3 and INT1, which are not sensitive: they do the same at every privilege level.
+/// INT3 and INT1, which are not sensitive: they have the same effect at every privilege level.
 fn is_breakpoint(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Int3 | Mnemonic::Int1)
 }
 
-/// Whether `insn` traps at CPL 3 whatever its operands are, and is executed here. Segment loads and far transfers do
-/// not trap where the engine's own descriptor tables allow them, nor do SGDT and its like without UMIP, nor CPUID
-/// unless it is made to.
+/// Whether `insn` is certain to trap at CPL 3, whatever its operands are, and is implemented here.
+///
+/// Not certain are segment loads and far transfers, which the engine's own descriptor tables may allow, SGDT and its
+/// kin, which trap under CR4.UMIP only, and CPUID, which traps only where the host can make it.
 pub(crate) fn always_traps(insn: &Instruction) -> bool {
     let traps = Class::of(insn).map_or(is_breakpoint(insn), |class| class.effect() == Effect::Traps);
     traps && allowed(insn).is_some()
@@ -80,8 +81,8 @@ pub(crate) fn always_traps(insn: &Instruction) -> bool {
 const MAX_REPEATS: u64 = 256;
 
 impl<M: Machine> Core<'_, M> {
-    /// Executes a privileged or sensitive instruction; `None` where it is not known, or not allowed at this privilege
-    /// level.
+    /// Executes a privileged or sensitive instruction; `None` where it is not implemented, or not allowed at this
+    /// privilege level.
     pub fn privileged(&mut self, insn: &Instruction) -> Option<Attempt<Completion<M::Event>, M>> {
         let allowed = match allowed(insn)? {
             Allowed::Anyone => true,
@@ -121,13 +122,13 @@ impl<M: Machine> Core<'_, M> {
             Clts => self.clear_task_switched(),
             Invlpg => {
                 let va = self.operands().address(insn, 0)?;
-                // Of no effect where there can be no translation (SDM vol. 2, INVLPG).
+                // INVLPG of a non-canonical address does nothing (SDM vol. 2, INVLPG).
                 if is_canonical(va) {
                     self.machine.flush_page(va);
                 }
             }
             Invpcid => self.machine.flush_all(),
-            // Caches are coherent and stay as they are; with CR4.SMAP clear AC means nothing to a kernel.
+            // Memory is coherent: there is nothing to write back. Without CR4.SMAP, AC has no effect in a kernel.
             Wbinvd | Invd | Wbnoinvd | Clac | Stac => {}
             Rdmsr => {
                 let value = self.read_msr(self.regs.rcx as u32)?;

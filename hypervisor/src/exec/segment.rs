@@ -1,6 +1,7 @@
 //! Descriptors of the guest's own tables, and loads of segment registers.
 //!
-//! All code runs on the engine's flat segments; what is checked and kept here is what the kernel believes.
+//! All code runs on the engine's flat segments. What is checked and stored here are the segments that the kernel
+//! believes it has loaded.
 //! Checks and their order follow the pseudocode of MOV, LLDT and LTR in SDM vol. 2.
 
 use iced_x86::Register;
@@ -11,8 +12,8 @@ use super::virtual_cpu::{SystemSegment, TableRegister};
 use crate::x86::descriptor::{Descriptor, LOCAL, bits, error_of, is_null, rpl};
 use crate::x86::exception::Exception;
 
-/// Whether `d` may be the stack of code at `level`, under the name `selector`.
-fn serves_as_stack(d: Descriptor, selector: u16, level: u16) -> Result<(), Exception> {
+/// Checks that `d`, the descriptor of `selector`, can be the stack segment of code at privilege level `level`.
+fn check_stack(d: Descriptor, selector: u16, level: u16) -> Result<(), Exception> {
     if rpl(selector) != level || d.dpl() != level || !d.is_writable_data() {
         return Err(Exception::protection(error_of(selector)));
     }
@@ -20,7 +21,7 @@ fn serves_as_stack(d: Descriptor, selector: u16, level: u16) -> Result<(), Excep
 }
 
 impl<M: Machine> Core<'_, M> {
-    /// Linear address of the descriptor, all of whose `len` bytes lie within its table.
+    /// The linear address of a descriptor of `len` bytes, which must lie within its table.
     fn descriptor_address(&self, selector: u16, len: u64) -> Attempt<u64, M> {
         let (base, limit) = if selector & LOCAL != 0 {
             (self.cpu.ldt.base, u64::from(self.cpu.ldt.limit))
@@ -34,7 +35,7 @@ impl<M: Machine> Core<'_, M> {
         Ok(base.wrapping_add(offset))
     }
 
-    /// The descriptor of `selector`, which is not null.
+    /// The descriptor of `selector`, which must not be null.
     pub(super) fn descriptor(&mut self, selector: u16) -> Attempt<Descriptor, M> {
         let at = self.descriptor_address(selector, 8)?;
         self.read_value(at, 8, Rights::System).map(Descriptor)
@@ -68,7 +69,7 @@ impl<M: Machine> Core<'_, M> {
     fn check_data_segment(&self, register: Register, selector: u16, d: Descriptor) -> Attempt<(), M> {
         let (error, cpl) = (error_of(selector), self.cpu.cpl());
         if register == Register::SS {
-            return serves_as_stack(d, selector, cpl).map_err(Incomplete::from);
+            return check_stack(d, selector, cpl).map_err(Incomplete::from);
         }
         let exempt = d.is_code() && d.is_conforming();
         let privileged = exempt || (rpl(selector) <= d.dpl() && cpl <= d.dpl());
@@ -102,7 +103,7 @@ impl<M: Machine> Core<'_, M> {
             return Err(Exception::protection(0).into());
         }
         let d = self.descriptor(selector)?;
-        serves_as_stack(d, selector, level)?;
+        check_stack(d, selector, level)?;
         self.mark_accessed(selector, d)
     }
 
@@ -172,7 +173,7 @@ impl<M: Machine> Core<'_, M> {
         Ok(TableRegister { base, limit })
     }
 
-    /// SGDT and SIDT, where the host makes them trap.
+    /// SGDT and SIDT, which trap where the host has set CR4.UMIP.
     pub(super) fn write_table_register(&mut self, va: u64, table: TableRegister) -> Attempt<(), M> {
         let mut bytes = [0; 10];
         bytes[..2].copy_from_slice(&table.limit.to_le_bytes());

@@ -107,7 +107,7 @@ impl StringMove {
         self.counter == Register::RCX
     }
 
-    /// Transfers up to `limit` elements, and fewer once a store went to memory: the CPU does the rest faster.
+    /// Transfers up to `limit` elements, and stops after a store to [`Stored::Memory`]: the CPU does the rest faster.
     /// Returns whether the instruction has ended.
     pub(crate) fn transfer<M: Memory>(
         &self,

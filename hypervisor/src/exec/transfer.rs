@@ -1,6 +1,6 @@
 //! Instructions that go to another segment or privilege level: IRET, far RET, JMP and CALL, SYSCALL, SYSRET.
 //!
-//! A same-level IRET to the engine's own selectors never gets here: it runs natively.
+//! An IRET to the same privilege level and the engine's own selectors never gets here: it does not trap.
 
 use iced_x86::{Instruction, OpKind};
 use paravane_abi::addr::is_canonical;
@@ -12,7 +12,7 @@ use crate::x86::descriptor::{error_of, is_null, rpl};
 use crate::x86::exception::Exception;
 use crate::x86::rflags;
 
-/// Where a return goes.
+/// The target of a return.
 struct Target {
     rip: u64,
     cs: u16,
@@ -32,7 +32,7 @@ impl<M: Machine> Core<'_, M> {
         Ok(words)
     }
 
-    /// IRET with operands of `size` bytes; in 64-bit mode it always takes RSP and SS too.
+    /// IRET with operands of `size` bytes. In 64-bit mode it always pops RSP and SS too.
     pub(super) fn interrupt_return(&mut self, size: usize) -> Attempt<(), M> {
         let [rip, cs, flags, rsp, ss] = self.peek_stack::<5>(size)?;
         let target = Target { rip, cs: cs as u16, rsp, ss: ss as u16 };
@@ -41,7 +41,7 @@ impl<M: Machine> Core<'_, M> {
         self.finish_return(&target)
     }
 
-    /// Far RET with operands of `size` bytes, which takes `extra` bytes of arguments off the stack.
+    /// Far RET with operands of `size` bytes. It also removes `extra` bytes of arguments from the stack.
     pub(super) fn far_return(&mut self, size: usize, extra: u64) -> Attempt<(), M> {
         let [rip, cs] = self.peek_stack::<2>(size)?;
         let mut target = Target { rip, cs: cs as u16, rsp: self.regs.rsp, ss: self.cpu.selectors.ss };
@@ -87,7 +87,7 @@ impl<M: Machine> Core<'_, M> {
         let at = self.operands().address(insn, 0)?;
         let rip = self.read_value(at, size, Rights::Current)?;
         let cs = self.read_value(at.wrapping_add(size as u64), 2, Rights::Current)? as u16;
-        // The RPL of the operand only may lower privilege; CS gets the level that runs.
+        // CS keeps the current privilege level, whatever the selector's RPL is.
         let cs = cs & !3 | self.cpu.cpl();
         self.check_code_segment(cs)?;
         if !is_canonical(rip) {
@@ -107,7 +107,7 @@ impl<M: Machine> Core<'_, M> {
         Ok(())
     }
 
-    /// SYSCALL, of which the engine has done all but what is privileged; RIP is after it.
+    /// SYSCALL. Engines report it with RIP after the instruction.
     pub fn syscall(&mut self) -> Attempt<(), M> {
         if self.cpu.efer & efer::SCE == 0 {
             self.regs.rip = self.regs.rip.wrapping_sub(SYSCALL_LENGTH);

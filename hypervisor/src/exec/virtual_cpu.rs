@@ -1,7 +1,7 @@
-//! The virtual CPU of a bare kernel: everything privileged that it believes it has set.
+//! The privileged state of a virtual CPU, as its kernel has set it.
 //!
-//! What the hardware holds for it (general registers, flags other than IF and IOPL, FS.base and GS.base) is
-//! in [`Regs`]. What may not be done here: touching memory, or deciding what an instruction does.
+//! What the hardware holds while the guest runs (general registers, flags other than IF and IOPL, FS.base and GS.base)
+//! is in [`Regs`]. What may not be done here: accessing memory, or deciding what an instruction does.
 
 use crate::x86::control::{cr0, cr4, efer};
 use crate::x86::debug::{DR6_ONES, DR7_ONES};
@@ -20,7 +20,7 @@ pub(crate) struct TableRegister {
     pub limit: u16,
 }
 
-/// LDTR or TR: a selector and what its descriptor said.
+/// LDTR or TR: a selector, and its descriptor's base and limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SystemSegment {
     pub selector: u16,
@@ -56,9 +56,9 @@ pub(crate) struct VirtualCpu {
     pub pat: u64,
     /// DR0..=DR7; DR4 and DR5 are DR6 and DR7.
     pub debug: [u64; 8],
-    /// The instruction after STI or a load of SS: no interrupt before it has run.
+    /// The instruction after STI or a load of SS, before which no interrupt is delivered.
     pub shadowed_rip: Option<u64>,
-    /// HLT: waits for an interrupt.
+    /// Waiting in HLT for an interrupt.
     pub halted: bool,
 }
 
@@ -79,7 +79,7 @@ impl VirtualCpu {
             idt: TableRegister::default(),
             ldt: SystemSegment::default(),
             task: SystemSegment::default(),
-            // Nobody promised a GDT: these mean nothing until the kernel loads its own.
+            // The boot protocol promises no GDT: these have no meaning until the kernel loads its own.
             selectors: Selectors { es: 0, cs: 8, ss: 0, ds: 0, fs: 0, gs: 0 },
             star: 0,
             lstar: 0,
@@ -93,17 +93,17 @@ impl VirtualCpu {
         }
     }
 
-    /// The privilege level, as selectors have it.
+    /// The privilege level, 0 or 3.
     pub fn cpl(&self) -> u16 {
         if self.user { 3 } else { 0 }
     }
 
-    /// Whether the kernel lets this level do I/O and touch IF.
+    /// Whether the running code may do I/O and change IF.
     pub fn may_do_io(&self) -> bool {
         !self.user || self.io_privilege == 3
     }
 
-    /// RFLAGS as the guest must see them in a frame.
+    /// RFLAGS as the guest finds them in a frame.
     pub fn flags(&self, regs: &Regs) -> u64 {
         let hidden = rflags::IF | rflags::IOPL | rflags::VM;
         let shown = if self.interrupts { rflags::IF } else { 0 };
@@ -119,10 +119,10 @@ impl VirtualCpu {
     }
 }
 
-/// The flags that the hardware may have at CPL 3 for a guest that has `flags`.
+/// The flags to run with at CPL 3 when the guest has set `flags`.
 ///
-/// AC means alignment checks at CPL 3, where a kernel at CPL 0 would not have them; NT would make the next
-/// IRET fault.
+/// Without AC, which enables alignment checks at CPL 3 that a kernel at CPL 0 does not have, and without NT, which
+/// makes the next IRET fault.
 pub(crate) fn hardware_flags(flags: u64) -> u64 {
     use rflags::*;
     flags & (STATUS | TF | DF | RF | ID) | FIXED | IF

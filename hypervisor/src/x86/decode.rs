@@ -1,7 +1,7 @@
 //! Fetching and decoding one instruction.
 //!
-//! The caller knows how code is read at a linear address. A decoder is a few words on the stack over tables that
-//! [`prepare`] has made once: nothing is allocated for an instruction.
+//! The caller says how to read code at a linear address. Nothing is allocated for an instruction: a decoder is a few
+//! words on the stack, over tables that [`prepare`] makes once.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
@@ -10,7 +10,7 @@ use crate::machine::memory::PAGE_SIZE;
 /// The longest instruction (SDM vol. 2, 2.3.11).
 pub const MAX_LENGTH: usize = 15;
 
-/// How a processor reads encodings that differ between vendors.
+/// Whose decoding rules apply, where vendors differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dialect {
     /// As Intel's processors do.
@@ -29,7 +29,7 @@ impl Dialect {
     }
 }
 
-/// Makes the decoder's tables, which happens once in a process, so that no exit has to.
+/// Makes the decoder's tables, once in a process, so that no exit has to.
 pub fn prepare() {
     const NOP: [u8; 1] = [0x90];
     let _ = decoder(&NOP, 0).decode();
@@ -42,8 +42,8 @@ pub fn decoder(code: &[u8], va: u64) -> Decoder<'_> {
 
 /// The instruction at `va`; `None` where there is none, or none that is valid.
 ///
-/// `fetch` fills a buffer with the code at an address, within one page, or fails. An instruction that ends in its
-/// page does not need the next one.
+/// `fetch` fills a buffer with the code at an address, within one page; `None` if it cannot be fetched. An instruction
+/// that ends in its page is decoded without the next page.
 pub fn instruction_at(
     va: u64,
     dialect: Dialect,

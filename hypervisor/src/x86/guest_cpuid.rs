@@ -1,10 +1,10 @@
-//! What a guest may know of the processor: the host's CPUID with the rest masked out.
+//! The CPUID that guests see: the host's, with everything masked out that they cannot use.
 //!
 //! The masks are those of Xen's default policy for PV guests (the letter `A` in public/arch-x86/cpufeatureset.h),
-//! less what would promise something that is not kept here: registers that no engine switches, MSRs that are not
-//! emulated, memory types, the host's topology and caches. `docs/abi.md` lists the differences. A new processor's
-//! unknown bits stay off. Pure functions of what CPUID said: who executes it, and how the answer reaches the
-//! guest, is not known here. Facts: SDM vol. 2, CPUID; AMD APM vol. 3, appendix E.
+//! without what is not supported here: registers that no engine switches, MSRs that are not emulated, memory types,
+//! the host's topology and caches. `docs/abi.md` lists the differences. Bits that are not listed are 0, so that
+//! features of new processors stay hidden. All functions are pure; the caller executes CPUID. Facts: SDM vol. 2, CPUID;
+//! AMD APM vol. 3, appendix E.
 
 use std::arch::x86_64::CpuidResult;
 
@@ -27,7 +27,7 @@ const fn bits(numbers: &[u32]) -> u32 {
 
 /// FPU DE TSC MSR PAE CX8 SEP CMOV PSE36 CLFLUSH MMX FXSR SSE SSE2 SS.
 const LEAF1_EDX: u32 = bits(&[0, 2, 4, 5, 6, 8, 11, 15, 17, 19, 23, 24, 25, 26, 27]);
-/// MCE MCA: for those guests only whose machine-check registers are emulated.
+/// MCE MCA: only for guests whose machine-check registers are emulated.
 pub const LEAF1_EDX_MACHINE_CHECKS: u32 = bits(&[7, 14]);
 /// SSE3 PCLMULQDQ SSSE3 FMA CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND.
 const LEAF1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, XSAVE, AVX, 29, 30]);
@@ -65,7 +65,7 @@ const LEAF_D_1_EAX: u32 = bits(&[0, XSAVEC, 2]);
 const XSAVEC: u32 = 1;
 /// SYSCALL NX MMXEXT FFXSR RDTSCP LM 3DNOWEXT 3DNOW, and the twins of leaf 1's that AMD's processors have.
 const EXT1_EDX: u32 = bits(&[11, 20, 22, 25, 27, 29, 30, 31]) | LEAF1_EDX & TWINS;
-/// Bits that EDX of leaf 0x80000001 has from leaf 1 on AMD's processors, and nobody on Intel's.
+/// Bits of leaf 1's EDX that AMD's processors repeat in EDX of leaf 0x80000001. Intel's do not.
 const TWINS: u32 = 0x0183_f3ff;
 /// LAHF ABM SSE4A MISALIGNSSE 3DNOWPREFETCH XOP FMA4 TBM.
 const EXT1_ECX: u32 = bits(&[0, 5, 6, 7, 8, 11, 16, 21]);
@@ -74,16 +74,17 @@ const EXT1_ECX_YMM: u32 = bits(&[11, 16]);
 /// CLZERO RSTR_FP_ERR_PTRS SSB_NO BTC_NO.
 const EXT8_EBX: u32 = bits(&[0, 2, 26, 29]);
 
-/// State components that a guest may use: x87, SSE, AVX and the three of AVX-512. Each engine keeps these.
+/// State components that a guest may use: x87, SSE, AVX and the three of AVX-512. Every engine
+/// saves and restores these.
 pub const XCR0_MASK: u64 = 0xe7;
-/// What XCR0 holds at first: x87 and SSE, as on Xen.
+/// XCR0 at start: x87 and SSE, as on Xen.
 pub const XCR0_FIRST: u64 = 0b11;
 const XCR0_YMM: u64 = 0b100;
 const XCR0_ZMM: u64 = 0xe0;
 /// Components that have a sub-leaf of leaf 0xd.
 pub const COMPONENTS: [u32; 4] = [2, 5, 6, 7];
 
-/// What of the state components in `host`, the host's own XCR0, a guest may use; 0 where there is no XSAVE.
+/// The state components of `host`, the host's XCR0, that a guest may use; 0 where there is no XSAVE.
 pub const fn available(host: u64) -> u64 {
     let mut all = host & XCR0_MASK;
     if all & XCR0_ZMM != XCR0_ZMM || all & XCR0_YMM == 0 {
@@ -92,7 +93,8 @@ pub const fn available(host: u64) -> u64 {
     all
 }
 
-/// Whether XCR0 may hold this (SDM vol. 1, 13.3): x87 always, AVX with SSE, the three parts of AVX-512 with AVX.
+/// Whether `xcr0` is a valid value of XCR0 (SDM vol. 1, 13.3): x87 always, AVX with SSE, the three parts of AVX-512
+/// with AVX.
 pub const fn is_consistent(xcr0: u64) -> bool {
     const SSE: u64 = 0b10;
     let zmm = xcr0 & XCR0_ZMM;
@@ -101,13 +103,13 @@ pub const fn is_consistent(xcr0: u64) -> bool {
         && (zmm == 0 || zmm == XCR0_ZMM && xcr0 & XCR0_YMM != 0)
 }
 
-/// What the guest sees of `host`, the host's answer for this leaf. Leaf 0x80000000 takes that for leaf 0.
+/// The guest's answer for a leaf, from `host`, the host's answer for it; for leaf 0x80000000, from that for leaf 0.
 ///
-/// `available` are the state components that the guest can have (see [`available`]): what works on others is not
-/// shown. EBX and ECX of leaf 0xd's first two sub-leaves are sizes, which [`area_size`] tells.
+/// `available` are the state components that the guest can use (see [`available`]): features that need others are
+/// hidden. EBX and ECX of leaf 0xd's first two sub-leaves are sizes, which [`area_size`] computes.
 pub fn filter(function: u32, index: u32, host: CpuidResult, available: u64) -> CpuidResult {
     let none = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
-    // Of `all`, what does not need vector state that is not there.
+    // `all` without the features whose vector state is not available.
     let usable = |all: u32, ymm: u32, zmm: u32| {
         let without = |needs: u32, state: u64| if available & state == state { 0 } else { needs };
         all & !without(ymm, XCR0_YMM) & !without(zmm, XCR0_ZMM)
@@ -179,7 +181,7 @@ mod tests {
 
     const ALL: CpuidResult = CpuidResult { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
 
-    /// Features whose registers no engine switches, or that only a kernel at CPL 0 could use.
+    /// Features whose registers no engine switches, or that only a kernel at CPL 0 can use.
     #[test]
     fn what_is_not_switched_is_not_shown() {
         let leaf = |function, index| filter(function, index, ALL, XCR0_MASK);

@@ -1,22 +1,23 @@
-//! Kinds of instruction that a kernel must not use at CPL 3, and what to use in their place.
+//! Classes of privileged and sensitive instructions, and what each does at CPL 3.
 //!
-//! Popek and Goldberg (1974) call an instruction *sensitive* when it reads or changes the machine's state,
-//! *privileged* when it traps outside the most privileged mode; x86 has sensitive ones that do not (Robin and
-//! Irvine, 2000, count seventeen). Those are the dangerous kind: nothing happens, quietly. What each does at
-//! CPL 3 was measured; the Intel SDM vol. 2 has the rules. Only single instructions are looked at here.
+//! The one classification: for the audit, which finds these instructions in an image, and for whatever executes them in
+//! a kernel's place. Popek and Goldberg (1974) call an instruction *sensitive* when it reads or changes the machine's
+//! state, *privileged* when it traps outside the most privileged mode. x86 has sensitive instructions that do not trap
+//! (Robin and Irvine, 2000, count seventeen): the dangerous ones, because they silently do something else. What each
+//! does at CPL 3 was measured; the rules are in the Intel SDM, vol. 2.
 
 use iced_x86::{Instruction, Mnemonic, Register};
 use serde::Serialize;
 
-/// What becomes of an instruction at CPL 3.
+/// What an instruction does at CPL 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Effect {
-    /// It completes, and reads or does something else than it would at CPL 0. Nobody notices.
+    /// It completes without a fault, but reads or does something else than at CPL 0.
     Silent,
-    /// It faults or completes with another effect, by its operands.
+    /// It faults, or completes with another effect than at CPL 0, depending on its operands.
     Mixed,
-    /// It faults, and so can be emulated: at the price of a trap.
+    /// It faults, so that it can be emulated, at the cost of a trap.
     Traps,
 }
 
@@ -24,7 +25,7 @@ impl Effect {
     /// All of them, the worst first.
     pub const ALL: [Self; 3] = [Self::Silent, Self::Mixed, Self::Traps];
 
-    /// What options and exports call it.
+    /// Its name in options and exports.
     pub const fn id(self) -> &'static str {
         match self {
             Self::Silent => "silent",
@@ -33,11 +34,11 @@ impl Effect {
         }
     }
 
-    /// In a few words.
+    /// A short description for people.
     pub const fn describe(self) -> &'static str {
         match self {
             Self::Silent => "goes wrong silently",
-            Self::Mixed => "traps or goes wrong silently, by its operands",
+            Self::Mixed => "traps or goes wrong silently, depending on its operands",
             Self::Traps => "traps",
         }
     }
@@ -73,7 +74,7 @@ pub enum Class {
     DebugRegister,
     /// LGDT, LIDT, LLDT, LTR.
     LoadTables,
-    /// INVLPG and its like.
+    /// INVLPG and its kin.
     TranslationCache,
     /// WBINVD, INVD.
     DataCache,
@@ -120,7 +121,7 @@ impl Class {
         Self::Other,
     ];
 
-    /// What options and exports call it.
+    /// Its name in options and exports.
     pub const fn id(self) -> &'static str {
         match self {
             Self::Flags => "flags",
@@ -148,7 +149,7 @@ impl Class {
         }
     }
 
-    /// The class of an instruction; `None` when it may be used freely.
+    /// The class of an instruction; `None` for one that does the same at every privilege level.
     pub fn of(instruction: &Instruction) -> Option<Self> {
         use Mnemonic as M;
         let class = match instruction.mnemonic() {
@@ -194,7 +195,7 @@ impl Class {
         }
     }
 
-    /// What becomes of it at CPL 3.
+    /// What it does at CPL 3.
     pub const fn effect(self) -> Effect {
         match self {
             Self::Flags | Self::StoreTables | Self::ReadSegment | Self::Identify => Effect::Silent,
@@ -205,7 +206,7 @@ impl Class {
         }
     }
 
-    /// What it is, for people.
+    /// A description for people.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Flags => "flags register (PUSHF, POPF)",

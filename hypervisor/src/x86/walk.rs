@@ -1,9 +1,9 @@
-//! The page walk: from a linear address to what a guest's own four-level tables say of it.
+//! The page walk: translates a linear address by a guest's own four-level tables.
 //!
 //! Used for a paravirtual guest's memory (its tables hold machine addresses), for a bare guest's (its tables
-//! hold addresses of the machine it believes in) and by the shadow code, which needs each step. The tables
-//! are the guest's: anything may stand in them, so every frame is translated and bounded before it is read.
-//! Nothing is changed here: accessed and dirty bits are the caller's to set.
+//! hold guest-physical addresses) and by the shadow code, which needs each step. A guest can write anything into its
+//! tables, so every address in them is translated and checked before it is read. Nothing is written here: the caller
+//! sets accessed and dirty bits.
 //!
 //! Formats: Intel SDM vol. 3, 4.5 (4-level paging), 4.6 (access rights), 4.7 (error codes).
 
@@ -40,12 +40,12 @@ impl PhysicalMap for PseudoPhysicalTables {
     }
 }
 
-/// What is to be done with the memory behind a linear address.
+/// An access to a linear address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     /// A store. Needs a writable page at either privilege: CR0.WP is taken to be set.
     pub write: bool,
-    /// Done with the rights of CPL 3.
+    /// Made with the rights of CPL 3.
     pub user: bool,
     /// An instruction fetch.
     pub fetch: bool,
@@ -85,13 +85,13 @@ pub enum WalkFault {
         /// Level of the table that is missing.
         level: u8,
     },
-    /// The page is there, but not for this.
+    /// The page is present, but its rights do not allow the access.
     #[error("the page's rights do not allow this access; map it with the rights it needs")]
     Denied,
 }
 
 impl WalkFault {
-    /// The error code of the page fault that this is for `access`; `None` where it is not a page fault.
+    /// The error code of the page fault that `access` raises; `None` where it raises another exception.
     pub fn error_code(self, access: Access) -> Option<u32> {
         match self {
             Self::NotCanonical => None,
@@ -111,7 +111,7 @@ pub struct Step {
     pub value: u64,
 }
 
-/// What the tables say of one linear address.
+/// The translation of a linear address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
     /// The address that the tables yield, in the guest's terms.
@@ -131,7 +131,7 @@ pub struct Translation {
 }
 
 impl Translation {
-    /// The entry of the table of `level` (1..=4), if the walk came that far down.
+    /// The entry in the table of `level` (1..=4), if the walk read one there.
     pub fn step(&self, level: u8) -> Option<Step> {
         let index = 4usize.checked_sub(usize::from(level))?;
         if level < self.level { None } else { self.steps.get(index).copied() }
@@ -366,7 +366,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever stands in the tables, a walk ends, and what it yields lies in memory.
+        /// A walk of arbitrary tables ends, and its result lies in memory.
         #[test]
         fn any_tables(words in prop::collection::vec(any::<u64>(), 512), root: u64, va: u64, low: bool) {
             let m = MachineMemory::new(1, 4, Backing::Anonymous).unwrap();

@@ -1,9 +1,9 @@
-//! The small PC that a bare kernel believes in: a UART, two interrupt controllers, a timer, a way out.
+//! The small PC that a bare kernel believes in: a UART, two interrupt controllers, a timer, power-off and reset.
 //!
-//! Ports, and virtio devices on the memory bus ([`virtio_mmio`]). Ports that nobody owns read all ones and swallow what
-//! is written, as an ISA bus does. Time is handed in with every call, so that the devices are functions of what the guest
-//! did and when. No device here interrupts by itself: the monitor asks before it enters the guest, and is kicked by those
-//! with threads.
+//! Ports, and virtio devices on the memory bus ([`virtio_mmio`]). Ports without a device read all ones and ignore
+//! writes, as on an ISA bus. Every call passes the time, so that the devices depend only on what the guest did and
+//! when. No device interrupts the guest by itself: the monitor polls them before it enters the guest, and devices with
+//! threads of their own kick it.
 //!
 //! | ports | device |
 //! | --- | --- |
@@ -47,7 +47,7 @@ const RESET_CONTROL: u16 = 0xcf9;
 const RESET_CONTROL_RESET: u8 = 1 << 2;
 const SPEAKER: u16 = 0x61;
 
-/// What a port write asks of the domain's owner.
+/// A request that the guest makes by a port write, for the monitor to carry out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlatformEvent {
     /// The guest switched the machine off.
@@ -56,7 +56,7 @@ pub enum PlatformEvent {
     Reset,
     /// The guest reported its own crash.
     GuestCrash,
-    /// The guest brackets a measured region.
+    /// The guest marks the beginning or the end of a measured region.
     Mark(u8),
 }
 
@@ -76,7 +76,7 @@ impl std::fmt::Debug for Platform {
 }
 
 impl Platform {
-    /// A PC as it is after reset, whose serial line is this console.
+    /// A PC after reset, with its serial line connected to this console.
     pub fn new(sink: Box<dyn ConsoleSink>, input: ConsoleInput) -> Self {
         let virtio = VirtioMmio::default();
         Self { pic: Pic::default(), pit: Pit::default(), uart: Uart::new(sink, input), cmos_index: 0, virtio }
@@ -92,7 +92,7 @@ impl Platform {
         self.virtio.slots()
     }
 
-    /// Whose register is at a guest-physical address, for the ledger.
+    /// The device register at a guest-physical address, for the ledger.
     pub fn memory_owner(&self, address: u64, write: bool) -> MmioDevice {
         match (self.virtio.register(address), write) {
             (Some(register), true) => MmioDevice::VirtioWrite(register),
@@ -106,12 +106,12 @@ impl Platform {
             buf.fill(0xff);
         }
     }
-    /// Writes where the guest has no memory: lost if there is no device.
+    /// Writes where the guest has no memory: ignored if there is no device.
     pub fn memory_out(&mut self, address: u64, bytes: &[u8]) {
         self.virtio.write(address, bytes);
     }
 
-    /// Whose port this is, for the ledger.
+    /// The device that has this port, for the ledger.
     pub fn owner(port: u16) -> PortDevice {
         match port {
             0x20 | 0x21 | 0xa0 | 0xa1 => PortDevice::Pic,
@@ -136,7 +136,7 @@ impl Platform {
             return sleeps.then_some(PlatformEvent::PowerOff);
         }
         let bytes = value.to_le_bytes().into_iter().take(size.into());
-        // The first thing that happens is what happens: after a reset nobody writes the other bytes.
+        // Stop at the first event: after a reset the other bytes are not written.
         (0..).zip(bytes).find_map(|(i, byte)| self.byte_out(port.wrapping_add(i), byte, now_ns))
     }
 
@@ -145,7 +145,7 @@ impl Platform {
             0x20 | 0x21 | 0xa0 | 0xa1 => self.pic.read(port),
             0x40..=0x42 => self.pit.read((port - 0x40).into(), now_ns),
             SPEAKER => self.pit.read_speaker(now_ns),
-            // Neither of its buffers is full, ever.
+            // Both of its buffers are always empty.
             KEYBOARD_CONTROLLER => 0,
             CMOS_DATA => self.cmos(),
             0x3f8..=0x3ff => {
@@ -177,19 +177,19 @@ impl Platform {
         None
     }
 
-    /// Status register D says that the battery is good; everything else, the clock too, reads zero.
+    /// Status register D says that the battery is good; everything else, the clock included, reads zero.
     fn cmos(&self) -> u8 {
         if self.cmos_index == 0x0d { 0x80 } else { 0 }
     }
 
-    /// Brings the devices' interrupt lines up to `now_ns`; returns whether an interrupt waits for the CPU.
+    /// Updates the interrupt lines of the devices to `now_ns`; returns whether an interrupt is pending.
     ///
-    /// Timer ticks that went by while the guest could not take them are handed out one at a time, each when
-    /// the one before was acknowledged; the timer says how many it remembers.
+    /// Timer ticks that the guest could not take in time are raised one at a time, each after the one before was
+    /// acknowledged; [`Pit::MAX_PENDING_TICKS`] limits how many are kept.
     pub fn poll(&mut self, now_ns: u64) -> bool {
         self.pit.advance(now_ns);
-        if self.pit.owes_tick() && !self.pic.is_requested_or_served(PIT_IRQ) {
-            self.pit.hand_out_tick();
+        if self.pit.has_pending_tick() && !self.pic.is_requested_or_served(PIT_IRQ) {
+            self.pit.take_tick();
             self.pic.pulse(PIT_IRQ);
         }
         self.pic.set_line(UART_IRQ, self.uart.interrupts());
@@ -202,12 +202,12 @@ impl Platform {
         self.pic.wants_cpu()
     }
 
-    /// The CPU takes the interrupt that [`Platform::poll`] announced: its vector.
+    /// Acknowledges the interrupt that [`Platform::poll`] announced; returns its vector.
     pub fn acknowledge(&mut self) -> u8 {
         self.pic.acknowledge()
     }
 
-    /// When a device will want the CPU next, as far as it knows; `None` if only input from outside can do that.
+    /// When a device next raises an interrupt by itself; `None` if only input from outside can cause one.
     pub fn next_deadline(&self) -> Option<u64> {
         let wanted = !self.pic.is_masked(PIT_IRQ) && !self.pic.is_requested_or_served(PIT_IRQ);
         if wanted { self.pit.next_tick() } else { None }
@@ -245,7 +245,7 @@ mod tests {
         }
     }
 
-    /// A device that asks again right after its driver's acknowledgement, before anybody looks at the line.
+    /// A device that interrupts again right after its driver's acknowledgement, before the line is sampled.
     #[test]
     fn an_interrupt_that_comes_back_at_once_is_not_lost() {
         struct NoKick;
@@ -348,7 +348,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a guest writes where, nothing panics, and time only makes finite demands.
+        /// Arbitrary port traffic causes no panic, and every deadline lies ahead.
         #[test]
         fn any_port_traffic(
             ops in prop::collection::vec((0usize..64, any::<u32>(), 1u8..5, any::<bool>(), 0u64..1 << 40), 1..200)

@@ -1,7 +1,7 @@
 //! The pair of 8259A interrupt controllers, the second on line 2 of the first.
 //!
 //! Edge-triggered lines, priorities with rotation, specific, non-specific and automatic end of interrupt,
-//! special mask mode, polling and spurious interrupts, after Intel's 8259A data sheet. Not there: level
+//! special mask mode, polling and spurious interrupts, after Intel's 8259A data sheet. Not implemented: level
 //! triggering and special fully nested mode, which no PC kernel sets.
 
 const CASCADE: u8 = 2;
@@ -18,7 +18,7 @@ struct Chip {
     vector_base: u8,
     /// The line of lowest priority; the one after it has the highest.
     lowest: u8,
-    /// Which initialisation word comes next: 2, 3 or 4; 0 when done.
+    /// The initialisation word that comes next: 2, 3 or 4; 0 when done.
     expects: u8,
     expects_word_3: bool,
     expects_word_4: bool,
@@ -58,8 +58,8 @@ impl Chip {
         (1..=8u8).map(move |i| lowest.wrapping_add(i) & 7).filter(move |line| set & 1 << line != 0)
     }
 
-    /// The line that asks for the CPU: unmasked, and of higher priority than any in service.
-    /// `cascaded` lines ask besides those that were latched.
+    /// The line that requests the CPU: unmasked, and of higher priority than any in service.
+    /// The `cascaded` lines request it in addition to the latched ones.
     fn wants(&self, cascaded: u8) -> Option<u8> {
         let blocking = if self.special_mask { self.in_service & !self.mask } else { self.in_service };
         let asking = (self.requests | cascaded) & !self.mask;
@@ -131,7 +131,7 @@ impl Chip {
         match self.expects {
             0 => self.mask = value,
             2 => self.vector_base = value & 0xf8,
-            // The cascade is wired as in every PC, whatever word 3 says.
+            // The cascade is wired as in every PC; word 3 has no effect.
             3 => {}
             _ => self.auto_eoi = value & 2 != 0,
         }
@@ -156,8 +156,8 @@ impl Pic {
         if line < 8 { (&mut self.first, 1 << line) } else { (&mut self.second, 1 << (line & 7)) }
     }
 
-    /// Sets the level of a line. A rising edge is latched; one that falls before it is taken is lost, and
-    /// spurious if the CPU had heard of it.
+    /// Sets the level of a line. A rising edge is latched. If the line falls before the request is acknowledged, the
+    /// request is lost; the interrupt is spurious if the CPU was signalled already.
     pub(super) fn set_line(&mut self, line: u8, high: bool) {
         let (chip, bit) = self.chip(line);
         let rises = high && chip.lines & bit == 0;
@@ -178,7 +178,7 @@ impl Pic {
         chip.requests |= bit;
     }
 
-    /// Whether an edge of `line` waits, or is being served.
+    /// Whether `line` has a pending request or is in service.
     pub(super) fn is_requested_or_served(&self, line: u8) -> bool {
         let chip = if line < 8 { &self.first } else { &self.second };
         (chip.requests | chip.in_service) & 1 << (line & 7) != 0
@@ -198,7 +198,8 @@ impl Pic {
         self.first.wants(self.cascaded()).is_some()
     }
 
-    /// The CPU acknowledges: the vector of what it serves. A request that is gone gives line 7's, spuriously.
+    /// Interrupt acknowledge: returns the vector of the request that is now in service. If the request is gone, that is
+    /// line 7's, a spurious interrupt.
     pub(super) fn acknowledge(&mut self) -> u8 {
         let Some(line) = self.first.wants(self.cascaded()) else { return self.first.vector_base + 7 };
         self.first.acknowledge(line);

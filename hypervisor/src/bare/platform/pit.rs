@@ -1,12 +1,12 @@
 //! The 8254 timer: channel 0 for ticks (IRQ 0), channel 2 behind port 0x61 for calibration.
 //!
-//! A channel is a reload value and the moment when it was loaded; counts and outputs are computed when they
-//! are asked for. Binary counting only; channel 1 (memory refresh once) counts and drives nothing. After
-//! Intel's 8254 data sheet.
+//! A channel is a reload value and the time when it was loaded; counts and outputs are computed when they are read.
+//! Binary counting only. Channel 1, which drove memory refresh, counts and has no output. After Intel's 8254 data
+//! sheet.
 //!
-//! **Missed ticks.** A periodic channel 0 owes one interrupt for each period. Those that the guest did not
-//! take in time are remembered and handed out one after another, [`Pit::MAX_OWED`] at most: a kernel that
-//! counts ticks stays right over a long stall of its host, one that was stopped for minutes is not drowned.
+//! **Missed ticks.** In a periodic mode channel 0 raises one interrupt for each period. Ticks that the guest did not
+//! take in time stay pending, [`Pit::MAX_PENDING_TICKS`] at most, and are raised one after another: a kernel that
+//! counts ticks has the right time after a stall of its host, and one that was stopped for minutes is not flooded.
 
 /// The 8254's clock in a PC, in Hz.
 const CLOCK_HZ: u128 = 1_193_182;
@@ -72,12 +72,12 @@ impl Channel {
         matches!(self.mode, 2 | 3)
     }
 
-    /// Clocks since the count was loaded, those with the gate low left out.
+    /// Clocks since the count was loaded, without those while the gate was low.
     fn elapsed(&self, clock: u64) -> Option<u64> {
         self.held.or_else(|| self.since.map(|since| clock.saturating_sub(since)))
     }
 
-    /// How often the channel has run out by `clock`.
+    /// How many times the channel has run out by `clock`.
     fn runs(&self, clock: u64) -> u64 {
         let runs = self.elapsed(clock).map_or(0, |elapsed| elapsed / self.reload);
         if self.is_periodic() { runs } else { runs.min(1) }
@@ -178,7 +178,7 @@ impl Channel {
         self.latched_status.get_or_insert(status);
     }
 
-    /// A low gate stops the count, a rising one goes on with it (modes 0 and 4) or starts it anew.
+    /// A low gate stops the count; a rising one resumes it (modes 0 and 4) or restarts it.
     fn set_gate(&mut self, high: bool, clock: u64) {
         if high == self.gate {
             return;
@@ -198,11 +198,11 @@ impl Channel {
 #[derive(Debug)]
 pub(super) struct Pit {
     channels: [Channel; 3],
-    /// Bit 1 of port 0x61: sounds nowhere, but reads back.
+    /// Bit 1 of port 0x61: reads back, but makes no sound.
     speaker: bool,
-    /// How many of channel 0's runs have been accounted for, of those since it was loaded.
+    /// How many runs of channel 0 since its load have become ticks.
     seen: u64,
-    owed: u64,
+    pending_ticks: u64,
     clock: u64,
 }
 
@@ -210,13 +210,13 @@ impl Default for Pit {
     fn default() -> Self {
         let mut channels = [Channel::default(); 3];
         channels[2].gate = false;
-        Self { channels, speaker: false, seen: 0, owed: 0, clock: 0 }
+        Self { channels, speaker: false, seen: 0, pending_ticks: 0, clock: 0 }
     }
 }
 
 impl Pit {
-    /// How many missed ticks are remembered.
-    pub(super) const MAX_OWED: u64 = 1000;
+    /// How many ticks stay pending.
+    pub(super) const MAX_PENDING_TICKS: u64 = 1000;
 
     pub(super) fn control(&mut self, value: u8, now_ns: u64) {
         let clock = to_clocks(now_ns);
@@ -242,7 +242,7 @@ impl Pit {
         }
         channel.set_control(value);
         if select == 0 {
-            (self.seen, self.owed) = (0, 0);
+            (self.seen, self.pending_ticks) = (0, 0);
         }
     }
 
@@ -252,7 +252,7 @@ impl Pit {
             && channel.write(value, clock)
             && number == 0
         {
-            (self.seen, self.owed) = (0, 0);
+            (self.seen, self.pending_ticks) = (0, 0);
         }
     }
 
@@ -276,20 +276,21 @@ impl Pit {
         channel.set_gate(value & 1 != 0, to_clocks(now_ns));
     }
 
-    /// Accounts for the runs of channel 0 until `now_ns`.
+    /// Turns the runs of channel 0 until `now_ns` into pending ticks.
     pub(super) fn advance(&mut self, now_ns: u64) {
         self.clock = to_clocks(now_ns);
         let runs = self.channels[0].runs(self.clock);
-        self.owed = (self.owed + runs.saturating_sub(self.seen)).min(Self::MAX_OWED);
+        self.pending_ticks =
+            (self.pending_ticks + runs.saturating_sub(self.seen)).min(Self::MAX_PENDING_TICKS);
         self.seen = self.seen.max(runs);
     }
 
-    pub(super) fn owes_tick(&self) -> bool {
-        self.owed > 0
+    pub(super) fn has_pending_tick(&self) -> bool {
+        self.pending_ticks > 0
     }
 
-    pub(super) fn hand_out_tick(&mut self) {
-        self.owed = self.owed.saturating_sub(1);
+    pub(super) fn take_tick(&mut self) {
+        self.pending_ticks = self.pending_ticks.saturating_sub(1);
     }
 
     /// When channel 0 runs out next, as of the last [`Pit::advance`].
@@ -349,15 +350,15 @@ mod tests {
         load(&mut pit, 0, 0, 100, 0);
         assert_eq!(pit.next_tick(), Some(at(100)));
         pit.advance(at(1000));
-        assert_eq!((pit.owed, pit.next_tick()), (1, None));
+        assert_eq!((pit.pending_ticks, pit.next_tick()), (1, None));
         load(&mut pit, 0, 2, 100, at(1000));
-        assert!(!pit.owes_tick(), "a new count forgets the old one's ticks");
+        assert!(!pit.has_pending_tick(), "a new count forgets the old one's ticks");
         pit.advance(at(1250));
-        assert_eq!((pit.owed, pit.next_tick()), (2, Some(at(1300))));
+        assert_eq!((pit.pending_ticks, pit.next_tick()), (2, Some(at(1300))));
         pit.advance(at(1250));
-        assert_eq!(pit.owed, 2);
+        assert_eq!(pit.pending_ticks, 2);
         pit.advance(at(10_000_000));
-        assert_eq!(pit.owed, Pit::MAX_OWED);
+        assert_eq!(pit.pending_ticks, Pit::MAX_PENDING_TICKS);
     }
 
     #[test]

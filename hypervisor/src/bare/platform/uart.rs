@@ -1,7 +1,7 @@
-//! The 16550A serial port: what is sent goes to the console at once, what is typed waits in the console.
+//! The 16550A serial port: output goes to the console at once, input waits in the console's queue.
 //!
-//! The console's own queue is the receive FIFO, so that no typed byte is ever overrun. Line speed and format
-//! read back and mean nothing. After National Semiconductor's PC16550D data sheet. Its interrupt output is a
+//! The console's queue is the receive FIFO, so that input never overruns. Line speed and format can be set and read
+//! back, but have no effect. After National Semiconductor's PC16550D data sheet. Its interrupt output is a
 //! level; as in most virtual machines it does not depend on MCR's OUT2.
 
 use crate::machine::console::{ConsoleInput, ConsoleSink};
@@ -30,7 +30,7 @@ pub(super) struct Uart {
     scratch: u8,
     divisor: [u8; 2],
     fifos: bool,
-    /// The transmitter became empty and nobody has read so from IIR.
+    /// The transmitter became empty, and IIR has not been read since.
     transmit_event: bool,
     looped: Option<u8>,
 }

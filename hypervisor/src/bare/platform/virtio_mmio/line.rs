@@ -1,8 +1,8 @@
 //! The interrupt of one device: its status register, and the edges of its line.
 //!
-//! The interrupt controllers see edges, and look at the lines only when the vCPU's thread does. A device's thread
-//! may raise the line again right after the driver's acknowledgement let it fall; a look at the level alone would
-//! miss that, and since the line then stays high no interrupt would ever come again. So the rise is remembered.
+//! The interrupt controllers are edge-triggered, and the lines are sampled only on the vCPU's thread. A device's thread
+//! may raise the line again right after the driver's acknowledgement let it fall. A sample of the level alone would
+//! miss that edge, and because the line then stays high no interrupt would ever come again. So the rise is recorded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,35 +12,35 @@ use crate::virtio::Interrupt;
 
 const USED_BUFFER: u32 = 1 << 0;
 const CONFIG_CHANGED: u32 = 1 << 1;
-/// Not in the register: the line rose, and the interrupt controller has not been told.
+/// Not in the register: the line rose since the last sample.
 const ROSE: u32 = 1 << 31;
 
-/// What an interrupt line did since it was last looked at.
+/// What an interrupt line did since the last sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// It is low, whatever it was meanwhile.
+    /// It is low, and may have been high meanwhile.
     #[default]
     Low,
-    /// It is high, and has been all the time.
+    /// It is high, and has been since.
     High,
-    /// It is high, and rose, perhaps for another time.
+    /// It is high after a rise, and may have been high before.
     Risen,
 }
 
-/// What a device asks of the CPU. Its threads set causes, the driver clears them.
+/// A device's interrupt line. The device's threads set causes, the driver clears them.
 pub(super) struct Line {
     status: AtomicU32,
     kick: Arc<dyn Kick>,
 }
 
 impl Line {
-    /// A low line; `kick` makes the vCPU look at it.
+    /// A low line; `kick` makes the vCPU sample it.
     pub(super) fn new(kick: Arc<dyn Kick>) -> Self {
         Self { status: AtomicU32::new(0), kick }
     }
 
     fn raise(&self, cause: u32) {
-        // Until the driver has acknowledged a cause, the interrupt for it is still to come or to be handled.
+        // Until the driver acknowledges a cause, the interrupt for it is pending or being handled.
         let news = |status| (status & cause == 0).then_some(status | cause | ROSE);
         if self.status.fetch_update(Ordering::AcqRel, Ordering::Acquire, news).is_ok() {
             self.kick.kick();
@@ -55,7 +55,7 @@ impl Line {
     pub(super) fn acknowledge(&self, causes: u32) {
         self.status.fetch_and(!causes | ROSE, Ordering::AcqRel);
     }
-    /// A reset: nothing is asked for any more.
+    /// A reset: the line falls.
     pub(super) fn clear(&self) {
         self.status.store(0, Ordering::Release);
     }

@@ -1,11 +1,11 @@
 //! Virtio devices on a bare kernel's memory bus: virtio-mmio, version 2 (virtio 1.2, section 4.2).
 //!
 //! A page of registers for each device, from [`BASE`] on, and one of four interrupt lines. Registers are 32 bits
-//! wide and take nothing else; the configuration space takes any width. What the devices do is
-//! `crate::virtio`'s, the same as for a paravirtual kernel.
+//! wide and ignore accesses of any other width; the configuration space takes any width. The devices themselves are
+//! in `crate::virtio`, and the same as for a paravirtual kernel.
 //!
-//! What may not be done here: waiting for a device. A reset that takes time shows in the status register, as the
-//! specification has it: it reads 0 once the device has let go.
+//! What may not be done here: waiting for a device. While a reset is in progress the status register shows it, as
+//! specified: it reads 0 once the reset is complete.
 
 mod line;
 #[cfg(test)]
@@ -37,7 +37,7 @@ const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
 /// Where the configuration space begins in a device's page.
 const CONFIG: u64 = 0x100;
-/// What a driver writes into the status register; the other bits are the device's, or nobody's (2.1).
+/// The bits of the status register that a driver sets; the others are the device's, or reserved (2.1).
 const DRIVERS_STATUS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_DRIVER
     | VIRTIO_CONFIG_S_DRIVER_OK
@@ -48,7 +48,7 @@ const DRIVERS_STATUS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
 #[derive(Default)]
 pub struct VirtioMmio {
     devices: Vec<Registers>,
-    /// What their drivers share with them.
+    /// The memory that drivers share with them.
     memory: Option<DeviceMemory>,
 }
 
@@ -71,7 +71,7 @@ struct QueueRegisters {
 }
 
 impl VirtioMmio {
-    /// Puts devices on the bus of a machine whose vCPU `kick` kicks. Their memory is all of the guest's.
+    /// Puts devices on the bus of a machine whose vCPU `kick` kicks. They can access all of the guest's memory.
     pub fn new(
         devices: Vec<Box<dyn Device>>,
         memory: &Arc<MachineMemory>,
@@ -98,7 +98,7 @@ impl VirtioMmio {
         Ok(Self { devices: devices.into_iter().map(put).collect(), memory: Some(memory) })
     }
 
-    /// What tells a kernel of `count` devices on its command line, as Linux reads it.
+    /// The command-line parameters that announce `count` devices to a kernel, in Linux's syntax.
     pub fn parameters(count: usize) -> String {
         let one = |(n, line): (u64, &u8)| {
             format!("virtio_mmio.device=4K@{:#x}:{line}", BASE.saturating_add(n * PAGE_SIZE))
@@ -140,7 +140,7 @@ impl VirtioMmio {
         };
         let Some(device) = self.devices.get_mut(index) else { return false };
         if offset >= CONFIG {
-            // Outside of it there is nothing to change.
+            // Beyond its end there is nothing to write.
             let offset = usize::try_from(offset - CONFIG).unwrap_or(usize::MAX);
             device.slot.write_config(offset, bytes);
         } else if let Ok(word) = <[u8; 4]>::try_from(bytes) {
@@ -154,7 +154,7 @@ impl VirtioMmio {
         self.devices.iter().map(|device| &device.slot).collect()
     }
 
-    /// The interrupt lines that have devices, and what became of each since the last call.
+    /// The interrupt lines that have devices, and what each did since the last call.
     pub fn lines(&self) -> impl Iterator<Item = (u8, Level)> + '_ {
         let level = |n: usize| {
             let sharing = self.devices.iter().skip(n).step_by(LINES.len());
@@ -226,7 +226,7 @@ impl Registers {
         self.status | if broken { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 }
     }
 
-    /// Goes on with a reset: 0 when it is over, else the status of a device that works still.
+    /// Continues a reset: returns 0 when it is complete, else the status of the device that is still active.
     fn finish_reset(&mut self) -> u32 {
         if !self.slot.reset() {
             return self.slot.status();
@@ -259,7 +259,7 @@ impl Registers {
         use VirtioRegister::*;
         let Some(queue) = self.open_queue() else { return };
         match register {
-            // A size past what 16 bits hold is no size: the activation will say so.
+            // A size that does not fit in 16 bits is invalid; the activation refuses this one.
             QueueNum => queue.size = u16::try_from(value).unwrap_or(u16::MAX),
             QueueDescLow => set_half(&mut queue.descriptors, false, value),
             QueueDescHigh => set_half(&mut queue.descriptors, true, value),
@@ -282,7 +282,7 @@ impl Registers {
     fn write_status(&mut self, value: u32, memory: &DeviceMemory) {
         if value == 0 {
             self.status = 0;
-            // What the driver did not acknowledge must not hide the end of a reset that takes a while.
+            // An interrupt that the driver did not acknowledge must not outlive the reset, which may take a while.
             self.line.clear();
             self.finish_reset();
             return;
@@ -291,7 +291,7 @@ impl Registers {
             // The driver did not wait for its reset.
             return;
         }
-        // Bits are taken back by a reset only (2.1.1).
+        // Only a reset clears bits (2.1.1).
         let newly = value & DRIVERS_STATUS & !self.status;
         self.status |= newly;
         if newly & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.slot.accepts(self.driver_features) {
@@ -311,7 +311,7 @@ impl Registers {
             return Err(Offence { queue: None, what: Broken::NotNegotiated });
         }
         let setup = |queue| Offence { queue: u16::try_from(queue).ok(), what: Broken::Setup };
-        // To a slot a queue without entries is one that is not used; this driver wants to use it.
+        // A slot takes a queue without entries for an unused one, but this driver has enabled it.
         if let Some(empty) = self.queues.iter().position(|q| q.ready && q.setup.size == 0) {
             return Err(setup(empty));
         }
