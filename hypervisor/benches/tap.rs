@@ -11,12 +11,13 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use paravane::backend::net::mac::Mac;
 use paravane::backend::net::tap::Tap;
 use paravane::compare;
 use paravane::compare::{Machine, Needs, Workload};
 use paravane::launch;
 use paravane::launch::{Config, EngineChoice, TransportChoice};
-use paravane::virtio::net::{Mac, Net};
+use paravane::virtio::net::Net;
 use serde_json::json;
 use support::{Options, median};
 

@@ -9,12 +9,13 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use paravane::backend::disk::{Disk, Options};
 use paravane::compare::Needs;
 use paravane::host::busy_poll::BusyPoll;
 use paravane::launch::EngineChoice;
 use paravane::machine::end::DomainEnd;
 use paravane::virtio::Device;
-use paravane::virtio::block::{Block, Options};
+use paravane::virtio::block::Block;
 use paravane::virtio::entropy::Entropy;
 use paravane::virtio::vsock::Vsock;
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
@@ -96,8 +97,9 @@ fn pattern() -> Vec<u8> {
 }
 
 fn disk(path: PathBuf, readonly: bool) -> Box<dyn Device> {
-    let options = Options { path, format: None, readonly, direct: false, queues: 1, id: None };
-    Box::new(Block::open(&options).unwrap_or_else(|why| broken_test(why)))
+    let options = Options { path, format: None, readonly, direct: false };
+    let disk = Disk::open(&options).unwrap_or_else(|why| broken_test(why));
+    Box::new(Block::new(disk, 1, None).unwrap_or_else(|why| broken_test(why)))
 }
 
 fn devices() -> Vec<Box<dyn Device>> {

@@ -5,4 +5,5 @@
 pub mod console;
 pub mod disk;
 pub mod net;
+pub mod unix;
 pub mod vsock;

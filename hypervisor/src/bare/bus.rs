@@ -10,13 +10,13 @@ use super::platform::{Platform, PlatformEvent};
 use crate::exec::outside::{Attempt, Features, Incomplete, MAX_ACCESS, Memory, PageTables, Ports, Stored};
 use crate::exec::virtual_cpu::VirtualCpu;
 use crate::host::host_cpuid;
-use crate::host::host_cpuid::Dynamic;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, PAGE_SIZE};
 use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{BadRoot, Controls, LookupError, Shadow, View};
 use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::control::{cr0, efer};
 use crate::x86::exception::Exception;
+use crate::x86::guest_cpuid::{Dynamic, available, for_guest};
 use crate::x86::walk::Access;
 
 /// What is outside of the virtual CPU while one exit is handled.
@@ -158,10 +158,11 @@ impl PageTables for Bus<'_> {
 impl Features for Bus<'_> {
     fn cpuid(&self, function: u32, index: u32, osxsave: bool) -> CpuidResult {
         // XCR0 stays the engine's, with all components that it has.
-        host_cpuid::for_guest(function, index, Dynamic { osxsave, xcr0: u64::MAX })
+        let dynamic = Dynamic { osxsave, xcr0: u64::MAX };
+        for_guest(function, index, dynamic, host_cpuid::xcr0(), host_cpuid::query)
     }
 
     fn available_state(&self) -> u64 {
-        host_cpuid::available_state()
+        available(host_cpuid::xcr0())
     }
 }

@@ -7,8 +7,6 @@ mod audit;
 mod choice;
 mod compare;
 pub(crate) mod device;
-mod devices;
-mod disk;
 mod doctor;
 mod ending;
 mod given;
@@ -84,7 +82,7 @@ pub fn main(origin: Origin) -> ExitCode {
         Err(error) => {
             notice(message(&error));
             // What can be seen from the arguments alone is as wrong as a word that clap does not know.
-            let usage = error.is::<devices::TooMany>() || error.is::<paths::Clash>();
+            let usage = error.is::<device::TooMany>() || error.is::<paths::Clash>();
             ExitCode::from(if usage { status::USAGE } else { status::HOST_ERROR })
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::choice::{EngineArg, TransportArg};
-use super::devices::{DeviceArgs, Opened};
+use super::device::{DeviceArgs, Opened};
 use super::ending::{self, Asker};
 use super::input::{Destination, Keyboard, Requests};
 use super::lost::LostDevice;

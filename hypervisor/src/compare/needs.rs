@@ -10,12 +10,14 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::backend::console::loopback::Loopback;
+use crate::backend::disk::{Disk, Format, Options};
+use crate::backend::net::mac::Mac;
 use crate::backend::net::peer::Peer;
 use crate::text::printable::path;
 use crate::virtio::Device;
-use crate::virtio::block::{Block, Format, Options};
+use crate::virtio::block::Block;
 use crate::virtio::console::Console;
-use crate::virtio::net::{Mac, Net};
+use crate::virtio::net::Net;
 
 /// A device that a workload needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,15 +67,11 @@ impl Needs {
         match self {
             Self::Nothing => Ok(Vec::new()),
             Self::Disk => {
-                let options = Options {
-                    path: disk()?,
-                    format: Some(Format::Raw),
-                    readonly: true,
-                    direct: false,
-                    queues: 1,
-                    id: None,
-                };
-                let disk = Block::open(&options).map_err(|e| Unavailable::Disk { why: e.to_string() })?;
+                let options =
+                    Options { path: disk()?, format: Some(Format::Raw), readonly: true, direct: false };
+                let why = |error: &dyn std::fmt::Display| Unavailable::Disk { why: error.to_string() };
+                let disk = Disk::open(&options).map_err(|error| why(&error))?;
+                let disk = Block::new(disk, 1, None).map_err(|error| why(&error))?;
                 Ok(vec![Box::new(disk)])
             }
             Self::Console => {

@@ -11,8 +11,6 @@ use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use crate::x86::guest_cpuid::{MAX_BASIC, area_size, available, filter, has_xsavec};
-
 /// ARCH_SET_CPUID: 1 lets the thread execute CPUID, 0 makes it #GP.
 pub const ARCH_SET_CPUID: u64 = 0x1012;
 
@@ -74,31 +72,22 @@ pub fn query(function: u32, index: u32) -> CpuidResult {
     result
 }
 
-/// Leaf 1 ECX.
-const XSAVE: u32 = 1 << 26;
+/// Leaf 1 ECX: the kernel has enabled XSAVE.
 const OSXSAVE: u32 = 1 << 27;
 
-/// The state components that a guest can have on this host: those of [`available`] that the host's kernel has switched
-/// on. 0 where there is no XSAVE.
-pub fn available_state() -> u64 {
-    available(state(|| query(1, 0)))
+/// The host's XCR0: the state components that the host's kernel has enabled; 0 without XSAVE. Read once.
+pub fn xcr0() -> u64 {
+    read_xcr0(|| query(1, 0))
 }
 
-/// As [`available_state`], for who has leaf 1's answer already: CPUID may cost ten microseconds.
-pub fn available_state_by(leaf1: CpuidResult) -> u64 {
-    available(state(|| leaf1))
+/// As [`xcr0`], for a caller that has leaf 1's answer already: CPUID may cost ten microseconds.
+pub fn xcr0_by(leaf1: CpuidResult) -> u64 {
+    read_xcr0(|| leaf1)
 }
 
-/// The state components that the host's kernel has switched on and a guest cannot have.
-pub fn other_state() -> u64 {
-    let state = state(|| query(1, 0));
-    state & !available(state)
-}
-
-/// The host's XCR0; 0 where there is none. Asked for once.
-fn state(leaf1: impl FnOnce() -> CpuidResult) -> u64 {
-    static STATE: OnceLock<u64> = OnceLock::new();
-    *STATE.get_or_init(|| {
+fn read_xcr0(leaf1: impl FnOnce() -> CpuidResult) -> u64 {
+    static XCR0: OnceLock<u64> = OnceLock::new();
+    *XCR0.get_or_init(|| {
         if leaf1().ecx & OSXSAVE == 0 {
             return 0;
         }
@@ -107,59 +96,10 @@ fn state(leaf1: impl FnOnce() -> CpuidResult) -> u64 {
     })
 }
 
-/// Whether RDFSBASE and its kin can be executed here, and so are shown. Asked for once.
+/// Whether the host has RDFSBASE and the instructions like it. Asked once.
 pub fn has_fsgsbase() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| query(0, 0).eax >= 7 && query(7, 0).ebx & 1 != 0)
-}
-
-/// What a guest's registers add to what CPUID says.
-#[derive(Clone, Copy, Debug)]
-pub struct Dynamic {
-    /// Whether leaf 1 says OSXSAVE.
-    pub osxsave: bool,
-    /// XCR0, by which leaf 0xd tells the size of an XSAVE area.
-    pub xcr0: u64,
-}
-
-/// What CPUID is to say to a guest, on whatever engine.
-pub fn for_guest(function: u32, index: u32, dynamic: Dynamic) -> CpuidResult {
-    let state = available_state();
-    let host = |index| filter(function, index, query(function, index), state);
-    match function {
-        // See `filter`.
-        0x8000_0000 => filter(function, index, query(0, 0), state),
-        1 => {
-            let mut answer = host(0);
-            if dynamic.osxsave && answer.ecx & XSAVE != 0 {
-                answer.ecx |= OSXSAVE;
-            }
-            answer
-        }
-        // A processor that has no such leaf answers with another's.
-        2..=MAX_BASIC if query(0, 0).eax < function => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
-        // Nor does it have sub-leaves beyond the last that it names.
-        7 if index != 0 && query(7, 0).eax < index => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
-        MAX_BASIC => sizes(index, host(index), dynamic.xcr0 & state, state, host),
-        _ => host(index),
-    }
-}
-
-/// Adds the sizes to an answer of leaf 0xd: of the area that `xcr0` asks for, and of that with all that is available.
-fn sizes(
-    index: u32,
-    answer: CpuidResult,
-    xcr0: u64,
-    state: u64,
-    leaf: impl Fn(u32) -> CpuidResult,
-) -> CpuidResult {
-    match index {
-        0 if state != 0 => {
-            CpuidResult { ebx: area_size(xcr0, false, &leaf), ecx: area_size(state, false, &leaf), ..answer }
-        }
-        1 if has_xsavec(answer) => CpuidResult { ebx: area_size(xcr0, true, &leaf), ..answer },
-        _ => answer,
-    }
 }
 
 #[cfg(test)]

@@ -7,5 +7,8 @@ pub mod busy_poll;
 pub mod host_cpuid;
 pub mod limit;
 pub mod notice;
+pub mod poll;
+pub mod random;
+pub mod socket;
 pub mod threads;
 pub mod zeroed;

@@ -13,13 +13,12 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::backend::console::unix::Socket;
 use crate::compare::Needs;
+use crate::host::poll::wait;
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::console::Console;
 use crate::virtio::entropy::Entropy;
 use crate::virtio::vsock::Vsock;
-use crate::virtio::{
-    Activation, Broken, Device, Info, Interrupt, MAX_QUEUES, QueueSetup, Slot, Workers, wait,
-};
+use crate::virtio::{Activation, Broken, Device, Info, Interrupt, MAX_QUEUES, QueueSetup, Slot, Workers};
 
 /// Bytes of the driver's memory, which begins at device address 0.
 pub const MEMORY: u64 = 1 << 20;

@@ -4,7 +4,9 @@ use std::io;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use super::{Activation, Broken, Chain, Device, Info, Queue, Stop, Workers, wait};
+use super::{Activation, Broken, Chain, Device, Info, Queue, Stop, Workers};
+use crate::host::poll::wait;
+use crate::host::random;
 
 /// Bytes that one request gets at most. Virtio leaves it to the device, and a driver has to ask again anyway.
 const MOST: usize = 4096;
@@ -52,10 +54,8 @@ fn fill(queue: &Queue, chain: &Chain) -> Result<u32, Broken> {
     let mut bytes = [0; MOST];
     let want = usize::try_from(chain.writable_len()).unwrap_or(MOST).min(MOST);
     let part = bytes.get_mut(..want).unwrap_or_default();
-    // SAFETY: the buffer is live and as long as it says.
-    let got = unsafe { libc::getrandom(part.as_mut_ptr().cast(), part.len(), 0) };
-    // No bytes, which never happens once the host has booted, is an answer too: the driver asks again.
-    let got = usize::try_from(got).unwrap_or(0);
+    // Without any bytes, which never happens once the host has booted, the driver asks again.
+    let got = random::fill(part);
     let written = queue.memory().scatter(chain.writable(), 0, part.get(..got).unwrap_or_default());
     u32::try_from(written).map_err(|_| Broken::Bug)
 }

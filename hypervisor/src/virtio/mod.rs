@@ -23,6 +23,8 @@
 //! What may not be done here: blocking a vCPU's thread, naming a transport or an engine, keeping guest memory
 //! past the end of a worker.
 
+#![forbid(unsafe_code)]
+
 pub mod block;
 mod chain;
 pub mod console;
@@ -47,7 +49,7 @@ pub use link::{ConfigSpace, Interrupt, Link};
 pub use queue::{Queue, QueueSetup};
 pub use slot::{ActivateError, Slot};
 pub use stops::{DeviceStops, Offence, Stopped, Tell, report, watch};
-pub use worker::{Stop, Workers, wait};
+pub use worker::{Stop, Workers};
 
 /// Bytes of a configuration space at most.
 pub const MAX_CONFIG: usize = paravane_abi::virtio::VIRTIO_MAX_CONFIG;

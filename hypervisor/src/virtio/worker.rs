@@ -53,24 +53,6 @@ impl Stop {
     }
 }
 
-/// Sleeps until one of `fds` is readable.
-///
-/// # Errors
-/// What poll(2) says; an interruption is none.
-pub fn wait(fds: &[RawFd]) -> io::Result<()> {
-    let mut polled: Vec<_> =
-        fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
-    let count = libc::nfds_t::try_from(polled.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: `polled` is a live array of `count` entries.
-    if unsafe { libc::poll(polled.as_mut_ptr(), count, -1) } < 0 {
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
 /// The workers of an active device.
 #[derive(Debug)]
 pub struct Workers {

@@ -32,6 +32,7 @@ pub const LEAF1_EDX_MACHINE_CHECKS: u32 = bits(&[7, 14]);
 /// SSE3 PCLMULQDQ SSSE3 FMA CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND.
 const LEAF1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, XSAVE, AVX, 29, 30]);
 const XSAVE: u32 = 26;
+const OSXSAVE: u32 = 27;
 const AVX: u32 = 28;
 /// FMA AVX F16C.
 const LEAF1_ECX_YMM: u32 = bits(&[12, AVX, 29]);
@@ -173,6 +174,61 @@ pub fn area_size(xcr0: u64, compacted: bool, leaf: impl Fn(u32) -> CpuidResult) 
             end.max(start.saturating_add(leaf.eax))
         },
     )
+}
+
+/// The state of a guest that CPUID's answers depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Dynamic {
+    /// Whether leaf 1 says OSXSAVE.
+    pub osxsave: bool,
+    /// XCR0, which decides the size of an XSAVE area in leaf 0xd.
+    pub xcr0: u64,
+}
+
+/// What CPUID answers a guest, on whatever engine. `host_xcr0` is the host's XCR0, `query` executes CPUID.
+pub fn for_guest(
+    function: u32,
+    index: u32,
+    dynamic: Dynamic,
+    host_xcr0: u64,
+    query: impl Fn(u32, u32) -> CpuidResult,
+) -> CpuidResult {
+    let state = available(host_xcr0);
+    let host = |index| filter(function, index, query(function, index), state);
+    match function {
+        // See `filter`.
+        0x8000_0000 => filter(function, index, query(0, 0), state),
+        1 => {
+            let mut answer = host(0);
+            if dynamic.osxsave && answer.ecx & 1 << XSAVE != 0 {
+                answer.ecx |= 1 << OSXSAVE;
+            }
+            answer
+        }
+        // A processor answers for a basic leaf that it does not have with the data of another leaf.
+        2..=MAX_BASIC if query(0, 0).eax < function => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
+        // It has no sub-leaves of leaf 7 beyond the last that it names.
+        7 if index != 0 && query(7, 0).eax < index => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
+        MAX_BASIC => with_sizes(index, host(index), dynamic.xcr0 & state, state, host),
+        _ => host(index),
+    }
+}
+
+/// Adds to an answer of leaf 0xd the sizes of two XSAVE areas: with the components of `xcr0`, and with all of `state`.
+fn with_sizes(
+    index: u32,
+    answer: CpuidResult,
+    xcr0: u64,
+    state: u64,
+    leaf: impl Fn(u32) -> CpuidResult,
+) -> CpuidResult {
+    match index {
+        0 if state != 0 => {
+            CpuidResult { ebx: area_size(xcr0, false, &leaf), ecx: area_size(state, false, &leaf), ..answer }
+        }
+        1 if has_xsavec(answer) => CpuidResult { ebx: area_size(xcr0, true, &leaf), ..answer },
+        _ => answer,
+    }
 }
 
 #[cfg(test)]

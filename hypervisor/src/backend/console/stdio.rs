@@ -15,7 +15,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::{Backend, NOTHING, Size, Watch, Wish, watch};
 use crate::host::limit::Advice;
+use crate::host::notice::has_room;
 use crate::host::notice::notice;
+use crate::host::socket::send;
 
 /// What a terminal or pipe takes without blocking once poll(2) says that it has room.
 const CAREFUL: usize = 64;
@@ -76,17 +78,9 @@ impl Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Free(file) => file.write(bytes),
-            Self::Socket(socket) => {
-                // SAFETY: `bytes` is live and as long as it says.
-                let sent = unsafe {
-                    libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT)
-                };
-                usize::try_from(sent).map_err(|_| io::Error::last_os_error())
-            }
+            Self::Socket(socket) => send(socket.as_fd(), bytes, libc::MSG_DONTWAIT),
             Self::Shared(file) => {
-                let mut poll = watch(file.as_raw_fd(), libc::POLLOUT);
-                // SAFETY: one pollfd, valid for the call, which does not wait.
-                if unsafe { libc::poll(&mut poll, 1, 0) } < 1 {
+                if !has_room(file.as_fd(), 0) {
                     return Err(ErrorKind::WouldBlock.into());
                 }
                 file.write(bytes.get(..CAREFUL).unwrap_or(bytes))

@@ -4,12 +4,13 @@
 //! gets the answer.
 
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use super::backend::{Backend, NOTHING, Watch, Wish, watch};
-use crate::backend::net::unix::{UnixError, bind};
+use crate::backend::unix::{UnixError, bind};
+use crate::host::socket;
 
 /// A socket, and who is at its other end.
 #[derive(Debug)]
@@ -80,16 +81,10 @@ impl Socket {
     /// Sends to the program that is there; `None` when there is none.
     fn send(&mut self, bytes: &[u8]) -> Option<usize> {
         let peer = self.peer.as_mut().filter(|peer| !peer.gone)?;
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-        // SAFETY: `bytes` is live and as long as it says. MSG_NOSIGNAL: a closed connection is an error here, no
-        // signal.
-        let sent = unsafe { libc::send(peer.stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
-        if let Ok(sent) = usize::try_from(sent) {
-            return Some(sent);
-        }
-        match io::Error::last_os_error().kind() {
-            ErrorKind::WouldBlock | ErrorKind::Interrupted => Some(0),
-            _ => {
+        match socket::send(peer.stream.as_fd(), bytes, socket::NOW) {
+            Ok(sent) => Some(sent),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Some(0),
+            Err(_) => {
                 peer.gone = true;
                 self.forget();
                 None

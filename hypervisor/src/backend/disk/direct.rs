@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use super::buffers;
 use super::buffers::{Aligned, PIECE};
-use crate::virtio::block::SECTOR;
+use super::image::SECTOR;
 
 /// What is asked where nobody says: a page, which every device of Linux takes.
 const PAGE: usize = 4096;

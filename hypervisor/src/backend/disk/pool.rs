@@ -11,10 +11,9 @@ use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::image::Image;
+use super::jobs::{Done, Job, Jobs, Op};
+use crate::host::poll::wait;
 use crate::host::threads;
-use crate::virtio::block::request::{Job, Op};
-use crate::virtio::block::worker::{Done, Jobs};
-use crate::virtio::wait;
 
 /// As many as a queue's requests that wait for the host at a time.
 const THREADS: usize = 4;

@@ -6,8 +6,8 @@ use io_uring::{opcode, squeue, types};
 
 use super::buffers::{Aligned, MOST_BUFFERS, PIECE, advance, copy_from, copy_to, for_call};
 use super::direct::Alignment;
-use super::image::{PUNCH, RawImage, ZERO, is_unsupported};
-use crate::virtio::block::request::{Job, Op};
+use super::jobs::{Job, Op};
+use super::raw::{PUNCH, RawImage, ZERO, is_unsupported};
 
 /// Buffers of zeroes that one call writes: 1 MiB, so that a request for 32 MiB is no one's long wait.
 const ZEROES: usize = (1 << 20) / PIECE;
@@ -146,7 +146,7 @@ fn piece(len: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use crate::backend::disk::buffers::{Buffers, total};
-    use crate::backend::disk::image::Locked;
+    use crate::backend::disk::file::Locked;
     use crate::backend::disk::transfer::*;
 
     fn image() -> RawImage {

@@ -11,11 +11,10 @@ use std::sync::Arc;
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::buffers::{Aligned, Buffers};
-use super::image::RawImage;
+use super::jobs::{Done, Job, Jobs};
+use super::raw::RawImage;
 use super::transfer::Transfer;
 use crate::machine::device_memory::DeviceMemory;
-use crate::virtio::block::request::Job;
-use crate::virtio::block::worker::{Done, Jobs};
 
 /// What marks the end of waiting for a descriptor; below are tokens of jobs.
 const WAKE: u64 = 1 << 32;

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::header::Header;
-use super::pieces::Pieces;
+use super::scatter_list::ScatterList;
 
 /// The longest frame that any back end passes: 64 KiB of IP, an Ethernet header, and a VLAN tag.
 pub const MAX_FRAME: usize = 65535 + 14 + 4;
@@ -64,9 +64,9 @@ pub trait Backend: Send {
     /// once, or [`Backend::receive`] and [`Backend::flush`] have something to do.
     fn ready(&mut self, revents: libc::c_short);
     /// Sends a frame, whose header was checked and is no longer in the pieces.
-    fn send(&mut self, header: &Header, frame: &mut Pieces<'_>) -> Sent;
+    fn send(&mut self, header: &Header, frame: &mut ScatterList<'_>) -> Sent;
     /// Passes on what it may have kept to send together.
     fn flush(&mut self) {}
     /// Receives a frame, header first.
-    fn receive(&mut self, into: &mut Pieces<'_>) -> Received;
+    fn receive(&mut self, into: &mut ScatterList<'_>) -> Received;
 }

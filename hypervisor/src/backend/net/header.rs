@@ -11,14 +11,12 @@ pub const HEADER_LEN: usize = 12;
 /// Where `num_buffers` is in it.
 pub const NUM_BUFFERS_OFFSET: usize = 10;
 
-/// Bit numbers of the features of a network device (virtio 1.2, section 5.1.3).
-pub mod feature {
+/// Bit numbers of offloads, as feature bits of a virtio device (virtio 1.2, section 5.1.3).
+pub mod offload {
     /// The device finishes checksums of frames that the driver sends.
     pub const CSUM: u32 = 0;
     /// The driver takes frames with unfinished checksums.
     pub const GUEST_CSUM: u32 = 1;
-    /// The device has a MAC address.
-    pub const MAC: u32 = 5;
     /// The driver takes TCP segments over IPv4 longer than the MTU.
     pub const GUEST_TSO4: u32 = 7;
     /// The same over IPv6.
@@ -27,10 +25,6 @@ pub mod feature {
     pub const HOST_TSO4: u32 = 11;
     /// The same over IPv6.
     pub const HOST_TSO6: u32 = 12;
-    /// A received frame may span several buffers.
-    pub const MRG_RXBUF: u32 = 15;
-    /// The configuration space has `status`.
-    pub const STATUS: u32 = 16;
 }
 
 /// Whether `features` has the bit with this number.
@@ -74,13 +68,13 @@ impl Header {
     pub fn checked(self, features: u64, len: usize) -> Option<Self> {
         let needs_csum = self.flags & F_NEEDS_CSUM != 0;
         let checksum_end = usize::from(self.csum_start) + usize::from(self.csum_offset) + 2;
-        if needs_csum && !(has(features, feature::CSUM) && checksum_end <= len) {
+        if needs_csum && !(has(features, offload::CSUM) && checksum_end <= len) {
             return None;
         }
         let segmented = match self.gso_type {
             GSO_NONE => false,
-            GSO_TCPV4 if has(features, feature::HOST_TSO4) => true,
-            GSO_TCPV6 if has(features, feature::HOST_TSO6) => true,
+            GSO_TCPV4 if has(features, offload::HOST_TSO4) => true,
+            GSO_TCPV6 if has(features, offload::HOST_TSO6) => true,
             _ => return None,
         };
         // Section 5.1.6.2.1: a segmented frame needs its checksum, and a size to be cut to.
@@ -105,11 +99,11 @@ impl Header {
 pub fn received(flags: u8, gso_type: u8, features: u64) -> Option<u8> {
     let segmented = match gso_type & !GSO_ECN {
         GSO_NONE => true,
-        GSO_TCPV4 => has(features, feature::GUEST_TSO4),
-        GSO_TCPV6 => has(features, feature::GUEST_TSO6),
+        GSO_TCPV4 => has(features, offload::GUEST_TSO4),
+        GSO_TCPV6 => has(features, offload::GUEST_TSO6),
         _ => false,
     };
-    let checksums = has(features, feature::GUEST_CSUM);
+    let checksums = has(features, offload::GUEST_CSUM);
     let taken = segmented && gso_type & GSO_ECN == 0 && (checksums || flags & F_NEEDS_CSUM == 0);
     taken.then_some(if checksums { flags } else { 0 })
 }
@@ -120,7 +114,7 @@ mod tests {
 
     use crate::backend::net::header::*;
 
-    const ALL: u64 = 1 << feature::CSUM | 1 << feature::HOST_TSO4 | 1 << feature::HOST_TSO6;
+    const ALL: u64 = 1 << offload::CSUM | 1 << offload::HOST_TSO4 | 1 << offload::HOST_TSO6;
 
     fn tso() -> Header {
         Header {
@@ -145,8 +139,8 @@ mod tests {
     #[test]
     fn what_was_not_is_dropped() {
         assert_eq!(tso().checked(0, 9000), None);
-        assert_eq!(tso().checked(1 << feature::CSUM, 9000), None);
-        assert_eq!(tso().checked(ALL & !(1 << feature::CSUM), 9000), None);
+        assert_eq!(tso().checked(1 << offload::CSUM, 9000), None);
+        assert_eq!(tso().checked(ALL & !(1 << offload::CSUM), 9000), None);
         for bad in [
             Header { flags: 0, ..tso() },
             Header { gso_size: 0, ..tso() },
@@ -162,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_a_driver_did_not_ask_for_does_not_reach_it() {
-        const GUEST: u64 = 1 << feature::GUEST_CSUM | 1 << feature::GUEST_TSO4;
+        const GUEST: u64 = 1 << offload::GUEST_CSUM | 1 << offload::GUEST_TSO4;
         assert_eq!(received(1, GSO_TCPV4, GUEST), Some(1));
         assert_eq!(
             (received(2, 0, GUEST), received(2, 0, 0)),
@@ -184,13 +178,13 @@ mod tests {
             if let Some(passed) = header.checked(features, len) {
                 prop_assert!(passed.flags & !F_NEEDS_CSUM == 0);
                 if passed.flags != 0 {
-                    prop_assert!(has(features, feature::CSUM));
+                    prop_assert!(has(features, offload::CSUM));
                     prop_assert!(usize::from(passed.csum_start) + usize::from(passed.csum_offset) + 2 <= len);
                 }
                 match passed.gso_type {
                     0 => prop_assert_eq!((passed.gso_size, passed.hdr_len), (0, 0)),
-                    1 => prop_assert!(has(features, feature::HOST_TSO4) && passed.flags == 1),
-                    4 => prop_assert!(has(features, feature::HOST_TSO6) && passed.flags == 1),
+                    1 => prop_assert!(has(features, offload::HOST_TSO4) && passed.flags == 1),
+                    4 => prop_assert!(has(features, offload::HOST_TSO6) && passed.flags == 1),
                     other => prop_assert!(false, "type {}", other),
                 }
                 // Passing twice changes nothing.

@@ -2,8 +2,9 @@
 
 pub mod backend;
 pub mod header;
+pub mod mac;
 pub mod peer;
-pub mod pieces;
+pub mod scatter_list;
 pub mod stream;
 pub mod tap;
 pub mod unix;

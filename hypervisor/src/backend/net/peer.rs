@@ -24,7 +24,7 @@
 
 use super::backend::{Backend, Received, Sent, Watch};
 use super::header::{HEADER_LEN, Header};
-use super::pieces::Pieces;
+use super::scatter_list::ScatterList;
 
 /// The peer's own address.
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0x88, 0xb5];
@@ -119,7 +119,7 @@ impl Backend for Peer {
         None
     }
     fn ready(&mut self, _: libc::c_short) {}
-    fn send(&mut self, _: &Header, frame: &mut Pieces<'_>) -> Sent {
+    fn send(&mut self, _: &Header, frame: &mut ScatterList<'_>) -> Sent {
         let mut start = [0; CONTROL_LEN];
         let got = frame.copy_out(0, &mut start);
         if got >= 14 && field(&start, 12) == ETHERTYPE {
@@ -130,7 +130,7 @@ impl Backend for Peer {
         }
         Sent::Done
     }
-    fn receive(&mut self, into: &mut Pieces<'_>) -> Received {
+    fn receive(&mut self, into: &mut ScatterList<'_>) -> Received {
         let Some(len) = self.compose() else { return Received::Nothing };
         let frame = self.frame.get(..len).unwrap_or_default();
         if HEADER_LEN + len > into.bytes() {
@@ -168,13 +168,13 @@ mod tests {
     const GUEST: [u8; 6] = [2, 1, 1, 1, 1, 1];
 
     fn send(peer: &mut Peer, mut frame: Vec<u8>) {
-        let mut pieces = Pieces::default();
+        let mut pieces = ScatterList::default();
         pieces.push(&VolatileSlice::from(&mut frame[..])).unwrap();
         assert_eq!(peer.send(&Header::default(), &mut pieces), Sent::Done);
     }
     fn receive(peer: &mut Peer, room: usize) -> Option<Vec<u8>> {
         let mut memory = vec![0; room];
-        let mut pieces = Pieces::default();
+        let mut pieces = ScatterList::default();
         pieces.push(&VolatileSlice::from(&mut memory[..])).unwrap();
         let received = peer.receive(&mut pieces);
         drop(pieces);

@@ -6,12 +6,13 @@
 //! would make sense.
 
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::backend::{Backend, MAX_FRAME, Received, Sent, Watch};
 use super::header::{HEADER_LEN, Header};
-use super::pieces::Pieces;
+use super::scatter_list::ScatterList;
+use crate::host::socket;
 
 /// Bytes in front of each frame.
 const PREFIX: usize = 4;
@@ -85,7 +86,7 @@ impl Input {
 
 impl Output {
     /// Appends a frame, if there is room.
-    fn push(&mut self, frame: &Pieces<'_>) -> bool {
+    fn push(&mut self, frame: &ScatterList<'_>) -> bool {
         let len = frame.bytes();
         if self.bytes.len() + PREFIX + len > BUFFER {
             self.bytes.drain(..self.sent);
@@ -101,17 +102,7 @@ impl Output {
     /// Sends what it can.
     fn flush(&mut self, to: &UnixStream) -> io::Result<()> {
         while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            // SAFETY: `rest` is live and as long as it says. MSG_NOSIGNAL: a closed connection is an error
-            // here, no signal.
-            let sent = unsafe {
-                libc::send(
-                    to.as_raw_fd(),
-                    rest.as_ptr().cast(),
-                    rest.len(),
-                    libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
-                )
-            };
-            self.sent += usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+            self.sent += socket::send(to.as_fd(), rest, socket::NOW)?;
         }
         self.clear();
         Ok(())
@@ -205,7 +196,7 @@ impl Backend for Framed {
         }
         self.flush();
     }
-    fn send(&mut self, _: &Header, frame: &mut Pieces<'_>) -> Sent {
+    fn send(&mut self, _: &Header, frame: &mut ScatterList<'_>) -> Sent {
         self.deaf = false;
         if self.socket.is_none() || self.output.push(frame) {
             return Sent::Done;
@@ -221,7 +212,7 @@ impl Backend for Framed {
             Err(_) => self.hang_up(),
         }
     }
-    fn receive(&mut self, into: &mut Pieces<'_>) -> Received {
+    fn receive(&mut self, into: &mut ScatterList<'_>) -> Received {
         if !self.input.is_complete() {
             self.fill();
         }
@@ -268,14 +259,14 @@ mod tests {
     }
     fn receive(from: &mut Framed, room: usize) -> (Received, Vec<u8>) {
         let mut memory = vec![0xee; room];
-        let mut pieces = Pieces::default();
+        let mut pieces = ScatterList::default();
         pieces.push(&VolatileSlice::from(&mut memory[..])).unwrap();
         let received = from.receive(&mut pieces);
         drop(pieces);
         (received, memory)
     }
     fn send(to: &mut Framed, frame: &mut [u8]) -> Sent {
-        let mut pieces = Pieces::default();
+        let mut pieces = ScatterList::default();
         pieces.push(&VolatileSlice::from(frame)).unwrap();
         to.send(&Header::default(), &mut pieces)
     }

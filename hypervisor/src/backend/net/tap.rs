@@ -14,8 +14,8 @@ use zerocopy::IntoBytes;
 
 use super::backend::{Backend, MAX_FRAME, Received, Sent, Watch};
 use super::header;
-use super::header::{HEADER_LEN, Header, feature, has};
-use super::pieces::Pieces;
+use super::header::{HEADER_LEN, Header, has, offload};
+use super::scatter_list::ScatterList;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
@@ -166,7 +166,7 @@ impl Tap {
 
     /// Whether the driver may have the frame in `frame`. One that waited since another driver was there may want
     /// what this one does not do; and without the feature nobody is to hear of checksums (section 5.1.6.4.1).
-    fn admits(&self, frame: &Pieces<'_>) -> bool {
+    fn admits(&self, frame: &ScatterList<'_>) -> bool {
         let mut start = [0; 2];
         frame.copy_out(0, &mut start);
         let [flags, gso_type] = start;
@@ -203,9 +203,9 @@ fn set_up(name: &str) {
 /// What the kernel may leave to the guest, when the driver has accepted `features`: `TUN_F_*`.
 fn offloads(features: u64) -> libc::c_uint {
     let all = [
-        (feature::GUEST_CSUM, libc::TUN_F_CSUM),
-        (feature::GUEST_TSO4, libc::TUN_F_TSO4),
-        (feature::GUEST_TSO6, libc::TUN_F_TSO6),
+        (offload::GUEST_CSUM, libc::TUN_F_CSUM),
+        (offload::GUEST_TSO4, libc::TUN_F_TSO4),
+        (offload::GUEST_TSO6, libc::TUN_F_TSO6),
     ];
     all.iter()
         .filter(|(bit, _)| has(features, *bit))
@@ -214,7 +214,7 @@ fn offloads(features: u64) -> libc::c_uint {
 
 impl Backend for Tap {
     fn features(&self) -> u64 {
-        use feature::{CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6};
+        use offload::{CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6};
         1 << CSUM | 1 << GUEST_CSUM | 1 << GUEST_TSO4 | 1 << GUEST_TSO6 | 1 << HOST_TSO4 | 1 << HOST_TSO6
     }
     fn accept(&mut self, features: u64) -> io::Result<()> {
@@ -245,7 +245,7 @@ impl Backend for Tap {
         }
         self.waiting = false;
     }
-    fn send(&mut self, header: &Header, frame: &mut Pieces<'_>) -> Sent {
+    fn send(&mut self, header: &Header, frame: &mut ScatterList<'_>) -> Sent {
         if self.up
             && let Err(error) = frame.write_to(self.file.as_fd(), header.as_bytes(), &mut self.room)
         {
@@ -257,7 +257,7 @@ impl Backend for Tap {
         }
         Sent::Done
     }
-    fn receive(&mut self, into: &mut Pieces<'_>) -> Received {
+    fn receive(&mut self, into: &mut ScatterList<'_>) -> Received {
         if !self.up {
             return Received::Nothing;
         }

@@ -1,38 +1,11 @@
-//! `--net unix=PATH`: frames over an AF_UNIX stream socket, to passt's socket, QEMU's `-netdev stream`, or a
-//! program of one's own.
+//! `--net unix=PATH`: frames over an AF_UNIX stream socket, to passt's socket, QEMU's `-netdev stream`, or a program of
+//! the user's own.
 
-use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use super::stream::Framed;
-use crate::text::printable;
-
-/// A socket cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum UnixError {
-    /// Nobody listens.
-    #[error(
-        "cannot connect to {path}: {error}; start the program that listens there first, or add `,server` to \
-         wait for it",
-        path = printable::path(path)
-    )]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        error: io::Error,
-    },
-    /// The socket cannot be made.
-    #[error("cannot listen on {path}: {error}{}", listen_hint(error), path = printable::path(path))]
-    Listen {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        error: io::Error,
-    },
-}
+use crate::backend::unix::{UnixError, bind};
 
 /// Connects to whoever listens on `path`.
 pub fn connect(path: &Path) -> Result<Framed, UnixError> {
@@ -44,37 +17,6 @@ pub fn connect(path: &Path) -> Result<Framed, UnixError> {
 pub fn listen(path: &Path) -> Result<Framed, UnixError> {
     let socket = bind(path).and_then(Framed::listening);
     socket.map_err(|error| UnixError::Listen { path: path.to_owned(), error })
-}
-
-/// What to do when a socket cannot be made.
-pub(crate) fn listen_hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "; a program listens there, or a file is in the way: end the one, remove the other, or name another path"
-        }
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-            "; name a path in a directory that exists and is yours"
-        }
-        io::ErrorKind::InvalidInput => "; a socket's path has 107 bytes at most",
-        _ => "",
-    }
-}
-
-/// Makes a socket at `path`; one that a former run left behind, and nobody listens on, is replaced.
-pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        other => other,
-    }
-}
-
-fn is_left_behind(path: &Path) -> bool {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    is_socket && UnixStream::connect(path).is_err_and(refused)
 }
 
 #[cfg(test)]

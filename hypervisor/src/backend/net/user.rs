@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::backend::{Backend, Received, Sent, Watch};
 use super::header::Header;
-use super::pieces::Pieces;
+use super::scatter_list::ScatterList;
 use super::stream::Framed;
 use crate::host::notice::notice;
 use crate::host::threads;
@@ -225,13 +225,13 @@ impl Backend for User {
     fn ready(&mut self, revents: libc::c_short) {
         self.frames.ready(revents);
     }
-    fn send(&mut self, header: &Header, frame: &mut Pieces<'_>) -> Sent {
+    fn send(&mut self, header: &Header, frame: &mut ScatterList<'_>) -> Sent {
         self.frames.send(header, frame)
     }
     fn flush(&mut self) {
         self.frames.flush();
     }
-    fn receive(&mut self, into: &mut Pieces<'_>) -> Received {
+    fn receive(&mut self, into: &mut ScatterList<'_>) -> Received {
         let received = self.frames.receive(into);
         if matches!(received, Received::Frame(_)) && !self.passt.shared.worked.load(Ordering::Relaxed) {
             self.passt.shared.worked.store(true, Ordering::Release);
@@ -367,13 +367,13 @@ mod tests {
         let question = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &guest, &[0; 4], &[0; 6], &[192, 0, 2, 99]].concat();
         let mut frame = [&[0xff; 6][..], &guest, &[8, 6], &question].concat();
         frame.resize(60, 0);
-        let mut pieces = Pieces::default();
+        let mut pieces = ScatterList::default();
         pieces.push(&VolatileSlice::from(&mut frame[..])).unwrap();
         assert_eq!(user.send(&Header::default(), &mut pieces), Sent::Done);
         user.flush();
         loop {
             let mut memory = [0; 1526];
-            let mut pieces = Pieces::default();
+            let mut pieces = ScatterList::default();
             pieces.push(&VolatileSlice::from(&mut memory[..])).unwrap();
             let received = user.receive(&mut pieces);
             drop(pieces);

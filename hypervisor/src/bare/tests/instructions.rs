@@ -208,14 +208,15 @@ fn string_ports_are_bounded_per_exit() {
 /// Where the engine has CPUID trap, the guest gets the answer that it would get on an engine that does not.
 #[test]
 fn cpuid_is_what_a_guest_may_know() {
+    use crate::host::host_cpuid::{query, xcr0};
     let mut g = Guest::booted();
-    let dynamic = crate::host::host_cpuid::Dynamic { osxsave: false, xcr0: u64::MAX };
+    let dynamic = crate::x86::guest_cpuid::Dynamic { osxsave: false, xcr0: u64::MAX };
     for (function, index) in
         [(0_u64, 0_u64), (1, 0), (7, 0), (0xd, 2), (0x8000_0001, 0), (0x4000_0000, 0), (u64::MAX, 9)]
     {
         (g.regs.rax, g.regs.rcx) = (function, index);
         resumed(&g.traps(&[0x0f, 0xa2]), PrivOp::Cpuid);
-        let said = crate::host::host_cpuid::for_guest(function as u32, index as u32, dynamic);
+        let said = crate::x86::guest_cpuid::for_guest(function as u32, index as u32, dynamic, xcr0(), query);
         let told = [g.regs.rax, g.regs.rbx, g.regs.rcx, g.regs.rdx];
         assert_eq!(told, [said.eax, said.ebx, said.ecx, said.edx].map(u64::from), "{function:#x}");
     }

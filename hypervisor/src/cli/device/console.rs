@@ -9,7 +9,7 @@ use crate::backend::console::file::{FileEnd, FileError};
 use crate::backend::console::loopback::Loopback;
 use crate::backend::console::pty::{Pty, PtyError};
 use crate::backend::console::unix::Socket;
-use crate::backend::net::unix::UnixError;
+use crate::backend::unix::UnixError;
 
 /// A `--console`.
 #[derive(Clone, Debug, PartialEq, Eq)]

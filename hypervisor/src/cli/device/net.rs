@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::backend::net::backend::Backend;
+use crate::backend::net::mac::{BadMac, Mac};
 use crate::backend::net::peer::Peer;
 use crate::backend::net::tap;
 use crate::backend::net::tap::{BadName, Tap, TapError};
 use crate::backend::net::unix;
-use crate::backend::net::unix::UnixError;
 use crate::backend::net::user::{Lost, Ports, User, UserError};
-use crate::virtio::net::{Mac, Net};
+use crate::backend::unix::UnixError;
+use crate::virtio::net::Net;
 
 /// What is behind a network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,10 +56,8 @@ pub enum NetOptionError {
     #[error(transparent)]
     Interface(#[from] BadName),
     /// No address, or one of a group.
-    #[error(
-        "`{0}` is not a MAC address that a guest can have: give six bytes like 02:11:22:33:44:55, the first one even"
-    )]
-    Mac(String),
+    #[error(transparent)]
+    Mac(#[from] BadMac),
     /// An option without a value.
     #[error("`{0}` needs a value")]
     Empty(&'static str),
@@ -178,12 +177,12 @@ mod tests {
             ("tap=t,server", Unknown("server".into())),
             ("tap=t,", Unknown("".into())),
             ("unix=p,tcp=1", Unknown("tcp=1".into())),
-            ("peer,mac=01:00:00:00:00:01", Mac("01:00:00:00:00:01".into())),
-            ("peer,mac=00:00:00:00:00:00", Mac("00:00:00:00:00:00".into())),
-            ("peer,mac=2:0:0:0:0", Mac("2:0:0:0:0".into())),
-            ("peer,mac=02:00:00:00:00:01:02", Mac("02:00:00:00:00:01:02".into())),
-            ("peer,mac=02:00:00:00:00:+1", Mac("02:00:00:00:00:+1".into())),
-            ("peer,mac=", Mac("".into())),
+            ("peer,mac=01:00:00:00:00:01", Mac(BadMac("01:00:00:00:00:01".into()))),
+            ("peer,mac=00:00:00:00:00:00", Mac(BadMac("00:00:00:00:00:00".into()))),
+            ("peer,mac=2:0:0:0:0", Mac(BadMac("2:0:0:0:0".into()))),
+            ("peer,mac=02:00:00:00:00:01:02", Mac(BadMac("02:00:00:00:00:01:02".into()))),
+            ("peer,mac=02:00:00:00:00:+1", Mac(BadMac("02:00:00:00:00:+1".into()))),
+            ("peer,mac=", Mac(BadMac("".into()))),
         ];
         for (text, error) in wrong {
             assert_eq!(parse(text), Err(error), "{text}");

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::backend::net::unix::listen_hint;
+use crate::backend::unix::listen_hint;
 use crate::text::printable;
 use crate::virtio::vsock::Vsock;
 

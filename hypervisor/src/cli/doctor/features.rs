@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::trial::Trial;
 use crate::engine::kvm::{HostKind, host_kind};
-use crate::host::host_cpuid::{available_state, can_trap, other_state};
+use crate::host::host_cpuid::{can_trap, xcr0};
+use crate::x86::guest_cpuid::available;
 
 /// What the CPUID instruction shows to a guest's programs on one engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -19,13 +20,13 @@ pub struct Shown {
 
 /// Looks at every engine that works.
 pub fn shown(engines: &[Trial]) -> Vec<Shown> {
-    let vectors = vectors(available_state());
+    let vectors = vectors(available(xcr0()));
     let working = engines.iter().filter(|trial| trial.works());
     working
         .map(|trial| {
             let not_hidden = match trial.name {
                 "kvm" => on_kvm(host_kind()),
-                _ => on_processes(can_trap(), other_state()),
+                _ => on_processes(can_trap(), xcr0() & !available(xcr0())),
             };
             Shown { engine: trial.name, vectors, not_hidden }
         })

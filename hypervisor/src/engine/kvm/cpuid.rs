@@ -7,8 +7,8 @@ use std::arch::x86_64::CpuidResult;
 
 use kvm_bindings::kvm_cpuid_entry2;
 
-use crate::host::host_cpuid::{available_state_by, query};
-use crate::x86::guest_cpuid::{COMPONENTS, MAX_BASIC, MAX_EXTENDED, area_size, filter};
+use crate::host::host_cpuid::{query, xcr0_by};
+use crate::x86::guest_cpuid::{COMPONENTS, MAX_BASIC, MAX_EXTENDED, area_size, available, filter};
 
 /// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`: ECX selects among the leaf's sub-leaves.
 const BY_INDEX: u32 = 1;
@@ -33,7 +33,7 @@ fn entry(function: u32, index: u32, flags: u32, r: CpuidResult) -> kvm_cpuid_ent
 /// are not read.
 pub fn table() -> (Vec<kvm_cpuid_entry2>, u64) {
     let features = query(1, 0);
-    let state = available_state_by(features);
+    let state = available(xcr0_by(features));
     let host = |function, index| filter(function, index, query(function, index), state);
     let mut entries = Vec::with_capacity(16);
 
@@ -92,6 +92,6 @@ mod tests {
         assert_eq!(leaf(1).ecx & (1 << 5 | 1 << 21), 0, "no VMX, no x2APIC");
         assert_ne!(leaf(0x8000_0001).edx & 1 << 29, 0, "long mode");
         assert!(leaf(0x8000_0008).eax & 0xff >= 36, "physical address bits");
-        assert_eq!(xcr0, crate::host::host_cpuid::available_state());
+        assert_eq!(xcr0, available(crate::host::host_cpuid::xcr0()));
     }
 }

@@ -12,11 +12,10 @@ use paravane_abi::version::make_version;
 use super::decode;
 use super::outcome::{Ended, ExceptionOutcome, finish};
 use crate::host::host_cpuid;
-use crate::host::host_cpuid::Dynamic;
 use crate::ledger::{Cause, PrivOp};
 use crate::pv::domain::PvDomain;
 use crate::x86::control::cr4;
-use crate::x86::guest_cpuid::LEAF1_EDX_MACHINE_CHECKS;
+use crate::x86::guest_cpuid::{Dynamic, LEAF1_EDX_MACHINE_CHECKS, for_guest};
 
 /// How a guest came to ask.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,8 +74,8 @@ fn leaf(d: &PvDomain, function: u32, index: u32, osxsave: bool) -> CpuidResult {
             hypervisor(d, function - XEN_CPUID_FIRST_LEAF, index)
         }
         _ => {
-            let mut answer =
-                host_cpuid::for_guest(function, index, Dynamic { osxsave, xcr0: d.vcpu.control.xcr0 });
+            let dynamic = Dynamic { osxsave, xcr0: d.vcpu.control.xcr0 };
+            let mut answer = for_guest(function, index, dynamic, host_cpuid::xcr0(), host_cpuid::query);
             if function == 1 {
                 // `msr` has the registers.
                 answer.edx |= LEAF1_EDX_MACHINE_CHECKS;

@@ -17,7 +17,7 @@ use crate::pv::domain::PvDomain;
 use crate::pv::hypercall::{read_debug_register, write_debug_register};
 use crate::pv::vcpu::CR4_FIXED;
 use crate::x86::control::{cr0, cr4};
-use crate::x86::guest_cpuid::is_consistent;
+use crate::x86::guest_cpuid::{available, is_consistent};
 
 /// CR0 but for TS, as code on Xen finds it: PG, AM, WP, NE, ET, MP, PE.
 const CR0: u64 = cr0::PG | cr0::AM | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;
@@ -69,7 +69,7 @@ pub(super) fn extended_state(d: &mut PvDomain) -> Option<ExceptionOutcome> {
     use Mnemonic::*;
     let control = &d.vcpu.control;
     let hidden = control.cr4 & cr4::OSXSAVE == 0 && !control.xsave_in_use;
-    if !hidden || !d.vcpu.kernel_mode || host_cpuid::available_state() == 0 {
+    if !hidden || !d.vcpu.kernel_mode || available(host_cpuid::xcr0()) == 0 {
         return None;
     }
     let insn = decode::at_rip(d)?;
@@ -155,7 +155,7 @@ fn changeable() -> u64 {
     cr4::TSD
         | cr4::DE
         | optional(host_cpuid::has_fsgsbase(), cr4::FSGSBASE)
-        | optional(host_cpuid::available_state() != 0, cr4::OSXSAVE)
+        | optional(available(host_cpuid::xcr0()) != 0, cr4::OSXSAVE)
 }
 
 /// MOV to CR3 is MMUEXT_NEW_BASEPTR.
@@ -179,7 +179,7 @@ fn xsetbv(d: &mut PvDomain) -> Ended {
     }
     let regs = &d.vcpu.regs;
     let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
-    let available = host_cpuid::available_state();
+    let available = available(host_cpuid::xcr0());
     if regs.rcx & 0xffff_ffff != 0 || !is_consistent(value) || value & !available != 0 {
         return Ended::Fault(PROTECTION);
     }

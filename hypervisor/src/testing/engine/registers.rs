@@ -6,6 +6,7 @@ use crate::host::host_cpuid;
 use crate::machine::memory::PAGE_SIZE;
 use crate::mmu::space::Allowed;
 use crate::x86::control::cr4;
+use crate::x86::guest_cpuid::available;
 
 /// CR4 says whether RDFSBASE, XGETBV and RDTSC can be executed, and XCR0 what XGETBV reads, where the engine can have
 /// that.
@@ -34,7 +35,7 @@ pub(crate) fn allowed_instructions(w: &mut World) {
     }
     w.space.set_allowed(Allowed::ALL);
     assert_eq!(w.exec(&code!("xor ecx, ecx", "xgetbv", "cli")), gp(0));
-    let all = host_cpuid::available_state();
+    let all = available(host_cpuid::xcr0());
     assert_eq!(w.regs.rax & all, all, "all that the host has comes back");
 }
 
@@ -43,7 +44,7 @@ pub(crate) fn allowed_instructions(w: &mut World) {
 pub(crate) fn widest_vector_state(w: &mut World) {
     const WORDS: u64 = 32 * 8;
     const MASKS: u64 = 8;
-    let wide = host_cpuid::available_state() & 0xe0 != 0 && is_x86_feature_detected!("avx512bw");
+    let wide = available(host_cpuid::xcr0()) & 0xe0 != 0 && is_x86_feature_detected!("avx512bw");
     if !wide {
         println!("note: this host has no AVX-512");
         return;

@@ -1,29 +1,22 @@
 //! The block device (virtio 1.2, section 5.2): a file or a block device of the host as a guest's disk.
 //!
-//! | file | what is in it |
+//! | File | What is in it |
 //! | --- | --- |
 //! | `request.rs` | what a request says, and which are refused |
 //! | `worker.rs` | the loop of one queue: requests out, jobs under way, statuses back |
-//! | `uring.rs`, `transfer.rs` | jobs done by io_uring, directly between the file and the guest's memory |
-//! | `pool.rs` | jobs done by a few threads: image formats, and hosts without io_uring |
-//! | `image.rs` | raw files |
-//! | `direct.rs` | raw files around the page cache |
-//! | `buffers.rs` | lists of guest memory, aligned buffers |
-//! | `qcow2` | qcow2 images: by imago, after a look of our own at their tables |
-//! | `behind.rs` | the files that such an image names |
-//! | `errors.rs` | why a disk cannot be opened |
+//!
+//! The disk's blocks are [`crate::backend::disk`]'s.
 //!
 //! A write is used once the host has it, a flush once all that was used before is on stable storage. A driver
 //! that does not accept flushes gets every write on stable storage before it is used. The host's errors are
 //! statuses of requests.
 
-pub(crate) mod request;
+mod request;
 #[cfg(test)]
 mod tests;
-pub(crate) mod worker;
+mod worker;
 
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,13 +28,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::IntoBytes;
 
 use super::{Activation, Device, Info, Link, MAX_QUEUES, Workers};
-pub use crate::backend::disk::errors::OpenError;
-use crate::backend::disk::image::{Image, Limits, RawImage};
-pub use crate::backend::disk::qcow2::Fault;
-use crate::backend::disk::qcow2::Qcow2Image;
+use crate::backend::disk::Disk;
+use crate::backend::disk::image::{Limits, SECTOR};
 
-/// The unit of addresses and capacities, whatever the disk (5.2.4).
-pub const SECTOR: u64 = 512;
 /// Entries of a queue at most.
 const QUEUE_SIZE: u16 = 256;
 /// Buffers of a request at most: header and status have one each.
@@ -53,109 +42,48 @@ const PHYSICAL: u64 = 4096;
 /// Bytes of an identity (5.2.6, VIRTIO_BLK_T_GET_ID).
 const ID_BYTES: usize = 20;
 
-/// How an image is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// As the guest sees it.
-    Raw,
-    /// QEMU's copy-on-write format, version 2 or 3.
-    Qcow2,
-}
-
-/// A disk to be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// The file or block device.
-    pub path: PathBuf,
-    /// Its format; `None`: by its name, raw if that does not end in `.qcow2`.
-    pub format: Option<Format>,
-    /// The guest must not write.
-    pub readonly: bool,
-    /// Bypass the host's page cache (O_DIRECT).
-    pub direct: bool,
-    /// Queues: 1 to [`MAX_QUEUES`].
-    pub queues: u16,
-    /// What GET_ID answers; by default the file's name.
-    pub id: Option<String>,
-}
-
-pub(crate) fn is_called_qcow2(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end == "qcow2")
-}
-
-/// A disk.
+/// A disk as a virtio device.
 pub struct Block {
-    disk: Arc<Disk>,
+    disk: Arc<Shared>,
     queues: u16,
 }
 
 /// What all queues of a disk share.
-struct Disk {
-    image: Arc<dyn Image>,
-    /// The image again, where io_uring can work on its file.
-    raw: Option<Arc<RawImage>>,
+struct Shared {
+    disk: Disk,
     limits: Limits,
     sectors: u64,
-    readonly: bool,
     /// Cleared by drivers that want every change on stable storage before it is done (5.2.5, `writeback`).
     writeback: AtomicBool,
     id: [u8; ID_BYTES],
 }
 
+/// A number of queues that no disk has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a disk has 1 to {MAX_QUEUES} queues, not {0}")]
+pub struct BadQueueCount(u16);
+
 impl Block {
-    /// Opens what is behind a disk, and locks it: one writer, or any number of readers.
+    /// A device for `disk`, with `queues` queues (1 to [`MAX_QUEUES`]). It identifies itself to the guest by the first
+    /// 20 bytes of `id`; by default of the name of the disk's file.
     ///
     /// # Errors
-    /// When it cannot be had; the message says what to do.
-    pub fn open(options: &Options) -> Result<Self, OpenError> {
-        if options.queues == 0 || usize::from(options.queues) > MAX_QUEUES {
-            return Err(OpenError::Queues(options.queues));
+    /// When it cannot have so many queues.
+    pub fn new(disk: Disk, queues: u16, id: Option<&str>) -> Result<Self, BadQueueCount> {
+        if queues == 0 || usize::from(queues) > MAX_QUEUES {
+            return Err(BadQueueCount(queues));
         }
-        let path = options.path.as_path();
-        let by_name = if is_called_qcow2(path) { Format::Qcow2 } else { Format::Raw };
-        let format = options.format.unwrap_or(by_name);
-        let opened = |error| OpenError::Open { path: path.to_owned(), error };
-        let file = crate::backend::disk::image::open(path, options)?;
-        let (image, raw): (Arc<dyn Image>, _) = match format {
-            Format::Raw => {
-                if options.format.is_none() && crate::backend::disk::image::begins_as_qcow2(&file.0) {
-                    return Err(OpenError::LooksLikeQcow2(path.to_owned()));
-                }
-                let raw = Arc::new(RawImage::new(file, options.direct).map_err(opened)?);
-                let (bytes, block) = (raw.bytes(), raw.limits().block);
-                if !bytes.is_multiple_of(block) {
-                    return Err(OpenError::PartOfABlock { path: path.to_owned(), bytes, block });
-                }
-                let for_uring = raw.takes_sectors().then(|| raw.clone());
-                (raw, for_uring)
-            }
-            Format::Qcow2 if !crate::backend::disk::image::begins_as_qcow2(&file.0) => {
-                return Err(OpenError::NoQcow2(path.to_owned()));
-            }
-            Format::Qcow2 => (Arc::new(Qcow2Image::open(file, options)?), None),
-        };
-        if image.bytes() == 0 {
-            return Err(OpenError::Empty(path.to_owned()));
-        }
-        Ok(Self::new(image, raw, options))
-    }
-
-    fn new(image: Arc<dyn Image>, raw: Option<Arc<RawImage>>, options: &Options) -> Self {
-        let limits = image.limits();
-        let sectors = image.bytes() / SECTOR;
-        let id = identity(options);
-        let disk =
-            Disk { image, raw, limits, sectors, readonly: options.readonly, writeback: true.into(), id };
-        Self { disk: Arc::new(disk), queues: options.queues }
+        let (limits, sectors) = (disk.limits(), disk.bytes() / SECTOR);
+        let id = identity(id.unwrap_or(disk.name()));
+        let shared = Shared { disk, limits, sectors, writeback: true.into(), id };
+        Ok(Self { disk: Arc::new(shared), queues })
     }
 }
 
-/// The first bytes of the name, padded with zeroes.
-fn identity(options: &Options) -> [u8; ID_BYTES] {
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let text = options.id.clone().or_else(|| name(&options.path)).unwrap_or_default();
+/// The first bytes of a name, padded with zeroes.
+fn identity(name: &str) -> [u8; ID_BYTES] {
     let mut id = [0; ID_BYTES];
-    id.iter_mut().zip(text.bytes()).for_each(|(to, byte)| *to = byte);
+    id.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte);
     id
 }
 
@@ -202,7 +130,7 @@ impl Block {
 impl Device for Block {
     fn info(&self) -> Info {
         let bit = |bit: u32, offered: bool| u64::from(offered) << bit;
-        let writable = !self.disk.readonly;
+        let writable = !self.disk.disk.is_readonly();
         let features = bit(VIRTIO_BLK_F_SEG_MAX, true)
             | bit(VIRTIO_BLK_F_BLK_SIZE, true)
             | bit(VIRTIO_BLK_F_TOPOLOGY, true)

@@ -12,8 +12,10 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Disk, MOST_SECTORS, SECTOR};
-use crate::backend::disk::buffers::Buffers;
+use super::{MOST_SECTORS, Shared};
+use crate::backend::disk::Buffers;
+use crate::backend::disk::image::SECTOR;
+use crate::backend::disk::jobs::{Job, Op};
 use crate::machine::device_memory::DeviceMemory;
 use crate::machine::device_memory::Segment;
 use crate::virtio::{Broken, Chain};
@@ -38,7 +40,7 @@ struct Range {
 
 /// A request's outcome (5.2.6, `status`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
+pub(super) enum Status {
     Ok,
     IoError,
     Unsupported,
@@ -54,33 +56,9 @@ impl Status {
     }
 }
 
-/// What is to be done to the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Op {
-    Read,
-    Write,
-    Flush,
-    Discard,
-    /// `unmap`: room may be given back.
-    Zero {
-        unmap: bool,
-    },
-}
-
-/// Work for an image: `len` bytes at `offset`, from or to where the guest has them.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub op: Op,
-    pub offset: u64,
-    pub len: u64,
-    /// Of a change: it must be on stable storage before it is done.
-    pub sync: bool,
-    pub buffers: Buffers,
-}
-
 /// A request that was read.
 #[derive(Debug)]
-pub(crate) enum Request {
+pub(super) enum Request {
     /// To be done.
     Job(Job),
     /// Done already: its status, and the bytes of data that were written.
@@ -91,7 +69,7 @@ pub(crate) enum Request {
 pub(super) fn read(
     memory: &DeviceMemory,
     chain: &Chain,
-    disk: &Disk,
+    disk: &Shared,
     spare: &mut Buffers,
 ) -> Result<Request, Broken> {
     let header: Header =
@@ -116,7 +94,7 @@ pub(super) fn read(
             job(Op::Read, offset, room, chain.writable(), 0)
         }
         VIRTIO_BLK_T_OUT => {
-            let place = disk.place(header.sector, data).filter(|_| !disk.readonly);
+            let place = disk.place(header.sector, data).filter(|_| !disk.disk.is_readonly());
             let Some(offset) = place else { return refused(Status::IoError) };
             job(Op::Write, offset, data, chain.readable(), header_len)
         }
@@ -128,7 +106,7 @@ pub(super) fn read(
             Ok(Request::Done(Status::Ok, u32::try_from(written).unwrap_or(0)))
         }
         kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
-            if disk.readonly || data != size_of::<Range>() as u64 {
+            if disk.disk.is_readonly() || data != size_of::<Range>() as u64 {
                 return refused(Status::IoError);
             }
             let Some(range) = gather::<Range>(memory, chain, header_len) else {
@@ -144,7 +122,7 @@ pub(super) fn read(
 }
 
 /// What a discard or write-zeroes request comes to.
-fn clear(discard: bool, range: &Range, disk: &Disk) -> Result<(Op, u64, u64), Status> {
+fn clear(discard: bool, range: &Range, disk: &Shared) -> Result<(Op, u64, u64), Status> {
     let unmap = range.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
     if range.flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0
         || discard && (unmap || disk.limits.discard.is_none())
@@ -166,14 +144,14 @@ fn gather<T: FromBytes + IntoBytes>(memory: &DeviceMemory, chain: &Chain, skip: 
 
 /// Writes a request's status; returns how many bytes of its buffers were written from the first on, `data`
 /// bytes of data having been.
-pub(crate) fn answer(memory: &DeviceMemory, chain: &Chain, status: Status, data: u32) -> u32 {
+pub(super) fn answer(memory: &DeviceMemory, chain: &Chain, status: Status, data: u32) -> u32 {
     let last = chain.writable_len().saturating_sub(1);
     memory.scatter(chain.writable(), last, &[status.byte()]);
     // Of a failed read nobody knows how much was written.
     if u64::from(data) == last { data.saturating_add(1) } else { data }
 }
 
-impl Disk {
+impl Shared {
     /// Where on the disk `len` bytes at `sector` begin, if they are whole sectors of it.
     fn place(&self, sector: u64, len: u64) -> Option<u64> {
         let end = sector.checked_add(len / SECTOR)?;

@@ -9,87 +9,16 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_INDIRECT,
 };
 
-mod aligned;
-mod behind;
-mod clusters;
-mod damaged;
-mod good_images;
 mod model;
-mod mutated;
-mod odd_sizes;
-mod small_image;
-mod stable;
-mod under_way;
+mod resets;
+mod stable_storage;
 
 use super::*;
-use crate::backend::disk::image::Locked;
+use crate::backend::disk::image::Image;
+use crate::backend::disk::{Locked, Options, RawImage};
+use crate::testing::disk::*;
 use crate::testing::virtio::{BUFFERS, Bench, Ring};
 use crate::virtio::Broken;
-
-const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
-const HEADER: u64 = BUFFERS;
-const STATUS: u64 = BUFFERS + 0x100;
-const DATA: u64 = BUFFERS + 0x1000;
-const SECTORS: u64 = 2048;
-
-/// A file of its own that goes with the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str, bytes: u64) -> Self {
-        let path = std::env::temp_dir().join(format!("paravane-disk-{}-{name}", std::process::id()));
-        File::create(&path).unwrap().set_len(bytes).unwrap();
-        Self(path)
-    }
-    fn options(&self) -> Options {
-        Options { path: self.0.clone(), format: None, readonly: false, direct: false, queues: 1, id: None }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// What a request was answered.
-#[derive(Debug, PartialEq, Eq)]
-struct Answer {
-    status: u8,
-    written: u32,
-}
-
-fn ok(written: u32) -> Answer {
-    Answer { status: 0, written }
-}
-const IO_ERROR: Answer = Answer { status: 1, written: 1 };
-const UNSUPPORTED: Answer = Answer { status: 2, written: 1 };
-
-/// One request, from its header to its status.
-fn request(bench: &Bench, ring: &mut Ring, kind: u32, sector: u64, data: &[(u64, u32, bool)]) -> Answer {
-    bench.put(HEADER, &kind.to_le_bytes());
-    bench.put(HEADER + 8, &sector.to_le_bytes());
-    bench.put(STATUS, &[0xff]);
-    let all: Vec<_> = [(HEADER, 16, false)].iter().chain(data).chain(&[(STATUS, 1, true)]).copied().collect();
-    ring.chain(0, &all);
-    let (head, written) = bench.run(0, ring);
-    assert_eq!(head, 0);
-    Answer { status: bench.get(STATUS, 1)[0], written }
-}
-
-/// A raw disk as `open` makes it, or one whose jobs threads do.
-fn benches(scratch: &Scratch) -> Vec<Bench> {
-    let raw = || {
-        let file = File::options().read(true).write(true).open(&scratch.0).unwrap();
-        Arc::new(RawImage::new(Locked(file), false).unwrap())
-    };
-    let options = scratch.options();
-    let with_uring = raw();
-    vec![
-        Bench::new(Block::new(with_uring.clone(), Some(with_uring), &options)),
-        Bench::new(Block::new(raw(), None, &options)),
-    ]
-}
 
 #[test]
 fn what_is_written_is_read_and_is_in_the_file() {
@@ -242,9 +171,9 @@ fn many_requests_in_flight_and_indirect_tables() {
 #[test]
 fn several_queues() {
     let scratch = Scratch::new("queues", SECTORS * SECTOR);
-    let qcow2 = clusters::image("queues.qcow2", 3);
+    let qcow2 = qcow2_image("queues.qcow2", 3);
     for options in [scratch.options(), qcow2.options()] {
-        let mut bench = Bench::new(Block::open(&Options { queues: 4, ..options }).unwrap());
+        let mut bench = Bench::new(Block::new(Disk::open(&options).unwrap(), 4, None).unwrap());
         assert_ne!(bench.slot.info().features & 1 << VIRTIO_BLK_F_MQ, 0);
         assert_eq!(bench.slot.link().config().0.bytes()[34..36], [4, 0], "num_queues");
         // A driver may use fewer than there are.
@@ -308,7 +237,7 @@ impl Image for Failing {
 fn the_hosts_errors_are_statuses() {
     let options = Scratch::new("errors", 0).options();
     let mut bench =
-        Bench::new(Block::new(Arc::new(Failing(Mutex::new(io::ErrorKind::StorageFull))), None, &options));
+        Bench::new(block(Arc::new(Failing(Mutex::new(io::ErrorKind::StorageFull))), None, &options));
     let mut rings = bench.start(FLUSH, 1, 16);
     let ring = &mut rings[0];
     assert_eq!(request(&bench, ring, 1, 0, &[(DATA, 512, false)]), IO_ERROR);
@@ -329,7 +258,7 @@ fn the_hosts_errors_are_statuses() {
 fn a_disk_that_is_only_read() {
     let scratch = Scratch::new("ro", SECTORS * SECTOR);
     let options = Options { readonly: true, ..scratch.options() };
-    let block = Block::open(&options).unwrap();
+    let block = open(&options).unwrap();
     let offered = block.info().features;
     assert!(offered & 1 << VIRTIO_BLK_F_RO != 0 && offered & 1 << VIRTIO_BLK_F_DISCARD == 0);
     let mut bench = Bench::new(block);
@@ -338,62 +267,6 @@ fn a_disk_that_is_only_read() {
     assert_eq!(request(&bench, ring, 1, 0, &[(DATA, 512, false)]), IO_ERROR);
     assert_eq!(request(&bench, ring, 13, 0, &[(DATA, 16, false)]), IO_ERROR);
     assert_eq!(request(&bench, ring, 0, 0, &[(DATA, 512, true)]), ok(513));
-}
-
-/// What a child process that is being started has of a disk, too.
-#[test]
-fn a_disk_that_was_closed_is_free_whoever_inherited_its_file() {
-    for format in [Format::Raw, Format::Qcow2] {
-        let scratch = match format {
-            Format::Raw => Scratch::new("inherited", SECTORS * SECTOR),
-            Format::Qcow2 => clusters::image("inherited.qcow2", 3),
-        };
-        let options = Options { format: Some(format), ..scratch.options() };
-        let file = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
-        let inherited = file.0.try_clone().unwrap();
-        let image: Box<dyn Image> = match format {
-            Format::Raw => Box::new(RawImage::new(file, false).unwrap()),
-            Format::Qcow2 => Box::new(Qcow2Image::open(file, &options).unwrap()),
-        };
-        assert!(matches!(Block::open(&options), Err(OpenError::Locked(_))));
-        drop(image);
-        assert!(Block::open(&options).is_ok(), "{format:?}");
-        drop(inherited);
-    }
-}
-
-#[test]
-fn disks_that_cannot_be_opened() {
-    let scratch = Scratch::new("open", SECTORS * SECTOR);
-    let writer = Block::open(&scratch.options()).unwrap();
-    let readonly = Options { readonly: true, ..scratch.options() };
-    assert!(matches!(Block::open(&scratch.options()), Err(OpenError::Locked(_))), "two writers");
-    assert!(matches!(Block::open(&readonly), Err(OpenError::Locked(_))));
-    drop(writer);
-    let readers = (Block::open(&readonly).unwrap(), Block::open(&readonly).unwrap());
-    assert!(matches!(Block::open(&scratch.options()), Err(OpenError::Locked(_))));
-    drop(readers);
-    for none in ["/", "/dev/null"] {
-        let options = Options { path: none.into(), readonly: true, ..scratch.options() };
-        let error = Block::open(&options).err().unwrap();
-        assert!(matches!(error, OpenError::NoDisk(_)), "{error}");
-        assert_eq!(error.to_string().contains("mkfs.ext4"), none == "/", "{error}");
-    }
-    let missing = Options { path: "/nonexistent/disk".into(), ..scratch.options() };
-    let error = Block::open(&missing).err().unwrap().to_string();
-    assert!(error.contains("/nonexistent/disk") && error.contains("truncate"), "{error}");
-    assert!(matches!(Block::open(&Options { queues: 0, ..scratch.options() }), Err(OpenError::Queues(0))));
-    let wrong = Options { format: Some(Format::Qcow2), ..scratch.options() };
-    assert!(matches!(Block::open(&wrong), Err(OpenError::NoQcow2(_))));
-    File::options().write(true).open(&scratch.0).unwrap().write_all_at(b"QFI\xfb", 0).unwrap();
-    assert!(matches!(Block::open(&scratch.options()), Err(OpenError::LooksLikeQcow2(_))));
-    assert!(Block::open(&Options { format: Some(Format::Raw), ..scratch.options() }).is_ok());
-    assert!(
-        Block::open(&Options { format: Some(Format::Qcow2), ..scratch.options() }).is_err(),
-        "but it is none"
-    );
-    let empty = Scratch::new("empty", 0);
-    assert!(matches!(Block::open(&empty.options()), Err(OpenError::Empty(_))));
 }
 
 /// However a request is cut into descriptors it is the same request.

@@ -1,39 +1,18 @@
 //! The loop of one queue of a disk.
 
-use std::io;
 use std::os::fd::RawFd;
 
-use super::Disk;
+use super::Shared;
 use super::request;
-use super::request::{Job, Op, Request, Status};
-use crate::backend::disk::buffers::Buffers;
-use crate::backend::disk::pool::Pool;
-use crate::backend::disk::uring::Uring;
+use super::request::{Request, Status};
+use crate::backend::disk::Buffers;
+use crate::backend::disk::jobs::{Done, Job, Jobs, Op};
 use crate::host::busy_poll::BusyPoll;
 use crate::virtio::{Broken, Chain, Queue, Stop};
 
 /// Bytes that are handed over together. What is in the host's page cache is copied while it is handed over: the driver
 /// gets these while the next are copied.
 const AT_ONCE: u64 = 256 << 10;
-
-/// Does jobs, many at a time.
-pub(crate) trait Jobs {
-    /// Takes a job; its end is told under `token`, of which there is one at a time.
-    fn begin(&mut self, token: u16, job: Job) -> io::Result<()>;
-    /// Hands over what was begun, and adds the jobs that have ended to `done`. `sleep`: waits until one has, or one of
-    /// `wake` is readable.
-    fn ended(&mut self, sleep: bool, wake: [RawFd; 2], done: &mut Vec<Done>) -> io::Result<()>;
-    /// Whether a job has ended that [`Jobs::ended`] has not told of; costs next to nothing.
-    fn has_ended(&mut self) -> bool;
-}
-
-/// A job that has ended.
-pub(crate) struct Done {
-    pub token: u16,
-    pub result: io::Result<()>,
-    /// What its buffers were in, for the next one.
-    pub buffers: Buffers,
-}
 
 /// A request that is under way.
 struct Running {
@@ -43,23 +22,16 @@ struct Running {
 }
 
 /// Serves a queue until it is to stop.
-pub(super) fn run(queue: Queue, stop: &Stop, disk: &Disk) -> Result<(), Broken> {
-    // Kept here past the queue's end: whatever that was, the kernel may still be at work on this memory, and it
-    // is waited for when what does the jobs goes.
+pub(super) fn run(queue: Queue, stop: &Stop, disk: &Shared) -> Result<(), Broken> {
+    // Dropped after `jobs`, which may still work on this memory when the queue is gone.
     let memory = queue.memory().clone();
-    let uring = disk.raw.as_ref().and_then(|raw| Uring::new(raw, queue.size(), &memory).ok());
-    match uring {
-        Some(mut uring) => Worker::new(queue, disk, &mut uring).serve(stop),
-        None => {
-            let mut pool = Pool::new(&disk.image).map_err(|_| Broken::Host)?;
-            Worker::new(queue, disk, &mut pool).serve(stop)
-        }
-    }
+    let mut jobs = disk.disk.jobs(queue.size(), &memory).map_err(|_| Broken::Host)?;
+    Worker::new(queue, disk, &mut *jobs).serve(stop)
 }
 
 struct Worker<'a> {
     queue: Queue,
-    disk: &'a Disk,
+    disk: &'a Shared,
     jobs: &'a mut dyn Jobs,
     running: Vec<Option<Running>>,
     /// Numbers of `running` that are not in use.
@@ -70,7 +42,7 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(queue: Queue, disk: &'a Disk, jobs: &'a mut dyn Jobs) -> Self {
+    fn new(queue: Queue, disk: &'a Shared, jobs: &'a mut dyn Jobs) -> Self {
         let size = queue.size();
         let running = (0..size).map(|_| None).collect();
         let free = (0..size).rev().collect();

@@ -23,6 +23,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::{Activation, Broken, Device, Info, Link, Queue, Stop, Workers};
 use crate::backend::console::backend::{Backend, Size, Wish, watch};
+use crate::host::poll::poll;
 use emergency::Emergency;
 use receive::Receiver;
 use transmit::Transmitter;
@@ -171,12 +172,7 @@ impl Worker<'_> {
         let bell = watch(self.emergency.bell_fd(), libc::POLLIN);
         let stop = watch(stop.fd(), libc::POLLIN);
         let mut fds = [first, second, third, bell, stop, receive, transmit];
-        // SAFETY: `fds` is a live array of that length.
-        let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
-        if result < 0 {
-            let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
-            return if interrupted { Ok(()) } else { Err(Broken::Bug) };
-        }
+        poll(&mut fds, -1).map_err(|_| Broken::Bug)?;
         queues.into_iter().flatten().for_each(Queue::take_kick);
         self.emergency.take_bell();
         let [first, second, third, ..] = fds;

@@ -1,11 +1,6 @@
 //! The network device (virtio 1.2, section 5.1): one pair of queues between a guest and a [`Backend`].
 //!
-//! | File | |
-//! | --- | --- |
-//! | `transmit`, `receive` | what is done with the two queues |
-//! | `pieces`, `header` | a frame where it lies in guest memory, and what stands in front of it |
-//! | `backend` | what is behind the device: `tap`, `stream` (over it `unix` and `user`), `peer` |
-//! | `options` | `--net` |
+//! `transmit.rs` and `receive.rs` serve the two queues; networks are [`crate::backend::net`]'s.
 //!
 //! One thread serves both queues and the back end, and sleeps in poll(2) when none has anything. It works in
 //! rounds of limited length, so that a flood in one direction neither starves the other nor delays a stop.
@@ -17,20 +12,30 @@
 mod receive;
 mod transmit;
 
-use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 
-use super::{Activation, Broken, Device, Info, Link, Queue, Stop, Workers};
+use super::{Activation, Broken, Device, Info, Link, Queue, Segment, Stop, Workers};
 use crate::backend::net::backend::Backend;
-use crate::backend::net::header::{feature, has};
-use crate::cli::device::net::NetOptionError;
+use crate::backend::net::header::{has, offload};
+use crate::backend::net::mac::Mac;
+use crate::backend::net::scatter_list::AddError;
 use crate::host::busy_poll::BusyPoll;
+use crate::host::poll::poll;
 use receive::Receiver;
 use transmit::Transmitter;
+
+/// Bit numbers of the features that concern only a driver and this device (virtio 1.2, section 5.1.3).
+mod feature {
+    /// The device has a MAC address.
+    pub(super) const MAC: u32 = 5;
+    /// A received frame may span several buffers.
+    pub(super) const MRG_RXBUF: u32 = 15;
+    /// The configuration space has `status`.
+    pub(super) const STATUS: u32 = 16;
+}
 
 /// Frames of one queue in one round.
 const BATCH: usize = 64;
@@ -41,45 +46,12 @@ const STATUS_OFFSET: usize = 6;
 const RECEIVE_QUEUE: usize = 0;
 const TRANSMIT_QUEUE: usize = 1;
 
-/// An Ethernet address of one station, not zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// One that nobody else has, as good as certainly: locally administered, and otherwise random.
-    pub fn random() -> Self {
-        let mut bytes = [0; 6];
-        // SAFETY: the buffer is live and as long as is said. Without random bytes it is an address like any
-        // other.
-        unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-        let [first, rest @ ..] = bytes;
-        let [a, b, c, d, e] = rest;
-        // Bit 0: a group's. Bit 1: locally administered.
-        Self([first & !1 | 2, a, b, c, d, e])
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl FromStr for Mac {
-    type Err = NetOptionError;
-
-    fn from_str(text: &str) -> Result<Self, NetOptionError> {
-        let bad = || NetOptionError::Mac(text.to_owned());
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part =
-                parts.next().filter(|part| part.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(bad)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+impl From<AddError> for Broken {
+    fn from(error: AddError) -> Self {
+        match error {
+            AddError::Outside(Segment { address, len }) => Self::Address { address, len: len.into() },
+            AddError::TooMany => Self::Request("a frame in too many pieces"),
         }
-        let [first, ..] = bytes;
-        if parts.next().is_some() || first & 1 != 0 || bytes == [0; 6] { Err(bad()) } else { Ok(Self(bytes)) }
     }
 }
 
@@ -118,10 +90,10 @@ impl Device for Net {
     /// Section 5.1.3.1: segmentation needs checksums.
     fn accepts(&self, features: u64) -> bool {
         let needs = [
-            (feature::GUEST_TSO4, feature::GUEST_CSUM),
-            (feature::GUEST_TSO6, feature::GUEST_CSUM),
-            (feature::HOST_TSO4, feature::CSUM),
-            (feature::HOST_TSO6, feature::CSUM),
+            (offload::GUEST_TSO4, offload::GUEST_CSUM),
+            (offload::GUEST_TSO6, offload::GUEST_CSUM),
+            (offload::HOST_TSO4, offload::CSUM),
+            (offload::HOST_TSO6, offload::CSUM),
         ];
         needs.iter().all(|&(feature, needed)| !has(features, feature) || has(features, needed))
     }
@@ -227,12 +199,7 @@ impl Worker<'_> {
         let behind = watch.map_or((-1, 0), |watch| (watch.fd, watch.events));
         let mut fds = [behind, (stop.fd(), libc::POLLIN), receive, transmit]
             .map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
-        // SAFETY: `fds` is a live array of that length.
-        let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, time) };
-        if result < 0 {
-            let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
-            return if interrupted { Ok(true) } else { Err(Broken::Bug) };
-        }
+        let ready = poll(&mut fds, time).map_err(|_| Broken::Bug)?;
         let [behind, _, receive, transmit] = fds;
         for (queue, fd) in queues.into_iter().zip([receive, transmit]) {
             if fd.revents != 0
@@ -244,7 +211,7 @@ impl Worker<'_> {
         if behind.revents != 0 {
             self.backend.ready(behind.revents);
         }
-        Ok(result > 0)
+        Ok(ready > 0)
     }
 }
 

@@ -6,10 +6,10 @@
 
 use std::collections::VecDeque;
 
-use super::BATCH;
+use super::{BATCH, feature};
 use crate::backend::net::backend::{Backend, MAX_FRAME, Received};
-use crate::backend::net::header::{HEADER_LEN, NUM_BUFFERS_OFFSET, feature, has};
-use crate::backend::net::pieces::{MAX_PIECES, Pieces};
+use crate::backend::net::header::{HEADER_LEN, NUM_BUFFERS_OFFSET, has, offload};
+use crate::backend::net::scatter_list::{MAX_SEGMENTS, ScatterList};
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Queue};
 
@@ -33,13 +33,13 @@ pub(super) struct Receiver<'m> {
     longest: usize,
     /// The buffers, and the same memory as one list.
     buffers: VecDeque<Buffer>,
-    pieces: Pieces<'m>,
+    pieces: ScatterList<'m>,
     used: Vec<(u16, u32)>,
 }
 
 impl<'m> Receiver<'m> {
     pub(super) fn new(queue: Queue, memory: &'m DeviceMemory, features: u64) -> Self {
-        let long = has(features, feature::GUEST_TSO4) || has(features, feature::GUEST_TSO6);
+        let long = has(features, offload::GUEST_TSO4) || has(features, offload::GUEST_TSO6);
         let size = usize::from(queue.size());
         Self {
             queue,
@@ -47,7 +47,7 @@ impl<'m> Receiver<'m> {
             merge: has(features, feature::MRG_RXBUF),
             longest: if long { HEADER_LEN + MAX_FRAME } else { ORDINARY },
             buffers: VecDeque::with_capacity(size),
-            pieces: Pieces::default(),
+            pieces: ScatterList::default(),
             used: Vec::with_capacity(size),
         }
     }
@@ -93,7 +93,7 @@ impl<'m> Receiver<'m> {
     /// Takes buffers until the longest frame fits, or there are no more; without merging, one.
     fn refill(&mut self) -> Result<(), Broken> {
         while self.buffers.is_empty()
-            || self.merge && self.pieces.bytes() < self.longest && self.pieces.count() < MAX_PIECES / 2
+            || self.merge && self.pieces.bytes() < self.longest && self.pieces.count() < MAX_SEGMENTS / 2
         {
             let Some(chain) = self.queue.take()? else { return Ok(()) };
             if !chain.readable().is_empty() {

@@ -59,10 +59,10 @@ fn what_it_says_of_itself() {
         "no offload without a back end that has it"
     );
     assert!(
-        !net.accepts(1 << feature::GUEST_TSO4)
-            && !net.accepts(1 << feature::HOST_TSO6 | 1 << feature::GUEST_CSUM)
+        !net.accepts(1 << offload::GUEST_TSO4)
+            && !net.accepts(1 << offload::HOST_TSO6 | 1 << offload::GUEST_CSUM)
     );
-    assert!(net.accepts(1 << feature::GUEST_TSO4 | 1 << feature::GUEST_CSUM));
+    assert!(net.accepts(1 << offload::GUEST_TSO4 | 1 << offload::GUEST_CSUM));
     let Mac([first, ..]) = Mac::random();
     assert_eq!(first & 3, 2);
     assert_eq!(Mac::random().to_string().parse::<Mac>().unwrap().to_string().len(), 17);
@@ -86,13 +86,13 @@ impl Backend for Unwilling {
     fn send(
         &mut self,
         _: &crate::backend::net::header::Header,
-        _: &mut crate::backend::net::pieces::Pieces<'_>,
+        _: &mut crate::backend::net::scatter_list::ScatterList<'_>,
     ) -> crate::backend::net::backend::Sent {
         crate::backend::net::backend::Sent::Done
     }
     fn receive(
         &mut self,
-        _: &mut crate::backend::net::pieces::Pieces<'_>,
+        _: &mut crate::backend::net::scatter_list::ScatterList<'_>,
     ) -> crate::backend::net::backend::Received {
         crate::backend::net::backend::Received::Nothing
     }

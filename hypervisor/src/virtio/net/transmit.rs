@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::BATCH;
 use crate::backend::net::backend::{Backend, MAX_FRAME, Sent};
 use crate::backend::net::header::{HEADER_LEN, Header};
-use crate::backend::net::pieces::Pieces;
+use crate::backend::net::scatter_list::ScatterList;
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Queue};
 
@@ -23,7 +23,7 @@ const _: () = assert!(BATCH.is_multiple_of(TOGETHER));
 struct Frame<'m> {
     head: u16,
     /// Where it lies.
-    pieces: Pieces<'m>,
+    pieces: ScatterList<'m>,
     /// Its header is no longer in the pieces but here, unless the driver asks for what it may not.
     opened: bool,
     header: Option<Header>,

@@ -5,10 +5,11 @@
 //! stay in the socket until the guest has room. So nothing here grows, whatever either side does.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use super::packet::{Header, NO_MORE_RECEIVING, NO_MORE_SENDING, Ports, op};
+use crate::host::socket;
 
 /// Bytes from the guest that a connection holds.
 pub(super) const BUFFER: usize = 64 << 10;
@@ -171,7 +172,7 @@ impl Connection {
     /// Passes bytes on to the socket, and what follows from that.
     fn flush(&mut self) {
         while !self.waiting().is_empty() {
-            match send(&self.socket, self.waiting()) {
+            match socket::send(self.socket.as_fd(), self.waiting(), socket::NOW) {
                 Ok(count) => {
                     self.written += count;
                     self.forwarded = self.forwarded.wrapping_add(count as u32);
@@ -291,12 +292,4 @@ impl Connection {
 
 fn is_for_now(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-/// Writes to a socket without the signal that a closed one may bring.
-fn send(socket: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: the bytes are live and as many as is said.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }

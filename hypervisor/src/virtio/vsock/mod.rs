@@ -24,7 +24,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use zerocopy::IntoBytes;
 
 use super::{Activation, Broken, Chain, Device, Info, Queue, Stop, Workers};
-use crate::backend::net::unix;
+use crate::backend::unix;
+use crate::host::poll::poll;
 use crate::machine::device_memory::DeviceMemory;
 use connection::BUFFER;
 use packet::{HEADER_LEN, Header};
@@ -182,12 +183,7 @@ impl Worker<'_> {
         self.fds.clear();
         self.fds.extend(own.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
         self.table.watch(&mut self.fds);
-        // SAFETY: `fds` is a live array of that length.
-        let result = unsafe { libc::poll(self.fds.as_mut_ptr(), self.fds.len() as libc::nfds_t, -1) };
-        if result < 0 {
-            let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
-            return if interrupted { Ok(()) } else { Err(Broken::Bug) };
-        }
+        poll(&mut self.fds, -1).map_err(|_| Broken::Bug)?;
         self.receive.take_kick();
         self.transmit.take_kick();
         self.table.ready(self.fds.get(own.len()..).unwrap_or_default());

@@ -17,11 +17,11 @@
 
 use std::fs::File;
 
-use super::counts::Counts;
 use super::fault::Fault;
 use super::header::Header;
-use super::named;
 use super::reader::Reader;
+use super::refcounts::Counts;
+use super::snapshots_and_bitmaps;
 
 /// Bits of an entry: its offset, "in use by one only", "compressed", "reads as zeroes".
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -41,8 +41,8 @@ pub(crate) fn check(file: &File, direct: bool, writable: bool) -> Result<Header,
     let mut check = Check { reader: &reader, header: &header, counts: None, tables: Vec::new() };
     if writable {
         check.refcounts()?;
-        named::snapshots(&mut check)?;
-        named::bitmaps(&mut check)?;
+        snapshots_and_bitmaps::snapshots(&mut check)?;
+        snapshots_and_bitmaps::bitmaps(&mut check)?;
     }
     let (offset, entries) = header.l1;
     check.l1("the L1 table", offset, entries, true)?;

@@ -2,7 +2,7 @@
 
 use super::fault::Fault;
 use super::reader::Reader;
-use crate::virtio::block::SECTOR;
+use crate::backend::disk::image::SECTOR;
 
 /// What every image begins with.
 const MAGIC: u32 = 0x5146_49fb;

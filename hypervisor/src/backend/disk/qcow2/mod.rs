@@ -10,12 +10,15 @@
 //! zeroes, which a write in between would be lost by.
 
 mod check;
-mod counts;
-mod fault;
+pub(super) mod fault;
 mod header;
-mod named;
 mod reader;
+mod refcounts;
+mod referenced_files;
+mod snapshots_and_bitmaps;
 mod storage;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -24,16 +27,16 @@ use imago::format::drivers::FormatDriverInstance;
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatDriverBuilder, Mapping, StorageExt};
 
-pub(crate) use check::check;
-pub use fault::Fault;
+use check::check;
 use reader::Reader;
-pub(crate) use storage::Storage;
-use storage::Watch;
+use referenced_files::ReferencedFiles;
+use storage::{Storage, Watch};
 
-use super::behind::Behind;
 use super::buffers::{Aligned, advance, copy_from, copy_to, total};
-use super::image::{Image, Limits, Locked};
-use crate::virtio::block::{OpenError, Options, SECTOR};
+use super::file::Locked;
+use super::image::{Image, Limits, SECTOR};
+use super::open_error::OpenError;
+use super::options::Options;
 
 /// The least that is given back to the host's file system at a time.
 const HOST_BLOCK: u64 = 4096;
@@ -55,7 +58,7 @@ pub(crate) struct Qcow2Image {
     /// The last to go, after what imago has to write back.
     _lock: Locked,
     /// Those of the files that the image names.
-    _behind: Vec<Locked>,
+    _referenced: Vec<Locked>,
 }
 
 impl Qcow2Image {
@@ -63,24 +66,24 @@ impl Qcow2Image {
     pub fn open(lock: Locked, options: &Options) -> Result<Self, OpenError> {
         let checked = check(&lock.0, options.direct, !options.readonly);
         let header = checked.map_err(|fault| OpenError::fault(&options.path, fault))?;
-        let behind = Behind::new(&lock, options)?;
-        let image = Self::opened(&lock, options, behind.clone(), header.cluster());
-        let (image, watch) = image.map_err(|error| behind.why(error))?;
+        let files = ReferencedFiles::new(&lock, options)?;
+        let image = Self::opened(&lock, options, files.clone(), header.cluster());
+        let (image, watch) = image.map_err(|error| files.why(error))?;
         let (bytes, cluster) = (image.size(), image.zero_granularity());
         let access = RwLock::new(FormatAccess::new(image));
         let spare = Mutex::default();
-        Ok(Self { access, bytes, cluster, spare, watch, _lock: lock, _behind: behind.locks() })
+        Ok(Self { access, bytes, cluster, spare, watch, _lock: lock, _referenced: files.locks() })
     }
 
     fn opened(
         lock: &Locked,
         options: &Options,
-        behind: Behind,
+        files: ReferencedFiles,
         cluster: u64,
     ) -> io::Result<(Qcow2<Storage>, Arc<Watch>)> {
         let storage = Storage::new(lock, &options.path)?;
         let watch = storage.watch();
-        let image = Qcow2::<Storage>::builder(storage).write(!options.readonly).open(behind)?;
+        let image = Qcow2::<Storage>::builder(storage).write(!options.readonly).open(files)?;
         if !options.readonly {
             // Only now: imago has cleared what says that bitmaps are up to date.
             watch.begin(Reader::new(&lock.0, options.direct)?.beginning(cluster).map_err(io::Error::other)?);

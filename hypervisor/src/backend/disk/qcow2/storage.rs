@@ -21,7 +21,7 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 
 use super::header::{be32, be64};
-use crate::backend::disk::image::Locked;
+use crate::backend::disk::file::Locked;
 use crate::text::printable;
 
 /// Bytes of the header that change: `size`; and from `l1_size` to `refcount_table_clusters`.

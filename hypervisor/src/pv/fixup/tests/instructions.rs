@@ -12,6 +12,7 @@ use crate::ledger::{PortDevice, PrivOp};
 use crate::machine::memory::Mfn;
 use crate::mmu::space::Allowed;
 use crate::testing::pv::{L1, L4, NOWHERE, RO, SCRATCH};
+use crate::x86::guest_cpuid::available;
 
 const CLI: &[u8] = &[0xfa];
 const STI: &[u8] = &[0xfb];
@@ -340,7 +341,7 @@ fn instructions_are_allowed_as_cr4_says() {
     // A kernel may use XGETBV at once, as on Xen; a user program waits for its kernel.
     const XGETBV: &[u8] = &[0x0f, 0x01, 0xd0];
     assert_eq!(raises(&mut user_domain(), XGETBV, UD).0, 6);
-    if host_cpuid::available_state() != 0 {
+    if available(host_cpuid::xcr0()) != 0 {
         execute(&mut t, XGETBV, UD);
         assert_eq!((t.vcpu.regs.rip, t.space.allowed().cr4), (RIP, OSXSAVE), "executed again");
         assert_eq!(raises(&mut t, XGETBV, UD).0, 6, "that was not why");

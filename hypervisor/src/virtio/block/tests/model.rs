@@ -150,7 +150,7 @@ proptest! {
             for path in [Scratch::new("model-open", ALL * SECTOR), qcow2("model.qcow2")] {
                 let options = Options { direct, ..path.options() };
                 // Without O_DIRECT on this file system there is one way less.
-                if let Ok(block) = Block::open(&options) {
+                if let Ok(block) = open(&options) {
                     all_agree(Bench::new(block), &batches);
                 }
             }

@@ -138,7 +138,7 @@ fn frame(len: usize, fill: u8) -> Vec<u8> {
 }
 
 fn send(tap: &mut Tap, header: Header, mut frame: Vec<u8>) -> Sent {
-    let mut pieces = Pieces::default();
+    let mut pieces = ScatterList::default();
     let slice = VolatileSlice::from(&mut frame[..]);
     pieces.push(&slice.subslice(0, 20).unwrap()).unwrap();
     pieces.push(&slice.offset(20).unwrap()).unwrap();
@@ -149,7 +149,7 @@ fn send(tap: &mut Tap, header: Header, mut frame: Vec<u8>) -> Sent {
 fn receive(tap: &mut Tap, room: usize) -> (Received, Vec<u8>) {
     loop {
         let mut memory = vec![0; room];
-        let mut pieces = Pieces::default();
+        let mut pieces = ScatterList::default();
         pieces.push(&VolatileSlice::from(&mut memory[..])).unwrap();
         let received = tap.receive(&mut pieces);
         drop(pieces);
@@ -199,19 +199,19 @@ fn what_the_driver_did_not_accept_is_kept_from_it() {
         let header = Header { flags, gso_type, ..Header::default() };
         ours.send(&[header.as_bytes(), &frame(60, 1)].concat()).unwrap();
         let mut memory = [0; 2048];
-        let mut pieces = Pieces::default();
+        let mut pieces = ScatterList::default();
         pieces.push(&VolatileSlice::from(&mut memory[..])).unwrap();
         let received = tap.receive(&mut pieces);
         drop(pieces);
         (received, memory[0])
     };
-    let csum = 1 << feature::GUEST_CSUM;
+    let csum = 1 << offload::GUEST_CSUM;
     assert_eq!(receive_with(0, 0, 0), (Received::Frame(72), 0));
     assert_eq!(receive_with(0, 2, 0), (Received::Frame(72), 0), "not told of a checksum that is right");
     assert_eq!(receive_with(csum, 2, 0), (Received::Frame(72), 2));
     assert_eq!(receive_with(0, 1, 0).0, Received::Lost);
     assert_eq!(receive_with(csum, 1, 1).0, Received::Lost);
-    assert_eq!(receive_with(csum | 1 << feature::GUEST_TSO4, 1, 1), (Received::Frame(72), 1));
+    assert_eq!(receive_with(csum | 1 << offload::GUEST_TSO4, 1, 1), (Received::Frame(72), 1));
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn names_that_no_interface_has() {
 
 #[test]
 fn offloads_follow_the_features() {
-    use feature::{GUEST_CSUM, GUEST_TSO4, HOST_TSO4};
+    use offload::{GUEST_CSUM, GUEST_TSO4, HOST_TSO4};
     assert_eq!(offloads(0), 0);
     assert_eq!(offloads(1 << GUEST_CSUM | 1 << HOST_TSO4), libc::TUN_F_CSUM as libc::c_uint);
     assert_eq!(

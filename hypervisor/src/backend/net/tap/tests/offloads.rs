@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener};
 
 use super::{in_own_network, mac_of, set_address, set_address6};
-use crate::backend::net::header::{HEADER_LEN, Header, feature};
+use crate::backend::net::header::{HEADER_LEN, Header, offload};
 use crate::backend::net::tap::*;
 use crate::testing::skip::skip;
 use crate::testing::virtio::{BUFFERS, Bench, Ring};
@@ -71,8 +71,8 @@ impl Family {
     }
     fn features(self) -> [u32; 2] {
         match self {
-            Self::V4 => [feature::HOST_TSO4, feature::GUEST_TSO4],
-            Self::V6 => [feature::HOST_TSO6, feature::GUEST_TSO6],
+            Self::V4 => [offload::HOST_TSO4, offload::GUEST_TSO4],
+            Self::V6 => [offload::HOST_TSO6, offload::GUEST_TSO6],
         }
     }
     /// The sum of the pseudo-header of a packet between us and the host, in either direction: what an unfinished
@@ -252,11 +252,11 @@ fn the_host_s_tcp_over_ipv6_takes_long_segments_and_sends_them() {
 fn both_ways(tap: Tap, family: Family) {
     let listener = TcpListener::bind((family.host(), 0)).unwrap();
     let host_port = listener.local_addr().unwrap().port();
-    let net = Net::new(Box::new(tap), crate::virtio::net::Mac(GUEST_MAC));
-    let features = [feature::CSUM, feature::GUEST_CSUM]
+    let net = Net::new(Box::new(tap), crate::backend::net::mac::Mac(GUEST_MAC));
+    let features = [offload::CSUM, offload::GUEST_CSUM]
         .iter()
         .chain(&family.features())
-        .fold(1 << feature::MRG_RXBUF, |all, bit| all | 1 << bit);
+        .fold(1 << virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF, |all, bit| all | 1 << bit);
     let mut bench = Bench::new(net);
     let mut rings = bench.start(features, 2, 128);
     let transmit = rings.pop().unwrap();
@@ -304,8 +304,8 @@ fn impossible_wishes_cost_the_frame_and_nothing_else() {
         let tap = Tap::open("pvtest0").unwrap();
         set_address("pvtest0", HOST);
         let features =
-            [feature::CSUM, feature::HOST_TSO4, feature::HOST_TSO6].iter().fold(0, |all, bit| all | 1 << bit);
-        let mut bench = Bench::new(Net::new(Box::new(tap), crate::virtio::net::Mac(GUEST_MAC)));
+            [offload::CSUM, offload::HOST_TSO4, offload::HOST_TSO6].iter().fold(0, |all, bit| all | 1 << bit);
+        let mut bench = Bench::new(Net::new(Box::new(tap), crate::backend::net::mac::Mac(GUEST_MAC)));
         let mut rings = bench.start(features, 2, 8);
         let interesting = [0u16, 1, 13, 14, 33, 34, 53, 54, 55, 99, 100, 101, 0x7fff, 0xffff];
         let mut packet = [0; HEADER_LEN + 100];

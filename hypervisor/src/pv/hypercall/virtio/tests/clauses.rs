@@ -9,9 +9,10 @@ use paravane_abi::event::{
 };
 
 use super::*;
+use crate::backend::net::mac::Mac;
 use crate::backend::net::peer::Peer;
 use crate::testing::virtio::Numbers;
-use crate::virtio::net::{Mac, Net};
+use crate::virtio::net::Net;
 use crate::virtio::{Activation, Info, Workers};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -113,7 +114,7 @@ impl Device for Stubborn {
         }
         let gate = self.gate.clone();
         workers.spawn("stubborn", move |stop| {
-            crate::virtio::wait(&[stop.fd()]).unwrap();
+            crate::host::poll::wait(&[stop.fd()]).unwrap();
             drop(gate.1.wait_while(gate.0.lock().unwrap(), |open| !*open).unwrap());
             Ok(())
         })

@@ -57,13 +57,13 @@ fn direct_says_what_size_it_needs() {
     for len in [1000, 5000] {
         let scratch = Scratch::new("odd-direct", len);
         let options = Options { direct: true, ..scratch.options() };
-        if crate::backend::disk::image::open(&scratch.0, &options).is_err() {
+        if crate::backend::disk::file::open(&options).is_err() {
             return crate::testing::skip::skip(
                 "direct-io",
                 "the file system of the temporary directory has no O_DIRECT",
             );
         }
-        let why = Block::open(&options).err().expect("a part of a sector").to_string();
+        let why = Disk::open(&options).err().expect("a part of a sector").to_string();
         assert!(why.contains("direct=on needs") && why.contains("truncate -s %"), "{why}");
     }
 }

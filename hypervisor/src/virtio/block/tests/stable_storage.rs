@@ -8,19 +8,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::*;
 use crate::virtio::Queue;
 
-/// Pages of a file that are not yet on its disk; `None`: this kernel does not tell.
-pub fn unsynced(file: &File) -> Option<u64> {
-    /// cachestat(2); libc has no name for it. The same number on every architecture.
-    const CACHESTAT: libc::c_long = 451;
-    // Offset and length, 0 being all of it; then cache, dirty, writeback, evicted, recently evicted.
-    let (range, mut found) = ([0u64; 2], [0u64; 5]);
-    // SAFETY: a descriptor and two arrays of what the call reads and writes (linux/mman.h).
-    let result = unsafe {
-        libc::syscall(CACHESTAT, std::os::fd::AsRawFd::as_raw_fd(file), range.as_ptr(), found.as_mut_ptr(), 0)
-    };
-    (result == 0).then(|| found[1] + found[2])
-}
-
 /// Whether dirty pages can be told from others here: not on a tmpfs, whose pages are never anywhere else.
 fn can_tell(scratch: &Scratch) -> bool {
     let file = File::options().write(true).open(&scratch.0).unwrap();
@@ -65,13 +52,13 @@ fn a_flush_reaches_the_hosts_disk_and_so_does_every_write_of_a_driver_without_fl
 
 #[test]
 fn a_flush_of_a_qcow2_image_reaches_the_hosts_disk() {
-    let scratch = clusters::image("stable.qcow2", 3);
+    let scratch = qcow2_image("stable.qcow2", 3);
     if !can_tell(&Scratch::new("stable-control", 4096)) {
         return;
     }
     let file = File::open(&scratch.0).unwrap();
     for features in [FLUSH, 0] {
-        let mut bench = Bench::new(Block::open(&scratch.options()).unwrap());
+        let mut bench = Bench::new(open(&scratch.options()).unwrap());
         let mut rings = bench.start(features, 1, 16);
         bench.put(DATA, &[5; 8192]);
         assert_eq!(request(&bench, &mut rings[0], 1, 500, &[(DATA, 8192, false)]), ok(1));
@@ -129,7 +116,7 @@ fn a_driver_turns_the_cache_off() {
 #[test]
 fn an_activation_that_fails_leaves_the_cache_as_it_was() {
     let scratch = Scratch::new("wce-failed", SECTORS * SECTOR);
-    let mut block = Block::open(&scratch.options()).unwrap();
+    let mut block = open(&scratch.options()).unwrap();
     for before in [true, false] {
         let bench = Bench::new(crate::virtio::entropy::Entropy);
         let link = Arc::new(Link::new(&block.config(), bench.interrupts.clone()));

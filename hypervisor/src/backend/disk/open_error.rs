@@ -3,10 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::qcow2::Fault;
+use super::options::is_called_qcow2;
+use super::qcow2::fault::Fault;
 use crate::text::printable::path as name;
-use crate::virtio::MAX_QUEUES;
-use crate::virtio::block::is_called_qcow2;
 
 /// A disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -116,15 +115,12 @@ pub enum OpenError {
     },
     /// A file that an image names, a backing file for one, cannot be used.
     #[error("disk {} needs another file: {}", name(image), needed(error))]
-    Behind {
+    Referenced {
         /// The image.
         image: PathBuf,
         /// What is wrong with the other file.
         error: Box<OpenError>,
     },
-    /// No queues, or too many.
-    #[error("a disk has 1 to {MAX_QUEUES} queues, not {0}")]
-    Queues(u16),
 }
 
 impl OpenError {

@@ -1,8 +1,7 @@
 //! qcow2 images whose tables are wrong: refused with a line that says what to do, before a byte of them is written.
 
-use super::small_image::*;
 use super::*;
-use crate::backend::disk::qcow2;
+use crate::testing::qcow2::*;
 
 /// Writes an image to a file of its own.
 pub fn stored(name: &str, image: &[u8]) -> Scratch {
@@ -15,7 +14,7 @@ pub fn stored(name: &str, image: &[u8]) -> Scratch {
 #[track_caller]
 fn refused(name: &str, bytes: &[u8], readonly: bool) -> String {
     let scratch = stored(&format!("damaged-{name}.qcow2"), bytes);
-    let opened = Block::open(&Options { readonly, ..scratch.options() });
+    let opened = Disk::open(&Options { readonly, ..scratch.options() });
     let why = opened.err().unwrap_or_else(|| panic!("{name} was opened")).to_string();
     assert!(std::fs::read(&scratch.0).unwrap() == bytes, "{name} was written to");
     assert!(!why.contains('\n'), "{why}");
@@ -39,7 +38,7 @@ fn with(places: &[(usize, u64)]) -> Vec<u8> {
 fn the_small_image_is_accepted() {
     for readonly in [false, true] {
         let scratch = stored("damaged-none.qcow2", &image());
-        let opened = Block::open(&Options { readonly, ..scratch.options() });
+        let opened = Disk::open(&Options { readonly, ..scratch.options() });
         assert!(opened.is_ok(), "{:?}", opened.err());
     }
 }
@@ -223,8 +222,8 @@ fn features_have_names() {
 fn a_write_into_the_header_is_an_error() {
     let scratch = stored("header-kept.qcow2", &image());
     let options = scratch.options();
-    let lock = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
-    let disk = qcow2::Qcow2Image::open(lock, &options).unwrap();
+    let lock = file::open(&options).unwrap();
+    let disk = Qcow2Image::open(lock, &options).unwrap();
     // Somebody who asks for no lock frees all of the clusters, after which the library would allocate cluster 0.
     let file = File::options().write(true).open(&scratch.0).unwrap();
     file.write_all_at(&[0; CLUSTER], REFBLOCK as u64).unwrap();
@@ -241,12 +240,20 @@ fn a_write_into_the_header_is_an_error() {
 fn what_is_opened_is_what_was_looked_at() {
     let scratch = stored("swapped.qcow2", &image());
     let options = scratch.options();
-    let lock = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
+    let lock = file::open(&options).unwrap();
     std::fs::remove_file(&scratch.0).unwrap();
     std::fs::write(&scratch.0, b"something else").unwrap();
-    let disk = qcow2::Qcow2Image::open(lock, &options).unwrap();
+    let disk = Qcow2Image::open(lock, &options).unwrap();
     let mut data = [0u8; CLUSTER];
     let mut buffers = [libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: CLUSTER }];
     disk.read(&mut buffers, 0).unwrap();
     assert!(data == [0xd1; CLUSTER]);
+}
+
+#[test]
+fn the_small_image_is_right() {
+    assert_eq!(recount(&image()), Ok(()));
+    let mut wrong = image();
+    put(&mut wrong, REFBLOCK, [0, 0]);
+    assert!(recount(&wrong).is_err());
 }

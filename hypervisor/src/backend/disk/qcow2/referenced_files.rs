@@ -14,18 +14,19 @@ use imago::format::Format as Kind;
 use imago::format::gate::ImplicitOpenGate;
 use imago::{FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 
-use super::image;
-use super::image::Locked;
-use super::qcow2;
-use super::qcow2::Storage;
-use crate::virtio::block::{OpenError, Options};
+use super::check::check;
+use super::storage::Storage;
+use crate::backend::disk::file;
+use crate::backend::disk::file::Locked;
+use crate::backend::disk::open_error::OpenError;
+use crate::backend::disk::options::Options;
 
 /// Files of one image at most: each is opened within the opening of the one before.
 const MOST: usize = 64;
 
 /// Opens what images name, and holds it.
 #[derive(Clone)]
-pub(crate) struct Behind {
+pub(crate) struct ReferencedFiles {
     /// The image that the user named.
     options: Options,
     /// Whether what the image at hand names for its own data may be written.
@@ -42,15 +43,15 @@ struct Found {
     refused: Option<OpenError>,
 }
 
-impl Behind {
+impl ReferencedFiles {
     /// For the image that `options` name and `file` is.
     ///
     /// # Errors
     /// When that one cannot be used.
     pub fn new(file: &Locked, options: &Options) -> Result<Self, OpenError> {
-        let behind = Self { options: options.clone(), writable: !options.readonly, found: Rc::default() };
-        behind.check(file, &options.path)?;
-        Ok(behind)
+        let files = Self { options: options.clone(), writable: !options.readonly, found: Rc::default() };
+        files.check(file, &options.path)?;
+        Ok(files)
     }
 
     /// The locks of all files that were opened, to be held as long as the image is.
@@ -62,7 +63,7 @@ impl Behind {
     pub fn why(&self, error: io::Error) -> OpenError {
         let image = self.options.path.clone();
         match self.found.borrow_mut().refused.take() {
-            Some(refused) => OpenError::Behind { image, error: Box::new(refused) },
+            Some(refused) => OpenError::Referenced { image, error: Box::new(refused) },
             None => OpenError::Image { path: image, error },
         }
     }
@@ -86,7 +87,8 @@ impl Behind {
         {
             return Err(OpenError::Endless(path.to_owned()));
         }
-        let file = image::open(path, &Options { readonly: !writable, ..self.options.clone() })?;
+        let file =
+            file::open(&Options { path: path.to_owned(), readonly: !writable, ..self.options.clone() })?;
         self.check(&file, path)?;
         let storage = Storage::new(&file, path);
         let storage = storage.map_err(|error| OpenError::Open { path: path.to_owned(), error })?;
@@ -98,11 +100,11 @@ impl Behind {
     fn check_last(&self, path: &Path) -> Result<(), OpenError> {
         let found = self.found.borrow();
         let Some(last) = found.locks.last() else { return Ok(()) };
-        let checked = qcow2::check(&last.0, self.options.direct, false);
+        let checked = check(&last.0, self.options.direct, false);
         checked.map(drop).map_err(|fault| OpenError::fault(path, fault))
     }
 
-    /// Notes why an image is refused, for [`Behind::why`].
+    /// Notes why an image is refused, for [`ReferencedFiles::why`].
     fn refuse(&self, refused: OpenError) -> io::Error {
         let text = refused.to_string();
         self.found.borrow_mut().refused.get_or_insert(refused);
@@ -110,7 +112,7 @@ impl Behind {
     }
 }
 
-impl ImplicitOpenGate<Storage> for Behind {
+impl ImplicitOpenGate<Storage> for ReferencedFiles {
     fn open_format<F: FormatDriverBuilder<Storage>>(
         &mut self,
         builder: F,

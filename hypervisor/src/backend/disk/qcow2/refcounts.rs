@@ -119,7 +119,7 @@ fn refcount(block: &[u8], number: usize, order: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use crate::backend::disk::qcow2::counts::*;
+    use crate::backend::disk::qcow2::refcounts::*;
 
     #[test]
     fn refcounts_of_every_width_are_read() {

@@ -15,11 +15,10 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use crate::machine::device_memory::DeviceMemory;
 use crate::machine::device_memory::Segment;
-use crate::virtio::Broken;
 
-/// Pieces that one list can hold: what the kernel takes in one call (`UIO_MAXIOV`), less one in front and one
+/// ScatterList that one list can hold: what the kernel takes in one call (`UIO_MAXIOV`), less one in front and one
 /// at the end.
-pub const MAX_PIECES: usize = 1022;
+pub const MAX_SEGMENTS: usize = 1022;
 
 /// Bytes up to which a frame is copied before it is written. The kernel takes one buffer with less ado than several:
 /// that is worth more than the copy, which it does a second time from this CPU's own cache.
@@ -27,31 +26,37 @@ const COPIED: usize = 2048;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Pieces of guest memory, in order. Reused from frame to frame without allocating.
+/// ScatterList of guest memory, in order. Reused from frame to frame without allocating.
 #[derive(Debug)]
-pub struct Pieces<'m> {
+pub struct ScatterList<'m> {
     /// The first is not a piece but room for what a caller puts in front of them.
     vecs: Vec<libc::iovec>,
     bytes: usize,
     memory: PhantomData<VolatileSlice<'m>>,
 }
 
-/// More pieces than [`MAX_PIECES`], or more bytes than can be counted.
+/// Why a buffer cannot be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a frame in more than {MAX_PIECES} pieces")]
-pub struct TooManyPieces;
+pub enum AddError {
+    /// More segments than [`MAX_SEGMENTS`], or more bytes than can be counted.
+    #[error("a frame in more than {MAX_SEGMENTS} segments")]
+    TooMany,
+    /// It is not the device's memory.
+    #[error("{0:?} is not memory of the device")]
+    Outside(Segment),
+}
 
 const NOTHING: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
-impl Default for Pieces<'_> {
+impl Default for ScatterList<'_> {
     fn default() -> Self {
-        let mut vecs = Vec::with_capacity(MAX_PIECES + 2);
+        let mut vecs = Vec::with_capacity(MAX_SEGMENTS + 2);
         vecs.push(NOTHING);
         Self { vecs, bytes: 0, memory: PhantomData }
     }
 }
 
-impl<'m> Pieces<'m> {
+impl<'m> ScatterList<'m> {
     /// Forgets all pieces.
     pub fn clear(&mut self) {
         self.vecs.truncate(1);
@@ -66,9 +71,9 @@ impl<'m> Pieces<'m> {
         self.vecs.len() - 1
     }
     /// Adds a piece.
-    pub fn push<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'m, B>) -> Result<(), TooManyPieces> {
+    pub fn push<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'m, B>) -> Result<(), AddError> {
         let bytes = self.bytes.checked_add(slice.len()).filter(|&sum| isize::try_from(sum).is_ok());
-        let bytes = bytes.filter(|_| self.count() < MAX_PIECES).ok_or(TooManyPieces)?;
+        let bytes = bytes.filter(|_| self.count() < MAX_SEGMENTS).ok_or(AddError::TooMany)?;
         self.vecs.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
         self.bytes = bytes;
         Ok(())
@@ -78,13 +83,12 @@ impl<'m> Pieces<'m> {
         &mut self,
         memory: &'m DeviceMemory,
         segments: &[Segment],
-    ) -> Result<(), Broken> {
+    ) -> Result<(), AddError> {
         for segment in segments {
-            let outside = Broken::Address { address: segment.address, len: segment.len.into() };
+            let outside = AddError::Outside(*segment);
             let len = usize::try_from(segment.len).map_err(|_| outside)?;
             for slice in memory.view().get_slices(GuestAddress(segment.address), len) {
-                self.push(&slice.map_err(|_| outside)?)
-                    .map_err(|TooManyPieces| Broken::Request("a frame in too many pieces"))?;
+                self.push(&slice.map_err(|_| outside)?)?;
             }
         }
         Ok(())
@@ -206,12 +210,12 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
-    use crate::backend::net::pieces::*;
+    use crate::backend::net::scatter_list::*;
 
     /// The pieces of `memory` from each offset, as long as each length.
-    fn pieces<'m>(memory: &'m mut [u8], parts: &[(usize, usize)]) -> Pieces<'m> {
+    fn pieces<'m>(memory: &'m mut [u8], parts: &[(usize, usize)]) -> ScatterList<'m> {
         let slice = VolatileSlice::from(memory);
-        let mut pieces = Pieces::default();
+        let mut pieces = ScatterList::default();
         for &(offset, len) in parts {
             pieces.push(&slice.subslice(offset, len).unwrap()).unwrap();
         }
@@ -271,12 +275,12 @@ mod tests {
     fn too_many_pieces_are_refused() {
         let mut memory = [0; 4];
         let slice = VolatileSlice::from(&mut memory[..]);
-        let mut list = Pieces::default();
-        for _ in 0..MAX_PIECES {
+        let mut list = ScatterList::default();
+        for _ in 0..MAX_SEGMENTS {
             list.push(&slice).unwrap();
         }
-        assert_eq!(list.push(&slice), Err(TooManyPieces));
-        list.remove_first(MAX_PIECES - 3);
+        assert_eq!(list.push(&slice), Err(AddError::TooMany));
+        list.remove_first(MAX_SEGMENTS - 3);
         assert_eq!((list.count(), list.bytes(), list.push(&slice)), (3, 12, Ok(())));
     }
 }

@@ -33,7 +33,7 @@ fn only_read(scratch: &Scratch) -> Options {
 /// Why a disk cannot be opened: one line.
 #[track_caller]
 fn refusal(options: &Options) -> String {
-    let why = Block::open(options).err().expect("it should be refused").to_string();
+    let why = Disk::open(options).err().expect("it should be refused").to_string();
     assert!(!why.contains('\n'), "{why}");
     why
 }
@@ -41,21 +41,21 @@ fn refusal(options: &Options) -> String {
 /// Who writes to a backing file breaks what is on top of it; any number may read it.
 #[test]
 fn a_backing_file_is_locked_while_it_is_behind_something() {
-    let (base, raw) = (clusters::image("locked-base.qcow2", 3), Scratch::new("locked-base.raw", BYTES));
+    let (base, raw) = (qcow2_image("locked-base.qcow2", 3), Scratch::new("locked-base.raw", BYTES));
     for (below, format) in [(&base, "qcow2"), (&raw, "raw")] {
         let [one, two] = ["locked-one.qcow2", "locked-two.qcow2"].map(|name| above(name, &below.0, format));
         let top = above("locked-top.qcow2", &one.0, "qcow2");
-        let writer = Block::open(&below.options()).unwrap();
+        let writer = Disk::open(&below.options()).unwrap();
         for scratch in [&one, &top] {
             assert!(refusal(&scratch.options()).contains("is in use"), "{format}");
         }
         drop(writer);
-        let users = [&top, &two].map(|scratch| Block::open(&scratch.options()).unwrap());
+        let users = [&top, &two].map(|scratch| Disk::open(&scratch.options()).unwrap());
         assert!(refusal(&below.options()).contains("or behind another disk"));
         assert!(refusal(&one.options()).contains("or behind another disk"));
-        assert!(Block::open(&only_read(below)).is_ok() && Block::open(&only_read(&one)).is_ok());
+        assert!(Disk::open(&only_read(below)).is_ok() && Disk::open(&only_read(&one)).is_ok());
         drop(users);
-        assert!(Block::open(&below.options()).is_ok(), "and no longer");
+        assert!(Disk::open(&below.options()).is_ok(), "and no longer");
     }
 }
 
@@ -79,7 +79,7 @@ fn too_many_behind_one_another() {
         let format = if n == 0 { "raw" } else { "qcow2" };
         chain.push(above(&format!("chain-{n}.qcow2"), &chain[n].0, format));
     }
-    assert!(Block::open(&chain[63].options()).is_ok());
+    assert!(Disk::open(&chain[63].options()).is_ok());
     assert!(refusal(&chain[64].options()).contains("more than 64 files behind one another"));
     assert!(refusal(&chain[70].options()).contains("more than 64 files behind one another"));
 }
@@ -104,7 +104,7 @@ fn what_cannot_be_behind_an_image() {
 /// What a guest would read is noise, and what it would write destroys what it does not see.
 #[test]
 fn an_encrypted_image() {
-    let below = clusters::image("encrypted.qcow2", 3);
+    let below = qcow2_image("encrypted.qcow2", 3);
     // Its header says LUKS.
     File::options().write(true).open(&below.0).unwrap().write_all_at(&2u32.to_be_bytes(), 32).unwrap();
     let top = above("above-encrypted.qcow2", &below.0, "qcow2");
@@ -120,13 +120,13 @@ fn a_file_for_an_images_data() {
     let file = storage(&data);
     let name = data.0.to_str().unwrap().to_owned();
     let scratch = create("data.qcow2", |builder| builder.data_file(name, file));
-    let block = Block::open(&scratch.options()).unwrap();
+    let block = Disk::open(&scratch.options()).unwrap();
     assert!(refusal(&only_read(&data)).contains("is in use"));
     drop(block);
-    let block = Block::open(&only_read(&scratch)).unwrap();
-    assert!(Block::open(&Options { format: Some(Format::Raw), ..only_read(&data) }).is_ok());
+    let block = Disk::open(&only_read(&scratch)).unwrap();
+    assert!(Disk::open(&Options { format: Some(Format::Raw), ..only_read(&data) }).is_ok());
     drop(block);
     let top = above("above-data.qcow2", &scratch.0, "qcow2");
-    let both = [Block::open(&top.options()).unwrap(), Block::open(&only_read(&scratch)).unwrap()];
+    let both = [Disk::open(&top.options()).unwrap(), Disk::open(&only_read(&scratch)).unwrap()];
     drop(both);
 }

@@ -4,9 +4,8 @@
 use proptest::prelude::*;
 
 use super::damaged::stored;
-use super::small_image::*;
 use super::*;
-use crate::backend::disk::qcow2::Qcow2Image;
+use crate::testing::qcow2::*;
 
 /// A change: where, and the value of 8 bytes or of one.
 #[derive(Clone, Debug)]
@@ -104,7 +103,7 @@ fn refused_or_a_disk(name: &str, changes: &[Change], actions: &[Action]) -> Resu
     }
     let scratch = stored(name, &bytes);
     let options = scratch.options();
-    let opened = Qcow2Image::open(crate::backend::disk::image::open(&scratch.0, &options).unwrap(), &options);
+    let opened = Qcow2Image::open(file::open(&options).unwrap(), &options);
     let Ok(disk) = opened else {
         prop_assert!(std::fs::read(&scratch.0).unwrap() == bytes, "refused, and written to");
         return Ok(false);
@@ -133,7 +132,7 @@ fn refused_or_a_disk(name: &str, changes: &[Change], actions: &[Action]) -> Resu
     for (at, was) in of_the_snapshot(&opened) {
         prop_assert!(now[at..at + CLUSTER] == was, "the snapshot's cluster at {at:#x} is another");
     }
-    let disk = Qcow2Image::open(crate::backend::disk::image::open(&scratch.0, &options).unwrap(), &options);
+    let disk = Qcow2Image::open(file::open(&options).unwrap(), &options);
     prop_assert!(disk.is_ok(), "it is not opened again: {}", disk.err().unwrap());
     Ok(true)
 }

@@ -1,5 +1,6 @@
 //! Around the page cache: buffers that the kernel would refuse, and disks of large blocks.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use super::*;
@@ -9,7 +10,7 @@ use crate::testing::skip::skip;
 fn direct_benches(scratch: &Scratch) -> Option<Vec<Bench>> {
     let options = Options { direct: true, ..scratch.options() };
     let raw = || {
-        let file = crate::backend::disk::image::open(&scratch.0, &options).ok()?;
+        let file = crate::backend::disk::file::open(&options).ok()?;
         file.0.unlock().unwrap();
         RawImage::new(file, true).ok().map(Arc::new)
     };
@@ -18,10 +19,7 @@ fn direct_benches(scratch: &Scratch) -> Option<Vec<Bench>> {
         return None;
     };
     let with_uring = first.takes_sectors().then(|| first.clone());
-    Some(vec![
-        Bench::new(Block::new(first, with_uring, &options)),
-        Bench::new(Block::new(second, None, &options)),
-    ])
+    Some(vec![Bench::new(block(first, with_uring, &options)), Bench::new(block(second, None, &options))])
 }
 
 #[test]
@@ -135,7 +133,7 @@ fn requests_for_less_than_a_block() {
         return skip("loop-devices", "a loop device of 4096-byte sectors cannot be made here (needs root)");
     };
     let options = Options { path: device.0.clone(), direct: true, ..scratch.options() };
-    let mut bench = Bench::new(Block::open(&options).unwrap());
+    let mut bench = Bench::new(open(&options).unwrap());
     let config = bench.slot.link().config().0;
     assert_eq!(config.bytes()[20..24], 4096u32.to_le_bytes(), "blk_size");
     assert_eq!(config.bytes()[24], 0, "a block is a physical one");

@@ -6,9 +6,7 @@ use imago::file::File as Storage;
 use imago::qcow2::Qcow2;
 use imago::{FormatCreateBuilder, Storage as _, StorageOpenOptions};
 
-use super::clusters::{is_consistent, qemu_img};
 use super::*;
-use crate::backend::disk::qcow2::Qcow2Image;
 
 const BYTES: usize = 1 << 20;
 
@@ -32,7 +30,7 @@ fn content() -> Vec<u8> {
 
 fn open(scratch: &Scratch, readonly: bool) -> Qcow2Image {
     let options = Options { readonly, format: Some(Format::Qcow2), ..scratch.options() };
-    let lock = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
+    let lock = file::open(&options).unwrap();
     Qcow2Image::open(lock, &options).unwrap_or_else(|why| panic!("{why}"))
 }
 
@@ -162,7 +160,7 @@ fn a_damaged_backing_file_is_named() {
     let [below, path] = [&base, &over].map(|scratch| scratch.0.to_str().unwrap());
     qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below, path]);
     File::options().write(true).open(&base.0).unwrap().set_len(0x20000).unwrap();
-    let why = Block::open(&over.options()).err().expect("half of its base is missing").to_string();
+    let why = Disk::open(&over.options()).err().expect("half of its base is missing").to_string();
     assert!(why.contains("lies outside the file") && why.contains(&format!("check -r all {below}")), "{why}");
 }
 
@@ -174,7 +172,7 @@ fn what_is_not_supported_has_a_name() {
     ] {
         let Some(scratch) = made(name, &["-o", args]) else { return };
         for readonly in [false, true] {
-            let why = Block::open(&Options { readonly, ..scratch.options() }).err().expect(name).to_string();
+            let why = Disk::open(&Options { readonly, ..scratch.options() }).err().expect(name).to_string();
             assert!(why.contains(said) && why.contains("qemu-img convert -O qcow2"), "{why}");
         }
     }

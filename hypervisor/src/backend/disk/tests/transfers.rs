@@ -1,21 +1,9 @@
-//! Requests that take their time: what a reset waits for, and what does not wait for them.
-
-use std::os::fd::FromRawFd;
-use std::sync::Condvar;
+//! Jobs that take several steps, by io_uring and by threads.
 
 use super::*;
 
-/// An anonymous file, which the kernel cannot make zeroes in (fallocate(2), FALLOC_FL_ZERO_RANGE).
-fn memory_file(bytes: u64) -> File {
-    // SAFETY: a name that lives, and the descriptor is nobody else's.
-    let file = unsafe {
-        let fd = libc::memfd_create(c"disk".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(fd >= 0);
-        File::from_raw_fd(fd)
-    };
-    file.set_len(bytes).unwrap();
-    file
-}
+/// Sectors that one write-zeroes request covers at most.
+const MOST_SECTORS: u32 = 1 << 16;
 
 /// 32 MiB of zeroes that have to be written, and others' requests beside them.
 #[test]
@@ -29,7 +17,7 @@ fn zeroes_where_the_file_system_has_none() {
                 file.write_all_at(&[7; 1 << 20], at).unwrap();
             }
             let raw = Arc::new(RawImage::new(Locked(file.try_clone().unwrap()), false).unwrap());
-            let mut bench = Bench::new(Block::new(raw.clone(), uring.then(|| raw.clone()), &options));
+            let mut bench = Bench::new(block(raw.clone(), uring.then(|| raw.clone()), &options));
             let mut rings = bench.start(sync, 1, 16);
             let ring = &mut rings[0];
             bench.put(DATA, &[&5u64.to_le_bytes()[..], &MOST_SECTORS.to_le_bytes(), &[0; 4]].concat());
@@ -55,76 +43,6 @@ fn zeroes_where_the_file_system_has_none() {
             bench.reset();
         }
     }
-}
-
-/// Waits to be let on. Whether somebody has come, and whether it is open.
-#[derive(Default)]
-struct Gate(Mutex<(bool, bool)>, Condvar);
-
-impl Gate {
-    fn pass(&self) -> io::Result<()> {
-        self.0.lock().unwrap().0 = true;
-        self.1.notify_all();
-        drop(self.1.wait_while(self.0.lock().unwrap(), |(_, open)| !*open).unwrap());
-        Ok(())
-    }
-    fn wait_for_somebody(&self) {
-        drop(self.1.wait_while(self.0.lock().unwrap(), |(came, _)| !*came).unwrap());
-    }
-    fn open(&self) {
-        self.0.lock().unwrap().1 = true;
-        self.1.notify_all();
-    }
-}
-
-impl Image for Arc<Gate> {
-    fn bytes(&self) -> u64 {
-        SECTORS * SECTOR
-    }
-    fn limits(&self) -> Limits {
-        Limits { block: SECTOR, discard: None }
-    }
-    fn read(&self, buffers: &mut [libc::iovec], _: u64) -> io::Result<()> {
-        self.pass()?;
-        // SAFETY: the bench's memory, which a device's request keeps.
-        unsafe { crate::backend::disk::buffers::copy_to(buffers, &[9; 512]) };
-        Ok(())
-    }
-    fn write(&self, _: &mut [libc::iovec], _: u64) -> io::Result<()> {
-        self.pass()
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.pass()
-    }
-    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
-        self.pass()
-    }
-    fn zero(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
-        self.pass()
-    }
-}
-
-fn read_under_way(bench: &Bench, ring: &mut Ring) {
-    bench.put(HEADER, &[0; 16]);
-    ring.chain(0, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
-    bench.put(STATUS, &[0xff]);
-    bench.slot.kick(0);
-}
-
-#[test]
-fn a_reset_waits_for_what_is_in_work() {
-    let gate = Arc::new(Gate::default());
-    let options = Scratch::new("gate", 0).options();
-    let mut bench = Bench::new(Block::new(Arc::new(gate.clone()), None, &options));
-    let mut rings = bench.start(FLUSH, 1, 16);
-    let ring = &mut rings[0];
-    read_under_way(&bench, ring);
-    gate.wait_for_somebody();
-    assert!(!bench.slot.reset(), "what is in work is not called back");
-    gate.open();
-    bench.reset();
-    assert_eq!((ring.next_used(), bench.get(STATUS, 1)), (Some((0, 513)), vec![0]));
-    assert!(bench.get(DATA, 512) == [9; 512]);
 }
 
 /// An image whose library fails in its own way.
@@ -157,7 +75,7 @@ impl Image for Panicking {
 #[test]
 fn a_panic_is_an_error_of_its_request() {
     let options = Scratch::new("panic", 0).options();
-    let mut bench = Bench::new(Block::new(Arc::new(Panicking), None, &options));
+    let mut bench = Bench::new(block(Arc::new(Panicking), None, &options));
     let mut rings = bench.start(FLUSH, 1, 16);
     let failed = Answer { status: 1, written: 0 };
     // More of them than there are threads.
@@ -182,7 +100,7 @@ fn short_reads_are_gone_on_with_even_during_a_reset() {
     let (from, mut to) = io::pipe().unwrap();
     let raw = Arc::new(RawImage::of_size(std::os::fd::OwnedFd::from(from).into(), SECTORS * SECTOR));
     let options = Scratch::new("pipe", 0).options();
-    let mut bench = Bench::new(Block::new(raw.clone(), Some(raw), &options));
+    let mut bench = Bench::new(block(raw.clone(), Some(raw), &options));
     let mut rings = bench.start(FLUSH, 1, 16);
     let ring = &mut rings[0];
     to.write_all(&[1; 100]).unwrap();

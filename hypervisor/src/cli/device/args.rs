@@ -7,17 +7,16 @@ use std::path::Path;
 use anyhow::Context;
 use paravane_abi::virtio::VIRTIO_MAX_DEVICES;
 
-use super::device::console::ConsoleOption;
-use super::device::net::{BackendOption, NetOption};
-use super::device::vsock::VsockOption;
-use super::disk;
-use super::paths::Paths;
+use super::console::ConsoleOption;
+use super::disk::DiskOption;
+use super::net::{BackendOption, NetOption};
+use super::vsock::VsockOption;
 use crate::backend::console::stdio::{Outside, Stdio};
 use crate::backend::net::user::Lost;
+use crate::cli::paths::Paths;
 use crate::host::notice::notice;
 use crate::text::printable;
 use crate::virtio::Device;
-use crate::virtio::block::{Block, Options};
 use crate::virtio::console::Console;
 use crate::virtio::entropy::Entropy;
 
@@ -26,12 +25,12 @@ use crate::virtio::entropy::Entropy;
 #[command(next_help_heading = "Devices (docs/devices.md)")]
 // Brackets in these texts are those of `--help`, not links.
 #[allow(rustdoc::broken_intra_doc_links)]
-pub(super) struct DeviceArgs {
+pub(in crate::cli) struct DeviceArgs {
     /// A disk: a file or a block device. May be repeated
     ///
     /// Options: readonly, format=raw|qcow2, queues=N, direct=on|off, id=TEXT. A comma in PATH is doubled.
-    #[arg(long, value_name = "PATH[,OPTION]...", value_parser = disk::parse)]
-    disk: Vec<Options>,
+    #[arg(long, value_name = "PATH[,OPTION]...")]
+    disk: Vec<DiskOption>,
     /// An entropy device, fed by the host's kernel
     #[arg(long)]
     rng: bool,
@@ -58,7 +57,7 @@ pub(super) struct DeviceArgs {
 }
 
 /// A guest's devices, and what has to be done for them outside.
-pub(super) struct Opened {
+pub(in crate::cli) struct Opened {
     /// The devices.
     pub devices: Vec<Box<dyn Device>>,
     /// The other half of a console on standard input and output.
@@ -68,7 +67,7 @@ pub(super) struct Opened {
 /// More devices than a guest can have.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} devices are too many: a guest can have {VIRTIO_MAX_DEVICES}")]
-pub(super) struct TooMany(usize);
+pub(in crate::cli) struct TooMany(usize);
 
 impl DeviceArgs {
     /// Opens what is behind the devices. `lost` is called with a reason, perhaps by another thread and later, when a
@@ -83,8 +82,8 @@ impl DeviceArgs {
             return Err(TooMany(count).into());
         }
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
-        for options in &self.disk {
-            devices.push(Box::new(Block::open(options)?));
+        for option in &self.disk {
+            devices.push(Box::new(option.open()?));
         }
         if self.rng {
             devices.push(Box::new(Entropy));
@@ -107,7 +106,7 @@ impl DeviceArgs {
     /// Adds the paths of what is written to or listened on, and of disks.
     pub fn add_paths<'a>(&'a self, paths: &mut Paths<'a>) {
         for disk in &self.disk {
-            paths.disk(&disk.path, disk.readonly);
+            paths.disk(&disk.disk.path, disk.disk.readonly);
         }
         for option in &self.net {
             if let BackendOption::Unix { path, .. } = &option.backend {

@@ -1,49 +1,18 @@
 //! qcow2 images; where qemu-img is installed it has the last word on whether one is right.
 
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use imago::file::File as Storage;
 use imago::qcow2::Qcow2;
 use imago::{FormatCreateBuilder, Storage as _, StorageOpenOptions};
 
+use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_F_DISCARD;
+
 use super::*;
-
-/// Sectors of a cluster, as images are made if nobody says otherwise.
-const CLUSTER: u64 = 128;
-const IMAGE_SECTORS: u64 = CLUSTER * 1024;
-
-/// An empty image of a version of the format.
-pub fn image(name: &str, version: u32) -> Scratch {
-    let scratch = Scratch::new(name, 0);
-    let open = StorageOpenOptions::new().write(true).filename(&scratch.0);
-    let storage = Storage::open(open).unwrap();
-    Qcow2::<Storage>::create_builder(storage).size(IMAGE_SECTORS * SECTOR).create().unwrap();
-    if version == 2 {
-        // The header of version 2 ends where that of version 3 goes on; nothing that is in use differs.
-        File::options().write(true).open(&scratch.0).unwrap().write_all_at(&2u32.to_be_bytes(), 4).unwrap();
-    }
-    scratch
-}
-
-/// What qemu-img says; `None` where there is none.
-pub fn qemu_img(args: &[&str]) -> Option<String> {
-    let Ok(output) = Command::new("qemu-img").args(args).output() else {
-        crate::testing::skip::skip("qemu-img", "qemu-img is not installed: nobody else looks at the image");
-        return None;
-    };
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{args:?}: {}{}", text(&output.stdout), text(&output.stderr));
-    Some(text(&output.stdout))
-}
-
-pub fn is_consistent(scratch: &Scratch) {
-    // An image with errors or leaks is a failure of the command.
-    qemu_img(&["check", "-q", "-f", "qcow2", scratch.0.to_str().unwrap()]);
-}
+use crate::virtio::Device;
 
 fn begin(scratch: &Scratch) -> (Bench, Ring) {
-    let mut bench = Bench::new(Block::open(&scratch.options()).unwrap());
+    let mut bench = Bench::new(open(&scratch.options()).unwrap());
     let sectors = u64::from_le_bytes(bench.slot.link().config().0.bytes()[..8].try_into().unwrap());
     assert_eq!(sectors, IMAGE_SECTORS);
     let ring = bench.start(FLUSH, 1, 16).remove(0);
@@ -79,7 +48,7 @@ fn host_blocks(scratch: &Scratch) -> u64 {
 
 #[test]
 fn an_image_keeps_what_was_flushed() {
-    let scratch = image("image.qcow2", 3);
+    let scratch = qcow2_image("image.qcow2", 3);
     let (mut bench, mut ring) = begin(&scratch);
     bench.put(DATA, &[9; 8192]);
     assert_eq!(request(&bench, &mut ring, 1, 99, &[(DATA, 5000, false), (DATA, 3192, false)]), ok(1));
@@ -100,30 +69,41 @@ fn an_image_keeps_what_was_flushed() {
 
 #[test]
 fn a_discard_gives_whole_clusters_back_and_keeps_their_neighbours() {
-    let scratch = image("discard.qcow2", 3);
+    let scratch = qcow2_image("discard.qcow2", 3);
     let (mut bench, mut ring) = begin(&scratch);
     let config = bench.slot.link().config().0;
     assert_eq!(config.bytes()[44..48], 128u32.to_le_bytes(), "discard_sector_alignment: a cluster");
-    fill(&bench, &mut ring, 7, 0..CLUSTER * 16);
+    fill(&bench, &mut ring, 7, 0..CLUSTER_SECTORS * 16);
     assert_eq!(request(&bench, &mut ring, 4, 0, &[]), ok(1));
     let full = host_blocks(&scratch);
     // From the middle of cluster 1 to the middle of cluster 9; the same by zeroes that may be given back.
-    let range = (CLUSTER + 5, CLUSTER * 8);
+    let range = (CLUSTER_SECTORS + 5, CLUSTER_SECTORS * 8);
     assert_eq!(clear(&bench, &mut ring, 11, (range.0, range.1, 0)), ok(1));
-    assert_eq!(clear(&bench, &mut ring, 13, (CLUSTER * 12 - 3, CLUSTER * 2, 1)), ok(1));
+    assert_eq!(clear(&bench, &mut ring, 13, (CLUSTER_SECTORS * 12 - 3, CLUSTER_SECTORS * 2, 1)), ok(1));
     assert_eq!(request(&bench, &mut ring, 4, 0, &[]), ok(1));
-    for (sector, byte) in
-        [(0, 7), (CLUSTER + 4, 7), (CLUSTER * 2, 0), (CLUSTER * 9 - 1, 0), (CLUSTER * 9 + 5, 7)]
-    {
+    for (sector, byte) in [
+        (0, 7),
+        (CLUSTER_SECTORS + 4, 7),
+        (CLUSTER_SECTORS * 2, 0),
+        (CLUSTER_SECTORS * 9 - 1, 0),
+        (CLUSTER_SECTORS * 9 + 5, 7),
+    ] {
         assert!(sector_is(&bench, &mut ring, sector, byte), "sector {sector}");
     }
-    for (sector, byte) in
-        [(CLUSTER * 12 - 4, 7), (CLUSTER * 12 - 3, 0), (CLUSTER * 14 - 4, 0), (CLUSTER * 14 - 3, 7)]
-    {
+    for (sector, byte) in [
+        (CLUSTER_SECTORS * 12 - 4, 7),
+        (CLUSTER_SECTORS * 12 - 3, 0),
+        (CLUSTER_SECTORS * 14 - 4, 0),
+        (CLUSTER_SECTORS * 14 - 3, 7),
+    ] {
         assert!(sector_is(&bench, &mut ring, sector, byte), "sector {sector}");
     }
     // Clusters 2 to 8, and 12: eight of 64 KiB, in units of 512 bytes.
-    assert!(host_blocks(&scratch) + 8 * CLUSTER <= full, "{full} blocks, and now {}", host_blocks(&scratch));
+    assert!(
+        host_blocks(&scratch) + 8 * CLUSTER_SECTORS <= full,
+        "{full} blocks, and now {}",
+        host_blocks(&scratch)
+    );
     assert_eq!(clear(&bench, &mut ring, 11, (IMAGE_SECTORS - 5, 5, 0)), ok(1), "the end");
     assert_eq!(clear(&bench, &mut ring, 11, (IMAGE_SECTORS - 5, 6, 0)), IO_ERROR);
     bench.reset();
@@ -131,7 +111,11 @@ fn a_discard_gives_whole_clusters_back_and_keeps_their_neighbours() {
     is_consistent(&scratch);
     let path = scratch.0.to_str().unwrap();
     if let Some(map) = qemu_img(&["map", "-f", "qcow2", "--output=json", path]) {
-        let gone = format!("\"start\": {}, \"length\": {},", CLUSTER * 2 * SECTOR, CLUSTER * 7 * SECTOR);
+        let gone = format!(
+            "\"start\": {}, \"length\": {},",
+            CLUSTER_SECTORS * 2 * SECTOR,
+            CLUSTER_SECTORS * 7 * SECTOR
+        );
         let line = map.lines().find(|line| line.contains(&gone));
         assert!(
             line.is_some_and(|l| l.contains("\"zero\": true, \"data\": false")),
@@ -141,10 +125,13 @@ fn a_discard_gives_whole_clusters_back_and_keeps_their_neighbours() {
     // Room that was given back is used again, and the image is as large as it was.
     let (mut bench, mut ring) = begin(&scratch);
     let before = std::fs::metadata(&scratch.0).unwrap().len();
-    fill(&bench, &mut ring, 8, CLUSTER * 100..CLUSTER * 108);
+    fill(&bench, &mut ring, 8, CLUSTER_SECTORS * 100..CLUSTER_SECTORS * 108);
     assert_eq!(request(&bench, &mut ring, 4, 0, &[]), ok(1));
     assert_eq!(std::fs::metadata(&scratch.0).unwrap().len(), before);
-    assert!(sector_is(&bench, &mut ring, CLUSTER * 2, 0) && sector_is(&bench, &mut ring, CLUSTER * 101, 8));
+    assert!(
+        sector_is(&bench, &mut ring, CLUSTER_SECTORS * 2, 0)
+            && sector_is(&bench, &mut ring, CLUSTER_SECTORS * 101, 8)
+    );
     bench.reset();
     drop(bench);
     is_consistent(&scratch);
@@ -153,17 +140,25 @@ fn a_discard_gives_whole_clusters_back_and_keeps_their_neighbours() {
 /// Version 2 of the format has no clusters of zeroes.
 #[test]
 fn an_old_image_takes_zeroes_and_no_discards() {
-    let scratch = image("old.qcow2", 2);
-    let block = Block::open(&scratch.options()).unwrap();
+    let scratch = qcow2_image("old.qcow2", 2);
+    let block = open(&scratch.options()).unwrap();
     assert_eq!(block.info().features & 1 << VIRTIO_BLK_F_DISCARD, 0);
     drop(block);
     let (mut bench, mut ring) = begin(&scratch);
-    fill(&bench, &mut ring, 7, 0..CLUSTER * 3);
+    fill(&bench, &mut ring, 7, 0..CLUSTER_SECTORS * 3);
     for flags in [0, 1] {
-        assert_eq!(clear(&bench, &mut ring, 13, (CLUSTER - 1 + u64::from(flags), CLUSTER, flags)), ok(1));
+        assert_eq!(
+            clear(&bench, &mut ring, 13, (CLUSTER_SECTORS - 1 + u64::from(flags), CLUSTER_SECTORS, flags)),
+            ok(1)
+        );
     }
     assert_eq!(clear(&bench, &mut ring, 11, (0, 1, 0)), UNSUPPORTED);
-    for (sector, byte) in [(CLUSTER - 2, 7), (CLUSTER - 1, 0), (CLUSTER * 2 - 1, 0), (CLUSTER * 2, 7)] {
+    for (sector, byte) in [
+        (CLUSTER_SECTORS - 2, 7),
+        (CLUSTER_SECTORS - 1, 0),
+        (CLUSTER_SECTORS * 2 - 1, 0),
+        (CLUSTER_SECTORS * 2, 7),
+    ] {
         assert!(sector_is(&bench, &mut ring, sector, byte), "sector {sector}");
     }
     bench.reset();
@@ -174,11 +169,11 @@ fn an_old_image_takes_zeroes_and_no_discards() {
 /// Half of a cluster is written while the other half is zeroed: neither is lost.
 #[test]
 fn zeroes_and_writes_side_by_side() {
-    let scratch = image("beside.qcow2", 3);
+    let scratch = qcow2_image("beside.qcow2", 3);
     let options = scratch.options();
-    let file = crate::backend::disk::image::open(&scratch.0, &options).unwrap();
+    let file = file::open(&options).unwrap();
     let image = Qcow2Image::open(file, &options).unwrap();
-    let cluster = CLUSTER * SECTOR;
+    let cluster = CLUSTER_SECTORS * SECTOR;
     // Both begin at the same moment: nobody sleeps, as waking takes longer than what is to be done.
     let begun = [AtomicU64::new(0), AtomicU64::new(0)];
     let meet = |me: usize, n: u64| {
@@ -223,10 +218,10 @@ fn an_image_is_right_after_every_request() {
     for direct in [false, true] {
         let options = Options { direct, ..options.clone() };
         // Without O_DIRECT on this file system there is one way less.
-        let Ok(lock) = crate::backend::disk::image::open(&scratch.0, &options) else { continue };
+        let Ok(lock) = file::open(&options) else { continue };
         let disk = Qcow2Image::open(lock, &options).unwrap();
         let right = || {
-            let checked = crate::backend::disk::qcow2::check(&File::open(&scratch.0).unwrap(), false, true);
+            let checked = check(&File::open(&scratch.0).unwrap(), false, true);
             checked.map(drop).unwrap_or_else(|fault| panic!("{fault}"));
         };
         for n in 0..64 {
@@ -246,9 +241,9 @@ fn an_image_is_right_after_every_request() {
 /// a snapshot stay.
 #[test]
 fn what_is_shared_is_kept() {
-    let base = image("base.qcow2", 3);
+    let base = qcow2_image("base.qcow2", 3);
     let (mut bench, mut ring) = begin(&base);
-    fill(&bench, &mut ring, 5, 0..CLUSTER * 8);
+    fill(&bench, &mut ring, 5, 0..CLUSTER_SECTORS * 8);
     bench.reset();
     drop(bench);
     let scratch = Scratch::new("overlay.qcow2", 0);
@@ -258,16 +253,16 @@ fn what_is_shared_is_kept() {
     }
     let before = std::fs::read(&base.0).unwrap();
     let (mut bench, mut ring) = begin(&scratch);
-    fill(&bench, &mut ring, 6, 0..CLUSTER * 4);
+    fill(&bench, &mut ring, 6, 0..CLUSTER_SECTORS * 4);
     bench.reset();
     drop(bench);
     qemu_img(&["snapshot", "-c", "kept", path]);
     let (mut bench, mut ring) = begin(&scratch);
     // Clusters of the snapshot, of the backing file, and of the image alone.
-    fill(&bench, &mut ring, 7, CLUSTER * 2..CLUSTER * 3);
-    for first in (0..CLUSTER * 8).step_by(CLUSTER as usize) {
-        let unmapped = if first % (CLUSTER * 2) == 0 { (11, 0) } else { (13, 1) };
-        assert_eq!(clear(&bench, &mut ring, unmapped.0, (first, CLUSTER, unmapped.1)), ok(1));
+    fill(&bench, &mut ring, 7, CLUSTER_SECTORS * 2..CLUSTER_SECTORS * 3);
+    for first in (0..CLUSTER_SECTORS * 8).step_by(CLUSTER_SECTORS as usize) {
+        let unmapped = if first % (CLUSTER_SECTORS * 2) == 0 { (11, 0) } else { (13, 1) };
+        assert_eq!(clear(&bench, &mut ring, unmapped.0, (first, CLUSTER_SECTORS, unmapped.1)), ok(1));
         assert!(sector_is(&bench, &mut ring, first + 3, 0), "sector {first} has something that was below");
     }
     bench.reset();
@@ -276,9 +271,13 @@ fn what_is_shared_is_kept() {
     assert!(std::fs::read(&base.0).unwrap() == before, "the backing file was written");
     qemu_img(&["snapshot", "-a", "kept", path]);
     let (mut bench, mut ring) = begin(&scratch);
-    for (sector, byte) in
-        [(0, 6), (CLUSTER * 2 + 1, 6), (CLUSTER * 4 - 1, 6), (CLUSTER * 4, 5), (CLUSTER * 8, 0)]
-    {
+    for (sector, byte) in [
+        (0, 6),
+        (CLUSTER_SECTORS * 2 + 1, 6),
+        (CLUSTER_SECTORS * 4 - 1, 6),
+        (CLUSTER_SECTORS * 4, 5),
+        (CLUSTER_SECTORS * 8, 0),
+    ] {
         assert!(sector_is(&bench, &mut ring, sector, byte), "sector {sector} of the snapshot");
     }
     bench.reset();
@@ -289,22 +288,22 @@ fn what_is_shared_is_kept() {
 /// Around the page cache, from and to buffers that nothing is aligned to.
 #[test]
 fn an_image_around_the_page_cache() {
-    let scratch = image("direct.qcow2", 3);
+    let scratch = qcow2_image("direct.qcow2", 3);
     let options = Options { direct: true, ..scratch.options() };
-    if crate::backend::disk::image::open(&scratch.0, &options).is_err() {
+    if file::open(&options).is_err() {
         return crate::testing::skip::skip(
             "direct-io",
             "the file system of the temporary directory has no O_DIRECT",
         );
     }
-    let mut bench = Bench::new(Block::open(&options).unwrap());
+    let mut bench = Bench::new(open(&options).unwrap());
     let mut ring = bench.start(FLUSH, 1, 16).remove(0);
     bench.put(DATA + 1, &[9; 3000]);
     bench.put(DATA + 0x1003, &[9; 2120]);
     let data = [(DATA + 1, 3000, false), (DATA + 0x1003, 2120, false)];
     assert_eq!(request(&bench, &mut ring, 1, 125, &data), ok(1));
     assert_eq!(clear(&bench, &mut ring, 13, (126, 1, 0)), ok(1));
-    assert_eq!(clear(&bench, &mut ring, 11, (CLUSTER * 8, CLUSTER, 0)), ok(1));
+    assert_eq!(clear(&bench, &mut ring, 11, (CLUSTER_SECTORS * 8, CLUSTER_SECTORS, 0)), ok(1));
     assert_eq!(request(&bench, &mut ring, 4, 0, &[]), ok(1));
     let data = [(DATA + 0x2001, 3000, true), (DATA + 0x3005, 3145, true)];
     assert_eq!(request(&bench, &mut ring, 0, 124, &data), Answer { status: 1, written: 0 }, "half a sector");
