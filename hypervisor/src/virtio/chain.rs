@@ -9,7 +9,7 @@ use virtio_bindings::bindings::virtio_ring::VRING_DESC_ALIGN_SIZE;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::Broken;
+use super::violation::Broken;
 use crate::machine::device_memory::{DeviceMemory, Segment};
 
 /// Buffers that a chain holds without allocating: a block request of six pages has header, status and these.

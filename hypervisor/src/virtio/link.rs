@@ -3,8 +3,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::stops::Stops;
-use super::{MAX_CONFIG, Offence};
+use super::stop_log::Stops;
+use super::violation::Offence;
+
+/// Bytes of a configuration space at most.
+pub const MAX_CONFIG: usize = paravane_abi::virtio::VIRTIO_MAX_CONFIG;
 
 /// How a device interrupts its driver: the transport's side. Called from any thread; does not wait.
 pub trait Interrupt: Send + Sync {

@@ -17,7 +17,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chain;
 use super::chain::Chain;
-use super::{Broken, Link, worker};
+use super::link::Link;
+use super::violation::Broken;
+use super::worker;
 use crate::machine::device_memory::DeviceMemory;
 
 /// Where the entries of an available ring begin.

@@ -10,7 +10,10 @@ use virtio_bindings::bindings::virtio_config::{
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Activation, Device, Info, Interrupt, Link, Queue, QueueSetup, Workers};
+use super::device::{Activation, Device, Info};
+use super::link::{Interrupt, Link};
+use super::queue::{Queue, QueueSetup};
+use super::worker::Workers;
 use crate::machine::device_memory::DeviceMemory;
 
 /// What every device offers: rings and transports have it, not the device.

@@ -13,7 +13,8 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Broken, Link, Offence};
+use super::link::Link;
+use super::violation::{Broken, Offence};
 use crate::host::threads;
 
 thread_local! {

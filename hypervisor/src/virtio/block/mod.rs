@@ -3,6 +3,7 @@
 //! | File | What is in it |
 //! | --- | --- |
 //! | `request.rs` | what a request says, and which are refused |
+//! | `shared.rs` | what all queues of a disk share |
 //! | `worker.rs` | the loop of one queue: requests out, jobs under way, statuses back |
 //!
 //! The disk's blocks are [`crate::backend::disk`]'s.
@@ -12,13 +13,14 @@
 //! statuses of requests.
 
 mod request;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -30,32 +32,18 @@ use zerocopy::IntoBytes;
 use super::{Activation, Device, Info, Link, MAX_QUEUES, Workers};
 use crate::backend::disk::Disk;
 use crate::backend::disk::image::{Limits, SECTOR};
+use shared::{MOST_SECTORS, Shared};
 
 /// Entries of a queue at most.
 const QUEUE_SIZE: u16 = 256;
 /// Buffers of a request at most: header and status have one each.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Sectors that one discard or write-zeroes request covers at most: 32 MiB.
-const MOST_SECTORS: u32 = 1 << 16;
 /// What drivers call physical blocks: 4 KiB, which is what file systems of the host use.
 const PHYSICAL: u64 = 4096;
-/// Bytes of an identity (5.2.6, VIRTIO_BLK_T_GET_ID).
-const ID_BYTES: usize = 20;
-
 /// A disk as a virtio device.
 pub struct Block {
     disk: Arc<Shared>,
     queues: u16,
-}
-
-/// What all queues of a disk share.
-struct Shared {
-    disk: Disk,
-    limits: Limits,
-    sectors: u64,
-    /// Cleared by drivers that want every change on stable storage before it is done (5.2.5, `writeback`).
-    writeback: AtomicBool,
-    id: [u8; ID_BYTES],
 }
 
 /// A number of queues that no disk has.
@@ -73,18 +61,8 @@ impl Block {
         if queues == 0 || usize::from(queues) > MAX_QUEUES {
             return Err(BadQueueCount(queues));
         }
-        let (limits, sectors) = (disk.limits(), disk.bytes() / SECTOR);
-        let id = identity(id.unwrap_or(disk.name()));
-        let shared = Shared { disk, limits, sectors, writeback: true.into(), id };
-        Ok(Self { disk: Arc::new(shared), queues })
+        Ok(Self { disk: Arc::new(Shared::new(disk, id)), queues })
     }
-}
-
-/// The first bytes of a name, padded with zeroes.
-fn identity(name: &str) -> [u8; ID_BYTES] {
-    let mut id = [0; ID_BYTES];
-    id.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte);
-    id
 }
 
 /// The configuration space (5.2.4), up to what write-zeroes needs.
@@ -130,7 +108,7 @@ impl Block {
 impl Device for Block {
     fn info(&self) -> Info {
         let bit = |bit: u32, offered: bool| u64::from(offered) << bit;
-        let writable = !self.disk.disk.is_readonly();
+        let writable = !self.disk.is_readonly();
         let features = bit(VIRTIO_BLK_F_SEG_MAX, true)
             | bit(VIRTIO_BLK_F_BLK_SIZE, true)
             | bit(VIRTIO_BLK_F_TOPOLOGY, true)
@@ -144,8 +122,7 @@ impl Device for Block {
     }
 
     fn label(&self) -> Option<String> {
-        let end = self.disk.id.iter().position(|&byte| byte == 0).unwrap_or(ID_BYTES);
-        self.disk.id.get(..end).map(|name| String::from_utf8_lossy(name).into_owned())
+        Some(self.disk.label())
     }
 
     fn config(&self) -> Vec<u8> {

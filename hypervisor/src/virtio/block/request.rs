@@ -12,7 +12,7 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{MOST_SECTORS, Shared};
+use super::shared::{MOST_SECTORS, Shared};
 use crate::backend::disk::Buffers;
 use crate::backend::disk::image::SECTOR;
 use crate::backend::disk::jobs::{Job, Op};
@@ -94,7 +94,7 @@ pub(super) fn read(
             job(Op::Read, offset, room, chain.writable(), 0)
         }
         VIRTIO_BLK_T_OUT => {
-            let place = disk.place(header.sector, data).filter(|_| !disk.disk.is_readonly());
+            let place = disk.place(header.sector, data).filter(|_| !disk.is_readonly());
             let Some(offset) = place else { return refused(Status::IoError) };
             job(Op::Write, offset, data, chain.readable(), header_len)
         }
@@ -106,7 +106,7 @@ pub(super) fn read(
             Ok(Request::Done(Status::Ok, u32::try_from(written).unwrap_or(0)))
         }
         kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
-            if disk.disk.is_readonly() || data != size_of::<Range>() as u64 {
+            if disk.is_readonly() || data != size_of::<Range>() as u64 {
                 return refused(Status::IoError);
             }
             let Some(range) = gather::<Range>(memory, chain, header_len) else {
@@ -149,13 +149,4 @@ pub(super) fn answer(memory: &DeviceMemory, chain: &Chain, status: Status, data:
     memory.scatter(chain.writable(), last, &[status.byte()]);
     // Of a failed read nobody knows how much was written.
     if u64::from(data) == last { data.saturating_add(1) } else { data }
-}
-
-impl Shared {
-    /// Where on the disk `len` bytes at `sector` begin, if they are whole sectors of it.
-    fn place(&self, sector: u64, len: u64) -> Option<u64> {
-        let end = sector.checked_add(len / SECTOR)?;
-        let inside = len.is_multiple_of(SECTOR) && end <= self.sectors;
-        inside.then(|| sector.checked_mul(SECTOR)).flatten()
-    }
 }

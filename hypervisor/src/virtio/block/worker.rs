@@ -2,9 +2,9 @@
 
 use std::os::fd::RawFd;
 
-use super::Shared;
 use super::request;
 use super::request::{Request, Status};
+use super::shared::Shared;
 use crate::backend::disk::Buffers;
 use crate::backend::disk::jobs::{Done, Job, Jobs, Op};
 use crate::host::busy_poll::BusyPoll;

@@ -9,6 +9,7 @@
 //! interrupt; frames are then lost, as they are without a cable. Only rings and requests that are malformed
 //! stop the device.
 
+mod feature;
 mod receive;
 mod transmit;
 
@@ -27,18 +28,9 @@ use crate::host::poll::poll;
 use receive::Receiver;
 use transmit::Transmitter;
 
-/// Bit numbers of the features that concern only a driver and this device (virtio 1.2, section 5.1.3).
-mod feature {
-    /// The device has a MAC address.
-    pub(super) const MAC: u32 = 5;
-    /// A received frame may span several buffers.
-    pub(super) const MRG_RXBUF: u32 = 15;
-    /// The configuration space has `status`.
-    pub(super) const STATUS: u32 = 16;
-}
-
 /// Frames of one queue in one round.
 const BATCH: usize = 64;
+const _: () = assert!(BATCH.is_multiple_of(transmit::TOGETHER));
 /// `VIRTIO_NET_S_LINK_UP`.
 const LINK_UP: u16 = 1;
 /// Where `status` is in the configuration space.
@@ -129,10 +121,10 @@ impl Worker<'_> {
         while !stop.is_asked() {
             let mut more = false;
             if let Some(transmitter) = &mut self.transmitter {
-                more |= transmitter.round(self.backend)?;
+                more |= transmitter.round(self.backend, BATCH)?;
             }
             if let Some(receiver) = &mut self.receiver {
-                more |= receiver.round(self.backend)?;
+                more |= receiver.round(self.backend, BATCH)?;
             }
             let up = self.backend.is_up();
             if up != shown {

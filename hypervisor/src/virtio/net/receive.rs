@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::{BATCH, feature};
+use super::feature;
 use crate::backend::net::backend::{Backend, MAX_FRAME, Received};
 use crate::backend::net::header::{HEADER_LEN, NUM_BUFFERS_OFFSET, has, offload};
 use crate::backend::net::scatter_list::{MAX_SEGMENTS, ScatterList};
@@ -68,10 +68,10 @@ impl<'m> Receiver<'m> {
     }
 
     /// Receives what there is, up to a limit; whether there is more to be done now.
-    pub(super) fn round(&mut self, backend: &mut dyn Backend) -> Result<bool, Broken> {
+    pub(super) fn round(&mut self, backend: &mut dyn Backend, most: usize) -> Result<bool, Broken> {
         self.queue.refuse_kicks()?;
         let mut more = true;
-        for _ in 0..BATCH {
+        for _ in 0..most {
             self.refill()?;
             if self.buffers.is_empty() {
                 more = false;

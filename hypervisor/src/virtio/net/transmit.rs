@@ -7,7 +7,6 @@ use std::ops::Range;
 
 use zerocopy::IntoBytes;
 
-use super::BATCH;
 use crate::backend::net::backend::{Backend, MAX_FRAME, Sent};
 use crate::backend::net::header::{HEADER_LEN, Header};
 use crate::backend::net::scatter_list::ScatterList;
@@ -15,8 +14,7 @@ use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Queue};
 
 /// Frames that are taken, fetched and given back together: each time costs a barrier, and the driver's CPU a cache line.
-const TOGETHER: usize = 16;
-const _: () = assert!(BATCH.is_multiple_of(TOGETHER));
+pub(super) const TOGETHER: usize = 16;
 
 /// A frame that was taken.
 #[derive(Default)]
@@ -60,11 +58,11 @@ impl<'m> Transmitter<'m> {
     }
 
     /// Sends what there is, up to a limit; whether there is more to be done now.
-    pub(super) fn round(&mut self, backend: &mut dyn Backend) -> Result<bool, Broken> {
+    pub(super) fn round(&mut self, backend: &mut dyn Backend, most: usize) -> Result<bool, Broken> {
         self.queue.refuse_kicks()?;
         self.stalled = false;
         let mut more = Ok(true);
-        for _ in 0..BATCH / TOGETHER {
+        for _ in 0..most / TOGETHER {
             more = self.send_some(backend);
             if !matches!(more, Ok(true)) {
                 break;

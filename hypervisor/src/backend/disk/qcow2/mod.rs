@@ -17,6 +17,7 @@ mod refcounts;
 mod referenced_files;
 mod snapshots_and_bitmaps;
 mod storage;
+mod tables;
 #[cfg(test)]
 mod tests;
 

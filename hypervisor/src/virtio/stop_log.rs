@@ -9,33 +9,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use virtio_bindings::virtio_ids::{
-    VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
-};
 
-use super::{Broken, Slot};
+use super::violation::Offence;
 
 /// How many stops of one device are told in [`WHILE`].
-const MOST: usize = 5;
+pub(super) const MOST: usize = 5;
 const WHILE: Duration = Duration::from_secs(60);
-
-/// What made a device stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Offence {
-    /// The queue that its worker had looked at last.
-    pub queue: Option<u16>,
-    /// What was wrong.
-    pub what: Broken,
-}
-
-impl fmt::Display for Offence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.queue {
-            Some(queue) => write!(f, "queue {queue}: {}", self.what),
-            None => write!(f, "{}", self.what),
-        }
-    }
-}
 
 /// A stop as it is told.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +110,7 @@ impl Stops {
         }
     }
     /// Who is to be told, and what to call the device; the first one stays.
-    fn set_audience(&self, name: String, tell: Tell) {
+    pub(super) fn set_audience(&self, name: String, tell: Tell) {
         self.audience.get_or_init(|| (name, tell));
     }
     /// What the driver did last.
@@ -139,7 +118,7 @@ impl Stops {
         self.lock().last
     }
 
-    fn report(&self, device: String) -> DeviceStops {
+    pub(super) fn report(&self, device: String) -> DeviceStops {
         let record = self.lock();
         let last = record.last.map(|offence| offence.to_string());
         DeviceStops { device, stops: record.count, last, untold: record.untold }
@@ -149,43 +128,10 @@ impl Stops {
     }
 }
 
-/// What the user calls these devices, after the options that give them to a guest: each kind is numbered by itself.
-fn names<'a>(slots: &'a [&Slot]) -> impl Iterator<Item = String> + 'a {
-    slots.iter().enumerate().map(|(n, slot)| {
-        let kind = slot.info().kind;
-        let number = slots.iter().take(n).filter(|other| other.info().kind == kind).count();
-        let name = match kind {
-            VIRTIO_ID_BLOCK => "disk",
-            VIRTIO_ID_NET => "net",
-            VIRTIO_ID_RNG => "rng",
-            VIRTIO_ID_VSOCK => "vsock",
-            VIRTIO_ID_CONSOLE => "console",
-            _ => "device",
-        };
-        match slot.label() {
-            Some(label) => format!("{name} {number} ({label})"),
-            None => format!("{name} {number}"),
-        }
-    })
-}
-
-/// Has `tell` called for every stop of these devices that is to be told.
-pub fn watch(slots: &[&Slot], tell: &Tell) {
-    for (slot, name) in slots.iter().zip(names(slots)) {
-        slot.link().stops().set_audience(name, Arc::clone(tell));
-    }
-}
-
-/// How often each of these devices stopped, and why.
-pub fn report(slots: &[&Slot]) -> Vec<DeviceStops> {
-    slots.iter().zip(names(slots)).map(|(slot, name)| slot.link().stops().report(name)).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use crate::testing::virtio::{BUFFERS, Bench};
-    use crate::virtio::entropy::Entropy;
-    use crate::virtio::stops::*;
+    use crate::virtio::stop_log::*;
+    use crate::virtio::violation::Broken;
 
     #[test]
     fn a_few_are_told_in_a_while_and_all_are_counted() {
@@ -201,30 +147,6 @@ mod tests {
         assert_eq!(told(&mut record, 60), Some(0));
         assert_eq!(told(&mut record, 60), None);
         assert_eq!(told(&mut record, 3600), Some(1));
-    }
-
-    #[test]
-    fn a_stop_is_told_once_with_its_queue_and_counted_until_the_end() {
-        let mut bench = Bench::new(Entropy);
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let list = said.clone();
-        watch(
-            &[&bench.slot],
-            &(Arc::new(move |s: &Stopped<'_>| list.lock().unwrap().push(s.to_string())) as Tell),
-        );
-        for _ in 0..7 {
-            let mut rings = bench.start(0, 1, 4);
-            rings[0].chain(0, &[(BUFFERS, 8, false)]);
-            bench.slot.kick(0);
-            bench.offence();
-            bench.reset();
-        }
-        let line = "virtio rng 0: queue 0: an entropy request with bytes for the device to read; \
-                    the device is stopped until the guest resets it";
-        assert_eq!(*said.lock().unwrap(), [line; MOST]);
-        let last = Some("queue 0: an entropy request with bytes for the device to read".to_owned());
-        let device = "rng 0".to_owned();
-        assert_eq!(report(&[&bench.slot]), [DeviceStops { device, stops: 7, last, untold: 2 }]);
     }
 
     #[test]
