@@ -5,8 +5,8 @@ use paravane_abi::addr::is_canonical;
 use super::core::{Core, Rights};
 use super::outside::{Attempt, Incomplete, Machine};
 use crate::x86::debug::DR6_SINGLE_STEP;
-use crate::x86::descriptor::{error_of, is_null};
-use crate::x86::exception::selector_error::{EXTERNAL, IDT};
+use crate::x86::descriptor::{Gate, error_of, is_null, tss};
+use crate::x86::exception::selector_error::{EXTERNAL, IDT, INDEX_SHIFT};
 use crate::x86::exception::{Exception, vector};
 use crate::x86::rflags;
 
@@ -29,18 +29,6 @@ pub(crate) enum Undelivered<F> {
     /// The machine cannot go on.
     Machine(F),
 }
-
-/// A gate of the IDT (SDM vol. 3, 6.14.1).
-struct Gate {
-    handler: u64,
-    selector: u16,
-    stack: u8,
-    masks_interrupts: bool,
-}
-
-/// Offset of RSP0 and of IST1 in a 64-bit TSS (SDM vol. 3, 7.7).
-const TSS_RSP0: u64 = 4;
-const TSS_IST1: u64 = 36;
 
 impl<M: Machine> Core<'_, M> {
     /// Delivers an exception that the running code raised.
@@ -110,7 +98,7 @@ impl<M: Machine> Core<'_, M> {
         }
         self.cpu.selectors.cs = gate.selector & !3 | if to_user { 3 } else { 0 };
         self.regs.rflags &= !(rflags::TF | rflags::RF | rflags::NT | rflags::AC);
-        if gate.masks_interrupts {
+        if gate.kind == Gate::INTERRUPT {
             self.cpu.interrupts = false;
         }
         (self.cpu.shadowed_rip, self.cpu.halted) = (None, false);
@@ -118,29 +106,20 @@ impl<M: Machine> Core<'_, M> {
     }
 
     fn gate(&mut self, vector: u8, origin: Origin, external: u32) -> Attempt<Gate, M> {
-        let error = u32::from(vector) << 3 | IDT | external;
-        let offset = u64::from(vector) * 16;
-        if offset + 15 > u64::from(self.cpu.idt.limit) {
+        let error = u32::from(vector) << INDEX_SHIFT | IDT | external;
+        let offset = u64::from(vector) * Gate::SIZE;
+        if offset + Gate::SIZE - 1 > u64::from(self.cpu.idt.limit) {
             return Err(Exception::protection(error).into());
         }
         let at = self.cpu.idt.base.wrapping_add(offset);
         let low = self.read_value(at, 8, Rights::System)?;
         let high = self.read_value(at.wrapping_add(8), 8, Rights::System)?;
-        let (kind, dpl) = (low >> 40 & 0x1f, (low >> 45 & 3) as u16);
+        let gate = Gate::from_words(low, high);
         let software = matches!(origin, Origin::Software { .. });
-        if !matches!(kind, 0xe | 0xf) || (software && dpl < self.cpu.cpl()) {
+        if !matches!(gate.kind, Gate::INTERRUPT | Gate::TRAP) || (software && gate.dpl < self.cpu.cpl()) {
             return Err(Exception::protection(error).into());
         }
-        if low & 1 << 47 == 0 {
-            return Err(Exception::not_present(error).into());
-        }
-        let handler = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
-        Ok(Gate {
-            handler,
-            selector: (low >> 16) as u16,
-            stack: (low >> 32 & 7) as u8,
-            masks_interrupts: kind == 0xe,
-        })
+        if gate.present { Ok(gate) } else { Err(Exception::not_present(error).into()) }
     }
 
     /// Checks the handler's code segment; returns whether the handler runs at CPL 3.
@@ -166,9 +145,9 @@ impl<M: Machine> Core<'_, M> {
     /// The stack pointer to push the frame at: of the gate's IST entry, of the kernel (RSP0), or the current one.
     fn handler_stack(&mut self, gate: &Gate, to_user: bool, external: u32) -> Attempt<u64, M> {
         let offset = match gate.stack {
-            0 if self.cpu.user && !to_user => TSS_RSP0,
+            0 if self.cpu.user && !to_user => tss::RSP0,
             0 => return Ok(self.regs.rsp),
-            n => TSS_IST1 + 8 * (u64::from(n) - 1),
+            n => tss::IST1 + 8 * (u64::from(n) - 1),
         };
         let task = self.cpu.task;
         if is_null(task.selector) || offset + 7 > u64::from(task.limit) {

@@ -122,3 +122,95 @@ impl Descriptor {
         if self.has(bits::GRANULARITY) { raw << 12 | 0xfff } else { raw }
     }
 }
+
+/// A gate of a 64-bit interrupt descriptor table (SDM vol. 3, 6.14.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Address of the handler.
+    pub handler: u64,
+    /// The handler's code segment.
+    pub selector: u16,
+    /// Which stack of the TSS the handler runs on, 1 to 7; 0 for none in particular.
+    pub stack: u8,
+    /// The type, and the bit that tells code and data from system descriptors: [`Gate::INTERRUPT`] or
+    /// [`Gate::TRAP`], or what is no gate.
+    pub kind: u8,
+    /// The lowest privilege level from which INT n may enter.
+    pub dpl: u16,
+    /// Whether it may be used.
+    pub present: bool,
+}
+
+impl Gate {
+    /// Bytes of a gate.
+    pub const SIZE: u64 = 16;
+    /// The type of a gate that clears IF.
+    pub const INTERRUPT: u8 = 0xe;
+    /// The type of a gate that leaves IF as it is.
+    pub const TRAP: u8 = 0xf;
+
+    /// From the two words of the table.
+    pub const fn from_words(low: u64, high: u64) -> Self {
+        Self {
+            handler: low & 0xffff | low >> 32 & 0xffff_0000 | high << 32,
+            selector: (low >> 16) as u16,
+            stack: (low >> 32 & 7) as u8,
+            kind: (low >> 40 & 0x1f) as u8,
+            dpl: Descriptor(low).dpl(),
+            present: Descriptor(low).is_present(),
+        }
+    }
+
+    /// The two words of the table.
+    pub const fn words(self) -> [u64; 2] {
+        let Self { handler, selector, stack, kind, dpl, present } = self;
+        let low = handler & 0xffff
+            | (selector as u64) << 16
+            | (stack as u64 & 7) << 32
+            | (kind as u64 & 0x1f) << 40
+            | (dpl as u64 & 3) << bits::DPL_SHIFT
+            | if present { bits::PRESENT } else { 0 }
+            | (handler >> 16 & 0xffff) << 48;
+        [low, handler >> 32]
+    }
+}
+
+/// Offsets in a 64-bit task state segment (SDM vol. 3, 7.7).
+pub mod tss {
+    /// The stack pointer for entries to CPL 0.
+    pub const RSP0: u64 = 4;
+    /// The first of the seven stack pointers that gates can name.
+    pub const IST1: u64 = 36;
+    /// Where the I/O bitmap begins: 2 bytes.
+    pub const IO_BITMAP: u64 = 102;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Of a table's words only reserved bits get lost on the way through a [`Gate`].
+        #[test]
+        fn gates_have_their_words(low: u64, high: u32) {
+            const RESERVED: u64 = 0xf8 << 32;
+            let gate = Gate::from_words(low, high.into());
+            prop_assert_eq!(gate.words(), [low & !RESERVED, high.into()]);
+        }
+    }
+
+    #[test]
+    fn flat_segments_are_what_their_names_say() {
+        let [code, code_32, data] = [flat::CODE_64, flat::CODE_32, flat::DATA].map(Descriptor);
+        assert!(code.is_code() && code.is_64_bit() && code.is_readable() && !code.is_conforming());
+        assert!(code_32.is_code() && !code_32.is_64_bit());
+        assert!(data.is_writable_data() && !data.is_code());
+        for flat in [code, code_32, data] {
+            assert!(flat.is_present() && !flat.is_system());
+            assert_eq!((flat.base(), flat.limit(), flat.dpl()), (0, u32::MAX, 0));
+            assert_eq!(Descriptor(flat.0 | bits::DPL).dpl(), 3);
+        }
+    }
+}

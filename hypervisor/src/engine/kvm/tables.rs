@@ -25,6 +25,8 @@ use super::transport::Transport;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::mmu::space::GdtFrames;
+use crate::x86::descriptor::{Gate, bits, flat, tss};
+use crate::x86::exception::vector;
 
 /// Frames that machine memory may have: what one L4 slot maps of it, and of the machine-to-physical table one L2 table.
 pub const MAX_FRAMES: u64 = 1 << 27;
@@ -354,15 +356,11 @@ fn write_descriptors(
     gdt: Gdt,
 ) -> Result<(), BadMachineAddress> {
     let put = |offset: u64, value: u64| memory.store_u64(Maddr(page.0 + offset), value);
-    const CODE64: u64 = 0x00af_9b00_0000_ffff;
-    const DATA: u64 = 0x00cf_9300_0000_ffff;
-    const CODE32: u64 = 0x00cf_9b00_0000_ffff;
-    const DPL3: u64 = 3 << 45;
-    put(u64::from(offset::KERNEL_CS), CODE64)?;
-    put(u64::from(offset::KERNEL_SS), DATA)?;
-    put(u64::from(offset::USER32_CS & !3), CODE32 | DPL3)?;
-    put(u64::from(offset::USER_SS & !3), DATA | DPL3)?;
-    put(u64::from(offset::USER_CS & !3), CODE64 | DPL3)?;
+    put(u64::from(offset::KERNEL_CS), flat::CODE_64)?;
+    put(u64::from(offset::KERNEL_SS), flat::DATA)?;
+    put(u64::from(offset::USER32_CS & !3), flat::CODE_32 | bits::DPL)?;
+    put(u64::from(offset::USER_SS & !3), flat::DATA | bits::DPL)?;
+    put(u64::from(offset::USER_CS & !3), flat::CODE_64 | bits::DPL)?;
     const BUSY_TSS: u64 = 0x8b << 40;
     let limit = u64::from(TSS_LIMIT);
     let low = limit | (TSS_VA & 0xff_ffff) << 16 | BUSY_TSS | (TSS_VA >> 24 & 0xff) << 56;
@@ -370,24 +368,29 @@ fn write_descriptors(
     put(u64::from(offset::TSS) + 8, TSS_VA >> 32)?;
 
     let tss = page.0 + TSS_OFFSET;
-    memory.write_obj(Maddr(tss + 4), &STACK_TOP_VA)?;
-    memory.write_obj(Maddr(tss + 102), &(IO_BITMAP as u16))?;
+    memory.write_obj(Maddr(tss + tss::RSP0), &STACK_TOP_VA)?;
+    memory.write_obj(Maddr(tss + tss::IO_BITMAP), &(IO_BITMAP as u16))?;
     let mut bitmap = [0xffu8; IO_BITMAP_BYTES as usize];
     if transport == Transport::Pio {
         bitmap[usize::from(gate::EXIT_PORT / 8)] &= !(1 << (gate::EXIT_PORT % 8));
     }
     memory.write(Maddr(tss + IO_BITMAP), &bitmap)?;
 
-    for vector in 0..32u64 {
-        let handler = TEXT_VA + vector * gate::VECTOR_STRIDE;
+    for number in 0..32u8 {
+        let handler = TEXT_VA + u64::from(number) * gate::VECTOR_STRIDE;
         // INT3 and INTO are the two that software may raise without privilege (SDM vol. 3, 6.12.1.2).
-        let dpl: u64 = if vector == 3 || vector == 4 { 3 } else { 0 };
-        let low = (handler & 0xffff)
-            | u64::from(gdt.kernel_cs()) << 16
-            | (0x8e | dpl << 5) << 40
-            | (handler >> 16 & 0xffff) << 48;
-        put(IDT_OFFSET + vector * 16, low)?;
-        put(IDT_OFFSET + vector * 16 + 8, handler >> 32)?;
+        let raised_by_software = [vector::BREAKPOINT, vector::OVERFLOW].contains(&number);
+        let gate = Gate {
+            handler,
+            selector: gdt.kernel_cs(),
+            stack: 0,
+            kind: Gate::INTERRUPT,
+            dpl: if raised_by_software { 3 } else { 0 },
+            present: true,
+        };
+        let [low, high] = gate.words();
+        put(IDT_OFFSET + u64::from(number) * Gate::SIZE, low)?;
+        put(IDT_OFFSET + u64::from(number) * Gate::SIZE + 8, high)?;
     }
     Ok(())
 }
@@ -466,7 +469,7 @@ mod tests {
         let memory = MachineMemory::new(layout.hypervisor_frames(), 64, Backing::Anonymous).unwrap();
         GateTables::install(&memory, &layout, transport, Gdt::Guests).unwrap();
         let tss = DESCRIPTORS_FRAME * PAGE_SIZE + TSS_OFFSET;
-        let base: u16 = memory.read_obj(Maddr(tss + 102)).unwrap();
+        let base: u16 = memory.read_obj(Maddr(tss + tss::IO_BITMAP)).unwrap();
         (0..0x10000u64)
             .filter(|port| {
                 let offset = u64::from(base) + port / 8;

@@ -11,7 +11,8 @@ use super::child::HandOver;
 use super::script::SIGNALS;
 use super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED};
 use crate::engine::canonical;
-use crate::x86::exception::{Fault, page_error};
+use crate::x86::exception::selector_error::{EXTERNAL, IDT, INDEX_SHIFT};
+use crate::x86::exception::{Fault, page_error, vector};
 use crate::x86::registers::Regs;
 use crate::x86::rflags;
 
@@ -180,14 +181,11 @@ fn saved_by_linux(area: &Area, uc: u64, h: &HandOver) -> Regs {
     }
 }
 
-const GENERAL_PROTECTION: u8 = 13;
-const PAGE_FAULT: u8 = 14;
-
 /// A SIGSYS: which instruction it was, and what that means to code at CPL 3.
 fn system_call(regs: &mut Regs, arch: u32, call: u64, cs: u64) -> Trap {
     const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
     const VSYSCALL: u64 = 0xffff_ffff_ff60_0000;
-    const INT_80_ERROR: u32 = 0x80 << 3 | 2;
+    const INT_80_ERROR: u32 = 0x80 << INDEX_SHIFT | IDT;
     if arch == AUDIT_ARCH_X86_64 && call & !0xfff == VSYSCALL {
         // Linux emulates calls of this page, return included. There is nothing in the guest's world.
         (regs.rip, regs.rsp) = (call, regs.rsp.wrapping_sub(8));
@@ -206,31 +204,31 @@ fn system_call(regs: &mut Regs, arch: u32, call: u64, cs: u64) -> Trap {
 }
 
 fn general_protection(error_code: u32) -> Trap {
-    Trap::Fault(Fault { vector: GENERAL_PROTECTION, error_code, address: 0 })
+    Trap::Fault(Fault { vector: vector::PROTECTION, error_code, address: 0 })
 }
 
 /// The vectors for which Linux sends a signal to code at CPL 3 (arch/x86/kernel/traps.c).
 const fn vectors_of(signal: i32) -> &'static [u8] {
+    use vector::*;
     match signal {
-        libc::SIGSEGV => &[4, 5, 13, 14],
+        libc::SIGSEGV => &[OVERFLOW, BOUND, PROTECTION, PAGE],
         // A memfd that is too short is a page fault.
-        libc::SIGBUS => &[11, 12, 14, 17],
-        libc::SIGFPE => &[0, 16, 19],
-        libc::SIGTRAP => &[1, 3],
-        _ => &[6],
+        libc::SIGBUS => &[NOT_PRESENT, STACK, PAGE, ALIGNMENT],
+        libc::SIGFPE => &[DIVIDE, FPU, SIMD],
+        libc::SIGTRAP => &[DEBUG, BREAKPOINT],
+        _ => &[UNDEFINED],
     }
 }
 
 /// An exception. The number that a signal does not come from is a forgery, or is that of an earlier exception, which
 /// Linux leaves where it has none: then it is what the signal mostly means.
 fn exception(area: &Area, uc: u64, signal: i32) -> Trap {
-    const UNDEFINED: Fault = Fault { vector: 6, error_code: 0, address: 0 };
-    /// Selector error codes: EXT is for events from outside of the program (SDM vol. 3, 6.13).
-    const SELECTOR: u32 = 0xfffe;
+    const UNDEFINED: Fault = Fault { vector: vector::UNDEFINED, error_code: 0, address: 0 };
+    const SELECTOR: u32 = 0xffff & !EXTERNAL;
     let error_code = area.room(uc + ERR) as u32;
     let claimed = u8::try_from(area.room(uc + TRAPNO)).ok();
     match claimed.filter(|vector| vectors_of(signal).contains(vector)) {
-        Some(PAGE_FAULT) => {
+        Some(vector::PAGE) => {
             let address = area.room(uc + CR2);
             if canonical(address) != address {
                 return general_protection(0);
@@ -241,7 +239,7 @@ fn exception(area: &Area, uc: u64, signal: i32) -> Trap {
                 fetch: error_code & page_error::FETCH != 0,
             }
         }
-        Some(vector @ 11..=GENERAL_PROTECTION) => {
+        Some(vector @ vector::NOT_PRESENT..=vector::PROTECTION) => {
             Trap::Fault(Fault { vector, error_code: error_code & SELECTOR, address: 0 })
         }
         Some(vector) => Trap::Fault(Fault { vector, error_code: 0, address: 0 }),
@@ -257,7 +255,7 @@ pub(super) fn inside_stub(stop: &Stop) -> bool {
 
 /// Whether a stop is the single step of a guest that entered the stub with TF set.
 pub(super) fn is_single_step(stop: &Stop) -> bool {
-    matches!(stop.trap, Trap::Fault(Fault { vector: 1, .. }))
+    matches!(stop.trap, Trap::Fault(Fault { vector: vector::DEBUG, .. }))
 }
 
 /// Writes what a resumption loads: `regs`, and the FPU image at `load_fpu` if the state is not in place.

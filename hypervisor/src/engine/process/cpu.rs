@@ -28,7 +28,7 @@ use crate::machine::kick::Kick;
 use crate::machine::memory::{MachineMemory, Mfn};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Pending, VcpuSpace};
-use crate::x86::exception::Fault;
+use crate::x86::exception::{Fault, page_error, vector};
 use crate::x86::registers::Regs;
 
 /// How many address spaces are kept as processes. A guest that uses more still runs: the one that was not
@@ -268,10 +268,15 @@ impl ProcessCpu {
         memory: &MachineMemory,
         repeats: &mut u32,
     ) -> Option<Exit> {
-        let fault = |error_code| Some(Exit::Fault(Fault { vector: 14, error_code, address }));
+        let fault = |error_code| Some(Exit::Fault(Fault { vector: vector::PAGE, error_code, address }));
         if self.terms.m2p.contains(address) {
             // Mapped in every process, and read-only: only a store or a fetch comes here.
-            return fault(0b101 | u32::from(access.0) << 1 | u32::from(access.1) << 4);
+            return fault(
+                page_error::PRESENT
+                    | page_error::USER
+                    | if access.0 { page_error::WRITE } else { 0 }
+                    | if access.1 { page_error::FETCH } else { 0 },
+            );
         }
         match self.mirror.fault(&mut self.spaces, self.current, memory, address, access) {
             Filled::Mapped => None,

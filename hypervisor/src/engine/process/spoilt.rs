@@ -15,11 +15,11 @@ use super::fpu;
 use super::space::Space;
 use super::sys::Ended;
 use crate::engine::Exit;
-use crate::x86::exception::Fault;
+use crate::x86::exception::{Fault, vector};
 use crate::x86::registers::Regs;
 
 /// What user code is told of something that it may not do.
-pub(super) const REFUSED: Exit = Exit::Fault(Fault { vector: 13, error_code: 0, address: 0 });
+pub(super) const REFUSED: Exit = Exit::Fault(Fault { vector: vector::PROTECTION, error_code: 0, address: 0 });
 
 /// What may be in a room that a user program is not to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
