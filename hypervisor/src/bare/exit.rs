@@ -35,12 +35,12 @@ impl<'a> ExitHandler<'a> {
             Exit::Hypercall => self.hypercall(),
             Exit::Syscall => {
                 self.executes();
-                let result = self.core.syscall().map(|()| Completion::Jumped);
-                self.finish(Cause::Syscall, result, self.core.regs.rip)
+                let result = self.exec.syscall().map(|()| Completion::Jumped);
+                self.finish(Cause::Syscall, result, self.exec.regs.rip)
             }
             Exit::Fault(fault) if fault.vector == vector::PAGE => match self.page_fault(fault) {
                 Ok(cause) => BareExit { cause, outcome: BareOutcome::Resume },
-                Err(incomplete) => self.finish(guests_own(fault), Err(incomplete), self.core.regs.rip),
+                Err(incomplete) => self.finish(guests_own(fault), Err(incomplete), self.exec.regs.rip),
             },
             Exit::Fault(fault) => {
                 self.executes();
@@ -51,8 +51,8 @@ impl<'a> ExitHandler<'a> {
 
     /// Notes that the instruction at RIP completed or faulted.
     fn executes(&mut self) {
-        self.history.progressed(self.core.regs.rip);
-        self.core.cpu.shadowed_rip = None;
+        self.history.progressed(self.exec.regs.rip);
+        self.exec.cpu.shadowed_rip = None;
     }
 
     /// An exception other than a page fault: a privileged instruction, or one for the guest.
@@ -70,20 +70,20 @@ impl<'a> ExitHandler<'a> {
             return self.finish(
                 guests_own(fault),
                 Ok(Completion::Interrupt(fault.vector)),
-                self.core.regs.rip,
+                self.exec.regs.rip,
             );
         }
-        if fault.vector == vector::DEBUG && self.core.regs.rflags & rflags::TF != 0 {
-            self.core.note_single_step();
+        if fault.vector == vector::DEBUG && self.exec.regs.rflags & rflags::TF != 0 {
+            self.exec.note_single_step();
         }
         let exception = Exception { address: 0, ..fault.into() };
-        self.finish(guests_own(fault), Err(exception.into()), self.core.regs.rip)
+        self.finish(guests_own(fault), Err(exception.into()), self.exec.regs.rip)
     }
 
     /// Executes a privileged instruction; `None` where it is not implemented, or not allowed at this privilege level.
     fn privileged_instruction(&mut self, insn: &Instruction) -> Option<(Cause, Completed<'a>)> {
-        let cause = cause::of_instruction(insn, self.core.regs);
-        self.core.privileged(insn).map(|completed| (cause, completed))
+        let cause = cause::of_instruction(insn, self.exec.regs);
+        self.exec.privileged(insn).map(|completed| (cause, completed))
     }
 
     /// An OUT to the port by which paravirtual kernels enter the hypervisor: on this machine no device has it. RIP is
@@ -91,13 +91,13 @@ impl<'a> ExitHandler<'a> {
     fn hypercall(&mut self) -> BareExit {
         self.executes();
         let cause = Cause::PortOut(PortDevice::Other);
-        let next = self.core.regs.rip;
-        if self.core.cpu.may_do_io() {
+        let next = self.exec.regs.rip;
+        if self.exec.cpu.may_do_io() {
             return self.finish(cause, Ok(Completion::Advance), next);
         }
-        let with_immediate = self.core.operands().load(next.wrapping_sub(2), 1);
+        let with_immediate = self.exec.operands().load(next.wrapping_sub(2), 1);
         let length = if matches!(with_immediate, Ok(0xe6 | 0xe7)) { 2 } else { 1 };
-        self.core.regs.rip = next.wrapping_sub(length);
+        self.exec.regs.rip = next.wrapping_sub(length);
         self.finish(cause, Err(Exception::protection(0).into()), next)
     }
 
@@ -112,8 +112,8 @@ impl<'a> ExitHandler<'a> {
             Ok(Completion::Advance) => self.advance(next)?,
             Ok(Completion::Jumped | Completion::Again) => {}
             Ok(Completion::Halt) => {
-                if !self.core.cpu.interrupts {
-                    return Err(Death::HaltedForEver { rip: self.core.regs.rip });
+                if !self.exec.cpu.interrupts {
+                    return Err(Death::HaltedForEver { rip: self.exec.regs.rip });
                 }
                 self.advance(next)?;
                 return Ok(self.halt());
@@ -129,28 +129,28 @@ impl<'a> ExitHandler<'a> {
                 self.deliver(event, Origin::Software { next_rip: next })?;
             }
             Err(Incomplete::Exception(exception)) => self.deliver(exception, Origin::Exception)?,
-            Err(Incomplete::Machine(death)) => return Err(death),
+            Err(Incomplete::Failed(death)) => return Err(death),
         }
         Ok(BareOutcome::Resume)
     }
 
     fn halt(&mut self) -> BareOutcome {
-        if self.core.machine.platform.poll(self.core.machine.now_ns) {
+        if self.exec.outside.platform.poll(self.exec.outside.now_ns) {
             return BareOutcome::Resume;
         }
-        self.core.cpu.halted = true;
-        BareOutcome::Halted { until_ns: self.core.machine.platform.next_deadline() }
+        self.exec.cpu.halted = true;
+        BareOutcome::Halted { until_ns: self.exec.outside.platform.next_deadline() }
     }
 
     /// Delivers a pending interrupt if the guest takes interrupts now; returns its vector.
     pub fn deliver_pending(&mut self) -> Result<Option<u8>, Death> {
-        if !self.core.machine.platform.poll(self.core.machine.now_ns)
-            || !self.core.cpu.interrupts
+        if !self.exec.outside.platform.poll(self.exec.outside.now_ns)
+            || !self.exec.cpu.interrupts
             || self.is_shadowed()
         {
             return Ok(None);
         }
-        let number = self.core.machine.platform.acknowledge();
+        let number = self.exec.outside.platform.acknowledge();
         self.deliver(Exception::plain(number), Origin::External)?;
         Ok(Some(number))
     }
@@ -160,7 +160,7 @@ impl<'a> ExitHandler<'a> {
     /// Only where that instruction is certain to trap (HLT, CLI ...), because only then does an exit follow it. Before
     /// any other instruction the interrupt is delivered at once, one instruction early.
     fn is_shadowed(&self) -> bool {
-        self.core.cpu.shadowed_rip == Some(self.core.regs.rip)
+        self.exec.cpu.shadowed_rip == Some(self.exec.regs.rip)
             && self.decode().as_ref().is_some_and(always_traps)
     }
 }

@@ -21,13 +21,13 @@ impl<'a> ExitHandler<'a> {
         let va = fault.address;
         let access = Access {
             write: fault.error_code & WRITE != 0,
-            user: self.core.cpu.user,
+            user: self.exec.cpu.user,
             fetch: fault.error_code & FETCH != 0,
         };
-        let bus = &self.core.machine;
+        let bus = &self.exec.outside;
         let found = bus.shadow.lookup(bus.mem, va, access).map_err(|fault| exception_of(fault, va))?;
         if is_hypervisor(va) {
-            return Err(Incomplete::Machine(Death::ReservedRange { rip: self.core.regs.rip, address: va }));
+            return Err(Incomplete::Failed(Death::ReservedRange { rip: self.exec.regs.rip, address: va }));
         }
         match found.maddr() {
             // An empty bus reads all ones, which is not a valid instruction.
@@ -42,19 +42,19 @@ impl<'a> ExitHandler<'a> {
     }
 
     fn is_table(&self, at: Maddr) -> bool {
-        let bus = &self.core.machine;
+        let bus = &self.exec.outside;
         bus.mem.mfn_to_pfn(at.mfn()).is_some_and(|pfn| bus.shadow.is_table(pfn))
     }
 
     fn fill(&mut self, va: u64, found: &Lookup) -> Attempt<Cause, Bus<'a>> {
-        let bus = &mut self.core.machine;
+        let bus = &mut self.exec.outside;
         match bus.shadow.fill(bus.mem, bus.log, bus.space, va, found) {
             Fill::Filled => self.history.filled(),
             Fill::Spurious => match self.history.count_spurious(va) {
                 // Not in user mode: on the process engine a program can forge faults.
-                HOPELESS.. if !self.core.cpu.user => {
-                    return Err(Incomplete::Machine(Death::NoProgress {
-                        rip: self.core.regs.rip,
+                HOPELESS.. if !self.exec.cpu.user => {
+                    return Err(Incomplete::Failed(Death::NoProgress {
+                        rip: self.exec.regs.rip,
                         address: va,
                     }));
                 }
@@ -72,20 +72,20 @@ impl<'a> ExitHandler<'a> {
         }
         // The instruction is not implemented: let its store through, by dropping what the shadow derived from this
         // table. If the instruction needs the table for its own addresses, it faults here again, and the guest ends.
-        let rip = self.core.regs.rip;
+        let rip = self.exec.regs.rip;
         let again = self.history.releases_again(rip, va);
-        let bus = &mut self.core.machine;
+        let bus = &mut self.exec.outside;
         if again || !bus.shadow.release(bus.mem, bus.log, at) {
-            return Err(Incomplete::Machine(Death::UnknownStore { rip, address: va }));
+            return Err(Incomplete::Failed(Death::UnknownStore { rip, address: va }));
         }
         Ok(Cause::PageTableStore)
     }
 
     fn device_access(&mut self, va: u64, at: u64, write: bool) -> Attempt<Cause, Bus<'a>> {
-        let owner = self.core.machine.platform.memory_owner(at, write);
+        let owner = self.exec.outside.platform.memory_owner(at, write);
         match self.emulate_memory()? {
             Progress::Unknown => {
-                Err(Incomplete::Machine(Death::UnknownDeviceAccess { rip: self.core.regs.rip, address: va }))
+                Err(Incomplete::Failed(Death::UnknownDeviceAccess { rip: self.exec.regs.rip, address: va }))
             }
             _ => Ok(Cause::Mmio(owner)),
         }
@@ -93,9 +93,9 @@ impl<'a> ExitHandler<'a> {
 
     fn emulate_memory(&mut self) -> Attempt<Progress, Bus<'a>> {
         let Some(insn) = self.decode() else { return Ok(Progress::Unknown) };
-        let progress = self.core.operands().execute(&insn)?;
+        let progress = self.exec.operands().execute(&insn)?;
         if progress == Progress::Done {
-            self.advance(insn.next_ip()).map_err(Incomplete::Machine)?;
+            self.advance(insn.next_ip()).map_err(Incomplete::Failed)?;
         }
         Ok(progress)
     }

@@ -8,7 +8,7 @@ use super::history::FaultHistory;
 use super::outcome::{BareExit, killed};
 use super::platform::Platform;
 use crate::engine::Exit;
-use crate::exec::core::Core;
+use crate::exec::executor::Executor;
 use crate::exec::virtual_cpu::{VirtualCpu, hardware_flags};
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::MachineMemory;
@@ -138,7 +138,7 @@ impl BareMachine {
         now_ns: u64,
     ) -> ExitHandler<'a> {
         let bus = Bus { shadow: &mut self.shadow, platform: &mut self.platform, mem, log, space, now_ns };
-        let core = Core { cpu: &mut self.cpu, regs, machine: bus };
-        ExitHandler { core, history: &mut self.history }
+        let exec = Executor { cpu: &mut self.cpu, regs, outside: bus };
+        ExitHandler { exec, history: &mut self.history }
     }
 }

@@ -5,8 +5,8 @@
 use iced_x86::Register;
 use paravane_abi::addr::is_canonical;
 
-use super::core::Core;
-use super::outside::{Attempt, Incomplete, Machine};
+use super::executor::Executor;
+use super::outside::{Attempt, Incomplete, Outside};
 use super::virtual_cpu::CR4_KNOWN;
 use crate::x86::control::{cr0, cr4, efer};
 use crate::x86::debug::{DR6_ONES, DR7_ONES};
@@ -22,7 +22,7 @@ fn refuse<T, F>() -> Result<T, Incomplete<F>> {
     Err(Exception::protection(0).into())
 }
 
-impl<M: Machine> Core<'_, M> {
+impl<M: Outside> Executor<'_, M> {
     /// MOV from CR.
     pub(super) fn read_control(&self, register: Register) -> Attempt<u64, M> {
         Ok(match register {
@@ -90,7 +90,7 @@ impl<M: Machine> Core<'_, M> {
             return refuse();
         }
         if (self.cpu.cr4 ^ value) & cr4::PGE != 0 {
-            self.machine.flush_all();
+            self.outside.flush_all();
         }
         self.cpu.cr4 = value;
         Ok(())
@@ -175,7 +175,7 @@ impl<M: Machine> Core<'_, M> {
 
     /// XSETBV: checks the value, and ignores it. XCR0 stays the engine's, which is what XGETBV shows.
     pub(super) fn write_extended_control(&mut self, number: u32, value: u64) -> Attempt<(), M> {
-        let available = self.machine.available_state();
+        let available = self.outside.available_state();
         let fine = number == 0 && guest_cpuid::is_consistent(value) && value & !available == 0;
         if fine { Ok(()) } else { refuse() }
     }

@@ -2,8 +2,8 @@
 
 use paravane_abi::addr::is_canonical;
 
-use super::core::{Core, Rights};
-use super::outside::{Attempt, Incomplete, Machine};
+use super::executor::{Executor, Rights};
+use super::outside::{Attempt, Incomplete, Outside};
 use crate::x86::debug::DR6_SINGLE_STEP;
 use crate::x86::descriptor::{Gate, error_of, is_null, tss};
 use crate::x86::exception::selector_error::{EXTERNAL, IDT, INDEX_SHIFT};
@@ -27,10 +27,10 @@ pub(crate) enum Undelivered<F> {
     /// The double fault could not be delivered either. `vector` is that of the last exception in the chain.
     TripleFault { vector: u8 },
     /// The machine cannot go on.
-    Machine(F),
+    Failed(F),
 }
 
-impl<M: Machine> Core<'_, M> {
+impl<M: Outside> Executor<'_, M> {
     /// Delivers an exception that the running code raised.
     fn raise(&mut self, exception: Exception) -> Result<(), Undelivered<M::Failure>> {
         self.deliver(exception, Origin::Exception)
@@ -44,7 +44,7 @@ impl<M: Machine> Core<'_, M> {
         for _ in 0..5 {
             let second = match self.try_deliver(event, origin) {
                 Ok(()) => return Ok(()),
-                Err(Incomplete::Machine(failure)) => return Err(Undelivered::Machine(failure)),
+                Err(Incomplete::Failed(failure)) => return Err(Undelivered::Failed(failure)),
                 Err(Incomplete::Exception(second)) => second,
             };
             if second.vector == vector::PAGE {

@@ -1,9 +1,10 @@
 //! What one instruction does.
 //!
-//! [`core::Core`] executes an instruction on a virtual CPU, on any machine that implements the traits of [`outside`]:
-//! memory by linear address, ports, page tables, CPUID. A way to run a kernel that meets its instructions one by one
-//! (trap and emulate, an interpreter) makes a `Core` and says what each outcome means. Parts that need no virtual CPU
-//! ([`operand`], [`alu`], [`ordinary`], [`string`], [`port`]) complete instructions of paravirtual kernels too.
+//! [`executor::Executor`] executes an instruction on a virtual CPU, on any machine that implements the traits of
+//! [`outside`]: memory by linear address, ports, page tables, CPUID. A way to run a kernel that meets its instructions
+//! one by one (trap and emulate, an interpreter) makes an `Executor` and says what each outcome means. Parts that need
+//! no virtual CPU ([`operand`], [`alu`], [`ordinary`], [`string`], [`port`]) complete instructions of paravirtual
+//! kernels too.
 //!
 //! | instructions | where |
 //! | --- | --- |
@@ -23,8 +24,8 @@
 
 pub(crate) mod alu;
 mod control;
-pub(crate) mod core;
 pub(crate) mod deliver;
+pub(crate) mod executor;
 pub(crate) mod operand;
 pub(crate) mod ordinary;
 pub(crate) mod outside;

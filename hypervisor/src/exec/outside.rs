@@ -13,7 +13,7 @@ pub(crate) enum Incomplete<F> {
     /// It raised an exception; nothing that it changed is visible.
     Exception(Exception),
     /// The machine cannot execute it, for a reason of its own.
-    Machine(F),
+    Failed(F),
 }
 
 impl<F> From<Exception> for Incomplete<F> {
@@ -99,7 +99,7 @@ pub(crate) trait Features {
     fn available_state(&self) -> u64;
 }
 
-/// A machine on which a [`Core`](super::core::Core) executes.
-pub(crate) trait Machine: Memory + Ports + PageTables + Features {}
+/// Everything that an [`Executor`](super::executor::Executor) needs of its machine.
+pub(crate) trait Outside: Memory + Ports + PageTables + Features {}
 
-impl<M: Memory + Ports + PageTables + Features> Machine for M {}
+impl<M: Memory + Ports + PageTables + Features> Outside for M {}

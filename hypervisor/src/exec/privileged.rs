@@ -3,9 +3,9 @@
 use iced_x86::{Instruction, Mnemonic, Register};
 use paravane_abi::addr::is_canonical;
 
-use super::core::{Core, Rights};
+use super::executor::{Executor, Rights};
 use super::operand::truncate;
-use super::outside::{Attempt, Incomplete, Machine};
+use super::outside::{Attempt, Incomplete, Outside};
 use super::port::PortAccess;
 use super::transfer::{operand_bytes, return_extra};
 use crate::x86::control::cr4;
@@ -80,7 +80,7 @@ pub(crate) fn always_traps(insn: &Instruction) -> bool {
 /// How many elements of a repeated INS or OUTS one exit transfers; the rest traps again.
 const MAX_REPEATS: u64 = 256;
 
-impl<M: Machine> Core<'_, M> {
+impl<M: Outside> Executor<'_, M> {
     /// Executes a privileged or sensitive instruction; `None` where it is not implemented, or not allowed at this
     /// privilege level.
     pub fn privileged(&mut self, insn: &Instruction) -> Option<Attempt<Completion<M::Event>, M>> {
@@ -124,10 +124,10 @@ impl<M: Machine> Core<'_, M> {
                 let va = self.operands().address(insn, 0)?;
                 // INVLPG of a non-canonical address does nothing (SDM vol. 2, INVLPG).
                 if is_canonical(va) {
-                    self.machine.flush_page(va);
+                    self.outside.flush_page(va);
                 }
             }
-            Invpcid => self.machine.flush_all(),
+            Invpcid => self.outside.flush_all(),
             // Memory is coherent: there is nothing to write back. Without CR4.SMAP, AC has no effect in a kernel.
             Wbinvd | Invd | Wbnoinvd | Clac | Stac => {}
             Rdmsr => {
@@ -155,7 +155,7 @@ impl<M: Machine> Core<'_, M> {
 
     fn identify(&mut self) {
         let (function, index) = (truncate(self.regs.rax, 4) as u32, truncate(self.regs.rcx, 4) as u32);
-        let answer = self.machine.cpuid(function, index, self.cpu.cr4 & cr4::OSXSAVE != 0);
+        let answer = self.outside.cpuid(function, index, self.cpu.cr4 & cr4::OSXSAVE != 0);
         self.regs.rax = answer.eax.into();
         self.regs.rbx = answer.ebx.into();
         self.regs.rcx = answer.ecx.into();

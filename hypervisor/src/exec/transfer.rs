@@ -5,8 +5,8 @@
 use iced_x86::{Instruction, OpKind};
 use paravane_abi::addr::is_canonical;
 
-use super::core::{Core, Rights};
-use super::outside::{Attempt, Incomplete, Machine};
+use super::executor::{Executor, Rights};
+use super::outside::{Attempt, Incomplete, Outside};
 use crate::x86::control::efer;
 use crate::x86::descriptor::{error_of, is_null, rpl};
 use crate::x86::exception::Exception;
@@ -20,7 +20,7 @@ struct Target {
     ss: u16,
 }
 
-impl<M: Machine> Core<'_, M> {
+impl<M: Outside> Executor<'_, M> {
     /// The `N` words of `size` bytes on top of the stack.
     fn peek_stack<const N: usize>(&mut self, size: usize) -> Attempt<[u64; N], M> {
         let mut words = [0; N];
@@ -97,7 +97,7 @@ impl<M: Machine> Core<'_, M> {
             let (old_cs, next) = (u64::from(self.cpu.selectors.cs), insn.next_ip());
             let rsp = self.regs.rsp.wrapping_sub(2 * size as u64);
             let user = self.cpu.user;
-            self.machine.probe_write(rsp, 2 * size, user).map_err(Incomplete::on_stack)?;
+            self.outside.probe_write(rsp, 2 * size, user).map_err(Incomplete::on_stack)?;
             self.write_value(rsp, size, next, Rights::Current)?;
             self.write_value(rsp.wrapping_add(size as u64), size, old_cs, Rights::Current)?;
             self.regs.rsp = rsp;

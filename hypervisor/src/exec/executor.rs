@@ -1,16 +1,16 @@
 //! A virtual CPU that executes one instruction: registers, privileged state and the machine around them.
 
 use super::operand::Operands;
-use super::outside::{Attempt, Machine, Stored};
+use super::outside::{Attempt, Outside, Stored};
 use super::virtual_cpu::VirtualCpu;
 use crate::x86::exception::Exception;
 use crate::x86::registers::Regs;
 
 /// All that executing one instruction may touch.
-pub(crate) struct Core<'a, M> {
+pub(crate) struct Executor<'a, M> {
     pub cpu: &'a mut VirtualCpu,
     pub regs: &'a mut Regs,
-    pub machine: M,
+    pub outside: M,
 }
 
 /// With whose rights memory is accessed.
@@ -22,10 +22,10 @@ pub(super) enum Rights {
     System,
 }
 
-impl<M: Machine> Core<'_, M> {
+impl<M: Outside> Executor<'_, M> {
     /// The operands of instructions of any privilege, accessed with the running code's rights.
     pub fn operands(&mut self) -> Operands<'_, M> {
-        Operands { regs: self.regs, memory: &mut self.machine, user: self.cpu.user }
+        Operands { regs: self.regs, memory: &mut self.outside, user: self.cpu.user }
     }
 
     fn is_user(&self, rights: Rights) -> bool {
@@ -35,7 +35,7 @@ impl<M: Machine> Core<'_, M> {
     /// Stores `bytes`.
     pub(super) fn write(&mut self, va: u64, bytes: &[u8], rights: Rights) -> Attempt<Stored, M> {
         let user = self.is_user(rights);
-        self.machine.write(va, bytes, user)
+        self.outside.write(va, bytes, user)
     }
 
     /// Reads a value of `size` (1 to 8) bytes.
@@ -43,7 +43,7 @@ impl<M: Machine> Core<'_, M> {
         let mut bytes = [0; 8];
         let part = bytes.get_mut(..size).ok_or(Exception::undefined())?;
         let user = self.is_user(rights);
-        self.machine.read(va, part, user)?;
+        self.outside.read(va, part, user)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
@@ -71,6 +71,6 @@ impl<M: Machine> Core<'_, M> {
 
     /// Has the machine switch to the tables that the control registers name.
     pub(super) fn activate(&mut self) -> Attempt<(), M> {
-        self.machine.activate(self.cpu).map_err(super::outside::Incomplete::Machine)
+        self.outside.activate(self.cpu).map_err(super::outside::Incomplete::Failed)
     }
 }
