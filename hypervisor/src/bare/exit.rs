@@ -129,7 +129,7 @@ impl<'a> ExitHandler<'a> {
                 self.deliver(event, Origin::Software { next_rip: next })?;
             }
             Err(Incomplete::Exception(exception)) => self.deliver(exception, Origin::Exception)?,
-            Err(Incomplete::Failed(death)) => return Err(death),
+            Err(Incomplete::Machine(death)) => return Err(death),
         }
         Ok(BareOutcome::Resume)
     }

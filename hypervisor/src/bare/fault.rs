@@ -27,7 +27,7 @@ impl<'a> ExitHandler<'a> {
         let bus = &self.exec.outside;
         let found = bus.shadow.lookup(bus.mem, va, access).map_err(|fault| exception_of(fault, va))?;
         if is_hypervisor(va) {
-            return Err(Incomplete::Failed(Death::ReservedRange { rip: self.exec.regs.rip, address: va }));
+            return Err(Incomplete::Machine(Death::ReservedRange { rip: self.exec.regs.rip, address: va }));
         }
         match found.maddr() {
             // An empty bus reads all ones, which is not a valid instruction.
@@ -53,7 +53,7 @@ impl<'a> ExitHandler<'a> {
             Fill::Spurious => match self.history.count_spurious(va) {
                 // Not in user mode: on the process engine a program can forge faults.
                 HOPELESS.. if !self.exec.cpu.user => {
-                    return Err(Incomplete::Failed(Death::NoProgress {
+                    return Err(Incomplete::Machine(Death::NoProgress {
                         rip: self.exec.regs.rip,
                         address: va,
                     }));
@@ -76,7 +76,7 @@ impl<'a> ExitHandler<'a> {
         let again = self.history.releases_again(rip, va);
         let bus = &mut self.exec.outside;
         if again || !bus.shadow.release(bus.mem, bus.log, at) {
-            return Err(Incomplete::Failed(Death::UnknownStore { rip, address: va }));
+            return Err(Incomplete::Machine(Death::UnknownStore { rip, address: va }));
         }
         Ok(Cause::PageTableStore)
     }
@@ -85,7 +85,7 @@ impl<'a> ExitHandler<'a> {
         let owner = self.exec.outside.platform.memory_owner(at, write);
         match self.emulate_memory()? {
             Progress::Unknown => {
-                Err(Incomplete::Failed(Death::UnknownDeviceAccess { rip: self.exec.regs.rip, address: va }))
+                Err(Incomplete::Machine(Death::UnknownDeviceAccess { rip: self.exec.regs.rip, address: va }))
             }
             _ => Ok(Cause::Mmio(owner)),
         }
@@ -95,7 +95,7 @@ impl<'a> ExitHandler<'a> {
         let Some(insn) = self.decode() else { return Ok(Progress::Unknown) };
         let progress = self.exec.operands().execute(&insn)?;
         if progress == Progress::Done {
-            self.advance(insn.next_ip()).map_err(Incomplete::Failed)?;
+            self.advance(insn.next_ip()).map_err(Incomplete::Machine)?;
         }
         Ok(progress)
     }

@@ -26,7 +26,7 @@ impl ExitHandler<'_> {
     /// Why the guest ends, after an event that could not be delivered.
     fn death_of(&self, undelivered: Undelivered<Death>) -> Death {
         match undelivered {
-            Undelivered::Failed(death) => death,
+            Undelivered::Machine(death) => death,
             Undelivered::TripleFault { vector } => Death::TripleFault {
                 vector,
                 rip: self.exec.regs.rip,

@@ -27,7 +27,7 @@ pub(crate) enum Undelivered<F> {
     /// The double fault could not be delivered either. `vector` is that of the last exception in the chain.
     TripleFault { vector: u8 },
     /// The machine cannot go on.
-    Failed(F),
+    Machine(F),
 }
 
 impl<M: Outside> Executor<'_, M> {
@@ -44,7 +44,7 @@ impl<M: Outside> Executor<'_, M> {
         for _ in 0..5 {
             let second = match self.try_deliver(event, origin) {
                 Ok(()) => return Ok(()),
-                Err(Incomplete::Failed(failure)) => return Err(Undelivered::Failed(failure)),
+                Err(Incomplete::Machine(failure)) => return Err(Undelivered::Machine(failure)),
                 Err(Incomplete::Exception(second)) => second,
             };
             if second.vector == vector::PAGE {

@@ -71,6 +71,6 @@ impl<M: Outside> Executor<'_, M> {
 
     /// Has the machine switch to the tables that the control registers name.
     pub(super) fn activate(&mut self) -> Attempt<(), M> {
-        self.outside.activate(self.cpu).map_err(super::outside::Incomplete::Failed)
+        self.outside.activate(self.cpu).map_err(super::outside::Incomplete::Machine)
     }
 }

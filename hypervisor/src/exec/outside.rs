@@ -13,7 +13,7 @@ pub(crate) enum Incomplete<F> {
     /// It raised an exception; nothing that it changed is visible.
     Exception(Exception),
     /// The machine cannot execute it, for a reason of its own.
-    Failed(F),
+    Machine(F),
 }
 
 impl<F> From<Exception> for Incomplete<F> {

@@ -149,7 +149,7 @@ impl Memory for LoadMemory<'_> {
     type Failure = OutsideTable;
 
     fn read(&mut self, va: u64, buf: &mut [u8], _: bool) -> Attempt<(), Self> {
-        let value = read(self.d, va, buf.len()).ok_or(Incomplete::Failed(OutsideTable))?;
+        let value = read(self.d, va, buf.len()).ok_or(Incomplete::Machine(OutsideTable))?;
         for (to, from) in buf.iter_mut().zip(value.to_le_bytes()) {
             *to = from;
         }
@@ -179,7 +179,7 @@ fn string(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
     d.vcpu.regs = regs;
     Some(match ended {
         Ok(true) => Ended::Done,
-        Ok(false) | Err(Incomplete::Failed(OutsideTable)) => Ended::Again,
+        Ok(false) | Err(Incomplete::Machine(OutsideTable)) => Ended::Again,
         Err(Incomplete::Exception(exception)) => Ended::Fault(exception.into()),
     })
 }

@@ -123,19 +123,19 @@ impl Memory for TableMemory<'_> {
     fn write(&mut self, va: u64, bytes: &[u8], _: bool) -> Attempt<Stored, Self> {
         let mut value = [0; 8];
         let target =
-            target(self.d, va, bytes.len(), self.fault).ok_or(Incomplete::Failed(NotDone::Refused))?;
+            target(self.d, va, bytes.len(), self.fault).ok_or(Incomplete::Machine(NotDone::Refused))?;
         for (to, from) in value.iter_mut().zip(bytes) {
             *to = *from;
         }
         match commit(self.d, &target, u64::from_le_bytes(value)) {
             Some(Ended::Done) => Ok(Stored::Memory),
-            Some(_) => Err(Incomplete::Failed(NotDone::Again)),
-            None => Err(Incomplete::Failed(NotDone::Refused)),
+            Some(_) => Err(Incomplete::Machine(NotDone::Again)),
+            None => Err(Incomplete::Machine(NotDone::Refused)),
         }
     }
 
     fn probe_write(&mut self, _: u64, _: usize, _: bool) -> Attempt<(), Self> {
-        Err(Incomplete::Failed(NotDone::Refused))
+        Err(Incomplete::Machine(NotDone::Refused))
     }
 }
 
@@ -148,8 +148,8 @@ fn string(d: &mut PvDomain, insn: &Instruction, string: StringMove, fault: Fault
     d.vcpu.regs = regs;
     Some(match ended {
         Ok(true) => Ended::Done,
-        Ok(false) | Err(Incomplete::Failed(NotDone::Again)) => Ended::Again,
-        Err(Incomplete::Failed(NotDone::Refused)) => return None,
+        Ok(false) | Err(Incomplete::Machine(NotDone::Again)) => Ended::Again,
+        Err(Incomplete::Machine(NotDone::Refused)) => return None,
         Err(Incomplete::Exception(exception)) => Ended::Fault(exception.into()),
     })
 }

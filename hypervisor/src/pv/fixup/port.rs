@@ -45,7 +45,7 @@ pub(super) fn access(d: &mut PvDomain, insn: &Instruction) -> Option<(ExceptionO
         Ok((_, true)) => Ended::Done,
         Ok((_, false)) => Ended::Again,
         Err(Incomplete::Exception(exception)) => Ended::Fault(exception.into()),
-        Err(Incomplete::Failed(never)) => match never {},
+        Err(Incomplete::Machine(never)) => match never {},
     };
     d.vcpu.regs = regs;
     Some((cause(PortDevice::Other).into(), ended))
