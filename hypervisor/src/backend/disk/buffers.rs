@@ -5,9 +5,9 @@ use std::ops::{Deref, DerefMut};
 use vm_memory::VolatileSlice;
 
 /// The most buffers that one system call takes (limits.h, IOV_MAX).
-pub(crate) const MOST_BUFFERS: usize = 1024;
+pub(super) const MOST_BUFFERS: usize = 1024;
 /// Bytes of a buffer of ours.
-pub(crate) const PIECE: usize = 64 << 10;
+pub(super) const PIECE: usize = 64 << 10;
 
 /// Pieces of guest memory, in order.
 #[derive(Debug, Default)]
@@ -45,18 +45,18 @@ impl Buffers {
 }
 
 /// How many bytes the buffers have.
-pub(crate) fn total(buffers: &[libc::iovec]) -> u64 {
+pub(super) fn total(buffers: &[libc::iovec]) -> u64 {
     buffers.iter().map(|b| b.iov_len as u64).sum()
 }
 
 /// The buffers, at most `most` and as many as one call takes, as such calls want them.
-pub(crate) fn for_call(buffers: &[libc::iovec], most: usize) -> (*const libc::iovec, u32) {
+pub(super) fn for_call(buffers: &[libc::iovec], most: usize) -> (*const libc::iovec, u32) {
     // 1024 at most: it fits.
     (buffers.as_ptr(), buffers.len().min(most).min(MOST_BUFFERS) as u32)
 }
 
 /// Drops the first `done` bytes of the buffers.
-pub(crate) fn advance(mut buffers: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
+pub(super) fn advance(mut buffers: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
     while let Some(first) = buffers.first_mut() {
         let step = done.min(first.iov_len);
         // Still within, or one past the end of, what the buffer was.
@@ -75,7 +75,7 @@ pub(crate) fn advance(mut buffers: &mut [libc::iovec], mut done: usize) -> &mut 
 ///
 /// # Safety
 /// The buffers are memory that is mapped, and shared with a guest: no reference to it exists.
-pub(crate) unsafe fn copy_from(buffers: &[libc::iovec], to: &mut [u8]) -> usize {
+pub(super) unsafe fn copy_from(buffers: &[libc::iovec], to: &mut [u8]) -> usize {
     let mut done = 0;
     for b in buffers {
         let rest = to.get_mut(done..).unwrap_or_default();

@@ -85,7 +85,7 @@ fn said(file: &File) -> Option<Alignment> {
 }
 
 /// Transfers for which the kernel's alignment does not hold.
-pub(crate) struct Direct {
+pub(super) struct Direct {
     pub alignment: Alignment,
     /// Held to read by writes of whole blocks, to write by those that change a part of one.
     blocks: RwLock<()>,

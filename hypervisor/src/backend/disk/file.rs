@@ -21,7 +21,7 @@ impl Drop for Locked {
 }
 
 /// Opens and locks a disk's file.
-pub(crate) fn open(options: &Options) -> Result<Locked, OpenError> {
+pub(super) fn open(options: &Options) -> Result<Locked, OpenError> {
     let path = options.path.as_path();
     let opened = |error| OpenError::Open { path: path.to_owned(), error };
     let kind = std::fs::metadata(path).map_err(opened)?.file_type();
@@ -41,7 +41,7 @@ pub(crate) fn open(options: &Options) -> Result<Locked, OpenError> {
 }
 
 /// The first bytes of a file, if it has so many.
-pub(crate) fn beginning<const N: usize>(file: &File) -> Option<[u8; N]> {
+pub(super) fn beginning<const N: usize>(file: &File) -> Option<[u8; N]> {
     /// A page at a page's address: what any O_DIRECT takes.
     #[repr(align(4096))]
     struct Page([u8; 4096]);
@@ -51,6 +51,6 @@ pub(crate) fn beginning<const N: usize>(file: &File) -> Option<[u8; N]> {
 }
 
 /// Whether a file has qcow2's magic number. A guest can write that into a raw disk, so that it decides nothing.
-pub(crate) fn begins_as_qcow2(file: &File) -> bool {
+pub(super) fn begins_as_qcow2(file: &File) -> bool {
     beginning(file) == Some(*b"QFI\xfb")
 }

@@ -125,7 +125,7 @@ pub enum OpenError {
 
 impl OpenError {
     /// For the image at `path`, in which something is wrong.
-    pub(crate) fn fault(path: &Path, fault: Fault) -> Self {
+    pub(super) fn fault(path: &Path, fault: Fault) -> Self {
         let path = path.to_owned();
         match fault {
             Fault::Encrypted => Self::Encrypted(path),

@@ -49,7 +49,7 @@ impl Ended {
 }
 
 /// A few threads that work on one image.
-pub(crate) struct Pool {
+pub(super) struct Pool {
     orders: Option<Sender<Order>>,
     ended: Arc<Ended>,
     bell: EventFd,

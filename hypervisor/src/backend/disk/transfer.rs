@@ -15,7 +15,7 @@ const ZEROES: usize = (1 << 20) / PIECE;
 const PATIENCE: u8 = 100;
 
 /// A job, and how far it is.
-pub(crate) struct Transfer {
+pub(super) struct Transfer {
     pub job: Job,
     /// Buffers before this one are done.
     first: usize,

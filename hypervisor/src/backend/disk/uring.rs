@@ -22,7 +22,7 @@ const WAKE: u64 = 1 << 32;
 const BOUNCES: usize = 8;
 
 /// A ring of the host's kernel.
-pub(crate) struct Uring {
+pub(super) struct Uring {
     ring: IoUring,
     image: Arc<RawImage>,
     /// The jobs under way, by token. Their buffers must stay where they are until the kernel is done.

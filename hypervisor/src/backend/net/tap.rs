@@ -118,7 +118,7 @@ impl Request {
 }
 
 /// Whether an interface can have this name.
-pub(crate) fn check_name(name: &str) -> Result<(), BadName> {
+pub fn check_name(name: &str) -> Result<(), BadName> {
     let is_good = |b: u8| !matches!(b, b'/' | b'%' | b':' | 0) && !b.is_ascii_whitespace();
     let is_name = !name.is_empty() && name.len() < libc::IFNAMSIZ && name.bytes().all(is_good);
     if is_name { Ok(()) } else { Err(BadName(name.to_owned())) }

@@ -11,9 +11,9 @@
 //! host does wrong ends its connection (`VIRTIO_VSOCK_OP_RST`); only a malformed buffer stops the device. The
 //! number of connections, and what each can hold, is limited; a reset of the device ends all.
 
-pub(crate) mod connection;
-pub(crate) mod packet;
-pub(crate) mod table;
+mod connection;
+mod packet;
+mod table;
 
 use std::io;
 use std::os::unix::net::UnixListener;

@@ -27,7 +27,7 @@ use super::tables::Tables;
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn check(file: &File, direct: bool, writable: bool) -> Result<Header, Fault> {
+pub(super) fn check(file: &File, direct: bool, writable: bool) -> Result<Header, Fault> {
     let reader = Reader::new(file, direct)?;
     let header = Header::read(&reader)?;
     let mut tables = Tables::new(&reader, &header);

@@ -22,7 +22,7 @@ const BITMAPS: u64 = 1;
 
 /// What a header says, with what can be said of it alone being right.
 #[derive(Debug)]
-pub(crate) struct Header {
+pub(super) struct Header {
     /// 2 or 3.
     pub version: u32,
     /// 9 to 21.
@@ -41,11 +41,11 @@ pub(crate) struct Header {
     pub data_file: bool,
 }
 
-pub(crate) fn be32(bytes: &[u8], at: u64) -> u32 {
+pub(super) fn be32(bytes: &[u8], at: u64) -> u32 {
     field(bytes, at).map_or(0, u32::from_be_bytes)
 }
 
-pub(crate) fn be64(bytes: &[u8], at: u64) -> u64 {
+pub(super) fn be64(bytes: &[u8], at: u64) -> u64 {
     field(bytes, at).map_or(0, u64::from_be_bytes)
 }
 
@@ -60,7 +60,7 @@ fn wrong<T>(what: impl Into<String>) -> Result<T, Fault> {
 
 impl Header {
     /// Reads an image's header.
-    pub(crate) fn read(reader: &Reader) -> Result<Self, Fault> {
+    pub(super) fn read(reader: &Reader) -> Result<Self, Fault> {
         let base = reader.beginning(112)?;
         reader.inside("the header", 0, LENGTHS[0])?;
         if be32(&base, 0) != MAGIC {

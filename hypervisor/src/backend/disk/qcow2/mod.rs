@@ -48,7 +48,7 @@ const ALIGN: usize = 4096;
 static ZEROES: [u8; 4096] = [0; 4096];
 
 /// A qcow2 image.
-pub(crate) struct Qcow2Image {
+pub(super) struct Qcow2Image {
     access: RwLock<FormatAccess<Storage>>,
     bytes: u64,
     /// Bytes of a cluster; `None`: the image's version has no clusters of zeroes, and gives none back.

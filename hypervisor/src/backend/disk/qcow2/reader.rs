@@ -17,7 +17,7 @@ const MOST_BYTES: u64 = 2 << 30;
 const PIECE: u64 = 256 << 10;
 
 /// An image's file, to be read.
-pub(crate) struct Reader {
+pub(super) struct Reader {
     file: File,
     len: u64,
     /// Bytes that may still be read.

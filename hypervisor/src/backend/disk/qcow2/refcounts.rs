@@ -8,7 +8,7 @@ const MOST_CLUSTERS: u64 = 1 << 26;
 const TABLE: u32 = 0xffff;
 
 /// Refcounts and users of a file's clusters.
-pub(crate) struct Counts {
+pub(super) struct Counts {
     /// The refcount in the upper 16 bits of each, the number of users that were seen in the lower.
     clusters: Vec<u32>,
     cluster_bits: u32,

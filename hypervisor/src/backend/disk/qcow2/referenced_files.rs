@@ -26,7 +26,7 @@ const MOST: usize = 64;
 
 /// Opens what images name, and holds it.
 #[derive(Clone)]
-pub(crate) struct ReferencedFiles {
+pub(super) struct ReferencedFiles {
     /// The image that the user named.
     options: Options,
     /// Whether what the image at hand names for its own data may be written.

@@ -29,7 +29,7 @@ const CHANGES: [Range<usize>; 2] = [24..32, 36..60];
 
 /// What is watched of an image.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
+pub(super) struct Watch {
     known: RwLock<Option<Known>>,
     new_table: AtomicBool,
 }
@@ -96,7 +96,7 @@ impl Watch {
 
 /// A file that an image is in, or a part of it.
 #[derive(Debug)]
-pub(crate) struct Storage {
+pub(super) struct Storage {
     file: File,
     path: PathBuf,
     watch: Arc<Watch>,
@@ -110,7 +110,7 @@ impl Storage {
     }
 
     /// What watches it.
-    pub(crate) fn watch(&self) -> Arc<Watch> {
+    pub(super) fn watch(&self) -> Arc<Watch> {
         self.watch.clone()
     }
 }
