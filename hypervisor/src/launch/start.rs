@@ -37,6 +37,7 @@ use crate::pv::devices::PvDevices;
 use crate::pv::domain::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
 use crate::pv::hypercall::FEATURES;
 use crate::pv::store::About;
+use crate::technique::pv::PvGuest;
 use crate::virtio;
 use crate::virtio::Device;
 use crate::x86::registers::Regs;
@@ -314,7 +315,7 @@ pub(crate) struct World<'a> {
 }
 
 impl World<'_> {
-    fn paravirtual(self) -> Result<PvDomain, RunError> {
+    fn paravirtual(self) -> Result<PvGuest, RunError> {
         let info = self.machine.info();
         let mut mmu = DirectPaging::new(&self.layout, self.machine.reserved_l4_entries())?;
         let mut log = TableLog::default();
@@ -342,7 +343,7 @@ impl World<'_> {
             rflags: 0x202,
             ..Regs::default()
         };
-        let mut domain = PvDomain::new(PvParts {
+        let (mut domain, vcpu) = PvDomain::new(PvParts {
             memory: self.memory,
             mmu,
             tables,
@@ -363,11 +364,12 @@ impl World<'_> {
             },
         })
         .map_err(|_| RunError::NoRing)?;
-        domain.upcall.set_mask(&domain.memory, true)?;
+        let upcall = domain.upcalls.of(vcpu.id);
+        upcall.set_mask(&domain.memory, true)?;
         domain.follow_wall_clock(clock.now())?;
         domain.connect_services();
-        domain.virtio = PvDevices::new(self.devices, &domain.memory, domain.upcall, self.kick);
+        domain.virtio = PvDevices::new(self.devices, &domain.memory, upcall, self.kick);
         domain.virtio.publish_all(&domain.memory)?;
-        Ok(domain)
+        Ok(PvGuest { domain, vcpu })
     }
 }

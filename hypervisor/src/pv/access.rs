@@ -8,29 +8,31 @@ use paravane_abi::trap::{PFEC_PRESENT, PFEC_WRITE, TRAP_GP_FAULT, TRAP_PAGE_FAUL
 use paravane_abi::{addr, pte};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::domain::PvDomain;
-use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
+use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::x86::exception::Fault;
 use crate::x86::walk::{Access, MachineTables, walk_for};
 
-impl PvDomain {
-    /// The machine address behind `va` in the address space that runs, if a CPL 3 access of this kind may use it.
+/// The linear memory of one of the guest's address spaces, with the rights of CPL 3.
+#[derive(Clone, Copy)]
+pub struct GuestMemory<'a> {
+    memory: &'a MachineMemory,
+    root: Mfn,
+}
+
+impl<'a> GuestMemory<'a> {
+    /// The address space whose top-level table is `root`.
+    pub fn new(memory: &'a MachineMemory, root: Mfn) -> Self {
+        Self { memory, root }
+    }
+
+    /// The machine address behind `va`, if a CPL 3 access of this kind may use it; EFAULT if not.
     pub fn translate(&self, va: u64, write: bool) -> Result<Maddr, Errno> {
-        self.translate_in(self.space.root(), va, write)
-    }
-
-    /// As [`PvDomain::translate`], in the kernel's address space whatever runs.
-    pub fn translate_in_kernel(&self, va: u64, write: bool) -> Result<Maddr, Errno> {
-        self.translate_in(self.tables.kernel_root(), va, write)
-    }
-
-    fn translate_in(&self, root: Mfn, va: u64, write: bool) -> Result<Maddr, Errno> {
         if addr::is_hypervisor(va) {
             return Err(Errno::EFAULT);
         }
         let access = Access { write, user: true, fetch: false };
-        let t =
-            walk_for(&self.memory, &MachineTables, root.maddr().0, va, access).map_err(|_| Errno::EFAULT)?;
+        let t = walk_for(self.memory, &MachineTables, self.root.maddr().0, va, access)
+            .map_err(|_| Errno::EFAULT)?;
         let used = pte::ACCESSED | if write { pte::DIRTY } else { 0 };
         if t.leaf().value & used != used {
             self.memory.fetch_or_u64(t.leaf().entry, used).map_err(|_| Errno::EFAULT)?;
@@ -53,9 +55,8 @@ impl PvDomain {
         let crosses = in_page < len as u64 && self.translate(va, write).is_ok();
         let address = if crosses { va.wrapping_add(in_page) } else { va };
         let access = Access { write, user: true, fetch: false };
-        let root = self.space.root().maddr().0;
-        match walk_for(&self.memory, &MachineTables, root, address, access).map_err(|w| w.error_code(access))
-        {
+        let root = self.root.maddr().0;
+        match walk_for(self.memory, &MachineTables, root, address, access).map_err(|w| w.error_code(access)) {
             Err(None) => Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 },
             Err(Some(error_code)) => Fault { vector: TRAP_PAGE_FAULT, error_code, address },
             // The hypervisor's range: mapped, and not for the guest.
@@ -83,7 +84,7 @@ impl PvDomain {
     }
 
     /// Copies from the guest.
-    pub fn read_guest(&self, va: u64, buf: &mut [u8]) -> Result<(), Errno> {
+    pub fn read_bytes(&self, va: u64, buf: &mut [u8]) -> Result<(), Errno> {
         let len = buf.len();
         self.for_each_page(va, len, false, |maddr, range| {
             let part = buf.get_mut(range).ok_or(Errno::EFAULT)?;
@@ -92,7 +93,7 @@ impl PvDomain {
     }
 
     /// Copies to the guest; what was copied before a fault stays.
-    pub fn write_guest(&self, va: u64, buf: &[u8]) -> Result<(), Errno> {
+    pub fn write_bytes(&self, va: u64, buf: &[u8]) -> Result<(), Errno> {
         self.for_each_page(va, buf.len(), true, |maddr, range| {
             let part = buf.get(range).ok_or(Errno::EFAULT)?;
             self.memory.write(maddr, part).map_err(|_| Errno::EFAULT)
@@ -100,14 +101,14 @@ impl PvDomain {
     }
 
     /// Reads a structure.
-    pub fn read_guest_obj<T: FromBytes + IntoBytes>(&self, va: u64) -> Result<T, Errno> {
+    pub fn read<T: FromBytes + IntoBytes>(&self, va: u64) -> Result<T, Errno> {
         let mut value = T::new_zeroed();
-        self.read_guest(va, value.as_mut_bytes())?;
+        self.read_bytes(va, value.as_mut_bytes())?;
         Ok(value)
     }
 
     /// Writes a structure.
-    pub fn write_guest_obj<T: IntoBytes + Immutable>(&self, va: u64, value: &T) -> Result<(), Errno> {
-        self.write_guest(va, value.as_bytes())
+    pub fn write<T: IntoBytes + Immutable>(&self, va: u64, value: &T) -> Result<(), Errno> {
+        self.write_bytes(va, value.as_bytes())
     }
 }

@@ -1,8 +1,8 @@
-//! A paravirtual domain: everything that its hypercalls, faults and events act on.
+//! A paravirtual domain: what its vCPUs share.
 //!
-//! One vCPU for now. The state is plain data; what happens to it is written in `hypercall`, `emulate::pv`,
-//! `domain::{frames, iret}` and `monitor::pv`, each a function of the domain and what the guest asked, none
-//! knowing the engine.
+//! Plain data. `hypercall`, `fixup`, `entry` and `iret` act on it, each by way of a [`super::context::PvContext`]: the
+//! domain and the vCPU that runs. What belongs to a vCPU alone is in [`super::vcpu::PvVcpu`]; what other threads must
+//! reach of a vCPU is here, by its number.
 
 use std::mem::offset_of;
 use std::ops::Range;
@@ -12,23 +12,23 @@ use std::sync::atomic::{Ordering, fence};
 use paravane_abi::event::EvtchnPort;
 use paravane_abi::shared_info::SharedInfo;
 
+use super::context::PvContext;
 use super::devices::PvDevices;
-use super::event::upcall::Upcall;
+use super::event::upcall::Upcalls;
 use super::event::{Binding, EventChannels, HostService};
 use super::free_frames::FreeFrames;
 use super::grants::Grants;
 use super::store::{About, Server};
-use super::vcpu::PvVcpu;
+use super::vcpu::{PvVcpu, VcpuId};
 use super::wall_clock::WallClock;
 use crate::ledger::Ledger;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn};
-use crate::machine::time::{Clock, Timers};
+use crate::machine::time::{Clock, Watchdogs};
 use crate::mmu::direct::{DirectPaging, Stop, VcpuTables};
 use crate::mmu::log::TableLog;
-use crate::mmu::space::{Allowed, VcpuSpace};
-use crate::x86::control::cr4;
+use crate::mmu::space::VcpuSpace;
 use crate::x86::registers::Regs;
 
 /// The number of the only guest domain.
@@ -39,28 +39,22 @@ pub const STORE_PORT: EvtchnPort = 1;
 /// The port of the console.
 pub const CONSOLE_PORT: EvtchnPort = 2;
 
-/// A domain and its one vCPU.
+/// What the vCPUs of a domain share.
 pub struct PvDomain {
     /// Its world.
     pub memory: Arc<MachineMemory>,
     /// Frame types and validated page tables.
     pub mmu: DirectPaging,
-    /// The tables that the vCPU uses.
-    pub tables: VcpuTables,
     /// What engines must hear of page tables.
     pub log: TableLog,
-    /// The vCPU's address space.
-    pub space: VcpuSpace,
-    /// The vCPU.
-    pub vcpu: PvVcpu,
     /// Event channels.
     pub events: EventChannels,
-    /// Where the vCPU's event bits lie.
-    pub upcall: Upcall,
+    /// Where each vCPU's event bits are.
+    pub upcalls: Upcalls,
     /// System time.
     pub clock: Clock,
-    /// Timers, in system time.
-    pub timers: Timers,
+    /// Watchdogs, in system time.
+    pub watchdogs: Watchdogs,
     /// The date, as the guest was told.
     pub wall: WallClock,
     /// The console's two ends.
@@ -69,8 +63,6 @@ pub struct PvDomain {
     pub store: PvStore,
     /// Every exit and batch.
     pub ledger: Ledger,
-    /// Elementary operations that a hypercall may still perform before it is interrupted: see `hypercall`.
-    pub budget: u64,
     /// Facts that the guest may ask for.
     pub facts: Facts,
     /// The frames that the guest gave back.
@@ -163,12 +155,12 @@ impl PvStore {
 }
 
 impl PvDomain {
-    /// A domain about to run its first instruction.
+    /// A domain and its first vCPU, about to run its first instruction.
     ///
     /// # Errors
     /// When a ring's frame cannot be held: the host writes the rings of console and xenstore by frame, so for the whole
     /// of the domain's life neither may become a page table.
-    pub fn new(mut parts: PvParts) -> Result<Self, Stop> {
+    pub fn new(mut parts: PvParts) -> Result<(Self, PvVcpu), Stop> {
         for ring in [parts.console.ring, parts.store.ring] {
             parts.mmu.get_writable(&parts.memory, &mut parts.log, ring.mfn())?;
         }
@@ -178,19 +170,15 @@ impl PvDomain {
             free_frames: FreeFrames::new(parts.memory.frames()),
             memory: Arc::new(parts.memory),
             mmu: parts.mmu,
-            tables: parts.tables,
             log: parts.log,
-            space: parts.space,
-            vcpu: PvVcpu::new(parts.regs),
             events: EventChannels::new(),
-            upcall: Upcall { shared_info: parts.shared_info, vcpu_info: parts.shared_info },
+            upcalls: Upcalls::new(parts.shared_info),
             clock: parts.clock,
-            timers: Timers::default(),
+            watchdogs: Watchdogs::default(),
             wall: WallClock::of_the_host(),
             console: parts.console,
             store: parts.store,
             ledger: Ledger::new(),
-            budget: 0,
             grants: Grants::new(parts.facts.grants.clone()),
             facts: parts.facts,
             virtio: PvDevices::default(),
@@ -198,8 +186,9 @@ impl PvDomain {
             shutdown_code: None,
             end: None,
         };
-        domain.allow_instructions();
-        Ok(domain)
+        let mut vcpu = PvVcpu::new(VcpuId::BOOT, parts.regs, parts.space, parts.tables);
+        PvContext { domain: &mut domain, vcpu: &mut vcpu }.allow_instructions();
+        Ok((domain, vcpu))
     }
 
     /// Gives the domain the ports of its services, which are its first.
@@ -216,7 +205,7 @@ impl PvDomain {
     /// When there is no shared page.
     pub fn follow_wall_clock(&mut self, now: u64) -> Result<(), BadMachineAddress> {
         let Some(told) = self.wall.news(now) else { return Ok(()) };
-        let shared = self.upcall.shared_info;
+        let shared = self.upcalls.shared_info;
         let put = |field: usize, value: u32| self.memory.write_obj(Maddr(shared.0 + field as u64), &value);
         put(offset_of!(SharedInfo, wc_version), told.version.wrapping_sub(1))?;
         fence(Ordering::Release);
@@ -227,29 +216,36 @@ impl PvDomain {
         put(offset_of!(SharedInfo, wc_version), told.version)
     }
 
-    /// Sets or clears CR0.TS, as the guest sees it and for the engine.
-    pub fn set_task_switched(&mut self, set: bool) {
-        self.vcpu.control.task_switched = set;
-        self.space.set_task_switched(set);
-    }
-
-    /// Tells the engine which instructions the guest's CR4 and XCR0 allow.
-    pub fn allow_instructions(&mut self) {
-        let control = &self.vcpu.control;
-        let by_use = if control.xsave_in_use { cr4::OSXSAVE } else { 0 };
-        self.space.set_allowed(Allowed {
-            cr4: control.cr4 & (cr4::TSD | cr4::FSGSBASE | cr4::OSXSAVE) | by_use,
-            xcr0: control.xcr0,
-        });
-    }
-
-    /// Ends the domain for a rule that it broke; `what` says which, the place is added.
+    /// Sets a port pending, for the vCPU that it notifies; true if that made an upcall pending that was not before.
     ///
-    /// The one place where a guest is killed for what it did.
-    pub fn kill(&mut self, what: impl std::fmt::Display) {
-        if self.end.is_none() {
-            self.end = Some(DomainEnd::Killed(format!("{what} at rip {:#x}", self.vcpu.regs.rip)));
-        }
+    /// # Errors
+    /// When there is no shared page.
+    pub fn raise(&self, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
+        self.upcalls.of(self.events.vcpu(port)).raise(&self.memory, port)
+    }
+
+    /// Clears the mask of a port; raises it again if it was pending meanwhile (EVTCHNOP_unmask).
+    ///
+    /// # Errors
+    /// When there is no shared page.
+    pub fn unmask(&self, port: EvtchnPort) -> Result<(), BadMachineAddress> {
+        self.upcalls.of(self.events.vcpu(port)).unmask(&self.memory, port)
+    }
+
+    /// Whether a port's pending bit is set.
+    ///
+    /// # Errors
+    /// When there is no such bit.
+    pub fn is_pending(&self, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
+        self.upcalls.of(VcpuId::BOOT).is_pending(&self.memory, port)
+    }
+
+    /// Clears what is pending of a port that is free.
+    ///
+    /// # Errors
+    /// When there is no shared page.
+    pub fn forget(&self, port: EvtchnPort) -> Result<(), BadMachineAddress> {
+        self.upcalls.of(VcpuId::BOOT).forget(&self.memory, port)
     }
 }
 

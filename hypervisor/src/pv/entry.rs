@@ -16,7 +16,7 @@ use paravane_abi::trap::{
 use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 use zerocopy::IntoBytes;
 
-use super::domain::PvDomain;
+use super::context::PvContext;
 use super::vcpu::Callback;
 use crate::machine::memory::Maddr;
 use crate::x86::debug::DR6_SINGLE_STEP;
@@ -34,10 +34,10 @@ pub(super) const RPL: u64 = 3;
 /// Words of the longest frame: one with an error code.
 const MAX_FRAME: usize = 8;
 
-impl PvDomain {
+impl PvContext<'_> {
     /// Whether an upcall is pending and allowed.
     pub fn upcall_due(&self) -> bool {
-        self.upcall.state(&self.memory) == Ok((true, false))
+        self.upcall().state(&self.domain.memory) == Ok((true, false))
     }
 
     /// Enters the event callback, if an upcall is due and there is one.
@@ -127,9 +127,9 @@ impl PvDomain {
 
     /// Sets CR2 where the guest reads it.
     pub fn set_cr2(&mut self, value: u64) {
-        let cr2 = Maddr(self.upcall.vcpu_info.0 + offset_of!(VcpuInfo, arch) as u64);
+        let cr2 = Maddr(self.upcall().vcpu_info.0 + offset_of!(VcpuInfo, arch) as u64);
         self.vcpu.control.cr2 = value;
-        if let Err(e) = self.memory.write_obj(cr2, &value) {
+        if let Err(e) = self.domain.memory.write_obj(cr2, &value) {
             self.kill(e);
         }
     }
@@ -138,7 +138,7 @@ impl PvDomain {
     ///
     /// `extra` are the words between r11 and rip.
     pub fn enter_handler(&mut self, callback: Callback, extra: &[u64]) {
-        let masked = match self.upcall.state(&self.memory) {
+        let masked = match self.upcall().state(&self.domain.memory) {
             Ok((_, masked)) => masked,
             Err(e) => return self.kill(e),
         };
@@ -167,13 +167,13 @@ impl PvDomain {
         let sp = (stack & !15).wrapping_sub(frame.as_bytes().len() as u64);
         // The kernel's stack is mapped in the kernel's address space.
         self.switch_mode(true);
-        if self.write_guest(sp, frame.as_bytes()).is_err() {
+        if self.guest().write_bytes(sp, frame.as_bytes()).is_err() {
             return self.kill(format_args!(
                 "cannot push a frame for the guest's handler: its stack {sp:#x} is not writable;"
             ));
         }
         if callback.mask_events
-            && let Err(e) = self.upcall.set_mask(&self.memory, true)
+            && let Err(e) = self.upcall().set_mask(&self.domain.memory, true)
         {
             return self.kill(e);
         }
@@ -200,11 +200,11 @@ impl PvDomain {
     ///
     /// Going to user mode without tables for it is the caller's to refuse; here it changes nothing.
     pub(super) fn switch_mode(&mut self, kernel: bool) {
-        let root = if kernel { Some(self.tables.kernel_root()) } else { self.tables.user_root() };
+        let root = if kernel { Some(self.vcpu.tables.kernel_root()) } else { self.vcpu.tables.user_root() };
         let Some(root) = root.filter(|_| self.vcpu.kernel_mode != kernel) else { return };
         self.vcpu.kernel_mode = kernel;
-        self.space.set_root(root);
-        self.space.set_user_mode(!kernel);
+        self.vcpu.space.set_root(root);
+        self.vcpu.space.set_user_mode(!kernel);
         std::mem::swap(&mut self.vcpu.regs.gs_base, &mut self.vcpu.other_gs_base);
     }
 }

@@ -9,29 +9,29 @@ use paravane_abi::segment::{FLAT_USER_CS, FLAT_USER_SS};
 use paravane_abi::trap::{IretContext, TRAP_GP_FAULT, VGCF_IN_SYSCALL};
 use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
-use super::domain::PvDomain;
+use super::context::PvContext;
 use super::entry::RPL;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Selectors;
 use crate::x86::rflags::{IF, IOPL, IOPL_SHIFT, VM};
 
-impl PvDomain {
+impl PvContext<'_> {
     /// The `iret` hypercall: takes its frame off the guest's stack and continues where it says.
     pub fn iret(&mut self) {
         let sp = self.vcpu.regs.rsp;
-        let Ok(frame) = self.read_guest_obj::<IretContext>(sp) else {
+        let Ok(frame) = self.guest().read::<IretContext>(sp) else {
             return self.kill(format_args!("iret with an unreadable frame at {sp:#x}"));
         };
         // A kernel's own frames carry its selector with the privilege level cleared (see `enter_handler`).
         let to_user = frame.cs & RPL == RPL;
-        if to_user && self.tables.user_root().is_none() {
+        if to_user && self.vcpu.tables.user_root().is_none() {
             return self.kill("iret to user mode, for which the guest has set no page tables,");
         }
         if to_user {
             self.switch_mode(false);
         }
         self.load(&frame);
-        if let Err(e) = self.upcall.set_mask(&self.memory, frame.rflags & IF == 0) {
+        if let Err(e) = self.upcall().set_mask(&self.domain.memory, frame.rflags & IF == 0) {
             return self.kill(e);
         }
         self.vcpu.nmi.masked = false;

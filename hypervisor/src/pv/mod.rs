@@ -1,11 +1,13 @@
 //! Xen's paravirtual machine: a domain, its vCPU, and everything that a paravirtual kernel may ask for or find.
 //!
 //! Every pointer that a guest passes goes through [`access`], and nothing else follows one. A guest is killed for what
-//! it did in one place, `PvDomain::kill`. What may not be done here: knowing which engine runs.
+//! it did in one place, `PvContext::kill`. What may not be done here: knowing which engine runs.
 
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod context;
+pub mod debug_registers;
 pub mod devices;
 pub mod domain;
 pub mod entry;

@@ -8,7 +8,7 @@ use paravane_abi::shared_info::VcpuTimeInfo;
 use paravane_abi::vcpu::{RUNSTATE_BLOCKED, RUNSTATE_RUNNING, VcpuRunstateInfo, XEN_RUNSTATE_UPDATE};
 use paravane_abi::vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
 
-use super::domain::PvDomain;
+use super::context::PvContext;
 use super::vcpu::RunState;
 
 /// A vCPU's account of time, and where copies go.
@@ -41,17 +41,17 @@ impl Runstate {
     }
 }
 
-impl PvDomain {
+impl PvContext<'_> {
     /// Makes the vCPU wait.
     pub fn wait_as(&mut self, state: RunState) {
         self.vcpu.state = state;
-        self.vcpu.runstate.enter(RUNSTATE_BLOCKED, self.clock.now());
+        self.vcpu.runstate.enter(RUNSTATE_BLOCKED, self.domain.clock.now());
     }
 
     /// Lets the vCPU run on, and brings its copies up to date.
     pub fn run_again(&mut self) {
         self.vcpu.state = RunState::Running;
-        self.vcpu.runstate.enter(RUNSTATE_RUNNING, self.clock.now());
+        self.vcpu.runstate.enter(RUNSTATE_RUNNING, self.domain.clock.now());
         // A guest that unmapped its areas is told nothing, as on Xen.
         let _ = self.publish_runstate();
         let _ = self.publish_time_copy();
@@ -65,15 +65,15 @@ impl PvDomain {
         }
         let info = self.vcpu.runstate.info;
         if !self.vcpu.assisted(VMASST_TYPE_RUNSTATE_UPDATE_FLAG) {
-            return self.write_guest_obj(area, &info);
+            return self.guest().write(area, &info);
         }
         let offset = std::mem::offset_of!(VcpuRunstateInfo, state_entry_time) as u64;
         let entry_time = area.checked_add(offset).ok_or(Errno::EFAULT)?;
         let marked =
             VcpuRunstateInfo { state_entry_time: info.state_entry_time | XEN_RUNSTATE_UPDATE, ..info };
-        self.write_guest_obj(entry_time, &marked.state_entry_time)?;
-        self.write_guest_obj(area, &marked)?;
-        self.write_guest_obj(entry_time, &info.state_entry_time)
+        self.guest().write(entry_time, &marked.state_entry_time)?;
+        self.guest().write(area, &marked)?;
+        self.guest().write(entry_time, &info.state_entry_time)
     }
 
     /// Writes the guest's second copy of its time, if it wants one.
@@ -82,11 +82,11 @@ impl PvDomain {
         if area == 0 {
             return Ok(());
         }
-        let old: u32 = self.read_guest_obj(area)?;
-        let time = self.clock.published(old);
+        let old: u32 = self.guest().read(area)?;
+        let time = self.domain.clock.published(old);
         // Odd while the rest changes (public/xen.h, vcpu_time_info).
-        self.write_guest_obj(area, &VcpuTimeInfo { version: time.version.wrapping_sub(1), ..time })?;
-        self.write_guest_obj(area, &time.version)
+        self.guest().write(area, &VcpuTimeInfo { version: time.version.wrapping_sub(1), ..time })?;
+        self.guest().write(area, &time.version)
     }
 }
 

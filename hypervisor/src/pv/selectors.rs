@@ -9,7 +9,7 @@ use paravane_abi::segment::{
 };
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_NO_SEGMENT, TRAP_STACK_ERROR};
 
-use super::domain::PvDomain;
+use super::context::PvContext;
 use crate::machine::memory::Maddr;
 use crate::x86::descriptor::bits::{
     CODE, CONFORMING, DEFAULT_32, DPL, LONG, NOT_SYSTEM, PRESENT, READABLE, WRITABLE,
@@ -25,7 +25,7 @@ const FLAT_CODE_64: u64 = flat::CODE_64 | DPL;
 const FLAT_CODE_32: u64 = flat::CODE_32 | DPL;
 const FLAT_DATA: u64 = flat::DATA | DPL;
 
-impl PvDomain {
+impl PvContext<'_> {
     /// The descriptor that a selector names; `None` where there is none that the guest may use.
     fn descriptor(&self, selector: u16) -> Option<u64> {
         if selector <= LAST_NULL {
@@ -33,11 +33,11 @@ impl PvDomain {
         }
         let index = selector >> 3;
         if selector & LOCAL != 0 {
-            let (base, entries) = self.tables.ldt();
+            let (base, entries) = self.vcpu.tables.ldt();
             let va = base.checked_add(u64::from(index) * 8)?;
-            let at = self.translate_in_kernel(va, false).ok().filter(|_| u32::from(index) < entries)?;
+            let at = self.kernel_memory().translate(va, false).ok().filter(|_| u32::from(index) < entries)?;
             // Not validated as the GDT is: the guest's privilege level is put in here.
-            return self.memory.load_u64(at).ok().map(|d| if d & PRESENT != 0 { d | DPL } else { d });
+            return self.domain.memory.load_u64(at).ok().map(|d| if d & PRESENT != 0 { d | DPL } else { d });
         }
         if u32::from(index) >= FIRST_RESERVED_GDT_ENTRY {
             return match selector & !LAST_NULL {
@@ -48,9 +48,9 @@ impl PvDomain {
             };
         }
         let per_frame = usize::try_from(DESCRIPTORS_PER_FRAME).ok()?;
-        let frame = self.tables.gdt_frames().nth(usize::from(index) / per_frame)?;
+        let frame = self.vcpu.tables.gdt_frames().nth(usize::from(index) / per_frame)?;
         let offset = u64::from(index) % u64::from(DESCRIPTORS_PER_FRAME) * 8;
-        self.memory.load_u64(Maddr(frame.maddr().0 + offset)).ok()
+        self.domain.memory.load_u64(Maddr(frame.maddr().0 + offset)).ok()
     }
 
     /// The descriptor of a code or data segment, present or not: #GP where there is none.
@@ -131,12 +131,12 @@ mod tests {
 
     #[test]
     fn the_flat_selectors_are_always_there() {
-        let t = TestDomain::new();
-        assert!(t.is_code_64(FLAT_RING3_CS64));
-        assert!(!t.is_code_64(FLAT_RING3_CS32), "no 32-bit code");
-        assert!(t.is_stack(FLAT_RING3_SS64) && !t.is_stack(FLAT_RING3_CS64));
+        let mut t = TestDomain::new();
+        assert!(t.cx().is_code_64(FLAT_RING3_CS64));
+        assert!(!t.cx().is_code_64(FLAT_RING3_CS32), "no 32-bit code");
+        assert!(t.cx().is_stack(FLAT_RING3_SS64) && !t.cx().is_stack(FLAT_RING3_CS64));
         for selector in [0, 3, 0x33, 0x37, 0xe03b, 0xffff] {
-            assert!(!t.is_code_64(selector) && !t.is_stack(selector), "{selector:#x}");
+            assert!(!t.cx().is_code_64(selector) && !t.cx().is_stack(selector), "{selector:#x}");
         }
     }
 
@@ -149,9 +149,9 @@ mod tests {
         t.poke(20, 5, data);
         t.poke(20, 7, 0x00cf_9b00_0000_ffff);
         t.set_gdt(&[20], 8);
-        assert!(t.is_code_64(0x33) && !t.is_code_64(0x2b) && !t.is_code_64(0x3b));
-        assert!(t.is_stack(0x2b) && !t.is_stack(0x33) && !t.is_stack(0x1003));
-        assert_eq!((t.load_data(0x2b), t.load_data(0)), (Ok(0x1234_5678), Ok(0)));
-        assert!(t.load_data(0x43).is_err() && t.load_data(0x2f).is_err());
+        assert!(t.cx().is_code_64(0x33) && !t.cx().is_code_64(0x2b) && !t.cx().is_code_64(0x3b));
+        assert!(t.cx().is_stack(0x2b) && !t.cx().is_stack(0x33) && !t.cx().is_stack(0x1003));
+        assert_eq!((t.cx().load_data(0x2b), t.cx().load_data(0)), (Ok(0x1234_5678), Ok(0)));
+        assert!(t.cx().load_data(0x43).is_err() && t.cx().load_data(0x2f).is_err());
     }
 }

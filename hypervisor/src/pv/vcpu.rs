@@ -1,12 +1,38 @@
-//! A paravirtual CPU: what Xen keeps of one, as far as a guest can tell. Plain data, no behaviour.
+//! A paravirtual CPU: what Xen keeps of one, as far as a guest can tell, and what its engine needs. Plain data.
+//!
+//! Owned by the thread that runs the vCPU. What other threads must reach of a vCPU is in its domain, by [`VcpuId`].
 
 use paravane_abi::debugreg::{DEBUGREG_CONTROL_DEFAULT, DEBUGREG_STATUS_DEFAULT};
 use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
 
 use super::runstate::Runstate;
+use crate::machine::time::Timers;
+use crate::mmu::direct::VcpuTables;
+use crate::mmu::space::VcpuSpace;
 use crate::x86::control::cr4;
 use crate::x86::guest_cpuid::XCR0_FIRST;
 use crate::x86::registers::Regs;
+
+/// vCPUs that a domain has at most.
+pub const MAX_VCPUS: usize = 1;
+
+/// The number of a vCPU that its domain can have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VcpuId(u32);
+
+impl VcpuId {
+    /// The vCPU that a domain starts with.
+    pub const BOOT: Self = Self(0);
+
+    /// The vCPU with a number that a guest named; `None` if there can be none.
+    pub fn new(number: u32) -> Option<Self> {
+        usize::try_from(number).is_ok_and(|n| n < MAX_VCPUS).then_some(Self(number))
+    }
+    /// Its number, as guests name it.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
 
 /// A registered entry point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,10 +134,19 @@ pub struct Nmi {
 }
 
 /// A paravirtual CPU.
-#[derive(Clone, Debug)]
 pub struct PvVcpu {
+    /// Its number.
+    pub id: VcpuId,
     /// What the engine loads and saves.
     pub regs: Regs,
+    /// Its address space, for the engine.
+    pub space: VcpuSpace,
+    /// The page tables and descriptor tables that it uses.
+    pub tables: VcpuTables,
+    /// Its timers, in system time.
+    pub timers: Timers,
+    /// Elementary operations that a hypercall may still perform before it is interrupted: see `hypercall`.
+    pub budget: u64,
     /// Whether the guest's kernel, not its user program, runs.
     pub kernel_mode: bool,
     /// The stack that entries from user mode switch to (stack_switch).
@@ -153,9 +188,14 @@ pub const CR4_FIXED: u64 = cr4::PAE | cr4::MCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
 
 impl PvVcpu {
     /// A vCPU in kernel mode with no handlers, about to run with `regs`.
-    pub fn new(regs: Regs) -> Self {
+    pub fn new(id: VcpuId, regs: Regs, space: VcpuSpace, tables: VcpuTables) -> Self {
         Self {
+            id,
             regs,
+            space,
+            tables,
+            timers: Timers::default(),
+            budget: 0,
             kernel_mode: true,
             kernel_sp: 0,
             traps: [TrapInfo::default(); TRAP_VECTORS],

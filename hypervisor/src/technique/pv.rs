@@ -11,10 +11,11 @@ use crate::machine::time::Clock;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 use crate::monitor::vcpu_loop::{Guest, Handled, Next};
+use crate::pv::context::PvContext;
 use crate::pv::domain::PvDomain;
 use crate::pv::fixup::ExceptionOutcome;
 use crate::pv::hypercall;
-use crate::pv::vcpu::RunState;
+use crate::pv::vcpu::{PvVcpu, RunState};
 use crate::virtio::Slot;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
@@ -22,95 +23,112 @@ use crate::x86::registers::Regs;
 /// Bytes of the SYSCALL instruction.
 const SYSCALL_LENGTH: u64 = 2;
 
-impl Guest for PvDomain {
+/// A paravirtual guest: its domain, and its one vCPU.
+pub struct PvGuest {
+    /// What its vCPUs share.
+    pub domain: PvDomain,
+    /// The vCPU.
+    pub vcpu: PvVcpu,
+}
+
+impl PvGuest {
+    fn cx(&mut self) -> PvContext<'_> {
+        PvContext { domain: &mut self.domain, vcpu: &mut self.vcpu }
+    }
+}
+
+impl Guest for PvGuest {
     fn context(&mut self) -> (&mut Regs, &mut VcpuSpace, &TableLog, &MachineMemory) {
-        (&mut self.vcpu.regs, &mut self.space, &self.log, &self.memory)
+        (&mut self.vcpu.regs, &mut self.vcpu.space, &self.domain.log, &self.domain.memory)
     }
 
     fn handle(&mut self, exit: Exit) -> Handled {
         match exit {
-            Exit::Hypercall if self.vcpu.kernel_mode => hypercall(self, self.facts.call_length),
+            Exit::Hypercall if self.vcpu.kernel_mode => {
+                let length = self.domain.facts.call_length;
+                hypercall(self.cx(), length)
+            }
             // No engine lets a user program do this.
-            Exit::Hypercall => self.refused(),
-            Exit::Syscall if self.vcpu.kernel_mode => hypercall(self, SYSCALL_LENGTH),
-            Exit::Syscall => self.user_syscall(),
+            Exit::Hypercall => refused(&mut self.cx()),
+            Exit::Syscall if self.vcpu.kernel_mode => hypercall(self.cx(), SYSCALL_LENGTH),
+            Exit::Syscall => user_syscall(&mut self.cx()),
             Exit::Fault(fault) => {
-                let ExceptionOutcome { cause, mark } = crate::pv::fixup::handle(self, fault);
+                let ExceptionOutcome { cause, mark } = crate::pv::fixup::handle(&mut self.cx(), fault);
                 Handled { cause, mark }
             }
             Exit::Kick => Cause::Kick.into(),
             Exit::Port { .. } | Exit::Mmio { .. } | Exit::Halt => {
-                self.kill(Exit::NOT_AT_CPL_3);
+                self.cx().kill(Exit::NOT_AT_CPL_3);
                 Cause::Dead.into()
             }
             Exit::Dead(why) => {
-                self.kill(why);
+                self.cx().kill(why);
                 Cause::Dead.into()
             }
         }
     }
 
     fn prepare(&mut self) -> Next {
-        if self.end.is_some() {
+        let mut cx = self.cx();
+        if cx.domain.end.is_some() {
             return Next::End;
         }
-        let next = self.timers.next();
-        if next.is_some_and(|t| t <= self.clock.now()) {
-            self.expire_timers();
+        if next_deadline(&cx).is_some_and(|t| t <= cx.domain.clock.now()) {
+            expire_timers(&mut cx);
         }
         // Before the checks below: an event after them must find a vCPU that waits.
-        self.virtio.set_waiting(self.vcpu.state != RunState::Running);
-        match self.vcpu.state {
+        cx.domain.virtio.set_waiting(cx.vcpu.state != RunState::Running);
+        match cx.vcpu.state {
             RunState::Running => {}
-            RunState::Blocked if self.upcall_due() || self.vcpu.nmi.pending => self.run_again(),
-            RunState::Polling if self.poll_is_over() => {
-                self.timers.set_poll(None);
-                self.run_again();
+            RunState::Blocked if cx.upcall_due() || cx.vcpu.nmi.pending => cx.run_again(),
+            RunState::Polling if poll_is_over(&cx) => {
+                cx.vcpu.timers.set_poll(None);
+                cx.run_again();
             }
-            RunState::Blocked | RunState::Polling => return Next::Wait(self.timers.next()),
+            RunState::Blocked | RunState::Polling => return Next::Wait(next_deadline(&cx)),
         }
-        self.virtio.set_waiting(false);
-        self.check_rip();
-        self.deliver_nmi();
-        self.deliver_upcall();
-        if self.end.is_some() { Next::End } else { Next::Run(self.timers.next()) }
+        cx.domain.virtio.set_waiting(false);
+        cx.check_rip();
+        cx.deliver_nmi();
+        cx.deliver_upcall();
+        if cx.domain.end.is_some() { Next::End } else { Next::Run(next_deadline(&cx)) }
     }
 
     fn about_to_run(&mut self, now: u64) {
-        if let Err(error) = self.follow_wall_clock(now) {
-            self.kill(error);
+        if let Err(error) = self.domain.follow_wall_clock(now) {
+            self.cx().kill(error);
         }
     }
 
     fn woken(&mut self) {
-        if !self.console.input.is_empty() {
-            hypercall::service_console(self);
+        if !self.domain.console.input.is_empty() {
+            hypercall::service_console(&mut self.cx());
         }
-        hypercall::service_devices(self);
+        hypercall::service_devices(&mut self.cx());
     }
 
     fn interrupt(&mut self) {
-        self.end.get_or_insert(DomainEnd::Interrupted);
+        self.domain.end.get_or_insert(DomainEnd::Interrupted);
     }
 
     fn clock(&self) -> Clock {
-        self.clock
+        self.domain.clock
     }
 
     fn ledger(&mut self) -> &mut Ledger {
-        &mut self.ledger
+        &mut self.domain.ledger
     }
 
     fn into_ledger(self: Box<Self>) -> Ledger {
-        self.ledger
+        self.domain.ledger
     }
 
     fn end(&self) -> DomainEnd {
-        self.end.clone().unwrap_or(DomainEnd::Interrupted)
+        self.domain.end.clone().unwrap_or(DomainEnd::Interrupted)
     }
 
     fn slots(&self) -> Vec<&Slot> {
-        self.virtio.iter().map(|device| &device.slot).collect()
+        self.domain.virtio.iter().map(|device| &device.slot).collect()
     }
 }
 
@@ -119,55 +137,59 @@ fn ledger_number(rax: u64) -> u8 {
     u8::try_from(rax).map_or(63, |n| n.min(63))
 }
 
-fn hypercall(d: &mut PvDomain, entered_by: u64) -> Handled {
-    let cause = Cause::Hypercall(ledger_number(d.vcpu.regs.rax));
+fn hypercall(cx: PvContext<'_>, entered_by: u64) -> Handled {
+    let cause = Cause::Hypercall(ledger_number(cx.vcpu.regs.rax));
     // On Xen every call is a SYSCALL.
-    d.vcpu.regs.selectors.flatten();
-    hypercall::perform(d, entered_by);
+    cx.vcpu.regs.selectors.flatten();
+    hypercall::perform(cx, entered_by);
     cause.into()
 }
 
-impl PvDomain {
-    fn expire_timers(&mut self) {
-        let due = self.timers.expire(self.clock.now());
-        if due.watchdog {
-            self.end.get_or_insert(DomainEnd::Watchdog);
-        }
-        if due.timer
-            && let Some(port) = self.events.virq_port(VIRQ_TIMER)
-            && let Err(e) = self.upcall.raise(&self.memory, port)
-        {
-            self.kill(e);
-        }
-        if due.poll && self.vcpu.state == RunState::Polling {
-            self.run_again();
-        }
-    }
+/// When a timer or a watchdog is next due.
+fn next_deadline(cx: &PvContext<'_>) -> Option<u64> {
+    [cx.vcpu.timers.next(), cx.domain.watchdogs.next()].into_iter().flatten().min()
+}
 
-    /// Whether a poll is over: a port is pending, or an upcall or an NMI could be delivered.
-    fn poll_is_over(&self) -> bool {
-        let pending = |&port: &u32| self.upcall.is_pending(&self.memory, port) == Ok(true);
-        self.upcall_due() || self.vcpu.nmi.pending || self.vcpu.polled.ports().iter().any(pending)
+fn expire_timers(cx: &mut PvContext<'_>) {
+    let now = cx.domain.clock.now();
+    let due = cx.vcpu.timers.expire(now);
+    if cx.domain.watchdogs.have_expired(now) {
+        cx.domain.end.get_or_insert(DomainEnd::Watchdog);
     }
+    if due.timer
+        && let Some(port) = cx.domain.events.virq_port(VIRQ_TIMER)
+        && let Err(e) = cx.domain.raise(port)
+    {
+        cx.kill(e);
+    }
+    if due.poll && cx.vcpu.state == RunState::Polling {
+        cx.run_again();
+    }
+}
 
-    /// A SYSCALL of a user program: the kernel's to handle, else as if there were no such instruction.
-    fn user_syscall(&mut self) -> Handled {
-        let callback = self.vcpu.syscall;
-        if callback.address == 0 {
-            self.vcpu.regs.rip = self.vcpu.regs.rip.wrapping_sub(SYSCALL_LENGTH);
-            self.deliver_fault(Fault { vector: TRAP_INVALID_OP, error_code: 0, address: 0 });
-        } else {
-            // SYSCALL forgets the selectors; Xen makes them flat.
-            self.vcpu.regs.selectors.flatten();
-            self.enter_handler(callback, &[]);
-        }
-        Cause::Syscall.into()
-    }
+/// Whether a poll is over: a port is pending, or an upcall or an NMI could be delivered.
+fn poll_is_over(cx: &PvContext<'_>) -> bool {
+    let pending = |&port: &u32| cx.domain.is_pending(port) == Ok(true);
+    cx.upcall_due() || cx.vcpu.nmi.pending || cx.vcpu.polled.ports().iter().any(pending)
+}
 
-    fn refused(&mut self) -> Handled {
-        self.deliver_fault(Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 });
-        Cause::GuestFault { vector: TRAP_GP_FAULT }.into()
+/// A SYSCALL of a user program: the kernel's to handle, else as if there were no such instruction.
+fn user_syscall(cx: &mut PvContext<'_>) -> Handled {
+    let callback = cx.vcpu.syscall;
+    if callback.address == 0 {
+        cx.vcpu.regs.rip = cx.vcpu.regs.rip.wrapping_sub(SYSCALL_LENGTH);
+        cx.deliver_fault(Fault { vector: TRAP_INVALID_OP, error_code: 0, address: 0 });
+    } else {
+        // SYSCALL forgets the selectors; Xen makes them flat.
+        cx.vcpu.regs.selectors.flatten();
+        cx.enter_handler(callback, &[]);
     }
+    Cause::Syscall.into()
+}
+
+fn refused(cx: &mut PvContext<'_>) -> Handled {
+    cx.deliver_fault(Fault { vector: TRAP_GP_FAULT, error_code: 0, address: 0 });
+    Cause::GuestFault { vector: TRAP_GP_FAULT }.into()
 }
 
 #[cfg(test)]

@@ -17,9 +17,13 @@ use crate::machine::time::Clock;
 use crate::mmu::direct::DirectPaging;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
+use crate::pv::access::GuestMemory;
+use crate::pv::context::PvContext;
 use crate::pv::domain::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
-use crate::pv::hypercall::{Outcome, dispatch};
+use crate::pv::event::upcall::Upcall;
+use crate::pv::hypercall::{HypercallResult, Outcome, dispatch};
 use crate::pv::store::About;
+use crate::pv::vcpu::PvVcpu;
 use crate::x86::registers::Regs;
 
 /// Frames that the guest has.
@@ -52,9 +56,12 @@ pub const RW: u64 = pte::PRESENT | pte::RW | pte::USER | pte::ACCESSED | pte::DI
 /// What an L1 entry of read-only memory has.
 pub const RO: u64 = RW & !pte::RW;
 
-/// The domain, and its console's output.
+/// The domain, its vCPU, and its console's output.
 pub struct TestDomain {
-    domain: PvDomain,
+    /// The domain.
+    pub domain: PvDomain,
+    /// Its vCPU.
+    pub vcpu: PvVcpu,
     /// What it printed.
     pub output: CaptureSink,
     /// What is typed for it.
@@ -130,7 +137,7 @@ impl TestDomain {
             marks: false,
         };
         let regs = Regs { rip: va(FREE), rsp: va(STACK + 1), rflags: 0x202, ..Regs::default() };
-        let mut domain = PvDomain::new(PvParts {
+        let (mut domain, vcpu) = PvDomain::new(PvParts {
             memory,
             mmu,
             tables,
@@ -144,9 +151,26 @@ impl TestDomain {
             facts,
         })
         .unwrap();
-        domain.upcall.set_mask(&domain.memory, true).unwrap();
+        domain.upcalls.of(vcpu.id).set_mask(&domain.memory, true).unwrap();
         domain.connect_services();
-        Self { domain, output, input }
+        Self { domain, vcpu, output, input }
+    }
+
+    /// The vCPU in its domain.
+    pub fn cx(&mut self) -> PvContext<'_> {
+        PvContext { domain: &mut self.domain, vcpu: &mut self.vcpu }
+    }
+    /// The guest's memory in the address space that runs.
+    pub fn guest(&self) -> GuestMemory<'_> {
+        GuestMemory::new(&self.domain.memory, self.vcpu.space.root())
+    }
+    /// Where the vCPU's event bits are.
+    pub fn upcall(&self) -> Upcall {
+        self.domain.upcalls.of(self.vcpu.id)
+    }
+    /// Performs a hypercall, as far as one entry may.
+    pub fn dispatch(&mut self, number: u64, args: [u64; 6]) -> HypercallResult {
+        dispatch(self.cx(), number, args)
     }
 
     /// The machine frame of a page.
@@ -178,7 +202,7 @@ impl TestDomain {
         let mut all = [0; 6];
         all[..N].copy_from_slice(&args);
         for _ in 0..10_000 {
-            match dispatch(&mut self.domain, number, all)? {
+            match self.dispatch(number, all)? {
                 Outcome::Done(value) => return Ok(value),
                 Outcome::Jumped => return Ok(self.vcpu.regs.rax),
                 Outcome::Again(rest) => all = rest,
@@ -191,9 +215,9 @@ impl TestDomain {
     where
         T: IntoBytes + FromBytes + Immutable,
     {
-        self.write_guest_obj(va(SCRATCH), &argument).unwrap();
+        self.guest().write(va(SCRATCH), &argument).unwrap();
         let result = self.call(number, [u64::from(op), va(SCRATCH)])?;
-        Ok((result, self.read_guest_obj(va(SCRATCH)).unwrap()))
+        Ok((result, self.guest().read(va(SCRATCH)).unwrap()))
     }
     /// Sets the L1 entry of a page's address.
     pub fn map(&mut self, pfn: u64, entry: u64) -> Result<u64, Errno> {
@@ -223,14 +247,14 @@ impl TestDomain {
             arg1: self.mfn(l4),
             ..Default::default()
         };
-        self.write_guest_obj(va(SCRATCH), &op).unwrap();
+        self.guest().write(va(SCRATCH), &op).unwrap();
         let this = u64::from(paravane_abi::domid::DOMID_SELF);
         self.call(nr::MMUEXT_OP, [va(SCRATCH), 1, 0, this]).unwrap();
     }
     /// Sets a handler for a vector.
     pub fn handle(&mut self, vector: u8, address: u64, flags: u8) {
         let trap = paravane_abi::trap::TrapInfo { vector, flags, address, ..Default::default() };
-        self.write_guest_obj(va(SCRATCH), &[trap, Default::default()]).unwrap();
+        self.guest().write(va(SCRATCH), &[trap, Default::default()]).unwrap();
         self.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]).unwrap();
     }
     /// Why the domain was killed.

@@ -86,9 +86,8 @@ fn to_ns(delta: u64, mul: u32, shift: i8) -> u64 {
 pub struct Timers {
     singleshot: Option<u64>,
     periodic: Option<Periodic>,
-    /// A poll or a watchdog of the domain: it wakes the vCPU, but raises nothing by itself.
+    /// The time-out of a poll: it wakes the vCPU, but raises nothing by itself.
     poll: Option<u64>,
-    watchdogs: [Option<u64>; 2],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -107,8 +106,6 @@ pub struct Due {
     pub timer: bool,
     /// A poll's time is up.
     pub poll: bool,
-    /// A watchdog ran out.
-    pub watchdog: bool,
 }
 
 impl Timers {
@@ -124,22 +121,11 @@ impl Timers {
     pub fn set_poll(&mut self, deadline: Option<u64>) {
         self.poll = deadline;
     }
-    /// The two watchdogs (SCHEDOP_watchdog), by index.
-    pub fn watchdog(&mut self, index: usize) -> Option<&mut Option<u64>> {
-        self.watchdogs.get_mut(index)
-    }
-    /// The first unused watchdog's index.
-    pub fn free_watchdog(&self) -> Option<usize> {
-        self.watchdogs.iter().position(Option::is_none)
-    }
 
     /// The earliest deadline.
     pub fn next(&self) -> Option<u64> {
         let periodic = self.periodic.map(|p| p.next);
-        [self.singleshot, periodic, self.poll, self.watchdogs[0], self.watchdogs[1]]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.singleshot, periodic, self.poll].into_iter().flatten().min()
     }
 
     /// Takes what is due at `now`. Periods that were missed altogether are one tick, as on Xen.
@@ -160,8 +146,30 @@ impl Timers {
             self.poll = None;
             due.poll = true;
         }
-        due.watchdog = self.watchdogs.iter().flatten().any(|&t| t <= now);
         due
+    }
+}
+
+/// A domain's two watchdogs (SCHEDOP_watchdog), as deadlines in system time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Watchdogs([Option<u64>; 2]);
+
+impl Watchdogs {
+    /// A watchdog's deadline, by index; `None` within if it is not in use.
+    pub fn deadline(&mut self, index: usize) -> Option<&mut Option<u64>> {
+        self.0.get_mut(index)
+    }
+    /// The first unused watchdog's index.
+    pub fn free(&self) -> Option<usize> {
+        self.0.iter().position(Option::is_none)
+    }
+    /// The earliest deadline.
+    pub fn next(&self) -> Option<u64> {
+        self.0.into_iter().flatten().min()
+    }
+    /// Whether a deadline has passed at `now`.
+    pub fn have_expired(&self, now: u64) -> bool {
+        self.next().is_some_and(|deadline| deadline <= now)
     }
 }
 

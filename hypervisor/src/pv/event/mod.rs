@@ -12,6 +12,8 @@ pub mod upcall;
 use paravane_abi::errno::Errno;
 use paravane_abi::event::{EVTCHN_2L_NR_CHANNELS, EvtchnPort};
 
+use super::vcpu::VcpuId;
+
 /// Virtual interrupts a guest may bind: VIRQ 0..24 (public/xen.h, NR_VIRQS).
 pub const NR_VIRQS: u32 = 24;
 
@@ -74,7 +76,7 @@ pub enum Sent {
 #[derive(Clone, Copy, Debug, Default)]
 struct Port {
     binding: Binding,
-    vcpu: u32,
+    vcpu: VcpuId,
 }
 
 /// The ports of one domain. Port 0 is never valid.
@@ -101,8 +103,8 @@ impl EventChannels {
         self.port(port).map_or(Binding::Free, |p| p.binding)
     }
     /// The vCPU that `port` notifies.
-    pub fn vcpu(&self, port: EvtchnPort) -> u32 {
-        self.port(port).map_or(0, |p| p.vcpu)
+    pub fn vcpu(&self, port: EvtchnPort) -> VcpuId {
+        self.port(port).map_or(VcpuId::BOOT, |p| p.vcpu)
     }
     /// Whether this number lies within what the two-level ABI can name.
     pub fn is_number(port: EvtchnPort) -> bool {
@@ -111,13 +113,18 @@ impl EventChannels {
 
     /// Takes the lowest free port for `binding`. ENOSPC when all are in use.
     pub fn allocate(&mut self, binding: Binding) -> Result<EvtchnPort, Errno> {
+        self.allocate_for(binding, VcpuId::BOOT)
+    }
+
+    /// As [`EventChannels::allocate`], for a port that notifies `vcpu`.
+    pub fn allocate_for(&mut self, binding: Binding, vcpu: VcpuId) -> Result<EvtchnPort, Errno> {
         let free = self.ports.iter().skip(1).position(|p| p.binding == Binding::Free).map(|n| n + 1);
         let index = free.unwrap_or(self.ports.len());
         let port = EvtchnPort::try_from(index).map_err(|_| Errno::ENOSPC)?;
         if !Self::is_number(port) {
             return Err(Errno::ENOSPC);
         }
-        let value = Port { binding, vcpu: 0 };
+        let value = Port { binding, vcpu };
         match self.ports.get_mut(index) {
             Some(slot) => *slot = value,
             None => self.ports.push(value),
@@ -130,13 +137,11 @@ impl EventChannels {
         if virq >= NR_VIRQS {
             return Err(Errno::EINVAL);
         }
-        if vcpu != 0 {
-            return Err(Errno::ENOENT);
-        }
+        let vcpu = VcpuId::new(vcpu).ok_or(Errno::ENOENT)?;
         if self.virq_port(virq).is_some() {
             return Err(Errno::EEXIST);
         }
-        self.allocate(Binding::Virq(virq))
+        self.allocate_for(Binding::Virq(virq), vcpu)
     }
 
     /// The port of a virtual interrupt, if it is bound.
@@ -196,9 +201,7 @@ impl EventChannels {
 
     /// Sets which vCPU a port notifies. EINVAL for ports whose vCPU is fixed.
     pub fn bind_vcpu(&mut self, port: EvtchnPort, vcpu: u32) -> Result<(), Errno> {
-        if vcpu != 0 {
-            return Err(Errno::ENOENT);
-        }
+        let vcpu = VcpuId::new(vcpu).ok_or(Errno::ENOENT)?;
         let bound = self.port_mut(port).ok_or(Errno::EINVAL)?;
         match bound.binding {
             // A per-vCPU virtual interrupt stays where it was bound (VIRQ_TIMER is one).

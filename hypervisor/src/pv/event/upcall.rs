@@ -10,6 +10,41 @@ use paravane_abi::shared_info::{SharedInfo, VcpuInfo};
 
 use super::EventChannels;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
+use crate::pv::vcpu::{MAX_VCPUS, VcpuId};
+
+/// Where the event state of each vCPU of a domain lies: for whoever raises an event, on any thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Upcalls {
+    /// The shared info page.
+    pub shared_info: Maddr,
+    vcpu_info: [Maddr; MAX_VCPUS],
+}
+
+impl Upcalls {
+    /// All vCPUs' info in the shared info page.
+    pub fn new(shared_info: Maddr) -> Self {
+        let mut vcpu_info = [shared_info; MAX_VCPUS];
+        for (number, info) in (0..).zip(&mut vcpu_info) {
+            info.0 += number * size_of::<VcpuInfo>() as u64;
+        }
+        Self { shared_info, vcpu_info }
+    }
+    fn index(vcpu: VcpuId) -> usize {
+        vcpu.number() as usize
+    }
+    /// Where one vCPU's event state lies.
+    pub fn of(&self, vcpu: VcpuId) -> Upcall {
+        // `VcpuId` keeps its number below the length.
+        let vcpu_info = self.vcpu_info.get(Self::index(vcpu)).copied().unwrap_or(self.shared_info);
+        Upcall { shared_info: self.shared_info, vcpu_info }
+    }
+    /// A vCPU's info is at `to` from now on (VCPUOP_register_vcpu_info).
+    pub fn vcpu_info_moved(&mut self, vcpu: VcpuId, to: Maddr) {
+        if let Some(info) = self.vcpu_info.get_mut(Self::index(vcpu)) {
+            *info = to;
+        }
+    }
+}
 
 /// Where a vCPU's event state lies.
 #[derive(Clone, Copy, Debug)]

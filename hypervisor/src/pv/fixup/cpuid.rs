@@ -13,7 +13,7 @@ use super::decode;
 use super::outcome::{Ended, ExceptionOutcome, finish};
 use crate::host::host_cpuid;
 use crate::ledger::{Cause, PrivOp};
-use crate::pv::domain::PvDomain;
+use crate::pv::context::PvContext;
 use crate::x86::control::cr4;
 use crate::x86::guest_cpuid::{Dynamic, LEAF1_EDX_MACHINE_CHECKS, for_guest};
 
@@ -32,30 +32,30 @@ const MACHINE_ADDRESS_WIDTH: u32 = 40;
 pub(super) const HYPERCALL_PAGE_MSR: u32 = 0x4000_0000;
 
 /// Emulates CPUID behind its prefix; `None` if that is not what is at RIP.
-pub(super) fn forced(d: &mut PvDomain) -> Option<ExceptionOutcome> {
-    let rip = d.vcpu.regs.rip;
-    if d.read_guest_obj::<[u8; XEN_EMULATE_PREFIX.len()]>(rip) != Ok(XEN_EMULATE_PREFIX) {
+pub(super) fn forced(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome> {
+    let rip = cx.vcpu.regs.rip;
+    if cx.guest().read::<[u8; XEN_EMULATE_PREFIX.len()]>(rip) != Ok(XEN_EMULATE_PREFIX) {
         return None;
     }
-    let insn = decode::at(d, rip.wrapping_add(XEN_EMULATE_PREFIX.len() as u64))?;
+    let insn = decode::at(cx, rip.wrapping_add(XEN_EMULATE_PREFIX.len() as u64))?;
     if insn.mnemonic() != Mnemonic::Cpuid {
         return None;
     }
-    answer(d, Asked::ByPrefix);
-    finish(d, &insn, Ended::Done);
+    answer(cx, Asked::ByPrefix);
+    finish(cx, &insn, Ended::Done);
     Some(Cause::PrivilegedInstruction(PrivOp::Cpuid).into())
 }
 
 /// CPUID without the prefix.
-pub(super) fn emulate(d: &mut PvDomain) {
-    answer(d, Asked::Natively);
+pub(super) fn emulate(cx: &mut PvContext<'_>) {
+    answer(cx, Asked::Natively);
 }
 
-fn answer(d: &mut PvDomain, asked: Asked) {
-    let regs = &d.vcpu.regs;
+fn answer(cx: &mut PvContext<'_>, asked: Asked) {
+    let regs = &cx.vcpu.regs;
     let (function, index) = ((regs.rax & 0xffff_ffff) as u32, (regs.rcx & 0xffff_ffff) as u32);
-    let r = leaf(d, function, index, shows_osxsave(d, asked));
-    let regs = &mut d.vcpu.regs;
+    let r = leaf(cx, function, index, shows_osxsave(cx, asked));
+    let regs = &mut cx.vcpu.regs;
     (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (r.eax.into(), r.ebx.into(), r.ecx.into(), r.edx.into());
 }
 
@@ -63,18 +63,18 @@ fn answer(d: &mut PvDomain, asked: Asked) {
 ///
 /// A kernel that asks by the prefix is always told so, whatever its CR4 says: Xen does that, and Linux takes a
 /// clear bit to mean that XSAVE must not be used (`guest_cpuid` in Xen's arch/x86/cpuid.c has the history).
-fn shows_osxsave(d: &PvDomain, asked: Asked) -> bool {
-    d.vcpu.control.cr4 & cr4::OSXSAVE != 0 || asked == Asked::ByPrefix && d.vcpu.kernel_mode
+fn shows_osxsave(cx: &PvContext<'_>, asked: Asked) -> bool {
+    cx.vcpu.control.cr4 & cr4::OSXSAVE != 0 || asked == Asked::ByPrefix && cx.vcpu.kernel_mode
 }
 
-fn leaf(d: &PvDomain, function: u32, index: u32, osxsave: bool) -> CpuidResult {
+fn leaf(cx: &PvContext<'_>, function: u32, index: u32, osxsave: bool) -> CpuidResult {
     let beyond = XEN_CPUID_FIRST_LEAF + XEN_CPUID_MAX_NUM_LEAVES;
     match function {
         XEN_CPUID_FIRST_LEAF..0x8000_0000 if function <= beyond => {
-            hypervisor(d, function - XEN_CPUID_FIRST_LEAF, index)
+            hypervisor(cx, function - XEN_CPUID_FIRST_LEAF, index)
         }
         _ => {
-            let dynamic = Dynamic { osxsave, xcr0: d.vcpu.control.xcr0 };
+            let dynamic = Dynamic { osxsave, xcr0: cx.vcpu.control.xcr0 };
             let mut answer = for_guest(function, index, dynamic, host_cpuid::xcr0(), host_cpuid::query);
             if function == 1 {
                 // `msr` has the registers.
@@ -86,7 +86,7 @@ fn leaf(d: &PvDomain, function: u32, index: u32, osxsave: bool) -> CpuidResult {
 }
 
 /// The hypervisor's leaves, by distance from the first.
-fn hypervisor(d: &PvDomain, number: u32, index: u32) -> CpuidResult {
+fn hypervisor(cx: &PvContext<'_>, number: u32, index: u32) -> CpuidResult {
     let none = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
     match (number, index) {
         (0, _) => CpuidResult {
@@ -106,21 +106,21 @@ fn hypervisor(d: &PvDomain, number: u32, index: u32) -> CpuidResult {
             edx: 0,
         },
         // The TSC is the host's own: not emulated.
-        (XEN_CPUID_LEAF_TSC, 0) => CpuidResult { ecx: khz(d), ..none },
+        (XEN_CPUID_LEAF_TSC, 0) => CpuidResult { ecx: khz(cx), ..none },
         (XEN_CPUID_LEAF_TSC, 1) => {
-            let time = d.clock.published(0);
+            let time = cx.domain.clock.published(0);
             let [low, high] = halves(time.tsc_timestamp.wrapping_neg());
             let shift = i32::from(time.tsc_shift).cast_unsigned() & 0xff;
             CpuidResult { eax: low, ebx: high, ecx: time.tsc_to_system_mul, edx: shift }
         }
-        (XEN_CPUID_LEAF_TSC, 2) => CpuidResult { eax: khz(d), ..none },
+        (XEN_CPUID_LEAF_TSC, 2) => CpuidResult { eax: khz(cx), ..none },
         (XEN_CPUID_LEAF_PV, _) => CpuidResult { ebx: MACHINE_ADDRESS_WIDTH, ..none },
         _ => none,
     }
 }
 
-fn khz(d: &PvDomain) -> u32 {
-    u32::try_from(d.facts.tsc_khz).unwrap_or(u32::MAX)
+fn khz(cx: &PvContext<'_>) -> u32 {
+    u32::try_from(cx.domain.facts.tsc_khz).unwrap_or(u32::MAX)
 }
 
 fn halves(value: u64) -> [u32; 2] {

@@ -6,7 +6,7 @@ use paravane_abi::trap::{TI_DPL_MASK, TRAP_GP_FAULT};
 use super::decode;
 use super::outcome::ExceptionOutcome;
 use crate::ledger::{Cause, PrivOp};
-use crate::pv::domain::PvDomain;
+use crate::pv::context::PvContext;
 use crate::x86::exception::Fault;
 use crate::x86::exception::selector_error::{IDT, INDEX_SHIFT};
 
@@ -14,8 +14,8 @@ use crate::x86::exception::selector_error::{IDT, INDEX_SHIFT};
 ///
 /// The instruction says which vector: in 64-bit mode QEMU's emulated processors have twice the vector in the error code
 /// (at least to version 7.2).
-pub(super) fn software(d: &mut PvDomain, fault: Fault) -> Option<ExceptionOutcome> {
-    let insn = decode::at_rip(d)?;
+pub(super) fn software(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOutcome> {
+    let insn = decode::at_rip(cx)?;
     if insn.mnemonic() != Mnemonic::Int || insn.op0_kind() != OpKind::Immediate8 {
         return None;
     }
@@ -24,17 +24,17 @@ pub(super) fn software(d: &mut PvDomain, fault: Fault) -> Option<ExceptionOutcom
     if fault.vector == TRAP_GP_FAULT && fault.error_code & IDT == 0 {
         return None;
     }
-    if may_enter(d, vector) {
-        d.vcpu.regs.rip = insn.next_ip();
-        d.deliver_software_interrupt(vector);
+    if may_enter(cx, vector) {
+        cx.vcpu.regs.rip = insn.next_ip();
+        cx.deliver_software_interrupt(vector);
     } else {
-        d.deliver_fault(Fault { vector: TRAP_GP_FAULT, error_code, address: 0 });
+        cx.deliver_fault(Fault { vector: TRAP_GP_FAULT, error_code, address: 0 });
     }
     Some(Cause::PrivilegedInstruction(PrivOp::SoftInt).into())
 }
 
 /// A gate's privilege level: 0 keeps everybody out, 1 and 2 let the kernel in, 3 user mode too.
-fn may_enter(d: &PvDomain, vector: u8) -> bool {
-    let needed = if d.vcpu.kernel_mode { 1 } else { 3 };
-    d.vcpu.traps.get(usize::from(vector)).is_some_and(|trap| trap.flags & TI_DPL_MASK >= needed)
+fn may_enter(cx: &PvContext<'_>, vector: u8) -> bool {
+    let needed = if cx.vcpu.kernel_mode { 1 } else { 3 };
+    cx.vcpu.traps.get(usize::from(vector)).is_some_and(|trap| trap.flags & TI_DPL_MASK >= needed)
 }

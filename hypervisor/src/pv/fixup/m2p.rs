@@ -23,7 +23,7 @@ use crate::exec::outside::{Attempt, Incomplete, Memory, Stored};
 use crate::exec::string::StringMove;
 use crate::ledger::Cause;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
-use crate::pv::domain::PvDomain;
+use crate::pv::context::PvContext;
 use crate::x86::exception::{Exception, Fault};
 use crate::x86::rflags::CF;
 
@@ -31,72 +31,72 @@ use crate::x86::rflags::CF;
 const MAX_REPEATS: u64 = 512;
 
 /// Handles a page fault in the table; `None` if the fault is the guest's as it is.
-pub(super) fn access(d: &mut PvDomain, fault: Fault) -> Option<ExceptionOutcome> {
-    let strict = d.vcpu.assisted(VMASST_TYPE_M2P_STRICT) && !d.vcpu.kernel_mode;
-    if strict || !range(d).contains(&fault.address) {
+pub(super) fn access(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOutcome> {
+    let strict = cx.vcpu.assisted(VMASST_TYPE_M2P_STRICT) && !cx.vcpu.kernel_mode;
+    if strict || !range(cx).contains(&fault.address) {
         return None;
     }
     let denied = fault.error_code & (PFEC_WRITE | PFEC_FETCH);
     if denied != 0 {
         // As if it were mapped, for reading only.
-        d.deliver_fault(Fault { error_code: PFEC_PRESENT | PFEC_USER | denied, ..fault });
+        cx.deliver_fault(Fault { error_code: PFEC_PRESENT | PFEC_USER | denied, ..fault });
         return Some(Cause::GuestFault { vector: fault.vector }.into());
     }
-    let insn = decode::at_rip(d)?;
-    let ended = load(d, &insn)?;
-    finish(d, &insn, ended);
+    let insn = decode::at_rip(cx)?;
+    let ended = load(cx, &insn)?;
+    finish(cx, &insn, ended);
     Some(Cause::TableLoad.into())
 }
 
 /// The linear addresses of the table.
-fn range(d: &PvDomain) -> Range<u64> {
-    let frames = d.facts.m2p.end.saturating_sub(d.facts.m2p.start);
+fn range(cx: &PvContext<'_>) -> Range<u64> {
+    let frames = cx.domain.facts.m2p.end.saturating_sub(cx.domain.facts.m2p.start);
     MACH2PHYS_VIRT_START..MACH2PHYS_VIRT_START + frames * PAGE_SIZE
 }
 
 /// Up to 8 bytes of the table, zero-extended. `None` if they do not all lie in it.
-fn read(d: &PvDomain, va: u64, size: usize) -> Option<u64> {
-    let table = range(d);
+fn read(cx: &PvContext<'_>, va: u64, size: usize) -> Option<u64> {
+    let table = range(cx);
     let last = va.checked_add(size as u64)?.checked_sub(1)?;
     if !table.contains(&va) || !table.contains(&last) {
         return None;
     }
-    let at = Maddr(Mfn(d.facts.m2p.start).maddr().0 + (va - table.start));
+    let at = Maddr(Mfn(cx.domain.facts.m2p.start).maddr().0 + (va - table.start));
     let mut bytes = [0; 8];
-    d.memory.read(at, bytes.get_mut(..size)?).ok()?;
+    cx.domain.memory.read(at, bytes.get_mut(..size)?).ok()?;
     Some(u64::from_le_bytes(bytes))
 }
 
-fn load(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
+fn load(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<Ended> {
     use Mnemonic::*;
     if !is_integer(insn) {
         return None;
     }
     match insn.mnemonic() {
-        Movsb | Movsw | Movsd | Movsq | Lodsb | Lodsw | Lodsd | Lodsq => string(d, insn),
+        Movsb | Movsw | Movsd | Movsq | Lodsb | Lodsw | Lodsd | Lodsq => string(cx, insn),
         Mov | Movzx | Movsx | Movsxd | Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test => {
-            arithmetic(d, insn)
+            arithmetic(cx, insn)
         }
-        Bt => bit_test(d, insn),
+        Bt => bit_test(cx, insn),
         _ if insn.condition_code() != ConditionCode::None && insn.op0_kind() == OpKind::Register => {
-            conditional_move(d, insn)
+            conditional_move(cx, insn)
         }
         _ => None,
     }
 }
 
 /// The memory operand's value, if it is in the table.
-fn operand(d: &PvDomain, insn: &Instruction, number: u32) -> Option<u64> {
+fn operand(cx: &PvContext<'_>, insn: &Instruction, number: u32) -> Option<u64> {
     match insn.op_kind(number) {
-        OpKind::Register => Some(read_register(&d.vcpu.regs, insn.op_register(number))),
+        OpKind::Register => Some(read_register(&cx.vcpu.regs, insn.op_register(number))),
         kind if is_memory(kind) => {
-            read(d, linear_address(&d.vcpu.regs, insn, number)?, insn.memory_size().size())
+            read(cx, linear_address(&cx.vcpu.regs, insn, number)?, insn.memory_size().size())
         }
         _ => insn.try_immediate(number).ok(),
     }
 }
 
-fn arithmetic(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
+fn arithmetic(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<Ended> {
     use Mnemonic::*;
     let mnemonic = insn.mnemonic();
     let compares = matches!(mnemonic, Cmp | Test);
@@ -104,12 +104,12 @@ fn arithmetic(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
     if !compares && insn.op0_kind() != OpKind::Register {
         return None;
     }
-    let a = if alu::is_move(mnemonic) { 0 } else { operand(d, insn, 0)? };
-    let mut b = operand(d, insn, 1)?;
+    let a = if alu::is_move(mnemonic) { 0 } else { operand(cx, insn, 0)? };
+    let mut b = operand(cx, insn, 1)?;
     if alu::extends_sign(mnemonic) {
         b = sign_extend(b, operand_size(insn, 1));
     }
-    let regs = &mut d.vcpu.regs;
+    let regs = &mut cx.vcpu.regs;
     let computed = alu::compute(mnemonic, a, b, regs.rflags & CF != 0, operand_size(insn, 0))?;
     regs.rflags = computed.apply(regs.rflags);
     if !compares {
@@ -119,27 +119,27 @@ fn arithmetic(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
 }
 
 /// BT. A bit number in a register can name a bit beyond the operand, anywhere in memory: that is not done.
-fn bit_test(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
+fn bit_test(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<Ended> {
     let size = operand_size(insn, 0);
-    let (value, number) = (operand(d, insn, 0)?, operand(d, insn, 1)?);
+    let (value, number) = (operand(cx, insn, 0)?, operand(cx, insn, 1)?);
     let number = bit_inside(insn, number, size)?;
-    let regs = &mut d.vcpu.regs;
+    let regs = &mut cx.vcpu.regs;
     regs.rflags = alu::bit(value, value, number).apply(regs.rflags);
     Some(Ended::Done)
 }
 
 /// CMOVcc: loads in any case; a 32-bit one clears the upper half in any case.
-fn conditional_move(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
-    let loaded = operand(d, insn, 1)?;
-    let holds = alu::holds(insn.condition_code(), d.vcpu.regs.rflags)?;
-    let value = if holds { loaded } else { operand(d, insn, 0)? };
-    write_register(&mut d.vcpu.regs, insn.op0_register(), value);
+fn conditional_move(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<Ended> {
+    let loaded = operand(cx, insn, 1)?;
+    let holds = alu::holds(insn.condition_code(), cx.vcpu.regs.rflags)?;
+    let value = if holds { loaded } else { operand(cx, insn, 0)? };
+    write_register(&mut cx.vcpu.regs, insn.op0_register(), value);
     Some(Ended::Done)
 }
 
 /// The table for loads, and the guest's memory for what MOVS stores.
 struct LoadMemory<'a> {
-    d: &'a mut PvDomain,
+    cx: PvContext<'a>,
 }
 
 /// A load goes past the table's end: there the processor goes on, and faults.
@@ -149,7 +149,7 @@ impl Memory for LoadMemory<'_> {
     type Failure = OutsideTable;
 
     fn read(&mut self, va: u64, buf: &mut [u8], _: bool) -> Attempt<(), Self> {
-        let value = read(self.d, va, buf.len()).ok_or(Incomplete::Machine(OutsideTable))?;
+        let value = read(&self.cx, va, buf.len()).ok_or(Incomplete::Machine(OutsideTable))?;
         for (to, from) in buf.iter_mut().zip(value.to_le_bytes()) {
             *to = from;
         }
@@ -157,7 +157,7 @@ impl Memory for LoadMemory<'_> {
     }
 
     fn write(&mut self, va: u64, bytes: &[u8], user: bool) -> Attempt<Stored, Self> {
-        match self.d.write_guest(va, bytes) {
+        match self.cx.guest().write_bytes(va, bytes) {
             // Stores go on in this exit, whatever they go to.
             Ok(()) => Ok(Stored::Bus),
             Err(_) => self.probe_write(va, bytes.len(), user).map(|()| Stored::Bus),
@@ -165,18 +165,18 @@ impl Memory for LoadMemory<'_> {
     }
 
     fn probe_write(&mut self, va: u64, len: usize, _: bool) -> Attempt<(), Self> {
-        Err(Exception::from(self.d.fault_at(va, len, PFEC_WRITE)).into())
+        Err(Exception::from(self.cx.guest().fault_at(va, len, PFEC_WRITE)).into())
     }
 }
 
 /// MOVS and LODS with 64-bit addresses, repeated or not.
-fn string(d: &mut PvDomain, insn: &Instruction) -> Option<Ended> {
+fn string(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<Ended> {
     let string = StringMove::of(insn).filter(|string| string.is_wide() && string.loads())?;
-    let mut regs = d.vcpu.regs;
-    let mut memory = LoadMemory { d };
+    let mut regs = cx.vcpu.regs;
+    let mut memory = LoadMemory { cx: cx.reborrow() };
     let mut operands = Operands { regs: &mut regs, memory: &mut memory, user: false };
     let ended = string.transfer(insn, &mut operands, MAX_REPEATS);
-    d.vcpu.regs = regs;
+    cx.vcpu.regs = regs;
     Some(match ended {
         Ok(true) => Ended::Done,
         Ok(false) | Err(Incomplete::Machine(OutsideTable)) => Ended::Again,

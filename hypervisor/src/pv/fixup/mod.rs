@@ -37,44 +37,44 @@ use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP, TRAP_PAGE_FAULT};
 pub use outcome::ExceptionOutcome;
 use outcome::{finish, finish_with};
 
-use super::domain::PvDomain;
+use super::context::PvContext;
 use crate::ledger::Cause;
 use crate::x86::exception::Fault;
 
 /// Handles an exception: completes the instruction, or lets the guest have it.
-pub fn handle(d: &mut PvDomain, fault: Fault) -> ExceptionOutcome {
+pub fn handle(cx: &mut PvContext<'_>, fault: Fault) -> ExceptionOutcome {
     let outcome = match fault.vector {
         // What is there would be decoded as 64-bit code.
-        _ if !runs_64_bit_code(d) => None,
-        TRAP_INVALID_OP => cpuid::forced(d)
-            .or_else(|| interrupt::software(d, fault))
-            .or_else(|| privileged::extended_state(d)),
-        TRAP_GP_FAULT if fault.error_code == 0 => general_protection(d),
-        TRAP_GP_FAULT => interrupt::software(d, fault).or_else(|| segment::load(d)),
-        TRAP_PAGE_FAULT => page_table::store(d, fault).or_else(|| m2p::access(d, fault)),
+        _ if !runs_64_bit_code(cx) => None,
+        TRAP_INVALID_OP => cpuid::forced(cx)
+            .or_else(|| interrupt::software(cx, fault))
+            .or_else(|| privileged::extended_state(cx)),
+        TRAP_GP_FAULT if fault.error_code == 0 => general_protection(cx),
+        TRAP_GP_FAULT => interrupt::software(cx, fault).or_else(|| segment::load(cx)),
+        TRAP_PAGE_FAULT => page_table::store(cx, fault).or_else(|| m2p::access(cx, fault)),
         _ => None,
     };
     outcome.unwrap_or_else(|| {
-        d.deliver_fault(fault);
+        cx.deliver_fault(fault);
         Cause::GuestFault { vector: fault.vector }.into()
     })
 }
 
 /// Whether the guest is in 64-bit mode, as far as the engine knows: it can go to 32-bit code by itself, and that is not
 /// supported.
-fn runs_64_bit_code(d: &PvDomain) -> bool {
-    let cs = d.vcpu.regs.selectors.cs;
-    cs == FLAT_KERNEL_CS || d.is_code_64(cs)
+fn runs_64_bit_code(cx: &PvContext<'_>) -> bool {
+    let cs = cx.vcpu.regs.selectors.cs;
+    cs == FLAT_KERNEL_CS || cx.is_code_64(cs)
 }
 
-fn general_protection(d: &mut PvDomain) -> Option<ExceptionOutcome> {
-    let insn = decode::at_rip(d)?;
-    let breakpoints = port::breakpoints(d, &insn);
-    if let Some((outcome, ended)) = port::access(d, &insn) {
-        finish_with(d, &insn, ended, breakpoints);
+fn general_protection(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome> {
+    let insn = decode::at_rip(cx)?;
+    let breakpoints = port::breakpoints(cx, &insn);
+    if let Some((outcome, ended)) = port::access(cx, &insn) {
+        finish_with(cx, &insn, ended, breakpoints);
         return Some(outcome);
     }
-    let (op, ended) = privileged::instruction(d, &insn)?;
-    finish(d, &insn, ended);
+    let (op, ended) = privileged::instruction(cx, &insn)?;
+    finish(cx, &insn, ended);
     Some(Cause::PrivilegedInstruction(op).into())
 }

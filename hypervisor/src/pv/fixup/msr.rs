@@ -11,7 +11,7 @@ use super::cpuid::HYPERCALL_PAGE_MSR;
 use super::outcome::{Ended, PROTECTION};
 use crate::machine::memory::{Maddr, PAGE_SIZE};
 use crate::mmu::direct::Stop;
-use crate::pv::domain::PvDomain;
+use crate::pv::context::PvContext;
 use crate::x86::control::efer;
 use crate::x86::msr;
 
@@ -48,24 +48,24 @@ fn vendor() -> Vendor {
 }
 
 /// RDMSR; `None` is #GP.
-pub(super) fn read(d: &mut PvDomain) -> Option<Ended> {
-    let value = value(d, index(d))?;
-    let regs = &mut d.vcpu.regs;
+pub(super) fn read(cx: &mut PvContext<'_>) -> Option<Ended> {
+    let value = value(cx, index(cx))?;
+    let regs = &mut cx.vcpu.regs;
     (regs.rax, regs.rdx) = (value & 0xffff_ffff, value >> 32);
     Some(Ended::Done)
 }
 
-fn index(d: &PvDomain) -> u32 {
-    (d.vcpu.regs.rcx & 0xffff_ffff) as u32
+fn index(cx: &PvContext<'_>) -> u32 {
+    (cx.vcpu.regs.rcx & 0xffff_ffff) as u32
 }
 
-fn value(d: &PvDomain, index: u32) -> Option<u64> {
+fn value(cx: &PvContext<'_>, index: u32) -> Option<u64> {
     Some(match index {
-        msr::FS_BASE => d.vcpu.regs.fs_base,
-        msr::GS_BASE => d.vcpu.regs.gs_base,
-        msr::KERNEL_GS_BASE => d.vcpu.other_gs_base,
-        msr::TSC_AUX => d.vcpu.control.tsc_aux.into(),
-        msr::TSC => crate::machine::time::rdtsc().wrapping_add(d.clock.tsc_offset()),
+        msr::FS_BASE => cx.vcpu.regs.fs_base,
+        msr::GS_BASE => cx.vcpu.regs.gs_base,
+        msr::KERNEL_GS_BASE => cx.vcpu.other_gs_base,
+        msr::TSC_AUX => cx.vcpu.control.tsc_aux.into(),
+        msr::TSC => crate::machine::time::rdtsc().wrapping_add(cx.domain.clock.tsc_offset()),
         msr::EFER => efer::LONG_MODE,
         msr::APIC_BASE => APIC_BASE,
         msr::PAT => PAT,
@@ -97,28 +97,28 @@ fn only(which: Vendor, value: u64) -> Option<u64> {
 }
 
 /// WRMSR; `None` is #GP.
-pub(super) fn write(d: &mut PvDomain) -> Option<Ended> {
-    let index = index(d);
-    let regs = &mut d.vcpu.regs;
+pub(super) fn write(cx: &mut PvContext<'_>) -> Option<Ended> {
+    let index = index(cx);
+    let regs = &mut cx.vcpu.regs;
     let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
     match index {
         msr::FS_BASE => regs.fs_base = canonical(value)?,
         msr::GS_BASE => regs.gs_base = canonical(value)?,
-        msr::KERNEL_GS_BASE => d.vcpu.other_gs_base = canonical(value)?,
+        msr::KERNEL_GS_BASE => cx.vcpu.other_gs_base = canonical(value)?,
         // RDTSCP and RDPID read the host's: no engine loads it.
-        msr::TSC_AUX => d.vcpu.control.tsc_aux = u32::try_from(value).ok()?,
-        HYPERCALL_PAGE_MSR => return hypercall_page(d, value),
+        msr::TSC_AUX => cx.vcpu.control.tsc_aux = u32::try_from(value).ok()?,
+        HYPERCALL_PAGE_MSR => return hypercall_page(cx, value),
         // Writing what is there already is fine; so is clearing a machine check, which never was.
-        msr::MICROCODE_REVISION | msr::MCG_CTL | msr::HWCR | msr::DE_CFG => drop(self::value(d, index)?),
+        msr::MICROCODE_REVISION | msr::MCG_CTL | msr::HWCR | msr::DE_CFG => drop(self::value(cx, index)?),
         msr::MCG_STATUS => {}
         _ if BANK_REGISTERS.contains(&index) => {}
         _ if msr::P6_COUNTERS.contains(&index)
             || msr::P6_SELECTORS.contains(&index)
             || msr::K7_COUNTERS.contains(&index) =>
         {
-            self::value(d, index)?;
+            self::value(cx, index)?;
         }
-        msr::MISC_ENABLE if self::value(d, index)? == value => {}
+        msr::MISC_ENABLE if self::value(cx, index)? == value => {}
         _ => return None,
     }
     Some(Ended::Done)
@@ -133,12 +133,12 @@ fn canonical(value: u64) -> Option<u64> {
 ///
 /// Its stubs are SYSCALL, which enters the hypervisor on every engine; the page that the builder makes for an
 /// image that has room for one enters by the engine's own, faster way.
-fn hypercall_page(d: &mut PvDomain, address: u64) -> Option<Ended> {
+fn hypercall_page(cx: &mut PvContext<'_>, address: u64) -> Option<Ended> {
     let mfn = Maddr(address).mfn();
     if Maddr(address).offset() != 0 {
         return None;
     }
-    match d.mmu.get_writable(&d.memory, &mut d.log, mfn) {
+    match cx.domain.mmu.get_writable(&cx.domain.memory, &mut cx.domain.log, mfn) {
         Ok(()) => {}
         Err(Stop::Restart) => return Some(Ended::Again),
         Err(Stop::Refused(_)) => return Some(Ended::Fault(PROTECTION)),
@@ -147,8 +147,8 @@ fn hypercall_page(d: &mut PvDomain, address: u64) -> Option<Ended> {
     for (stub, number) in page.as_chunks_mut::<HYPERCALL_ENTRY_SIZE>().0.iter_mut().zip(0..) {
         fill_stub(stub, number);
     }
-    let written = d.memory.write(mfn.maddr(), &page);
-    d.mmu.put_writable(mfn);
+    let written = cx.domain.memory.write(mfn.maddr(), &page);
+    cx.domain.mmu.put_writable(mfn);
     written.ok().map(|()| Ended::Done)
 }
 

@@ -4,7 +4,7 @@ use iced_x86::Instruction;
 use paravane_abi::trap::{TRAP_DEBUG, TRAP_GP_FAULT, TRAP_INVALID_OP};
 
 use crate::ledger::Cause;
-use crate::pv::domain::PvDomain;
+use crate::pv::context::PvContext;
 use crate::x86::exception::Fault;
 use crate::x86::rflags;
 
@@ -39,22 +39,22 @@ pub(super) const PROTECTION: Fault = Fault { vector: TRAP_GP_FAULT, error_code: 
 pub(super) const UNDEFINED: Fault = Fault { vector: TRAP_INVALID_OP, error_code: 0, address: 0 };
 
 /// Ends an instruction as the processor would.
-pub(super) fn finish(d: &mut PvDomain, insn: &Instruction, ended: Ended) {
-    finish_with(d, insn, ended, 0);
+pub(super) fn finish(cx: &mut PvContext<'_>, insn: &Instruction, ended: Ended) {
+    finish_with(cx, insn, ended, 0);
 }
 
 /// As [`finish`], for an instruction that has met `breakpoints`, as bits of DR6.
-pub(super) fn finish_with(d: &mut PvDomain, insn: &Instruction, ended: Ended, breakpoints: u64) {
+pub(super) fn finish_with(cx: &mut PvContext<'_>, insn: &Instruction, ended: Ended, breakpoints: u64) {
     match ended {
         Ended::Done => {
-            d.vcpu.regs.rip = insn.next_ip();
-            d.vcpu.regs.rflags &= !rflags::RF;
-            d.vcpu.debug.status |= breakpoints;
-            if breakpoints != 0 || d.vcpu.regs.rflags & rflags::TF != 0 {
-                d.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
+            cx.vcpu.regs.rip = insn.next_ip();
+            cx.vcpu.regs.rflags &= !rflags::RF;
+            cx.vcpu.debug.status |= breakpoints;
+            if breakpoints != 0 || cx.vcpu.regs.rflags & rflags::TF != 0 {
+                cx.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
             }
         }
         Ended::Again => {}
-        Ended::Fault(fault) => d.deliver_fault(fault),
+        Ended::Fault(fault) => cx.deliver_fault(fault),
     }
 }

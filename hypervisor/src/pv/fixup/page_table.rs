@@ -18,7 +18,7 @@ use crate::ledger::Cause;
 use crate::machine::memory::{Maddr, PAGE_SIZE};
 use crate::mmu::direct::Stop;
 use crate::mmu::direct::frame::{FrameType, Level};
-use crate::pv::domain::PvDomain;
+use crate::pv::context::PvContext;
 use crate::x86::exception::{Exception, Fault};
 
 /// Where a store goes.
@@ -28,68 +28,68 @@ struct Target {
 }
 
 /// Performs the store that faulted; `None` if the fault is the guest's.
-pub(super) fn store(d: &mut PvDomain, fault: Fault) -> Option<ExceptionOutcome> {
+pub(super) fn store(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOutcome> {
     let code = fault.error_code;
     let wanted = PFEC_PRESENT | PFEC_WRITE;
     let plain = code & (wanted | PFEC_RESERVED | PFEC_FETCH) == wanted;
-    if !plain || !d.vcpu.kernel_mode || !d.vcpu.assisted(VMASST_TYPE_WRITABLE_PAGETABLES) {
+    if !plain || !cx.vcpu.kernel_mode || !cx.vcpu.assisted(VMASST_TYPE_WRITABLE_PAGETABLES) {
         return None;
     }
-    if !is_l1_table(d, fault.address) {
+    if !is_l1_table(cx, fault.address) {
         return None;
     }
-    let insn = decode::at_rip(d)?;
+    let insn = decode::at_rip(cx)?;
     let ended = match StringMove::of(&insn).filter(|string| string.stores() && string.is_wide()) {
-        Some(moves) => string(d, &insn, moves, fault)?,
-        None => single(d, &insn, fault)?,
+        Some(moves) => string(cx, &insn, moves, fault)?,
+        None => single(cx, &insn, fault)?,
     };
-    finish(d, &insn, ended);
+    finish(cx, &insn, ended);
     Some(Cause::PageTableStore.into())
 }
 
 /// Whether a linear address leads to a frame that is an L1 table of the guest's.
-fn is_l1_table(d: &PvDomain, va: u64) -> bool {
-    let frame = d.translate(va, false).ok().and_then(|at| d.mmu.frame(at.mfn()));
+fn is_l1_table(cx: &PvContext<'_>, va: u64) -> bool {
+    let frame = cx.guest().translate(va, false).ok().and_then(|at| cx.domain.mmu.frame(at.mfn()));
     frame.and_then(|f| f.held_as()) == Some(FrameType::Table(Level::L1))
 }
 
 /// Where `size` bytes at `va` are: naturally aligned and in the page that faulted, or the store is not done here.
-fn target(d: &PvDomain, va: u64, size: usize, fault: Fault) -> Option<Target> {
+fn target(cx: &PvContext<'_>, va: u64, size: usize, fault: Fault) -> Option<Target> {
     let aligned = matches!(size, 1 | 2 | 4 | 8) && va.is_multiple_of(size as u64);
     let same_page = va / PAGE_SIZE == fault.address / PAGE_SIZE;
-    let at = d.translate(va, false).ok().filter(|_| aligned && same_page)?;
+    let at = cx.guest().translate(va, false).ok().filter(|_| aligned && same_page)?;
     Some(Target { at, size })
 }
 
-fn load(d: &PvDomain, target: &Target) -> Option<u64> {
+fn load(cx: &PvContext<'_>, target: &Target) -> Option<u64> {
     let mut bytes = [0; 8];
-    d.memory.read(target.at, bytes.get_mut(..target.size)?).ok()?;
+    cx.domain.memory.read(target.at, bytes.get_mut(..target.size)?).ok()?;
     Some(u64::from_le_bytes(bytes))
 }
 
 /// Has the store validated and made. `None` refuses.
-fn commit(d: &mut PvDomain, target: &Target, value: u64) -> Option<Ended> {
+fn commit(cx: &mut PvContext<'_>, target: &Target, value: u64) -> Option<Ended> {
     let size = u8::try_from(target.size).ok()?;
-    match d.mmu.emulate_pte_store(&d.memory, &mut d.log, target.at, value, size) {
+    match cx.domain.mmu.emulate_pte_store(&cx.domain.memory, &mut cx.domain.log, target.at, value, size) {
         Ok(()) => Some(Ended::Done),
         Err(Stop::Restart) => Some(Ended::Again),
         Err(Stop::Refused(_)) => None,
     }
 }
 
-fn single(d: &mut PvDomain, insn: &Instruction, fault: Fault) -> Option<Ended> {
+fn single(cx: &mut PvContext<'_>, insn: &Instruction, fault: Fault) -> Option<Ended> {
     let operand = (0..insn.op_count()).find(|op| insn.op_kind(*op) == OpKind::Memory)?;
-    let va = linear_address(&d.vcpu.regs, insn, operand)?;
-    let target = target(d, va, insn.memory_size().size(), fault)?;
-    let old = load(d, &target)?;
-    let update = update(insn, &d.vcpu.regs, operand, old)?;
+    let va = linear_address(&cx.vcpu.regs, insn, operand)?;
+    let target = target(cx, va, insn.memory_size().size(), fault)?;
+    let old = load(cx, &target)?;
+    let update = update(insn, &cx.vcpu.regs, operand, old)?;
     if let Some(value) = update.store {
-        match commit(d, &target, value)? {
+        match commit(cx, &target, value)? {
             Ended::Done => {}
             other => return Some(other),
         }
     }
-    let regs = &mut d.vcpu.regs;
+    let regs = &mut cx.vcpu.regs;
     regs.rflags = update.flags;
     if let Some((register, value)) = update.register {
         write_register(regs, register, value);
@@ -99,7 +99,7 @@ fn single(d: &mut PvDomain, insn: &Instruction, fault: Fault) -> Option<Ended> {
 
 /// The guest's memory for a string instruction: what it stores goes to the table that faulted.
 struct TableMemory<'a> {
-    d: &'a mut PvDomain,
+    cx: PvContext<'a>,
     fault: Fault,
 }
 
@@ -115,19 +115,19 @@ impl Memory for TableMemory<'_> {
     type Failure = NotDone;
 
     fn read(&mut self, va: u64, buf: &mut [u8], _: bool) -> Attempt<(), Self> {
-        let read = self.d.read_guest(va, buf);
-        read.map_err(|_| Exception::from(self.d.fault_at(va, buf.len(), 0)).into())
+        let read = self.cx.guest().read_bytes(va, buf);
+        read.map_err(|_| Exception::from(self.cx.guest().fault_at(va, buf.len(), 0)).into())
     }
 
     /// As memory that the processor stores to by itself: it faults again for the next element.
     fn write(&mut self, va: u64, bytes: &[u8], _: bool) -> Attempt<Stored, Self> {
         let mut value = [0; 8];
         let target =
-            target(self.d, va, bytes.len(), self.fault).ok_or(Incomplete::Machine(NotDone::Refused))?;
+            target(&self.cx, va, bytes.len(), self.fault).ok_or(Incomplete::Machine(NotDone::Refused))?;
         for (to, from) in value.iter_mut().zip(bytes) {
             *to = *from;
         }
-        match commit(self.d, &target, u64::from_le_bytes(value)) {
+        match commit(&mut self.cx, &target, u64::from_le_bytes(value)) {
             Some(Ended::Done) => Ok(Stored::Memory),
             Some(_) => Err(Incomplete::Machine(NotDone::Again)),
             None => Err(Incomplete::Machine(NotDone::Refused)),
@@ -140,12 +140,12 @@ impl Memory for TableMemory<'_> {
 }
 
 /// One element of STOS or MOVS; a repeated one comes back for the next.
-fn string(d: &mut PvDomain, insn: &Instruction, string: StringMove, fault: Fault) -> Option<Ended> {
-    let mut regs = d.vcpu.regs;
-    let mut memory = TableMemory { d, fault };
+fn string(cx: &mut PvContext<'_>, insn: &Instruction, string: StringMove, fault: Fault) -> Option<Ended> {
+    let mut regs = cx.vcpu.regs;
+    let mut memory = TableMemory { cx: cx.reborrow(), fault };
     let mut operands = Operands { regs: &mut regs, memory: &mut memory, user: false };
     let ended = string.transfer(insn, &mut operands, 1);
-    d.vcpu.regs = regs;
+    cx.vcpu.regs = regs;
     Some(match ended {
         Ok(true) => Ended::Done,
         Ok(false) | Err(Incomplete::Machine(NotDone::Again)) => Ended::Again,

@@ -16,8 +16,8 @@ use crate::exec::operand::Operands;
 use crate::exec::outside::{Attempt, Incomplete, Memory, Ports, Stored};
 use crate::exec::port::PortAccess;
 use crate::ledger::{Cause, PortDevice};
-use crate::pv::domain::PvDomain;
-use crate::pv::hypercall::io_breakpoints;
+use crate::pv::context::PvContext;
+use crate::pv::debug_registers::io_breakpoints;
 use crate::x86::exception::Exception;
 
 /// Writes here mark a measured region.
@@ -28,33 +28,34 @@ const PIT_CHANNEL_2: u16 = 0x42;
 const MAX_REPEATS: u64 = 512;
 
 /// Performs a port access; `None` if the instruction is none, or the guest may not.
-pub(super) fn access(d: &mut PvDomain, insn: &Instruction) -> Option<(ExceptionOutcome, Ended)> {
-    let access = PortAccess::of(insn, &d.vcpu.regs)?;
-    if d.facts.marks && d.vcpu.kernel_mode && is_mark(insn, access) {
-        let value = (d.vcpu.regs.rax & 0xff) as u8;
+pub(super) fn access(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<(ExceptionOutcome, Ended)> {
+    let access = PortAccess::of(insn, &cx.vcpu.regs)?;
+    if cx.domain.facts.marks && cx.vcpu.kernel_mode && is_mark(insn, access) {
+        let value = (cx.vcpu.regs.rax & 0xff) as u8;
         let outcome = ExceptionOutcome { cause: Cause::PortOut(PortDevice::Mark), mark: Some(value) };
         return Some((outcome, Ended::Done));
     }
-    if !may_access(d, access) {
+    if !may_access(cx, access) {
         return None;
     }
     let cause = if access.is_input { Cause::PortIn } else { Cause::PortOut };
-    let mut regs = d.vcpu.regs;
-    let mut operands = Operands { regs: &mut regs, memory: &mut NoDevices { d }, user: false };
+    let mut regs = cx.vcpu.regs;
+    let mut operands =
+        Operands { regs: &mut regs, memory: &mut NoDevices { cx: cx.reborrow() }, user: false };
     let ended = match operands.access_ports(insn, access, MAX_REPEATS) {
         Ok((_, true)) => Ended::Done,
         Ok((_, false)) => Ended::Again,
         Err(Incomplete::Exception(exception)) => Ended::Fault(exception.into()),
         Err(Incomplete::Machine(never)) => match never {},
     };
-    d.vcpu.regs = regs;
+    cx.vcpu.regs = regs;
     Some((cause(PortDevice::Other).into(), ended))
 }
 
 /// The breakpoints on I/O that an instruction would meet, as bits of DR6; none if it is no port access.
-pub(super) fn breakpoints(d: &PvDomain, insn: &Instruction) -> u64 {
-    let access = PortAccess::of(insn, &d.vcpu.regs);
-    access.map_or(0, |access| io_breakpoints(d, access.port, access.size.into()))
+pub(super) fn breakpoints(cx: &PvContext<'_>, insn: &Instruction) -> u64 {
+    let access = PortAccess::of(insn, &cx.vcpu.regs);
+    access.map_or(0, |access| io_breakpoints(cx.vcpu, access.port, access.size.into()))
 }
 
 fn is_mark(insn: &Instruction, access: PortAccess) -> bool {
@@ -63,21 +64,21 @@ fn is_mark(insn: &Instruction, access: PortAccess) -> bool {
 
 /// The guest's memory, and ports without devices.
 struct NoDevices<'a> {
-    d: &'a mut PvDomain,
+    cx: PvContext<'a>,
 }
 
 impl Memory for NoDevices<'_> {
     type Failure = Infallible;
 
     fn read(&mut self, va: u64, buf: &mut [u8], _: bool) -> Attempt<(), Self> {
-        let read = self.d.read_guest(va, buf);
-        read.map_err(|_| Exception::from(self.d.fault_at(va, buf.len(), 0)).into())
+        let read = self.cx.guest().read_bytes(va, buf);
+        read.map_err(|_| Exception::from(self.cx.guest().fault_at(va, buf.len(), 0)).into())
     }
 
     fn write(&mut self, va: u64, bytes: &[u8], _: bool) -> Attempt<Stored, Self> {
-        match self.d.write_guest(va, bytes) {
+        match self.cx.guest().write_bytes(va, bytes) {
             Ok(()) => Ok(Stored::Memory),
-            Err(_) => Err(Exception::from(self.d.fault_at(va, bytes.len(), PFEC_WRITE)).into()),
+            Err(_) => Err(Exception::from(self.cx.guest().fault_at(va, bytes.len(), PFEC_WRITE)).into()),
         }
     }
 
@@ -108,13 +109,13 @@ fn value_of(port: u16, size: u8) -> u32 {
     if port == PIT_CHANNEL_2 && size == 1 { 0 } else { u32::MAX }
 }
 
-fn may_access(d: &PvDomain, access: PortAccess) -> bool {
-    d.vcpu.io.level >= level_needed(d) || is_open(d, access.port, access.size.into())
+fn may_access(cx: &PvContext<'_>, access: PortAccess) -> bool {
+    cx.vcpu.io.level >= level_needed(cx) || is_open(cx, access.port, access.size.into())
 }
 
 /// The virtual IOPL from which on the running mode may do I/O, CLI and STI.
-pub(super) fn level_needed(d: &PvDomain) -> u8 {
-    match (d.vcpu.kernel_mode, d.vcpu.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL)) {
+pub(super) fn level_needed(cx: &PvContext<'_>) -> u8 {
+    match (cx.vcpu.kernel_mode, cx.vcpu.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL)) {
         (true, true) => 0,
         (true, false) => 1,
         (false, _) => 3,
@@ -122,13 +123,13 @@ pub(super) fn level_needed(d: &PvDomain) -> u8 {
 }
 
 /// Whether the guest's bitmap, which lies in its kernel's memory, lets all bytes of an access through.
-fn is_open(d: &PvDomain, port: u16, size: u32) -> bool {
+fn is_open(cx: &PvContext<'_>, port: u16, size: u32) -> bool {
     let last = u32::from(port) + size;
-    last <= d.vcpu.io.ports
+    last <= cx.vcpu.io.ports
         && (u32::from(port)..last).all(|port| {
-            let at = d.vcpu.io.bitmap.checked_add(u64::from(port / 8));
-            let byte = at.and_then(|at| d.translate_in_kernel(at, false).ok());
-            let byte = byte.and_then(|at| d.memory.read_obj::<u8>(at).ok());
+            let at = cx.vcpu.io.bitmap.checked_add(u64::from(port / 8));
+            let byte = at.and_then(|at| cx.kernel_memory().translate(at, false).ok());
+            let byte = byte.and_then(|at| cx.domain.memory.read_obj::<u8>(at).ok());
             byte.is_some_and(|byte| byte >> (port % 8) & 1 == 0)
         })
 }

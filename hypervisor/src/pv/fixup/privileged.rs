@@ -13,8 +13,8 @@ use crate::host::host_cpuid;
 use crate::ledger::{Cause, PrivOp};
 use crate::machine::memory::Maddr;
 use crate::mmu::direct::Stop;
-use crate::pv::domain::PvDomain;
-use crate::pv::hypercall::{read_debug_register, write_debug_register};
+use crate::pv::context::PvContext;
+use crate::pv::debug_registers;
 use crate::pv::vcpu::CR4_FIXED;
 use crate::x86::control::{cr0, cr4};
 use crate::x86::guest_cpuid::{available, is_consistent};
@@ -23,94 +23,98 @@ use crate::x86::guest_cpuid::{available, is_consistent};
 const CR0: u64 = cr0::PG | cr0::AM | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;
 
 /// Performs an instruction; `None` if it is the guest's #GP.
-pub(super) fn instruction(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivOp, Ended)> {
+pub(super) fn instruction(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<(PrivOp, Ended)> {
     match insn.mnemonic() {
-        Mnemonic::Cli if d.vcpu.io.level >= port::level_needed(d) => return Some((PrivOp::Cli, Ended::Done)),
-        Mnemonic::Sti if d.vcpu.io.level >= port::level_needed(d) => return Some((PrivOp::Sti, Ended::Done)),
-        Mnemonic::Rdtsc if !tsc_is_disabled(d) => {
-            let tsc = crate::machine::time::rdtsc().wrapping_add(d.clock.tsc_offset());
-            let regs = &mut d.vcpu.regs;
+        Mnemonic::Cli if cx.vcpu.io.level >= port::level_needed(cx) => {
+            return Some((PrivOp::Cli, Ended::Done));
+        }
+        Mnemonic::Sti if cx.vcpu.io.level >= port::level_needed(cx) => {
+            return Some((PrivOp::Sti, Ended::Done));
+        }
+        Mnemonic::Rdtsc if !tsc_is_disabled(cx) => {
+            let tsc = crate::machine::time::rdtsc().wrapping_add(cx.domain.clock.tsc_offset());
+            let regs = &mut cx.vcpu.regs;
             (regs.rax, regs.rdx) = (tsc & 0xffff_ffff, tsc >> 32);
             return Some((PrivOp::Other, Ended::Done));
         }
-        Mnemonic::Rdtscp if !tsc_is_disabled(d) => {
-            let tsc = crate::machine::time::rdtsc().wrapping_add(d.clock.tsc_offset());
-            let aux = d.vcpu.control.tsc_aux.into();
-            let regs = &mut d.vcpu.regs;
+        Mnemonic::Rdtscp if !tsc_is_disabled(cx) => {
+            let tsc = crate::machine::time::rdtsc().wrapping_add(cx.domain.clock.tsc_offset());
+            let aux = cx.vcpu.control.tsc_aux.into();
+            let regs = &mut cx.vcpu.regs;
             (regs.rax, regs.rdx, regs.rcx) = (tsc & 0xffff_ffff, tsc >> 32, aux);
             return Some((PrivOp::Other, Ended::Done));
         }
         Mnemonic::Cpuid => {
-            cpuid::emulate(d);
+            cpuid::emulate(cx);
             return Some((PrivOp::Cpuid, Ended::Done));
         }
         // What follows is the kernel's.
-        _ if !d.vcpu.kernel_mode => return None,
+        _ if !cx.vcpu.kernel_mode => return None,
         _ => {}
     }
     Some(match insn.mnemonic() {
-        Mnemonic::Mov => return mov(d, insn),
+        Mnemonic::Mov => return mov(cx, insn),
         Mnemonic::Clts => {
-            d.set_task_switched(false);
+            cx.set_task_switched(false);
             (PrivOp::Clts, Ended::Done)
         }
         // The caches are the host's. Kernels do this in timing loops, and it has no effect that they could see.
         Mnemonic::Wbinvd => (PrivOp::Wbinvd, Ended::Done),
-        Mnemonic::Rdmsr => (PrivOp::Rdmsr, msr::read(d)?),
-        Mnemonic::Wrmsr => (PrivOp::Wrmsr, msr::write(d)?),
-        Mnemonic::Xsetbv => (PrivOp::Xsetbv, xsetbv(d)),
+        Mnemonic::Rdmsr => (PrivOp::Rdmsr, msr::read(cx)?),
+        Mnemonic::Wrmsr => (PrivOp::Wrmsr, msr::write(cx)?),
+        Mnemonic::Xsetbv => (PrivOp::Xsetbv, xsetbv(cx)),
         _ => return None,
     })
 }
 
 /// Lets a kernel go on that uses XSAVE or its kin without having set CR4.OSXSAVE: on Xen it may, because Xen has set
 /// the real bit. `None` if that is not why an instruction is undefined.
-pub(super) fn extended_state(d: &mut PvDomain) -> Option<ExceptionOutcome> {
+pub(super) fn extended_state(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome> {
     use Mnemonic::*;
-    let control = &d.vcpu.control;
+    let control = &cx.vcpu.control;
     let hidden = control.cr4 & cr4::OSXSAVE == 0 && !control.xsave_in_use;
-    if !hidden || !d.vcpu.kernel_mode || available(host_cpuid::xcr0()) == 0 {
+    if !hidden || !cx.vcpu.kernel_mode || available(host_cpuid::xcr0()) == 0 {
         return None;
     }
-    let insn = decode::at_rip(d)?;
+    let insn = decode::at_rip(cx)?;
     let ours = matches!(
         insn.mnemonic(),
         Xgetbv | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64
     );
     ours.then(|| {
-        d.vcpu.control.xsave_in_use = true;
-        d.allow_instructions();
+        cx.vcpu.control.xsave_in_use = true;
+        cx.allow_instructions();
         Cause::PrivilegedInstruction(PrivOp::Other).into()
     })
 }
 
 /// CR4.TSD: the kernel alone may read the counter.
-fn tsc_is_disabled(d: &PvDomain) -> bool {
-    !d.vcpu.kernel_mode && d.vcpu.control.cr4 & cr4::TSD != 0
+fn tsc_is_disabled(cx: &PvContext<'_>) -> bool {
+    !cx.vcpu.kernel_mode && cx.vcpu.control.cr4 & cr4::TSD != 0
 }
 
 /// MOV to and from control and debug registers.
-fn mov(d: &mut PvDomain, insn: &Instruction) -> Option<(PrivOp, Ended)> {
+fn mov(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<(PrivOp, Ended)> {
     if insn.op0_kind() != OpKind::Register || insn.op1_kind() != OpKind::Register {
         return None;
     }
     let (to, from) = (insn.op0_register(), insn.op1_register());
     if from.is_cr() {
-        let value = read_control(d, from)?;
-        write_register(&mut d.vcpu.regs, to, value);
+        let value = read_control(cx, from)?;
+        write_register(&mut cx.vcpu.regs, to, value);
         return Some((PrivOp::MovFromCr, Ended::Done));
     }
     if to.is_cr() {
-        let value = read_register(&d.vcpu.regs, from);
-        return Some((PrivOp::MovToCr, write_control(d, to, value)?));
+        let value = read_register(&cx.vcpu.regs, from);
+        return Some((PrivOp::MovToCr, write_control(cx, to, value)?));
     }
     let ended = if from.is_dr() {
-        let value = read_debug_register(d, number(from)?).ok()?;
-        write_register(&mut d.vcpu.regs, to, value);
+        let value = debug_registers::read(cx.vcpu, number(from)?).ok()?;
+        write_register(&mut cx.vcpu.regs, to, value);
         Ended::Done
     } else if to.is_dr() {
-        let value = read_register(&d.vcpu.regs, from);
-        write_debug_register(d, number(to)?, value).ok()?;
+        let value = read_register(&cx.vcpu.regs, from);
+        debug_registers::write(cx.vcpu, number(to)?, value).ok()?;
         Ended::Done
     } else {
         return None;
@@ -122,26 +126,26 @@ fn number(register: Register) -> Option<u32> {
     u32::try_from(register.number()).ok()
 }
 
-fn read_control(d: &PvDomain, register: Register) -> Option<u64> {
-    let control = &d.vcpu.control;
+fn read_control(cx: &PvContext<'_>, register: Register) -> Option<u64> {
+    let control = &cx.vcpu.control;
     Some(match register {
         Register::CR0 => CR0 | if control.task_switched { cr0::TS } else { 0 },
         Register::CR2 => control.cr2,
-        Register::CR3 => d.tables.kernel_root().maddr().0,
+        Register::CR3 => cx.vcpu.tables.kernel_root().maddr().0,
         Register::CR4 => control.cr4,
         _ => return None,
     })
 }
 
 /// Sets a control register. `None` refuses: of CR0 only TS can change.
-fn write_control(d: &mut PvDomain, register: Register, value: u64) -> Option<Ended> {
+fn write_control(cx: &mut PvContext<'_>, register: Register, value: u64) -> Option<Ended> {
     match register {
-        Register::CR0 if value & !cr0::TS == CR0 => d.set_task_switched(value & cr0::TS != 0),
-        Register::CR2 => d.set_cr2(value),
-        Register::CR3 => return new_root(d, value),
+        Register::CR0 if value & !cr0::TS == CR0 => cx.set_task_switched(value & cr0::TS != 0),
+        Register::CR2 => cx.set_cr2(value),
+        Register::CR3 => return new_root(cx, value),
         Register::CR4 => {
-            d.vcpu.control.cr4 = CR4_FIXED | value & changeable();
-            d.allow_instructions();
+            cx.vcpu.control.cr4 = CR4_FIXED | value & changeable();
+            cx.allow_instructions();
         }
         _ => return None,
     }
@@ -159,13 +163,19 @@ fn changeable() -> u64 {
 }
 
 /// MOV to CR3 is MMUEXT_NEW_BASEPTR.
-fn new_root(d: &mut PvDomain, value: u64) -> Option<Ended> {
+fn new_root(cx: &mut PvContext<'_>, value: u64) -> Option<Ended> {
     let op = paravane_abi::mmu::MmuextOp {
         cmd: paravane_abi::mmu::MMUEXT_NEW_BASEPTR,
         arg1: Maddr(value).mfn().0,
         ..Default::default()
     };
-    match d.mmu.mmuext_one(&d.memory, &mut d.log, &mut d.space, &mut d.tables, &op) {
+    match cx.domain.mmu.mmuext_one(
+        &cx.domain.memory,
+        &mut cx.domain.log,
+        &mut cx.vcpu.space,
+        &mut cx.vcpu.tables,
+        &op,
+    ) {
         Ok(()) => Some(Ended::Done),
         Err(Stop::Restart) => Some(Ended::Again),
         Err(Stop::Refused(_)) => None,
@@ -173,17 +183,17 @@ fn new_root(d: &mut PvDomain, value: u64) -> Option<Ended> {
 }
 
 /// XCR0 is the guest's where the engine can have that; where not, the host's stays, and so does what it allows.
-fn xsetbv(d: &mut PvDomain) -> Ended {
-    if d.vcpu.control.cr4 & cr4::OSXSAVE == 0 {
+fn xsetbv(cx: &mut PvContext<'_>) -> Ended {
+    if cx.vcpu.control.cr4 & cr4::OSXSAVE == 0 {
         return Ended::Fault(UNDEFINED);
     }
-    let regs = &d.vcpu.regs;
+    let regs = &cx.vcpu.regs;
     let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
     let available = available(host_cpuid::xcr0());
     if regs.rcx & 0xffff_ffff != 0 || !is_consistent(value) || value & !available != 0 {
         return Ended::Fault(PROTECTION);
     }
-    d.vcpu.control.xcr0 = value;
-    d.allow_instructions();
+    cx.vcpu.control.xcr0 = value;
+    cx.allow_instructions();
     Ended::Done
 }

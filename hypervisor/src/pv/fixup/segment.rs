@@ -19,7 +19,7 @@ use super::msr;
 use super::outcome::{ExceptionOutcome, PROTECTION};
 use crate::exec::operand::{linear_address, read_register, write_register};
 use crate::ledger::{Cause, PrivOp};
-use crate::pv::domain::PvDomain;
+use crate::pv::context::PvContext;
 use crate::x86::decode::Dialect;
 use crate::x86::descriptor::{RPL, error_of};
 use crate::x86::exception::Fault;
@@ -28,21 +28,21 @@ use crate::x86::sensitive::Class;
 
 /// Carries out the instruction that raised #GP with a selector as error code, or raises what the guest's own tables
 /// make of it. `None` if it is no load of a segment.
-pub(super) fn load(d: &mut PvDomain) -> Option<ExceptionOutcome> {
-    let insn = at_rip(d)?;
+pub(super) fn load(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome> {
+    let insn = at_rip(cx)?;
     let op = kind(&insn)?;
-    let stepping = d.vcpu.regs.rflags & rflags::TF != 0;
+    let stepping = cx.vcpu.regs.rflags & rflags::TF != 0;
     let carried_out = match op {
-        PrivOp::Iretq => interrupt_return(d, &insn),
-        PrivOp::FarReturn if insn.mnemonic() == Mnemonic::Retf => far_return(d, &insn),
-        PrivOp::FarReturn => far_branch(d, &insn),
-        _ => load_register(d, &insn),
+        PrivOp::Iretq => interrupt_return(cx, &insn),
+        PrivOp::FarReturn if insn.mnemonic() == Mnemonic::Retf => far_return(cx, &insn),
+        PrivOp::FarReturn => far_branch(cx, &insn),
+        _ => load_register(cx, &insn),
     };
     match carried_out {
-        Err(fault) => d.deliver_fault(fault),
+        Err(fault) => cx.deliver_fault(fault),
         // A load of SS holds a single step up until after the next instruction (SDM vol. 3, 6.8.3).
         Ok(()) if stepping && !loads_stack(&insn) => {
-            d.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
+            cx.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
         }
         Ok(()) => {}
     }
@@ -50,9 +50,9 @@ pub(super) fn load(d: &mut PvDomain) -> Option<ExceptionOutcome> {
 }
 
 /// AMD's processors have no 64-bit form of far pointers: REX.W is ignored there.
-fn at_rip(d: &PvDomain) -> Option<Instruction> {
+fn at_rip(cx: &PvContext<'_>) -> Option<Instruction> {
     let dialect = if msr::is_amd() { Dialect::Amd } else { Dialect::Intel };
-    decode::in_dialect(d, d.vcpu.regs.rip, dialect)
+    decode::in_dialect(cx, cx.vcpu.regs.rip, dialect)
 }
 
 fn kind(insn: &Instruction) -> Option<PrivOp> {
@@ -69,30 +69,30 @@ fn loads_stack(insn: &Instruction) -> bool {
 }
 
 /// MOV, POP, LFS, LGS, LSS.
-fn load_register(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
-    let regs = &d.vcpu.regs;
+fn load_register(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault> {
+    let regs = &cx.vcpu.regs;
     let (register, selector, pointer) = match insn.mnemonic() {
-        Mnemonic::Pop => (insn.op0_register(), read(d, regs.rsp, 2).map_err(on_stack)? as u16, None),
+        Mnemonic::Pop => (insn.op0_register(), read(cx, regs.rsp, 2).map_err(on_stack)? as u16, None),
         Mnemonic::Mov if insn.op1_register() != Register::None => {
             (insn.op0_register(), read_register(regs, insn.op1_register()) as u16, None)
         }
-        Mnemonic::Mov => (insn.op0_register(), read(d, address(d, insn, 1)?, 2)? as u16, None),
+        Mnemonic::Mov => (insn.op0_register(), read(cx, address(cx, insn, 1)?, 2)? as u16, None),
         loads_pointer => {
             let register = match loads_pointer {
                 Mnemonic::Lfs => Register::FS,
                 Mnemonic::Lgs => Register::GS,
                 _ => Register::SS,
             };
-            let (offset, selector) = far_pointer(d, insn, 1)?;
+            let (offset, selector) = far_pointer(cx, insn, 1)?;
             (register, selector, Some(offset))
         }
     };
     if register == Register::SS {
-        d.load_stack(selector)?;
-        d.vcpu.regs.selectors.ss = selector;
+        cx.load_stack(selector)?;
+        cx.vcpu.regs.selectors.ss = selector;
     } else {
-        let base = d.load_data(selector)?;
-        let regs = &mut d.vcpu.regs;
+        let base = cx.load_data(selector)?;
+        let regs = &mut cx.vcpu.regs;
         // 64-bit code has no use for the bases of the other two.
         match register {
             Register::DS => regs.selectors.ds = selector,
@@ -101,7 +101,7 @@ fn load_register(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
             _ => (regs.selectors.gs, regs.gs_base) = (selector, base),
         }
     }
-    let regs = &mut d.vcpu.regs;
+    let regs = &mut cx.vcpu.regs;
     if let Some(offset) = pointer {
         write_register(regs, insn.op0_register(), offset);
     }
@@ -114,68 +114,68 @@ fn load_register(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
 }
 
 /// IRET, which in 64-bit mode takes RSP and SS too. At CPL 3 it can only stay there.
-fn interrupt_return(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
+fn interrupt_return(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault> {
     let size = match insn.code() {
         Code::Iretq => 8,
         Code::Iretd => 4,
         _ => 2,
     };
-    let [rip, cs, flags, rsp, ss] = words::<5>(d, d.vcpu.regs.rsp, size)?;
+    let [rip, cs, flags, rsp, ss] = words::<5>(cx, cx.vcpu.regs.rsp, size)?;
     let (cs, ss) = (cs as u16, ss as u16);
-    check_target(d, rip, cs)?;
-    d.load_stack(ss)?;
+    check_target(cx, rip, cs)?;
+    cx.load_stack(ss)?;
     // 16-bit operands leave the upper half of the flags.
     let loaded = rflags::LOADED_AT_CPL3 & if size == 2 { 0xffff } else { u64::MAX };
-    (d.vcpu.regs.selectors.cs, d.vcpu.regs.selectors.ss) = (cs, ss);
-    let regs = &mut d.vcpu.regs;
+    (cx.vcpu.regs.selectors.cs, cx.vcpu.regs.selectors.ss) = (cs, ss);
+    let regs = &mut cx.vcpu.regs;
     regs.rflags = regs.rflags & !loaded | flags & loaded;
     (regs.rip, regs.rsp) = (rip, rsp);
     Ok(())
 }
 
 /// Far RET.
-fn far_return(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
+fn far_return(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault> {
     let size = match insn.code() {
         Code::Retfq | Code::Retfq_imm16 => 8,
         Code::Retfd | Code::Retfd_imm16 => 4,
         _ => 2,
     };
-    let [rip, cs] = words::<2>(d, d.vcpu.regs.rsp, size)?;
+    let [rip, cs] = words::<2>(cx, cx.vcpu.regs.rsp, size)?;
     let cs = cs as u16;
-    check_target(d, rip, cs)?;
+    check_target(cx, rip, cs)?;
     let popped = insn.stack_pointer_increment();
-    d.vcpu.regs.selectors.cs = cs;
-    let regs = &mut d.vcpu.regs;
+    cx.vcpu.regs.selectors.cs = cs;
+    let regs = &mut cx.vcpu.regs;
     regs.rsp = regs.rsp.wrapping_add_signed(popped.into());
     (regs.rip, regs.rflags) = (rip, regs.rflags & !rflags::RF);
     Ok(())
 }
 
 /// Where a return goes must be 64-bit code at CPL 3 and a canonical address.
-fn check_target(d: &PvDomain, rip: u64, cs: u16) -> Result<(), Fault> {
+fn check_target(cx: &PvContext<'_>, rip: u64, cs: u16) -> Result<(), Fault> {
     // A null selector has its own error code; of others, one with more privilege than the guest's is refused first.
     if cs > RPL && cs & RPL != RPL {
         return Err(Fault { vector: TRAP_GP_FAULT, error_code: error_of(cs), address: 0 });
     }
-    d.load_code(cs)?;
+    cx.load_code(cs)?;
     if is_canonical(rip) { Ok(()) } else { Err(PROTECTION) }
 }
 
 /// Far CALL and JMP through a pointer in memory: 64-bit mode has no other.
-fn far_branch(d: &mut PvDomain, insn: &Instruction) -> Result<(), Fault> {
-    let (rip, selector) = far_pointer(d, insn, 0)?;
-    d.load_code(selector)?;
+fn far_branch(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault> {
+    let (rip, selector) = far_pointer(cx, insn, 0)?;
+    cx.load_code(selector)?;
     if !is_canonical(rip) {
         return Err(PROTECTION);
     }
     if insn.is_call_far_indirect() {
         let size = pointer_size(insn);
-        let frame = [insn.next_ip(), d.vcpu.regs.selectors.cs.into()];
-        push(d, &frame, size)?;
+        let frame = [insn.next_ip(), cx.vcpu.regs.selectors.cs.into()];
+        push(cx, &frame, size)?;
     }
     // The selector's own privilege level does not count: CS keeps the one that runs.
-    d.vcpu.regs.selectors.cs = selector | RPL;
-    let regs = &mut d.vcpu.regs;
+    cx.vcpu.regs.selectors.cs = selector | RPL;
+    let regs = &mut cx.vcpu.regs;
     (regs.rip, regs.rflags) = (rip, regs.rflags & !rflags::RF);
     Ok(())
 }
@@ -186,37 +186,37 @@ fn pointer_size(insn: &Instruction) -> usize {
 }
 
 /// The offset and the selector of a far pointer in memory.
-fn far_pointer(d: &PvDomain, insn: &Instruction, operand: u32) -> Result<(u64, u16), Fault> {
-    let (at, size) = (address(d, insn, operand)?, pointer_size(insn));
-    let offset = read(d, at, size)?;
-    Ok((offset, read(d, at.wrapping_add(size as u64), 2)? as u16))
+fn far_pointer(cx: &PvContext<'_>, insn: &Instruction, operand: u32) -> Result<(u64, u16), Fault> {
+    let (at, size) = (address(cx, insn, operand)?, pointer_size(insn));
+    let offset = read(cx, at, size)?;
+    Ok((offset, read(cx, at.wrapping_add(size as u64), 2)? as u16))
 }
 
-fn address(d: &PvDomain, insn: &Instruction, operand: u32) -> Result<u64, Fault> {
-    linear_address(&d.vcpu.regs, insn, operand).ok_or(PROTECTION)
+fn address(cx: &PvContext<'_>, insn: &Instruction, operand: u32) -> Result<u64, Fault> {
+    linear_address(&cx.vcpu.regs, insn, operand).ok_or(PROTECTION)
 }
 
 /// The `size` bytes at `va`, at most 8.
-fn read(d: &PvDomain, va: u64, size: usize) -> Result<u64, Fault> {
+fn read(cx: &PvContext<'_>, va: u64, size: usize) -> Result<u64, Fault> {
     let mut word = 0u64;
     let bytes = word.as_mut_bytes().get_mut(..size).unwrap_or_default();
-    d.read_guest(va, bytes).map_err(|_| d.fault_at(va, size, 0))?;
+    cx.guest().read_bytes(va, bytes).map_err(|_| cx.guest().fault_at(va, size, 0))?;
     Ok(word)
 }
 
 /// `N` words of `size` bytes from the stack.
-fn words<const N: usize>(d: &PvDomain, rsp: u64, size: usize) -> Result<[u64; N], Fault> {
+fn words<const N: usize>(cx: &PvContext<'_>, rsp: u64, size: usize) -> Result<[u64; N], Fault> {
     let mut words = [0; N];
     let mut at = rsp;
     for word in &mut words {
-        *word = read(d, at, size).map_err(on_stack)?;
+        *word = read(cx, at, size).map_err(on_stack)?;
         at = at.wrapping_add(size as u64);
     }
     Ok(words)
 }
 
 /// Pushes two words of `size` bytes, the first at the lower address.
-fn push(d: &mut PvDomain, words: &[u64; 2], size: usize) -> Result<(), Fault> {
+fn push(cx: &mut PvContext<'_>, words: &[u64; 2], size: usize) -> Result<(), Fault> {
     let mut bytes = [0u8; 16];
     for (slot, word) in bytes.chunks_mut(size.max(1)).zip(words) {
         for (to, from) in slot.iter_mut().zip(word.to_le_bytes()) {
@@ -224,10 +224,10 @@ fn push(d: &mut PvDomain, words: &[u64; 2], size: usize) -> Result<(), Fault> {
         }
     }
     let len = 2 * size;
-    let rsp = d.vcpu.regs.rsp.wrapping_sub(len as u64);
+    let rsp = cx.vcpu.regs.rsp.wrapping_sub(len as u64);
     let frame = bytes.get(..len).unwrap_or_default();
-    d.write_guest(rsp, frame).map_err(|_| on_stack(d.fault_at(rsp, len, PFEC_WRITE)))?;
-    d.vcpu.regs.rsp = rsp;
+    cx.guest().write_bytes(rsp, frame).map_err(|_| on_stack(cx.guest().fault_at(rsp, len, PFEC_WRITE)))?;
+    cx.vcpu.regs.rsp = rsp;
     Ok(())
 }
 

@@ -7,9 +7,10 @@ use paravane_abi::console::{
 };
 use paravane_abi::errno::Errno;
 
-use super::{HypercallResult, Outcome, done, low32, spend};
+use super::{Call, HypercallResult, Outcome, done, low32};
 use crate::ledger::BatchKind;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
+use crate::pv::context::PvContext;
 use crate::pv::domain::{PvConsole, PvDomain};
 use crate::pv::event::HostService;
 
@@ -20,17 +21,18 @@ const CHUNK: usize = 4096;
 ///
 /// Xen refuses this to a domU unless built for debugging; here it is always allowed, and a guest that falls
 /// back to the ring when refused works on both.
-pub fn console_io(d: &mut PvDomain, [command, count, buffer, ..]: [u64; 6]) -> HypercallResult {
+pub fn console_io(call: &mut Call<'_>) -> HypercallResult {
+    let [command, count, buffer, ..] = call.args;
     let count = usize::try_from(low32(count)).map_err(|_| Errno::E2BIG)?;
     let now = count.min(CHUNK);
-    spend(d, now as u64);
+    call.spend(now as u64);
     match low32(command) {
         CONSOLEIO_WRITE => {
             let mut bytes = [0; CHUNK];
             let part = bytes.get_mut(..now).ok_or(Errno::EINVAL)?;
-            d.read_guest(buffer, part)?;
-            d.ledger.batch(BatchKind::ConsoleBytes, now as u64);
-            d.console.sink.write(part);
+            call.guest().read_bytes(buffer, part)?;
+            call.domain.ledger.batch(BatchKind::ConsoleBytes, now as u64);
+            call.domain.console.sink.write(part);
             let left = (count - now) as u64;
             if left > 0 {
                 return Ok(Outcome::Again([command, left, buffer.wrapping_add(now as u64), 0, 0, 0]));
@@ -39,12 +41,12 @@ pub fn console_io(d: &mut PvDomain, [command, count, buffer, ..]: [u64; 6]) -> H
         }
         CONSOLEIO_READ => {
             let mut read = 0;
-            while read < now && !d.console.input.is_empty() {
+            while read < now && !call.domain.console.input.is_empty() {
                 let at = buffer.wrapping_add(read as u64);
                 // Before a byte is taken from the input: it could not be put back.
-                d.check_writable(at, 1)?;
-                let Some(byte) = d.console.input.pop() else { break };
-                d.write_guest_obj(at, &byte)?;
+                call.guest().check_writable(at, 1)?;
+                let Some(byte) = call.domain.console.input.pop() else { break };
+                call.guest().write(at, &byte)?;
                 read += 1;
             }
             done(read as u64)
@@ -54,28 +56,23 @@ pub fn console_io(d: &mut PvDomain, [command, count, buffer, ..]: [u64; 6]) -> H
 }
 
 /// Moves bytes both ways through the ring and tells the guest if anything moved.
-pub fn service(d: &mut PvDomain) {
-    let moved = drain(&d.memory, &mut d.console).and_then(|out| {
-        d.ledger_console(out);
-        Ok((out > 0) | fill(&d.memory, &d.console)?)
+pub fn service(cx: &mut PvContext<'_>) {
+    let PvDomain { memory, console, ledger, .. } = &mut *cx.domain;
+    let moved = drain(memory, console).and_then(|out| {
+        if out > 0 {
+            ledger.batch(BatchKind::ConsoleBytes, out as u64);
+        }
+        Ok((out > 0) | fill(memory, console)?)
     });
     match moved {
         Ok(true) => {
-            if let Some(port) = d.events.service_port(HostService::Console) {
+            if let Some(port) = cx.domain.events.service_port(HostService::Console) {
                 // A shared page that is not there would have failed the ring first.
-                let _ = d.upcall.raise(&d.memory, port);
+                let _ = cx.domain.raise(port);
             }
         }
         Ok(false) => {}
-        Err(e) => d.kill(e),
-    }
-}
-
-impl PvDomain {
-    fn ledger_console(&mut self, bytes: usize) {
-        if bytes > 0 {
-            self.ledger.batch(BatchKind::ConsoleBytes, bytes as u64);
-        }
+        Err(e) => cx.kill(e),
     }
 }
 
@@ -144,7 +141,7 @@ mod tests {
     fn console_io_moves_bytes_in_parts() {
         let mut t = TestDomain::new();
         let text = "0123456789".repeat(1000);
-        t.write_guest(va(FREE), text.as_bytes()).unwrap();
+        t.guest().write_bytes(va(FREE), text.as_bytes()).unwrap();
         let write = u64::from(CONSOLEIO_WRITE);
         assert_eq!(t.call(nr::CONSOLE_IO, [write, 10_000, va(FREE)]), Ok(0));
         assert_eq!(t.output.text(), text);
@@ -153,7 +150,7 @@ mod tests {
         let read = u64::from(CONSOLEIO_READ);
         assert_eq!(t.call(nr::CONSOLE_IO, [read, 3, va(FREE)]), Ok(3));
         assert_eq!(t.call(nr::CONSOLE_IO, [read, 99, va(FREE) + 3]), Ok(2));
-        assert_eq!(t.read_guest_obj::<[u8; 5]>(va(FREE)), Ok(*b"typed"));
+        assert_eq!(t.guest().read::<[u8; 5]>(va(FREE)), Ok(*b"typed"));
         t.input.push(b"kept");
         assert_eq!(t.call(nr::CONSOLE_IO, [read, 4, NOWHERE]), Err(Errno::EFAULT));
         assert_eq!(
@@ -172,7 +169,7 @@ mod tests {
             let (mfn, read_only) = (t.mfn(pfn), t.entry(pfn, RO));
             t.map(pfn, read_only).unwrap();
             let pin = MmuextOp { cmd: MMUEXT_PIN_L1_TABLE, arg1: mfn, ..Default::default() };
-            t.write_guest_obj(va(FREE), &pin).unwrap();
+            t.guest().write(va(FREE), &pin).unwrap();
             let pinned = t.call(nr::MMUEXT_OP, [va(FREE), 1, 0, u64::from(DOMID_SELF)]);
             assert_eq!(pinned, result, "page {pfn}");
         }

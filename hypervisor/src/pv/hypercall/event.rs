@@ -4,9 +4,10 @@ use paravane_abi::domid::{DOMID_SELF, DomId};
 use paravane_abi::errno::Errno;
 use paravane_abi::event::*;
 
-use super::{HypercallResult, Outcome, done, low32};
-use crate::pv::domain::{DOMID, PvDomain};
+use super::{Call, HypercallResult, Outcome, done, low32};
+use crate::pv::domain::DOMID;
 use crate::pv::event::{Binding, EventChannels, HostService, Sent};
+use crate::pv::vcpu::VcpuId;
 
 /// The caller's own domain, however it names it: EPERM for the other that there is, ESRCH for none.
 fn own(dom: DomId) -> Result<(), Errno> {
@@ -18,69 +19,68 @@ fn own(dom: DomId) -> Result<(), Errno> {
 }
 
 /// event_channel_op(command, argument).
-pub fn event_channel_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> HypercallResult {
+pub fn event_channel_op(call: &mut Call<'_>) -> HypercallResult {
+    let [command, argument, ..] = call.args;
     match low32(command) {
         EVTCHNOP_SEND => {
-            let send: EvtchnSend = d.read_guest_obj(argument)?;
-            self::send(d, send.port, argument)
+            let send: EvtchnSend = call.guest().read(argument)?;
+            self::send(call, send.port, argument)
         }
         EVTCHNOP_ALLOC_UNBOUND => {
-            let mut op: EvtchnAllocUnbound = d.read_guest_obj(argument)?;
+            let mut op: EvtchnAllocUnbound = call.guest().read(argument)?;
             own(op.dom)?;
             let remote = if op.remote_dom == DOMID_SELF { DOMID } else { op.remote_dom };
-            op.port = d.events.allocate(Binding::Unbound { remote })?;
-            reply(d, argument, &op, op.port)
+            op.port = call.domain.events.allocate(Binding::Unbound { remote })?;
+            reply(call, argument, &op, op.port)
         }
         EVTCHNOP_BIND_INTERDOMAIN => {
-            let mut op: EvtchnBindInterdomain = d.read_guest_obj(argument)?;
+            let mut op: EvtchnBindInterdomain = call.guest().read(argument)?;
             // Domain 0 may be asked, and has left no port unbound.
             own(op.remote_dom).map_err(|e| if e == Errno::EPERM { Errno::EINVAL } else { e })?;
-            op.local_port = d.events.bind_loop(op.remote_port, DOMID)?;
+            op.local_port = call.domain.events.bind_loop(op.remote_port, DOMID)?;
             // The far end may have sent before this end existed (public/event_channel.h).
-            raise(d, op.local_port);
-            reply(d, argument, &op, op.local_port)
+            raise(call, op.local_port);
+            reply(call, argument, &op, op.local_port)
         }
         EVTCHNOP_BIND_VIRQ => {
-            let mut op: EvtchnBindVirq = d.read_guest_obj(argument)?;
-            op.port = d.events.bind_virq(op.virq, op.vcpu)?;
-            reply(d, argument, &op, op.port)
+            let mut op: EvtchnBindVirq = call.guest().read(argument)?;
+            op.port = call.domain.events.bind_virq(op.virq, op.vcpu)?;
+            reply(call, argument, &op, op.port)
         }
         EVTCHNOP_BIND_IPI => {
-            let mut op: EvtchnBindIpi = d.read_guest_obj(argument)?;
-            if op.vcpu != 0 {
-                return Err(Errno::ENOENT);
-            }
-            op.port = d.events.allocate(Binding::Ipi)?;
-            reply(d, argument, &op, op.port)
+            let mut op: EvtchnBindIpi = call.guest().read(argument)?;
+            let vcpu = VcpuId::new(op.vcpu).ok_or(Errno::ENOENT)?;
+            op.port = call.domain.events.allocate_for(Binding::Ipi, vcpu)?;
+            reply(call, argument, &op, op.port)
         }
         EVTCHNOP_CLOSE => {
-            let op: EvtchnClose = d.read_guest_obj(argument)?;
-            if !d.events.is_closable(op.port) {
+            let op: EvtchnClose = call.guest().read(argument)?;
+            if !call.domain.events.is_closable(op.port) {
                 return Err(Errno::EINVAL);
             }
-            close(d, op.port)?;
+            close(call, op.port)?;
             done(0)
         }
-        EVTCHNOP_STATUS => status(d, argument),
+        EVTCHNOP_STATUS => status(call, argument),
         EVTCHNOP_BIND_VCPU => {
-            let op: EvtchnBindVcpu = d.read_guest_obj(argument)?;
-            d.events.bind_vcpu(op.port, op.vcpu)?;
+            let op: EvtchnBindVcpu = call.guest().read(argument)?;
+            call.domain.events.bind_vcpu(op.port, op.vcpu)?;
             done(0)
         }
         EVTCHNOP_UNMASK => {
-            let op: EvtchnUnmask = d.read_guest_obj(argument)?;
-            if !EventChannels::is_number(op.port) || d.events.binding(op.port) == Binding::Free {
+            let op: EvtchnUnmask = call.guest().read(argument)?;
+            if !EventChannels::is_number(op.port) || call.domain.events.binding(op.port) == Binding::Free {
                 return Err(Errno::EINVAL);
             }
-            d.upcall.unmask(&d.memory, op.port).map_err(|_| Errno::EFAULT)?;
+            call.domain.unmask(op.port).map_err(|_| Errno::EFAULT)?;
             done(0)
         }
         EVTCHNOP_RESET => {
-            let op: EvtchnReset = d.read_guest_obj(argument)?;
+            let op: EvtchnReset = call.guest().read(argument)?;
             own(op.dom)?;
-            let (upcall, memory) = (d.upcall, &d.memory);
+            let (upcall, memory) = (call.upcall(), &call.domain.memory);
             let mut cleared = Ok(());
-            d.events.reset(|port| cleared = cleared.and(upcall.forget(memory, port)));
+            call.domain.events.reset(|port| cleared = cleared.and(upcall.forget(memory, port)));
             cleared.map_err(|_| Errno::EFAULT)?;
             done(0)
         }
@@ -91,13 +91,14 @@ pub fn event_channel_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> 
 }
 
 /// event_channel_op_compat(operation): the first form, with the command before its argument.
-pub fn event_channel_op_compat(d: &mut PvDomain, [operation, ..]: [u64; 6]) -> HypercallResult {
-    let command: u32 = d.read_guest_obj(operation)?;
+pub fn event_channel_op_compat(call: &mut Call<'_>) -> HypercallResult {
+    let [operation, ..] = call.args;
+    let command: u32 = call.guest().read(operation)?;
     // Everything in the union of arguments is of four bytes or less.
     let argument = operation.checked_add(4).ok_or(Errno::EFAULT)?;
     match command {
         EVTCHNOP_BIND_INTERDOMAIN..=EVTCHNOP_UNMASK => {
-            match event_channel_op(d, [command.into(), argument, 0, 0, 0, 0])? {
+            match event_channel_op(&mut call.with([command.into(), argument, 0, 0, 0, 0]))? {
                 Outcome::Again(_) => Ok(Outcome::Again([operation, 0, 0, 0, 0, 0])),
                 outcome => Ok(outcome),
             }
@@ -107,38 +108,38 @@ pub fn event_channel_op_compat(d: &mut PvDomain, [operation, ..]: [u64; 6]) -> H
 }
 
 /// Leaves the result in the guest's structure; takes the port back if the guest cannot be told.
-fn reply<T>(d: &mut PvDomain, argument: u64, op: &T, port: EvtchnPort) -> HypercallResult
+fn reply<T>(call: &mut Call<'_>, argument: u64, op: &T, port: EvtchnPort) -> HypercallResult
 where
     T: zerocopy::IntoBytes + zerocopy::Immutable,
 {
-    if let Err(errno) = d.write_guest_obj(argument, op) {
-        close(d, port)?;
+    if let Err(errno) = call.guest().write(argument, op) {
+        close(call, port)?;
         return Err(errno);
     }
     done(0)
 }
 
 /// Frees a port. Nothing of it may stay pending: what is already pending cannot be raised.
-fn close(d: &mut PvDomain, port: EvtchnPort) -> Result<(), Errno> {
-    d.events.close(port, DOMID)?;
-    d.upcall.forget(&d.memory, port).map_err(|_| Errno::EFAULT)
+fn close(call: &mut Call<'_>, port: EvtchnPort) -> Result<(), Errno> {
+    call.domain.events.close(port, DOMID)?;
+    call.domain.forget(port).map_err(|_| Errno::EFAULT)
 }
 
-fn raise(d: &mut PvDomain, port: EvtchnPort) {
-    if let Err(e) = d.upcall.raise(&d.memory, port) {
-        d.kill(e);
+fn raise(call: &mut Call<'_>, port: EvtchnPort) {
+    if let Err(e) = call.domain.raise(port) {
+        call.context().kill(e);
     }
 }
 
 /// Sends through `port`. To send once more, which is what is left to do after a part of the work of a service, is to
 /// make the call with the same `argument`.
-fn send(d: &mut PvDomain, port: EvtchnPort, argument: u64) -> HypercallResult {
-    match d.events.send(port)? {
-        Sent::Raise(target) => raise(d, target),
-        Sent::Notify(HostService::Console) => super::service_console(d),
-        Sent::Notify(HostService::Queue { device, queue }) => d.virtio.kick(device, queue),
+fn send(call: &mut Call<'_>, port: EvtchnPort, argument: u64) -> HypercallResult {
+    match call.domain.events.send(port)? {
+        Sent::Raise(target) => raise(call, target),
+        Sent::Notify(HostService::Console) => super::service_console(&mut call.context()),
+        Sent::Notify(HostService::Queue { device, queue }) => call.domain.virtio.kick(device, queue),
         Sent::Notify(HostService::Store) => {
-            if super::store::service(d) {
+            if super::store::service(call) {
                 return Ok(Outcome::Again([EVTCHNOP_SEND.into(), argument, 0, 0, 0, 0]));
             }
         }
@@ -147,14 +148,14 @@ fn send(d: &mut PvDomain, port: EvtchnPort, argument: u64) -> HypercallResult {
     done(0)
 }
 
-fn status(d: &mut PvDomain, argument: u64) -> HypercallResult {
-    let mut op: EvtchnStatus = d.read_guest_obj(argument)?;
+fn status(call: &mut Call<'_>, argument: u64) -> HypercallResult {
+    let mut op: EvtchnStatus = call.guest().read(argument)?;
     own(op.dom)?;
     if !EventChannels::is_number(op.port) {
         return Err(Errno::EINVAL);
     }
-    op.vcpu = d.events.vcpu(op.port);
-    (op.status, op.u0, op.u1) = match d.events.binding(op.port) {
+    op.vcpu = call.domain.events.vcpu(op.port).number();
+    (op.status, op.u0, op.u1) = match call.domain.events.binding(op.port) {
         Binding::Free => (EVTCHNSTAT_CLOSED, 0, 0),
         Binding::Unbound { remote } => (EVTCHNSTAT_UNBOUND, u32::from(remote), 0),
         Binding::Loop { peer } => (EVTCHNSTAT_INTERDOMAIN, u32::from(DOMID), peer),
@@ -163,7 +164,7 @@ fn status(d: &mut PvDomain, argument: u64) -> HypercallResult {
         Binding::Virq(virq) => (EVTCHNSTAT_VIRQ, virq, 0),
         Binding::Ipi => (EVTCHNSTAT_IPI, 0, 0),
     };
-    d.write_guest_obj(argument, &op)?;
+    call.guest().write(argument, &op)?;
     done(0)
 }
 
@@ -175,7 +176,7 @@ mod tests {
     use crate::testing::pv::{FREE, RO, TestDomain, va};
 
     fn pending(t: &TestDomain, port: EvtchnPort) -> bool {
-        t.upcall.is_pending(&t.memory, port).unwrap()
+        t.upcall().is_pending(&t.memory, port).unwrap()
     }
 
     fn bind_ipi(t: &mut TestDomain) -> EvtchnPort {
@@ -223,7 +224,7 @@ mod tests {
         let own = EvtchnAllocUnbound { dom: DOMID_SELF, remote_dom: DOMID_SELF, ..Default::default() };
         let remote_port = t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_ALLOC_UNBOUND, own).unwrap().1.port;
         let bind = EvtchnBindInterdomain { remote_dom: DOMID_SELF, remote_port, ..Default::default() };
-        t.write_guest_obj(va(FREE), &bind).unwrap();
+        t.guest().write(va(FREE), &bind).unwrap();
         let read_only = t.entry(FREE, RO);
         t.map(FREE, read_only).unwrap();
         let bound = t.call(nr::EVENT_CHANNEL_OP, [EVTCHNOP_BIND_INTERDOMAIN.into(), va(FREE)]);

@@ -7,10 +7,10 @@ use paravane_abi::errno::Errno;
 use paravane_abi::mmu::{FOREIGNDOM_FD_MASK, FOREIGNDOM_PFD_SHIFT, MmuUpdate, MmuextOp};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{HypercallResult, Outcome, done, is_spent, low32, spend};
+use super::{Call, HypercallResult, Outcome, done, low32};
 use crate::ledger::BatchKind;
 use crate::mmu::direct::Stop;
-use crate::pv::domain::{DOMID, PvDomain};
+use crate::pv::domain::DOMID;
 
 /// Requests copied from the guest at a time.
 const CHUNK: usize = 64;
@@ -45,24 +45,24 @@ enum Walked {
 
 /// Calls `one` for each of `count` requests at `list`; counts what was done in `completed`.
 fn walk<T: FromBytes + IntoBytes + Copy>(
-    d: &mut PvDomain,
+    call: &mut Call<'_>,
     list: u64,
     count: u64,
     completed: &mut u64,
-    mut one: impl FnMut(&mut PvDomain, &T) -> Result<(), Stop>,
+    mut one: impl FnMut(&mut Call<'_>, &T) -> Result<(), Stop>,
 ) -> Result<Walked, Errno> {
     let mut chunk = [(); CHUNK].map(|()| T::new_zeroed());
     while *completed < count {
         let n = usize::try_from(count - *completed).map_or(CHUNK, |left| left.min(CHUNK));
         let at = (*completed).checked_mul(size_of::<T>() as u64).and_then(|o| list.checked_add(o));
         let requests = chunk.get_mut(..n).ok_or(Errno::EFAULT)?;
-        d.read_guest(at.ok_or(Errno::EFAULT)?, requests.as_mut_bytes())?;
+        call.guest().read_bytes(at.ok_or(Errno::EFAULT)?, requests.as_mut_bytes())?;
         for request in chunk.iter().take(n) {
-            if is_spent(d) {
+            if call.is_spent() {
                 return Ok(Walked::Some(*completed));
             }
-            spend(d, 1);
-            match one(d, request) {
+            call.spend(1);
+            match one(call, request) {
                 Ok(()) => *completed += 1,
                 Err(Stop::Refused(errno)) => return Err(errno),
                 Err(Stop::Restart) => return Ok(Walked::Some(*completed)),
@@ -74,24 +74,24 @@ fn walk<T: FromBytes + IntoBytes + Copy>(
 
 /// The frame of both calls: count with its continuation flag, progress counter, result.
 fn list_call<T: FromBytes + IntoBytes + Copy>(
-    d: &mut PvDomain,
+    call: &mut Call<'_>,
     [list, count, pdone, foreigndom, ..]: [u64; 6],
     kind: BatchKind,
-    one: impl FnMut(&mut PvDomain, &T) -> Result<(), Stop>,
+    one: impl FnMut(&mut Call<'_>, &T) -> Result<(), Stop>,
 ) -> HypercallResult {
     let word = low32(count);
     let continued = word & PREEMPTED != 0;
     let count = u64::from(word & !PREEMPTED);
     own(foreigndom)?;
     if !continued {
-        d.ledger.batch(kind, count);
+        call.domain.ledger.batch(kind, count);
     }
-    let before: u32 = if continued && pdone != 0 { d.read_guest_obj(pdone)? } else { 0 };
+    let before: u32 = if continued && pdone != 0 { call.guest().read(pdone)? } else { 0 };
     let mut completed = 0;
-    let walked = walk(d, list, count, &mut completed, one);
+    let walked = walk(call, list, count, &mut completed, one);
     if pdone != 0 {
         let total = u64::from(before).saturating_add(completed);
-        d.write_guest_obj(pdone, &u32::try_from(total).unwrap_or(u32::MAX))?;
+        call.guest().write(pdone, &u32::try_from(total).unwrap_or(u32::MAX))?;
     }
     match walked? {
         Walked::All => done(0),
@@ -104,23 +104,39 @@ fn list_call<T: FromBytes + IntoBytes + Copy>(
 }
 
 /// mmu_update(requests, count, pdone, foreigndom).
-pub fn mmu_update(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
-    list_call(d, args, BatchKind::MmuUpdate, |d, request: &MmuUpdate| {
-        d.mmu.mmu_update_one(&d.memory, &mut d.log, request.ptr, request.val)
+pub fn mmu_update(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
+    list_call(call, args, BatchKind::MmuUpdate, |call, request: &MmuUpdate| {
+        call.domain.mmu.mmu_update_one(&call.domain.memory, &mut call.domain.log, request.ptr, request.val)
     })
 }
 
 /// mmuext_op(operations, count, pdone, foreigndom).
-pub fn mmuext_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
-    list_call(d, args, BatchKind::MmuExt, |d, op: &MmuextOp| {
-        d.mmu.mmuext_one(&d.memory, &mut d.log, &mut d.space, &mut d.tables, op)
+pub fn mmuext_op(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
+    list_call(call, args, BatchKind::MmuExt, |call, op: &MmuextOp| {
+        call.domain.mmu.mmuext_one(
+            &call.domain.memory,
+            &mut call.domain.log,
+            &mut call.vcpu.space,
+            &mut call.vcpu.tables,
+            op,
+        )
     })
 }
 
 /// update_va_mapping(va, entry, flags).
-pub fn update_va_mapping(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+pub fn update_va_mapping(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
     let [va, entry, flags, ..] = args;
-    match d.mmu.update_va_mapping(&d.memory, &mut d.log, &mut d.space, va, entry, flags) {
+    match call.domain.mmu.update_va_mapping(
+        &call.domain.memory,
+        &mut call.domain.log,
+        &mut call.vcpu.space,
+        va,
+        entry,
+        flags,
+    ) {
         Ok(()) => done(0),
         Err(Stop::Refused(errno)) => Err(errno),
         Err(Stop::Restart) => Ok(Outcome::Again(args)),

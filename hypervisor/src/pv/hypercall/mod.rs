@@ -9,6 +9,7 @@
 //! multicall's calls too: who loops over what a guest asked for says what it costs (`spend`) and stops when
 //! enough was done (`is_spent`).
 
+mod call;
 mod console;
 mod event;
 mod grant;
@@ -26,14 +27,16 @@ mod vcpu;
 mod version;
 mod virtio;
 
-pub use processor::{io_breakpoints, read_debug_register, write_debug_register};
 pub use version::{FEATURES, VERSION};
 
 use paravane_abi::errno::Errno;
 use paravane_abi::hypercall as nr;
 
-use super::domain::PvDomain;
+use call::Call;
+
+use super::context::PvContext;
 use crate::mmu::direct::BUDGET;
+use crate::x86::registers::Regs;
 
 /// How many elementary operations one entry performs before the guest may be interrupted.
 ///
@@ -68,80 +71,68 @@ fn low32(argument: u64) -> u32 {
     (argument & 0xffff_ffff) as u32
 }
 
-/// Says that this entry performs `operations` more elementary operations, or what takes as long.
-fn spend(d: &mut PvDomain, operations: u64) {
-    d.budget = d.budget.saturating_sub(operations);
-}
-
-/// Whether this entry has done enough, so that what is left is for the next. Never before its first operation.
-fn is_spent(d: &mut PvDomain) -> bool {
-    let tables = d.mmu.take_looked_at() / PER_OPERATION;
-    spend(d, tables);
-    d.budget == 0
-}
-
 /// Performs hypercall `number`, as far as one entry may.
-pub fn dispatch(d: &mut PvDomain, number: u64, args: [u64; 6]) -> HypercallResult {
-    d.mmu.take_looked_at();
-    d.budget = PREEMPT_AFTER;
-    call(d, number, args)
+pub fn dispatch(cx: PvContext<'_>, number: u64, args: [u64; 6]) -> HypercallResult {
+    cx.domain.mmu.take_looked_at();
+    cx.vcpu.budget = PREEMPT_AFTER;
+    perform_one(&mut Call { domain: cx.domain, vcpu: cx.vcpu, args }, number)
 }
 
 /// Performs hypercall `number`, alone or as one of a multicall.
-fn call(d: &mut PvDomain, number: u64, args: [u64; 6]) -> HypercallResult {
+fn perform_one(call: &mut Call<'_>, number: u64) -> HypercallResult {
     match number {
-        nr::SET_TRAP_TABLE => traps::set_trap_table(d, args),
-        nr::MMU_UPDATE => mmu::mmu_update(d, args),
-        nr::SET_GDT => processor::set_gdt(d, args),
-        nr::STACK_SWITCH => processor::stack_switch(d, args),
-        nr::SET_CALLBACKS => traps::set_callbacks(d, args),
-        nr::FPU_TASKSWITCH => processor::fpu_taskswitch(d, args),
-        nr::SCHED_OP_COMPAT => sched::sched_op_compat(d, args),
-        nr::SET_DEBUGREG => processor::set_debugreg(d, args),
-        nr::GET_DEBUGREG => processor::get_debugreg(d, args),
-        nr::UPDATE_DESCRIPTOR => processor::update_descriptor(d, args),
-        nr::MEMORY_OP => memory::memory_op(d, args),
-        nr::MULTICALL => multicall::multicall(d, args),
-        nr::UPDATE_VA_MAPPING => mmu::update_va_mapping(d, args),
-        nr::SET_TIMER_OP => time::set_timer_op(d, args),
-        nr::EVENT_CHANNEL_OP_COMPAT => event::event_channel_op_compat(d, args),
-        nr::XEN_VERSION => version::xen_version(d, args),
-        nr::CONSOLE_IO => console::console_io(d, args),
-        nr::PHYSDEV_OP_COMPAT => physdev::physdev_op_compat(d, args),
-        nr::GRANT_TABLE_OP => grant::grant_table_op(d, args),
-        nr::VM_ASSIST => processor::vm_assist(d, args),
-        nr::UPDATE_VA_MAPPING_OTHERDOMAIN => refused::update_va_mapping_otherdomain(d, args),
+        nr::SET_TRAP_TABLE => traps::set_trap_table(call),
+        nr::MMU_UPDATE => mmu::mmu_update(call),
+        nr::SET_GDT => processor::set_gdt(call),
+        nr::STACK_SWITCH => processor::stack_switch(call),
+        nr::SET_CALLBACKS => traps::set_callbacks(call),
+        nr::FPU_TASKSWITCH => processor::fpu_taskswitch(call),
+        nr::SCHED_OP_COMPAT => sched::sched_op_compat(call),
+        nr::SET_DEBUGREG => processor::set_debugreg(call),
+        nr::GET_DEBUGREG => processor::get_debugreg(call),
+        nr::UPDATE_DESCRIPTOR => processor::update_descriptor(call),
+        nr::MEMORY_OP => memory::memory_op(call),
+        nr::MULTICALL => multicall::multicall(call),
+        nr::UPDATE_VA_MAPPING => mmu::update_va_mapping(call),
+        nr::SET_TIMER_OP => time::set_timer_op(call),
+        nr::EVENT_CHANNEL_OP_COMPAT => event::event_channel_op_compat(call),
+        nr::XEN_VERSION => version::xen_version(call),
+        nr::CONSOLE_IO => console::console_io(call),
+        nr::PHYSDEV_OP_COMPAT => physdev::physdev_op_compat(call),
+        nr::GRANT_TABLE_OP => grant::grant_table_op(call),
+        nr::VM_ASSIST => processor::vm_assist(call),
+        nr::UPDATE_VA_MAPPING_OTHERDOMAIN => refused::update_va_mapping_otherdomain(call),
         nr::IRET => {
-            d.iret();
+            call.context().iret();
             Ok(Outcome::Jumped)
         }
-        nr::VCPU_OP => vcpu::vcpu_op(d, args),
-        nr::SET_SEGMENT_BASE => processor::set_segment_base(d, args),
-        nr::MMUEXT_OP => mmu::mmuext_op(d, args),
-        nr::NMI_OP => traps::nmi_op(d, args),
-        nr::SCHED_OP => sched::sched_op(d, args),
-        nr::CALLBACK_OP => traps::callback_op(d, args),
-        nr::EVENT_CHANNEL_OP => event::event_channel_op(d, args),
-        nr::PHYSDEV_OP => physdev::physdev_op(d, args),
-        nr::PARAVANE_VIRTIO_OP => virtio::virtio_op(d, args),
-        nr::HVM_OP => refused::hvm_op(args),
+        nr::VCPU_OP => vcpu::vcpu_op(call),
+        nr::SET_SEGMENT_BASE => processor::set_segment_base(call),
+        nr::MMUEXT_OP => mmu::mmuext_op(call),
+        nr::NMI_OP => traps::nmi_op(call),
+        nr::SCHED_OP => sched::sched_op(call),
+        nr::CALLBACK_OP => traps::callback_op(call),
+        nr::EVENT_CHANNEL_OP => event::event_channel_op(call),
+        nr::PHYSDEV_OP => physdev::physdev_op(call),
+        nr::PARAVANE_VIRTIO_OP => virtio::virtio_op(call),
+        nr::HVM_OP => refused::hvm_op(call),
         number => Err(refused::errno(number)),
     }
 }
 
 /// The arguments of a hypercall in registers (public/arch-x86/xen-x86_64.h).
-pub fn arguments(d: &PvDomain) -> [u64; 6] {
-    let r = &d.vcpu.regs;
+pub fn arguments(r: &Regs) -> [u64; 6] {
     [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]
 }
 
 /// Performs the hypercall that the vCPU's registers describe and sets them to its outcome.
 ///
 /// `entered_by` is the length of the instruction before RIP, which issues the call again if it is repeated.
-pub fn perform(d: &mut PvDomain, entered_by: u64) {
-    let number = d.vcpu.regs.rax;
-    let outcome = dispatch(d, number, arguments(d));
-    let regs = &mut d.vcpu.regs;
+pub fn perform(mut cx: PvContext<'_>, entered_by: u64) {
+    let number = cx.vcpu.regs.rax;
+    let args = arguments(&cx.vcpu.regs);
+    let outcome = dispatch(cx.reborrow(), number, args);
+    let regs = &mut cx.vcpu.regs;
     match outcome {
         Ok(Outcome::Done(value)) => regs.rax = value,
         Err(errno) => regs.rax = errno.to_rax(),
@@ -154,11 +145,11 @@ pub fn perform(d: &mut PvDomain, entered_by: u64) {
 }
 
 /// Tells the guest of what its devices have to say; for the monitor, when something kicked the vCPU.
-pub fn service_devices(d: &mut PvDomain) {
-    virtio::service(d);
+pub fn service_devices(cx: &mut PvContext<'_>) {
+    virtio::service(cx);
 }
 
 /// Brings the console's ring up to date; for the monitor, when input arrived.
-pub fn service_console(d: &mut PvDomain) {
-    console::service(d);
+pub fn service_console(cx: &mut PvContext<'_>) {
+    console::service(cx);
 }

@@ -4,9 +4,8 @@ use paravane_abi::errno::Errno;
 use paravane_abi::hypercall as nr;
 use paravane_abi::multicall::MulticallEntry;
 
-use super::{HypercallResult, Outcome, PREEMPT_AFTER, call, done, is_spent, spend};
+use super::{Call, HypercallResult, Outcome, PREEMPT_AFTER, done, perform_one};
 use crate::ledger::BatchKind;
-use crate::pv::domain::PvDomain;
 
 /// What a call costs in elementary operations, beside what it says itself.
 const CALL: u64 = 32;
@@ -16,21 +15,22 @@ const BUDGET: u64 = 2 * PREEMPT_AFTER;
 /// multicall(list, count): performs each call in order and leaves its result in its entry.
 ///
 /// A multicall within is refused in its entry (EINVAL). An iret ends the list, and goes where its frame says.
-pub fn multicall(d: &mut PvDomain, [list, count, ..]: [u64; 6]) -> HypercallResult {
-    d.ledger.batch(BatchKind::Multicall, count);
+pub fn multicall(call: &mut Call<'_>) -> HypercallResult {
+    let [list, count, ..] = call.args;
+    call.domain.ledger.batch(BatchKind::Multicall, count);
     let size = size_of::<MulticallEntry>() as u64;
-    d.budget = BUDGET;
+    call.vcpu.budget = BUDGET;
     let mut left = count;
     let mut at = list;
     while left > 0 {
-        if is_spent(d) {
+        if call.is_spent() {
             return Ok(Outcome::Again([at, left, 0, 0, 0, 0]));
         }
-        spend(d, CALL);
-        let mut entry: MulticallEntry = d.read_guest_obj(at)?;
+        call.spend(CALL);
+        let mut entry: MulticallEntry = call.guest().read(at)?;
         let outcome = match entry.op {
             nr::MULTICALL => Err(Errno::EINVAL),
-            op => call(d, op, entry.args),
+            op => perform_one(&mut call.with(entry.args), op),
         };
         match outcome {
             Ok(Outcome::Done(value)) => entry.result = value,
@@ -38,12 +38,12 @@ pub fn multicall(d: &mut PvDomain, [list, count, ..]: [u64; 6]) -> HypercallResu
             Err(errno) => entry.result = errno.to_rax(),
             Ok(Outcome::Again(args)) => {
                 entry.args = args;
-                d.write_guest_obj(at, &entry)?;
+                call.guest().write(at, &entry)?;
                 return Ok(Outcome::Again([at, left, 0, 0, 0, 0]));
             }
         }
-        d.write_guest_obj(at, &entry)?;
-        if d.end.is_some() {
+        call.guest().write(at, &entry)?;
+        if call.domain.end.is_some() {
             break;
         }
         left -= 1;
@@ -62,7 +62,6 @@ mod tests {
     };
     use paravane_abi::trap::IretContext;
 
-    use crate::pv::hypercall::dispatch;
     use crate::pv::hypercall::multicall::*;
     use crate::testing::pv::{FREE, NOWHERE, RO, SCRATCH, STACK, TestDomain, va};
 
@@ -79,9 +78,9 @@ mod tests {
             entry(63, [0; 6]),
             entry(nr::XEN_VERSION, [7, 0, 0, 0, 0, 0]),
         ];
-        t.write_guest_obj(va(FREE), &list).unwrap();
+        t.guest().write(va(FREE), &list).unwrap();
         assert_eq!(t.call(nr::MULTICALL, [va(FREE), 4]), Ok(0));
-        let after: [MulticallEntry; 4] = t.read_guest_obj(va(FREE)).unwrap();
+        let after: [MulticallEntry; 4] = t.guest().read(va(FREE)).unwrap();
         let results = after.map(|e| e.result);
         assert_eq!(results, [0, Errno::EINVAL.to_rax(), Errno::ENOSYS.to_rax(), 4096]);
         assert_eq!(t.call(nr::MULTICALL, [NOWHERE, 1]), Err(Errno::EFAULT));
@@ -96,12 +95,12 @@ mod tests {
         assert!(count > 2 * BUDGET / CALL);
         for n in 0..count {
             let at = va(FREE) + n * size_of::<MulticallEntry>() as u64;
-            t.write_guest_obj(at, &entry(nr::XEN_VERSION, [7, 0, 0, 0, 0, 0])).unwrap();
+            t.guest().write(at, &entry(nr::XEN_VERSION, [7, 0, 0, 0, 0, 0])).unwrap();
         }
         assert_eq!(t.call(nr::MULTICALL, [va(FREE), count]), Ok(0));
         let made = (0..count).filter(|n| {
             let at = va(FREE) + n * size_of::<MulticallEntry>() as u64;
-            t.read_guest_obj::<MulticallEntry>(at).unwrap().result == 4096
+            t.guest().read::<MulticallEntry>(at).unwrap().result == 4096
         });
         assert_eq!(made.count() as u64, count);
     }
@@ -118,12 +117,12 @@ mod tests {
             ..Default::default()
         };
         t.vcpu.regs.rsp = va(SCRATCH);
-        t.write_guest_obj(va(SCRATCH), &frame).unwrap();
+        t.guest().write(va(SCRATCH), &frame).unwrap();
         let list = [entry(nr::IRET, [0; 6]), entry(nr::SCHED_OP, [2, NOWHERE, 0, 0, 0, 0])];
-        t.write_guest_obj(va(FREE), &list).unwrap();
+        t.guest().write(va(FREE), &list).unwrap();
         assert_eq!(t.call(nr::MULTICALL, [va(FREE), 2]), Ok(9));
         assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rsp), (va(FREE), va(STACK) + 64));
-        let after: [MulticallEntry; 2] = t.read_guest_obj(va(FREE)).unwrap();
+        let after: [MulticallEntry; 2] = t.guest().read(va(FREE)).unwrap();
         assert_eq!(after[1].result, u64::MAX, "not made");
     }
 
@@ -134,9 +133,9 @@ mod tests {
     /// The same for calls that are made in turn.
     fn made_in_turn<const N: usize>(t: &mut TestDomain, count: u64, calls: [MulticallEntry; N]) -> u64 {
         for (n, call) in (0..count).zip(calls.iter().cycle()) {
-            t.write_guest_obj(va(SCRATCH) + n * size_of::<MulticallEntry>() as u64, call).unwrap();
+            t.guest().write(va(SCRATCH) + n * size_of::<MulticallEntry>() as u64, call).unwrap();
         }
-        match dispatch(t, nr::MULTICALL, [va(SCRATCH), count, 0, 0, 0, 0]) {
+        match t.dispatch(nr::MULTICALL, [va(SCRATCH), count, 0, 0, 0, 0]) {
             Ok(Outcome::Again([_, left, ..])) => count - left,
             other => {
                 assert_eq!(other, Ok(Outcome::Done(0)));
@@ -155,7 +154,7 @@ mod tests {
 
         let update = MmuUpdate { ptr: t.mfn(FREE) << 12 | MMU_MACHPHYS_UPDATE, val: FREE };
         for n in 0..PREEMPT_AFTER {
-            t.write_guest_obj(va(FREE) + n * size_of::<MmuUpdate>() as u64, &update).unwrap();
+            t.guest().write(va(FREE) + n * size_of::<MmuUpdate>() as u64, &update).unwrap();
         }
         let updates = entry(nr::MMU_UPDATE, [va(FREE), 2000, 0, this, 0, 0]);
         assert_eq!(made_at_once(&mut t, 40, updates), 4);
@@ -173,7 +172,7 @@ mod tests {
             domid: DOMID_SELF,
             ..Default::default()
         };
-        t.write_guest_obj(va(FREE), &in_vain).unwrap();
+        t.guest().write(va(FREE), &in_vain).unwrap();
         let give_back = entry(nr::MEMORY_OP, [u64::from(XENMEM_DECREASE_RESERVATION), va(FREE), 0, 0, 0, 0]);
         assert_eq!(made_at_once(&mut t, 40, give_back), 15, "512 frames each, had they been the guest's");
     }
@@ -189,11 +188,10 @@ mod tests {
         let op = |cmd| MmuextOp { cmd, arg1: t.mfn(top), ..Default::default() };
         let both = [op(MMUEXT_PIN_L2_TABLE), op(MMUEXT_UNPIN_TABLE)];
         for n in 0..20 {
-            t.write_guest_obj(va(FREE) + n * size_of_val(&both) as u64, &both).unwrap();
+            t.guest().write(va(FREE) + n * size_of_val(&both) as u64, &both).unwrap();
         }
         let this = u64::from(DOMID_SELF);
-        let Ok(Outcome::Again([list, ..])) = dispatch(&mut t, nr::MMUEXT_OP, [va(FREE), 40, 0, this, 0, 0])
-        else {
+        let Ok(Outcome::Again([list, ..])) = t.dispatch(nr::MMUEXT_OP, [va(FREE), 40, 0, this, 0, 0]) else {
             panic!("forty times {TABLES} tables at once")
         };
         assert_eq!((list - va(FREE)) / size_of::<MmuextOp>() as u64, 2);

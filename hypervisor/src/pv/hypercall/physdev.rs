@@ -4,10 +4,10 @@ use paravane_abi::domid::{DOMID_SELF, DomId};
 use paravane_abi::errno::Errno;
 use paravane_abi::physdev::*;
 
-use super::{HypercallResult, Outcome, done, low32};
+use super::{Call, HypercallResult, Outcome, done, low32};
 use crate::machine::memory::Mfn;
 use crate::mmu::direct::Stop;
-use crate::pv::domain::{DOMID, PvDomain};
+use crate::pv::domain::DOMID;
 
 /// Interrupts that a domU has numbers for: 16 of the ISA bus and 32 more, none of them bound to a device.
 const PIRQS: u32 = 48;
@@ -15,42 +15,43 @@ const PIRQS: u32 = 48;
 const PORTS: u32 = 1 << 16;
 
 /// physdev_op(command, argument).
-pub fn physdev_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+pub fn physdev_op(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
     let [command, argument, ..] = args;
     match low32(command) {
         PHYSDEVOP_SET_IOPL => {
-            let op: PhysdevSetIopl = d.read_guest_obj(argument)?;
-            d.vcpu.io.level = u8::try_from(op.iopl).ok().filter(|l| *l <= 3).ok_or(Errno::EINVAL)?;
+            let op: PhysdevSetIopl = call.guest().read(argument)?;
+            call.vcpu.io.level = u8::try_from(op.iopl).ok().filter(|l| *l <= 3).ok_or(Errno::EINVAL)?;
             done(0)
         }
         PHYSDEVOP_SET_IOBITMAP => {
-            let op: PhysdevSetIobitmap = d.read_guest_obj(argument)?;
+            let op: PhysdevSetIobitmap = call.guest().read(argument)?;
             if op.nr_ports > PORTS {
                 return Err(Errno::EINVAL);
             }
-            (d.vcpu.io.bitmap, d.vcpu.io.ports) = (op.bitmap, op.nr_ports);
+            (call.vcpu.io.bitmap, call.vcpu.io.ports) = (op.bitmap, op.nr_ports);
             done(0)
         }
         PHYSDEVOP_IRQ_STATUS_QUERY => {
-            let mut op: PhysdevIrqStatusQuery = d.read_guest_obj(argument)?;
+            let mut op: PhysdevIrqStatusQuery = call.guest().read(argument)?;
             if op.irq >= PIRQS {
                 return Err(Errno::EINVAL);
             }
             op.flags = XENIRQSTAT_NEEDS_EOI;
-            d.write_guest_obj(argument, &op)?;
+            call.guest().write(argument, &op)?;
             done(0)
         }
         PHYSDEVOP_EOI => {
-            d.read_guest_obj::<PhysdevEoi>(argument)?;
+            call.guest().read::<PhysdevEoi>(argument)?;
             Err(Errno::EINVAL)
         }
-        PHYSDEVOP_PIRQ_EOI_GMFN_V1 | PHYSDEVOP_PIRQ_EOI_GMFN_V2 => share_eoi_map(d, args),
+        PHYSDEVOP_PIRQ_EOI_GMFN_V1 | PHYSDEVOP_PIRQ_EOI_GMFN_V2 => share_eoi_map(call),
         PHYSDEVOP_MAP_PIRQ => {
-            let op: PhysdevMapPirq = d.read_guest_obj(argument)?;
+            let op: PhysdevMapPirq = call.guest().read(argument)?;
             refuse(op.domid)
         }
         PHYSDEVOP_UNMAP_PIRQ => {
-            let op: PhysdevUnmapPirq = d.read_guest_obj(argument)?;
+            let op: PhysdevUnmapPirq = call.guest().read(argument)?;
             refuse(op.domid)
         }
         PHYSDEVOP_GET_FREE_PIRQ => Err(Errno::ENOSPC),
@@ -68,11 +69,12 @@ pub fn physdev_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
 }
 
 /// physdev_op_compat(operation): the first form, with the command before its argument.
-pub fn physdev_op_compat(d: &mut PvDomain, [operation, ..]: [u64; 6]) -> HypercallResult {
+pub fn physdev_op_compat(call: &mut Call<'_>) -> HypercallResult {
+    let [operation, ..] = call.args;
     // The command, and the union of arguments, which is aligned to 8 bytes and 16 bytes long.
-    let [command, ..] = d.read_guest_obj::<[u64; 3]>(operation)?;
+    let [command, ..] = call.guest().read::<[u64; 3]>(operation)?;
     let argument = operation.checked_add(8).ok_or(Errno::EFAULT)?;
-    physdev_op(d, [low32(command).into(), argument, 0, 0, 0, 0])
+    physdev_op(&mut call.with([low32(command).into(), argument, 0, 0, 0, 0]))
 }
 
 /// Interrupts of devices are for privileged domains.
@@ -82,16 +84,17 @@ fn refuse(domain: DomId) -> HypercallResult {
 }
 
 /// A page of the guest's to tell in which interrupts need an end-of-interrupt call: none ever does.
-fn share_eoi_map(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+fn share_eoi_map(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
     let [_, argument, ..] = args;
-    let op: PhysdevPirqEoiGmfn = d.read_guest_obj(argument)?;
-    match d.mmu.get_writable(&d.memory, &mut d.log, Mfn(op.gmfn)) {
-        Ok(()) if d.pirq_eoi_map.is_some() => {
-            d.mmu.put_writable(Mfn(op.gmfn));
+    let op: PhysdevPirqEoiGmfn = call.guest().read(argument)?;
+    match call.domain.mmu.get_writable(&call.domain.memory, &mut call.domain.log, Mfn(op.gmfn)) {
+        Ok(()) if call.domain.pirq_eoi_map.is_some() => {
+            call.domain.mmu.put_writable(Mfn(op.gmfn));
             Err(Errno::EBUSY)
         }
         Ok(()) => {
-            d.pirq_eoi_map = Some(Mfn(op.gmfn));
+            call.domain.pirq_eoi_map = Some(Mfn(op.gmfn));
             done(0)
         }
         Err(Stop::Refused(errno)) => Err(errno),
@@ -166,12 +169,12 @@ mod tests {
     #[test]
     fn the_first_form_has_its_argument_behind_the_command() {
         let mut t = TestDomain::new();
-        t.write_guest_obj(va(SCRATCH), &[u64::from(PHYSDEVOP_SET_IOPL), 1]).unwrap();
+        t.guest().write(va(SCRATCH), &[u64::from(PHYSDEVOP_SET_IOPL), 1]).unwrap();
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [va(SCRATCH)]), Ok(0));
         assert_eq!(t.vcpu.io.level, 1);
-        t.write_guest_obj(va(SCRATCH), &[u64::from(PHYSDEVOP_EOI), 1]).unwrap();
+        t.guest().write(va(SCRATCH), &[u64::from(PHYSDEVOP_EOI), 1]).unwrap();
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [va(SCRATCH)]), Err(Errno::EINVAL), "any command");
-        t.write_guest_obj(va(SCRATCH), &[99u64, 1]).unwrap();
+        t.guest().write(va(SCRATCH), &[99u64, 1]).unwrap();
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [va(SCRATCH)]), Err(Errno::ENOSYS));
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [NOWHERE]), Err(Errno::EFAULT));
     }

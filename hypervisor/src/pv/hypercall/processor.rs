@@ -1,19 +1,16 @@
 //! The processor's registers and tables: descriptor tables, segment bases, debug registers, CR0.TS, stacks,
 //! and the assistances that a vCPU has (public/arch-x86/xen.h, public/arch-x86/xen-x86_64.h, public/xen.h).
 
-use paravane_abi::addr::{HYPERVISOR_VIRT_END, is_canonical};
-use paravane_abi::debugreg::*;
+use paravane_abi::addr::is_canonical;
 use paravane_abi::errno::Errno;
 use paravane_abi::segment::*;
 use paravane_abi::vm_assist::*;
 use zerocopy::IntoBytes;
 
-use super::{HypercallResult, Outcome, done, low32};
+use super::{Call, HypercallResult, Outcome, done, low32};
 use crate::machine::memory::Maddr;
 use crate::mmu::direct::Stop;
-use crate::pv::domain::PvDomain;
-use crate::x86::control::cr4;
-use crate::x86::debug::{DR6_ONES, DR7_ONES};
+use crate::pv::debug_registers;
 
 /// Turns what the MMU said into what a call returns; `args` are those to start over with.
 fn settle(result: Result<(), Stop>, args: [u64; 6]) -> HypercallResult {
@@ -25,7 +22,8 @@ fn settle(result: Result<(), Stop>, args: [u64; 6]) -> HypercallResult {
 }
 
 /// set_gdt(frames, entries).
-pub fn set_gdt(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+pub fn set_gdt(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
     let [list, entries, ..] = args;
     let entries = low32(entries);
     if entries > FIRST_RESERVED_GDT_ENTRY {
@@ -34,33 +32,48 @@ pub fn set_gdt(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
     let mut frames = [0u64; GDT_FRAMES];
     let count = usize::try_from(entries.div_ceil(DESCRIPTORS_PER_FRAME)).map_err(|_| Errno::EINVAL)?;
     let frames = frames.get_mut(..count).ok_or(Errno::EINVAL)?;
-    d.read_guest(list, frames.as_mut_bytes())?;
-    settle(d.mmu.set_gdt(&d.memory, &mut d.log, &mut d.space, &mut d.tables, frames, entries), args)
+    call.guest().read_bytes(list, frames.as_mut_bytes())?;
+    settle(
+        call.domain.mmu.set_gdt(
+            &call.domain.memory,
+            &mut call.domain.log,
+            &mut call.vcpu.space,
+            &mut call.vcpu.tables,
+            frames,
+            entries,
+        ),
+        args,
+    )
 }
 
 /// update_descriptor(machine address, descriptor).
-pub fn update_descriptor(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+pub fn update_descriptor(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
     let [at, descriptor, ..] = args;
-    settle(d.mmu.update_descriptor(&d.memory, &mut d.log, Maddr(at), descriptor), args)
+    settle(
+        call.domain.mmu.update_descriptor(&call.domain.memory, &mut call.domain.log, Maddr(at), descriptor),
+        args,
+    )
 }
 
 /// set_segment_base(which, base).
-pub fn set_segment_base(d: &mut PvDomain, [which, base, ..]: [u64; 6]) -> HypercallResult {
+pub fn set_segment_base(call: &mut Call<'_>) -> HypercallResult {
+    let [which, base, ..] = call.args;
     let which = low32(which);
     if which == SEGBASE_GS_USER_SEL {
         let selector = (base & 0xffff) as u16;
         // Null keeps its privilege level; any other gets the guest's.
         let selector = if selector > 3 { selector | 3 } else { selector };
         // A selector that cannot be loaded is replaced by null, without an error.
-        let loaded = d.load_data(selector);
-        d.vcpu.other_gs_base = loaded.unwrap_or(0);
-        d.vcpu.regs.selectors.gs = if loaded.is_ok() { selector } else { 0 };
+        let loaded = call.context().load_data(selector);
+        call.vcpu.other_gs_base = loaded.unwrap_or(0);
+        call.vcpu.regs.selectors.gs = if loaded.is_ok() { selector } else { 0 };
         return done(0);
     }
     let register = match which {
-        SEGBASE_FS => &mut d.vcpu.regs.fs_base,
-        SEGBASE_GS_USER => &mut d.vcpu.other_gs_base,
-        SEGBASE_GS_KERNEL => &mut d.vcpu.regs.gs_base,
+        SEGBASE_FS => &mut call.vcpu.regs.fs_base,
+        SEGBASE_GS_USER => &mut call.vcpu.other_gs_base,
+        SEGBASE_GS_KERNEL => &mut call.vcpu.regs.gs_base,
         _ => return Err(Errno::EINVAL),
     };
     if !is_canonical(base) {
@@ -71,115 +84,30 @@ pub fn set_segment_base(d: &mut PvDomain, [which, base, ..]: [u64; 6]) -> Hyperc
 }
 
 /// stack_switch(ss, sp): the kernel stack for entries from user mode. The selector is flat whatever it says.
-pub fn stack_switch(d: &mut PvDomain, [_ss, sp, ..]: [u64; 6]) -> HypercallResult {
-    d.vcpu.kernel_sp = sp;
+pub fn stack_switch(call: &mut Call<'_>) -> HypercallResult {
+    let [_ss, sp, ..] = call.args;
+    call.vcpu.kernel_sp = sp;
     done(0)
 }
 
 /// fpu_taskswitch(set).
-pub fn fpu_taskswitch(d: &mut PvDomain, [set, ..]: [u64; 6]) -> HypercallResult {
-    d.set_task_switched(low32(set) != 0);
+pub fn fpu_taskswitch(call: &mut Call<'_>) -> HypercallResult {
+    let [set, ..] = call.args;
+    call.context().set_task_switched(low32(set) != 0);
     done(0)
 }
 
-/// DR7.GD: trap accesses to the debug registers.
-const GENERAL_DETECT: u64 = 1 << 13;
-/// DR7: the enable bits.
-const ACTIVE: u64 = 0xff;
-/// The bits of DR6 that read as 0 (SDM vol. 3, 17.2.3).
-const STATUS_ZEROES: u64 = 0x1000;
-/// The bits of DR7 that read as 0 (SDM vol. 3, 17.2.4).
-const CONTROL_ZEROES: u64 = 0xd800;
-/// A breakpoint on I/O, in the two bits that say what to break on.
-const ON_IO: u64 = 0b10;
-
-/// Sets a debug register. ENODEV where there is none, EINVAL for reserved bits, EPERM for what a guest may not: watch
-/// the hypervisor's addresses, have accesses to these registers trap, or break on I/O while CR4.DE is clear.
-pub fn write_debug_register(d: &mut PvDomain, number: u32, value: u64) -> Result<(), Errno> {
-    match number {
-        DEBUGREG_ADDRESS_FIRST..=DEBUGREG_ADDRESS_LAST => {
-            if (1 << 47..HYPERVISOR_VIRT_END).contains(&value) {
-                return Err(Errno::EPERM);
-            }
-            let index = usize::try_from(number).map_err(|_| Errno::ENODEV)?;
-            *d.vcpu.debug.addresses.get_mut(index).ok_or(Errno::ENODEV)? = value;
-        }
-        4 | 5 if has_no_aliases(d) => return Err(Errno::ENODEV),
-        4 | DEBUGREG_STATUS => {
-            narrow(value)?;
-            d.vcpu.debug.status = value & !STATUS_ZEROES | DR6_ONES;
-        }
-        5 | DEBUGREG_CONTROL => {
-            narrow(value)?;
-            let value = value & !CONTROL_ZEROES | DR7_ONES;
-            let breaks_on_io = (16..32).step_by(4).any(|shift| value >> shift & 3 == ON_IO);
-            let on_io = value & ACTIVE != 0 && breaks_on_io && d.vcpu.control.cr4 & cr4::DE == 0;
-            if value & GENERAL_DETECT != 0 || on_io {
-                return Err(Errno::EPERM);
-            }
-            d.vcpu.debug.control = value;
-        }
-        _ => return Err(Errno::ENODEV),
-    }
-    Ok(())
-}
-
-/// DR4 and DR5 are DR6 and DR7 while CR4.DE is clear; else there are none (SDM vol. 3, 17.2.2).
-fn has_no_aliases(d: &PvDomain) -> bool {
-    d.vcpu.control.cr4 & cr4::DE != 0
-}
-
-/// The upper halves of DR6 and DR7 are reserved.
-fn narrow(value: u64) -> Result<u32, Errno> {
-    u32::try_from(value).map_err(|_| Errno::EINVAL)
-}
-
-/// Reads a debug register. ENODEV where there is none.
-pub fn read_debug_register(d: &PvDomain, number: u32) -> Result<u64, Errno> {
-    let debug = &d.vcpu.debug;
-    match number {
-        4 | 5 if has_no_aliases(d) => Err(Errno::ENODEV),
-        4 | DEBUGREG_STATUS => Ok(debug.status),
-        5 | DEBUGREG_CONTROL => Ok(debug.control),
-        _ => {
-            let index = usize::try_from(number).map_err(|_| Errno::ENODEV)?;
-            debug.addresses.get(index).copied().ok_or(Errno::ENODEV)
-        }
-    }
-}
-
-/// The breakpoints on I/O that an access to `size` bytes from `port` on meets, as bits of DR6 (SDM vol. 3, 17.2.4).
-///
-/// Ports are emulated, so that these breakpoints need no debug registers of the processor's.
-pub fn io_breakpoints(d: &PvDomain, port: u16, size: u32) -> u64 {
-    let debug = &d.vcpu.debug;
-    if debug.control & ACTIVE == 0 || d.vcpu.control.cr4 & cr4::DE == 0 {
-        return 0;
-    }
-    let (first, end) = (u64::from(port), u64::from(port) + u64::from(size));
-    let meets = |(number, address): (usize, &u64)| {
-        let (enabled, kind) = (debug.control >> (number * 2) & 3 != 0, debug.control >> (16 + number * 4));
-        let width = match kind >> 2 & 3 {
-            0 => 1,
-            1 => 2,
-            2 => 8,
-            _ => 4,
-        };
-        let overlaps = *address < end && address.saturating_add(width) > first;
-        if enabled && kind & 3 == ON_IO && overlaps { 1 << number } else { 0 }
-    };
-    debug.addresses.iter().enumerate().map(meets).fold(0, |all, bit| all | bit)
-}
-
 /// set_debugreg(number, value).
-pub fn set_debugreg(d: &mut PvDomain, [number, value, ..]: [u64; 6]) -> HypercallResult {
-    write_debug_register(d, low32(number), value)?;
+pub fn set_debugreg(call: &mut Call<'_>) -> HypercallResult {
+    let [number, value, ..] = call.args;
+    debug_registers::write(call.vcpu, low32(number), value)?;
     done(0)
 }
 
 /// get_debugreg(number).
-pub fn get_debugreg(d: &mut PvDomain, [number, ..]: [u64; 6]) -> HypercallResult {
-    done(read_debug_register(d, low32(number))?)
+pub fn get_debugreg(call: &mut Call<'_>) -> HypercallResult {
+    let [number, ..] = call.args;
+    done(debug_registers::read(call.vcpu, low32(number))?)
 }
 
 /// Assistances that a guest may switch. Those for 32-bit segments and directories are without effect.
@@ -192,11 +120,12 @@ const ASSISTS: u64 = 1 << VMASST_TYPE_4GB_SEGMENTS
     | 1 << VMASST_TYPE_M2P_STRICT;
 
 /// vm_assist(command, type).
-pub fn vm_assist(d: &mut PvDomain, [command, kind, ..]: [u64; 6]) -> HypercallResult {
+pub fn vm_assist(call: &mut Call<'_>) -> HypercallResult {
+    let [command, kind, ..] = call.args;
     let bit = 1u64.checked_shl(low32(kind)).filter(|bit| ASSISTS & bit != 0).ok_or(Errno::EINVAL)?;
     match low32(command) {
-        VMASST_CMD_ENABLE => d.vcpu.assists |= bit,
-        VMASST_CMD_DISABLE => d.vcpu.assists &= !bit,
+        VMASST_CMD_ENABLE => call.vcpu.assists |= bit,
+        VMASST_CMD_DISABLE => call.vcpu.assists &= !bit,
         _ => return Err(Errno::ENOSYS),
     }
     done(0)
@@ -204,8 +133,9 @@ pub fn vm_assist(d: &mut PvDomain, [command, kind, ..]: [u64; 6]) -> HypercallRe
 
 #[cfg(test)]
 mod tests {
+    use crate::x86::control::cr4;
+    use paravane_abi::addr::HYPERVISOR_VIRT_END;
     use paravane_abi::hypercall as nr;
-    use proptest::prelude::*;
 
     use crate::pv::hypercall::processor::*;
     use crate::testing::pv::{FREE, NOWHERE, SCRATCH, TestDomain, va};
@@ -221,10 +151,10 @@ mod tests {
         }
         t.poke(20, 3, KERNEL_CODE);
         t.set_gdt(&[20, 21], 513);
-        assert!(t.is_code_64(0x1b));
+        assert!(t.cx().is_code_64(0x1b));
         let mfn = t.mfn(20) << 12;
         assert_eq!(t.call(nr::UPDATE_DESCRIPTOR, [mfn + 8, KERNEL_CODE]), Ok(0));
-        assert!(t.is_code_64(0x0b));
+        assert!(t.cx().is_code_64(0x0b));
         assert_eq!(t.call(nr::UPDATE_DESCRIPTOR, [mfn + 8, CALL_GATE]), Err(Errno::EINVAL));
         assert_eq!(t.call(nr::UPDATE_DESCRIPTOR, [mfn + 4, KERNEL_CODE]), Err(Errno::EINVAL));
         assert_eq!(t.call(nr::UPDATE_DESCRIPTOR, [8, KERNEL_CODE]), Err(Errno::EINVAL), "not the guest's");
@@ -234,9 +164,9 @@ mod tests {
         let table = t.mfn(0);
         t.poke(SCRATCH, 0, table);
         assert_eq!(t.call(nr::SET_GDT, [va(SCRATCH), 1]), Err(Errno::EINVAL), "a page table");
-        assert!(t.is_code_64(0x1b), "a refused table replaces nothing");
+        assert!(t.cx().is_code_64(0x1b), "a refused table replaces nothing");
         assert_eq!(t.call(nr::SET_GDT, [NOWHERE, 0]), Ok(0));
-        assert!(!t.is_code_64(0x1b));
+        assert!(!t.cx().is_code_64(0x1b));
     }
 
     #[test]
@@ -305,19 +235,6 @@ mod tests {
         assert_eq!(t.vcpu.assists, 0);
         for kind in [6, 31, 33, 64, 0xffff_ffff] {
             assert_eq!(assist(&mut t, 0, kind), Err(Errno::EINVAL));
-        }
-    }
-
-    proptest! {
-        /// Whatever is written, only what a processor could hold is kept.
-        #[test]
-        fn debug_registers_hold_nothing_forbidden(number in 0u32..9, value: u64) {
-            let mut t = TestDomain::new();
-            let _ = write_debug_register(&mut t, number, value);
-            let debug = t.vcpu.debug;
-            prop_assert_eq!(debug.status & !0xffff_efff | DR6_ONES & !debug.status, 0);
-            prop_assert_eq!(debug.control & (GENERAL_DETECT | CONTROL_ZEROES | !0xffff_ffff), 0);
-            prop_assert!(debug.addresses.iter().all(|a| !(1 << 47..HYPERVISOR_VIRT_END).contains(a)));
         }
     }
 }

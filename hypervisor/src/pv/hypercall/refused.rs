@@ -6,8 +6,7 @@ use paravane_abi::domid::{DOMID_IO, DOMID_SELF, DOMID_XEN};
 use paravane_abi::errno::Errno;
 use paravane_abi::hypercall as nr;
 
-use super::{HypercallResult, low32};
-use crate::pv::domain::PvDomain;
+use super::{Call, HypercallResult, low32};
 
 /// Parameters of hardware-virtualized domains: HVMOP_set_param and HVMOP_get_param (public/hvm/hvm_op.h).
 const HVMOP_PARAMETERS: std::ops::RangeInclusive<u32> = 0..=1;
@@ -33,7 +32,8 @@ pub fn errno(number: u64) -> Errno {
 }
 
 /// hvm_op(command, argument): this is no hardware-virtualized domain.
-pub fn hvm_op([command, ..]: [u64; 6]) -> HypercallResult {
+pub fn hvm_op(call: &mut Call<'_>) -> HypercallResult {
+    let [command, ..] = call.args;
     Err(match low32(command) {
         command if command == HVMOP_FLUSH_TLBS || HVMOP_PARAMETERS.contains(&command) => Errno::EINVAL,
         _ => Errno::ENOSYS,
@@ -42,10 +42,11 @@ pub fn hvm_op([command, ..]: [u64; 6]) -> HypercallResult {
 
 /// update_va_mapping_otherdomain(va, entry, flags, domain): its own domain is the only one that it may name,
 /// and only as DOMID_SELF.
-pub fn update_va_mapping_otherdomain(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+pub fn update_va_mapping_otherdomain(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
     let [va, entry, flags, domain, ..] = args;
     match u16::try_from(low32(domain)) {
-        Ok(DOMID_SELF) => super::mmu::update_va_mapping(d, [va, entry, flags, domain, 0, 0]),
+        Ok(DOMID_SELF) => super::mmu::update_va_mapping(&mut call.with([va, entry, flags, domain, 0, 0])),
         Ok(0 | DOMID_IO | DOMID_XEN) => Err(Errno::EPERM),
         _ => Err(Errno::ESRCH),
     }

@@ -4,10 +4,10 @@ use paravane_abi::domid::DomId;
 use paravane_abi::errno::Errno;
 use paravane_abi::sched::*;
 
-use super::{HypercallResult, done, low32, spend};
+use super::{Call, HypercallResult, done, low32};
 use crate::machine::end::DomainEnd;
 use crate::machine::time::NS_PER_S;
-use crate::pv::domain::{DOMID, PvDomain};
+use crate::pv::domain::DOMID;
 use crate::pv::event::EventChannels;
 use crate::pv::vcpu::{MAX_POLL_PORTS, RunState};
 
@@ -15,33 +15,34 @@ use crate::pv::vcpu::{MAX_POLL_PORTS, RunState};
 const DOMAIN_ZERO: DomId = 0;
 
 /// sched_op(command, argument).
-pub fn sched_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> HypercallResult {
+pub fn sched_op(call: &mut Call<'_>) -> HypercallResult {
+    let [command, argument, ..] = call.args;
     match low32(command) {
         SCHEDOP_YIELD => {
             // Some guests yield until the console's output is taken.
-            super::service_console(d);
+            super::service_console(&mut call.context());
             done(0)
         }
         SCHEDOP_BLOCK => {
-            d.upcall.set_mask(&d.memory, false).map_err(|_| Errno::EFAULT)?;
-            if !d.upcall_due() {
-                d.wait_as(RunState::Blocked);
+            call.upcall().set_mask(&call.domain.memory, false).map_err(|_| Errno::EFAULT)?;
+            if !call.context().upcall_due() {
+                call.context().wait_as(RunState::Blocked);
             }
             done(0)
         }
         SCHEDOP_SHUTDOWN => {
-            let op: SchedShutdown = d.read_guest_obj(argument)?;
-            end(d, op.reason)
+            let op: SchedShutdown = call.guest().read(argument)?;
+            end(call, op.reason)
         }
         SCHEDOP_SHUTDOWN_CODE => {
-            let op: SchedShutdown = d.read_guest_obj(argument)?;
-            d.shutdown_code.get_or_insert(op.reason);
+            let op: SchedShutdown = call.guest().read(argument)?;
+            call.domain.shutdown_code.get_or_insert(op.reason);
             done(0)
         }
-        SCHEDOP_POLL => poll(d, argument),
-        SCHEDOP_WATCHDOG => watchdog(d, argument),
+        SCHEDOP_POLL => poll(call, argument),
+        SCHEDOP_WATCHDOG => watchdog(call, argument),
         SCHEDOP_REMOTE_SHUTDOWN => {
-            let op: SchedRemoteShutdown = d.read_guest_obj(argument)?;
+            let op: SchedRemoteShutdown = call.guest().read(argument)?;
             let exists = op.domain_id == DOMAIN_ZERO || op.domain_id == DOMID;
             Err(if exists { Errno::EPERM } else { Errno::ESRCH })
         }
@@ -51,73 +52,74 @@ pub fn sched_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> Hypercal
 }
 
 /// sched_op_compat(command, value): the first form, whose shutdown has the reason in place of an address.
-pub fn sched_op_compat(d: &mut PvDomain, [command, value, ..]: [u64; 6]) -> HypercallResult {
+pub fn sched_op_compat(call: &mut Call<'_>) -> HypercallResult {
+    let [command, value, ..] = call.args;
     match low32(command) {
-        SCHEDOP_YIELD | SCHEDOP_BLOCK => sched_op(d, [command, 0, 0, 0, 0, 0]),
-        SCHEDOP_SHUTDOWN => end(d, low32(value)),
+        SCHEDOP_YIELD | SCHEDOP_BLOCK => sched_op(&mut call.with([command, 0, 0, 0, 0, 0])),
+        SCHEDOP_SHUTDOWN => end(call, low32(value)),
         _ => Err(Errno::ENOSYS),
     }
 }
 
 /// Ends the domain. Xen keeps eight bits of the reason, and one noted earlier counts instead.
-fn end(d: &mut PvDomain, reason: u32) -> HypercallResult {
-    super::service_console(d);
-    let end = match d.shutdown_code.unwrap_or(reason) & 0xff {
+fn end(call: &mut Call<'_>, reason: u32) -> HypercallResult {
+    super::service_console(&mut call.context());
+    let end = match call.domain.shutdown_code.unwrap_or(reason) & 0xff {
         SHUTDOWN_POWEROFF => DomainEnd::PowerOff,
         SHUTDOWN_REBOOT | SHUTDOWN_SOFT_RESET => DomainEnd::Reboot,
         SHUTDOWN_SUSPEND => DomainEnd::Suspend,
         SHUTDOWN_CRASH => DomainEnd::GuestCrash,
         SHUTDOWN_WATCHDOG => DomainEnd::Watchdog,
         unknown => {
-            d.kill(format_args!("a shutdown for reason {unknown}, which does not exist,"));
+            call.context().kill(format_args!("a shutdown for reason {unknown}, which does not exist,"));
             return done(0);
         }
     };
-    d.end.get_or_insert(end);
+    call.domain.end.get_or_insert(end);
     done(0)
 }
 
 /// SCHEDOP_poll: waits until one of the ports is pending, whether masked or not, or the time is up.
-fn poll(d: &mut PvDomain, argument: u64) -> HypercallResult {
-    let op: SchedPoll = d.read_guest_obj(argument)?;
+fn poll(call: &mut Call<'_>, argument: u64) -> HypercallResult {
+    let op: SchedPoll = call.guest().read(argument)?;
     if usize::try_from(op.nr_ports).map_or(true, |n| n > MAX_POLL_PORTS) {
         return Err(Errno::EINVAL);
     }
-    spend(d, op.nr_ports.into());
+    call.spend(op.nr_ports.into());
     let mut pending = false;
-    d.vcpu.polled.clear();
+    call.vcpu.polled.clear();
     for n in 0..u64::from(op.nr_ports) {
-        let port: u32 = d.read_guest_obj(op.ports.checked_add(n * 4).ok_or(Errno::EFAULT)?)?;
+        let port: u32 = call.guest().read(op.ports.checked_add(n * 4).ok_or(Errno::EFAULT)?)?;
         if !EventChannels::is_number(port) {
             return Err(Errno::EINVAL);
         }
-        d.vcpu.polled.push(port);
-        pending |= d.upcall.is_pending(&d.memory, port).map_err(|_| Errno::EFAULT)?;
+        call.vcpu.polled.push(port);
+        pending |= call.domain.is_pending(port).map_err(|_| Errno::EFAULT)?;
     }
-    if !pending && !d.upcall_due() {
-        d.timers.set_poll((op.timeout != 0).then_some(op.timeout));
-        d.wait_as(RunState::Polling);
+    if !pending && !call.context().upcall_due() {
+        call.vcpu.timers.set_poll((op.timeout != 0).then_some(op.timeout));
+        call.context().wait_as(RunState::Polling);
     }
     done(0)
 }
 
 /// SCHEDOP_watchdog: id 0 makes one and returns its id (1 or 2); an id with time-out 0 ends it.
-fn watchdog(d: &mut PvDomain, argument: u64) -> HypercallResult {
-    let op: SchedWatchdog = d.read_guest_obj(argument)?;
-    let deadline = d.clock.now().saturating_add(u64::from(op.timeout).saturating_mul(NS_PER_S));
+fn watchdog(call: &mut Call<'_>, argument: u64) -> HypercallResult {
+    let op: SchedWatchdog = call.guest().read(argument)?;
+    let deadline = call.domain.clock.now().saturating_add(u64::from(op.timeout).saturating_mul(NS_PER_S));
     let deadline = (op.timeout != 0).then_some(deadline);
     if op.id == 0 {
         if deadline.is_none() {
             return Err(Errno::EINVAL);
         }
-        let index = d.timers.free_watchdog().ok_or(Errno::ENOSPC)?;
-        if let Some(slot) = d.timers.watchdog(index) {
+        let index = call.domain.watchdogs.free().ok_or(Errno::ENOSPC)?;
+        if let Some(slot) = call.domain.watchdogs.deadline(index) {
             *slot = deadline;
         }
         return done(index as u64 + 1);
     }
     let index = usize::try_from(op.id - 1).map_err(|_| Errno::EINVAL)?;
-    let slot = d.timers.watchdog(index).filter(|slot| slot.is_some()).ok_or(Errno::EINVAL)?;
+    let slot = call.domain.watchdogs.deadline(index).filter(|slot| slot.is_some()).ok_or(Errno::EINVAL)?;
     *slot = deadline;
     done(0)
 }
@@ -188,10 +190,10 @@ mod tests {
     fn blocking_unmasks_and_waits_unless_an_event_is_due() {
         let mut t = TestDomain::new();
         assert_eq!(t.call(nr::SCHED_OP_COMPAT, [SCHEDOP_BLOCK.into(), 0]), Ok(0));
-        assert_eq!((t.vcpu.state, t.upcall.state(&t.memory)), (RunState::Blocked, Ok((false, false))));
-        t.run_again();
-        t.upcall.set_mask(&t.memory, true).unwrap();
-        t.upcall.raise(&t.memory, 1).unwrap();
+        assert_eq!((t.vcpu.state, t.upcall().state(&t.memory)), (RunState::Blocked, Ok((false, false))));
+        t.cx().run_again();
+        t.upcall().set_mask(&t.memory, true).unwrap();
+        t.upcall().raise(&t.memory, 1).unwrap();
         assert_eq!(t.call(nr::SCHED_OP, [SCHEDOP_BLOCK.into(), 0]), Ok(0));
         assert_eq!(t.vcpu.state, RunState::Running);
     }
@@ -200,17 +202,17 @@ mod tests {
     fn polls() {
         let mut t = TestDomain::new();
         let port = t.events.allocate(Binding::Ipi).unwrap();
-        t.write_guest_obj(va(FREE), &[port, 4095]).unwrap();
+        t.guest().write(va(FREE), &[port, 4095]).unwrap();
         let poll = |nr_ports, timeout| SchedPoll { ports: va(FREE), nr_ports, timeout, _pad: 0 };
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(2, 77)).map(|r| r.0), Ok(0));
         assert_eq!((t.vcpu.state, t.vcpu.polled.ports()), (RunState::Polling, [port, 4095].as_slice()));
-        assert_eq!(t.timers.next(), Some(77));
-        t.run_again();
-        t.upcall.raise(&t.memory, port).unwrap();
+        assert_eq!(t.vcpu.timers.next(), Some(77));
+        t.cx().run_again();
+        t.upcall().raise(&t.memory, port).unwrap();
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(1, 0)).map(|r| r.0), Ok(0));
         assert_eq!(t.vcpu.state, RunState::Running, "pending already, though masked");
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(129, 0)).map(|r| r.0), Err(Errno::EINVAL));
-        t.write_guest_obj(va(FREE), &4096u32).unwrap();
+        t.guest().write(va(FREE), &4096u32).unwrap();
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(1, 0)).map(|r| r.0), Err(Errno::EINVAL));
         let nowhere = SchedPoll { ports: NOWHERE, nr_ports: 1, ..Default::default() };
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, nowhere).map(|r| r.0), Err(Errno::EFAULT));

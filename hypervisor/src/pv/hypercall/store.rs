@@ -1,33 +1,32 @@
 //! The xenstore's port: the guest has put something into the ring, or taken something out.
 
-use super::{is_spent, spend};
-use crate::pv::domain::PvDomain;
+use super::Call;
 use crate::pv::event::HostService;
 use crate::pv::store::Turn;
 
 /// Serves the ring until nothing is left to do or this entry has done enough. True if there is more to do: then the
 /// guest must notify again.
-pub fn service(d: &mut PvDomain) -> bool {
+pub fn service(call: &mut Call<'_>) -> bool {
     let mut moved = false;
     let more = loop {
-        match d.store.server().turn(&d.memory) {
+        match call.domain.store.server().turn(&call.domain.memory) {
             Ok(turn) => {
                 let Turn { cost, more, .. } = turn;
                 moved |= turn.moved;
-                spend(d, cost);
-                if !more || is_spent(d) {
+                call.spend(cost);
+                if !more || call.is_spent() {
                     break more;
                 }
             }
             Err(e) => {
-                d.kill(e);
+                call.context().kill(e);
                 break false;
             }
         }
     };
-    if moved && let Some(port) = d.events.service_port(HostService::Store) {
+    if moved && let Some(port) = call.domain.events.service_port(HostService::Store) {
         // A shared page that is not there would have failed the ring first.
-        let _ = d.upcall.raise(&d.memory, port);
+        let _ = call.domain.raise(port);
     }
     more
 }
@@ -45,11 +44,11 @@ mod tests {
     use zerocopy::IntoBytes;
 
     use crate::pv::domain::STORE_PORT;
-    use crate::pv::hypercall::{Outcome, PREEMPT_AFTER, dispatch};
+    use crate::pv::hypercall::{Outcome, PREEMPT_AFTER};
     use crate::testing::pv::{FREE, RO, SCRATCH, STORE, TestDomain, va};
 
     fn field(t: &TestDomain, field: usize) -> u32 {
-        t.read_guest_obj(va(STORE) + field as u64).unwrap()
+        t.guest().read(va(STORE) + field as u64).unwrap()
     }
 
     /// Puts a request into an empty ring.
@@ -59,25 +58,25 @@ mod tests {
         let bytes = [head.as_bytes(), payload].concat();
         for (n, byte) in (0..).zip(&bytes) {
             let at = u64::from(prod.wrapping_add(n)) % XENSTORE_RING_SIZE as u64;
-            t.write_guest_obj(va(STORE) + at, byte).unwrap();
+            t.guest().write(va(STORE) + at, byte).unwrap();
         }
         let index = va(STORE) + offset_of!(XenstoreDomainInterface, req_prod) as u64;
-        t.write_guest_obj(index, &prod.wrapping_add(bytes.len() as u32)).unwrap();
+        t.guest().write(index, &prod.wrapping_add(bytes.len() as u32)).unwrap();
     }
 
     /// Notifies the store; how often the guest was interrupted meanwhile.
     fn notify(t: &mut TestDomain) -> Result<u32, Errno> {
-        t.write_guest_obj(va(SCRATCH), &EvtchnSend { port: STORE_PORT }).unwrap();
+        t.guest().write(va(SCRATCH), &EvtchnSend { port: STORE_PORT }).unwrap();
         let args = [EVTCHNOP_SEND.into(), va(SCRATCH), 0, 0, 0, 0];
         let mut interrupted = 0;
-        while let Outcome::Again(again) = dispatch(t, nr::EVENT_CHANNEL_OP, args)? {
+        while let Outcome::Again(again) = t.dispatch(nr::EVENT_CHANNEL_OP, args)? {
             assert_eq!(again, args);
             interrupted += 1;
         }
         // The replies are taken, unread.
         let prod = field(t, offset_of!(XenstoreDomainInterface, rsp_prod));
         let index = va(STORE) + offset_of!(XenstoreDomainInterface, rsp_cons) as u64;
-        t.write_guest_obj(index, &prod).unwrap();
+        t.guest().write(index, &prod).unwrap();
         Ok(interrupted)
     }
 
@@ -85,12 +84,12 @@ mod tests {
     fn a_request_is_answered_and_the_port_raised() {
         let mut t = TestDomain::new();
         assert_eq!(notify(&mut t), Ok(0));
-        assert_eq!(t.upcall.is_pending(&t.memory, STORE_PORT), Ok(false), "nothing was asked");
+        assert_eq!(t.upcall().is_pending(&t.memory, STORE_PORT), Ok(false), "nothing was asked");
         put(&t, XS_READ, b"domid\0");
         assert_eq!(notify(&mut t), Ok(0));
-        assert_eq!(t.upcall.is_pending(&t.memory, STORE_PORT), Ok(true));
+        assert_eq!(t.upcall().is_pending(&t.memory, STORE_PORT), Ok(true));
         let at = va(STORE) + offset_of!(XenstoreDomainInterface, rsp) as u64;
-        assert_eq!(t.read_guest_obj::<[u8; 17]>(at).unwrap()[16], b'1');
+        assert_eq!(t.guest().read::<[u8; 17]>(at).unwrap()[16], b'1');
     }
 
     #[test]
@@ -122,7 +121,7 @@ mod tests {
                 arg1: mfn,
                 ..Default::default()
             };
-            t.write_guest_obj(va(FREE), &pin).unwrap();
+            t.guest().write(va(FREE), &pin).unwrap();
             let this = u64::from(paravane_abi::domid::DOMID_SELF);
             assert_eq!(t.call(nr::MMUEXT_OP, [va(FREE), 1, 0, this]), result, "page {pfn}");
         }

@@ -1,10 +1,10 @@
 //! set_timer_op.
 
-use super::{HypercallResult, done};
-use crate::pv::domain::PvDomain;
+use super::{Call, HypercallResult, done};
 
 /// set_timer_op(deadline): raises VIRQ_TIMER at this system time; 0 stops the timer.
-pub fn set_timer_op(d: &mut PvDomain, [deadline, ..]: [u64; 6]) -> HypercallResult {
-    d.timers.set_singleshot((deadline != 0).then_some(deadline));
+pub fn set_timer_op(call: &mut Call<'_>) -> HypercallResult {
+    let [deadline, ..] = call.args;
+    call.vcpu.timers.set_singleshot((deadline != 0).then_some(deadline));
     done(0)
 }

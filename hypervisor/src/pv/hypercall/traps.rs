@@ -8,10 +8,9 @@ use paravane_abi::segment::FLAT_KERNEL_CS;
 use paravane_abi::shared_info::{ArchSharedInfo, SharedInfo};
 use paravane_abi::trap::{TI_IF, TRAP_NMI, TRAP_VECTORS, TrapInfo};
 
-use super::{HypercallResult, done, low32, spend};
+use super::{Call, HypercallResult, done, low32};
 use crate::machine::memory::Maddr;
-use crate::pv::domain::PvDomain;
-use crate::pv::vcpu::Callback;
+use crate::pv::vcpu::{Callback, PvVcpu};
 
 /// A handler's address: EINVAL for what no instruction pointer can hold.
 fn entry_point(address: u64) -> Result<u64, Errno> {
@@ -19,21 +18,22 @@ fn entry_point(address: u64) -> Result<u64, Errno> {
 }
 
 /// set_trap_table(table): entries up to one whose address is 0; a null table clears all.
-pub fn set_trap_table(d: &mut PvDomain, [table, ..]: [u64; 6]) -> HypercallResult {
+pub fn set_trap_table(call: &mut Call<'_>) -> HypercallResult {
+    let [table, ..] = call.args;
     if table == 0 {
-        d.vcpu.traps = [TrapInfo::default(); TRAP_VECTORS];
+        call.vcpu.traps = [TrapInfo::default(); TRAP_VECTORS];
         return done(0);
     }
     let mut at = table;
     // One entry for each vector and the terminator: a longer table only repeats itself.
     for _ in 0..=TRAP_VECTORS {
-        spend(d, 1);
-        let trap: TrapInfo = d.read_guest_obj(at)?;
+        call.spend(1);
+        let trap: TrapInfo = call.guest().read(at)?;
         if trap.address == 0 {
             break;
         }
         entry_point(trap.address)?;
-        if let Some(slot) = d.vcpu.traps.get_mut(usize::from(trap.vector)) {
+        if let Some(slot) = call.vcpu.traps.get_mut(usize::from(trap.vector)) {
             *slot = trap;
         }
         at = at.checked_add(size_of::<TrapInfo>() as u64).ok_or(Errno::EFAULT)?;
@@ -44,86 +44,89 @@ pub fn set_trap_table(d: &mut PvDomain, [table, ..]: [u64; 6]) -> HypercallResul
 /// set_callbacks(event, failsafe, syscall): the old form of three registrations.
 ///
 /// What cannot be registered is passed over without a word, as Xen does.
-pub fn set_callbacks(d: &mut PvDomain, [event, failsafe, syscall, ..]: [u64; 6]) -> HypercallResult {
+pub fn set_callbacks(call: &mut Call<'_>) -> HypercallResult {
+    let [event, failsafe, syscall, ..] = call.args;
     let all =
         [(CALLBACKTYPE_EVENT, event), (CALLBACKTYPE_FAILSAFE, failsafe), (CALLBACKTYPE_SYSCALL, syscall)];
     for (kind, address) in all {
-        let _ = register(d, CallbackRegister { kind, address, ..Default::default() });
+        let _ = register(call, CallbackRegister { kind, address, ..Default::default() });
     }
     done(0)
 }
 
 /// callback_op(command, argument).
-pub fn callback_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> HypercallResult {
+pub fn callback_op(call: &mut Call<'_>) -> HypercallResult {
+    let [command, argument, ..] = call.args;
     match low32(command) {
         CALLBACKOP_REGISTER => {
-            let op = d.read_guest_obj(argument)?;
-            register(d, op)?;
+            let op = call.guest().read(argument)?;
+            register(call, op)?;
             done(0)
         }
         CALLBACKOP_UNREGISTER => {
-            let op: CallbackUnregister = d.read_guest_obj(argument)?;
+            let op: CallbackUnregister = call.guest().read(argument)?;
             if op.kind == CALLBACKTYPE_NMI {
-                return unregister_nmi(d);
+                return unregister_nmi(call);
             }
             // The others can be replaced and not taken back.
-            slot(d, op.kind).and(Err(Errno::EINVAL))
+            slot(call.vcpu, op.kind).and(Err(Errno::EINVAL))
         }
         _ => Err(Errno::ENOSYS),
     }
 }
 
-fn register(d: &mut PvDomain, op: CallbackRegister) -> Result<(), Errno> {
+fn register(call: &mut Call<'_>, op: CallbackRegister) -> Result<(), Errno> {
     let callback =
         Callback { address: entry_point(op.address)?, mask_events: op.flags & CALLBACKF_MASK_EVENTS != 0 };
     if op.kind == CALLBACKTYPE_NMI {
-        return register_nmi(d, op.address);
+        return register_nmi(call, op.address);
     }
-    *slot(d, op.kind)? = callback;
+    *slot(call.vcpu, op.kind)? = callback;
     Ok(())
 }
 
-fn slot(d: &mut PvDomain, kind: u16) -> Result<&mut Callback, Errno> {
+fn slot(vcpu: &mut PvVcpu, kind: u16) -> Result<&mut Callback, Errno> {
     match kind {
-        CALLBACKTYPE_EVENT => Ok(&mut d.vcpu.event),
-        CALLBACKTYPE_FAILSAFE => Ok(&mut d.vcpu.failsafe),
-        CALLBACKTYPE_SYSCALL => Ok(&mut d.vcpu.syscall),
-        CALLBACKTYPE_SYSCALL32 => Ok(&mut d.vcpu.syscall32),
-        CALLBACKTYPE_SYSENTER => Ok(&mut d.vcpu.sysenter),
+        CALLBACKTYPE_EVENT => Ok(&mut vcpu.event),
+        CALLBACKTYPE_FAILSAFE => Ok(&mut vcpu.failsafe),
+        CALLBACKTYPE_SYSCALL => Ok(&mut vcpu.syscall),
+        CALLBACKTYPE_SYSCALL32 => Ok(&mut vcpu.syscall32),
+        CALLBACKTYPE_SYSENTER => Ok(&mut vcpu.sysenter),
         _ => Err(Errno::ENOSYS),
     }
 }
 
 /// nmi_op(command, argument).
-pub fn nmi_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> HypercallResult {
+pub fn nmi_op(call: &mut Call<'_>) -> HypercallResult {
+    let [command, argument, ..] = call.args;
     match low32(command) {
         XENNMI_REGISTER_CALLBACK => {
-            let op: XennmiCallback = d.read_guest_obj(argument)?;
-            register_nmi(d, entry_point(op.handler_address)?)?;
+            let op: XennmiCallback = call.guest().read(argument)?;
+            register_nmi(call, entry_point(op.handler_address)?)?;
             done(0)
         }
-        XENNMI_UNREGISTER_CALLBACK => unregister_nmi(d),
+        XENNMI_UNREGISTER_CALLBACK => unregister_nmi(call),
         _ => Err(Errno::ENOSYS),
     }
 }
 
 /// The NMI callback is vector 2's handler, entered with events masked.
-fn register_nmi(d: &mut PvDomain, address: u64) -> Result<(), Errno> {
+fn register_nmi(call: &mut Call<'_>, address: u64) -> Result<(), Errno> {
     let trap = TrapInfo { vector: TRAP_NMI, flags: TI_IF, cs: FLAT_KERNEL_CS, address, ..Default::default() };
-    if let Some(slot) = d.vcpu.traps.get_mut(usize::from(TRAP_NMI)) {
+    if let Some(slot) = call.vcpu.traps.get_mut(usize::from(TRAP_NMI)) {
         *slot = trap;
     }
     // A reason that was left while nobody listened is told now.
     let reason = std::mem::offset_of!(SharedInfo, arch) + std::mem::offset_of!(ArchSharedInfo, nmi_reason);
-    let at = Maddr(d.upcall.shared_info.0 + reason as u64);
-    if d.memory.load_u64(at).map_err(|_| Errno::EFAULT)? != 0 {
-        d.vcpu.nmi.pending = true;
+    let at = Maddr(call.upcall().shared_info.0 + reason as u64);
+    if call.domain.memory.load_u64(at).map_err(|_| Errno::EFAULT)? != 0 {
+        call.vcpu.nmi.pending = true;
     }
     Ok(())
 }
 
-fn unregister_nmi(d: &mut PvDomain) -> HypercallResult {
-    if let Some(slot) = d.vcpu.traps.get_mut(usize::from(TRAP_NMI)) {
+fn unregister_nmi(call: &mut Call<'_>) -> HypercallResult {
+    if let Some(slot) = call.vcpu.traps.get_mut(usize::from(TRAP_NMI)) {
         *slot = TrapInfo::default();
     }
     done(0)
@@ -144,12 +147,12 @@ mod tests {
         let mut t = TestDomain::new();
         let entry = |vector, address| TrapInfo { vector, address, ..Default::default() };
         let table = [entry(14, 0x1000), entry(255, 0x2000), entry(3, 0), entry(4, 0x3000)];
-        t.write_guest_obj(va(SCRATCH), &table).unwrap();
+        t.guest().write(va(SCRATCH), &table).unwrap();
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]), Ok(0));
         let addresses = |t: &TestDomain| [14, 255, 3, 4].map(|v: usize| t.vcpu.traps[v].address);
         assert_eq!(addresses(&t), [0x1000, 0x2000, 0, 0]);
 
-        t.write_guest_obj(va(SCRATCH), &[entry(3, 0x4000), entry(4, NOT_CANONICAL)]).unwrap();
+        t.guest().write(va(SCRATCH), &[entry(3, 0x4000), entry(4, NOT_CANONICAL)]).unwrap();
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]), Err(Errno::EINVAL));
         assert_eq!(addresses(&t), [0x1000, 0x2000, 0x4000, 0], "what came before stays");
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [NOWHERE]), Err(Errno::EFAULT));
@@ -162,7 +165,7 @@ mod tests {
         let mut t = TestDomain::new();
         let entry = TrapInfo { vector: 7, address: 0x1000, ..Default::default() };
         for pfn in SCRATCH..SCRATCH + 3 {
-            t.write_guest_obj(va(pfn), &[entry; 256]).unwrap();
+            t.guest().write(va(pfn), &[entry; 256]).unwrap();
         }
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]), Ok(0));
     }
@@ -181,7 +184,7 @@ mod tests {
             assert_eq!(bad.map(|r| r.0), Err(Errno::EINVAL));
             let gone = t.op(nr::CALLBACK_OP, CALLBACKOP_UNREGISTER, CallbackUnregister { kind, _unused: 0 });
             assert_eq!(gone.map(|r| r.0), Err(Errno::EINVAL), "type {kind}");
-            assert_eq!(*slot(&mut t, kind).unwrap(), Callback { address: 0x1000, mask_events: true });
+            assert_eq!(*slot(&mut t.vcpu, kind).unwrap(), Callback { address: 0x1000, mask_events: true });
         }
         for kind in [3, 6, 99] {
             let unknown = t.op(nr::CALLBACK_OP, CALLBACKOP_REGISTER, register(kind, 0x1000));

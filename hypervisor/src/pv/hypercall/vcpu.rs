@@ -7,17 +7,18 @@ use paravane_abi::errno::Errno;
 use paravane_abi::shared_info::VcpuInfo;
 use paravane_abi::vcpu::*;
 
-use super::{HypercallResult, Outcome, done, low32};
+use super::{Call, HypercallResult, Outcome, done, low32};
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
 use crate::machine::time::MIN_PERIOD;
 use crate::mmu::direct::Stop;
-use crate::pv::domain::PvDomain;
+use crate::pv::vcpu::VcpuId;
 
 /// vcpu_op(command, vcpu, argument). The domain has vCPU 0 alone; any other does not exist (ENOENT).
-pub fn vcpu_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+pub fn vcpu_op(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
     let [command, vcpu, argument, ..] = args;
-    if low32(vcpu) != 0 {
+    if VcpuId::new(low32(vcpu)) != Some(call.vcpu.id) {
         return Err(Errno::ENOENT);
     }
     match low32(command) {
@@ -25,60 +26,60 @@ pub fn vcpu_op(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
         VCPUOP_UP => done(0),
         VCPUOP_DOWN => {
             // It was the last one: the domain has nothing left to run (xen: domain_shutdown, poweroff).
-            super::service_console(d);
-            d.end.get_or_insert(DomainEnd::PowerOff);
+            super::service_console(&mut call.context());
+            call.domain.end.get_or_insert(DomainEnd::PowerOff);
             done(0)
         }
         VCPUOP_IS_UP => done(1),
         VCPUOP_GET_RUNSTATE_INFO => {
-            let info = d.vcpu.runstate.at(d.clock.now());
-            d.write_guest_obj(argument, &info)?;
+            let info = call.vcpu.runstate.at(call.domain.clock.now());
+            call.guest().write(argument, &info)?;
             done(0)
         }
         VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => {
-            let op: VcpuRegisterRunstateMemoryArea = d.read_guest_obj(argument)?;
-            d.vcpu.runstate.area = guest_address(op.addr)?;
+            let op: VcpuRegisterRunstateMemoryArea = call.guest().read(argument)?;
+            call.vcpu.runstate.area = guest_address(op.addr)?;
             // A page that is not there yet is written when the vCPU next wakes up.
-            let _ = d.publish_runstate();
+            let _ = call.context().publish_runstate();
             done(0)
         }
         VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA => {
-            let op: VcpuRegisterTimeMemoryArea = d.read_guest_obj(argument)?;
-            d.vcpu.runstate.time_area = guest_address(op.addr)?;
-            let _ = d.publish_time_copy();
+            let op: VcpuRegisterTimeMemoryArea = call.guest().read(argument)?;
+            call.vcpu.runstate.time_area = guest_address(op.addr)?;
+            let _ = call.context().publish_time_copy();
             done(0)
         }
         VCPUOP_SET_PERIODIC_TIMER => {
-            let op: VcpuSetPeriodicTimer = d.read_guest_obj(argument)?;
+            let op: VcpuSetPeriodicTimer = call.guest().read(argument)?;
             if op.period_ns < MIN_PERIOD {
                 return Err(Errno::EINVAL);
             }
-            d.timers.set_periodic(Some(op.period_ns), d.clock.now());
+            call.vcpu.timers.set_periodic(Some(op.period_ns), call.domain.clock.now());
             done(0)
         }
         VCPUOP_STOP_PERIODIC_TIMER => {
-            d.timers.set_periodic(None, 0);
+            call.vcpu.timers.set_periodic(None, 0);
             done(0)
         }
         VCPUOP_SET_SINGLESHOT_TIMER => {
-            let op: VcpuSetSingleshotTimer = d.read_guest_obj(argument)?;
-            if op.flags & VCPU_SSHOTTMR_FUTURE != 0 && op.timeout_abs_ns < d.clock.now() {
+            let op: VcpuSetSingleshotTimer = call.guest().read(argument)?;
+            if op.flags & VCPU_SSHOTTMR_FUTURE != 0 && op.timeout_abs_ns < call.domain.clock.now() {
                 return Err(Errno::ETIME);
             }
-            d.timers.set_singleshot(Some(op.timeout_abs_ns));
+            call.vcpu.timers.set_singleshot(Some(op.timeout_abs_ns));
             done(0)
         }
         VCPUOP_STOP_SINGLESHOT_TIMER => {
-            d.timers.set_singleshot(None);
+            call.vcpu.timers.set_singleshot(None);
             done(0)
         }
-        VCPUOP_REGISTER_VCPU_INFO => register_vcpu_info(d, args, argument),
+        VCPUOP_REGISTER_VCPU_INFO => register_vcpu_info(call, args, argument),
         VCPUOP_SEND_NMI => {
             // Nothing to say about it: an argument is a mistake.
             if argument != 0 {
                 return Err(Errno::EINVAL);
             }
-            d.vcpu.nmi.pending = true;
+            call.vcpu.nmi.pending = true;
             done(0)
         }
         // Only a vCPU that is pinned for good has a physical processor.
@@ -95,28 +96,29 @@ fn guest_address(va: u64) -> Result<u64, Errno> {
 }
 
 /// Moves the vCPU's info, with what it holds, to a frame of the guest's; once.
-fn register_vcpu_info(d: &mut PvDomain, args: [u64; 6], argument: u64) -> HypercallResult {
-    let op: VcpuRegisterVcpuInfo = d.read_guest_obj(argument)?;
+fn register_vcpu_info(call: &mut Call<'_>, args: [u64; 6], argument: u64) -> HypercallResult {
+    let op: VcpuRegisterVcpuInfo = call.guest().read(argument)?;
     let offset = u64::from(op.offset);
     if offset > PAGE_SIZE - size_of::<VcpuInfo>() as u64 || !offset.is_multiple_of(8) {
         return Err(Errno::ENXIO);
     }
-    if d.upcall.vcpu_info != d.upcall.shared_info {
+    if call.upcall().vcpu_info != call.upcall().shared_info {
         return Err(Errno::EINVAL);
     }
     // Held for good: the host writes to it by frame, so that it must never become a page table.
-    match d.mmu.get_writable(&d.memory, &mut d.log, Mfn(op.mfn)) {
+    match call.domain.mmu.get_writable(&call.domain.memory, &mut call.domain.log, Mfn(op.mfn)) {
         Ok(()) => {}
         Err(Stop::Refused(_)) => return Err(Errno::EINVAL),
         Err(Stop::Restart) => return Ok(Outcome::Again(args)),
     }
     let to = Maddr(Mfn(op.mfn).maddr().0 + offset);
-    let mut info: VcpuInfo = d.memory.read_obj(d.upcall.vcpu_info).map_err(|_| Errno::EFAULT)?;
-    info.time = d.clock.published(info.time.version);
-    d.memory.write_obj(to, &info).map_err(|_| Errno::EFAULT)?;
-    d.upcall.vcpu_info = to;
-    d.virtio.vcpu_info_moved(to);
-    d.upcall.mark_pending(&d.memory).map_err(|_| Errno::EFAULT)?;
+    let mut info: VcpuInfo =
+        call.domain.memory.read_obj(call.upcall().vcpu_info).map_err(|_| Errno::EFAULT)?;
+    info.time = call.domain.clock.published(info.time.version);
+    call.domain.memory.write_obj(to, &info).map_err(|_| Errno::EFAULT)?;
+    call.domain.upcalls.vcpu_info_moved(call.vcpu.id, to);
+    call.domain.virtio.vcpu_info_moved(to);
+    call.upcall().mark_pending(&call.domain.memory).map_err(|_| Errno::EFAULT)?;
     done(0)
 }
 
@@ -141,7 +143,7 @@ mod tests {
         command: u32,
         argument: T,
     ) -> Result<u64, Errno> {
-        t.write_guest_obj(va(SCRATCH), &argument).unwrap();
+        t.guest().write(va(SCRATCH), &argument).unwrap();
         call(t, command, va(SCRATCH))
     }
 
@@ -168,18 +170,18 @@ mod tests {
         let periodic = |period_ns| VcpuSetPeriodicTimer { period_ns };
         assert_eq!(with(&mut t, VCPUOP_SET_PERIODIC_TIMER, periodic(999_999)), Err(Errno::EINVAL));
         assert_eq!(with(&mut t, VCPUOP_SET_PERIODIC_TIMER, periodic(1_000_000)), Ok(0));
-        assert!(t.timers.next().is_some());
+        assert!(t.vcpu.timers.next().is_some());
         assert_eq!(call(&mut t, VCPUOP_STOP_PERIODIC_TIMER, 0), Ok(0));
-        assert_eq!(t.timers.next(), None);
+        assert_eq!(t.vcpu.timers.next(), None);
         let shot = |timeout_abs_ns, flags| VcpuSetSingleshotTimer { timeout_abs_ns, flags, _pad: 0 };
         assert_eq!(
             with(&mut t, VCPUOP_SET_SINGLESHOT_TIMER, shot(0, VCPU_SSHOTTMR_FUTURE)),
             Err(Errno::ETIME)
         );
         assert_eq!(with(&mut t, VCPUOP_SET_SINGLESHOT_TIMER, shot(0, 0)), Ok(0), "due at once");
-        assert_eq!(t.timers.next(), Some(0));
+        assert_eq!(t.vcpu.timers.next(), Some(0));
         assert_eq!(call(&mut t, VCPUOP_STOP_SINGLESHOT_TIMER, 0), Ok(0));
-        assert_eq!(t.timers.next(), None);
+        assert_eq!(t.vcpu.timers.next(), None);
         for command in [VCPUOP_SET_PERIODIC_TIMER, VCPUOP_SET_SINGLESHOT_TIMER] {
             assert_eq!(call(&mut t, command, NOWHERE), Err(Errno::EFAULT));
         }
@@ -202,18 +204,18 @@ mod tests {
         let good = place(&t, FREE, 64);
         assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_INFO, good), Ok(0));
         assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_INFO, good), Err(Errno::EINVAL), "once");
-        let info: VcpuInfo = t.read_guest_obj(va(FREE) + 64).unwrap();
+        let info: VcpuInfo = t.guest().read(va(FREE) + 64).unwrap();
         assert_eq!((info.evtchn_upcall_pending, info.evtchn_upcall_mask), (1, 1));
         assert_eq!(info.evtchn_pending_sel, u64::MAX);
         assert_eq!(info.time.tsc_to_system_mul, t.clock.published(0).tsc_to_system_mul);
         let mut now = info;
         (now.evtchn_upcall_mask, now.evtchn_upcall_pending, now.evtchn_pending_sel) = (0, 0, 0);
-        t.write_guest_obj(va(FREE) + 64, &now).unwrap();
-        t.upcall.raise(&t.memory, 1).unwrap();
-        assert!(t.upcall_due(), "events arrive at the new place");
+        t.guest().write(va(FREE) + 64, &now).unwrap();
+        t.upcall().raise(&t.memory, 1).unwrap();
+        assert!(t.cx().upcall_due(), "events arrive at the new place");
         t.unmap(FREE);
         let pin = paravane_abi::mmu::MmuextOp { cmd: 0, arg1: t.mfn(FREE), ..Default::default() };
-        t.write_guest_obj(va(SCRATCH), &pin).unwrap();
+        t.guest().write(va(SCRATCH), &pin).unwrap();
         let pinned = t.call(nr::MMUEXT_OP, [va(SCRATCH), 1, 0, 0x7ff0]);
         assert_eq!(pinned, Err(Errno::EINVAL), "not to become a page table");
     }
@@ -224,19 +226,19 @@ mod tests {
         let area = VcpuRegisterRunstateMemoryArea { addr: va(FREE) + 4096 - 20 };
         assert_eq!(with(&mut t, VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA, area), Ok(0));
         t.vcpu.assists = 1 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
-        t.wait_as(RunState::Blocked);
-        t.run_again();
-        let copy: VcpuRunstateInfo = t.read_guest_obj(area.addr).unwrap();
+        t.cx().wait_as(RunState::Blocked);
+        t.cx().run_again();
+        let copy: VcpuRunstateInfo = t.guest().read(area.addr).unwrap();
         assert_eq!((copy.state, copy.state_entry_time & XEN_RUNSTATE_UPDATE), (RUNSTATE_RUNNING, 0));
         assert!(copy.state_entry_time > 0 && copy.time[0] > 0);
         assert_eq!(call(&mut t, VCPUOP_GET_RUNSTATE_INFO, va(FREE + 2)), Ok(0));
-        let asked: VcpuRunstateInfo = t.read_guest_obj(va(FREE + 2)).unwrap();
+        let asked: VcpuRunstateInfo = t.guest().read(va(FREE + 2)).unwrap();
         assert!(asked.time[0] >= copy.time[0] && asked.time[2] == copy.time[2]);
         assert_eq!(call(&mut t, VCPUOP_GET_RUNSTATE_INFO, NOWHERE), Err(Errno::EFAULT));
 
         let time = VcpuRegisterTimeMemoryArea { addr: va(FREE + 3) };
         assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA, time), Ok(0));
-        let copy: VcpuTimeInfo = t.read_guest_obj(time.addr).unwrap();
+        let copy: VcpuTimeInfo = t.guest().read(time.addr).unwrap();
         assert_eq!(copy.tsc_to_system_mul, t.clock.published(0).tsc_to_system_mul);
         assert!(copy.version > 0 && copy.version.is_multiple_of(2));
 
@@ -245,8 +247,8 @@ mod tests {
         assert_eq!(with(&mut t, VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA, area), Ok(0));
         let area = VcpuRegisterTimeMemoryArea { addr: u64::MAX - 3 };
         assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA, area), Ok(0));
-        t.wait_as(RunState::Blocked);
-        t.run_again();
+        t.cx().wait_as(RunState::Blocked);
+        t.cx().run_again();
         assert_eq!(t.end, None);
         for addr in [1 << 47, 0xffff_8000_0000_0000, 0xffff_87ff_ffff_fff8] {
             let area = VcpuRegisterRunstateMemoryArea { addr };
@@ -270,23 +272,23 @@ mod tests {
         assert_eq!(call(&mut t, VCPUOP_SEND_NMI, 1), Err(Errno::EINVAL));
         assert_eq!(call(&mut t, VCPUOP_SEND_NMI, 0), Ok(0));
         let before = t.vcpu.regs;
-        t.deliver_nmi();
+        t.cx().deliver_nmi();
         assert_eq!((t.vcpu.regs.rip, t.vcpu.nmi.masked), (va(FREE), true));
         assert_eq!(call(&mut t, VCPUOP_SEND_NMI, 0), Ok(0));
         let sp = t.vcpu.regs.rsp;
-        t.deliver_nmi();
+        t.cx().deliver_nmi();
         assert_eq!(t.vcpu.regs.rsp, sp, "not while one is handled");
         // rcx, r11, rip ...: an iret frame begins with rax, r11, rcx, flags.
-        let frame: [u64; 7] = t.read_guest_obj(sp).unwrap();
+        let frame: [u64; 7] = t.guest().read(sp).unwrap();
         let [rcx, r11, rest @ ..] = frame;
         let mut iret = [0u64; 9];
         iret[1..3].copy_from_slice(&[r11, rcx]);
         iret[4..].copy_from_slice(&rest);
         t.vcpu.regs.rsp = va(SCRATCH);
-        t.write_guest_obj(va(SCRATCH), &iret).unwrap();
-        t.iret();
+        t.guest().write(va(SCRATCH), &iret).unwrap();
+        t.cx().iret();
         assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rsp), (before.rip, before.rsp));
-        t.deliver_nmi();
+        t.cx().deliver_nmi();
         assert_eq!(t.vcpu.regs.rip, va(FREE), "the second one comes now");
     }
 }

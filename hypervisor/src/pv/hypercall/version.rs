@@ -5,8 +5,7 @@ use paravane_abi::errno::Errno;
 use paravane_abi::features::*;
 use paravane_abi::version::*;
 
-use super::{HypercallResult, done, low32};
-use crate::pv::domain::PvDomain;
+use super::{Call, HypercallResult, done, low32};
 
 /// The version of the interface that is implemented: Xen 4.17's.
 pub const VERSION: (u16, u16) = (4, 17);
@@ -19,38 +18,39 @@ pub const FEATURES: u32 = 1 << XENFEAT_MMU_PT_UPDATE_PRESERVE_AD
     | 1 << XENFEAT_PAE_PGDIR_ABOVE_4GB;
 
 /// xen_version(command, argument).
-pub fn xen_version(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> HypercallResult {
+pub fn xen_version(call: &mut Call<'_>) -> HypercallResult {
+    let [command, argument, ..] = call.args;
     match low32(command) {
         XENVER_VERSION => done(u64::from(make_version(VERSION.0, VERSION.1))),
-        XENVER_EXTRAVERSION => text::<XEN_EXTRAVERSION_LEN>(d, argument, EXTRAVERSION),
-        XENVER_CAPABILITIES => text::<XEN_CAPABILITIES_INFO_LEN>(d, argument, CAPABILITIES),
-        XENVER_CHANGESET => text::<XEN_CHANGESET_INFO_LEN>(d, argument, "unavailable"),
+        XENVER_EXTRAVERSION => text::<XEN_EXTRAVERSION_LEN>(call, argument, EXTRAVERSION),
+        XENVER_CAPABILITIES => text::<XEN_CAPABILITIES_INFO_LEN>(call, argument, CAPABILITIES),
+        XENVER_CHANGESET => text::<XEN_CHANGESET_INFO_LEN>(call, argument, "unavailable"),
         XENVER_COMPILE_INFO => {
             let mut info = XenCompileInfo::default();
             fill(&mut info.compiler, "rustc");
             fill(&mut info.compile_by, "paravane");
-            d.write_guest_obj(argument, &info)?;
+            call.guest().write(argument, &info)?;
             done(0)
         }
         XENVER_PLATFORM_PARAMETERS => {
-            d.write_guest_obj(argument, &XenPlatformParameters { virt_start: HYPERVISOR_VIRT_START })?;
+            call.guest().write(argument, &XenPlatformParameters { virt_start: HYPERVISOR_VIRT_START })?;
             done(0)
         }
         XENVER_GET_FEATURES => {
-            let mut info: XenFeatureInfo = d.read_guest_obj(argument)?;
+            let mut info: XenFeatureInfo = call.guest().read(argument)?;
             info.submap = if info.submap_idx == 0 { FEATURES } else { 0 };
             if info.submap_idx >= XENFEAT_NR_SUBMAPS {
                 return Err(Errno::EINVAL);
             }
-            d.write_guest_obj(argument, &info)?;
+            call.guest().write(argument, &info)?;
             done(0)
         }
         XENVER_PAGESIZE => done(PAGE_SIZE),
         XENVER_GUEST_HANDLE => {
-            d.write_guest(argument, &[0; 16])?;
+            call.guest().write_bytes(argument, &[0; 16])?;
             done(0)
         }
-        XENVER_COMMANDLINE => text::<XEN_COMMANDLINE_LEN>(d, argument, ""),
+        XENVER_COMMANDLINE => text::<XEN_COMMANDLINE_LEN>(call, argument, ""),
         // There is no build id to give (ENODATA, as from a Xen that was linked without one).
         XENVER_BUILD_ID => Err(Errno::ENODATA),
         _ => Err(Errno::ENOSYS),
@@ -65,9 +65,9 @@ fn fill(field: &mut [u8], text: &str) {
     }
 }
 
-fn text<const N: usize>(d: &mut PvDomain, to: u64, text: &str) -> HypercallResult {
+fn text<const N: usize>(call: &mut Call<'_>, to: u64, text: &str) -> HypercallResult {
     let mut field = [0; N];
     fill(&mut field, text);
-    d.write_guest(to, &field)?;
+    call.guest().write_bytes(to, &field)?;
     done(0)
 }

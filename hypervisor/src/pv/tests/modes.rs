@@ -45,9 +45,9 @@ const fn to_user() -> IretContext {
 }
 
 fn iret(t: &mut TestDomain, frame: IretContext) {
-    t.write_guest_obj(va(SCRATCH), &frame).unwrap();
+    t.guest().write(va(SCRATCH), &frame).unwrap();
     t.vcpu.regs.rsp = va(SCRATCH);
-    t.iret();
+    t.cx().iret();
 }
 
 fn in_user_mode() -> TestDomain {
@@ -59,7 +59,7 @@ fn in_user_mode() -> TestDomain {
 
 /// The words of a frame that was just pushed.
 fn pushed<const N: usize>(t: &TestDomain) -> [u64; N] {
-    t.read_guest_obj(t.vcpu.regs.rsp).unwrap()
+    t.guest().read(t.vcpu.regs.rsp).unwrap()
 }
 
 #[test]
@@ -69,19 +69,19 @@ fn iret_goes_to_user_mode_and_a_system_call_comes_back() {
     assert!(!v.kernel_mode);
     assert_eq!((v.regs.rip, v.regs.rsp, v.regs.rax, v.regs.rcx, v.regs.r11), (USER_RIP, USER_SP, 1, 3, 2));
     assert_eq!((v.regs.gs_base, v.other_gs_base), (0xbbbb, 0xaaaa));
-    assert_eq!(t.space.root(), Mfn(t.mfn(USER_L4)));
-    assert_eq!(t.upcall.state(&t.memory).unwrap(), (false, false), "IF clears the mask");
+    assert_eq!(t.vcpu.space.root(), Mfn(t.mfn(USER_L4)));
+    assert_eq!(t.upcall().state(&t.memory).unwrap(), (false, false), "IF clears the mask");
 
     t.vcpu.regs.rcx = 0x77;
-    t.enter_handler(Callback { address: HANDLER, mask_events: true }, &[]);
+    t.cx().enter_handler(Callback { address: HANDLER, mask_events: true }, &[]);
     let v = &t.vcpu;
     assert!(v.kernel_mode);
     assert_eq!((v.regs.rip, v.regs.gs_base, v.other_gs_base), (HANDLER, 0xaaaa, 0xbbbb));
-    assert_eq!(t.space.root(), Mfn(t.mfn(L4)));
+    assert_eq!(t.vcpu.space.root(), Mfn(t.mfn(L4)));
     let frame = pushed(&t);
     assert_eq!(frame, [0x77, 2, USER_RIP, FLAT_USER_CS.into(), IF | 2, USER_SP, FLAT_USER_SS.into()]);
     assert_eq!(v.regs.rsp, va(STACK + 1) - 56, "on the stack of stack_switch, and nothing below it spared");
-    assert_eq!(t.upcall.state(&t.memory).unwrap(), (false, true));
+    assert_eq!(t.upcall().state(&t.memory).unwrap(), (false, true));
 }
 
 #[test]
@@ -99,18 +99,18 @@ fn a_return_as_by_sysret_has_flat_selectors_and_loses_rcx_and_r11() {
 #[test]
 fn exceptions_of_both_modes() {
     let mut t = in_user_mode();
-    t.switch_mode(true);
+    t.cx().switch_mode(true);
     t.handle(14, HANDLER, TI_IF);
     t.handle(6, HANDLER + 16, 0);
-    t.switch_mode(false);
-    t.deliver_fault(Fault { vector: 14, error_code: PFEC_WRITE, address: NOWHERE });
+    t.cx().switch_mode(false);
+    t.cx().deliver_fault(Fault { vector: 14, error_code: PFEC_WRITE, address: NOWHERE });
     let [_, _, code, rip, cs, ..] = pushed::<8>(&t);
     assert_eq!((code, rip, cs), (u64::from(PFEC_WRITE | PFEC_USER), USER_RIP, FLAT_USER_CS.into()));
     assert_eq!(t.vcpu.control.cr2, NOWHERE);
 
     // The kernel's own: no user bit, privilege level 0 and the saved mask in CS, the red zone spared.
     let sp = t.vcpu.regs.rsp;
-    t.deliver_fault(Fault { vector: 14, error_code: PFEC_WRITE | PFEC_USER, address: NOWHERE + 8 });
+    t.cx().deliver_fault(Fault { vector: 14, error_code: PFEC_WRITE | PFEC_USER, address: NOWHERE + 8 });
     let [_, _, code, rip, cs, flags, rsp, ss] = pushed::<8>(&t);
     assert_eq!((code, rip), (u64::from(PFEC_WRITE), HANDLER));
     assert_eq!(cs, 0xe030 | 1 << FRAME_CS_UPCALL_MASK_SHIFT);
@@ -118,18 +118,18 @@ fn exceptions_of_both_modes() {
     assert_eq!((flags & RF, t.vcpu.regs.rflags & RF), (RF, 0), "a fault's frame, and not its handler");
     assert!(t.vcpu.regs.rsp + 64 <= sp - 128);
 
-    t.upcall.set_mask(&t.memory, false).unwrap();
-    t.deliver_fault(Fault { vector: 6, error_code: 0, address: 0 });
+    t.upcall().set_mask(&t.memory, false).unwrap();
+    t.cx().deliver_fault(Fault { vector: 6, error_code: 0, address: 0 });
     assert_eq!(pushed::<3>(&t)[2], HANDLER, "no error code");
-    assert_eq!(t.upcall.state(&t.memory).unwrap(), (false, false), "the handler did not ask for a mask");
+    assert_eq!(t.upcall().state(&t.memory).unwrap(), (false, false), "the handler did not ask for a mask");
 }
 
 #[test]
 fn a_trap_is_reported_after_its_instruction_and_has_no_rf() {
     let mut t = in_user_mode();
-    t.switch_mode(true);
+    t.cx().switch_mode(true);
     t.handle(3, HANDLER, 0);
-    t.deliver_fault(Fault { vector: 3, error_code: 0, address: 0 });
+    t.cx().deliver_fault(Fault { vector: 3, error_code: 0, address: 0 });
     assert_eq!(pushed::<6>(&t)[4] & RF, 0);
 }
 
@@ -152,7 +152,7 @@ fn a_context_that_cannot_be_loaded_is_a_protection_fault_there() {
         let [_rcx, _r11, code, rip, cs, ..] = pushed::<8>(&t);
         assert_eq!((code, rip), (error_code, frame.rip), "{frame:?}");
         assert_eq!(cs & 3, 3, "it was user mode that could not be entered");
-        assert_eq!(t.upcall.state(&t.memory).unwrap(), (false, true));
+        assert_eq!(t.upcall().state(&t.memory).unwrap(), (false, true));
 
         let mut t = domain();
         iret(&mut t, frame);
@@ -168,16 +168,16 @@ fn what_no_callback_can_mend_ends_the_guest() {
 
     let mut t = domain();
     t.vcpu.regs.rsp = NOWHERE;
-    t.iret();
+    t.cx().iret();
     assert!(t.death().unwrap().starts_with("iret with an unreadable frame at 0x7ffffffff000"));
 
     let mut t = in_user_mode();
     t.vcpu.kernel_sp = NOWHERE;
-    t.enter_handler(Callback { address: HANDLER, mask_events: true }, &[]);
+    t.cx().enter_handler(Callback { address: HANDLER, mask_events: true }, &[]);
     assert!(t.death().unwrap().starts_with("cannot push a frame for the guest's handler: its stack"));
 
     let mut t = in_user_mode();
-    t.deliver_fault(Fault { vector: 13, error_code: 0x10, address: 0 });
+    t.cx().deliver_fault(Fault { vector: 13, error_code: 0x10, address: 0 });
     assert!(t.death().unwrap().contains("no handler for vector 13"));
 }
 
@@ -191,7 +191,7 @@ fn the_kernels_own_selectors_come_back_without_their_privilege() {
     iret(&mut t, IretContext { cs: 0x10, ss: 0x18, rsp: va(STACK) + 512, ..to_user() });
     assert!(t.vcpu.kernel_mode);
     assert_eq!((t.vcpu.regs.selectors.cs, t.vcpu.regs.selectors.ss), (0x13, 0x1b));
-    t.enter_handler(Callback { address: HANDLER, mask_events: false }, &[]);
+    t.cx().enter_handler(Callback { address: HANDLER, mask_events: false }, &[]);
     let [_, _, _, cs, _, _, ss] = pushed::<7>(&t);
     assert_eq!((cs & 0xffff, ss), (0x10, 0x1b));
     assert_eq!(
@@ -205,10 +205,10 @@ fn the_kernels_own_selectors_come_back_without_their_privilege() {
 fn the_io_privilege_level_is_in_the_flags_when_asked_for() {
     let mut t = domain();
     t.vcpu.io.level = 2;
-    t.enter_handler(Callback { address: HANDLER, mask_events: false }, &[]);
+    t.cx().enter_handler(Callback { address: HANDLER, mask_events: false }, &[]);
     assert_eq!(pushed::<5>(&t)[4] >> 12 & 3, 0);
     t.vcpu.assists = 1 << VMASST_TYPE_ARCHITECTURAL_IOPL;
-    t.enter_handler(Callback { address: HANDLER, mask_events: false }, &[]);
+    t.cx().enter_handler(Callback { address: HANDLER, mask_events: false }, &[]);
     assert_eq!(pushed::<5>(&t)[4] >> 12 & 3, 2);
     iret(&mut t, IretContext { rflags: IF | 3 << 12, ..to_user() });
     assert_eq!((t.vcpu.io.level, t.vcpu.regs.rflags >> 12 & 3), (3, 0));
@@ -219,12 +219,12 @@ fn the_first_use_of_the_fpu_traps_once() {
     let mut t = domain();
     t.handle(7, HANDLER, 0);
     t.call(paravane_abi::hypercall::FPU_TASKSWITCH, [1]).unwrap();
-    assert!(t.vcpu.control.task_switched && t.space.task_switched());
-    t.deliver_fault(Fault { vector: 7, error_code: 0, address: 0 });
+    assert!(t.vcpu.control.task_switched && t.vcpu.space.task_switched());
+    t.cx().deliver_fault(Fault { vector: 7, error_code: 0, address: 0 });
     assert_eq!(t.vcpu.regs.rip, HANDLER);
-    assert!(!t.vcpu.control.task_switched && !t.space.task_switched(), "the handler may use it");
+    assert!(!t.vcpu.control.task_switched && !t.vcpu.space.task_switched(), "the handler may use it");
     t.call(paravane_abi::hypercall::FPU_TASKSWITCH, [0]).unwrap();
-    assert!(!t.space.task_switched());
+    assert!(!t.vcpu.space.task_switched());
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_jump_out_of_the_canonical_range_is_a_protection_fault() {
     let mut t = domain();
     t.handle(13, HANDLER, 0);
     t.vcpu.regs.rip = 1 << 47;
-    t.check_rip();
+    t.cx().check_rip();
     assert_eq!(t.vcpu.regs.rip, HANDLER);
     assert_eq!(pushed::<4>(&t)[2..], [0, 1 << 47]);
 }
@@ -251,13 +251,15 @@ proptest! {
         }
         t.vcpu.failsafe.address = if failsafe { HANDLER } else { 0 };
         iret(&mut t, frame);
+        let selectors = t.vcpu.regs.selectors;
+        let usable = t.cx().is_code_64(selectors.cs) && t.cx().is_stack(selectors.ss);
         let v = &t.vcpu;
         if t.end.is_none() {
             prop_assert!(paravane_abi::addr::is_canonical(v.regs.rip));
-            prop_assert!(t.is_code_64(v.regs.selectors.cs) && t.is_stack(v.regs.selectors.ss));
+            prop_assert!(usable);
             prop_assert_eq!(v.regs.rflags & (3 << 12 | 1 << 17), 0);
-            let root = if v.kernel_mode { t.tables.kernel_root() } else { t.tables.user_root().unwrap() };
-            prop_assert_eq!(t.space.root(), root);
+            let root = if v.kernel_mode { t.vcpu.tables.kernel_root() } else { t.vcpu.tables.user_root().unwrap() };
+            prop_assert_eq!(t.vcpu.space.root(), root);
         }
     }
 }

@@ -41,9 +41,9 @@ fn iret(t: &mut TestDomain, rip: u64, cs: u16) {
         rsp: va(FREE + 3),
         ..to_user()
     };
-    t.write_guest_obj(va(SCRATCH), &frame).unwrap();
+    t.guest().write(va(SCRATCH), &frame).unwrap();
     t.vcpu.regs.rsp = va(SCRATCH);
-    t.iret();
+    t.cx().iret();
 }
 
 const fn to_user() -> IretContext {
@@ -63,16 +63,16 @@ fn xsa_7_no_entry_and_no_return_at_an_address_that_is_not_canonical() {
                 (HANDLER, true, true),
                 "{address:#x}"
             );
-            let [_, _, error_code, rip] = t.read_guest_obj::<[u64; 4]>(t.vcpu.regs.rsp).unwrap();
+            let [_, _, error_code, rip] = t.guest().read::<[u64; 4]>(t.vcpu.regs.rsp).unwrap();
             assert_eq!((error_code, rip), (0, address));
         }
         // A SYSCALL at the end of the lower half.
         (t.vcpu.regs.rip, t.vcpu.regs.rsp) = (address, va(STACK + 1));
-        t.check_rip();
+        t.cx().check_rip();
         assert_eq!((t.vcpu.regs.rip, t.end.is_none()), (HANDLER, true));
 
         let trap = TrapInfo { vector: 14, address, ..TrapInfo::default() };
-        t.write_guest_obj(va(SCRATCH), &[trap, TrapInfo::default()]).unwrap();
+        t.guest().write(va(SCRATCH), &[trap, TrapInfo::default()]).unwrap();
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]), Err(Errno::EINVAL));
         let kinds = [
             CALLBACKTYPE_EVENT,
@@ -108,7 +108,7 @@ fn handlers_are_entered_on_flat_segments_whatever_ran() {
     for cs in [0xe023, 0x33, 0x23, FLAT_USER_CS] {
         (t.vcpu.regs.selectors.cs, t.vcpu.regs.selectors.ss) = (cs, 0x2b);
         t.vcpu.kernel_mode = false;
-        t.enter_handler(Callback { address: HANDLER, mask_events: true }, &[]);
+        t.cx().enter_handler(Callback { address: HANDLER, mask_events: true }, &[]);
         let now = t.vcpu.regs.selectors;
         assert_eq!((now.cs, now.ss, t.vcpu.kernel_mode), (FLAT_KERNEL_CS, FLAT_USER_SS, true));
     }
@@ -133,11 +133,11 @@ fn xsa_293_each_mode_has_its_gs_base_back() {
         (user, fs) = (USER_GS + round, round << 12);
         (t.vcpu.regs.gs_base, t.vcpu.regs.fs_base) = (user, fs);
         match round % 3 {
-            0 => t.enter_handler(Callback { address: HANDLER, mask_events: true }, &[]),
-            1 => t.deliver_fault(Fault { vector: 13, error_code: 0, address: 0 }),
+            0 => t.cx().enter_handler(Callback { address: HANDLER, mask_events: true }, &[]),
+            1 => t.cx().deliver_fault(Fault { vector: 13, error_code: 0, address: 0 }),
             _ => {
                 // A return that fails is a fault of where it went.
-                t.enter_handler(Callback { address: HANDLER, mask_events: true }, &[]);
+                t.cx().enter_handler(Callback { address: HANDLER, mask_events: true }, &[]);
                 iret(&mut t, 1 << 47, FLAT_USER_CS);
             }
         }
@@ -168,14 +168,14 @@ fn xsa_298_no_descriptor_beyond_the_tables_limit() {
     t.map(TABLE, read_only).unwrap();
     for count in [0, 1, 3, 512] {
         let op = MmuextOp { cmd: MMUEXT_SET_LDT, arg1: va(TABLE), arg2: count, ..MmuextOp::default() };
-        t.write_guest_obj(va(SCRATCH), &op).unwrap();
+        t.guest().write(va(SCRATCH), &op).unwrap();
         t.call(nr::MMUEXT_OP, [va(SCRATCH), 1, 0, DOMID_SELF.into()]).unwrap();
         for index in [0, 1, 2, 3, 4, 511, 512, 8191] {
-            assert_eq!(t.is_code_64(local(index)), u64::from(index) < count, "{index} of {count}");
+            assert_eq!(t.cx().is_code_64(local(index)), u64::from(index) < count, "{index} of {count}");
         }
     }
     t.set_gdt(&[TABLE], 8);
-    assert!(t.is_code_64(7 << 3 | 3) && !t.is_code_64(512 << 3 | 3), "there is no second frame");
+    assert!(t.cx().is_code_64(7 << 3 | 3) && !t.cx().is_code_64(512 << 3 | 3), "there is no second frame");
 }
 
 /// XSA-100: memory that had been another's was handed out unscrubbed. A machine's memory holds nothing of what was in
@@ -202,7 +202,7 @@ fn xsa_100_memory_holds_nothing_of_another_domain() {
         frame_list: va(FREE),
         ..Default::default()
     };
-    t.write_guest_obj(va(SCRATCH), &op).unwrap();
+    t.guest().write(va(SCRATCH), &op).unwrap();
     t.call(nr::GRANT_TABLE_OP, [GNTTABOP_SETUP_TABLE.into(), va(SCRATCH), 1]).unwrap();
     for n in 0..4 {
         let frame = t.peek(FREE, n);

@@ -10,7 +10,7 @@ use crate::x86::rflags::TF;
 const HANDLER: u64 = va(FREE);
 
 /// A domain that runs a user program.
-fn in_user_mode() -> TestDomain {
+fn in_user_mode() -> PvGuest {
     let mut t = TestDomain::new();
     for vector in 0..20 {
         t.handle(vector, HANDLER + u64::from(vector), 0);
@@ -18,7 +18,7 @@ fn in_user_mode() -> TestDomain {
     t.vcpu.kernel_sp = va(STACK + 1);
     t.vcpu.kernel_mode = false;
     t.vcpu.regs.rip = va(FREE + 1);
-    t
+    PvGuest { domain: t.domain, vcpu: t.vcpu }
 }
 
 /// XSA-204, here where SYSCALL is carried out: a single step of it is never the kernel's, and the program's goes on.
@@ -27,16 +27,17 @@ fn xsa_204_a_system_call_is_no_step_into_the_kernel() {
     let mut t = in_user_mode();
     t.vcpu.syscall.address = HANDLER + 0x100;
     t.vcpu.regs.rflags |= TF;
-    Guest::handle(&mut *t, Exit::Syscall);
+    t.handle(Exit::Syscall);
     assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rflags & TF), (HANDLER + 0x100, 0));
-    let [.., flags, _, ss] = t.read_guest_obj::<[u64; 7]>(t.vcpu.regs.rsp).unwrap();
+    let rsp = t.vcpu.regs.rsp;
+    let [.., flags, _, ss] = t.cx().guest().read::<[u64; 7]>(rsp).unwrap();
     assert_eq!((flags & TF, ss), (TF, FLAT_USER_SS.into()));
     assert_eq!(t.vcpu.debug.status & 1 << 14, 0, "no step was taken");
 
     // Without a handler it is no instruction, and its #UD enters the kernel as little stepped.
     let mut t = in_user_mode();
     t.vcpu.regs.rflags |= TF;
-    Guest::handle(&mut *t, Exit::Syscall);
+    t.handle(Exit::Syscall);
     assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rflags & TF), (HANDLER + u64::from(TRAP_INVALID_OP), 0));
     assert_ne!(t.vcpu.regs.rip, HANDLER + u64::from(TRAP_DEBUG));
 }
@@ -47,9 +48,9 @@ fn xsa_7_a_system_call_at_the_end_of_the_lower_half() {
     let mut t = in_user_mode();
     t.vcpu.kernel_mode = true;
     (t.vcpu.regs.rip, t.vcpu.regs.rax) = (1 << 47, u64::MAX);
-    Guest::handle(&mut *t, Exit::Syscall);
+    t.handle(Exit::Syscall);
     assert!(matches!(t.prepare(), Next::Run(_)));
-    assert_eq!((t.vcpu.regs.rip, t.end.is_none()), (HANDLER + u64::from(TRAP_GP_FAULT), true));
+    assert_eq!((t.vcpu.regs.rip, t.domain.end.is_none()), (HANDLER + u64::from(TRAP_GP_FAULT), true));
 }
 
 /// Exits that only a kernel at CPL 0 makes end the guest with a line that says whose fault they are.
@@ -58,7 +59,7 @@ fn an_exit_of_cpl_0_ends_the_guest() {
     let port = Exit::Port { port: 0x60, size: 1, value: None };
     for exit in [port, Exit::Mmio { address: 1 << 40, size: 8, value: Some(1) }, Exit::Halt] {
         let mut t = in_user_mode();
-        assert_eq!(Guest::handle(&mut *t, exit).cause, Cause::Dead);
-        assert!(matches!(&t.end, Some(DomainEnd::Killed(why)) if why.starts_with(Exit::NOT_AT_CPL_3)));
+        assert_eq!(t.handle(exit).cause, Cause::Dead);
+        assert!(matches!(&t.domain.end, Some(DomainEnd::Killed(why)) if why.starts_with(Exit::NOT_AT_CPL_3)));
     }
 }

@@ -41,7 +41,7 @@ fn what_the_interrupt_flag_means_is_in_memory() {
     let mut t = domain();
     for (code, op) in [(CLI, PrivOp::Cli), (STI, PrivOp::Sti)] {
         assert_eq!(completes(&mut t, code, GP), Cause::PrivilegedInstruction(op));
-        assert!(t.upcall.state(&t.memory).unwrap().1, "the mask is as it was");
+        assert!(t.upcall().state(&t.memory).unwrap().1, "the mask is as it was");
     }
     t.vcpu.io.level = 0;
     is_refused(&mut t, CLI);
@@ -200,7 +200,7 @@ fn control_registers() {
     completes(&mut t, &[0x0f, 0x22, 0xd8], GP);
     t.vcpu.regs.rax = t.mfn(L1) << 12;
     is_refused(&mut t, &[0x0f, 0x22, 0xd8]);
-    assert_eq!(t.tables.kernel_root(), Mfn(t.mfn(L4)));
+    assert_eq!(t.vcpu.tables.kernel_root(), Mfn(t.mfn(L4)));
 
     t.vcpu.regs.rax = u64::MAX;
     completes(&mut t, &[0x0f, 0x22, 0xe0], GP);
@@ -227,7 +227,7 @@ fn debug_registers_and_single_steps() {
     t.vcpu.regs.rflags |= TF;
     execute(&mut t, CLI, GP);
     assert_eq!(t.vcpu.regs.rip, HANDLERS + 1, "#DB after the instruction");
-    let frame: [u64; 3] = t.read_guest_obj(t.vcpu.regs.rsp).unwrap();
+    let frame: [u64; 3] = t.guest().read(t.vcpu.regs.rsp).unwrap();
     assert_eq!(frame[2], RIP + 1);
     assert_eq!(t.vcpu.debug.status & 1 << 14, 1 << 14);
 }
@@ -242,7 +242,7 @@ fn breakpoints_on_ports_fire_after_the_access() {
     t.vcpu.control.cr4 |= DE;
     execute(&mut t, IN_AL_61, GP);
     assert_eq!(t.vcpu.regs.rip, HANDLERS + 1, "#DB");
-    let frame: [u64; 3] = t.read_guest_obj(t.vcpu.regs.rsp).unwrap();
+    let frame: [u64; 3] = t.guest().read(t.vcpu.regs.rsp).unwrap();
     assert_eq!((frame[2], t.vcpu.debug.status & 0xf), (RIP + 2, 0b10), "after the instruction, by DR1");
     t.vcpu.debug.status = 0;
     completes(&mut t, IN_AL_42, GP);
@@ -302,7 +302,7 @@ fn a_hypercall_page_where_the_guest_wants_one() {
     t.vcpu.regs.rax = t.mfn(SCRATCH) << 12;
     completes(&mut t, WRMSR, GP);
     let stub = |t: &TestDomain, n: u64| {
-        t.read_guest_obj::<[u8; HYPERCALL_ENTRY_SIZE]>(va(SCRATCH) + n * HYPERCALL_ENTRY_SIZE as u64).unwrap()
+        t.guest().read::<[u8; HYPERCALL_ENTRY_SIZE]>(va(SCRATCH) + n * HYPERCALL_ENTRY_SIZE as u64).unwrap()
     };
     assert_eq!(stub(&t, 1)[..14], [0x51, 0x41, 0x53, 0xb8, 1, 0, 0, 0, 0x0f, 5, 0x41, 0x5b, 0x59, 0xc3]);
     assert_eq!(stub(&t, 23)[..12], [0x51, 0x41, 0x53, 0x50, 0xb8, 23, 0, 0, 0, 0x0f, 5, 0xcc]);
@@ -319,7 +319,7 @@ fn extended_state() {
     assert_eq!(raises(&mut t, XSETBV, GP).0, 6, "not before CR4.OSXSAVE");
     t.vcpu.control.cr4 |= 1 << 18;
     completes(&mut t, XSETBV, GP);
-    assert_eq!((t.vcpu.control.xcr0, t.space.allowed().xcr0), (1, 1));
+    assert_eq!((t.vcpu.control.xcr0, t.vcpu.space.allowed().xcr0), (1, 1));
     for (rax, rcx) in [(0, 0), (4, 0), (1, 1), (1 << 9 | 1, 0)] {
         (t.vcpu.regs.rax, t.vcpu.regs.rcx) = (rax, rcx);
         is_refused(&mut t, XSETBV);
@@ -331,19 +331,23 @@ fn instructions_are_allowed_as_cr4_says() {
     const OSXSAVE: u64 = 1 << 18;
     const FSGSBASE: u64 = 1 << 16;
     let mut t = domain();
-    assert_eq!(t.space.allowed(), Allowed { cr4: 0, xcr0: 3 }, "at first nothing that has to be asked for");
+    assert_eq!(
+        t.vcpu.space.allowed(),
+        Allowed { cr4: 0, xcr0: 3 },
+        "at first nothing that has to be asked for"
+    );
     t.vcpu.regs.rax = u64::MAX;
     completes(&mut t, &[0x0f, 0x22, 0xe0], GP);
-    assert_eq!(t.space.allowed().cr4, t.vcpu.control.cr4 & (OSXSAVE | FSGSBASE | 4));
+    assert_eq!(t.vcpu.space.allowed().cr4, t.vcpu.control.cr4 & (OSXSAVE | FSGSBASE | 4));
     t.vcpu.regs.rax = 0;
     completes(&mut t, &[0x0f, 0x22, 0xe0], GP);
-    assert_eq!(t.space.allowed().cr4, 0);
+    assert_eq!(t.vcpu.space.allowed().cr4, 0);
     // A kernel may use XGETBV at once, as on Xen; a user program waits for its kernel.
     const XGETBV: &[u8] = &[0x0f, 0x01, 0xd0];
     assert_eq!(raises(&mut user_domain(), XGETBV, UD).0, 6);
     if available(host_cpuid::xcr0()) != 0 {
         execute(&mut t, XGETBV, UD);
-        assert_eq!((t.vcpu.regs.rip, t.space.allowed().cr4), (RIP, OSXSAVE), "executed again");
+        assert_eq!((t.vcpu.regs.rip, t.vcpu.space.allowed().cr4), (RIP, OSXSAVE), "executed again");
         assert_eq!(raises(&mut t, XGETBV, UD).0, 6, "that was not why");
     }
 }
@@ -445,10 +449,10 @@ proptest! {
         let place = |value: u64| if near { va(0) + value % (32 << 12) } else { value };
         let r = &mut t.vcpu.regs;
         [r.rax, r.rcx, r.rdx, r.rbx, r.rsi, r.rdi, r.rbp, r.r8] = regs.map(place);
-        t.write_guest(RIP, &code).unwrap();
+        t.guest().write_bytes(RIP, &code).unwrap();
         (t.vcpu.regs.rip, t.vcpu.regs.rsp) = (RIP, va(STACK + 1));
-        handle(&mut t, Fault { vector, error_code, address: place(regs[5]) });
+        handle(&mut t.cx(), Fault { vector, error_code, address: place(regs[5]) });
         prop_assert!(paravane_abi::addr::is_canonical(t.vcpu.regs.rip));
-        prop_assert_eq!(t.space.root(), t.tables.kernel_root());
+        prop_assert_eq!(t.vcpu.space.root(), t.vcpu.tables.kernel_root());
     }
 }

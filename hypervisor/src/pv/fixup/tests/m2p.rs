@@ -119,9 +119,9 @@ proptest! {
         let address = if near { first } else { MACH2PHYS_VIRT_START + offset };
         let r = &mut t.vcpu.regs;
         [r.rax, r.rcx, r.rdx, r.rbx, r.rsi, r.rdi, r.rbp, r.r8] = [address; 8];
-        t.write_guest(RIP, &code).unwrap();
+        t.guest().write_bytes(RIP, &code).unwrap();
         (t.vcpu.regs.rip, t.vcpu.regs.rsp) = (RIP, va(STACK + 1));
-        handle(&mut t, at(address, error_code));
+        handle(&mut t.cx(), at(address, error_code));
         prop_assert!(paravane_abi::addr::is_canonical(t.vcpu.regs.rip));
         let mfn = t.mfn(SCRATCH);
         let place = crate::machine::memory::Maddr(Mfn(t.facts.m2p.start).maddr().0 + mfn * 8);

@@ -47,7 +47,7 @@ fn moves_of_every_size() {
     assert_eq!(t.peek(L1, PAGE), t.entry(PAGE, RO));
     assert_eq!(t.mmu.frame(Mfn(t.mfn(PAGE))).unwrap().held_as(), None, "no longer mapped writable");
     assert_eq!(
-        t.space.pending(&t.log).writes.iter().last().map(|w| w.new),
+        t.vcpu.space.pending(&t.log).writes.iter().last().map(|w| w.new),
         Some(t.entry(PAGE, RO)),
         "the engine hears of it"
     );

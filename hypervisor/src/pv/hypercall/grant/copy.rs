@@ -6,8 +6,8 @@ use paravane_abi::grant::*;
 use super::{Halt, own_table};
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
 use crate::mmu::direct::Granted;
-use crate::pv::domain::PvDomain;
 use crate::pv::grants::Use;
+use crate::pv::hypercall::Call;
 
 /// One side of a copy, held until it is put.
 struct Side {
@@ -16,17 +16,17 @@ struct Side {
 }
 
 /// GNTTABOP_copy.
-pub(super) fn copy(d: &mut PvDomain, op: &mut GnttabCopy) -> Result<(), Halt> {
+pub(super) fn copy(call: &mut Call<'_>, op: &mut GnttabCopy) -> Result<(), Halt> {
     let source_grant = op.flags & GNTCOPY_SOURCE_GREF != 0;
     let dest_grant = op.flags & GNTCOPY_DEST_GREF != 0;
     check_domain(&op.source, source_grant)?;
     check_domain(&op.dest, dest_grant)?;
-    let source = Side::get(d, &op.source, source_grant, false)?;
-    let result = Side::get(d, &op.dest, dest_grant, true).and_then(|dest| {
-        let result = move_bytes(d, op, &source, &dest);
-        dest.put(d).and(result)
+    let source = Side::get(call, &op.source, source_grant, false)?;
+    let result = Side::get(call, &op.dest, dest_grant, true).and_then(|dest| {
+        let result = move_bytes(call, op, &source, &dest);
+        dest.put(call).and(result)
     });
-    source.put(d).and(result)
+    source.put(call).and(result)
 }
 
 /// Only its own frames can be named by number, and only as DOMID_SELF's.
@@ -40,34 +40,37 @@ fn check_domain(ptr: &GnttabCopyPtr, grant: bool) -> Result<(), Halt> {
 }
 
 impl Side {
-    fn get(d: &mut PvDomain, ptr: &GnttabCopyPtr, grant: bool, writable: bool) -> Result<Self, Halt> {
+    fn get(call: &mut Call<'_>, ptr: &GnttabCopyPtr, grant: bool, writable: bool) -> Result<Self, Halt> {
         let how = Use { host: true, device: false, readonly: !writable };
         let (frame, grant) = if grant {
             // The number is the union's first half.
             let r = super::low32(ptr.u);
-            (d.grants.acquire(&d.memory, &d.mmu, r, how, false)?, Some((r, how)))
-        } else if d.mmu.is_domains(Mfn(ptr.u)) {
+            (
+                call.domain.grants.acquire(&call.domain.memory, &call.domain.mmu, r, how, false)?,
+                Some((r, how)),
+            )
+        } else if call.domain.mmu.is_domains(Mfn(ptr.u)) {
             (Mfn(ptr.u), None)
         } else {
             return Err(Halt::Status(GNTST_BAD_PAGE));
         };
         let granted = Granted { frame, writable };
-        if let Err(stop) = d.mmu.hold_granted(&d.memory, &mut d.log, granted) {
+        if let Err(stop) = call.domain.mmu.hold_granted(&call.domain.memory, &mut call.domain.log, granted) {
             if let Some((r, how)) = grant {
-                d.grants.release(&d.memory, r, how)?;
+                call.domain.grants.release(&call.domain.memory, r, how)?;
             }
             return Err(stop.into());
         }
         Ok(Self { granted, grant })
     }
 
-    fn put(self, d: &mut PvDomain) -> Result<(), Halt> {
-        d.mmu.release_granted(&d.memory, &mut d.log, self.granted);
-        self.grant.map_or(Ok(()), |(r, how)| Ok(d.grants.release(&d.memory, r, how)?))
+    fn put(self, call: &mut Call<'_>) -> Result<(), Halt> {
+        call.domain.mmu.release_granted(&call.domain.memory, &mut call.domain.log, self.granted);
+        self.grant.map_or(Ok(()), |(r, how)| Ok(call.domain.grants.release(&call.domain.memory, r, how)?))
     }
 }
 
-fn move_bytes(d: &PvDomain, op: &GnttabCopy, source: &Side, dest: &Side) -> Result<(), Halt> {
+fn move_bytes(call: &Call<'_>, op: &GnttabCopy, source: &Side, dest: &Side) -> Result<(), Halt> {
     let place = |side: &Side, offset: u16| {
         let inside = u64::from(offset) + u64::from(op.len) <= PAGE_SIZE;
         let at = Maddr(side.granted.frame.maddr().0 + u64::from(offset));
@@ -78,6 +81,6 @@ fn move_bytes(d: &PvDomain, op: &GnttabCopy, source: &Side, dest: &Side) -> Resu
     let Some(bytes) = page.get_mut(..usize::from(op.len)) else {
         return Err(Halt::Status(GNTST_BAD_COPY_ARG));
     };
-    let moved = d.memory.read(from, bytes).and_then(|()| d.memory.write(to, bytes));
+    let moved = call.domain.memory.read(from, bytes).and_then(|()| call.domain.memory.write(to, bytes));
     moved.map_err(|_| Halt::Status(GNTST_GENERAL_ERROR))
 }

@@ -17,9 +17,9 @@ use paravane_abi::errno::Errno;
 use paravane_abi::grant::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{HypercallResult, Outcome, done, is_spent, low32, spend};
+use super::{Call, HypercallResult, Outcome, done, low32};
 use crate::mmu::direct::Stop;
-use crate::pv::domain::{DOMID, PvDomain};
+use crate::pv::domain::DOMID;
 use crate::pv::grants::Unusable;
 
 /// What an element costs in elementary operations: it may copy a page or flush translations.
@@ -86,53 +86,57 @@ elements!(
 );
 
 /// grant_table_op(operation, array, count).
-pub fn grant_table_op(d: &mut PvDomain, [operation, array, count, ..]: [u64; 6]) -> HypercallResult {
+pub fn grant_table_op(call: &mut Call<'_>) -> HypercallResult {
+    let [operation, array, count, ..] = call.args;
     let (op, count) = (low32(operation), low32(count));
     if count > i32::MAX.cast_unsigned() {
         return Err(Errno::EINVAL);
     }
-    open(d)?;
-    let call = Call { op, array, count: count.into() };
+    open(call)?;
+    let list = List { op, array, count: count.into() };
     match op {
-        GNTTABOP_MAP_GRANT_REF => call.each(d, map::map),
-        GNTTABOP_UNMAP_GRANT_REF => call.each(d, map::unmap),
-        GNTTABOP_UNMAP_AND_REPLACE => call.each(d, map::unmap_and_replace),
-        GNTTABOP_SETUP_TABLE => call.only(d, table::setup),
-        GNTTABOP_TRANSFER => call.each(d, transfer::transfer),
-        GNTTABOP_COPY => call.each(d, copy::copy),
-        GNTTABOP_QUERY_SIZE => call.only(d, table::query_size),
-        GNTTABOP_SET_VERSION => table::set_version(d, array),
-        GNTTABOP_GET_STATUS_FRAMES => call.only(d, table::status_frames),
-        GNTTABOP_GET_VERSION => table::get_version(d, array),
-        GNTTABOP_SWAP_GRANT_REF => call.each(d, table::swap),
-        GNTTABOP_CACHE_FLUSH => call.each_without_status(d, table::cache_flush),
+        GNTTABOP_MAP_GRANT_REF => list.each(call, map::map),
+        GNTTABOP_UNMAP_GRANT_REF => list.each(call, map::unmap),
+        GNTTABOP_UNMAP_AND_REPLACE => list.each(call, map::unmap_and_replace),
+        GNTTABOP_SETUP_TABLE => list.only(call, table::setup),
+        GNTTABOP_TRANSFER => list.each(call, transfer::transfer),
+        GNTTABOP_COPY => list.each(call, copy::copy),
+        GNTTABOP_QUERY_SIZE => list.only(call, table::query_size),
+        GNTTABOP_SET_VERSION => table::set_version(call, array),
+        GNTTABOP_GET_STATUS_FRAMES => list.only(call, table::status_frames),
+        GNTTABOP_GET_VERSION => table::get_version(call, array),
+        GNTTABOP_SWAP_GRANT_REF => list.each(call, table::swap),
+        GNTTABOP_CACHE_FLUSH => list.each_without_status(call, table::cache_flush),
         // GNTTABOP_dump_table, too, is unknown to Xen.
         _ => Err(Errno::ENOSYS),
     }
 }
 
 /// Makes the table what a domain builder leaves: the console's page granted to domain 0.
-fn open(d: &mut PvDomain) -> Result<(), Errno> {
-    let reserved = [(GNTTAB_RESERVED_CONSOLE, d.console.ring.mfn())];
-    d.grants.open(&d.memory, &mut d.mmu, reserved.into_iter()).map_err(|_| Errno::ENOMEM)
+fn open(call: &mut Call<'_>) -> Result<(), Errno> {
+    let reserved = [(GNTTAB_RESERVED_CONSOLE, call.domain.console.ring.mfn())];
+    call.domain
+        .grants
+        .open(&call.domain.memory, &mut call.domain.mmu, reserved.into_iter())
+        .map_err(|_| Errno::ENOMEM)
 }
 
-/// A call, as far as it is not done.
-struct Call {
+/// The list of a call, as far as it is not done.
+struct List {
     op: u32,
     array: u64,
     count: u64,
 }
 
-impl Call {
+impl List {
     /// Does `one` for each element, with the status that it gets.
     fn each<T: Element>(
         &self,
-        d: &mut PvDomain,
-        mut one: impl FnMut(&mut PvDomain, &mut T) -> Result<(), Halt>,
+        call: &mut Call<'_>,
+        mut one: impl FnMut(&mut Call<'_>, &mut T) -> Result<(), Halt>,
     ) -> HypercallResult {
-        self.walk(d, |d, element: &mut T| {
-            let status = match one(d, element) {
+        self.walk(call, |call, element: &mut T| {
+            let status = match one(call, element) {
                 Ok(()) => GNTST_OKAY,
                 Err(Halt::Status(status)) => status,
                 Err(halt) => return Err(halt),
@@ -145,39 +149,39 @@ impl Call {
     /// The same for an operation whose list must have one element.
     fn only<T: Element>(
         &self,
-        d: &mut PvDomain,
-        one: impl FnMut(&mut PvDomain, &mut T) -> Result<(), Halt>,
+        call: &mut Call<'_>,
+        one: impl FnMut(&mut Call<'_>, &mut T) -> Result<(), Halt>,
     ) -> HypercallResult {
-        if self.count == 1 { self.each(d, one) } else { Err(Errno::EINVAL) }
+        if self.count == 1 { self.each(call, one) } else { Err(Errno::EINVAL) }
     }
 
     /// The same for elements without a status: an error ends the call.
     fn each_without_status<T: FromBytes + IntoBytes + Immutable>(
         &self,
-        d: &mut PvDomain,
-        one: impl Fn(&mut PvDomain, &T) -> Result<(), Errno>,
+        call: &mut Call<'_>,
+        one: impl Fn(&mut Call<'_>, &T) -> Result<(), Errno>,
     ) -> HypercallResult {
-        self.walk(d, |d, element: &mut T| Ok(one(d, element)?))
+        self.walk(call, |call, element: &mut T| Ok(one(call, element)?))
     }
 
     fn walk<T: FromBytes + IntoBytes + Immutable>(
         &self,
-        d: &mut PvDomain,
-        mut one: impl FnMut(&mut PvDomain, &mut T) -> Result<(), Halt>,
+        call: &mut Call<'_>,
+        mut one: impl FnMut(&mut Call<'_>, &mut T) -> Result<(), Halt>,
     ) -> HypercallResult {
         for n in 0..self.count {
             let offset = n.checked_mul(size_of::<T>() as u64).ok_or(Errno::EFAULT)?;
             let at = self.array.checked_add(offset).ok_or(Errno::EFAULT)?;
             let again = Ok(Outcome::Again([self.op.into(), at, self.count - n, 0, 0, 0]));
-            if is_spent(d) {
+            if call.is_spent() {
                 return again;
             }
-            spend(d, ELEMENT);
-            let mut element: T = d.read_guest_obj(at)?;
+            call.spend(ELEMENT);
+            let mut element: T = call.guest().read(at)?;
             // A handle that the guest cannot be told would be lost to it.
-            d.check_writable(at, size_of::<T>())?;
-            match one(d, &mut element) {
-                Ok(()) => d.write_guest_obj(at, &element)?,
+            call.guest().check_writable(at, size_of::<T>())?;
+            match one(call, &mut element) {
+                Ok(()) => call.guest().write(at, &element)?,
                 Err(Halt::Error(errno)) => return Err(errno),
                 Err(Halt::Later) => return again,
                 // Only `each` meets statuses, and it stores them.

@@ -12,31 +12,30 @@ use super::own;
 use super::reservation::{MAX_CHUNK, NUMBER, frame_limit, number_at, page_of, take_back};
 use crate::machine::memory::Mfn;
 use crate::mmu::direct::Stop;
-use crate::pv::domain::PvDomain;
 use crate::pv::free_frames::MAX_ORDER;
-use crate::pv::hypercall::{HypercallResult, Outcome, done, is_spent, spend};
+use crate::pv::hypercall::{Call, HypercallResult, Outcome, done};
 
 /// Performs an exchange as far as one entry may go.
-pub fn exchange(d: &mut PvDomain, argument: u64) -> HypercallResult {
-    let mut x = Exchange::check(d.read_guest_obj(argument)?)?;
+pub fn exchange(call: &mut Call<'_>, argument: u64) -> HypercallResult {
+    let mut x = Exchange::check(call.guest().read(argument)?)?;
     // Before anything is exchanged: an interrupted call goes on from what stands there.
     let progress = argument.wrapping_add(offset_of!(XenMemoryExchange, nr_exchanged) as u64);
-    d.check_writable(progress, size_of::<u64>())?;
+    call.guest().check_writable(progress, size_of::<u64>())?;
     let in_per_chunk = 1u64 << (x.chunk_order - x.arg.in_.extent_order);
     let mut result = Ok(());
     while result.is_ok() && x.arg.nr_exchanged < x.arg.in_.nr_extents {
-        result = if is_spent(d) {
+        result = if call.is_spent() {
             Err(Stop::Restart)
         } else {
-            spend(d, 1 << x.chunk_order);
-            x.chunk(d)
+            call.spend(1 << x.chunk_order);
+            x.chunk(call)
         };
         if result.is_ok() {
             x.arg.nr_exchanged += in_per_chunk;
         }
     }
     // Nothing else of the argument: it may overlap the list of what went out.
-    d.write_guest_obj(progress, &x.arg.nr_exchanged)?;
+    call.guest().write(progress, &x.arg.nr_exchanged)?;
     match result {
         Ok(()) => done(0),
         Err(Stop::Refused(errno)) => Err(errno),
@@ -73,22 +72,23 @@ impl Exchange {
     }
 
     /// Exchanges one chunk, or nothing.
-    fn chunk(&self, d: &mut PvDomain) -> Result<(), Stop> {
+    fn chunk(&self, call: &mut Call<'_>) -> Result<(), Stop> {
         let (from, to) = (&self.arg.in_, &self.arg.out);
         // No overflow: `check` has multiplied the whole.
         let first_frame = self.arg.nr_exchanged << from.extent_order;
         let incoming =
             List { r: from, first: first_frame >> from.extent_order, chunk_order: self.chunk_order };
         let outgoing = List { r: to, first: first_frame >> to.extent_order, chunk_order: self.chunk_order };
-        outgoing.check_writable(d)?;
+        outgoing.check_writable(call)?;
         let mut taken = Taken { frames: [(0, 0); MAX_CHUNK], count: 0 };
         let mut runs = [0u64; MAX_CHUNK];
-        let moved = incoming.take(d, &mut taken).and_then(|()| outgoing.allocate(d, self.limit, &mut runs));
+        let moved =
+            incoming.take(call, &mut taken).and_then(|()| outgoing.allocate(call, self.limit, &mut runs));
         if let Err(stop) = moved {
-            taken.put_back(d);
+            taken.put_back(call);
             return Err(stop);
         }
-        outgoing.hand_out(d, &runs)
+        outgoing.hand_out(call, &runs)
     }
 }
 
@@ -107,32 +107,32 @@ impl List<'_> {
         number_at(self.r, self.first + n)
     }
 
-    fn check_writable(&self, d: &PvDomain) -> Result<(), Errno> {
+    fn check_writable(&self, call: &Call<'_>) -> Result<(), Errno> {
         (0..self.len()).try_for_each(|n| {
             let at = self.at(n)?;
-            d.check_writable(at, NUMBER)?;
-            d.read_guest_obj::<u64>(at).map(drop)
+            call.guest().check_writable(at, NUMBER)?;
+            call.guest().read::<u64>(at).map(drop)
         })
     }
 
-    fn take(&self, d: &mut PvDomain, taken: &mut Taken) -> Result<(), Stop> {
+    fn take(&self, call: &mut Call<'_>, taken: &mut Taken) -> Result<(), Stop> {
         for n in 0..self.len() {
-            let first: u64 = d.read_guest_obj(self.at(n)?)?;
-            taken.take(d, first, 1 << self.r.extent_order)?;
+            let first: u64 = call.guest().read(self.at(n)?)?;
+            taken.take(call, first, 1 << self.r.extent_order)?;
         }
         Ok(())
     }
 
     /// Finds a run for each extent; all or none.
-    fn allocate(&self, d: &mut PvDomain, limit: Mfn, runs: &mut [u64; MAX_CHUNK]) -> Result<(), Stop> {
+    fn allocate(&self, call: &mut Call<'_>, limit: Mfn, runs: &mut [u64; MAX_CHUNK]) -> Result<(), Stop> {
         for n in 0..usize::try_from(self.len()).unwrap_or(0) {
             let (found, rest) = runs.split_at_mut(n);
-            match d.free_frames.take(self.r.extent_order, limit).zip(rest.first_mut()) {
+            match call.domain.free_frames.take(self.r.extent_order, limit).zip(rest.first_mut()) {
                 Some((Mfn(first), slot)) => *slot = first,
                 None => {
                     for &first in found.iter() {
                         (first..first + (1 << self.r.extent_order))
-                            .for_each(|m| d.free_frames.insert(Mfn(m)));
+                            .for_each(|m| call.domain.free_frames.insert(Mfn(m)));
                     }
                     return Err(Errno::ENOMEM.into());
                 }
@@ -142,14 +142,14 @@ impl List<'_> {
     }
 
     /// Makes the runs the guest's pages, and says which they are.
-    fn hand_out(&self, d: &mut PvDomain, runs: &[u64; MAX_CHUNK]) -> Result<(), Stop> {
+    fn hand_out(&self, call: &mut Call<'_>, runs: &[u64; MAX_CHUNK]) -> Result<(), Stop> {
         for (n, &first) in (0..self.len()).zip(runs) {
             let at = self.at(n)?;
-            let page: u64 = d.read_guest_obj(at)?;
+            let page: u64 = call.guest().read(at)?;
             for i in 0..1u64 << self.r.extent_order {
-                d.mmu.give_to_guest(&d.memory, Mfn(first + i), page.wrapping_add(i))?;
+                call.domain.mmu.give_to_guest(&call.domain.memory, Mfn(first + i), page.wrapping_add(i))?;
             }
-            d.write_guest_obj(at, &first)?;
+            call.guest().write(at, &first)?;
         }
         Ok(())
     }
@@ -163,13 +163,13 @@ struct Taken {
 
 impl Taken {
     /// Takes one extent. What cannot be taken is EINVAL here, whatever it is.
-    fn take(&mut self, d: &mut PvDomain, first: u64, count: u64) -> Result<(), Stop> {
+    fn take(&mut self, call: &mut Call<'_>, first: u64, count: u64) -> Result<(), Stop> {
         let end = first.checked_add(count).ok_or(Errno::EINVAL)?;
         let slots = self.frames.iter_mut().skip(self.count);
         for (slot, mfn) in slots.zip(first..end) {
-            *slot = (mfn, page_of(d, mfn)?);
+            *slot = (mfn, page_of(call, mfn)?);
         }
-        match take_back(d, first, count) {
+        match take_back(call, first, count) {
             Ok(()) => self.count += usize::try_from(count).unwrap_or(0),
             Err(Stop::Restart) => return Err(Stop::Restart),
             Err(Stop::Refused(_)) => return Err(Errno::EINVAL.into()),
@@ -177,10 +177,10 @@ impl Taken {
         Ok(())
     }
 
-    fn put_back(&self, d: &mut PvDomain) {
+    fn put_back(&self, call: &mut Call<'_>) {
         for &(mfn, page) in self.frames.iter().take(self.count) {
-            if d.free_frames.remove(Mfn(mfn)) {
-                let given = d.mmu.give_to_guest(&d.memory, Mfn(mfn), page);
+            if call.domain.free_frames.remove(Mfn(mfn)) {
+                let given = call.domain.mmu.give_to_guest(&call.domain.memory, Mfn(mfn), page);
                 debug_assert_eq!(given, Ok(()));
             }
         }
@@ -306,12 +306,12 @@ mod tests {
         let at = va(OUT);
         // The result goes over the argument's own first word, from which the call has its input list.
         let x = order(side(IN, 1, 0), XenMemoryReservation { extent_start: at, ..side(OUT, 1, 0) });
-        t.write_guest_obj(at, &x).unwrap();
+        t.guest().write(at, &x).unwrap();
         assert_eq!(t.call(nr::MEMORY_OP, [XENMEM_EXCHANGE.into(), at]), Ok(0));
         assert_eq!(t.peek(OUT, 0), frames[0]);
 
         let x = order(side(IN, 1, 0), side(FREE + 2, 1, 0));
-        t.write_guest_obj(at, &x).unwrap();
+        t.guest().write(at, &x).unwrap();
         t.poke(IN, 0, frames[1]);
         let (m2p, read_only) = (t.m2p(frames[1]), t.entry(OUT, RO));
         t.map(OUT, read_only).unwrap();

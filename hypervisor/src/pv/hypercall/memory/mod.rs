@@ -13,9 +13,9 @@ use paravane_abi::errno::Errno;
 use paravane_abi::memory::*;
 use paravane_abi::shared_info::{ArchSharedInfo, SharedInfo};
 
-use super::{HypercallResult, done, low32};
+use super::{Call, HypercallResult, done, low32};
 use crate::machine::memory::{Maddr, PAGE_SIZE};
-use crate::pv::domain::{DOMID, PvDomain};
+use crate::pv::domain::DOMID;
 
 /// Sub-operation in the low bits; the progress of a call that was interrupted is above them.
 const COMMAND_BITS: u32 = 6;
@@ -23,51 +23,52 @@ const COMMAND_BITS: u32 = 6;
 const M2P_EXTENT: u64 = 512;
 
 /// memory_op(command, argument).
-pub fn memory_op(d: &mut PvDomain, [command, argument, ..]: [u64; 6]) -> HypercallResult {
+pub fn memory_op(call: &mut Call<'_>) -> HypercallResult {
+    let [command, argument, ..] = call.args;
     let progress = command >> COMMAND_BITS;
     let command = low32(command & ((1 << COMMAND_BITS) - 1));
     match command {
         XENMEM_INCREASE_RESERVATION | XENMEM_DECREASE_RESERVATION | XENMEM_POPULATE_PHYSMAP => {
-            return reservation::change(d, command, argument, progress);
+            return reservation::change(call, command, argument, progress);
         }
         // The others do not use it.
         _ if progress != 0 => return Err(Errno::EINVAL),
         _ => {}
     }
     match command {
-        XENMEM_MAXIMUM_RAM_PAGE => done(d.memory.frames().saturating_sub(1)),
+        XENMEM_MAXIMUM_RAM_PAGE => done(call.domain.memory.frames().saturating_sub(1)),
         XENMEM_CURRENT_RESERVATION => {
-            own(d.read_guest_obj::<XenMemoryDomain>(argument)?.domid)?;
-            done(d.memory.guest_frames().saturating_sub(d.free_frames.len()))
+            own(call.guest().read::<XenMemoryDomain>(argument)?.domid)?;
+            done(call.domain.memory.guest_frames().saturating_sub(call.domain.free_frames.len()))
         }
         XENMEM_MAXIMUM_RESERVATION => {
-            own(d.read_guest_obj::<XenMemoryDomain>(argument)?.domid)?;
-            done(d.memory.guest_frames())
+            own(call.guest().read::<XenMemoryDomain>(argument)?.domid)?;
+            done(call.domain.memory.guest_frames())
         }
         XENMEM_MAXIMUM_GPFN => {
-            own(d.read_guest_obj::<XenMemoryDomain>(argument)?.domid)?;
-            maximum_gpfn(d)
+            own(call.guest().read::<XenMemoryDomain>(argument)?.domid)?;
+            maximum_gpfn(call)
         }
-        XENMEM_MACHPHYS_MFN_LIST => machphys_mfn_list(d, argument),
+        XENMEM_MACHPHYS_MFN_LIST => machphys_mfn_list(call, argument),
         XENMEM_MACHPHYS_MAPPING => {
-            let frames = d.memory.frames();
-            let v_start = d.facts.m2p_va;
+            let frames = call.domain.memory.frames();
+            let v_start = call.domain.facts.m2p_va;
             let mapping = XenMachphysMapping {
                 v_start,
                 v_end: v_start + frames * 8,
                 max_mfn: frames.saturating_sub(1),
             };
-            d.write_guest_obj(argument, &mapping)?;
+            call.guest().write(argument, &mapping)?;
             done(0)
         }
-        XENMEM_MEMORY_MAP => memory_map(d, argument),
-        XENMEM_EXCHANGE => exchange::exchange(d, argument),
+        XENMEM_MEMORY_MAP => memory_map(call, argument),
+        XENMEM_EXCHANGE => exchange::exchange(call, argument),
         // A paravirtual guest translates for itself.
-        XENMEM_ADD_TO_PHYSMAP => translated(d.read_guest_obj::<XenAddToPhysmap>(argument)?.domid),
-        XENMEM_REMOVE_FROM_PHYSMAP => translated(d.read_guest_obj::<XenRemoveFromPhysmap>(argument)?.domid),
-        XENMEM_ADD_TO_PHYSMAP_BATCH => translated(d.read_guest_obj::<DomId>(argument)?),
+        XENMEM_ADD_TO_PHYSMAP => translated(call.guest().read::<XenAddToPhysmap>(argument)?.domid),
+        XENMEM_REMOVE_FROM_PHYSMAP => translated(call.guest().read::<XenRemoveFromPhysmap>(argument)?.domid),
+        XENMEM_ADD_TO_PHYSMAP_BATCH => translated(call.guest().read::<DomId>(argument)?),
         XENMEM_GET_VNUMAINFO => {
-            own(d.read_guest_obj::<XenVnumaTopologyInfo>(argument)?.domid)?;
+            own(call.guest().read::<XenVnumaTopologyInfo>(argument)?.domid)?;
             Err(Errno::EOPNOTSUPP)
         }
         XENMEM_MACHINE_MEMORY_MAP
@@ -95,37 +96,37 @@ fn translated(dom: DomId) -> HypercallResult {
 }
 
 /// The largest PFN of which the guest has told tools; 0 if it has not.
-fn maximum_gpfn(d: &PvDomain) -> HypercallResult {
+fn maximum_gpfn(call: &Call<'_>) -> HypercallResult {
     let field = offset_of!(SharedInfo, arch) + offset_of!(ArchSharedInfo, max_pfn);
-    let at = Maddr(d.upcall.shared_info.0 + field as u64);
-    let count = d.memory.load_u64(at).map_err(|_| Errno::EFAULT)?;
+    let at = Maddr(call.upcall().shared_info.0 + field as u64);
+    let count = call.domain.memory.load_u64(at).map_err(|_| Errno::EFAULT)?;
     done(count.saturating_sub(1))
 }
 
 /// The frames that hold the machine-to-physical table, an extent of 2 MiB each; the last may be shorter.
-fn machphys_mfn_list(d: &mut PvDomain, argument: u64) -> HypercallResult {
-    let mut list: XenMachphysMfnList = d.read_guest_obj(argument)?;
-    let frames = d.facts.m2p.clone();
+fn machphys_mfn_list(call: &mut Call<'_>, argument: u64) -> HypercallResult {
+    let mut list: XenMachphysMfnList = call.guest().read(argument)?;
+    let frames = call.domain.facts.m2p.clone();
     let extents = (frames.end - frames.start).div_ceil(M2P_EXTENT).min(u64::from(list.max_extents));
     for n in 0..extents {
         let at = list.extent_start.checked_add(n * 8).ok_or(Errno::EFAULT)?;
-        d.write_guest_obj(at, &(frames.start + n * M2P_EXTENT))?;
+        call.guest().write(at, &(frames.start + n * M2P_EXTENT))?;
     }
     list.nr_extents = low32(extents);
-    d.write_guest_obj(argument, &list)?;
+    call.guest().write(argument, &list)?;
     done(0)
 }
 
 /// XENMEM_memory_map: one range of RAM, from 0 on.
-fn memory_map(d: &mut PvDomain, argument: u64) -> HypercallResult {
-    let mut map: XenMemoryMap = d.read_guest_obj(argument)?;
+fn memory_map(call: &mut Call<'_>, argument: u64) -> HypercallResult {
+    let mut map: XenMemoryMap = call.guest().read(argument)?;
     if map.nr_entries < 1 {
         return Err(Errno::EINVAL);
     }
-    let ram = E820Entry { addr: 0, size: d.memory.guest_frames() * PAGE_SIZE, kind: E820_RAM };
-    d.write_guest_obj(map.buffer, &ram)?;
+    let ram = E820Entry { addr: 0, size: call.domain.memory.guest_frames() * PAGE_SIZE, kind: E820_RAM };
+    call.guest().write(map.buffer, &ram)?;
     map.nr_entries = 1;
-    d.write_guest_obj(argument, &map)?;
+    call.guest().write(argument, &map)?;
     done(0)
 }
 
@@ -161,7 +162,7 @@ mod tests {
         let this = XenMemoryDomain { domid: DOMID_SELF };
         assert_eq!(value(&mut t, XENMEM_MAXIMUM_GPFN, this), Ok(0), "the guest has said nothing yet");
         let field = offset_of!(SharedInfo, arch) as u64;
-        t.memory.store_u64(Maddr(t.upcall.shared_info.0 + field), 77).unwrap();
+        t.memory.store_u64(Maddr(t.upcall().shared_info.0 + field), 77).unwrap();
         assert_eq!(value(&mut t, XENMEM_MAXIMUM_GPFN, this), Ok(76));
     }
 
@@ -190,7 +191,7 @@ mod tests {
         let map = |nr_entries, buffer| XenMemoryMap { nr_entries, buffer, _pad: 0 };
         let (_, filled) = t.op(nr::MEMORY_OP, XENMEM_MEMORY_MAP, map(8, va(FREE))).unwrap();
         assert_eq!(filled.nr_entries, 1);
-        let ram: E820Entry = t.read_guest_obj(va(FREE)).unwrap();
+        let ram: E820Entry = t.guest().read(va(FREE)).unwrap();
         assert_eq!((ram.addr, ram.size, ram.kind), (0, FRAMES * PAGE_SIZE, E820_RAM));
         assert_eq!(value(&mut t, XENMEM_MEMORY_MAP, map(0, va(FREE))), Err(Errno::EINVAL));
         assert_eq!(value(&mut t, XENMEM_MEMORY_MAP, map(1, NOWHERE)), Err(Errno::EFAULT));

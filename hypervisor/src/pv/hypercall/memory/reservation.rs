@@ -10,9 +10,8 @@ use paravane_abi::memory::*;
 use super::{COMMAND_BITS, own};
 use crate::machine::memory::{Maddr, Mfn, PAGE_SHIFT};
 use crate::mmu::direct::Stop;
-use crate::pv::domain::PvDomain;
 use crate::pv::free_frames::MAX_ORDER;
-use crate::pv::hypercall::{HypercallResult, Outcome, done, is_spent, spend};
+use crate::pv::hypercall::{Call, HypercallResult, Outcome, done};
 
 /// More extents than this Xen cannot count in an interrupted call.
 const MAX_EXTENTS: u64 = (u32::MAX >> COMMAND_BITS) as u64;
@@ -44,8 +43,8 @@ impl From<Stop> for Halt {
 }
 
 /// Performs one of the three from extent `first` on.
-pub fn change(d: &mut PvDomain, command: u32, argument: u64, first: u64) -> HypercallResult {
-    let Ok(r) = d.read_guest_obj::<XenMemoryReservation>(argument) else { return done(first) };
+pub fn change(call: &mut Call<'_>, command: u32, argument: u64, first: u64) -> HypercallResult {
+    let Ok(r) = call.guest().read::<XenMemoryReservation>(argument) else { return done(first) };
     let fits = r.extent_order <= MAX_ORDER && r.nr_extents <= MAX_EXTENTS && first < r.nr_extents;
     if !fits || own(r.domid).is_err() {
         return done(first);
@@ -57,14 +56,14 @@ pub fn change(d: &mut PvDomain, command: u32, argument: u64, first: u64) -> Hype
     }
     let mut made = first;
     while made < r.nr_extents {
-        let halt = if is_spent(d) {
+        let halt = if call.is_spent() {
             Err(Halt::Later)
         } else {
-            spend(d, 1 << r.extent_order);
+            call.spend(1 << r.extent_order);
             match command {
-                XENMEM_INCREASE_RESERVATION => increase(d, &r, made, limit),
-                XENMEM_DECREASE_RESERVATION => decrease(d, &r, made),
-                _ => populate(d, &r, made, limit),
+                XENMEM_INCREASE_RESERVATION => increase(call, &r, made, limit),
+                XENMEM_DECREASE_RESERVATION => decrease(call, &r, made),
+                _ => populate(call, &r, made, limit),
             }
         };
         match halt {
@@ -94,70 +93,72 @@ pub(super) fn number_at(r: &XenMemoryReservation, n: u64) -> Result<u64, Errno> 
 }
 
 /// Hands frames out: `pfn(i)` is what frame `i` of the run will be in the machine-to-physical table.
-fn hand_out(d: &mut PvDomain, order: u32, limit: Mfn, pfn: impl Fn(u64) -> u64) -> Option<Mfn> {
-    let Mfn(first) = d.free_frames.take(order, limit)?;
+fn hand_out(call: &mut Call<'_>, order: u32, limit: Mfn, pfn: impl Fn(u64) -> u64) -> Option<Mfn> {
+    let Mfn(first) = call.domain.free_frames.take(order, limit)?;
     for i in 0..1u64 << order {
         // The set holds frames that were taken from this guest, and no others.
-        let given = d.mmu.give_to_guest(&d.memory, Mfn(first + i), pfn(i));
+        let given = call.domain.mmu.give_to_guest(&call.domain.memory, Mfn(first + i), pfn(i));
         debug_assert_eq!(given, Ok(()));
     }
     Some(Mfn(first))
 }
 
 /// Takes `count` frames, [`MAX_CHUNK`] at most, from the guest, or none of them.
-pub(super) fn take_back(d: &mut PvDomain, first: u64, count: u64) -> Result<(), Stop> {
+pub(super) fn take_back(call: &mut Call<'_>, first: u64, count: u64) -> Result<(), Stop> {
     let end = first.checked_add(count).ok_or(Errno::EINVAL)?;
     let mut pages = [0u64; MAX_CHUNK];
     for (mfn, page) in (first..end).zip(&mut pages) {
-        *page = page_of(d, mfn)?;
-        if let Err(stop) = d.mmu.take_from_guest(&d.memory, &mut d.log, Mfn(mfn)) {
+        *page = page_of(call, mfn)?;
+        if let Err(stop) =
+            call.domain.mmu.take_from_guest(&call.domain.memory, &mut call.domain.log, Mfn(mfn))
+        {
             for (mfn, page) in (first..mfn).zip(pages) {
-                let given = d.mmu.give_to_guest(&d.memory, Mfn(mfn), page);
+                let given = call.domain.mmu.give_to_guest(&call.domain.memory, Mfn(mfn), page);
                 debug_assert_eq!(given, Ok(()));
             }
             return Err(stop);
         }
     }
     for mfn in first..end {
-        d.free_frames.insert(Mfn(mfn));
+        call.domain.free_frames.insert(Mfn(mfn));
     }
     Ok(())
 }
 
 /// What the machine-to-physical table says of a frame.
-pub(super) fn page_of(d: &PvDomain, mfn: u64) -> Result<u64, Errno> {
+pub(super) fn page_of(call: &Call<'_>, mfn: u64) -> Result<u64, Errno> {
     let offset = mfn.checked_mul(8).ok_or(Errno::EINVAL)?;
-    let at = Mfn(d.facts.m2p.start).maddr().0.checked_add(offset).ok_or(Errno::EINVAL)?;
-    if !d.facts.m2p.contains(&Maddr(at).mfn().0) {
+    let at = Mfn(call.domain.facts.m2p.start).maddr().0.checked_add(offset).ok_or(Errno::EINVAL)?;
+    if !call.domain.facts.m2p.contains(&Maddr(at).mfn().0) {
         return Err(Errno::EINVAL);
     }
-    d.memory.load_u64(Maddr(at)).map_err(|_| Errno::EINVAL)
+    call.domain.memory.load_u64(Maddr(at)).map_err(|_| Errno::EINVAL)
 }
 
 /// The frames are the guest's to find a place for: nothing is recorded of them.
-fn increase(d: &mut PvDomain, r: &XenMemoryReservation, n: u64, limit: Mfn) -> Result<(), Halt> {
+fn increase(call: &mut Call<'_>, r: &XenMemoryReservation, n: u64, limit: Mfn) -> Result<(), Halt> {
     let at = number_at(r, n)?;
     if r.extent_start != 0 {
-        d.check_writable(at, NUMBER)?;
+        call.guest().check_writable(at, NUMBER)?;
     }
-    let first = hand_out(d, r.extent_order, limit, |_| INVALID_M2P_ENTRY).ok_or(Halt::Short)?;
+    let first = hand_out(call, r.extent_order, limit, |_| INVALID_M2P_ENTRY).ok_or(Halt::Short)?;
     if r.extent_start != 0 {
-        d.write_guest_obj(at, &first.0)?;
+        call.guest().write(at, &first.0)?;
     }
     Ok(())
 }
 
-fn populate(d: &mut PvDomain, r: &XenMemoryReservation, n: u64, limit: Mfn) -> Result<(), Halt> {
+fn populate(call: &mut Call<'_>, r: &XenMemoryReservation, n: u64, limit: Mfn) -> Result<(), Halt> {
     let at = number_at(r, n)?;
-    let page: u64 = d.read_guest_obj(at)?;
-    d.check_writable(at, NUMBER)?;
-    let first = hand_out(d, r.extent_order, limit, |i| page.wrapping_add(i)).ok_or(Halt::Short)?;
-    Ok(d.write_guest_obj(at, &first.0)?)
+    let page: u64 = call.guest().read(at)?;
+    call.guest().check_writable(at, NUMBER)?;
+    let first = hand_out(call, r.extent_order, limit, |i| page.wrapping_add(i)).ok_or(Halt::Short)?;
+    Ok(call.guest().write(at, &first.0)?)
 }
 
-fn decrease(d: &mut PvDomain, r: &XenMemoryReservation, n: u64) -> Result<(), Halt> {
-    let first: u64 = d.read_guest_obj(number_at(r, n)?)?;
-    Ok(take_back(d, first, 1 << r.extent_order)?)
+fn decrease(call: &mut Call<'_>, r: &XenMemoryReservation, n: u64) -> Result<(), Halt> {
+    let first: u64 = call.guest().read(number_at(r, n)?)?;
+    Ok(take_back(call, first, 1 << r.extent_order)?)
 }
 
 #[cfg(test)]
@@ -296,7 +297,7 @@ mod tests {
         let mut t = TestDomain::new();
         give_back(&mut t, 20..30);
         let command = u64::from(XENMEM_INCREASE_RESERVATION) | 3 << COMMAND_BITS;
-        t.write_guest_obj(va(SCRATCH), &reservation(5, 0)).unwrap();
+        t.guest().write(va(SCRATCH), &reservation(5, 0)).unwrap();
         assert_eq!(t.call(nr::MEMORY_OP, [command, va(SCRATCH)]), Ok(5));
         assert_eq!(t.free_frames.len(), 8, "two of the five were left");
         let beyond = u64::from(XENMEM_INCREASE_RESERVATION) | 9 << COMMAND_BITS;
@@ -317,7 +318,7 @@ mod tests {
                 let r = XenMemoryReservation { extent_start, ..reservation(2, 0) };
                 assert_eq!(change(&mut t, command, r), 1, "{command}, {unaligned} bytes before the boundary");
                 assert_eq!(t.free_frames.len(), before - 1, "one was told, one is left");
-                let told: u64 = t.read_guest_obj(extent_start).unwrap();
+                let told: u64 = t.guest().read(extent_start).unwrap();
                 let owner = t.mmu.frame(Mfn(told)).unwrap().owner();
                 assert_eq!(owner, crate::mmu::direct::frame::Owner::Guest);
             }
@@ -347,7 +348,7 @@ mod tests {
                     [XENMEM_INCREASE_RESERVATION, XENMEM_DECREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP][command as usize];
                 let extent_start = va(LIST + 1) - before_end;
                 for (n, number) in (0..).zip(list) {
-                    let _ = t.write_guest_obj(extent_start + n * 8, &(base + number));
+                    let _ = t.guest().write(extent_start + n * 8, &(base + number));
                 }
                 let free = t.free_frames.len();
                 let made = change(&mut t, command, XenMemoryReservation { extent_start, ..reservation(count, order) });

@@ -17,9 +17,8 @@ use super::{HypercallResult, close, done, publish};
 use crate::machine::device_memory::{DeviceMemory, MemoryError, Region};
 use crate::machine::memory::{Mfn, PAGE_SIZE};
 use crate::mmu::direct::Stop;
-use crate::pv::domain::PvDomain;
 use crate::pv::event::{Binding, HostService};
-use crate::pv::hypercall::{Outcome, PER_OPERATION, spend};
+use crate::pv::hypercall::{Call, Outcome, PER_OPERATION};
 use crate::virtio::{ActivateError, Queue, QueueSetup, Slot};
 
 /// What the guest asks for.
@@ -41,39 +40,40 @@ enum Refused {
 }
 
 /// Activates a device.
-pub(super) fn activate(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
+pub(super) fn activate(call: &mut Call<'_>) -> HypercallResult {
+    let args = call.args;
     let [_, argument, ..] = args;
-    let mut op: VirtioActivate = d.read_guest_obj(argument)?;
-    let request = Request::read(d, &op)?;
-    spend(d, request.effort());
-    let held = match hold(d, &request.regions) {
+    let mut op: VirtioActivate = call.guest().read(argument)?;
+    let request = Request::read(call, &op)?;
+    call.spend(request.effort());
+    let held = match hold(call, &request.regions) {
         Ok(held) => held,
         Err(Refused::Errno(errno)) => return Err(errno),
         Err(Refused::Restart) => return Ok(Outcome::Again(args)),
     };
     let mut ports = Vec::with_capacity(request.queues.len() + 1);
-    let started = start(d, &request, &mut ports, |d, ports, config_port| {
+    let started = start(call, &request, &mut ports, |call, ports, config_port| {
         op.config_port = config_port;
         // Told before it starts, so that nothing can fail after.
         op.status = Slot::ACTIVE;
         let mut queues = request.queues.clone();
         queues.iter_mut().zip(ports).for_each(|(queue, port)| queue.port = *port);
         for (offset, queue) in (0u64..).step_by(size_of::<VirtioQueue>()).zip(&queues) {
-            d.write_guest_obj(op.queues.checked_add(offset).ok_or(Errno::EFAULT)?, queue)?;
+            call.guest().write(op.queues.checked_add(offset).ok_or(Errno::EFAULT)?, queue)?;
         }
-        d.write_guest_obj(argument, &op)
+        call.guest().write(argument, &op)
     });
     match started {
         Ok(()) => {
-            if let Some(device) = d.virtio.get_mut(request.id) {
+            if let Some(device) = call.domain.virtio.get_mut(request.id) {
                 device.held = held.0;
             }
-            publish(d, request.id);
+            publish(&mut call.context(), request.id);
             done(0)
         }
         Err(errno) => {
-            ports.into_iter().filter(|&port| port != 0).for_each(|port| close(d, port));
-            let_go(d, held);
+            ports.into_iter().filter(|&port| port != 0).for_each(|port| close(call, port));
+            let_go(call, held);
             Err(errno)
         }
     }
@@ -81,8 +81,8 @@ pub(super) fn activate(d: &mut PvDomain, args: [u64; 6]) -> HypercallResult {
 
 impl Request {
     /// Reads and checks what can be checked without taking anything.
-    fn read(d: &PvDomain, op: &VirtioActivate) -> Result<Self, Errno> {
-        let device = super::device(d, op.device)?;
+    fn read(call: &Call<'_>, op: &VirtioActivate) -> Result<Self, Errno> {
+        let device = super::device(call, op.device)?;
         let info = device.slot.info();
         if info.kind != op.kind {
             return Err(Errno::ENODEV);
@@ -99,8 +99,8 @@ impl Request {
         if op.region_count as usize > VIRTIO_MAX_REGIONS {
             return Err(Errno::E2BIG);
         }
-        let queues: Vec<VirtioQueue> = read_list(d, op.queues, op.queue_count)?;
-        let regions: Vec<VirtioRegion> = read_list(d, op.regions, op.region_count)?;
+        let queues: Vec<VirtioQueue> = read_list(call, op.queues, op.queue_count)?;
+        let regions: Vec<VirtioRegion> = read_list(call, op.regions, op.region_count)?;
         let regions =
             regions.iter().map(|r| Region { address: r.address, first: Mfn(r.mfn), frames: r.frames });
         let request = Self { id: op.device, features: op.features, queues, regions: regions.collect() };
@@ -149,20 +149,25 @@ impl Request {
 }
 
 /// Reads `count` structures.
-fn read_list<T>(d: &PvDomain, at: u64, count: u32) -> Result<Vec<T>, Errno>
+fn read_list<T>(call: &Call<'_>, at: u64, count: u32) -> Result<Vec<T>, Errno>
 where
     T: zerocopy::FromBytes + zerocopy::IntoBytes,
 {
     let step = size_of::<T>() as u64;
-    let item = |n: u64| d.read_guest_obj(at.checked_add(n * step).ok_or(Errno::EFAULT)?);
+    let item = |n: u64| call.guest().read(at.checked_add(n * step).ok_or(Errno::EFAULT)?);
     (0..u64::from(count)).map(item).collect()
 }
 
 /// Holds every frame of the regions as writable memory, or none.
-fn hold(d: &mut PvDomain, regions: &[Region]) -> Result<Held, Refused> {
+fn hold(call: &mut Call<'_>, regions: &[Region]) -> Result<Held, Refused> {
     let mut held = Held::default();
     for &Region { first, frames, .. } in regions.iter().filter(|region| region.frames > 0) {
-        let refused = match d.mmu.get_writable_run(&d.memory, &mut d.log, first, frames) {
+        let refused = match call.domain.mmu.get_writable_run(
+            &call.domain.memory,
+            &mut call.domain.log,
+            first,
+            frames,
+        ) {
             Ok(()) => {
                 held.0.push((first, frames));
                 continue;
@@ -170,45 +175,45 @@ fn hold(d: &mut PvDomain, regions: &[Region]) -> Result<Held, Refused> {
             Err(Stop::Refused(_)) => Refused::Errno(Errno::EPERM),
             Err(Stop::Restart) => Refused::Restart,
         };
-        let_go(d, held);
+        let_go(call, held);
         return Err(refused);
     }
     Ok(held)
 }
 
-fn let_go(d: &mut PvDomain, held: Held) {
-    held.0.into_iter().for_each(|(first, frames)| d.mmu.put_writable_run(first, frames));
+fn let_go(call: &mut Call<'_>, held: Held) {
+    held.0.into_iter().for_each(|(first, frames)| call.domain.mmu.put_writable_run(first, frames));
 }
 
 /// Binds the ports, has the guest told of them, and starts the device. `ports` are those that were bound, also
 /// where it fails: one for each queue, 0 for one that is not used, and last that of the configuration.
 fn start(
-    d: &mut PvDomain,
+    call: &mut Call<'_>,
     request: &Request,
     ports: &mut Vec<EvtchnPort>,
-    tell: impl FnOnce(&mut PvDomain, &[EvtchnPort], EvtchnPort) -> Result<(), Errno>,
+    tell: impl FnOnce(&mut Call<'_>, &[EvtchnPort], EvtchnPort) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
-    let memory = DeviceMemory::new(&d.memory, &request.regions).map_err(|e| match e {
+    let memory = DeviceMemory::new(&call.domain.memory, &request.regions).map_err(|e| match e {
         MemoryError::Layout => Errno::EINVAL,
         MemoryError::Frames(_) => Errno::EPERM,
     })?;
     let setups = request.setups();
-    let max = super::device(d, request.id)?.slot.info().queue_size;
+    let max = super::device(call, request.id)?.slot.info().queue_size;
     if setups.iter().any(|s| s.size != 0 && !Queue::is_possible(s, max, &memory)) {
         return Err(Errno::EINVAL);
     }
     let device = u8::try_from(request.id).map_err(|_| Errno::ENODEV)?;
     for (queue, setup) in (0u8..).zip(&setups) {
         let service = HostService::Queue { device, queue };
-        ports.push(if setup.size == 0 { 0 } else { d.events.allocate(Binding::Host(service))? });
+        ports.push(if setup.size == 0 { 0 } else { call.domain.events.allocate(Binding::Host(service))? });
     }
-    let config = d.events.allocate(Binding::Host(HostService::Config { device }))?;
+    let config = call.domain.events.allocate(Binding::Host(HostService::Config { device }))?;
     let queue_ports = ports.clone();
     ports.push(config);
-    tell(d, &queue_ports, config)?;
+    tell(call, &queue_ports, config)?;
     // Threads begin: enough for one entry.
-    spend(d, u64::MAX);
-    let device = d.virtio.get_mut(request.id).ok_or(Errno::ENODEV)?;
+    call.spend(u64::MAX);
+    let device = call.domain.virtio.get_mut(request.id).ok_or(Errno::ENODEV)?;
     device.ports.set(&queue_ports, config);
     device.slot.activate(&memory, request.features, &setups).map_err(|e| {
         device.ports.set(&[], 0);

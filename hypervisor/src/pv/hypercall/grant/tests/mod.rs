@@ -22,9 +22,9 @@ const HOST_RO: u32 = GNTMAP_HOST_MAP | GNTMAP_READONLY;
 
 impl TestDomain {
     fn grant<T: IntoBytes + FromBytes + Immutable>(&mut self, op: u32, element: T) -> Result<T, Errno> {
-        self.write_guest_obj(va(SCRATCH), &element).unwrap();
+        self.guest().write(va(SCRATCH), &element).unwrap();
         self.call(nr::GRANT_TABLE_OP, [op.into(), va(SCRATCH), 1])?;
-        self.read_guest_obj(va(SCRATCH))
+        self.guest().read(va(SCRATCH))
     }
     fn grow_table(&mut self) {
         self.grant(GNTTABOP_SET_VERSION, GnttabSetVersion { version: 1 }).unwrap();
@@ -101,7 +101,7 @@ fn version_1_alone_is_offered() {
     let mut t = TestDomain::new();
     let set = |t: &mut TestDomain, version| {
         let outcome = t.grant(GNTTABOP_SET_VERSION, GnttabSetVersion { version }).map(|op| op.version);
-        (outcome, t.read_guest_obj::<u32>(va(SCRATCH)).unwrap())
+        (outcome, t.guest().read::<u32>(va(SCRATCH)).unwrap())
     };
     assert_eq!(set(&mut t, 1), (Ok(1), 1));
     assert_eq!(set(&mut t, 2), (Err(Errno::ENOSYS), 1));
@@ -150,8 +150,8 @@ impl TestDomain {
         assert_eq!((op.status, op.dev_bus_addr), (GNTST_OKAY, Mfn(self.mfn(PAGE)).maddr().0));
         assert_eq!(self.leaf(WINDOW), self.entry(PAGE, rights));
         assert_eq!(self.flags(REF), GTF_PERMIT_ACCESS | marks);
-        assert_eq!(self.read_guest_obj::<u64>(va(WINDOW)), Ok(77));
-        assert_eq!(self.write_guest_obj(va(WINDOW), &78u64).is_ok(), flags == HOST);
+        assert_eq!(self.guest().read::<u64>(va(WINDOW)), Ok(77));
+        assert_eq!(self.guest().write(va(WINDOW), &78u64).is_ok(), flags == HOST);
         assert_eq!(self.unmap_from(va(WINDOW), op.handle), GNTST_OKAY);
         assert_eq!((self.leaf(WINDOW), self.flags(REF)), (0, GTF_PERMIT_ACCESS));
         assert_eq!(self.unmap_from(va(WINDOW), op.handle), GNTST_BAD_HANDLE);
@@ -251,10 +251,9 @@ fn unmapping_flushes_what_a_processor_may_have_cached() {
     let mut t = TestDomain::new();
     t.offer(REF, PAGE, 0);
     let handle = t.mapped(HOST);
-    let domain = &mut *t;
-    domain.space.caught_up(&domain.log);
+    t.vcpu.space.caught_up(&t.domain.log);
     assert_eq!(t.unmap_from(va(WINDOW), handle), GNTST_OKAY);
-    assert_eq!(t.space.pending(&t.log).flush, crate::mmu::space::Flush::All);
+    assert_eq!(t.vcpu.space.pending(&t.log).flush, crate::mmu::space::Flush::All);
 }
 
 #[test]
@@ -265,13 +264,13 @@ fn a_frame_with_a_writable_mapping_stays_what_it_is() {
     let handle = t.mapped(HOST);
     let pin = paravane_abi::mmu::MmuextOp { arg1: t.mfn(PAGE + 10), ..Default::default() };
     let pinned = |t: &mut TestDomain| {
-        t.write_guest_obj(va(SCRATCH), &pin).unwrap();
+        t.guest().write(va(SCRATCH), &pin).unwrap();
         t.call(nr::MMUEXT_OP, [va(SCRATCH), 1, 0, DOMID_SELF.into()])
     };
     assert_eq!(pinned(&mut t), Err(Errno::EINVAL), "no page table");
     let give = Mfn(t.mfn(PAGE + 10));
     let taken = |t: &mut TestDomain| {
-        let domain: &mut PvDomain = t;
+        let domain = &mut t.domain;
         domain.mmu.take_from_guest(&domain.memory, &mut domain.log, give)
     };
     assert_eq!(taken(&mut t), Err(Stop::Refused(Errno::EBUSY)), "nor given back");
@@ -432,7 +431,7 @@ fn an_entry_that_never_holds_still_is_taken_whole_or_not_at_all() {
     let at = t.entry_maddr(REF);
     t.memory.store_u64(at, word(GTF_PERMIT_ACCESS, granted)).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
-    let domain: &mut PvDomain = &mut t;
+    let domain = &mut t.domain;
     let (memory, mmu, grants) = (&domain.memory, &domain.mmu, &mut domain.grants);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -50,9 +50,9 @@ fn xsa_218_a_handle_ends_once() {
     t.offer(REF, PAGE, 0);
     let handle = t.mapped(HOST);
     let twice = [GnttabUnmapGrantRef { host_addr: va(WINDOW), handle, ..Default::default() }; 2];
-    t.write_guest_obj(va(SCRATCH), &twice).unwrap();
+    t.guest().write(va(SCRATCH), &twice).unwrap();
     assert_eq!(t.call(nr::GRANT_TABLE_OP, [GNTTABOP_UNMAP_GRANT_REF.into(), va(SCRATCH), 2]), Ok(0));
-    let after: [GnttabUnmapGrantRef; 2] = t.read_guest_obj(va(SCRATCH)).unwrap();
+    let after: [GnttabUnmapGrantRef; 2] = t.guest().read(va(SCRATCH)).unwrap();
     assert_eq!(after.map(|op| op.status), [GNTST_OKAY, GNTST_BAD_HANDLE]);
     assert_eq!(t.counts(), before);
 }
@@ -133,15 +133,15 @@ fn xsa_318_a_long_list_is_done_in_parts_that_add_up() {
     let count = 3 * per_entry;
     let swap = GnttabSwapGrantRef { ref_a: 600, ref_b: 600, ..Default::default() };
     for n in 0..count {
-        t.write_guest_obj(va(FREE) + n * 12, &swap).unwrap();
+        t.guest().write(va(FREE) + n * 12, &swap).unwrap();
     }
     let args = [GNTTABOP_SWAP_GRANT_REF.into(), va(FREE), count, 0, 0, 0];
-    let outcome = crate::pv::hypercall::dispatch(&mut t, nr::GRANT_TABLE_OP, args);
+    let outcome = t.dispatch(nr::GRANT_TABLE_OP, args);
     let at = va(FREE) + per_entry * 12;
     assert_eq!(outcome, Ok(Outcome::Again([GNTTABOP_SWAP_GRANT_REF.into(), at, count - per_entry, 0, 0, 0])));
     assert_eq!(t.call(nr::GRANT_TABLE_OP, [GNTTABOP_SWAP_GRANT_REF.into(), va(FREE), count]), Ok(0));
     for n in 0..count {
-        let op: GnttabSwapGrantRef = t.read_guest_obj(va(FREE) + n * 12).unwrap();
+        let op: GnttabSwapGrantRef = t.guest().read(va(FREE) + n * 12).unwrap();
         assert_eq!(op.status, GNTST_BAD_GNTREF);
     }
 }
@@ -168,7 +168,7 @@ fn a_mapping_whose_handle_cannot_be_told_is_not_made() {
         // What is in the page already cannot be set from here: by its frame.
         let bytes = op.as_bytes();
         let (first, rest) = bytes.split_at(crossing as usize);
-        t.write_guest(at, first).unwrap();
+        t.guest().write_bytes(at, first).unwrap();
         let second = Mfn(t.mfn(FREE + 1)).maddr();
         t.memory.write(second, rest).unwrap();
         let outcome = t.call(nr::GRANT_TABLE_OP, [GNTTABOP_MAP_GRANT_REF.into(), at, 1]);

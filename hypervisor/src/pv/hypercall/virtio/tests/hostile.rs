@@ -113,9 +113,9 @@ impl Machine {
             _ => {}
         }
         for (n, ring) in (0u64..).zip(&rings) {
-            self.t.write_guest_obj(va(LISTS) + n * 32, ring).unwrap();
+            self.t.guest().write(va(LISTS) + n * 32, ring).unwrap();
         }
-        self.t.write_guest_obj(va(LISTS) + 0x800, &regions).unwrap();
+        self.t.guest().write(va(LISTS) + 0x800, &regions).unwrap();
         let before = self.t.virtio.get(device).map(|d| d.slot.is_active());
         let activated = self.virtio(VIRTIOP_ACTIVATE, activate);
         assert!(before != Some(true) || activated.is_err(), "activated twice");
@@ -177,7 +177,7 @@ impl Machine {
                 let given = self.t.op(nr::MEMORY_OP, XENMEM_DECREASE_RESERVATION, one).map(|r| r.0);
                 assert_eq!(given, Ok(0), "it is mapped");
             }
-            Op::Service => service(&mut self.t),
+            Op::Service => service(&mut self.t.cx()),
         }
     }
 }

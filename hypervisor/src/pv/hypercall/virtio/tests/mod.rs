@@ -62,7 +62,7 @@ fn machine_with(devices: Vec<Box<dyn Device>>) -> Machine {
 
 fn machine_on(mut t: TestDomain, devices: Vec<Box<dyn Device>>) -> Machine {
     let kicks = Arc::new(Kicks::default());
-    t.virtio = PvDevices::new(devices, &t.memory, t.upcall, kicks.clone());
+    t.virtio = PvDevices::new(devices, &t.memory, t.upcall(), kicks.clone());
     t.virtio.publish_all(&t.memory).unwrap();
     Machine { t, kicks }
 }
@@ -75,7 +75,7 @@ impl Machine {
         self.t.op(nr::PARAVANE_VIRTIO_OP, op, argument).map(|(_, argument)| argument)
     }
     fn entry(&self, id: usize) -> VirtioEntry {
-        let table = self.t.upcall.shared_info.0 + VIRTIO_TABLE_OFFSET as u64;
+        let table = self.t.upcall().shared_info.0 + VIRTIO_TABLE_OFFSET as u64;
         let table: VirtioTable = self.t.memory.read_obj(crate::machine::memory::Maddr(table)).unwrap();
         assert_eq!((table.magic, table.version), (VIRTIO_TABLE_MAGIC, VIRTIO_OP_VERSION));
         assert_eq!(usize::from(table.count), self.t.virtio.len());
@@ -107,10 +107,10 @@ impl Machine {
         &mut self,
         (activate, queue, regions): (VirtioActivate, VirtioQueue, [VirtioRegion; 2]),
     ) -> Result<(VirtioActivate, VirtioQueue), Errno> {
-        self.t.write_guest_obj(va(LISTS), &queue).unwrap();
-        self.t.write_guest_obj(va(LISTS) + 0x100, &regions).unwrap();
+        self.t.guest().write(va(LISTS), &queue).unwrap();
+        self.t.guest().write(va(LISTS) + 0x100, &regions).unwrap();
         let activate = self.virtio(VIRTIOP_ACTIVATE, activate)?;
-        Ok((activate, self.t.read_guest_obj(va(LISTS)).unwrap()))
+        Ok((activate, self.t.guest().read(va(LISTS)).unwrap()))
     }
     fn activated(&mut self) -> (VirtioActivate, VirtioQueue) {
         let request = self.request();
@@ -122,7 +122,7 @@ impl Machine {
         self.t.virtio.set_waiting(true);
         loop {
             let seen = *kicks.count.lock().unwrap();
-            service(&mut self.t);
+            service(&mut self.t.cx());
             if done(&mut self.t) {
                 return;
             }
@@ -130,7 +130,7 @@ impl Machine {
         }
     }
     fn pending(&self, port: u32) -> bool {
-        self.t.upcall.is_pending(&self.t.memory, port).unwrap()
+        self.t.upcall().is_pending(&self.t.memory, port).unwrap()
     }
     fn send(&mut self, port: u32) {
         self.t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_SEND, EvtchnSend { port }).unwrap();
@@ -162,7 +162,7 @@ fn devices_are_listed_and_described_by_call_and_in_the_table() {
     let list =
         m.virtio(VIRTIOP_LIST, VirtioList { count: 9, kinds: va(LISTS), ..Default::default() }).unwrap();
     assert_eq!((list.version, list.count), (1, 2));
-    assert_eq!(m.t.read_guest_obj::<[u32; 3]>(va(LISTS)), Ok([RNG, RNG, 0]));
+    assert_eq!(m.t.guest().read::<[u32; 3]>(va(LISTS)), Ok([RNG, RNG, 0]));
     let list = m.virtio(VIRTIOP_LIST, VirtioList { kinds: NOWHERE, ..Default::default() }).unwrap();
     assert_eq!(list.count, 2, "asking for the number needs no room");
     let told = m.virtio(VIRTIOP_DESCRIBE, VirtioDescribe { device: 1, ..Default::default() }).unwrap();
@@ -196,7 +196,7 @@ fn one_call_makes_a_device_work() {
     m.t.poke(RING, 1, 64 | 2 << 32);
     m.t.poke(RING, 0x400 / 8, 1 << 16);
     m.send(queue.port);
-    m.wait_until(|t| t.upcall.is_pending(&t.memory, queue.port).unwrap());
+    m.wait_until(|t| t.upcall().is_pending(&t.memory, queue.port).unwrap());
     assert_eq!(m.t.peek(RING, 0x800 / 8) >> 16, 1, "used");
     assert!((0..8).any(|i| m.t.peek(BUFFER, i) != 0));
     m.reset();
@@ -211,11 +211,11 @@ fn memory_of_an_active_device_cannot_become_a_page_table() {
     let read_only = m.t.entry(BUFFER, RO);
     m.t.map(BUFFER, read_only).unwrap();
     let pin = MmuextOp { cmd: MMUEXT_PIN_L1_TABLE, arg1: m.t.mfn(BUFFER), ..Default::default() };
-    m.t.write_guest_obj(va(LISTS), &pin).unwrap();
+    m.t.guest().write(va(LISTS), &pin).unwrap();
     let own = u64::from(paravane_abi::domid::DOMID_SELF);
     assert_eq!(m.t.call(nr::MMUEXT_OP, [va(LISTS), 1, 0, own]), Err(Errno::EINVAL));
     m.reset();
-    m.t.write_guest_obj(va(LISTS), &pin).unwrap();
+    m.t.guest().write(va(LISTS), &pin).unwrap();
     assert_eq!(m.t.call(nr::MMUEXT_OP, [va(LISTS), 1, 0, own]), Ok(0));
 }
 
@@ -266,8 +266,8 @@ fn an_activation_that_fails_leaves_nothing() {
 fn queues_that_cannot_be_written_back_are_found_in_time() {
     let mut m = machine();
     let (mut a, q, r) = m.request();
-    m.t.write_guest_obj(va(LISTS), &q).unwrap();
-    m.t.write_guest_obj(va(LISTS) + 0x100, &r).unwrap();
+    m.t.guest().write(va(LISTS), &q).unwrap();
+    m.t.guest().write(va(LISTS) + 0x100, &r).unwrap();
     a.queues = va(LISTS);
     let read_only = m.t.entry(LISTS, RO);
     m.t.map(LISTS, read_only).unwrap();
@@ -295,7 +295,7 @@ fn a_driver_that_breaks_the_rules_stops_its_device_alone() {
     m.t.poke(RING, 1, 64 | 3 << 32);
     m.t.poke(RING, 0x400 / 8, 1 << 16);
     m.send(queue.port);
-    m.wait_until(|t| t.upcall.is_pending(&t.memory, activate.config_port).unwrap());
+    m.wait_until(|t| t.upcall().is_pending(&t.memory, activate.config_port).unwrap());
     assert_eq!(m.entry(0).status, 0x4f, "told before the port was pending");
     assert_eq!(m.t.peek(RING, 0x800 / 8) >> 16, 0, "nothing was used");
     assert!(!m.pending(queue.port));
