@@ -33,5 +33,7 @@ pub(crate) mod port;
 pub(crate) mod privileged;
 mod segment;
 pub(crate) mod string;
+#[cfg(test)]
+mod tests;
 mod transfer;
 pub(crate) mod virtual_cpu;
