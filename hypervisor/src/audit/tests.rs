@@ -1,4 +1,4 @@
-//! Planted instructions are found where they were planted, and nowhere else.
+//! The audit finds the planted instructions, and no others.
 
 use object::elf::{SHT_NOBITS, SHT_PROGBITS, STT_FUNC, STT_NOTYPE};
 use proptest::prelude::*;
@@ -62,7 +62,7 @@ fn a_new_symbol_ends_confusion() {
     ];
     assert_eq!(found(&run(&elf)), expected);
     assert_eq!(run(&elf).coverage.undecodable_bytes, 4);
-    // After what cannot be code, nothing is certain until the next symbol.
+    // After bytes that do not decode, nothing is certain until the next symbol.
     let elf = image(&[0x06, 0xfa, 0xfb], &[("a", 0, 2, STT_FUNC), ("b", 2, 1, STT_FUNC)]);
     let certain: Vec<bool> = run(&elf).findings.iter().map(|f| f.certain).collect();
     assert_eq!(certain, [false, true]);
@@ -100,7 +100,7 @@ fn without_sections_or_symbols_the_segments_are_swept() {
 #[test]
 fn a_file_without_code_is_refused() {
     let mut elf = image(&[0xfa], &[]);
-    // What `objcopy --only-keep-debug` leaves of a file: sections have sizes and no bytes.
+    // A file made by `objcopy --only-keep-debug`: its sections have sizes and no bytes.
     elf.sections = vec![(".text", SHT_NOBITS, vec![0; 16])];
     elf.phdrs.clear();
     assert_eq!(audit(&elf.bytes()), Err(AuditError::DebugOnly));
@@ -118,7 +118,7 @@ fn code_that_was_cut_off_is_refused() {
     let mut elf = image(&[0xfa; 64], &[]);
     elf.phdrs.clear();
     let mut file = elf.bytes();
-    // The section's size, in the second section header: as a header of a file that was longer.
+    // The section's size, in the second section header: as if the file had been longer.
     let at = u64::from_le_bytes(file[40..48].try_into().unwrap()) as usize + 64 + 32;
     file[at..at + 8].copy_from_slice(&0x10_0000u64.to_le_bytes());
     let error = audit(&file).unwrap_err();
@@ -220,7 +220,7 @@ fn the_reference_guests() {
     let bare = audit(crate::image::builtin::BARE).unwrap();
     assert_eq!((pv.subject, bare.subject), (Subject::Paravirtual, Subject::Bare));
     let classes = |a: &Audit| a.classes.iter().map(|c| c.class).collect::<Vec<_>>();
-    // The marks that bracket a measured region are a port's, in both.
+    // Both images mark a measured region by a port.
     let unexpected = |f: &&Finding| f.deliberate.is_none() && f.class != Class::PortIo;
     let unexpected: Vec<_> = pv.findings.iter().filter(unexpected).collect();
     assert!(unexpected.is_empty(), "the paravirtual kernel only asks: {unexpected:#?}");

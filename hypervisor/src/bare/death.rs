@@ -2,7 +2,7 @@
 
 /// Why a bare guest cannot go on. Each ends the guest, never the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Death {
+pub(super) enum Death {
     #[error(
         "triple fault: exception {vector} at rip {rip:#x} (cr2 {cr2:#x}, rsp {rsp:#x}) could not be delivered, nor \
          could the double fault; check the IDT at {idt:#x}, its handlers' segments and the stack"

@@ -64,12 +64,12 @@ pub(crate) fn compute(mnemonic: Mnemonic, a: u64, b: u64, carry: bool, size: usi
 }
 
 /// Whether [`compute`] implements an instruction.
-pub(crate) fn is_known(mnemonic: Mnemonic) -> bool {
+pub(super) fn is_known(mnemonic: Mnemonic) -> bool {
     compute(mnemonic, 0, 0, false, 8).is_some()
 }
 
 /// `a + b + carry`.
-pub(crate) fn add(a: u64, b: u64, carry: bool, size: usize) -> Computed {
+pub(super) fn add(a: u64, b: u64, carry: bool, size: usize) -> Computed {
     let (a, b) = (truncate(a, size), truncate(b, size));
     let wide = u128::from(a) + u128::from(b) + u128::from(carry);
     let value = truncate(wide as u64, size);
@@ -82,7 +82,7 @@ pub(crate) fn add(a: u64, b: u64, carry: bool, size: usize) -> Computed {
 }
 
 /// `a - b - borrow`.
-pub(crate) fn sub(a: u64, b: u64, borrow: bool, size: usize) -> Computed {
+pub(super) fn sub(a: u64, b: u64, borrow: bool, size: usize) -> Computed {
     let (a, b) = (truncate(a, size), truncate(b, size));
     let value = truncate(a.wrapping_sub(b).wrapping_sub(borrow.into()), size);
     let overflow = (a ^ b) & (a ^ value) & sign_bit(size) != 0;
@@ -94,13 +94,13 @@ pub(crate) fn sub(a: u64, b: u64, borrow: bool, size: usize) -> Computed {
 }
 
 /// The result of AND, OR or XOR: CF and OF clear.
-pub(crate) fn logic(value: u64, size: usize) -> Computed {
+fn logic(value: u64, size: usize) -> Computed {
     let value = truncate(value, size);
     Computed { value, affected: rflags::STATUS, flags: of_result(value, size) }
 }
 
 /// The result of INC or DEC, which do not change CF.
-pub(crate) fn keep_carry(computed: Computed) -> Computed {
+fn keep_carry(computed: Computed) -> Computed {
     Computed { affected: computed.affected & !CF, ..computed }
 }
 
@@ -157,7 +157,7 @@ pub(crate) fn holds(condition: ConditionCode, flags: u64) -> Option<bool> {
 }
 
 /// A move: no flags.
-pub(crate) fn plain(value: u64) -> Computed {
+pub(super) fn plain(value: u64) -> Computed {
     Computed { value, affected: 0, flags: 0 }
 }
 

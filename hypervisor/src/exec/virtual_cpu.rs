@@ -11,7 +11,7 @@ use crate::x86::rflags;
 
 /// The bits of CR4 that a kernel may set: VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, FSGSBASE and
 /// OSXSAVE. Not UMIP, LA57, PCIDE, SMEP, SMAP and PKE, which this machine does not have.
-pub(crate) const CR4_KNOWN: u64 = 0x5_07ff;
+pub(super) const CR4_KNOWN: u64 = 0x5_07ff;
 
 /// GDTR or IDTR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,7 +94,7 @@ impl VirtualCpu {
     }
 
     /// The privilege level, 0 or 3.
-    pub fn cpl(&self) -> u16 {
+    pub(super) fn cpl(&self) -> u16 {
         if self.user { 3 } else { 0 }
     }
 
@@ -111,7 +111,7 @@ impl VirtualCpu {
     }
 
     /// Loads RFLAGS as code at CPL 0 may (IRET, SYSRET, SYSCALL): all of it.
-    pub fn set_flags(&mut self, regs: &mut Regs, flags: u64) {
+    pub(super) fn set_flags(&mut self, regs: &mut Regs, flags: u64) {
         use rflags::*;
         self.interrupts = flags & IF != 0;
         self.io_privilege = (flags >> IOPL_SHIFT & 3) as u8;

@@ -247,7 +247,7 @@ mod tests {
 
     /// A device that interrupts again right after its driver's acknowledgement, before the line is sampled.
     #[test]
-    fn an_interrupt_that_comes_back_at_once_is_not_lost() {
+    fn an_interrupt_that_is_raised_again_at_once_is_not_lost() {
         struct NoKick;
         impl Kick for NoKick {
             fn kick(&self) {}
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn nobodys_ports_read_all_ones() {
+    fn ports_without_a_device_read_all_ones() {
         let (mut pc, _, _) = pc();
         assert_eq!(pc.port_in(0x1234, 1, 0), 0xff);
         assert_eq!(pc.port_in(0x1234, 2, 0), 0xffff);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ways_out() {
+    fn power_off_reset_crash_and_marks() {
         let (mut pc, _, _) = pc();
         assert_eq!(pc.port_out(0x604, 2, 0x2000, 0), Some(PlatformEvent::PowerOff));
         assert_eq!(pc.port_out(0x604, 2, 0, 0), None);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn every_missed_tick_is_handed_out_after_the_one_before() {
+    fn missed_ticks_are_raised_one_after_another() {
         let (mut pc, _, _) = pc();
         init_pic(&mut pc, 1);
         // 1193 PIT clocks: 1 ms less 152.5 ns.
@@ -313,7 +313,7 @@ mod tests {
         assert!(!pc.poll(first - 1));
         assert!(pc.poll(first));
         // Two more periods go by before the guest takes the first.
-        assert_eq!(pc.next_deadline(), None, "the guest has one to take first");
+        assert_eq!(pc.next_deadline(), None, "one is pending already");
         for ticks_left in [2, 1, 0] {
             assert!(pc.poll(3_100_000), "{ticks_left} left");
             assert_eq!(pc.acknowledge(), 32);

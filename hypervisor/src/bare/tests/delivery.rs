@@ -43,7 +43,7 @@ fn software_interrupts() {
         Cause::GuestFault { vector: 3 }
     );
     assert_eq!((g.handling(), g.stack::<1>()), (Some(3), [BASE + CODE + 1]));
-    // A program needs a gate that is open to it.
+    // A program can only use gates of DPL 3.
     let mut g = Guest::in_user_mode();
     g.traps_with(&[0xcd, 0x80], 13, 0x80 << 3 | 2);
     assert_eq!((g.handling(), g.stack::<2>()), (Some(13), [0x80 << 3 | 2, BASE + USER_CODE]));
@@ -74,12 +74,12 @@ fn start_timer(g: &mut Guest) {
 fn interrupts_wait_for_the_flag() {
     let mut g = Guest::booted();
     start_timer(&mut g);
-    assert_eq!(g.machine.next_deadline(), None, "interrupts are off: nothing to be kicked for");
+    assert_eq!(g.machine.next_deadline(), None, "interrupts are off: a kick has no effect");
     g.now = 1_000_000;
     assert_eq!(g.pending(), Ok(None));
     g.traps(&[0xfb]);
-    assert!(g.machine.next_deadline().is_none(), "one waits already");
-    // After STI one more instruction runs, if it is one that traps.
+    assert!(g.machine.next_deadline().is_none(), "one is pending already");
+    // One more instruction runs after STI, if it is certain to trap.
     g.poke_bytes(CODE + 1, &[0xfa]);
     assert_eq!(g.pending(), Ok(None));
     g.traps(&[0xfa]);
@@ -88,13 +88,13 @@ fn interrupts_wait_for_the_flag() {
     g.poke_bytes(CODE + 3, &[0x90]);
     assert_eq!(g.pending(), Ok(Some(32)));
     assert_eq!((g.handling(), g.stack::<1>()), (Some(32), [BASE + CODE + 3]));
-    assert_eq!(g.pending(), Ok(None), "not before its end");
+    assert_eq!(g.pending(), Ok(None), "only after the end of interrupt");
     assert_eq!(g.exit(Exit::Kick), BareExit { cause: Cause::Kick, outcome: BareOutcome::Resume });
 }
 
-/// Not every load of a segment register traps: an interrupt that waited for one might wait for ever.
+/// Not every load of a segment register traps: an interrupt that is deferred until after one might never come.
 #[test]
-fn sti_defers_interrupts_only_to_what_surely_traps() {
+fn sti_defers_interrupts_only_before_what_is_certain_to_trap() {
     let may_run_natively: [&[u8]; 4] = [
         &[0x8e, 0xd8],       // mov ds, eax: of a null selector
         &[0x0f, 0xa1],       // pop fs
@@ -128,7 +128,7 @@ fn hlt_waits() {
     assert_eq!(g.pending(), Ok(Some(32)));
     assert!(!g.machine.is_halted());
     assert_eq!(g.stack::<1>(), [BASE + CODE + 2], "it returns to after the HLT");
-    // With an interrupt waiting there is nothing to wait for.
+    // With an interrupt pending HLT does not wait.
     let mut g = Guest::booted();
     start_timer(&mut g);
     g.now = 2_000_000;
@@ -162,7 +162,7 @@ fn faults_while_delivering() {
 }
 
 #[test]
-fn a_bad_stack_makes_a_page_fault_of_a_fault() {
+fn a_fault_on_a_bad_stack_becomes_a_page_fault() {
     let mut g = Guest::booted();
     g.regs.rsp = BASE + 0x80_0000;
     g.exit(divide());
@@ -172,14 +172,14 @@ fn a_bad_stack_makes_a_page_fault_of_a_fault() {
     g.set_gate(14, 0xe, 0, 1);
     g.regs.rsp = BASE + 0x80_0000;
     g.exit(divide());
-    assert_eq!((g.handling(), g.stack::<1>()), (Some(14), [0b10]), "on its own stack it can say so");
+    assert_eq!((g.handling(), g.stack::<1>()), (Some(14), [0b10]), "the page fault has a stack of its own");
     assert_eq!(g.machine.cpu.cr2, BASE + 0x80_0000 - 40);
     let mut g = Guest::booted();
     g.set_gate(12, 0xe, 0, 1);
     g.regs.rsp = 2 << 47;
     g.exit(Exit::Fault(Fault { vector: 1, error_code: 0, address: 0 }));
     assert_eq!(g.handling(), Some(12));
-    // From a program without a TSS there is nowhere to go.
+    // Without a TSS a program's exception has no stack to go to.
     let mut g = Guest::in_user_mode();
     g.machine.cpu.task = virtual_cpu::SystemSegment::default();
     died(&g.exit(divide()), "triple fault");

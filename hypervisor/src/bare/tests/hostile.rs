@@ -1,11 +1,11 @@
-//! A kernel that does anything at all.
+//! A kernel that does arbitrary things.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::x86::walk::{MachineTables, walk};
 
-/// Addresses that lead somewhere, and some that do not.
+/// Mapped addresses, and some that are not.
 fn any_address() -> impl Strategy<Value = u64> {
     prop_oneof![
         4 => (0u64..0x40_1000).prop_map(|offset| BASE + offset),
@@ -19,7 +19,7 @@ fn any_regs() -> impl Strategy<Value = Vec<u64>> {
     prop::collection::vec(prop_oneof![any_address(), any::<u64>(), 0u64..16], 20)
 }
 
-/// The first bytes of what traps, so that random ones do not have to be found.
+/// The first bytes of instructions that trap, which random bytes would seldom be.
 const OPCODES: [&[u8]; 30] = [
     &[0xfa],
     &[0xfb],
@@ -78,7 +78,7 @@ struct Attack {
 const RSP: usize = 7;
 const RDI: usize = 5;
 
-/// Anything, anywhere.
+/// Any exit, at any address.
 fn any_exit() -> impl Strategy<Value = Exit> {
     let fault = (0u8..32, any::<u32>(), any_address())
         .prop_map(|(vector, error_code, address)| Exit::Fault(Fault { vector, error_code, address }));
@@ -110,7 +110,7 @@ fn any_attack() -> impl Strategy<Value = Attack> {
     prop_oneof![2 => wild, 1 => any_table_store()]
 }
 
-/// A store of any kind to where the tables are.
+/// A store of any kind to the page tables.
 fn any_table_store() -> impl Strategy<Value = Attack> {
     let code = (prop::sample::select(&STORES[..]), any::<[u8; 4]>())
         .prop_map(|(start, rest)| [start, &rest].concat());
@@ -155,8 +155,8 @@ impl Guest {
         }
         r.rip = attack.rip;
         self.poke_bytes(CODE, &attack.code);
-        // A store that the guest could make without a trap: not to a table in use. The tables that say how to go
-        // on after a fault are mostly spared, or nothing would go on for long.
+        // A store that the guest could make without a trap: not to a table in use. The descriptor tables are mostly
+        // spared, because without handlers the guest would soon end.
         let (at, value) = attack.poke;
         let spared = (GDT..CODE).contains(&at) && value % 16 != 0;
         if !spared && !self.machine.shadow.is_table(at >> 12) {
@@ -178,8 +178,8 @@ impl Guest {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(120))]
-    /// Whatever a guest executes, wherever it faults: the host stays whole, and the guest cannot reach a
-    /// frame that is not its own, nor write a table in use.
+    /// Whatever a guest executes, wherever it faults: the host does not panic, and the guest can neither reach a frame
+    /// that is not its own nor write a table in use.
     #[test]
     fn anything_goes_nothing_breaks(
         attacks in prop::collection::vec(any_attack(), 1..30),

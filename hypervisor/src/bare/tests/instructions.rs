@@ -30,8 +30,8 @@ fn control_registers() {
     assert_eq!(g.machine.cpu.cr0 & cr0::TS, 0);
     g.regs.rax = 8;
     resumed(&g.traps(&[0x0f, 0x01, 0xf0]), PrivOp::Other);
-    assert_eq!(g.machine.cpu.cr0 & 0xf, 9, "PE cannot be cleared so");
-    // Leaving paging, or a bit that does not exist, is refused.
+    assert_eq!(g.machine.cpu.cr0 & 0xf, 9, "LMSW cannot clear PE");
+    // Turning paging off, or setting a reserved bit, is refused.
     for cr0 in [cr0::PE, u64::MAX] {
         g.regs.rax = cr0;
         let before = g.regs.rip;
@@ -119,7 +119,7 @@ fn descriptor_tables() {
     assert_eq!((g.handling(), g.stack::<1>()), (Some(13), [TASK.into()]), "a busy task cannot be loaded");
     g.regs.rax = 0;
     resumed(&g.traps(&[0x0f, 0x00, 0xd0]), PrivOp::Lldt); // lldt ax
-    // Not in the guest's tables: the fault is the guest's, with the operand's address.
+    // An operand that is not mapped: a page fault for the guest, with the operand's address.
     g.regs.rdi = BASE + 0x1000_0000;
     g.traps(&[0x0f, 0x01, 0x17]);
     assert_eq!((g.handling(), g.machine.cpu.cr2), (Some(14), BASE + 0x1000_0000));
@@ -176,7 +176,7 @@ fn ports() {
     g.regs.rax = 0xfe;
     assert_eq!(g.traps(&[0xe6, 0x64]).outcome, BareOutcome::Ended(DomainEnd::Reboot));
     assert_eq!(g.traps(&[0xe6, 0xf4]).outcome, BareOutcome::Ended(DomainEnd::GuestCrash));
-    // The port that would be a hypercall to another kernel is nobody's.
+    // The port by which a paravirtual kernel makes hypercalls has no device.
     g.regs.rip = BASE + CODE;
     assert_eq!(g.exit(Exit::Hypercall).outcome, BareOutcome::Resume);
     assert_eq!(g.regs.rip, BASE + CODE);
@@ -197,7 +197,7 @@ fn string_ports_are_bounded_per_exit() {
     (g.regs.rdi, g.regs.rcx) = (BASE + DATA, 3);
     g.traps(&[0xf3, 0x6c]); // rep insb
     assert_eq!(g.peek(DATA) & 0xff_ffff, 0x63_6261);
-    // A fault in the middle: what was done stays done, and no byte is lost.
+    // A fault in the middle: the elements before it are transferred, and no input is lost.
     g.input.push(b"de");
     (g.regs.rdi, g.regs.rcx) = (BASE + 0x3f_ffff, 2);
     g.traps(&[0xf3, 0x6c]);
@@ -205,9 +205,9 @@ fn string_ports_are_bounded_per_exit() {
     assert_eq!(g.input.pop(), Some(b'e'));
 }
 
-/// Where the engine has CPUID trap, the guest gets the answer that it would get on an engine that does not.
+/// Where CPUID traps, the guest gets the same answer as on an engine where it does not.
 #[test]
-fn cpuid_is_what_a_guest_may_know() {
+fn cpuid_answers_as_on_every_engine() {
     use crate::host::host_cpuid::{query, xcr0};
     let mut g = Guest::booted();
     let dynamic = crate::x86::guest_cpuid::Dynamic { osxsave: false, xcr0: u64::MAX };
@@ -223,7 +223,7 @@ fn cpuid_is_what_a_guest_may_know() {
 }
 
 #[test]
-fn the_rest() {
+fn invalidations_caches_and_undefined_instructions() {
     let mut g = Guest::booted();
     g.space.caught_up(&g.log);
     g.regs.rdi = BASE + DATA;
@@ -248,7 +248,7 @@ fn the_rest() {
 }
 
 #[test]
-fn user_programs_may_not() {
+fn user_programs_get_faults_for_privileged_instructions() {
     for code in [
         &[0xfa][..],
         &[0xf4],

@@ -70,7 +70,7 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// As the loader leaves it: tables that map 4 MiB, the second half of that for user programs too.
+    /// As the loader leaves it, with tables that map 4 MiB, of which user programs can access the second half.
     pub fn new() -> Self {
         let mem = MachineMemory::new(SHADOW_FRAMES, GUEST_FRAMES, Backing::Anonymous).unwrap();
         let mut log = TableLog::default();
@@ -96,7 +96,7 @@ impl Guest {
         Self { mem, log, space, machine, regs, sink, input, now: 0 }
     }
 
-    /// With its GDT, IDT and TSS in place and loaded, STAR set, and every vector's gate pointing somewhere.
+    /// With its GDT, IDT and TSS in place and loaded, STAR set, and a gate for every vector.
     pub fn booted() -> Self {
         let mut g = Self::new();
         for (i, descriptor) in [
@@ -171,7 +171,7 @@ impl Guest {
     pub fn exit(&mut self, exit: Exit) -> BareExit {
         self.machine.handle_exit(&mut self.regs, exit, &self.mem, &mut self.log, &mut self.space, self.now)
     }
-    /// The instruction `code` at RIP traps as privileged ones do.
+    /// The instruction `code` at RIP traps, as privileged ones do.
     pub fn traps(&mut self, code: &[u8]) -> BareExit {
         self.traps_with(code, vector::PROTECTION, 0)
     }

@@ -1,4 +1,4 @@
-//! Page faults: whose they are, page-table stores, device memory.
+//! Page faults: the guest's and the shadow's, page-table stores, device memory.
 
 use super::*;
 use crate::ledger::MmioDevice;
@@ -20,13 +20,13 @@ fn guest() -> Guest {
 }
 
 #[test]
-fn whose_fault() {
+fn faults_are_the_guests_or_the_shadows() {
     let mut g = guest();
     assert_eq!(g.regs.rip, BASE + CODE, "the instruction runs again");
     g.page_faults(&[0x90], READ, BASE + 0x40_0008);
     assert_eq!((g.handling(), g.stack::<2>()), (Some(14), [0, BASE + CODE]));
     assert_eq!(g.machine.cpu.cr2, BASE + 0x40_0008);
-    // A program's access to the kernel's pages; what the hardware said of the shadow does not count.
+    // A program's access to the kernel's pages: the error code follows the guest's tables, not the shadow's.
     let mut g = Guest::in_user_mode();
     g.page_faults(&[0x90], READ, BASE + CODE);
     assert_eq!((g.handling(), g.stack::<1>()), (Some(14), [0b101]));
@@ -45,7 +45,7 @@ impl Guest {
     }
 }
 
-/// Each way to store to an entry: the code with RDI at the entry, and what it makes of it.
+/// Each way to store to an entry: code with RDI at the entry, and the entry afterwards.
 #[test]
 fn page_table_stores_by_every_instruction() {
     let old = PAGE << 12 | RW_SEEN | pte::USER;
@@ -92,7 +92,7 @@ fn page_table_stores_by_every_instruction() {
 }
 
 impl Guest {
-    /// What the CPU finds for [`PAGE`] is what the guest's entry says, or nothing.
+    /// The shadow of [`PAGE`] agrees with the guest's entry, or is missing.
     fn check_shadow(&self, why: &str) {
         use crate::x86::walk::{MachineTables, walk};
         let root = self.space.root().maddr().0;
@@ -112,7 +112,7 @@ fn string_stores_are_bounded_per_exit() {
     assert_eq!(g.page_faults(&[0xf3, 0x48, 0xab], WRITE | 1, BASE + L1 + 0x1000), STORE);
     assert_eq!((g.regs.rcx, g.regs.rip, g.regs.rdi), (488, BASE + CODE, BASE + L1 + 0x2000));
     assert_eq!(g.peek(L1 + 0x1000 + 511 * 8), 0);
-    // Byte by byte it is soon no table any more, and the CPU can go on by itself.
+    // After a few bytes it is no longer taken for a table, and the CPU goes on by itself.
     let mut g = guest();
     g.page_faults(&[0x90], READ, BASE + 0x20_0000);
     (g.regs.rdi, g.regs.rcx, g.regs.rax) = (BASE + L1 + 0x1000 + 8, 1000, 0);
@@ -137,7 +137,7 @@ fn a_vector_store_drops_the_table_and_runs_again() {
     assert_eq!(g.page_faults(&code, WRITE | 1, BASE + L1 + 0x1000), STORE);
     assert_eq!(g.regs.rip, BASE + CODE);
     assert_eq!(g.page_faults(&code, WRITE | 1, BASE + L1 + 0x1000), FILL, "now it may be written");
-    // The first one maps the instruction itself: it comes back, and the store with it.
+    // The first one maps the instruction itself: it is a table again at once, and the store faults again.
     g.regs.rdi = BASE + ENTRY;
     assert_eq!(g.page_faults(&code, WRITE | 1, BASE + ENTRY), STORE);
     assert_eq!(g.page_faults(&code, READ | 0x10, BASE + CODE), FILL);
@@ -162,7 +162,7 @@ fn device_memory_is_an_empty_bus() {
     let mut g = guest();
     g.poke(ENTRY, 0xfee0_0000 | RW_SEEN);
     g.page_faults(&[0x90], READ | 0x10, BASE + PAGE * 4096);
-    assert_eq!(g.handling(), Some(6), "all ones are no instruction");
+    assert_eq!(g.handling(), Some(6), "all ones are not a valid instruction");
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn cr3_and_write_protect() {
 }
 
 #[test]
-fn faults_that_do_not_go_away_end() {
+fn faults_that_repeat_without_progress_end_the_guest() {
     let mut g = guest();
     let mut handled = g.page_faults(&[0x90], READ, BASE + PAGE * 4096);
     for _ in 0..16 {

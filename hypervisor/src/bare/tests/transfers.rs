@@ -28,7 +28,7 @@ fn iretq_to_a_program_and_back_by_an_interrupt() {
     g.push(&[BASE + USER_CODE, USER_CS.into(), FLAGS_ON, BASE + USER_STACK, USER_DS.into()]);
     resumed(&g.traps_with(&[0x48, 0xcf], 13, u32::from(USER_CS) & !3), PrivOp::Iretq);
     assert!(g.machine.cpu.user && g.machine.cpu.interrupts);
-    assert_ne!(g.space.root(), kernel_root, "the program sees other tables");
+    assert_ne!(g.space.root(), kernel_root, "the program runs on other tables");
     g.exit(Exit::Fault(Fault { vector: 0, error_code: 0, address: 0 }));
     assert_eq!(g.handling(), Some(0));
     assert_eq!(g.space.root(), kernel_root);
@@ -81,7 +81,7 @@ fn far_returns_and_branches() {
     g.push(&[BASE + CODE, KERNEL_CS.into()]);
     resumed(&g.traps_with(&[0x48, 0xca, 0x10, 0x00], 13, 8), PrivOp::FarReturn); // lretq 16
     assert_eq!((g.regs.rip, g.regs.rsp), (BASE + CODE, BASE + STACK));
-    // To a program: the stack comes along.
+    // To a program, with its stack.
     g.push(&[BASE + USER_CODE, USER_CS.into(), BASE + USER_STACK, USER_DS.into()]);
     resumed(&g.traps_with(&[0x48, 0xcb], 13, 0x40), PrivOp::FarReturn);
     assert_eq!((g.machine.cpu.user, g.regs.rsp), (true, BASE + USER_STACK));
@@ -110,7 +110,7 @@ fn system_calls() {
     assert_eq!((g.machine.cpu.selectors.cs, g.machine.cpu.selectors.ss), (KERNEL_CS, KERNEL_DS));
     assert!(!g.machine.cpu.user && !g.machine.cpu.interrupts);
     assert_eq!(g.regs.rflags & (rflags::ZF | rflags::CF), rflags::CF);
-    assert_eq!(g.regs.rsp, BASE + USER_STACK, "the kernel's to switch");
+    assert_eq!(g.regs.rsp, BASE + USER_STACK, "SYSCALL does not switch the stack");
     resumed(&g.traps(&[0x48, 0x0f, 0x07]), PrivOp::Sysret); // sysretq
     assert!(g.machine.cpu.user && g.machine.cpu.interrupts);
     assert_eq!((g.regs.rip, g.machine.cpu.flags(&g.regs)), (BASE + USER_CODE + 2, flags));

@@ -1,4 +1,4 @@
-//! Holes that Xen's emulator once had, by advisory, as a guest that is emulated would try them.
+//! Vulnerabilities that Xen's emulator had, by advisory, as an emulated guest would try them.
 //!
 //! Facts: the advisories' titles and texts (xenbits.xen.org/xsa).
 
@@ -15,8 +15,8 @@ fn dr6(g: &Guest) -> u64 {
     dr6
 }
 
-/// XSA-200: CMPXCHG8B with an operand size prefix, which it ignores, was emulated with another width than its memory
-/// access had. On a table it is not emulated here: the frame becomes one that the guest may write.
+/// XSA-200: CMPXCHG8B with an operand size prefix, which the processor ignores, was emulated with another width than
+/// that of its memory access. Here it is not emulated: the guest may then write the frame, which is no table any more.
 #[test]
 fn xsa_200_the_wide_compare_and_exchange_is_not_emulated() {
     let cmpxchg8b: &[u8] = &[0x0f, 0xc7, 0x0f];
@@ -33,14 +33,18 @@ fn xsa_200_the_wide_compare_and_exchange_is_not_emulated() {
             g.regs.rdi = BASE + table;
             let handled = g.page_faults(&[prefixes, code].concat(), WRITE, BASE + table);
             assert_eq!(handled.outcome, BareOutcome::Resume);
-            assert_eq!((g.regs.rip, g.peek(table)), (BASE + CODE, before), "the processor's to execute");
+            assert_eq!(
+                (g.regs.rip, g.peek(table)),
+                (BASE + CODE, before),
+                "left for the processor to execute"
+            );
             assert!(!g.machine.shadow.is_table(table >> 12));
         }
     }
 }
 
-/// XSA-204: a single step over an emulated SYSCALL was raised by the flags before it, so that a program could step into
-/// its kernel although the kernel masks TF. The flags after it count; whatever else is emulated is stepped as ever.
+/// XSA-204: the single step over an emulated SYSCALL was decided by the flags before it, so that a program could step
+/// into its kernel although the kernel masks TF. The flags after it decide; other emulated instructions are stepped.
 #[test]
 fn xsa_204_a_single_step_over_a_syscall_is_the_masks_to_allow() {
     for masked in [true, false] {
@@ -58,13 +62,13 @@ fn xsa_204_a_single_step_over_a_syscall_is_the_masks_to_allow() {
         assert_eq!(g.regs.rflags & TF, if masked { 0 } else { TF });
         assert_eq!((g.regs.r11 & TF, dr6(&g) & SINGLE_STEP), (TF, 0));
     }
-    // INT n enters by a gate, which clears TF.
+    // INT n enters through a gate, which clears TF.
     let mut g = Guest::in_user_mode();
     g.set_gate(0x80, 0xe, 3, 0);
     g.regs.rflags |= TF;
     g.traps_with(&[0xcd, 0x80], 13, 0x80 << 3 | 2);
     assert_eq!((g.handling(), g.regs.rflags & TF), (Some(0x80), 0));
-    // What does not enter anything is stepped: a privileged instruction, and a store that is emulated.
+    // Other instructions are stepped: a privileged one, and a store that is emulated.
     let mut g = Guest::booted();
     g.regs.rflags |= TF;
     g.traps(&[0xfa]); // cli
@@ -100,10 +104,10 @@ fn xsa_279_invlpg_of_an_address_that_is_not_canonical_does_nothing() {
     }
 }
 
-/// Faults on a page that is there can be made up by a program where the engine is a process. They end nothing from user
-/// mode; from the kernel's they mean that nothing gets on.
+/// On the process engine a program can forge faults on a page that is present. In user mode they end nothing; in the
+/// kernel they mean that it makes no progress.
 #[test]
-fn made_up_page_faults_in_user_mode_do_not_end_the_guest() {
+fn forged_page_faults_in_user_mode_do_not_end_the_guest() {
     let mut g = Guest::in_user_mode();
     for _ in 0..1000 {
         let handled = g.page_faults(&[0x90], 0b100, BASE + USER_CODE);

@@ -44,7 +44,7 @@ fn store(bus: &mut VirtioMmio, offset: u64, value: u32) {
     assert!(bus.write(BASE + offset, &value.to_le_bytes()));
 }
 
-/// From nothing to a working device, as a driver does it.
+/// A driver's way from a reset to a working device.
 fn set_up(bus: &mut VirtioMmio) {
     for (offset, value) in [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
         store(bus, offset, value);
@@ -127,10 +127,10 @@ fn stores(bus: &mut VirtioMmio, list: &[(u64, u32)]) {
     }
 }
 
-/// A ring that is right, made ready.
+/// A valid ring, made ready.
 const RING: [(u64, u32); 6] =
     [(0x30, 0), (0x38, 4), (0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000), (0x44, 1)];
-/// Acknowledged, driven, and with the features that a driver must accept.
+/// Sets ACKNOWLEDGE and DRIVER, and accepts the features that a driver must.
 const NEGOTIATED: [(u64, u32); 4] = [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)];
 
 #[test]
@@ -175,7 +175,7 @@ fn nothing_starts_without_features_that_were_accepted() {
     store(&mut bus, 0x70, 7);
     assert_eq!(load(&mut bus, 0x70), 0x47);
     reset(&mut bus, &kicks);
-    // Features that are changed after they were accepted are not changed.
+    // After FEATURES_OK, writes to the features are ignored.
     stores(&mut bus, &NEGOTIATED);
     stores(&mut bus, &[(0x24, 1), (0x20, 0xff), (0x24, 0), (0x20, 0xff)]);
     stores(&mut bus, &RING);
@@ -193,7 +193,7 @@ fn a_ready_queue_without_entries_is_a_mistake() {
         match size {
             Some(size) => store(&mut bus, 0x38, size),
             None => {
-                // As after a reset, when nobody has said how large.
+                // As after a reset, with no size set.
                 stores(&mut bus, &[(0x70, 0)]);
                 stores(&mut bus, &NEGOTIATED);
                 stores(&mut bus, &[(0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000)]);
@@ -209,10 +209,10 @@ fn a_ready_queue_stays_where_it_is() {
     let (mut bus, _, kicks) = bus(1);
     stores(&mut bus, &NEGOTIATED);
     stores(&mut bus, &RING);
-    // Not in the guest's memory, and ignored: the queue is ready.
+    // Outside of the guest's memory, but ignored, because the queue is ready.
     stores(&mut bus, &[(0x38, 3), (0x84, u32::MAX), (0x94, u32::MAX), (0xa4, u32::MAX), (0x70, 15)]);
     assert_eq!(load(&mut bus, 0x70), 15);
-    // Nor is one queue of an active device taken back: that is not offered.
+    // A single queue of an active device cannot be disabled: that feature is not offered.
     store(&mut bus, 0x44, 0);
     assert_eq!(load(&mut bus, 0x44), 1);
     reset(&mut bus, &kicks);
@@ -225,7 +225,7 @@ fn registers_that_are_not_there() {
     for offset in [0xb0, 0xb4, 0xb8, 0xbc] {
         assert_eq!(load(&mut bus, offset), u32::MAX, "{offset:#x}: no shared memory");
     }
-    // A selector past the features, a queue that is none, no queue reset, a hole, a register's middle.
+    // A selector past the features, a queue that does not exist, queue reset, a hole, the middle of a register.
     stores(&mut bus, &[(0x14, 2), (0x30, 1), (0x38, 4), (0x44, 1)]);
     for offset in [0x10, 0x34, 0x44, 0xc0, 0x28, 0x71] {
         assert_eq!(load(&mut bus, offset), 0, "{offset:#x}");
@@ -290,13 +290,13 @@ fn each_of_many_queues_is_set_up_and_notified_by_its_number() {
     reset(&mut bus, &kicks);
 }
 
-/// Where the `queue`th ring of a device is: descriptors, available and used ring.
+/// The addresses of the rings of queue `queue`: descriptors, available and used ring.
 fn ring_of(device: u64, queue: u64) -> [u64; 3] {
     let base = 0x1000 + device * 0x1000 + queue * 0x800;
     [base, base + 0x100, base + 0x200]
 }
 
-/// A register that a driver has a use for, or any other offset.
+/// A register that drivers use, or any other offset.
 fn offset() -> impl Strategy<Value = u64> {
     const KNOWN: [u64; 20] = [
         0x10, 0x14, 0x20, 0x24, 0x30, 0x34, 0x38, 0x44, 0x50, 0x60, 0x64, 0x70, 0x80, 0x84, 0x90, 0x94, 0xa0,
@@ -308,8 +308,8 @@ fn offset() -> impl Strategy<Value = u64> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(512), failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever a driver writes where, nothing panics, no byte outside of its memory changes, and in the end the
-    /// device is as it was in the beginning.
+    /// Whatever a driver writes, nothing panics, no byte outside of its memory changes, and after a reset the device is
+    /// as it was at the beginning.
     #[test]
     fn any_register_traffic(
         ops in prop::collection::vec(
@@ -360,7 +360,7 @@ proptest! {
             store(&mut bus, status, 0);
             loop {
                 let seen = *kicks.0.lock().unwrap();
-                // What is not acknowledged does not interrupt again.
+                // A cause that is not acknowledged does not interrupt again.
                 store(&mut bus, status - 0x70 + 0x64, 3);
                 if load(&mut bus, status) == 0 {
                     break;
