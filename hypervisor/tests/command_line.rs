@@ -114,7 +114,7 @@ fn usage_errors_are_2_and_name_the_mistake() {
             &["run", "--console", "unix=/tmp/x,server", "--vsock", "cid=3,socket=/tmp/../tmp/x"],
             "give each a file of its own",
         ),
-        (&["run", "--disk", "x,queues=17"], "a number from 1 to 16 is needed"),
+        (&["run", "--disk", "x,queues=17"], "give a number from 1 to 16"),
         (&["run", "--busy-poll", "200us"], "expected a whole number of microseconds"),
         (&["run", "--mem", "12Q"], "unknown unit `Q`"),
         (&["run", "--engine", "xen"], "possible values: auto, kvm, process"),

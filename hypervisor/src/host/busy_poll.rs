@@ -1,16 +1,17 @@
-//! Looking a little longer before sleeping.
+//! Busy polling: a thread polls for a short time before it sleeps.
 //!
-//! A thread that sleeps is woken by another CPU in 50 to 300 us, much longer than most things take that a guest or a
-//! device waits for. So whoever is about to sleep first looks for a while whether what it waits for has come: a vCPU that blocks
-//! (as `halt_poll_ns` of Linux's KVM), a device's worker whose queue is empty (as `busyloop_timeout` of its
-//! vhost-net). Meanwhile the other side need not ring: no kick's exit, no system call, no interrupt between CPUs.
+//! Waking a thread from another CPU takes 50 to 300 us, much longer than most events take that a guest or a device
+//! waits for. Two kinds of threads therefore poll first: a vCPU that blocks (like `halt_poll_ns` of Linux's KVM), and
+//! a device's worker whose queue is empty (like `busyloop_timeout` of vhost-net). While a thread polls, the other
+//! side does not have to notify it, which saves the exit of a kick, a system call and an interrupt between CPUs.
 //!
-//! How long is learnt: a wait that looking would have shortened doubles it, a long one ends it. An idle guest costs
-//! [`longest_us`] once, then a look now and then. Where more threads want to run than there are CPUs, whoever looked in vain
-//! pauses: it may have held the CPU that the other side needed. On one CPU nobody looks: what is awaited could not happen.
+//! The polling time adapts: a wait that polling would have shortened doubles it, a long wait halves it, down to zero.
+//! An idle guest thus costs [`longest_us`] once, and a short poll now and then. Where more threads are runnable than
+//! there are CPUs, a thread that polled in vain stops polling for a while, because it may have occupied the CPU that
+//! the other side needed. On a host with one CPU nothing polls: the awaited event could not happen meanwhile.
 //!
-//! What may not be done here: waiting for a guest's word. A guest decides neither that nor how long a host's thread looks, only
-//! whether it looks in vain.
+//! What may not be done here: letting a guest decide whether, or for how long, a thread of the host polls. It only
+//! influences whether polling succeeds. Each thread owns its [`BusyPoll`]; nothing here is async-signal-safe.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,24 +21,24 @@ use std::time::{Duration, Instant};
 
 use super::threads;
 
-/// How long anybody looks at most, unless [`set_longest_us`] says otherwise: as long as Linux's KVM.
+/// The longest polling time in microseconds, unless [`set_longest_us`] changes it. Linux's KVM has the same.
 const LONGEST_US: u64 = 200;
-/// The first attempt: about as long as the shortest sleep.
+/// The first polling time: about as long as the shortest sleep.
 const FIRST_NS: u64 = 25_000;
-/// How long a thread does not look that has looked in vain where others wanted the CPU: doubled each time.
+/// How long a thread does not poll after it polled in vain while others wanted the CPU. Each further time doubles it.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(80);
-/// Not yet known.
+/// The value of [`LONGEST_NS`] before it is first used.
 const UNKNOWN: u64 = u64::MAX;
 
 static LONGEST_NS: AtomicU64 = AtomicU64::new(UNKNOWN);
 
-/// Sets how many microseconds this program's threads look before they sleep; 0: not at all. For those that start later.
+/// Sets the longest polling time of threads that start later, in microseconds; 0 turns polling off.
 pub fn set_longest_us(us: u32) {
     LONGEST_NS.store(u64::from(us) * 1000, Ordering::Relaxed);
 }
 
-/// How long this program's threads look before they sleep, at most, in microseconds.
+/// The longest time that threads of this program poll before they sleep, in microseconds.
 pub fn longest_us() -> u64 {
     longest_ns() / 1000
 }
@@ -53,16 +54,16 @@ fn longest_ns() -> u64 {
     }
 }
 
-/// One thread's habit of looking before it sleeps.
+/// One thread's polling, with what it has learnt from earlier waits.
 #[derive(Debug)]
 pub struct BusyPoll {
-    /// How long to look the next time, in nanoseconds.
+    /// The next polling time, in nanoseconds.
     window: u64,
     longest: u64,
     began: Option<Instant>,
-    /// No looking before this: others want the CPU.
+    /// No polling before this time, because others wanted the CPU.
     paused: Option<Instant>,
-    /// How long the next pause is.
+    /// The length of the next pause.
     pause: Duration,
     is_crowded: fn() -> bool,
 }
@@ -74,14 +75,14 @@ impl Default for BusyPoll {
 }
 
 impl BusyPoll {
-    /// One that looks for at most `longest` nanoseconds, and not where `is_crowded`.
+    /// Polls for at most `longest` nanoseconds, and pauses while `is_crowded` returns true.
     fn new(longest: u64, is_crowded: fn() -> bool) -> Self {
         Self { window: longest, longest, began: None, paused: None, pause: SHORTEST_PAUSE, is_crowded }
     }
 
-    /// Begins to wait: looks until `ready`, but not past the window. Whether it was.
+    /// Begins a wait: polls until `ready` returns true or the polling time is over. Returns whether `ready` did.
     ///
-    /// After false the caller sleeps, unless it finds that it must not, and then calls [`BusyPoll::slept`].
+    /// After false the caller checks once more whether it may sleep, sleeps, and calls [`BusyPoll::slept`].
     pub fn look(&mut self, mut ready: impl FnMut() -> bool) -> bool {
         if self.longest == 0 {
             return false;
@@ -101,7 +102,7 @@ impl BusyPoll {
         false
     }
 
-    /// Maybe because this thread held the CPU that another needed: then it gives way for a while.
+    /// Pauses polling if this thread may have occupied the CPU that another one needed.
     fn looked_in_vain(&mut self) {
         if (self.is_crowded)() {
             self.paused = Instant::now().checked_add(self.pause);
@@ -111,7 +112,7 @@ impl BusyPoll {
         }
     }
 
-    /// The wait that [`BusyPoll::look`] began is over: learns from how long it was.
+    /// Ends the wait that [`BusyPoll::look`] began: adapts the polling time to the length of the wait.
     pub fn slept(&mut self) {
         let Some(began) = self.began.take() else { return };
         self.learn(elapsed(began));
@@ -129,10 +130,10 @@ impl BusyPoll {
     }
 }
 
-/// Whether more threads want to run than there are CPUs, by Linux's own count of this moment (proc_loadavg(5), the
-/// fourth field). KVM asks the scheduler the same before it polls on.
+/// Whether more threads are runnable than there are CPUs, by Linux's current count (proc_loadavg(5), the fourth field).
+/// KVM asks the scheduler the same question before it goes on polling.
 fn is_crowded() -> bool {
-    // Both are asked for once: opening a file takes longer than the question.
+    // The file is opened once: opening takes longer than reading.
     static ASKED: OnceLock<Option<(File, i64)>> = OnceLock::new();
     let Some((file, cpus)) = ASKED.get_or_init(|| Some((File::open("/proc/loadavg").ok()?, online()?)))
     else {
@@ -143,9 +144,10 @@ fn is_crowded() -> bool {
     running.is_some_and(|running| running > *cpus)
 }
 
-/// How many CPUs the host has; not those that this program may use, as the host's threads are counted.
+/// The number of the host's CPUs. Not those that this program may use: [`is_crowded`] counts the threads of all
+/// programs.
 fn online() -> Option<i64> {
-    // SAFETY: a question that takes no pointer.
+    // SAFETY: sysconf takes no pointer.
     Some(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).filter(|cpus| *cpus > 0)
 }
 
@@ -165,7 +167,7 @@ mod tests {
     const US: u64 = 1000;
 
     #[test]
-    fn what_comes_in_time_is_seen_and_no_sleep_is_learnt_from() {
+    fn an_event_within_the_polling_time_is_seen_and_does_not_adapt_it() {
         let mut habit = BusyPoll::new(u64::MAX, || false);
         let mut looks = 0;
         let seen = habit.look(|| {
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn looking_ends() {
+    fn polling_ends() {
         let mut habit = BusyPoll::new(10 * US, || false);
         assert!(!habit.look(|| false));
         habit.slept();
@@ -184,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_long_stops_looking_and_who_waits_shortly_begins_again() {
+    fn long_waits_end_polling_and_short_waits_start_it_again() {
         let mut habit = BusyPoll::new(200 * US, || false);
         let mut windows = Vec::new();
         for waited in [300, 300, 300, 300, 300, 150, 150, 150, 150, 150, 300] {
@@ -195,15 +197,15 @@ mod tests {
     }
 
     #[test]
-    fn where_others_want_the_cpu_it_gives_way() {
+    fn polling_pauses_while_others_want_the_cpu() {
         let mut habit = BusyPoll::new(US, || true);
         assert!(!habit.look(|| false));
         habit.slept();
         let until = habit.paused.expect("a pause");
         if !habit.look(|| true) {
-            assert_eq!(habit.pause, SHORTEST_PAUSE * 2, "no look, and so none in vain");
+            assert_eq!(habit.pause, SHORTEST_PAUSE * 2, "a paused thread has not polled in vain");
         } else {
-            assert!(Instant::now() >= until, "this thread itself had to give way");
+            assert!(Instant::now() >= until, "the pause was over before the second look");
         }
         habit.is_crowded = || false;
         (habit.paused, habit.window) = (None, US);
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_to_run() {
+    fn the_count_of_runnable_threads_is_read() {
         assert_eq!(running(b"0.42 0.35 0.30 3/127 4711\n"), Some(3));
         assert_eq!([&b""[..], b"0.42 0.35 0.30", b"0 0 0 x/y 1"].map(running), [None; 3]);
         assert!(
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_looks_who_is_not_to() {
+    fn a_longest_time_of_zero_turns_polling_off() {
         let mut habit = BusyPoll::new(0, || false);
         assert!(!habit.look(|| panic!("it looked")));
         habit.slept();

@@ -1,9 +1,11 @@
-//! The host's CPUID, also for a thread that may not execute the instruction.
+//! The host's CPUID, also for threads in which the instruction faults.
 //!
-//! Where processor and kernel can make CPUID trap (arch_prctl, ARCH_SET_CPUID), the guest threads of the process engine run
-//! so. The setting is one of each thread, and every switch between two threads that differ in it writes an MSR: 8
-//! microseconds where a hypervisor traps that, several times a whole hand-over. So the vCPU's thread, which alternates
-//! with its guest's, has the same setting. What may not be done there: executing CPUID other than by [`query`].
+//! Where processor and kernel support CPUID faulting (arch_prctl, ARCH_SET_CPUID), the process engine turns it on for
+//! its guest threads. The setting belongs to a thread, and each switch between two threads with different settings
+//! writes an MSR. Where a hypervisor traps that write it takes 8 microseconds, several times a whole switch from host
+//! to guest. The vCPU's thread, which alternates with its guest's thread, therefore has the same setting.
+//!
+//! What may not be done in such a thread: executing CPUID other than by [`query`]. Nothing here is async-signal-safe.
 //!
 //! Source: arch_prctl(2), Linux's arch/x86/kernel/process.c.
 
@@ -11,33 +13,33 @@ use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-/// ARCH_SET_CPUID: 1 lets the thread execute CPUID, 0 makes it #GP.
+/// arch_prctl's ARCH_SET_CPUID: with 1 the calling thread may execute CPUID, with 0 the instruction raises #GP.
 pub const ARCH_SET_CPUID: u64 = 0x1012;
 
 thread_local! {
     static TRAPS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Sets whether this thread may execute CPUID; whether that was possible.
+/// Sets whether this thread may execute CPUID. Returns whether the kernel did so.
 fn set(allowed: bool) -> bool {
-    // SAFETY: changes nothing but what CPUID does in this thread, and those who execute it go through `query`.
+    // SAFETY: changes only what CPUID does in this thread, where only `query` executes it.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, u64::from(allowed)) == 0 }
 }
 
 /// Whether CPUID can be made to trap on this host.
 pub fn can_trap() -> bool {
-    // What a thread is allowed already changes nothing, and is refused where there is no such setting.
+    // Allowing what is allowed changes nothing, and fails where the kernel does not know the setting.
     TRAPS.get() || set(true)
 }
 
-/// CPUID traps in the calling thread until this is dropped, which must happen in that thread.
+/// CPUID faults in the calling thread until this value is dropped, which must happen in the same thread.
 #[derive(Debug)]
 pub struct Trapping(std::marker::PhantomData<*const ()>);
 
 impl Trapping {
-    /// `None` where it cannot be, or is so already.
+    /// `None` where CPUID faulting is not supported, or is on already.
     pub fn begin() -> Option<Self> {
-        // The standard library looks at the processor once, for all threads.
+        // The standard library executes CPUID at its first question and keeps the answer: ask before CPUID faults.
         let _ = std::arch::is_x86_feature_detected!("avx");
         let began = !TRAPS.get() && set(false);
         began.then(|| {
@@ -54,12 +56,13 @@ impl Drop for Trapping {
     }
 }
 
-/// Lets a thread execute CPUID that was started by one that may not, and so inherited that.
+/// Lets the calling thread execute CPUID, if the thread that started it had it faulting: new threads inherit the
+/// setting.
 pub fn allow_in_new_thread() {
     set(true);
 }
 
-/// CPUID, whatever this thread may do.
+/// Executes CPUID, also where it faults in this thread.
 pub fn query(function: u32, index: u32) -> CpuidResult {
     let traps = TRAPS.get();
     if traps {
@@ -75,12 +78,12 @@ pub fn query(function: u32, index: u32) -> CpuidResult {
 /// Leaf 1 ECX: the kernel has enabled XSAVE.
 const OSXSAVE: u32 = 1 << 27;
 
-/// The host's XCR0: the state components that the host's kernel has enabled; 0 without XSAVE. Read once.
+/// The host's XCR0: the state components that the host's kernel has enabled; 0 without XSAVE. Cached.
 pub fn xcr0() -> u64 {
     read_xcr0(|| query(1, 0))
 }
 
-/// As [`xcr0`], for a caller that has leaf 1's answer already: CPUID may cost ten microseconds.
+/// As [`xcr0`], for a caller that has executed leaf 1 already: CPUID may take ten microseconds.
 pub fn xcr0_by(leaf1: CpuidResult) -> u64 {
     read_xcr0(|| leaf1)
 }
@@ -91,12 +94,12 @@ fn read_xcr0(leaf1: impl FnOnce() -> CpuidResult) -> u64 {
         if leaf1().ecx & OSXSAVE == 0 {
             return 0;
         }
-        // SAFETY: OSXSAVE says that XGETBV can be executed; XCR0 always exists.
+        // SAFETY: with OSXSAVE set XGETBV can be executed, and XCR0 exists.
         unsafe { _xgetbv(0) }
     })
 }
 
-/// Whether the host has RDFSBASE and the instructions like it. Asked once.
+/// Whether the processor has RDFSBASE, RDGSBASE, WRFSBASE and WRGSBASE. Cached.
 pub fn has_fsgsbase() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| query(0, 0).eax >= 7 && query(7, 0).ebx & 1 != 0)
@@ -107,7 +110,7 @@ mod tests {
     use crate::host::host_cpuid::*;
 
     #[test]
-    fn the_answer_is_the_same_while_it_traps() {
+    fn the_answer_is_the_same_while_cpuid_faults() {
         let before = query(0, 0);
         assert_eq!(before, __cpuid_count(0, 0));
         let trapping = Trapping::begin();

@@ -1,12 +1,13 @@
-//! Errors of the host that a limit of the user's shell causes, told by the limit's name.
+//! Names the resource limit (setrlimit(2)) that caused an error of the host.
 //!
-//! EMFILE, EAGAIN and EFBIG say that something was used up, but not which setting to change. What may not be done here:
-//! guessing where an error number is clear without this.
+//! EMFILE, EAGAIN and EFBIG say that a limit was reached, but not which one, and not how to raise it. What may not be
+//! done here: guessing a limit for an error number that has other causes. Any thread may use this; it is not
+//! async-signal-safe.
 
 use std::fmt;
 use std::io;
 
-/// Something that the host refused, and the limit behind it where there is one.
+/// Something that the host refused, and the limit that caused it if there is one.
 #[derive(Debug)]
 pub struct Limited {
     what: &'static str,
@@ -28,7 +29,7 @@ impl fmt::Display for Limited {
 
 impl std::error::Error for Limited {}
 
-/// What to do about an error, to be put after it; nothing where no limit is known to cause it.
+/// What to do about an error. Its text follows the error's; it is empty where no limit causes the error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advice(Option<(&'static str, &'static str, libc::__rlimit_resource_t)>);
 
@@ -61,7 +62,7 @@ impl Advice {
             _ => None,
         })
     }
-    /// Whether a limit is behind it.
+    /// Whether a limit caused the error.
     pub fn is_some(self) -> bool {
         self.0.is_some()
     }
@@ -71,7 +72,7 @@ impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some((what, command, resource)) = self.0 else { return Ok(()) };
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: room for one rlimit.
+        // SAFETY: `limit` is live and has room for one rlimit.
         let known = unsafe { libc::getrlimit(resource, &raw mut limit) } == 0;
         if known && limit.rlim_cur != libc::RLIM_INFINITY {
             write!(f, "; the limit of {what} is {}: raise it ({command})", limit.rlim_cur)

@@ -1,7 +1,7 @@
-//! Linux, behind safe signatures: threads, limits, notices, the processor.
+//! Linux, behind safe signatures: threads, limits, notices, polling, the host's processor.
 //!
-//! Beside the engines this is the only room that makes system calls. What may not be done here: knowing a guest, a
-//! domain or an engine.
+//! Each function runs on the thread that calls it, and any thread may call it. Only those whose documentation says so
+//! are async-signal-safe. What may not be done here: knowing a guest, a domain, an engine or a device.
 
 pub mod busy_poll;
 pub mod host_cpuid;

@@ -1,51 +1,53 @@
 //! Lines for the user on standard error, while a guest runs and after it.
 //!
-//! Any thread may send them. They never panic, unlike `eprintln!`, and wait for a reader only until the end of the run
-//! was asked for ([`stop_waiting`]): a pipe that nobody reads, or a terminal stopped by Ctrl-S, must not hold up the
-//! end. What may not be done here: keeping a lock while waiting, or setting O_NONBLOCK (the open file is shared with
-//! the programs that started this one).
+//! Any thread may write them. Writing never panics, unlike `eprintln!`, and waits for a reader only until the run is
+//! asked to end ([`stop_waiting`]): a pipe that nobody reads, or a terminal stopped by Ctrl-S, must not delay the
+//! end. Only [`stop_waiting`] and [`has_room`] are async-signal-safe.
+//!
+//! What may not be done here: holding a lock while waiting, or setting O_NONBLOCK (the open file description is shared
+//! with the programs that started this one).
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes that one write(2) may have. POSIX guarantees that a pipe takes PIPE_BUF (4096 on Linux) without blocking when
-/// poll(2) says that it has room.
+/// The most bytes of one write(2). POSIX guarantees that a pipe for which poll(2) reports room takes PIPE_BUF bytes
+/// (4096 on Linux) without blocking.
 pub const AT_ONCE: usize = libc::PIPE_BUF;
-/// The same for a terminal, for which nothing is guaranteed: Linux reports room from 256 bytes upwards.
+/// The same for a terminal, for which POSIX guarantees nothing: Linux reports room when there are 256 bytes or more.
 const AT_ONCE_TERMINAL: usize = 64;
-/// How long one wait for a reader lasts, in milliseconds, before the end of the run is looked for again.
+/// How long one wait for a reader lasts, in milliseconds. After each, the end of the run is checked for.
 const WAIT_MS: libc::c_int = 50;
 
 static NO_WAITING: AtomicBool = AtomicBool::new(false);
 
-/// One line, after the program's name.
+/// Writes one line, beginning with the program's name.
 pub fn notice(what: impl Display) {
     text(&format!("paravane: {what}\n"));
 }
 
-/// Text as it is.
+/// Writes text unchanged.
 pub fn text(text: &str) {
     let stderr = io::stderr();
-    // Nobody is left to be told of a failure.
+    // A failure to write to standard error cannot be reported anywhere.
     let _ = write(stderr.as_fd(), text.as_bytes());
 }
 
-/// Writes all of `bytes`, waiting for a reader like text for the user does.
+/// Writes all of `bytes`, and waits for a reader as [`notice`] does.
 ///
 /// # Errors
-/// What write(2) says, and `TimedOut` when nobody has read for as long as the end of the run could wait.
+/// What write(2) reports, and `TimedOut` if there is no room and the run is asked to end.
 pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     send(fd, bytes, &NO_WAITING)
 }
 
-/// From now on text that cannot be written at once is dropped. Async-signal-safe.
+/// From now on, text for which there is no room is dropped. Async-signal-safe.
 pub fn stop_waiting() {
     NO_WAITING.store(true, Ordering::Release);
 }
 
-/// Whether `fd` has room for some bytes, or has failed, within `wait_ms`. Async-signal-safe.
+/// Waits at most `wait_ms` milliseconds until `fd` has room or has failed; returns whether it does. Async-signal-safe.
 pub fn has_room(fd: BorrowedFd<'_>, wait_ms: libc::c_int) -> bool {
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one pollfd, live for the call.
@@ -62,7 +64,7 @@ fn send(fd: BorrowedFd<'_>, mut bytes: &[u8], give_up: &AtomicBool) -> io::Resul
             }
         }
         let piece = bytes.get(..at_once).unwrap_or(bytes);
-        // SAFETY: `piece` is live and as long as it says.
+        // SAFETY: `piece` is live and as long as its length says.
         let written = unsafe { libc::write(fd.as_raw_fd(), piece.as_ptr().cast(), piece.len()) };
         match usize::try_from(written) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),

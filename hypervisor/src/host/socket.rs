@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Without waiting, and without SIGPIPE where the other side has closed the connection.
+/// Flags of [`send`]: do not wait, and raise no SIGPIPE if the other side has closed the connection.
 pub const NOW: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 
 /// Sends bytes through a socket; returns how many it took.

@@ -1,10 +1,10 @@
-//! Threads of the host's own: device workers, console input.
+//! The hypervisor's own threads (device workers, console input), and where threads may run.
 //!
-//! They are mostly started by a vCPU's thread, and a new thread inherits what an engine did to that one for the guest's
-//! sake: the one CPU that it is pinned to, and that it may not execute CPUID. A worker wants neither: it runs on the
-//! other CPUs, if there are any.
+//! Most of them are started by a vCPU's thread, and a new thread inherits two settings that an engine made there: the
+//! CPU that it is pinned to, and CPUID faulting. [`spawn`] undoes both: a worker runs on the other CPUs if there are
+//! any.
 //!
-//! What may not be done here: pinning anything but the calling thread.
+//! What may not be done here: pinning a thread other than the calling one. Nothing here is async-signal-safe.
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -13,13 +13,13 @@ use std::thread::{Builder, JoinHandle};
 
 use super::host_cpuid;
 
-/// Where this program's threads may run: where the first one that was pinned could before.
+/// The CPUs that this program may use: those of the first pinned thread before it was pinned.
 static EVERYWHERE: OnceLock<libc::cpu_set_t> = OnceLock::new();
 
-/// Starts a thread called `name` (15 bytes at most are kept) that is no vCPU's.
+/// Starts a thread that does not run a vCPU, called `name` (Linux keeps 15 bytes of it).
 ///
 /// # Errors
-/// When the host has no thread left.
+/// When the host cannot start another thread.
 pub fn spawn<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
@@ -50,7 +50,7 @@ pub fn pin_to_this_cpu() -> Option<libc::cpu_set_t> {
     Some(before)
 }
 
-/// Lets `signal` reach the calling thread, whatever was blocked when the program was started.
+/// Unblocks `signal` in the calling thread, in case it was blocked when the program was started.
 pub fn unblock_signal(signal: libc::c_int) {
     // SAFETY: the set is a live local that names one signal.
     unsafe {
@@ -61,7 +61,7 @@ pub fn unblock_signal(signal: libc::c_int) {
     }
 }
 
-/// How many CPUs this program's threads may use; 1 if that cannot be had.
+/// The number of CPUs that this program may use; 1 if Linux does not say.
 pub fn cpus() -> usize {
     if let Some(cpus) = EVERYWHERE.get() {
         return count(cpus);
@@ -69,7 +69,7 @@ pub fn cpus() -> usize {
     affinity().as_ref().map_or(1, count)
 }
 
-/// Where the calling thread may run.
+/// The CPUs that the calling thread may use.
 fn affinity() -> Option<libc::cpu_set_t> {
     // SAFETY: a live set of the size given; all zeroes is the empty set.
     unsafe {
@@ -79,8 +79,8 @@ fn affinity() -> Option<libc::cpu_set_t> {
     }
 }
 
-/// `everywhere` without the CPU of a pinned vCPU, if that leaves any: on that one a worker would take the time in which
-/// the guest could do what the worker looks for.
+/// `everywhere` without the CPU of a pinned vCPU, if any CPU is left. A worker on the vCPU's CPU would take the time in
+/// which the guest could produce what the worker polls for.
 fn elsewhere(everywhere: &libc::cpu_set_t, pinned: Option<&libc::cpu_set_t>) -> libc::cpu_set_t {
     let mut left = *everywhere;
     for cpu in 0..size_of::<libc::cpu_set_t>() * 8 {
@@ -95,11 +95,11 @@ fn elsewhere(everywhere: &libc::cpu_set_t, pinned: Option<&libc::cpu_set_t>) -> 
 }
 
 fn count(cpus: &libc::cpu_set_t) -> usize {
-    // SAFETY: it only reads the set.
+    // SAFETY: CPU_COUNT only reads the set.
     usize::try_from(unsafe { libc::CPU_COUNT(cpus) }).unwrap_or(1)
 }
 
-/// Lets the calling thread run where it could before [`pin_to_this_cpu`].
+/// Lets the calling thread run on the CPUs `before`, which [`pin_to_this_cpu`] returned.
 pub fn unpin(before: &libc::cpu_set_t) {
     // SAFETY: `before` is a live set of the size given.
     unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), before) };
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_not_bound_by_what_a_vcpu_s_thread_is() {
+    fn a_worker_inherits_neither_pinning_nor_cpuid_faulting() {
         let inherited = std::thread::spawn(|| {
             let before = cpus();
             let pinned = pin_to_this_cpu().expect("broken test: this thread cannot be pinned");

@@ -1,27 +1,30 @@
-//! Arrays of zeroes that grow with a guest's memory, or are large: an allocation that may be refused.
+//! Large arrays of zeroes, such as tables whose size depends on the guest's memory, allocated fallibly.
 //!
-//! What is never touched of them costs no memory. The standard library's own ways to the same end the whole program
-//! when the host refuses; here it is an error, after which another engine or a smaller guest may do. Nothing else
-//! belongs here.
+//! Pages of them that are never touched take no memory. The standard library aborts the program when such an allocation
+//! fails; here it is an error, so that another engine or a smaller guest can be tried. Nothing else belongs here. Any
+//! thread may allocate; nothing here is async-signal-safe.
 
 use std::alloc::{Layout, alloc_zeroed};
 
 use zerocopy::FromZeros;
 
-/// The host has no memory, or no addresses, for something that the hypervisor needs.
+/// The host refused memory, or address space, that the hypervisor needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the host refuses {} for {what}; free memory, lower --mem, or raise the limit (ulimit -v)",
     crate::text::units::bytes(*bytes)
 )]
 pub struct NoMemory {
-    /// What it was for.
+    /// What the memory was for.
     pub what: &'static str,
-    /// Bytes that were asked for.
+    /// The number of bytes asked for.
     pub bytes: u64,
 }
 
-/// `len` values whose bytes are all zero.
+/// Allocates `len` values whose bytes are all zero.
+///
+/// # Errors
+/// When the host refuses the memory; the message names `what`.
 pub fn zeroed<T: FromZeros>(what: &'static str, len: u64) -> Result<Vec<T>, NoMemory> {
     let bytes = len.saturating_mul(size_of::<T>() as u64);
     let refused = NoMemory { what, bytes };
@@ -40,7 +43,10 @@ pub fn zeroed<T: FromZeros>(what: &'static str, len: u64) -> Result<Vec<T>, NoMe
     Ok(unsafe { Vec::from_raw_parts(start.cast::<T>(), len, len) })
 }
 
-/// An empty list with room for `len` values, so that filling it allocates nothing.
+/// An empty list with room for `len` values, so that filling it does not allocate.
+///
+/// # Errors
+/// As [`zeroed`].
 pub fn room<T>(what: &'static str, len: u64) -> Result<Vec<T>, NoMemory> {
     let refused = NoMemory { what, bytes: len.saturating_mul(size_of::<T>() as u64) };
     let mut list = Vec::new();
@@ -48,21 +54,24 @@ pub fn room<T>(what: &'static str, len: u64) -> Result<Vec<T>, NoMemory> {
     Ok(list)
 }
 
-/// Checks that there is room for the hypervisor's tables of a fixed size, which are made one by one and cannot be
-/// refused by then. Keeps nothing; costs two system calls.
+/// Checks that there is memory for the hypervisor's tables of fixed size, which are allocated later, one by one and
+/// infallibly. Allocates nothing for longer than the call; takes two system calls.
 ///
-/// Not by the allocator: glibc takes the release of a large block as a sign to serve blocks of that size from its heap
-/// from then on (mallopt(3), M_MMAP_THRESHOLD), where calloc has to write their zeroes.
+/// It does not ask the allocator: when a large block is freed, glibc serves later blocks of that size from its heap
+/// (mallopt(3), M_MMAP_THRESHOLD), where calloc has to write their zeroes.
+///
+/// # Errors
+/// When the host refuses the memory.
 pub fn check_own_room() -> Result<(), NoMemory> {
-    /// Several times what they take: the ledger, which is most of it, has 900 KiB.
+    /// Several times what the tables take: the ledger, the largest, has 900 KiB.
     const OWN: usize = 4 << 20;
     let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping, wherever there is room; nothing else is changed.
+    // SAFETY: a new mapping at an address of the kernel's choice; no other mapping is changed.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), OWN, access, kind, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(NoMemory { what: "the hypervisor's own tables", bytes: OWN as u64 });
     }
-    // SAFETY: the mapping that was just made, which nobody knows of.
+    // SAFETY: unmaps the mapping that was just made, to which no pointer exists.
     unsafe { libc::munmap(start, OWN) };
     Ok(())
 }
@@ -72,14 +81,14 @@ mod tests {
     use crate::host::zeroed::*;
 
     #[test]
-    fn what_is_had_is_zero_and_as_long_as_asked() {
+    fn arrays_are_zero_and_of_the_length_asked_for() {
         assert_eq!(zeroed::<u16>("a test", 3), Ok(vec![0; 3]));
         assert_eq!(zeroed::<u64>("a test", 0), Ok(vec![]));
         assert!(room::<u64>("a test", 7).unwrap().capacity() >= 7);
     }
 
     #[test]
-    fn what_cannot_be_had_is_an_error() {
+    fn an_allocation_that_the_host_refuses_is_an_error() {
         for len in [1 << 50, u64::MAX / 8, u64::MAX] {
             assert!(zeroed::<u64>("a test", len).is_err() && room::<u64>("a test", len).is_err(), "{len:#x}");
         }

@@ -1,14 +1,16 @@
-//! A domain's console as the host sees it: where output goes, where input comes from.
+//! A guest's first console: where its output goes, and where its input comes from.
 //!
-//! The PV console ring, CONSOLEIO and the 16550 UART all end here. Output is written synchronously by the
-//! vCPU's thread; input is queued by whoever reads the terminal, who then wakes the vCPU. No terminal
-//! handling here: that is the CLI's.
+//! The PV console ring, CONSOLEIO and the 16550 UART all end here. The vCPU's thread writes output synchronously; the
+//! thread that reads the terminal queues input and then kicks the vCPU. What may not be done here: changing a
+//! terminal's settings, which is the command line's task.
+
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-/// Takes what a guest prints.
+/// Receives what a guest prints.
 pub trait ConsoleSink: Send {
     /// Takes bytes in order. A sink that cannot deliver them (a closed pipe) drops them.
     fn write(&mut self, bytes: &[u8]);
@@ -21,12 +23,12 @@ pub struct StdoutSink;
 impl ConsoleSink for StdoutSink {
     fn write(&mut self, bytes: &[u8]) {
         let mut out = std::io::stdout().lock();
-        // A reader that went away must not end the guest: its output is simply lost.
+        // When the reader has gone, the output is lost and the guest goes on.
         let _ = out.write_all(bytes).and_then(|()| out.flush());
     }
 }
 
-/// How much of a guest's output a [`CaptureSink`] keeps: one that prints for ever must not fill the host's memory.
+/// How many bytes a [`CaptureSink`] keeps, so that a guest that prints for ever does not fill the host's memory.
 const CAPTURE_LIMIT: usize = 1 << 20;
 
 /// Collects the first MiB of output for tests and `compare`; clones share the same buffer.
@@ -48,7 +50,7 @@ impl ConsoleSink for CaptureSink {
     }
 }
 
-/// Bytes typed at a console and not yet taken by the guest; clones share the same queue.
+/// Bytes that were typed at a console and that the guest has not taken yet; clones share the same queue.
 #[derive(Clone, Debug, Default)]
 pub struct ConsoleInput(Arc<Queue>);
 
@@ -63,7 +65,7 @@ impl ConsoleInput {
     pub fn push(&self, bytes: &[u8]) {
         self.lock().extend(bytes);
     }
-    /// Takes one byte, if there is one.
+    /// Takes the first byte, if any.
     pub fn pop(&self) -> Option<u8> {
         let mut bytes = self.lock();
         let byte = bytes.pop_front();
@@ -72,12 +74,12 @@ impl ConsoleInput {
         }
         byte
     }
-    /// Whether nothing waits.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
-    /// Blocks until the guest has taken everything: what keeps a file piped into a guest that does not
-    /// read from filling the host's memory.
+    /// Blocks until the guest has taken everything, so that a file that is piped into a guest that does not read does
+    /// not fill the host's memory.
     pub fn wait_until_empty(&self) {
         let bytes = self.lock();
         drop(self.0.drained.wait_while(bytes, |bytes| !bytes.is_empty()));
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn input_is_taken_in_order_and_its_end_is_noticed() {
+    fn input_is_taken_in_order_and_an_empty_queue_ends_the_wait() {
         let input = ConsoleInput::default();
         input.push(b"ab");
         let waiter = std::thread::spawn({

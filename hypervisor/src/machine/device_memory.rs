@@ -1,7 +1,10 @@
-//! The memory that a device may touch, at the addresses by which its driver calls it.
+//! The memory that a device may access, at the addresses that its driver uses.
 //!
-//! A view onto machine memory in the form that rust-vmm's crates work on. Every access of a device goes through
-//! it and is bounded by it; which frames are in it was decided, and is kept true, by the transport.
+//! It is a view of machine memory in the form that rust-vmm's crates work on. Every access of a device goes through
+//! it and is bounded by it. The transport decides which frames are in it, and sees to it that the guest keeps them
+//! writable memory for as long as the device is active.
+
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
@@ -9,45 +12,45 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestR
 
 use super::memory::{BadMachineAddress, MachineMemory, Mfn, PAGE_SIZE};
 
-/// A buffer: checked to be the device's memory when its chain was read.
+/// A buffer of a request. It was found to be the device's memory when the request was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Device address of the first byte.
     pub address: u64,
-    /// How many bytes; never 0.
+    /// Length in bytes; never 0.
     pub len: u32,
 }
 
 impl Segment {
-    /// The length as Rust counts.
+    /// The length in bytes, as a `usize`.
     pub(crate) fn bytes(self) -> usize {
         usize::try_from(self.len).unwrap_or(usize::MAX)
     }
 }
 
-/// Frames that follow one another, and the address of the first as a device sees it.
+/// Consecutive frames, and the device address of the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
     /// Device address of the first byte, page-aligned.
     pub address: u64,
     /// The first frame.
     pub first: Mfn,
-    /// How many frames.
+    /// The number of frames.
     pub frames: u64,
 }
 
 /// A view could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
-    /// Two regions have an address in common, one wraps, one is misaligned, or there are none.
-    #[error("the regions overlap, wrap, are misaligned or none at all")]
+    /// Two regions overlap, one wraps or is misaligned, or there is no region.
+    #[error("the regions overlap, wrap or are misaligned, or there is none")]
     Layout,
-    /// Frames that do not exist.
+    /// A region has frames that do not exist.
     #[error(transparent)]
     Frames(#[from] BadMachineAddress),
 }
 
-/// The memory of an active device. Clones are the same memory.
+/// The memory of an active device. Clones share it.
 #[derive(Clone, Debug)]
 pub struct DeviceMemory {
     view: GuestMemoryMmap,
@@ -56,7 +59,10 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// A view of `regions`, in any order. That the device may write to these frames is the caller's promise.
+    /// A view of `regions`, in any order. The caller has checked that the device may write to these frames.
+    ///
+    /// # Errors
+    /// As [`MemoryError`] says.
     pub fn new(machine: &Arc<MachineMemory>, regions: &[Region]) -> Result<Self, MemoryError> {
         let mut sorted: Vec<Region> = regions.iter().filter(|r| r.frames > 0).copied().collect();
         sorted.sort_by_key(|r| r.address);
@@ -72,13 +78,13 @@ impl DeviceMemory {
         Ok(Self { view, _machine: Some(Arc::clone(machine)) })
     }
 
-    /// Memory of its own, for tests of devices.
+    /// Memory that is not a machine's, for tests of devices.
     #[cfg(test)]
     pub fn standing_alone(view: GuestMemoryMmap) -> Self {
         Self { view, _machine: None }
     }
 
-    /// What rust-vmm's crates work on.
+    /// The view, for rust-vmm's crates.
     pub fn view(&self) -> &GuestMemoryMmap {
         &self.view
     }
@@ -88,7 +94,7 @@ impl DeviceMemory {
         usize::try_from(len).is_ok_and(|len| self.view.check_range(GuestAddress(address), len))
     }
 
-    /// Copies out of buffers, beginning `skip` bytes into them; returns how many bytes there were.
+    /// Copies from the buffers, after their first `skip` bytes, into `buf`; returns how many bytes were copied.
     pub fn gather(&self, segments: &[Segment], skip: u64, buf: &mut [u8]) -> usize {
         let mut done = 0;
         for part in pieces(segments, skip) {
@@ -102,7 +108,7 @@ impl DeviceMemory {
         done
     }
 
-    /// Copies into buffers, beginning `skip` bytes into them; returns how many bytes fitted.
+    /// Copies `bytes` into the buffers, after their first `skip` bytes; returns how many bytes were copied.
     pub fn scatter(&self, segments: &[Segment], skip: u64, bytes: &[u8]) -> usize {
         let mut done = 0;
         for part in pieces(segments, skip) {
@@ -116,10 +122,11 @@ impl DeviceMemory {
         done
     }
 
-    /// Appends to `out` where in this process `len` bytes of these buffers lie, beginning `skip` bytes into
-    /// them: for system calls that read and write guest memory directly. Returns how many bytes there were.
+    /// Appends to `out` the host addresses of `len` bytes of the buffers, after their first `skip` bytes, for system
+    /// calls that access guest memory directly. Returns how many bytes the addresses cover: fewer if the buffers are
+    /// shorter.
     ///
-    /// The pointers are good for as long as this view, or a clone of it, lives.
+    /// The pointers are valid for as long as this view or a clone of it lives.
     pub fn iovecs(&self, segments: &[Segment], skip: u64, len: u64, out: &mut Vec<libc::iovec>) -> u64 {
         let mut left = len;
         for part in pieces(segments, skip) {
@@ -183,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_views() {
+    fn views_that_cannot_exist_are_refused() {
         let m = machine();
         let bad = [
             vec![],

@@ -1,6 +1,8 @@
-//! How a guest's life ends.
+//! How a guest ends.
 
-/// How a domain's life ended.
+#![forbid(unsafe_code)]
+
+/// How a guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DomainEnd {
     /// The guest powered itself off (SHUTDOWN_poweroff).
@@ -13,7 +15,7 @@ pub enum DomainEnd {
     GuestCrash,
     /// The guest's watchdog ran out (SHUTDOWN_watchdog).
     Watchdog,
-    /// The hypervisor ended it: it broke a rule or lost its last handler. One line: what and where.
+    /// The hypervisor ended it, because it broke a rule or had no handler for an exception. One line: what and where.
     Killed(String),
     /// The host's user asked for it (Ctrl-A x, a signal).
     Interrupted,

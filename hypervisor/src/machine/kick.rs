@@ -1,9 +1,12 @@
 //! How another thread makes a vCPU leave the guest.
 
-/// Makes a vCPU leave the guest soon; may be used from any thread and from a signal handler.
+#![forbid(unsafe_code)]
+
+/// Makes a vCPU leave the guest soon.
 pub trait Kick: Send + Sync {
-    /// Makes the current, or else the next, entry of the guest return a kick.
+    /// Makes the current entry into the guest, or the next one, return with a kick. Any thread may call this;
+    /// async-signal-safe.
     fn kick(&self);
-    /// Arranges for such a kick `ns` nanoseconds from now; 0 disarms. One deadline at a time.
+    /// Arranges for such a kick in `ns` nanoseconds, in place of one arranged before; 0 cancels it.
     fn arm(&self, ns: u64);
 }

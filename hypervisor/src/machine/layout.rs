@@ -1,24 +1,26 @@
 //! Which machine frames are the hypervisor's, and for what.
 //!
-//! The hypervisor's frames come first, so that a guest's MFNs are never its PFNs: a guest that confuses
-//! the two fails here as it would on Xen. Nothing but arithmetic belongs in this file.
+//! The hypervisor's frames come first, so that a guest's MFNs always differ from its PFNs: a guest that confuses the
+//! two fails here as it would on Xen. Only arithmetic belongs in this file.
+
+#![forbid(unsafe_code)]
 
 use std::ops::Range;
 
 use super::memory::Mfn;
 
-/// Frames that a grant table can have: Xen's default (its option `gnttab_max_frames`).
+/// The most frames of a grant table: Xen's default (its option `gnttab_max_frames`).
 pub const GRANT_FRAMES: u64 = 64;
 
 /// The hypervisor's part of machine memory, as ranges of MFNs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HypervisorLayout {
-    /// For the engine: its gate, its tables and those that map the M2P.
+    /// The engine's frames: its gate, its tables, and the page tables that map the M2P.
     pub engine: Range<u64>,
     /// The shared info page.
     pub shared_info: Mfn,
-    /// The guest's grant table, right after the shared info page: not the guest's to map, nor touched, before
-    /// it sets up a table.
+    /// The guest's grant table, right after the shared info page. Before the guest sets up a grant table it cannot map
+    /// these frames, and nothing touches them.
     pub grants: Range<u64>,
     /// The machine-to-physical table: 8 bytes for each frame of machine memory.
     pub m2p: Range<u64>,
@@ -31,7 +33,7 @@ pub struct HypervisorLayout {
 impl HypervisorLayout {
     /// Lays out the hypervisor's frames for a guest of `guest_frames` and `shadow_frames` of shadow tables.
     pub fn new(guest_frames: u64, shadow_frames: u64) -> Self {
-        // An upper bound of our own frames is enough to size the tables that describe all of them.
+        // The tables describe all frames, those of the hypervisor included: size them by an upper bound.
         let bound = guest_frames + shadow_frames + guest_frames / 256 + 1024;
         let m2p_frames = (bound * 8).div_ceil(4096);
         let engine_frames = 24 + m2p_frames.div_ceil(512) + bound.div_ceil(512 * 512);
@@ -44,12 +46,12 @@ impl HypervisorLayout {
         Self { engine, shared_info, grants, m2p, shadow, total }
     }
 
-    /// The frames of the hypervisor that the guest may be let write to.
+    /// The hypervisor's frames that the guest may be allowed to write to.
     pub fn shared(&self) -> Range<u64> {
         self.shared_info.0..self.grants.end
     }
 
-    /// How many frames are the hypervisor's: the MFN of the guest's PFN 0.
+    /// The number of the hypervisor's frames, which is the MFN of the guest's PFN 0.
     pub fn hypervisor_frames(&self) -> u64 {
         self.shadow.end
     }

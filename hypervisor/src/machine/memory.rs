@@ -1,13 +1,13 @@
-//! Machine memory: the frames that a domain's world is made of.
+//! Machine memory: the frames of a guest, and those of the hypervisor that belong to it.
 //!
-//! A *machine address* is an offset into this one region, a *machine frame number* (MFN) that address
-//! divided by 4096. Under KVM they are guest-physical addresses; under the process engine, offsets into
-//! a memfd. The first frames belong to the hypervisor (gate, M2P, shared info, shadow tables), the rest
-//! to the guest, whose pseudo-physical frame (PFN) `p` is MFN `guest_base + p`.
+//! A *machine address* is an offset into this one region; a *machine frame number* (MFN) is that address divided by
+//! 4096. Under KVM machine addresses are guest-physical addresses; under the process engine they are offsets into a
+//! memfd. The first frames belong to the hypervisor (gate, M2P, shared info, shadow tables), the others to the guest:
+//! its pseudo-physical frame (PFN) `p` is MFN `guest_base + p`.
 //!
-//! Every access is checked and goes through `vm-memory`; nothing here panics on any address. This is the
-//! only place that turns a machine address into host memory; no other module may keep a host pointer. Devices
-//! work on [`MachineMemory::borrow_frames`], bounded in the same way.
+//! Every access is checked and goes through `vm-memory`; no address makes anything here panic. Any thread may access
+//! the memory. This is the only place that turns a machine address into host memory; no other module may keep a host
+//! pointer. Devices access frames through [`MachineMemory::borrow_frames`], which is bounded in the same way.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -23,12 +23,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::host::limit::Advice;
 
-/// Bytes in a page, and in a frame.
+/// Bytes of a page and of a frame.
 pub const PAGE_SIZE: u64 = 4096;
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
 
-/// What the memfd of [`Backing::Memfd`] is called.
+/// The name of [`Backing::Memfd`]'s memfd.
 pub const MEMFD_NAME: &str = "paravane-memory";
 
 /// A machine address: byte offset into machine memory.
@@ -40,7 +40,8 @@ pub struct Maddr(pub u64);
 pub struct Mfn(pub u64);
 
 impl Mfn {
-    /// The address of the frame's first byte; saturates (and so is out of range) for absurd frames.
+    /// The address of the frame's first byte. It saturates for frame numbers that are too large, and is then outside
+    /// every machine's memory.
     pub const fn maddr(self) -> Maddr {
         Maddr(self.0.saturating_mul(PAGE_SIZE))
     }
@@ -57,7 +58,7 @@ impl Maddr {
     }
 }
 
-/// An address or range that is not (wholly) machine memory.
+/// An address range that is not entirely machine memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("machine address {addr:#x} (+{len:#x}) is outside machine memory")]
 pub struct BadMachineAddress {
@@ -73,25 +74,25 @@ pub enum CreateError {
     /// The host refused the mapping.
     #[error("cannot map {bytes} bytes of guest memory: {reason}; lower --mem or free memory on the host")]
     Map {
-        /// What was asked for.
+        /// The number of bytes asked for.
         bytes: u64,
-        /// What the host said.
+        /// The host's error.
         reason: String,
     },
-    /// The host gives no file for memory that processes share.
+    /// The host refused a memfd.
     #[error(
         "cannot make a memfd of {bytes} bytes for guest memory: {error}{}; or use --engine kvm",
         file_advice(error)
     )]
     File {
-        /// What was asked for.
+        /// The number of bytes asked for.
         bytes: u64,
-        /// What the host said.
+        /// The host's error.
         error: std::io::Error,
     },
 }
 
-/// What to do about a memfd that cannot be had. It counts as an open file, and to the limit of file sizes.
+/// What to do about a memfd that the host refuses. A memfd counts as an open file, and the limit of file sizes applies.
 fn file_advice(error: &std::io::Error) -> String {
     let limits = [Advice::of_files(error), Advice::of_writes(error)];
     let named = limits.into_iter().find(|advice| advice.is_some()).map(|advice| advice.to_string());
@@ -101,9 +102,9 @@ fn file_advice(error: &std::io::Error) -> String {
 /// What backs machine memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
-    /// Private anonymous memory: cheapest, for engines that share our address space (KVM).
+    /// Private anonymous memory: the cheapest, for an engine in this address space (KVM).
     Anonymous,
-    /// A memfd that other processes can map: the process engine.
+    /// A memfd that other processes can map, for the process engine.
     Memfd,
 }
 
@@ -136,7 +137,7 @@ impl MachineMemory {
         Ok(Self { mmap, memfd, frames, guest_base: hypervisor_frames })
     }
 
-    /// All frames, the hypervisor's and the guest's.
+    /// The number of all frames, the hypervisor's and the guest's.
     pub fn frames(&self) -> u64 {
         self.frames
     }
@@ -144,7 +145,7 @@ impl MachineMemory {
     pub fn guest_base(&self) -> Mfn {
         Mfn(self.guest_base)
     }
-    /// How many frames the guest was given.
+    /// The number of the guest's frames.
     pub fn guest_frames(&self) -> u64 {
         self.frames - self.guest_base
     }
@@ -176,10 +177,10 @@ impl MachineMemory {
             .write_slice(buf, GuestAddress(addr.0))
             .map_err(|_| BadMachineAddress { addr: addr.0, len: buf.len() })
     }
-    /// Copies `buf` into machine memory that this process is not about to look at.
+    /// Copies `buf` into machine memory that this process will not access soon.
     ///
-    /// The same as [`MachineMemory::write`], but a memfd is written through its descriptor: no page of it need
-    /// be mapped here, which costs as much again as the copying (about 1 us a page).
+    /// The same as [`MachineMemory::write`], but a memfd is written through its descriptor. That saves mapping its
+    /// pages into this process, which takes as long as copying them (about 1 us a page).
     pub fn fill(&self, addr: Maddr, buf: &[u8]) -> Result<(), BadMachineAddress> {
         use std::os::unix::fs::FileExt;
         let end = addr.0.checked_add(buf.len() as u64);
@@ -235,25 +236,25 @@ impl MachineMemory {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// The memfd, when [`Backing::Memfd`] was asked for.
+    /// The memfd, if this is [`Backing::Memfd`].
     pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
         self.memfd.as_ref().map(|f| f.as_fd())
     }
-    /// What backs it.
+    /// What backs this memory.
     pub fn backing(&self) -> Backing {
         if self.memfd.is_some() { Backing::Memfd } else { Backing::Anonymous }
     }
-    /// Has the host find memory for whole pages before they are touched, which is cheaper for many at once than for
-    /// each when the guest faults on it. Best effort: without it they are found then.
+    /// Asks the host to allocate memory for these pages now, which is cheaper than allocating each when the guest first
+    /// touches it. The host may fail to do so; it then allocates them at the first touch.
     pub fn populate(&self, addr: Maddr, len: u64) {
         if let Ok(slice) = self.mmap.get_slice(GuestAddress(addr.0), len as usize) {
             let start = slice.ptr_guard_mut().as_ptr();
-            // SAFETY: the pages are mapped, as the slice proves; their content stays.
+            // SAFETY: the slice proves that the pages are mapped; their content does not change.
             unsafe { libc::madvise(start.cast(), slice.len(), libc::MADV_POPULATE_WRITE) };
         }
     }
-    /// How many of these frames the host has memory for: those that anybody has touched. `None` if it does not
-    /// tell, or if there are no such frames.
+    /// How many of these frames have host memory, because they were touched. `None` if the host does not say, or if the
+    /// frames do not exist.
     pub fn existing_frames(&self, frames: Range<Mfn>) -> Option<u64> {
         const STEP: u64 = 1 << 14;
         let mut states = [0u8; STEP as usize];
@@ -263,7 +264,7 @@ impl MachineMemory {
             let len = count * PAGE_SIZE as usize;
             let slice = self.mmap.get_slice(GuestAddress(Mfn(first).maddr().0), len).ok()?;
             let start = slice.ptr_guard_mut().as_ptr();
-            // SAFETY: the pages are mapped, as the slice proves, and there is a byte for each of them.
+            // SAFETY: the slice proves that the pages are mapped, and `states` has a byte for each of them.
             let told = unsafe { libc::mincore(start.cast(), len, states.as_mut_ptr()) } == 0;
             let states = told.then_some(states.get(..count)?)?;
             existing += states.iter().map(|state| u64::from(state & 1)).sum::<u64>();
@@ -274,7 +275,7 @@ impl MachineMemory {
     pub fn inner(&self) -> &GuestMemoryMmap {
         &self.mmap
     }
-    /// Frames as a mapping of their own, for the view of a device: it neither owns the memory nor keeps it alive.
+    /// Frames as a mapping of their own, for a device's view. It does not own the memory, and does not keep it alive.
     pub fn borrow_frames(&self, first: Mfn, frames: u64) -> Result<MmapRegion, BadMachineAddress> {
         let bytes = frames.checked_mul(PAGE_SIZE).and_then(|len| usize::try_from(len).ok());
         let len = bytes.ok_or(BadMachineAddress { addr: first.maddr().0, len: usize::MAX })?;
@@ -286,17 +287,15 @@ impl MachineMemory {
         // keeps this memory while it uses the region (`DeviceMemory` holds both).
         unsafe { MmapRegion::build_raw(start, len, prot, flags) }.map_err(|_| bad)
     }
-    /// One `u64` of atomics-capable memory for bit operations shared with a running guest.
-    ///
-    /// Sets the bits of `mask`; returns the old value.
+    /// Sets the bits of `mask` in an aligned u64, atomically also for a running guest; returns the old value.
     pub fn fetch_or_u64(&self, addr: Maddr, mask: u64) -> Result<u64, BadMachineAddress> {
         self.atomic_u64(addr, |a| a.fetch_or(mask, Ordering::AcqRel))
     }
-    /// Clears the bits of `mask`; returns the old value.
+    /// Clears the bits of `mask` in the same way; returns the old value.
     pub fn fetch_and_not_u64(&self, addr: Maddr, mask: u64) -> Result<u64, BadMachineAddress> {
         self.atomic_u64(addr, |a| a.fetch_and(!mask, Ordering::AcqRel))
     }
-    /// Replaces `current` by `new` in one atomic step; `Err(actual)` inside when it was something else.
+    /// Replaces `current` by `new` in the same way. The inner result is `Err(actual)` if the value was not `current`.
     pub fn compare_exchange_u64(
         &self,
         addr: Maddr,
@@ -326,7 +325,7 @@ fn create_memfd(bytes: u64) -> std::io::Result<File> {
     if fd < 0 {
         return Err(std::io::Error::last_os_error());
     }
-    // SAFETY: `fd` was just returned to us by the kernel and nobody else owns it.
+    // SAFETY: memfd_create just returned `fd`, and nothing else owns it.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(bytes)?;
     Ok(file)
@@ -368,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_exists_once_it_is_touched() {
+    fn the_host_has_memory_for_touched_frames_only() {
         for backing in [Backing::Anonymous, Backing::Memfd] {
             let m = MachineMemory::new(0, 1 << 15, backing).unwrap();
             let all = Mfn(0)..Mfn(1 << 15);

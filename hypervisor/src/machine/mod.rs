@@ -1,6 +1,8 @@
-//! The machine that a guest is given, whatever runs it: memory, its layout, time, and the console's two ends.
+//! The machine that every guest has, whatever runs it: memory and its layout, time, the first console, kicks, ends.
 //!
-//! What may not be done here: knowing how a guest is run or what kind of kernel it is.
+//! Memory, console input and kicks are shared between threads; clocks and timers belong to a vCPU's thread. Only
+//! [`kick::Kick::kick`] is async-signal-safe. What may not be done here: knowing how a guest is run or what kind of
+//! kernel it is.
 
 pub mod console;
 pub mod device_memory;

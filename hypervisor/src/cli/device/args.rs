@@ -36,31 +36,31 @@ pub(in crate::cli) struct DeviceArgs {
     rng: bool,
     /// A network interface: user, tap=NAME, unix=PATH or peer. May be repeated
     ///
-    /// user: the host's network, through passt; with tcp=8080:80 the guest's port 80 is this host's 8080, likewise udp=.
-    /// tap=NAME: a TAP interface. unix=PATH[,server]: a socket that speaks passt's and QEMU's protocol. peer: a sink for
-    /// measurements. After any: mac=ADDRESS.
+    /// user: the host's network, through passt; with tcp=8080:80 the guest's port 80 is this host's 8080, likewise
+    /// udp=. tap=NAME: a TAP interface. unix=PATH[,server]: a socket with the protocol of passt and QEMU. peer: a
+    /// peer for measurements. Each may be followed by mac=ADDRESS.
     #[arg(long, value_name = "BACKEND[,OPTION]...")]
     net: Vec<NetOption>,
     /// A socket device: connections between the guest, at this address (CID), and the host
     ///
-    /// What the guest calls as port P of the host is the socket PATH_P here. A program that connects to PATH and sends
-    /// "CONNECT P" and a newline calls the guest's port P.
+    /// The guest's connections to port P of the host arrive at the socket PATH_P here. A program that connects to PATH
+    /// and sends "CONNECT P" and a newline is connected to the guest's port P.
     #[arg(long, value_name = "cid=NUMBER,socket=PATH")]
     vsock: Option<VsockOption>,
     /// A second console: stdio, pty, unix=PATH, file=PATH or loopback
     ///
     /// stdio: it gets what is typed here, and both consoles print here. pty: a pseudo-terminal, whose name is printed.
     /// unix=PATH[,server]: a socket. file=PATH[,append]: output only. loopback: its output comes back as its input, for
-    /// measurements. The built-in guest uses it with --cmdline console=virtio.
+    /// measurements. The built-in guest uses this console with --cmdline console=virtio.
     #[arg(long, value_name = "BACKEND[,OPTION]...")]
     console: Option<ConsoleOption>,
 }
 
-/// A guest's devices, and what has to be done for them outside.
+/// A guest's devices, and what the command line has to do for them.
 pub(in crate::cli) struct Opened {
     /// The devices.
     pub devices: Vec<Box<dyn Device>>,
-    /// The other half of a console on standard input and output.
+    /// The command line's half of a console on standard input and output.
     pub stdio: Option<Outside>,
 }
 
@@ -70,11 +70,11 @@ pub(in crate::cli) struct Opened {
 pub(in crate::cli) struct TooMany(usize);
 
 impl DeviceArgs {
-    /// Opens what is behind the devices. `lost` is called with a reason, perhaps by another thread and later, when a
-    /// network turns out not to be had.
+    /// Opens the devices with their back ends. `lost` is called with a reason if passt fails to start a network; that
+    /// can be later, and on another thread.
     ///
     /// # Errors
-    /// When something cannot be opened; the message says what to do.
+    /// When a back end cannot be opened; the message says what to do.
     pub fn open(&self, lost: &Lost) -> anyhow::Result<Opened> {
         let single = [self.rng, self.vsock.is_some(), self.console.is_some()];
         let count = self.disk.len() + self.net.len() + single.iter().filter(|given| **given).count();
@@ -103,7 +103,7 @@ impl DeviceArgs {
         Ok(Opened { devices, stdio })
     }
 
-    /// Adds the paths of what is written to or listened on, and of disks.
+    /// Adds the paths of disks, and of files and sockets that a device writes to or listens on.
     pub fn add_paths<'a>(&'a self, paths: &mut Paths<'a>) {
         for disk in &self.disk {
             paths.disk(&disk.disk.path, disk.disk.readonly);

@@ -1,4 +1,4 @@
-//! `--console`: what a user writes, and the end that it means.
+//! `--console`: how it is parsed, and how its back end is opened.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,31 +18,31 @@ pub enum ConsoleOption {
     Stdio,
     /// `file=PATH`: output only.
     File {
-        /// Where.
+        /// The file.
         path: PathBuf,
-        /// `append`: what is in the file stays.
+        /// `append`: keeps the file's content.
         append: bool,
     },
     /// `unix=PATH`: a stream socket.
     Unix {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// `server`: wait for programs instead of calling one.
+        /// `server`: waits for programs instead of connecting to one.
         server: bool,
     },
     /// `pty`: a new pseudo-terminal.
     Pty,
-    /// `loopback`: what is printed is typed.
+    /// `loopback`: output comes back as input.
     Loopback,
 }
 
-/// A `--console` that cannot be read.
+/// A `--console` that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConsoleOptionError {
-    /// None of them.
+    /// An unknown back end.
     #[error("expected stdio, file=PATH, unix=PATH, pty or loopback, not `{0}`")]
     Backend(String),
-    /// Something unknown, or that this one does not have.
+    /// An option that this back end does not have.
     #[error("unknown option `{0}`; file=PATH has append, unix=PATH has server, the others have none")]
     Unknown(String),
     /// A path is missing.
@@ -50,19 +50,19 @@ pub enum ConsoleOptionError {
     Empty(&'static str),
 }
 
-/// A console cannot be had.
+/// A console's back end cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Of a file.
+    /// `file=`.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Of a socket.
+    /// `unix=`.
     #[error(transparent)]
     Unix(#[from] UnixError),
-    /// Of a pseudo-terminal.
+    /// `pty`.
     #[error(transparent)]
     Pty(#[from] PtyError),
-    /// The host is short of something.
+    /// The host refused a resource.
     #[error("{0}")]
     Host(#[from] io::Error),
 }
@@ -96,7 +96,7 @@ impl FromStr for ConsoleOption {
 }
 
 impl ConsoleOption {
-    /// The path that it names.
+    /// The file or socket that the option names.
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
             Self::File { path, .. } | Self::Unix { path, .. } => Some(path),
@@ -104,11 +104,11 @@ impl ConsoleOption {
         }
     }
 
-    /// Opens what is behind it; `announce` is told the name of a pseudo-terminal. `None` for the program's own
-    /// input and output, which are not ours to take.
+    /// Opens the back end; calls `announce` with the name of a pseudo-terminal. `None` for the program's standard input
+    /// and output, which the caller has to provide.
     ///
     /// # Errors
-    /// When that cannot be done.
+    /// When the back end cannot be opened; the message says what to do.
     pub fn open(
         &self,
         announce: impl FnOnce(&std::path::Path),
@@ -133,7 +133,7 @@ mod tests {
     use crate::cli::device::console::*;
 
     #[test]
-    fn what_users_write_and_get_wrong() {
+    fn options_are_parsed_and_mistakes_named() {
         use ConsoleOptionError::{Backend, Empty, Unknown};
         let parse = |text: &str| text.parse::<ConsoleOption>();
         let file = |append| ConsoleOption::File { path: "log".into(), append };

@@ -1,4 +1,4 @@
-//! `--disk`: what a user writes, and the device that it means.
+//! `--disk`: how it is parsed, and how the disk is opened.
 
 use std::str::FromStr;
 
@@ -9,23 +9,23 @@ use crate::virtio::block::{BadQueueCount, Block};
 /// A `--disk`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskOption {
-    /// Which disk.
+    /// The disk's file, and how to open it.
     pub disk: Options,
     /// `queues=N`: 1 to [`MAX_QUEUES`].
     pub queues: u16,
-    /// `id=TEXT`: what the guest reads as the disk's identity; by default the file's name.
+    /// `id=TEXT`: the identity that the guest reads; by default the file's name.
     pub id: Option<String>,
 }
 
-/// A `--disk` that cannot be read.
+/// A `--disk` that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct DiskOptionError(String);
 
-/// A disk cannot be opened.
+/// A disk that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The disk itself.
+    /// Its file or image.
     #[error(transparent)]
     Disk(#[from] crate::backend::disk::OpenError),
     /// Its number of queues.
@@ -41,7 +41,7 @@ impl FromStr for DiskOption {
         let (path, rest) = split_path(text);
         if path.is_empty() {
             return Err(DiskOptionError(
-                "it begins with a path: PATH[,readonly][,format=raw|qcow2]...".to_owned(),
+                "the path is missing: PATH[,readonly][,format=raw|qcow2]...".to_owned(),
             ));
         }
         let disk = Options { path: path.into(), format: None, readonly: false, direct: false };
@@ -59,13 +59,13 @@ impl FromStr for DiskOption {
                     let count =
                         number.parse().ok().filter(|count| (1..=MAX_QUEUES).contains(&usize::from(*count)));
                     parsed.queues = count.ok_or_else(|| {
-                        DiskOptionError(format!("queues={number}: a number from 1 to {MAX_QUEUES} is needed"))
+                        DiskOptionError(format!("queues={number}: give a number from 1 to {MAX_QUEUES}"))
                     })?;
                 }
                 ("id", id) if !id.is_empty() => parsed.id = Some(id.to_owned()),
                 _ => {
                     return Err(DiskOptionError(format!(
-                        "{option:?} is none of readonly, format=raw, format=qcow2, queues=N, direct=on|off, id=TEXT"
+                        "unknown option {option:?}; use readonly, format=raw|qcow2, queues=N, direct=on|off or id=TEXT"
                     )));
                 }
             }
@@ -84,7 +84,7 @@ impl DiskOption {
     }
 }
 
-/// The path, its doubled commas made single, and what comes after the comma that ends it.
+/// Splits off the path, which ends at a single comma: returns it with doubled commas made single, and the rest.
 fn split_path(text: &str) -> (String, &str) {
     let (mut path, mut rest) = (String::new(), text);
     while let Some((part, after)) = rest.split_once(',') {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_understood() {
+    fn options_are_parsed() {
         let plain = parse("a/b.img").unwrap();
         assert_eq!(
             (plain.disk.path.to_str(), plain.disk.readonly, plain.disk.format, plain.queues),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not() {
+    fn mistakes_are_refused() {
         for text in [
             "",
             ",readonly",

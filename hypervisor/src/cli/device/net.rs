@@ -1,4 +1,4 @@
-//! `--net`: what a user writes, and the device that it means.
+//! `--net`: how it is parsed, and how the network device is opened.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::backend::net::user::{Lost, Ports, User, UserError};
 use crate::backend::unix::UnixError;
 use crate::virtio::net::Net;
 
-/// What is behind a network device.
+/// The back end of a network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendOption {
     /// `tap=NAME`: a TAP interface.
@@ -22,9 +22,9 @@ pub enum BackendOption {
     User(Ports),
     /// `unix=PATH`: a stream socket.
     Unix {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// `server`: wait for connections instead of making one.
+        /// `server`: waits for connections instead of making one.
         server: bool,
     },
     /// `peer`: a sink and source inside this process.
@@ -34,28 +34,25 @@ pub enum BackendOption {
 /// One `--net`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetOption {
-    /// What is behind it.
+    /// The back end.
     pub backend: BackendOption,
-    /// `mac=..`: the guest's address; else one is drawn.
+    /// `mac=ADDRESS`: the guest's address; `None`: a random one.
     pub mac: Option<Mac>,
 }
 
-/// A `--net` that cannot be read.
+/// A `--net` that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetOptionError {
-    /// No back end.
+    /// An unknown back end.
     #[error("expected tap=NAME, user, unix=PATH or peer first, not `{0}`")]
     Backend(String),
-    /// Something unknown, or that this back end does not have.
-    #[error(
-        "unknown option `{0}`; there are mac=ADDRESS, with user also tcp=PORTS and udp=PORTS, with unix also \
-         server"
-    )]
+    /// An option that this back end does not have.
+    #[error("unknown option `{0}`; user has tcp=PORTS and udp=PORTS, unix has server, all have mac=ADDRESS")]
     Unknown(String),
-    /// No interface can have this name.
+    /// A name that no interface can have.
     #[error(transparent)]
     Interface(#[from] BadName),
-    /// No address, or one of a group.
+    /// Not a MAC address, or one that an interface cannot have.
     #[error(transparent)]
     Mac(#[from] BadMac),
     /// An option without a value.
@@ -63,16 +60,16 @@ pub enum NetOptionError {
     Empty(&'static str),
 }
 
-/// A network device that cannot be had.
+/// A network device's back end cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Of a TAP interface.
+    /// `tap=`.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// Of passt.
+    /// `user`.
     #[error(transparent)]
     User(#[from] UserError),
-    /// Of a socket.
+    /// `unix=`.
     #[error(transparent)]
     Unix(#[from] UnixError),
 }
@@ -109,7 +106,7 @@ impl FromStr for NetOption {
 
 impl NetOption {
     fn add(&mut self, part: &str) -> Result<(), NetOptionError> {
-        // Several lists of ports are one: passt separates them by the same comma.
+        // Several lists of ports become one: passt separates ports by commas, too.
         let join = |list: &mut Option<String>, more: String| match list {
             Some(list) => *list = format!("{list},{more}"),
             None => *list = Some(more),
@@ -124,10 +121,10 @@ impl NetOption {
         Ok(())
     }
 
-    /// Opens what is behind the device. `lost` is called when that turns out not to be had after all.
+    /// Opens the device with its back end. `lost` is called if passt fails to start, which can be later.
     ///
     /// # Errors
-    /// When it cannot be had; the message says what to do.
+    /// When the back end cannot be opened; the message says what to do.
     pub fn open(&self, lost: &Lost) -> Result<Net, OpenError> {
         let backend: Box<dyn Backend> = match &self.backend {
             BackendOption::Tap(name) => Box::new(Tap::open(name)?),
@@ -149,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_users_write() {
+    fn options_are_parsed() {
         let tap = parse("tap=tap0,mac=02:00:00:00:00:01").unwrap();
         assert_eq!(tap.backend, BackendOption::Tap("tap0".into()));
         assert_eq!(tap.mac.unwrap().0, [2, 0, 0, 0, 0, 1]);
@@ -163,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_they_get_wrong() {
+    fn mistakes_are_named() {
         use NetOptionError::{Backend, Empty, Interface, Mac, Unknown};
         let wrong = [
             ("", Backend("".into())),

@@ -1,4 +1,4 @@
-//! `--vsock`: what a user writes, and the device that it means.
+//! `--vsock`: how it is parsed, and how the socket device is opened.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,16 +17,16 @@ pub struct VsockOption {
     pub socket: PathBuf,
 }
 
-/// A `--vsock` that cannot be read.
+/// A `--vsock` that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VsockOptionError {
-    /// Something else.
+    /// An unknown option.
     #[error("unknown option `{0}`; expected cid=NUMBER,socket=PATH")]
     Unknown(String),
-    /// One of the two is missing.
+    /// One of the two options is missing.
     #[error("expected cid=NUMBER,socket=PATH; {0} is missing")]
     Missing(&'static str),
-    /// No guest's address.
+    /// An address that a guest cannot have.
     #[error(
         "`{0}` is not an address that a guest can have: give a number from 3 to 4294967294 (0 to 2 are the \
          hypervisor's and the host's)"
@@ -34,7 +34,7 @@ pub enum VsockOptionError {
     Cid(String),
 }
 
-/// The socket cannot be had.
+/// The socket on the host cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {}: {error}{}", printable::path(path), listen_hint(error))]
 pub struct OpenError {
@@ -63,7 +63,10 @@ impl FromStr for VsockOption {
 }
 
 impl VsockOption {
-    /// Opens what is behind the device.
+    /// Opens the device and its socket on the host.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened; the message says what to do.
     pub fn open(&self) -> Result<Vsock, OpenError> {
         Vsock::new(self.cid, &self.socket).map_err(|error| OpenError { path: self.socket.clone(), error })
     }
@@ -74,7 +77,7 @@ mod tests {
     use crate::cli::device::vsock::*;
 
     #[test]
-    fn what_users_write_and_get_wrong() {
+    fn options_are_parsed_and_mistakes_named() {
         use VsockOptionError::{Cid, Missing, Unknown};
         let parse = |text: &str| text.parse::<VsockOption>();
         let right = VsockOption { cid: 3, socket: "/run/v".into() };

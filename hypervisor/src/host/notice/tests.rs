@@ -16,11 +16,11 @@ fn text_waits_for_a_slow_reader_and_arrives_whole() {
 }
 
 #[test]
-fn text_that_nobody_reads_is_given_up_when_the_run_is_to_end() {
+fn writing_to_a_full_pipe_ends_when_the_run_is_to_end() {
     let (_reader, writer) = io::pipe().unwrap();
     let give_up = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // For ever, if it did not look again while it waits.
+        // This would block for ever if it did not check `give_up` while it waits.
         let thread = scope.spawn(|| send(writer.as_fd(), &vec![b't'; 4 << 20], &give_up));
         while has_room(writer.as_fd(), 0) {
             std::thread::yield_now();
@@ -31,7 +31,7 @@ fn text_that_nobody_reads_is_given_up_when_the_run_is_to_end() {
 }
 
 #[test]
-fn a_reader_that_is_gone_is_an_error_and_no_panic() {
+fn a_closed_pipe_is_an_error_and_not_a_panic() {
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);
     let error = send(writer.as_fd(), b"text", &AtomicBool::new(false)).unwrap_err();

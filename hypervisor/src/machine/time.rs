@@ -1,8 +1,9 @@
 //! Clocks and timers.
 //!
-//! Guest and host read the same time-stamp counter (plus a constant), so system time is a function of it: the
-//! one that `vcpu_time_info` publishes, computed here with the same integers, so that a deadline that the guest
-//! names means the same instant to both. No timer is armed here; [`Timers::next`] says when one is due.
+//! Guest and host read the same time-stamp counter, up to a constant offset, and system time is a function of it.
+//! This is the function that `vcpu_time_info` publishes, computed here with the same integers, so that a deadline is
+//! the same instant for guest and host. What may not be done here: arming a timer of the host; [`Timers::next`] says
+//! when one is due.
 
 use paravane_abi::shared_info::VcpuTimeInfo;
 
@@ -11,7 +12,7 @@ pub const NS_PER_S: u64 = 1_000_000_000;
 
 /// Reads the time-stamp counter.
 pub fn rdtsc() -> u64 {
-    // SAFETY: RDTSC is always there on x86-64 and has no effect on memory.
+    // SAFETY: every x86-64 processor has RDTSC, and it does not access memory.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
@@ -25,8 +26,8 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that starts at 0 now. `tsc_khz` is the counter's rate, `tsc_offset` what the guest's counter is
-    /// ahead of the host's. A rate of 0 would never advance: it is taken as 1 GHz.
+    /// A clock that starts at 0 now. `tsc_khz` is the counter's rate; `tsc_offset` is the guest's counter minus the
+    /// host's (wrapping). A rate of 0, with which time would stand still, is taken as 1 GHz.
     pub fn new(tsc_khz: u64, tsc_offset: u64) -> Self {
         let (mul, shift) = scale(if tsc_khz == 0 { 1_000_000 } else { tsc_khz });
         Self { tsc_start: rdtsc(), mul, shift, tsc_offset }
@@ -47,7 +48,7 @@ impl Clock {
         self.tsc_offset
     }
 
-    /// What the guest is told: `vcpu_time_info` (public/xen.h) with an even version above `version`.
+    /// The clock as the guest sees it: `vcpu_time_info` (public/xen.h) with an even version above `version`.
     pub fn published(&self, version: u32) -> VcpuTimeInfo {
         VcpuTimeInfo {
             version: (version | 1).wrapping_add(1),
@@ -86,7 +87,7 @@ fn to_ns(delta: u64, mul: u32, shift: i8) -> u64 {
 pub struct Timers {
     singleshot: Option<u64>,
     periodic: Option<Periodic>,
-    /// The time-out of a poll: it wakes the vCPU, but raises nothing by itself.
+    /// The time-out of SCHEDOP_poll: it wakes the vCPU, but raises no event.
     poll: Option<u64>,
 }
 
@@ -99,12 +100,12 @@ struct Periodic {
 /// The shortest period that Xen accepts (VCPUOP_set_periodic_timer: 1 ms).
 pub const MIN_PERIOD: u64 = 1_000_000;
 
-/// What became due.
+/// What is due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Due {
-    /// VIRQ_TIMER is to be raised.
+    /// VIRQ_TIMER has to be raised.
     pub timer: bool,
-    /// A poll's time is up.
+    /// The time-out of a poll has passed.
     pub poll: bool,
 }
 
@@ -117,7 +118,7 @@ impl Timers {
     pub fn set_periodic(&mut self, period: Option<u64>, now: u64) {
         self.periodic = period.map(|period| Periodic { period, next: now.saturating_add(period) });
     }
-    /// Sets or ends the time-out of a poll.
+    /// Sets or removes the time-out of a poll.
     pub fn set_poll(&mut self, deadline: Option<u64>) {
         self.poll = deadline;
     }
@@ -128,7 +129,7 @@ impl Timers {
         [self.singleshot, periodic, self.poll].into_iter().flatten().min()
     }
 
-    /// Takes what is due at `now`. Periods that were missed altogether are one tick, as on Xen.
+    /// Takes what is due at `now`. Several missed periods are one tick, as on Xen.
     pub fn expire(&mut self, now: u64) -> Due {
         let mut due = Due::default();
         if self.singleshot.is_some_and(|t| t <= now) {
