@@ -1,13 +1,14 @@
 //! Engines run code at CPL 3 and map pages; nothing else.
 //!
-//! A [`Machine`] makes virtual CPUs. A [`Cpu`] enters the guest and comes back with an [`Exit`] that says, in the architecture's own
-//! terms, why the code stopped. It knows nothing of hypercalls, events, emulation or devices: every meaning
-//! lives above it, once. Page tables are ordinary frames of machine memory in the x86-64 format; whoever
-//! changes an entry writes it there first and notes it in the domain's [`TableLog`], which is how an engine
-//! that caches translations (a shadow-paging KVM, a mirror of mappings in a process) learns of it.
+//! A [`Machine`] makes virtual CPUs. A [`Cpu`] enters the guest and returns with an [`Exit`] that says, in the terms of
+//! the architecture, why the code stopped. It knows nothing of hypercalls, events, emulation or devices: what an exit
+//! means is decided above it. Page tables are ordinary frames of machine memory in the x86-64 format. Code that
+//! changes an entry stores it there first and then notes it in the domain's [`TableLog`], from which an engine that
+//! caches translations (a shadow-paging KVM, a mirror of mappings in a process) learns of it.
 //!
-//! What may not be done here: looking at a domain, deciding what an exit means, allocating or logging
-//! between two entries.
+//! Everything here runs on the thread of the virtual CPU, except [`Kick`], which any thread and any signal handler may
+//! use. What may not be done here: looking at a domain, deciding what an exit means, allocating or logging between two
+//! entries.
 
 use std::sync::Arc;
 
@@ -66,12 +67,11 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// What the line about a guest says whose engine ended an entry in a way that only code at CPL 0 brings about.
-    pub const NOT_AT_CPL_3: &'static str = "the engine reports an exit that code at CPL 3 cannot make; this is a bug in \
-                                            Paravane, please report it";
+    /// The last message of a guest whose engine reported an exit that only code at CPL 0 can cause.
+    pub const NOT_AT_CPL_3: &'static str = "the engine reports an exit that code at CPL 3 cannot make; this is a bug in Paravane, please report it";
 }
 
-/// What an engine is and where it lets the layers above put things.
+/// What an engine is, and where the layers above may put things.
 #[derive(Clone, Debug, Default)]
 pub struct EngineInfo {
     /// "kvm" or "process".
@@ -103,7 +103,7 @@ pub struct EngineInfo {
 ///
 /// Made on the thread that makes its virtual CPUs.
 pub trait Machine {
-    /// Who this is and what the layers above need to know of it.
+    /// What it is, for the layers above.
     fn info(&self) -> &EngineInfo;
     /// The 32 bytes of the hypercall page's entry `number`; the rest of the entry is INT3.
     fn hypercall_stub(&self, number: u32) -> [u8; 32];
@@ -145,9 +145,9 @@ pub enum NoCpu {
 /// registers back and says what it was. It does not allocate, log, or take a lock that another virtual CPU can hold for
 /// long.
 ///
-/// In user mode ([`VcpuSpace::user_mode`]) no exit but these comes: a system call, a kick, or a fault that code at CPL 3
-/// can raise. The way into the host that the hypercall page uses is a #GP there. Nothing that user code does makes the
-/// engine lose a virtual CPU, and nothing of a register that the kernel left behind can be read there.
+/// In user mode ([`VcpuSpace::user_mode`]) the only exits are system calls, kicks, and faults that code at CPL 3 can
+/// raise. The way into the host that the hypercall page uses is a #GP there. Nothing that user code does makes the
+/// engine lose a virtual CPU, and user code can read nothing that the kernel left in a register.
 pub trait Cpu {
     /// Runs the guest until it stops.
     fn enter(
@@ -159,14 +159,14 @@ pub trait Cpu {
     ) -> Exit;
     /// The handle by which other threads and timers make this virtual CPU leave the guest.
     fn kicker(&self) -> Arc<dyn Kick>;
-    /// Whether a kick waits for the next entry; takes it, so that this entry is not for nothing. For a caller that looks
-    /// for what the kick was about before it enters again.
+    /// Takes a kick that is still pending, so that the next entry does not return at once because of it; whether there
+    /// was one. For a caller that handles the reason of the kick before it enters again.
     ///
-    /// An engine need not know: a kick that it does not own up to here makes the next entry return at once.
+    /// An engine need not keep track: a kick that is not taken here makes the next entry return at once.
     fn take_kick(&mut self) -> bool {
         false
     }
-    /// Its vector registers, as the last exit left them.
+    /// The vector registers, as the last exit left them.
     ///
     /// # Errors
     /// When the engine lost them, or the host does not hand them out.
@@ -186,7 +186,7 @@ pub trait Cpu {
     fn processes(&self) -> Vec<u32> {
         Vec::new()
     }
-    /// Its exits that never reached us, as the host's kernel counts them, by name; empty if it does not.
+    /// Exits that the host's kernel handled alone, by its own names; empty if it does not count them.
     fn kernel_statistics(&self) -> Vec<(String, u64)> {
         Vec::new()
     }

@@ -58,7 +58,7 @@ fn segment(selector: u16, kind: u8, dpl: u8, code: bool) -> kvm_segment {
 const CODE: u8 = 11;
 const DATA: u8 = 3;
 
-/// Loads the segments of ring 0 or 3: the flat ones, or those of `selectors` where the GDT is the guest's too.
+/// Loads the segments of ring 0 or 3: the flat ones, or those of `selectors` where the GDT also holds the guest's.
 ///
 /// A segment register that holds its selector already stays as it is: what the guest loaded into it natively counts.
 pub fn set_segments(sregs: &mut kvm_sregs, gdt: Gdt, selectors: &Selectors, ring: u8) {
@@ -103,7 +103,7 @@ pub fn is_in_ring(sregs: &kvm_sregs, gdt: Gdt, selectors: &Selectors, ring: u8) 
 }
 
 /// The selectors that the guest finds; CS and SS as in `before` where ring 0 runs. 32-bit code is not supported: it
-/// goes on as if it were 64-bit code.
+/// is run as if it were 64-bit code.
 fn of_guest(sregs: &kvm_sregs, before: &Selectors) -> Selectors {
     let cs = if sregs.cs.l == 1 { sregs.cs.selector } else { Selectors::FLAT.cs };
     let (cs, ss) = if sregs.cs.dpl == 3 { (cs, sregs.ss.selector) } else { (before.cs, before.ss) };
@@ -338,7 +338,7 @@ mod tests {
         }
     }
 
-    /// What the guest loaded by itself is what it is entered with, hidden parts and all, until it is told otherwise.
+    /// Segments that the guest loaded itself are kept, hidden parts included, until the layers above set others.
     #[test]
     fn a_segment_that_the_guest_loaded_stays() {
         let (mut sregs, mut selectors) = (kvm_sregs::default(), Selectors::FLAT);

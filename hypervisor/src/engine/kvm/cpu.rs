@@ -46,7 +46,7 @@ pub struct KvmCpu {
     planner: Planner,
     /// RIP of a VMCALL that waits for its answer: KVM completes it at the next entry, whatever RIP is then.
     call: Option<u64>,
-    /// A signal came while an exception was on its way out: it is owed to the caller.
+    /// A signal came while an exception was being delivered to the gate: the next entry reports the kick.
     pub(super) kick_owed: bool,
     /// Where a slot can be added and deleted to make KVM drop what it has cached.
     spare_slot: kvm_userspace_memory_region,
@@ -165,7 +165,7 @@ impl KvmCpu {
         Ok(())
     }
 
-    /// Takes on what is allowed: CR4 goes with the registers, XCR0 is KVM's to be told.
+    /// Applies what is allowed: CR4 travels with the registers, XCR0 is set by a call of KVM.
     #[cold]
     fn allow(&mut self, allowed: Allowed) -> Result<(), &'static str> {
         self.allowed = allowed;
@@ -263,7 +263,7 @@ impl KvmCpu {
         self.vcpu.get_kvm_run().kvm_dirty_regs = 0;
     }
 
-    /// What an `OUT` to the exit port meant, told by where it was.
+    /// What an `OUT` to the exit port meant, which follows from its address.
     fn decode(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit {
         let shared = self.vcpu.sync_regs();
         let rip = shared.regs.rip;

@@ -1,8 +1,8 @@
 //! The ring-0 gate: all the code that ever runs at CPL 0 inside the VM.
 //!
-//! It turns whatever arrives into an exit to the host and, on the way back, re-stores page-table entries
-//! that the host changed. It decides nothing: every branch is taken as the host says. It is position independent, uses no SSE, and stays short:
-//! on a KVM without hardware support each of its instructions is interpreted (about 350 ns).
+//! It turns every exception and SYSCALL into an exit to the host and, on the way back, stores page-table entries again
+//! that the host changed. It decides nothing: the host chooses every branch. It is position independent, uses no SSE,
+//! and stays short: on a KVM without hardware support each of its instructions is interpreted (about 350 ns).
 //!
 //! Why it stores at all: a KVM with shadow paging does not notice that *host userspace* wrote a page table.
 //! It does notice a store by the guest, even of the value that is already there (see docs/coherence.md).
@@ -151,8 +151,8 @@ unsafe extern "C" {
     static paravane_gate_text_end: u8;
 }
 
-/// The code behind SYSCALL on the `pio` transport: readable and executable at CPL 3, because a software KVM does not raise the
-/// privilege level on SYSCALL. A guest that jumps here has, in effect, executed SYSCALL.
+/// The code behind SYSCALL on the `pio` transport: readable and executable at CPL 3, because a software KVM does not
+/// raise the privilege level on SYSCALL. A guest that jumps here has, in effect, executed SYSCALL.
 pub fn syscall_text() -> &'static [u8] {
     between(&raw const paravane_gate_syscall, &raw const paravane_gate_syscall_end)
 }

@@ -12,7 +12,9 @@
 //! The way back is to set the guest's registers and segments in the shared page. Through the gate goes only the
 //! answer to a VMCALL, which KVM completes where it was issued, and an entry before which page-table entries must
 //! be stored again (see `coherence`).
-//! There is no irqchip and no in-kernel device: a vCPU never halts in KVM.
+//! The VM has no irqchip and no in-kernel device: a vCPU never halts in KVM.
+//!
+//! Everything runs on the vCPU's thread. Only the signal handler in `kick` is signal-safe.
 
 mod coherence;
 mod context;

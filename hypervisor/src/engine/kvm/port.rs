@@ -1,4 +1,4 @@
-//! Accesses to the exit port that are no hypercall: what the guest is to see of them is a #GP.
+//! Accesses to the exit port that are not hypercalls: each becomes a #GP in the guest.
 //!
 //! The `pio` transport opens one port to code at CPL 3, in both directions and for string instructions as well. Only
 //! the hypercall page's `OUT`, and the one at which SYSCALL arrives, mean anything. Everything else must look as if
@@ -22,7 +22,7 @@ use crate::x86::registers::Regs;
 use crate::x86::rflags::DF;
 use crate::x86::walk::{Access, MachineTables, walk_for};
 
-/// What the guest is told of an access that it may not make.
+/// The fault that the guest gets for an access that it may not make.
 pub(super) const REFUSED: Exit = Exit::Fault(Fault { vector: vector::PROTECTION, error_code: 0, address: 0 });
 
 /// `OUT imm8, AL` to the exit port.

@@ -117,7 +117,7 @@ mod offset {
     pub const LIMIT: u16 = 0x4f;
 }
 
-/// The processor's GDT: whose it is besides the gate's.
+/// Who has descriptors in the processor's GDT besides the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gdt {
     /// The gate's page alone. A software KVM shows the host's own selectors to CPL 3 code anyway.

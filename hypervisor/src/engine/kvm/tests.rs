@@ -63,7 +63,7 @@ fn a_closed_port_is_noticed() {
     assert!(!machine.port_is_open(&memory));
 }
 
-/// What nobody asked for works, and is told.
+/// Without a request a transport is chosen that works, and the machine says which.
 #[test]
 fn a_transport_is_found() {
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {

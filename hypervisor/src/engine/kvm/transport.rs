@@ -6,11 +6,11 @@
 //!   is open to the guest. KVM hands the call to user space where KVM_CAP_EXIT_HYPERCALL says so (KVM API
 //!   documentation, 8.33) and only from CPL 0, so SYSCALL must raise the privilege level, as hardware does.
 //!
-//! Whoever asks for none gets `pio` if it works, else `vmcall`. `pio` needs one instruction at either end, and its way
-//! back changes no segment, where `vmcall` needs a dozen and two changes of ring: it was the faster one wherever both
-//! were measured (docs/hardware-kvm.md). Whether it works depends on whether KVM, and what it runs on itself, honour the
-//! I/O bitmap of the guest's TSS; one `OUT` before the guest starts tells. A software KVM is believed: `pio` is all that
-//! it could have, and a VMCALL there would never end.
+//! Without a request the choice is `pio` if it works, else `vmcall`. `pio` needs one instruction at either end, and its
+//! way back changes no segment, where `vmcall` needs a dozen and two changes of ring: it was the faster one wherever
+//! both were measured (docs/hardware-kvm.md). Whether it works depends on whether KVM, and what KVM itself runs on,
+//! honours the I/O bitmap of the guest's TSS; one `OUT` before the guest starts finds out. Software KVM is not tried:
+//! `pio` is all that it can have, and a VMCALL there would never end.
 
 use kvm_bindings::kvm_enable_cap;
 use kvm_ioctls::{Cap, VmFd};

@@ -18,7 +18,7 @@ const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
 
 /// Makes the guest's counter the host's where that can be done; says by how much the guest's is ahead (wrapping).
 pub fn align(vcpu: &VcpuFd) -> u64 {
-    // Where ring 3 runs natively RDTSC is the host's, whatever KVM believes.
+    // Where ring 3 runs natively RDTSC reads the host's counter, whatever KVM assumes.
     if host::usable_kind() == HostKind::Software || set_offset(vcpu, 0) {
         return 0;
     }

@@ -1,6 +1,6 @@
 //! Where things are in a guest process, and the memory that the monitor shares with it.
 //!
-//! Beside the guest's pages a guest process maps three pieces of ours, at the same addresses in each: the
+//! Besides the guest's pages a guest process maps three pieces of the engine, at the same addresses in each: the
 //! stub's code, a *room* that it can write (register blocks, FPU images, the signal stack) and a *board*
 //! that it can only read (filters, set-up script, the batch of calls for the mapper). Room and board are one
 //! memfd for each process, so that no process sees another's. The room is the guest's to scribble on:

@@ -1,6 +1,6 @@
 //! A guest process: its birth, its hand-overs and its death.
 //!
-//! It begins as an exec of the stub from a memfd, so that nothing of ours is ever in it: no memory, no
+//! It begins as an exec of the stub from a memfd, so that nothing of the monitor is ever in it: no memory, no
 //! environment, no descriptors but the three that its script uses and closes. What may not be done here:
 //! knowing what a hand-over means.
 
@@ -161,9 +161,9 @@ fn clone_and_exec(launch_args: &mut Launch) -> Result<(u32, OwnedFd), SpawnError
     let mut pidfd: RawFd = -1;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     let args: *mut Launch = launch_args;
-    // SAFETY: all signals are blocked, so that no handler of ours runs on the borrowed address space; the
-    // stack is ours until the call returns, which CLONE_VFORK delays until the child has left it; `launch`
-    // only makes system calls and writes its own argument.
+    // SAFETY: all signals are blocked, so that no signal handler of this program runs on the borrowed address space;
+    // the stack is owned here until the call returns, which CLONE_VFORK delays until the child has left it;
+    // `launch` only makes system calls and writes its own argument.
     let pid = unsafe {
         let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
         libc::sigfillset(&raw mut all);

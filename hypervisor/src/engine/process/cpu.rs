@@ -35,7 +35,7 @@ use crate::x86::registers::Regs;
 /// used for longest gives its process up.
 pub(super) const MAX_SPACES: usize = 16;
 /// How often in one entry pages may fault that are mapped already, before the process starts empty again. Faults can be
-/// made up, by user programs too, so that they are no reason to give the guest up.
+/// forged, by user programs too, so they are not a reason to end the guest.
 const MAX_REPEATS: u32 = 64;
 
 /// Where the guest's FPU state is.
@@ -129,7 +129,7 @@ impl ProcessCpu {
         if self.spaces.len() >= MAX_SPACES {
             return None;
         }
-        // A host that has no room for one more process has room for the guest in those that there are.
+        // Where the host has no room for another process, the guest shares those that exist.
         let child = Child::spawn(&self.image, self.memory.as_fd(), self.terms).ok()?;
         self.spaces.push(Space::new(child));
         Some(self.spaces.len() - 1)
@@ -193,7 +193,7 @@ impl ProcessCpu {
         Exit::Dead(reason)
     }
 
-    /// What a stop means; `None` if the guest goes on, with what `regs` hold then.
+    /// What a stop means; `None` if the guest is to be entered again, with what `regs` then hold.
     fn judge(
         &mut self,
         stop: Stop,
@@ -295,7 +295,7 @@ impl ProcessCpu {
 }
 
 impl ProcessCpu {
-    /// A fault for which there is no reason. If it comes again and again everything of the process is mapped anew; a
+    /// A fault without a cause. If it repeats, everything in the process is mapped anew; a
     /// guest that makes them up gets nowhere, and a kick gets through.
     fn again(&mut self, repeats: &mut u32) -> Option<Exit> {
         *repeats += 1;

@@ -239,7 +239,7 @@ mod tests {
     fn is_armed(timer: i32) -> bool {
         // SAFETY: plain data, for which all zeroes is a value.
         let mut left: libc::itimerspec = unsafe { zeroed() };
-        // SAFETY: `left` is a live local; an id that is no timer is refused.
+        // SAFETY: `left` is a live local; the kernel refuses an id that does not name a timer.
         assert_eq!(unsafe { libc::syscall(libc::SYS_timer_gettime, timer, &raw mut left) }, 0);
         (left.it_value.tv_sec, left.it_value.tv_nsec) != (0, 0)
     }

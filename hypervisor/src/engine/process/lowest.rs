@@ -12,7 +12,7 @@ use super::sys;
 
 /// What distributions set. From here up every guest process can map, and nobody need ask.
 pub const USUAL: u64 = 0x1_0000;
-/// Where the limit is told.
+/// Where Linux publishes the limit.
 const LIMIT: &str = "/proc/sys/vm/mmap_min_addr";
 
 /// What can be mapped of the lowest addresses.
@@ -28,7 +28,7 @@ impl Lowest {
     /// What needs no question: every host that runs the engine allows it.
     pub const ASSUMED: Self = Self { address: USUAL, privileged: false };
 
-    /// What is to be had for a guest whose mapping begins at `from`.
+    /// The lowest addresses that a guest whose mapping begins at `from` can have.
     ///
     /// Asks the host only if that is below `USUAL`; costs a few system calls then.
     pub fn for_guest(from: u64) -> Self {

@@ -12,12 +12,14 @@ use crate::host::host_cpuid;
 pub enum Unavailable {
     /// The kernel is too old.
     #[error(
-        "Linux {0}.{1} lacks what the process engine needs (seccomp listeners that signals cannot interrupt); use 5.19 or newer"
+        "Linux {0}.{1} lacks what the process engine needs (seccomp listeners that signals cannot interrupt); use 5.19 \
+         or newer"
     )]
     Kernel(u32, u32),
     /// The processor, or the kernel for it, lacks a feature.
     #[error(
-        "the host does not offer {0}, which the process engine needs; use a processor from 2013 or later, or --engine kvm"
+        "the host does not offer {0}, which the process engine needs; use a processor from 2013 or later, or --engine \
+         kvm"
     )]
     Processor(&'static str),
     /// The FPU state is larger than the engine's room for it.

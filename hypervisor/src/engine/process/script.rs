@@ -1,6 +1,6 @@
 //! What a fresh guest process does to itself before it may run guest code, as data.
 //!
-//! The process starts as an exec of the stub alone (no memory, environment or thread of ours), maps its
+//! The process starts as an exec of the stub alone (without memory, environment or threads of the monitor), maps its
 //! board and interprets the steps below. They are written in the order in which they are safe: privileges
 //! go before the second thread exists, host mappings before a guest thread can run, and each thread's
 //! filter comes last. Nothing here runs in the monitor; it only writes.
@@ -36,7 +36,7 @@ impl M2p {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     pub m2p: M2p,
-    /// CPUID is the monitor's to answer.
+    /// CPUID traps, and the monitor answers it.
     pub cpuid_traps: bool,
     /// The mapper keeps the capability that mapping the lowest pages takes.
     pub low_pages: bool,

@@ -18,7 +18,7 @@ use crate::engine::Exit;
 use crate::x86::exception::{Fault, vector};
 use crate::x86::registers::Regs;
 
-/// What user code is told of something that it may not do.
+/// The fault that user code gets for something that it may not do.
 pub(super) const REFUSED: Exit = Exit::Fault(Fault { vector: vector::PROTECTION, error_code: 0, address: 0 });
 
 /// What may be in a room that a user program is not to read.
@@ -77,7 +77,7 @@ impl ProcessCpu {
                 regs.rip = regs.rip.wrapping_sub(super::stub::CALL_LENGTH);
                 Some(self.replace())
             }
-            // Jumps into our code: no step of ours is to be made up for.
+            // A jump into the stub: no step of the stub has to be completed.
             Trap::Fault(_) if context::inside_stub(stop) && !context::is_loading(stop) => {
                 *regs = stop.regs;
                 Some(REFUSED)

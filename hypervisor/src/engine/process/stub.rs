@@ -1,4 +1,4 @@
-//! The code of ours that runs inside a guest process.
+//! The engine's code that runs inside a guest process.
 //!
 //! Three parts, all position-independent, without a stack of their own and without data other than the room
 //! and the board (see [`super::area`]):
@@ -34,7 +34,7 @@ pub(super) const KIND_KICKED: u64 = 0x102;
 pub(super) const KICK_SIGNAL: i32 = libc::SIGUSR1;
 /// PKRU's state component.
 pub(super) const PKRU: u64 = 1 << 9;
-/// The state components (SDM volume 1, 13.1) that belong to a guest: all that there are but two. AMX's tiles and
+/// The state components (SDM volume 1, 13.1) that belong to a guest: all but two. AMX's tiles and
 /// their configuration Linux leaves out of the signal frame of a program that has not asked for them, and XRSTOR may
 /// touch the whole extent of what its mask names. PKRU, where a processor has it, takes away our own memory as well
 /// as the guest's: a guest has no protection keys, and Linux gives it a fresh PKRU with every signal.
@@ -91,7 +91,7 @@ global_asm!(
     "    jmp .Lparavane_step",
     ".Lparavane_jump:",
     "    jmp qword ptr [rbx + 8]",
-    // The thread that clone made goes on with its own script.
+    // The thread that clone made continues with its own script.
     ".Lparavane_cloned:",
     "    test eax, eax",
     "    jnz .Lparavane_next_step",
@@ -241,7 +241,8 @@ global_asm!(
     "    sub rax, rbx",
     "    cmp rax, {code_size}",
     "    jae .Lparavane_hand_over",
-    // A kick (or another signal that someone sent) that finds us in here leaves a mark; then back to where we were, or the window anew.
+    // A kick (or another signal that someone sent) that arrives in the stub leaves a mark; then the stub continues, or
+    // the window begins anew.
     "    inc dword ptr [rip + paravane_stub_start + {kicked}]",
     // Ours takes a microsecond; kicks are repeated every millisecond. So many in a row: a guest hides here.
     "    cmp dword ptr [rip + paravane_stub_start + {kicked}], 16",

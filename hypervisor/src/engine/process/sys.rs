@@ -29,7 +29,7 @@ pub(super) fn memfd(name: &CStr, flags: u32, size: u64) -> io::Result<OwnedFd> {
 /// Maps `size` bytes of a memfd, shared, readable and writable.
 pub(super) fn map_shared(fd: BorrowedFd<'_>, size: u64) -> io::Result<NonNull<u8>> {
     let rights = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing of ours.
+    // SAFETY: a fresh mapping at an address that the kernel chooses overlaps no memory of this program.
     let p = unsafe {
         libc::mmap(std::ptr::null_mut(), size as usize, rights, libc::MAP_SHARED, fd.as_raw_fd(), 0)
     };
@@ -104,7 +104,7 @@ pub(super) fn receive(listener: BorrowedFd<'_>) -> Received {
     }
 }
 
-/// Answers a notification: its caller goes on with 0 as result. `false` if there is no caller any more.
+/// Answers a notification: the system call of its caller returns 0. `false` if the caller is gone.
 pub(super) fn answer(listener: BorrowedFd<'_>, id: u64) -> bool {
     let answer = libc::seccomp_notif_resp { id, val: 0, error: 0, flags: 0 };
     // SAFETY: the pointer is to a structure of the size that the request encodes.
@@ -245,13 +245,13 @@ pub(super) fn make_timer(signal: i32, value: usize) -> io::Result<i32> {
 pub(super) fn set_timer(timer: i32, ns: i64, interval_ns: i64) {
     let time = |ns: i64| libc::timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 };
     let when = libc::itimerspec { it_interval: time(interval_ns), it_value: time(ns) };
-    // SAFETY: `when` is a live local; an id that is no timer is refused.
+    // SAFETY: `when` is a live local; the kernel refuses an id that does not name a timer.
     unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, 0) };
 }
 
 /// Ends a timer.
 pub(super) fn delete_timer(timer: i32) {
-    // SAFETY: an id that is no timer is refused.
+    // SAFETY: the kernel refuses an id that does not name a timer.
     unsafe { libc::syscall(libc::SYS_timer_delete, timer) };
 }
 
@@ -261,7 +261,7 @@ pub(super) fn cpu_time_ns(pid: u32) -> u64 {
     const SCHEDULED_TIME: i32 = 2;
     let clock = (!(pid as i32)) << 3 | SCHEDULED_TIME;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a live local; an id that is no clock is refused.
+    // SAFETY: `time` is a live local; the kernel refuses an id that does not name a clock.
     unsafe { libc::clock_gettime(clock, &raw mut time) };
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }

@@ -1,4 +1,4 @@
-//! The batch: mapping calls that a guest process's mapper makes before the guest goes on.
+//! The batch: mapping calls that the mapper of a guest process makes before the guest is entered.
 //!
 //! Written straight to the process's board as steps of the interpreter; neighbours are merged as they come.
 //! A batch that overflows becomes one call that unmaps everything, for the mirror is only a cache.

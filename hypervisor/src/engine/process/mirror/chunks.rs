@@ -9,7 +9,7 @@ use crate::host::zeroed::{NoMemory, room, zeroed};
 
 /// Pages in a chunk.
 pub(crate) const PAGES: usize = 512;
-/// How many chunks there are, for all processes of an engine together. It bounds what page tables of its own
+/// The number of chunks, for all processes of an engine together. It bounds what page tables of its own
 /// Linux needs for a guest's scattered mappings: two frames a chunk, 64 MiB in all.
 pub(crate) const COUNT: u32 = 8192;
 const BUCKETS: usize = 4096;

@@ -32,7 +32,7 @@ struct View<'a> {
     table: &'a Table,
     id: Id,
     rights: (bool, bool),
-    /// Pages below are not to be had.
+    /// Pages below this address cannot be mapped.
     first: usize,
 }
 

@@ -1,7 +1,7 @@
 //! The mirror: guest page tables as mappings of guest processes.
 //!
 //! A process's mappings are to this engine what a TLB is to a processor: a cache of what the guest's tables
-//! say, filled by the faults that miss it and never wider than they are. Every change of an entry is told by
+//! say, filled by the faults that miss it and never wider than they are. Every change of an entry comes from
 //! [`TableLog`]; the mappings that depended on it go, or change, before the guest runs again. So INVLPG and
 //! loads of CR3 have nothing left to do here. Three things bound it, whatever the guest's tables look like:
 //! the pool of chunks, the number of mappings of one process (Linux allows 65,530), and the batch; past any
@@ -46,9 +46,9 @@ const PF_FETCH: u32 = 1 << 4;
 /// What became of a page fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filled {
-    /// The page will be mapped when the guest goes on.
+    /// The page will be mapped at the next entry.
     Mapped,
-    /// It was mapped already: something is amiss if this goes on.
+    /// It was mapped already: a fault that repeats is a sign of a forged or broken process.
     Again,
     /// The guest's tables do not allow the access: the error code of its page fault.
     Fault(u32),

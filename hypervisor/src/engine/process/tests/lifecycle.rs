@@ -104,7 +104,7 @@ fn a_guest_process_has_nothing_of_ours() {
     assert_ne!(session(pid), session(0), "a terminal's signals do not reach it");
 }
 
-/// Nothing that the guest can read of ours tells where anything of the host is.
+/// Nothing of the engine that the guest can read reveals an address of the host.
 #[test]
 fn no_host_address_is_readable() {
     let Some(mut w) = world() else { return };

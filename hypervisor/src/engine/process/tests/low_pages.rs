@@ -73,7 +73,7 @@ fn a_large_page_at_address_0_serves_above_the_low_pages() {
     assert_eq!(w.memory.load_u64(at(CODE_VA + 0x5008)), Ok(CODE_VA + 0x5008));
 }
 
-/// A guest that does use a page which cannot be had dies alone, and is told the right way out.
+/// A guest that uses a page which cannot be mapped dies alone, and its message names the remedy.
 #[test]
 fn a_page_that_cannot_be_had_is_told_with_what_to_do() {
     let Some(mut w) = world_from_zero(Lowest::ASSUMED) else { return };

@@ -25,7 +25,7 @@ pub(super) fn world() -> Option<World> {
 
 contract!(world);
 
-/// CPUID is the monitor's to answer, where the host can make it trap.
+/// The monitor answers CPUID where the host can make it trap.
 #[test]
 fn cpuid_traps_where_it_can() {
     let Some(mut w) = world() else { return };

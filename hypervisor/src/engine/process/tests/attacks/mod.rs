@@ -16,7 +16,7 @@ use crate::machine::memory::{Maddr, PAGE_SIZE};
 use crate::testing::engine::{DATA, DATA_VA, STACK_TOP, TABLE, World, code, gp, pf};
 use crate::x86::exception::Fault;
 
-/// The guest is well: it can still be entered and does what it is told.
+/// Asserts that the guest can still be entered and executes what it is given.
 fn is_well(w: &mut World) {
     w.regs.rsp = STACK_TOP;
     assert_eq!(w.exec(&code!("push rax", "mov rbx, 0x600d", "cli")), gp(0));
@@ -130,7 +130,7 @@ fn our_own_system_call_instructions_are_useless() {
     is_well(&mut w);
 }
 
-/// A guest can enter the stub anywhere; it stops, dies alone or goes on, and the monitor stands.
+/// A guest can enter the stub anywhere; it stops, dies alone or continues, and the monitor is unharmed.
 #[test]
 fn jumping_anywhere_into_the_stub_is_harmless() {
     let mut deaths = 0;
@@ -241,7 +241,7 @@ fn a_forged_frame_with_a_broken_fpu_image() {
     ));
     assert_eq!(exit, gp(0));
     w.load(&code!("cli"));
-    assert_eq!(w.run(), gp(0), "the load faults, which is told as the guest's fault");
+    assert_eq!(w.run(), gp(0), "the load faults, which is reported as the guest's fault");
     is_well(&mut w);
 }
 
@@ -280,7 +280,7 @@ fn our_addresses_are_not_the_guest_s_to_map() {
     }
 }
 
-/// What is the hypervisor's cannot be mapped writable, whatever the tables say; what is nowhere, not at all.
+/// The hypervisor's frames cannot be mapped writable, whatever the tables say, and frames that do not exist not at all.
 #[test]
 fn frames_that_are_not_the_guest_s() {
     const VA: u64 = 0x2000_0000;
@@ -392,7 +392,7 @@ fn roots_without_end() {
     }
 }
 
-/// Page tables that refer to themselves, at every level, are no trap for the mirror.
+/// The mirror copes with page tables that refer to themselves, at every level.
 #[test]
 fn tables_that_refer_to_themselves() {
     let Some(mut w) = world() else { return };

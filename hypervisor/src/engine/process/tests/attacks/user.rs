@@ -153,7 +153,7 @@ fn a_forged_exit_is_one_that_cpl_3_can_bring_about() {
 fn a_forged_page_fault_is_at_an_address_that_could_be_accessed() {
     let Some((mut w, kernel, user)) = user_world() else { return };
     let fault = |error_code, address| Forged { vector: 14, error_code, address, ..Forged::default() };
-    // Bits that are ignored in an address which is not canonical make it that of a page that there is.
+    // Without the bits that are ignored, an address that is not canonical is that of a mapped page.
     for address in [1 << 63 | DATA_VA, 1 << 47, 1 << 48 | CODE_VA] {
         assert_eq!(hand_over(&mut w, fault(0, address)), gp(0), "{address:#x}");
     }
@@ -167,7 +167,7 @@ fn a_forged_page_fault_is_at_an_address_that_could_be_accessed() {
 fn page_faults_that_did_not_happen_are_endured() {
     let Some((mut w, kernel, user)) = user_world() else { return };
     let forged = Forged { vector: 14, address: DATA_VA, ..Forged::default() };
-    // The program goes on where the hand-over is made again.
+    // The program continues where the hand-over is made again.
     for _ in 0..3 {
         w.cpu.kicker().arm(5_000_000);
         assert_eq!(hand_over(&mut w, forged), Exit::Kick);
@@ -266,7 +266,7 @@ fn a_forged_single_step_does_not_single_step_the_kernel() {
     both_are_well(&mut w, kernel, user);
 }
 
-/// An FPU image that the processor refuses would be refused where the kernel goes on.
+/// An FPU image that the processor refuses would be refused when the kernel is entered.
 #[test]
 fn a_broken_fpu_image_is_not_the_kernel_s_problem() {
     let Some((mut w, kernel, user)) = user_world() else { return };
