@@ -1,6 +1,12 @@
-//! What stands behind the guest's devices on the host: images of disks, networks, terminals, sockets.
+//! Back ends: the host's side of a guest's devices. Disk images, networks, terminals, sockets.
 //!
-//! What may not be done here: knowing a driver, a queue or a device.
+//! Each kind has one interface for all kinds of front: [`net::backend::Backend`], [`console::backend::Backend`],
+//! [`disk::Disk`]. A front is a virtio device today; it could be one end of a Xen ring.
+//!
+//! Threads: back ends are opened by the main thread and then used by one thread, the device's. Disks and passt have
+//! threads of their own besides. Nothing here runs on a vCPU's thread, and nothing is async-signal-safe.
+//!
+//! What may not be done here: naming a front, a queue or a transport; waiting for the guest.
 
 pub mod console;
 pub mod disk;

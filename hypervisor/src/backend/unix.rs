@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use crate::text::printable;
 
-/// A socket cannot be had.
+/// A socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum UnixError {
-    /// Nobody listens.
+    /// Cannot connect.
     #[error(
         "cannot connect to {path}: {error}; start the program that listens there first, or add `,server` to \
          wait for it",
@@ -22,7 +22,7 @@ pub enum UnixError {
         /// Why not.
         error: io::Error,
     },
-    /// The socket cannot be made.
+    /// Cannot listen.
     #[error("cannot listen on {path}: {error}{}", listen_hint(error), path = printable::path(path))]
     Listen {
         /// The socket.
@@ -32,7 +32,7 @@ pub enum UnixError {
     },
 }
 
-/// What to do when a socket cannot be made.
+/// Advice for a socket that cannot be created.
 pub(crate) fn listen_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
@@ -46,7 +46,7 @@ pub(crate) fn listen_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Makes a socket at `path`; one that a former run left behind, and nobody listens on, is replaced.
+/// Creates a listening socket at `path`. A socket left from a former run, on which nobody listens, is replaced.
 pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {

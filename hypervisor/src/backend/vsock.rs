@@ -1,8 +1,8 @@
-//! The host's side: sockets of files, as Firecracker has them.
+//! Socket devices: the host's side, AF_UNIX sockets with Firecracker's protocol.
 //!
-//! The guest reaches the host's port `P` where a program listens on the socket `PATH_P`. A program reaches
-//! the guest's port `P` by connecting to `PATH` and sending `CONNECT P\n`; the answer is `OK Q\n`, with the
-//! port that it has got itself, or the end of the connection.
+//! The guest connects to port `P` of the host: a program listens on the socket `PATH_P`. A program connects to port
+//! `P` of the guest by connecting to `PATH` and sending `CONNECT P\n`. The answer is `OK Q\n`, where `Q` is the
+//! program's own port, or the connection is closed.
 
 use std::io::{self, Read};
 use std::mem::offset_of;
@@ -14,21 +14,21 @@ use std::path::{Path, PathBuf};
 /// The longest request that a caller may make: `CONNECT 4294967295\n`.
 const LONGEST: usize = 19;
 
-/// A program that has connected and not yet said to which port.
+/// A program that has connected to `PATH` and has not yet named a port.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub socket: UnixStream,
     said: Vec<u8>,
 }
 
-/// What a caller said.
+/// A caller's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
-    /// Not all yet.
+    /// It has not arrived completely.
     Incomplete,
-    /// The guest's port that it wants.
+    /// The guest's port to connect to.
     Port(u32),
-    /// Nothing that is understood.
+    /// It is malformed.
     Nonsense,
 }
 
@@ -38,7 +38,7 @@ impl Caller {
         Ok(Self { socket, said: Vec::with_capacity(LONGEST) })
     }
 
-    /// Reads what it says, and no byte past the end of its line: the rest is the guest's.
+    /// Reads the request, and no byte past the end of its line: the rest is for the guest.
     pub fn listen(&mut self) -> Call {
         while self.said.len() < LONGEST {
             let mut byte = [0];
@@ -59,15 +59,14 @@ fn understood(line: &[u8]) -> Option<u32> {
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
-/// Where a program listens for the guest's calls to a port of the host.
+/// The path of the socket for a port of the host.
 pub(crate) fn path_of_port(base: &Path, port: u32) -> PathBuf {
     let mut path = base.as_os_str().to_owned();
     path.push(format!("_{port}"));
     path.into()
 }
 
-/// Connects to a socket without waiting for anything: a listener with too many callers counts as none. (The
-/// standard library's way would wait for it.)
+/// Connects to a socket without waiting: fails if the listener's queue is full. (The standard library would wait.)
 pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     // SAFETY: all zeroes are a socket address.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
@@ -79,12 +78,12 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     address.sun_path.iter_mut().zip(bytes).for_each(|(to, from)| *to = libc::c_char::from_ne_bytes([*from]));
     let len = offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1;
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: makes a descriptor out of numbers.
+    // SAFETY: only numbers are passed.
     let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: `fd` was just made and nobody else has it.
+    // SAFETY: `fd` is new and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: the address is live, and `len` of its bytes are.
     let result =

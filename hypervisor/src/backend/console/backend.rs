@@ -1,7 +1,7 @@
-//! What is behind a console on the host: an end that bytes go to and come from.
+//! The interface of a console's host side: it takes the guest's output and has input for the guest.
 //!
-//! A back end never blocks and never fails. Where there is no room now it says so, and the guest's request
-//! waits; where there is nobody any more bytes are lost, as on a cable that was pulled.
+//! A back end never blocks and never fails. When it has no room, the guest's request waits. When nobody is at the other
+//! end, output is lost, as with a pulled cable.
 
 use std::os::fd::RawFd;
 
@@ -14,38 +14,38 @@ pub struct Size {
     pub rows: u16,
 }
 
-/// What a device could go on with.
+/// What the device is ready to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wish {
-    /// The guest has room for what is typed.
+    /// The guest has room for input.
     pub read: bool,
-    /// Something of the guest's waits for room.
+    /// Output of the guest waits for room.
     pub write: bool,
 }
 
-/// Descriptors for poll(2); those that are [`NOTHING`] are passed over.
+/// Descriptors for poll(2), which ignores [`NOTHING`].
 pub type Watch = [libc::pollfd; 3];
 
-/// Nothing to wait for.
+/// No descriptor to wait for.
 pub const NOTHING: libc::pollfd = libc::pollfd { fd: -1, events: 0, revents: 0 };
 
-/// To wait for `events` of `fd`.
+/// Waits for `events` of `fd`.
 pub fn watch(fd: RawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
 }
 
 /// The host's side of a console.
 pub trait Backend: Send {
-    /// What to wait for.
+    /// What to wait for in poll(2).
     fn watch(&self, wish: Wish) -> Watch;
-    /// What was waited for has happened (`revents` of poll(2)). Afterwards the same does not happen again at
-    /// once, or [`Backend::read`] or [`Backend::write`] has something to do.
+    /// Handles the `revents` of poll(2). Afterwards, poll(2) does not report the same event at once, or
+    /// [`Backend::read`] or [`Backend::write`] can make progress.
     fn ready(&mut self, watched: &Watch);
-    /// Passes bytes on, in order; how many. 0: there is no room now. Bytes for nobody count as passed on.
+    /// Writes output; returns how many bytes were taken, 0 if there is no room now. Lost bytes count as taken.
     fn write(&mut self, bytes: &[u8]) -> usize;
-    /// Takes what was typed; how many bytes. 0: nothing now.
+    /// Reads input; returns how many bytes, 0 if there are none now.
     fn read(&mut self, into: &mut [u8]) -> usize;
-    /// The terminal's size, for an end that is one.
+    /// The terminal's size, if it is a terminal.
     fn size(&self) -> Option<Size> {
         None
     }

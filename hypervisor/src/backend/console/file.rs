@@ -1,4 +1,4 @@
-//! `--console file=PATH`: what the guest prints, in a file. Nothing is typed.
+//! `--console file=PATH`: the guest's output goes to a file. There is no input.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -22,19 +22,19 @@ pub enum FileError {
         /// Why not.
         error: io::Error,
     },
-    /// Whoever reads it would hold the guest up, or be gone before it starts.
+    /// It is a pipe or a socket: its reader could stop the guest, or be gone before the guest starts.
     #[error("{} is {kind}; use {instead} for that", printable::path(path))]
     NoFile {
         /// Which.
         path: PathBuf,
         /// What it is.
         kind: &'static str,
-        /// What would do.
+        /// What to use instead.
         instead: &'static str,
     },
 }
 
-/// A file, until it cannot be written to.
+/// The file; `None` once a write has failed.
 #[derive(Debug)]
 pub struct FileEnd {
     file: Option<File>,
@@ -42,10 +42,10 @@ pub struct FileEnd {
 }
 
 impl FileEnd {
-    /// Makes the file, or empties it; with `append` what is in it stays.
+    /// Creates the file, or empties it; with `append`, its content is kept.
     ///
     /// # Errors
-    /// When it cannot be written, or is no file.
+    /// When it cannot be written, or is a pipe or a socket.
     pub fn open(path: &Path, append: bool) -> Result<Self, FileError> {
         let kind = std::fs::metadata(path).map(|meta| meta.file_type());
         let no_file = |kind, instead| FileError::NoFile { path: path.to_owned(), kind, instead };
@@ -58,7 +58,7 @@ impl FileEnd {
         }
         let mut options = File::options();
         options.create(true).write(!append).append(append).truncate(!append);
-        // A terminal or another slow device at this path must not hold the worker, nor become ours.
+        // A terminal at this path must neither block the device's thread nor become the controlling terminal.
         options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
         match options.open(path) {
             Ok(file) => Ok(Self { file: Some(file), path: path.to_owned() }),
@@ -78,7 +78,7 @@ impl Backend for FileEnd {
         match file.write(bytes) {
             Ok(count) if count > 0 => count,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
-            // What followed a gap would only confuse.
+            // Output after a gap would only confuse.
             failed => {
                 let why = failed.err().unwrap_or_else(|| ErrorKind::WriteZero.into());
                 let path = printable::path(&self.path);

@@ -1,4 +1,4 @@
-//! `--console loopback`: what the guest prints is typed back to it. For measurements, whose guest sees what arrived.
+//! `--console loopback`: the guest's output comes back as its input. For measurements: the guest sees what has arrived.
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,19 +8,19 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::{Backend, NOTHING, Watch, Wish, watch};
 
-/// Bytes that wait to be typed at most.
+/// Bytes at most that wait to be read.
 const LIMIT: usize = 64 << 10;
 
-/// A loop of some length.
+/// A loopback.
 #[derive(Debug)]
 pub struct Loopback {
     bytes: VecDeque<u8>,
-    /// Always readable: what can be done can be done at once.
+    /// Always readable, because nothing has to be waited for.
     ready: EventFd,
 }
 
 impl Loopback {
-    /// An empty one.
+    /// An empty loopback.
     ///
     /// # Errors
     /// When the host has no descriptor left.

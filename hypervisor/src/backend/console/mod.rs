@@ -1,4 +1,6 @@
-//! What a virtio console is connected to on the host.
+//! What a guest's second console is connected to on the host.
+//!
+//! [`backend`] is the interface; the other files implement it.
 
 pub mod backend;
 pub mod file;

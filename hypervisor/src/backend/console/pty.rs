@@ -1,8 +1,8 @@
-//! `--console pty`: a pseudo-terminal of its own, for a terminal program to open.
+//! `--console pty`: a new pseudo-terminal, for a terminal program to open.
 //!
-//! While nobody has it open, what the guest prints is for nobody; otherwise the pty's buffer would fill, and the
-//! guest wait for ever. poll(2) says when the last program has closed it (`POLLHUP`), but not when one opens it:
-//! for that inotify(7) watches its name.
+//! While no program has it open, the guest's output is discarded; otherwise the pty's buffer would fill, and the guest
+//! would wait for ever. poll(2) reports when the last program has closed it (`POLLHUP`), but not when one opens it:
+//! inotify(7) watches the pty's name for that.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -16,29 +16,29 @@ use super::backend::{Backend, NOTHING, Watch, Wish, watch};
 const NAME_LEN: usize = 64;
 const GONE: libc::c_short = libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
 
-/// A pty cannot be had.
+/// A pty cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot make a pseudo-terminal: {0}; is /dev/pts mounted? unix=PATH needs none")]
 pub struct PtyError(#[from] io::Error);
 
-/// Our side of a pty.
+/// The master side of a pty.
 #[derive(Debug)]
 pub struct Pty {
     master: File,
     path: PathBuf,
-    /// Becomes readable when somebody opens it.
+    /// An inotify instance: readable after a program has opened the pty.
     opened: File,
-    /// Somebody has it open.
+    /// A program has it open.
     attached: bool,
-    /// Nobody has, but what was typed before may still be read.
+    /// No program has it open, but input from before is left.
     unread: bool,
 }
 
 impl Pty {
-    /// Makes one.
+    /// Creates a pty.
     ///
     /// # Errors
-    /// When the host has none left, or none at all.
+    /// When the host has none left, or has no ptys at all.
     pub fn open() -> Result<Self, PtyError> {
         // SAFETY: no pointer; the descriptor is ours alone.
         let master = unsafe {
@@ -53,7 +53,7 @@ impl Pty {
         make_raw(fd)?;
         // SAFETY: no pointer; the descriptor is ours alone.
         let opened = unsafe { owned(libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC))? };
-        // Opened and closed once, it says from now on that nobody has it: a new pty does not.
+        // Opened and closed once, the pty reports POLLHUP; a new one does not.
         // SAFETY: a string that ends with zero; the descriptor is ours alone.
         drop(unsafe { owned(libc::open(name.as_ptr(), libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC)) }?);
         // SAFETY: as above.
@@ -62,12 +62,12 @@ impl Pty {
         Ok(Self { master, path, opened, attached: false, unread: false })
     }
 
-    /// Where programs open it.
+    /// The path to open it by.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Looks whether somebody has it open.
+    /// Checks whether a program has it open.
     fn look(&mut self) {
         let mut poll = watch(self.master.as_raw_fd(), libc::POLLIN);
         // SAFETY: one pollfd, valid for the call, which does not wait.
@@ -104,7 +104,7 @@ fn name(master: RawFd) -> io::Result<CString> {
     Ok(name.to_owned())
 }
 
-/// Before anybody opens it: else the pty would type to the guest what the guest prints.
+/// Makes the pty raw before a program opens it: otherwise it would echo the guest's output to the guest.
 fn make_raw(fd: RawFd) -> io::Result<()> {
     let mut modes = std::mem::MaybeUninit::<libc::termios>::uninit();
     // SAFETY: room for a termios; 0 says that it was filled.
@@ -122,7 +122,7 @@ impl Backend for Pty {
         let opened = watch(self.opened.as_raw_fd(), libc::POLLIN);
         let read = if wish.read { libc::POLLIN } else { 0 };
         let write = if wish.write && self.attached { libc::POLLOUT } else { 0 };
-        // Once nobody has it, poll(2) says so for ever.
+        // While no program has it open, poll(2) reports that again and again.
         let useful = self.attached || self.unread && wish.read;
         let master = if useful { watch(self.master.as_raw_fd(), read | write) } else { NOTHING };
         [master, opened, NOTHING]
@@ -131,7 +131,7 @@ impl Backend for Pty {
     fn ready(&mut self, [master, opened, _]: &Watch) {
         if opened.revents != 0 {
             let mut events = [0; 4096];
-            // Emptied: how often it was opened does not matter.
+            // Drain the events: their number does not matter.
             while (&self.opened).read(&mut events).is_ok_and(|count| count == events.len()) {}
         }
         if opened.revents != 0 || master.revents & GONE != 0 {
@@ -160,7 +160,7 @@ impl Backend for Pty {
         match (&self.master).read(into) {
             Ok(count) if count > 0 => count,
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted) => 0,
-            // EIO is how the last one's leaving is told.
+            // EIO: the last program has closed it.
             _ => {
                 self.look();
                 0

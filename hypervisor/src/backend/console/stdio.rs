@@ -1,9 +1,8 @@
-//! `--console stdio`: the program's own terminal, or whatever its standard input and output are.
+//! `--console stdio`: the program's standard input and output, a terminal or not.
 //!
-//! Keys come by a socket from the thread that reads standard input for any guest, which keeps the escape key to
-//! itself. Output must never block, but the descriptor that we were started with may be shared with our parent, which
-//! would be surprised to find it non-blocking: where that can be, another description of the same terminal or pipe
-//! is opened.
+//! Input comes through a socket from the thread that reads standard input for any guest and filters the escape key.
+//! Output must never block, but the inherited descriptor must not become non-blocking, because the parent process may
+//! share it. So the same terminal or pipe is opened again where possible.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -19,10 +18,10 @@ use crate::host::notice::has_room;
 use crate::host::notice::notice;
 use crate::host::socket::send;
 
-/// What a terminal or pipe takes without blocking once poll(2) says that it has room.
+/// Bytes that a terminal or pipe takes without blocking once poll(2) reports that it has room.
 const CAREFUL: usize = 64;
 
-/// Standard input and output, as a console's end.
+/// Standard input and output as a console's back end.
 #[derive(Debug)]
 pub struct Stdio {
     keys: Option<UnixStream>,
@@ -31,23 +30,23 @@ pub struct Stdio {
     resized: EventFd,
 }
 
-/// What the program keeps of them.
+/// The program's half.
 #[derive(Debug)]
 pub struct Outside {
-    /// Where typed bytes are sent. They wait there until the guest reads them.
+    /// Input is sent into this. It waits there until the guest reads it.
     pub keys: UnixStream,
-    /// To be written to when the terminal's size may have changed; for who has a terminal.
+    /// To be written to when the terminal's size may have changed; `None` without a terminal.
     pub resized: Option<EventFd>,
 }
 
-/// Where output goes, by how it is kept from blocking.
+/// The output, by the way in which blocking is avoided.
 #[derive(Debug)]
 enum Output {
-    /// It does not block: a description of our own, or a file.
+    /// It does not block: it was opened again, or is a file.
     Free(File),
-    /// A socket.
+    /// A socket: send(2) has a flag for it.
     Socket(OwnedFd),
-    /// Something that cannot be opened again: asked first, and written in small pieces.
+    /// It cannot be opened again: poll(2) is called first, and few bytes are written.
     Shared(File),
 }
 
@@ -59,7 +58,7 @@ impl Output {
             return Ok(Self::Socket(file.into()));
         }
         if !kind.is_fifo() && !kind.is_char_device() {
-            // Opened again it would have a position of its own.
+            // Not opened again, because it would then have another file position.
             return Ok(Self::Free(file));
         }
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
@@ -88,7 +87,7 @@ impl Output {
         }
     }
 
-    /// The size of the terminal that this is; one that does not know its size has none.
+    /// The terminal's size; `None` if it is not a terminal, or does not know its size.
     fn size(&self) -> Option<Size> {
         // SAFETY: all zeroes is a valid winsize.
         let mut size: libc::winsize = unsafe { std::mem::zeroed() };
@@ -100,7 +99,7 @@ impl Output {
 }
 
 impl Stdio {
-    /// With `output` to print to; what the program has to do besides is in the other half.
+    /// A console that prints to `output`, and the program's half.
     ///
     /// # Errors
     /// When the host has no descriptors left, or `output` is closed.
@@ -128,7 +127,7 @@ impl Backend for Stdio {
 
     fn ready(&mut self, [.., resized]: &Watch) {
         if resized.revents != 0 {
-            // Empty already: nothing to do.
+            // An error means that it is empty.
             let _ = self.resized.read();
             let now = self.output.as_ref().and_then(Output::size);
             self.size = now.or(self.size);
@@ -142,7 +141,7 @@ impl Backend for Stdio {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
             failed => {
                 let why = failed.err().unwrap_or_else(|| ErrorKind::WriteZero.into());
-                // A reader that went away knows.
+                // A closed pipe needs no message: its reader has gone.
                 if why.kind() != ErrorKind::BrokenPipe {
                     let advice = Advice::of_writes(&why);
                     notice(format_args!("the console's output is lost from here on: {why}{advice}"));

@@ -1,7 +1,7 @@
 //! `--console unix=PATH`: a stream socket.
 //!
-//! One program at a time. Each direction ends by itself, so that a program that has said all it had to say still
-//! gets the answer.
+//! It serves one program at a time. The two directions end separately, so that a program that has shut down its sending
+//! half still receives the answer.
 
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd};
@@ -12,31 +12,31 @@ use super::backend::{Backend, NOTHING, Watch, Wish, watch};
 use crate::backend::unix::{UnixError, bind};
 use crate::host::socket;
 
-/// A socket, and who is at its other end.
+/// A socket, and the program at its other end.
 #[derive(Debug)]
 pub struct Socket {
     peer: Option<Peer>,
     /// Waits for a program while there is none.
     listener: Option<UnixListener>,
-    /// The last caller could not be answered (no descriptor was left): not tried again before the guest prints,
-    /// because poll(2) would name the same caller for ever.
+    /// accept(2) failed because no descriptor was left. It is not tried again before the guest prints, because poll(2)
+    /// would report the same connection again and again.
     deaf: bool,
 }
 
 #[derive(Debug)]
 struct Peer {
     stream: UnixStream,
-    /// It has said all it had to say.
+    /// It will send nothing more.
     silent: bool,
-    /// It is gone; what it said before is still to be read.
+    /// It has closed the connection; bytes from before may be left to read.
     gone: bool,
 }
 
 impl Socket {
-    /// Connects to whoever listens on `path`.
+    /// Connects to the program that listens on `path`.
     ///
     /// # Errors
-    /// When nobody does.
+    /// When none does.
     pub fn connect(path: &Path) -> Result<Self, UnixError> {
         let socket = UnixStream::connect(path).and_then(Self::connected);
         socket.map_err(|error| UnixError::Connect { path: path.to_owned(), error })
@@ -45,7 +45,7 @@ impl Socket {
     /// Listens on `path`.
     ///
     /// # Errors
-    /// When that cannot be done.
+    /// When the socket cannot be created.
     pub fn listen(path: &Path) -> Result<Self, UnixError> {
         let listener = bind(path).and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
         match listener {
@@ -54,7 +54,7 @@ impl Socket {
         }
     }
 
-    /// With this connection, and no other after it.
+    /// Uses this connection, and no other after it.
     ///
     /// # Errors
     /// When the socket cannot be made non-blocking.
@@ -63,8 +63,8 @@ impl Socket {
         Ok(Self { peer: Some(Peer { stream, silent: false, gone: false }), listener: None, deaf: false })
     }
 
-    /// Answers the next caller, if one waits.
-    fn answer(&mut self) {
+    /// Accepts the next connection, if one waits.
+    fn accept_next(&mut self) {
         let Some(listener) = &self.listener else { return };
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -78,7 +78,7 @@ impl Socket {
         }
     }
 
-    /// Sends to the program that is there; `None` when there is none.
+    /// Sends to the connected program; `None` without one.
     fn send(&mut self, bytes: &[u8]) -> Option<usize> {
         let peer = self.peer.as_mut().filter(|peer| !peer.gone)?;
         match socket::send(peer.stream.as_fd(), bytes, socket::NOW) {
@@ -92,7 +92,7 @@ impl Socket {
         }
     }
 
-    /// Lets go of a program that is gone and has nothing more to be read.
+    /// Closes a connection that has ended and has nothing left to read.
     fn forget(&mut self) {
         self.peer.take_if(|peer| peer.gone && peer.silent);
     }
@@ -107,7 +107,7 @@ impl Backend for Socket {
             (Some(peer), _) => {
                 let read = if wish.read && !peer.silent { libc::POLLIN } else { 0 };
                 let write = if wish.write { libc::POLLOUT } else { 0 };
-                // poll(2) would tell for ever that it is gone.
+                // poll(2) would report the end of the connection again and again.
                 if peer.gone && read == 0 {
                     return [NOTHING; 3];
                 }
@@ -119,7 +119,7 @@ impl Backend for Socket {
 
     fn ready(&mut self, [first, ..]: &Watch) {
         match &mut self.peer {
-            None => self.answer(),
+            None => self.accept_next(),
             Some(peer) => peer.gone |= first.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0,
         }
         self.forget();
@@ -129,10 +129,10 @@ impl Backend for Socket {
         if let Some(sent) = self.send(bytes) {
             return sent;
         }
-        // The next one may be waiting already. It is not kept waiting for a guest that does not read what the
-        // former one typed.
+        // The next program may be waiting already. It must not wait until the guest has read the input of the former
+        // one.
         self.deaf = false;
-        self.answer();
+        self.accept_next();
         self.send(bytes).unwrap_or(bytes.len())
     }
 
@@ -141,7 +141,7 @@ impl Backend for Socket {
         match (&peer.stream).read(into) {
             Ok(count) if count > 0 => return count,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                // What a program that is gone has not sent will not come.
+                // After the end of the connection, nothing more will come.
                 peer.silent = peer.gone && error.kind() == ErrorKind::WouldBlock;
             }
             Ok(_) => peer.silent = true,

@@ -1,27 +1,28 @@
-//! `virtio_net_hdr`: what stands in front of each frame in a queue (virtio 1.2, section 5.1.6).
+//! `virtio_net_hdr`: the header in front of each frame (virtio 1.2, section 5.1.6; Linux uses it for TAP interfaces,
+//! too).
 //!
-//! The guest's is a wish that the host's kernel would have to fulfil, so it is checked here against what was
-//! negotiated and against the frame, on a copy that the guest cannot change any more. What does not fit is
-//! the frame's fault, not the ring's: the frame is dropped, as a network card would drop it.
+//! The guest's header asks the host's kernel for offloads. It is therefore checked here against the negotiated
+//! features and against the frame, on a copy that the guest cannot change. A wrong header is not an error of the
+//! ring: the frame is dropped, as a network card would drop it.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes of a header; with `VIRTIO_F_VERSION_1` it always has `num_buffers`.
 pub const HEADER_LEN: usize = 12;
-/// Where `num_buffers` is in it.
+/// Offset of `num_buffers`.
 pub const NUM_BUFFERS_OFFSET: usize = 10;
 
 /// Bit numbers of offloads, as feature bits of a virtio device (virtio 1.2, section 5.1.3).
 pub mod offload {
-    /// The device finishes checksums of frames that the driver sends.
+    /// The device completes checksums of frames that the driver sends.
     pub const CSUM: u32 = 0;
-    /// The driver takes frames with unfinished checksums.
+    /// The driver accepts frames with incomplete checksums.
     pub const GUEST_CSUM: u32 = 1;
-    /// The driver takes TCP segments over IPv4 longer than the MTU.
+    /// The driver accepts TCP segments over IPv4 that are longer than the MTU.
     pub const GUEST_TSO4: u32 = 7;
     /// The same over IPv6.
     pub const GUEST_TSO6: u32 = 8;
-    /// The device cuts TCP segments over IPv4 to size.
+    /// The device splits long TCP segments over IPv4.
     pub const HOST_TSO4: u32 = 11;
     /// The same over IPv6.
     pub const HOST_TSO6: u32 = 12;
@@ -33,13 +34,13 @@ pub const fn has(features: u64, bit: u32) -> bool {
 }
 
 const F_NEEDS_CSUM: u8 = 1;
-/// In a gso_type: the segments bear congestion marks. Not offered.
+/// In a gso_type: the segments have ECN marks. Not offered.
 const GSO_ECN: u8 = 0x80;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 
-/// The header, little-endian as this host is.
+/// The header, little-endian like this host.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
@@ -51,9 +52,9 @@ pub struct Header {
     pub hdr_len: u16,
     /// Bytes of payload in each segment.
     pub gso_size: u16,
-    /// Where the checksum's coverage begins.
+    /// Offset at which the checksum starts to cover the frame.
     pub csum_start: u16,
-    /// Where the checksum is, from there.
+    /// Offset of the checksum from `csum_start`.
     pub csum_offset: u16,
     /// How many buffers a received frame spans.
     pub num_buffers: u16,
@@ -63,8 +64,8 @@ const _: () = assert!(size_of::<Header>() == HEADER_LEN);
 const _: () = assert!(std::mem::offset_of!(Header, num_buffers) == NUM_BUFFERS_OFFSET);
 
 impl Header {
-    /// What the back end may be asked for in sending a frame of `len` bytes when `features` are negotiated;
-    /// `None` if the driver asks for more than that.
+    /// The header to send a frame of `len` bytes with, when `features` are negotiated; `None` if the driver asks for
+    /// more than it negotiated, or for what this frame does not allow.
     pub fn checked(self, features: u64, len: usize) -> Option<Self> {
         let needs_csum = self.flags & F_NEEDS_CSUM != 0;
         let checksum_end = usize::from(self.csum_start) + usize::from(self.csum_offset) + 2;
@@ -77,7 +78,7 @@ impl Header {
             GSO_TCPV6 if has(features, offload::HOST_TSO6) => true,
             _ => return None,
         };
-        // Section 5.1.6.2.1: a segmented frame needs its checksum, and a size to be cut to.
+        // Section 5.1.6.2.1: a frame to be segmented needs its checksum completed, and a segment size.
         if segmented && (!needs_csum || self.gso_size == 0 || usize::from(self.hdr_len) > len) {
             return None;
         }
@@ -94,8 +95,8 @@ impl Header {
     }
 }
 
-/// The `flags` with which a driver that accepted `features` may receive a frame, when its header begins with these;
-/// `None` if it may not receive the frame at all (sections 5.1.6.4.1 and 5.1.6.4.2).
+/// The `flags` that a driver with these `features` may see for a frame with this header; `None` if it may not receive
+/// the frame at all (sections 5.1.6.4.1 and 5.1.6.4.2).
 pub fn received(flags: u8, gso_type: u8, features: u64) -> Option<u8> {
     let segmented = match gso_type & !GSO_ECN {
         GSO_NONE => true,

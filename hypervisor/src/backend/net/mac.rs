@@ -12,19 +12,19 @@ use crate::host::random;
 )]
 pub struct BadMac(pub String);
 
-/// The address of one station: not a group's, not zero.
+/// The address of one station: neither a group address nor zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// A locally administered address, otherwise random: nobody else is likely to have it.
+    /// A random, locally administered address, so that a collision is unlikely.
     pub fn random() -> Self {
         let mut bytes = [0; 6];
-        // Without random bytes it is an address like any other.
+        // If there are no random bytes, zeroes make a valid address, too.
         random::fill(&mut bytes);
         let [first, rest @ ..] = bytes;
         let [a, b, c, d, e] = rest;
-        // Bit 0: a group's. Bit 1: locally administered.
+        // Bit 0: group address. Bit 1: locally administered.
         Self([first & !1 | 2, a, b, c, d, e])
     }
 }

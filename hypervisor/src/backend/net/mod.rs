@@ -1,4 +1,6 @@
 //! What a network interface is connected to on the host.
+//!
+//! [`backend`] is the interface; `tap`, `user`, `unix` and `peer` implement it.
 
 pub mod backend;
 pub mod header;

@@ -1,8 +1,7 @@
-//! A network peer inside this process, so that a measurement of the device measures nothing else.
+//! A network peer inside this process, so that a measurement of the network device measures nothing else.
 //!
-//! It counts and discards what the guest sends, and sends what it is asked for. It is asked by *control
-//! frames*: Ethernet frames of type 0x88b5 (IEEE's first for local experiments), whose payload is,
-//! little-endian:
+//! It counts and discards the guest's frames, and sends frames on request. Requests are *control frames*: Ethernet
+//! frames of type 0x88b5 (IEEE Std 802 Local Experimental Ethertype 1) with this payload, little-endian:
 //!
 //! | Bytes | Field | |
 //! | --- | --- | --- |
@@ -11,16 +10,16 @@
 //! | 20..24 | count | send: how many frames; report: 0 |
 //! | 24..28 | size | send: bytes of each frame, Ethernet header included, 60 to 1514; report: 0 |
 //!
-//! *Send* makes it send `count` frames of type 0x88b5 of `size` bytes each: bytes 14..22 are the frame's
-//! number from 0 on (u64), all after them the number's lowest byte. A second request replaces what is left of
-//! the first.
+//! *Send*: the peer sends `count` frames of type 0x88b5 with `size` bytes each. Bytes 14..22 (u64) are the frame's
+//! number, counted from 0; every byte after them is the lowest byte of that number. A new request replaces an
+//! unfinished one.
 //!
-//! *Report* is answered by one control frame of 60 bytes with operation 2 and, at 28..36 and 36..44 (u64),
-//! how many frames and how many bytes (of frames, without `virtio_net_hdr`) came since the last report, frames of
-//! type 0x88b5 not counted.
+//! *Report*: the peer answers with one control frame of 60 bytes with operation 2. Bytes 28..36 (u64) are the number of
+//! frames since the last report, bytes 36..44 (u64) the number of bytes in them, without `virtio_net_hdr`. Frames of
+//! type 0x88b5 are not counted.
 //!
-//! Both are addressed from 02:00:00:00:88:b5 to whoever sent the request. A control frame that is neither is
-//! discarded without being counted. Offloads are not offered.
+//! The peer's frames go from 02:00:00:00:88:b5 to the sender of the request. Other control frames are discarded and not
+//! counted. The peer offers no offloads.
 
 use super::backend::{Backend, Received, Sent, Watch};
 use super::header::{HEADER_LEN, Header};
@@ -33,9 +32,9 @@ const ETHERTYPE: [u8; 2] = 0x88b5u16.to_be_bytes();
 const MAGIC: [u8; 4] = *b"PVNP";
 const SEND: u16 = 1;
 const REPORT: u16 = 2;
-/// Sizes of frames: Ethernet's least (without its checksum) and greatest.
+/// Sizes of Ethernet frames in bytes, without the frame check sequence.
 const SIZES: std::ops::RangeInclusive<usize> = 60..=1514;
-/// Bytes of a control frame that are looked at.
+/// Bytes of a control frame that have a meaning.
 const CONTROL_LEN: usize = 28;
 
 /// The peer.
@@ -43,7 +42,7 @@ const CONTROL_LEN: usize = 28;
 pub struct Peer {
     frames: u64,
     bytes: u64,
-    /// What is left to send: the next frame's number, and the first that is not sent.
+    /// Numbers of the frames still to be sent: `next..end`.
     next: u64,
     end: u64,
     size: usize,
@@ -65,7 +64,7 @@ fn field<const N: usize>(frame: &[u8; CONTROL_LEN], at: usize) -> [u8; N] {
 }
 
 impl Peer {
-    /// A control frame came.
+    /// Handles a control frame.
     fn control(&mut self, frame: &[u8; CONTROL_LEN]) {
         if field(frame, 14) != MAGIC {
             return;
@@ -80,7 +79,7 @@ impl Peer {
         }
     }
 
-    /// The next frame to be sent, in `self.frame`: how long it is.
+    /// Writes the next frame to be sent into `self.frame`; returns its length.
     fn compose(&mut self) -> Option<usize> {
         let report = std::mem::take(&mut self.report);
         let (len, fill) = if report {
@@ -142,7 +141,7 @@ impl Backend for Peer {
     }
 }
 
-/// The control frame with which a guest at `from` asks for an operation: for tests here and elsewhere.
+/// The control frame by which a guest at `from` requests an operation. For tests.
 #[cfg(test)]
 pub(crate) fn control_frame(from: [u8; 6], operation: u16, count: u32, size: u32) -> Vec<u8> {
     let mut frame = [&MAC[..], &from, &ETHERTYPE, &MAGIC, &operation.to_le_bytes()].concat();

@@ -1,9 +1,8 @@
-//! A frame as pieces of guest memory, so that a system call reads or writes it where it is.
+//! A frame as a list of segments of guest memory, which system calls read and write in place.
 //!
-//! A descriptor chain names memory piece by piece; `readv` and `writev` take just that. This is the one place
-//! of the network device that hands addresses of guest memory to the kernel. The pieces borrow the memory, so
-//! that no address outlives the mapping; and nobody makes a reference to it, because the guest may change it
-//! at any time.
+//! This is the only place of the networks that gives addresses of guest memory to the kernel. A list borrows the
+//! memory, so that no address outlives the mapping. No reference to guest memory is made, because the guest may
+//! change it at any time.
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::io;
@@ -16,20 +15,20 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 use crate::machine::device_memory::DeviceMemory;
 use crate::machine::device_memory::Segment;
 
-/// ScatterList that one list can hold: what the kernel takes in one call (`UIO_MAXIOV`), less one in front and one
-/// at the end.
+/// Segments of a list at most: the limit of readv(2) and writev(2) (`UIO_MAXIOV`), less one in front and one at the
+/// end.
 pub const MAX_SEGMENTS: usize = 1022;
 
-/// Bytes up to which a frame is copied before it is written. The kernel takes one buffer with less ado than several:
-/// that is worth more than the copy, which it does a second time from this CPU's own cache.
+/// Bytes up to which a frame is copied before it is written. write(2) costs less than writev(2), which is worth more
+/// than the copy: the kernel then copies from this CPU's cache.
 const COPIED: usize = 2048;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// ScatterList of guest memory, in order. Reused from frame to frame without allocating.
+/// Segments of guest memory, in order. Reused for frame after frame without allocating.
 #[derive(Debug)]
 pub struct ScatterList<'m> {
-    /// The first is not a piece but room for what a caller puts in front of them.
+    /// The first entry is not a segment, but reserved for `write_to`'s `front`.
     vecs: Vec<libc::iovec>,
     bytes: usize,
     memory: PhantomData<VolatileSlice<'m>>,
@@ -57,20 +56,20 @@ impl Default for ScatterList<'_> {
 }
 
 impl<'m> ScatterList<'m> {
-    /// Forgets all pieces.
+    /// Empties the list.
     pub fn clear(&mut self) {
         self.vecs.truncate(1);
         self.bytes = 0;
     }
-    /// Bytes in all pieces.
+    /// Bytes in all segments.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
-    /// How many pieces there are.
+    /// How many segments there are.
     pub fn count(&self) -> usize {
         self.vecs.len() - 1
     }
-    /// Adds a piece.
+    /// Adds a segment.
     pub fn push<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'m, B>) -> Result<(), AddError> {
         let bytes = self.bytes.checked_add(slice.len()).filter(|&sum| isize::try_from(sum).is_ok());
         let bytes = bytes.filter(|_| self.count() < MAX_SEGMENTS).ok_or(AddError::TooMany)?;
@@ -78,7 +77,7 @@ impl<'m> ScatterList<'m> {
         self.bytes = bytes;
         Ok(())
     }
-    /// Adds the pieces of buffers, which are the device's memory.
+    /// Adds buffers in the device's memory.
     pub(crate) fn push_segments(
         &mut self,
         memory: &'m DeviceMemory,
@@ -93,19 +92,19 @@ impl<'m> ScatterList<'m> {
         }
         Ok(())
     }
-    /// Drops the first `count` pieces.
+    /// Drops the first `count` segments.
     pub fn remove_first(&mut self, count: usize) {
         let count = count.min(self.count());
-        self.bytes -= self.vecs.drain(1..=count).map(|piece| piece.iov_len).sum::<usize>();
+        self.bytes -= self.vecs.drain(1..=count).map(|segment| segment.iov_len).sum::<usize>();
     }
-    /// Skips the first `bytes` bytes (or all there are).
+    /// Removes the first `bytes` bytes, or all if there are fewer.
     pub fn skip(&mut self, bytes: usize) {
         let mut left = bytes.min(self.bytes);
         self.bytes -= left;
-        for piece in self.vecs.iter_mut().skip(1) {
-            let here = left.min(piece.iov_len);
-            piece.iov_base = piece.iov_base.wrapping_byte_add(here);
-            piece.iov_len -= here;
+        for segment in self.vecs.iter_mut().skip(1) {
+            let here = left.min(segment.iov_len);
+            segment.iov_base = segment.iov_base.wrapping_byte_add(here);
+            segment.iov_len -= here;
             left -= here;
             if left == 0 {
                 break;
@@ -113,7 +112,7 @@ impl<'m> ScatterList<'m> {
         }
     }
 
-    /// Copies bytes from `offset` on out of the pieces: as many as there are, at most all of `into`.
+    /// Copies bytes from `offset` on into `into`, until it is full or the list ends; returns how many.
     pub fn copy_out(&self, offset: usize, into: &mut [u8]) -> usize {
         self.each(offset, into.len(), |place, at, len| {
             let Some(into) = into.get_mut(at..at + len) else { return };
@@ -121,7 +120,7 @@ impl<'m> ScatterList<'m> {
             unsafe { std::ptr::copy_nonoverlapping(place, into.as_mut_ptr(), len) };
         })
     }
-    /// Copies `from` into the pieces from `offset` on: as much as there is room for.
+    /// Copies `from` into the list from `offset` on, until the list ends; returns how many bytes.
     pub fn copy_in(&self, offset: usize, from: &[u8]) -> usize {
         self.each(offset, from.len(), |place, at, len| {
             let Some(from) = from.get(at..at + len) else { return };
@@ -129,36 +128,36 @@ impl<'m> ScatterList<'m> {
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), place, len) };
         })
     }
-    /// Has the first [`COPIED`] bytes brought into this CPU's cache meanwhile.
+    /// Starts to fetch the first [`COPIED`] bytes into this CPU's cache.
     pub(crate) fn prefetch(&self) {
         self.each(0, COPIED, |place, _, len| {
             for at in (0..len).step_by(LINE) {
-                // SAFETY: no obligations: it reads nothing as far as the program can tell, wherever it points.
+                // SAFETY: a prefetch has no effect that a program can see, whatever the address.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(at).cast()) };
             }
         });
     }
-    /// Writes `front` and then all pieces to `fd` in one call; the bytes written. `room` is overwritten.
+    /// Writes `front` and then all segments to `fd` in one call; returns the bytes written. `room` is overwritten.
     pub fn write_to(&mut self, fd: BorrowedFd<'_>, front: &[u8], room: &mut [u8]) -> io::Result<usize> {
         let wrote = match self.put_together(front, room) {
-            // The library's `write` is a point where a thread can be cancelled, which takes two locked instructions.
+            // Not libc's `write`, which is a cancellation point: that takes two locked instructions.
             // SAFETY: `whole` is borrowed, and `write` only reads it.
             Some(whole) => unsafe {
                 libc::syscall(libc::SYS_write, fd.as_raw_fd(), whole.as_ptr(), whole.len()) as isize
             },
-            None => self.write_pieces(fd, front),
+            None => self.write_segments(fd, front),
         };
         usize::try_from(wrote).map_err(|_| io::Error::last_os_error())
     }
-    fn write_pieces(&mut self, fd: BorrowedFd<'_>, front: &[u8]) -> isize {
+    fn write_segments(&mut self, fd: BorrowedFd<'_>, front: &[u8]) -> isize {
         if let Some(first) = self.vecs.first_mut() {
             *first = libc::iovec { iov_base: front.as_ptr().cast_mut().cast(), iov_len: front.len() };
         }
         let count = libc::c_int::try_from(self.vecs.len()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: [A] for the pieces, and the first is `front`, which lives; `writev` only reads them.
+        // SAFETY: [A] for the segments, and the first is `front`, which lives; `writev` only reads them.
         unsafe { libc::writev(fd.as_raw_fd(), self.vecs.as_ptr(), count) }
     }
-    /// `front` and a copy of all pieces, if that is no more than [`COPIED`] and fits into `room`.
+    /// `front` and a copy of all segments in `room`, if they fit and are at most [`COPIED`] bytes.
     fn put_together<'r>(&self, front: &[u8], room: &'r mut [u8]) -> Option<&'r [u8]> {
         let len = front.len().checked_add(self.bytes).filter(|&len| len <= COPIED)?;
         let whole = room.get_mut(..len)?;
@@ -167,35 +166,35 @@ impl<'m> ScatterList<'m> {
         self.copy_out(0, rest);
         Some(whole)
     }
-    /// Reads from `fd` into the pieces and, when they are full, into `spare`, in one call; the bytes read.
+    /// Reads from `fd` into the segments and, when they are full, into `spare`, in one call; returns the bytes read.
     pub fn read_from(&mut self, fd: BorrowedFd<'_>, spare: &mut [u8]) -> io::Result<usize> {
         self.vecs.push(libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: spare.len() });
         let vecs = self.vecs.get(1..).unwrap_or_default();
         let count = libc::c_int::try_from(vecs.len()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: [A] for the pieces, and the last is `spare`, which is borrowed for writing.
+        // SAFETY: [A] for the segments, and the last is `spare`, which is borrowed for writing.
         let read = unsafe { libc::readv(fd.as_raw_fd(), vecs.as_ptr(), count) };
         self.vecs.pop();
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
-    fn pieces(&self) -> &[libc::iovec] {
+    fn segments(&self) -> &[libc::iovec] {
         self.vecs.get(1..).unwrap_or_default()
     }
-    /// Calls `copy` with each place in the pieces that holds a part of the `len` bytes from `offset` on, how
-    /// far that part is from their beginning, and its length. The bytes that there were.
+    /// Calls `copy` for each contiguous part of the `len` bytes from `offset` on: its address, its distance from
+    /// `offset`, and its length. Returns the sum of the lengths.
     ///
-    /// Contract \[A\]: each place is wholly inside a piece, each piece inside a `VolatileSlice` of `'m`, so
-    /// mapped, readable and writable. Others may write it meanwhile; it is only copied by address, as
+    /// Contract \[A\]: each part is inside a segment, and each segment inside a `VolatileSlice` of `'m`, so that it is
+    /// mapped, readable and writable. Others may write to it at the same time; it is only copied by address, as
     /// `VolatileSlice` itself does.
     fn each(&self, offset: usize, len: usize, mut copy: impl FnMut(*mut u8, usize, usize)) -> usize {
         let (mut skip, mut done) = (offset, 0);
-        for piece in self.pieces() {
-            let here = piece.iov_len.saturating_sub(skip).min(len - done);
+        for segment in self.segments() {
+            let here = segment.iov_len.saturating_sub(skip).min(len - done);
             if here > 0 {
-                copy(piece.iov_base.cast::<u8>().wrapping_add(skip), done, here);
+                copy(segment.iov_base.cast::<u8>().wrapping_add(skip), done, here);
                 done += here;
             }
-            skip = skip.saturating_sub(piece.iov_len);
+            skip = skip.saturating_sub(segment.iov_len);
             if done == len {
                 break;
             }

@@ -1,9 +1,8 @@
-//! Frames over a stream socket: four bytes of length, the greatest first, then the frame. The protocol of
-//! passt, and of what QEMU calls a stream network.
+//! Frames over a stream socket: four bytes of length, most significant first, then the frame. This is the protocol of
+//! passt and of QEMU's `-netdev stream`.
 //!
-//! Frames are gathered in buffers of fixed size, so that one system call moves many of them. The other side
-//! is a program that may be wrong: a length that no frame has ends the connection, because nothing after it
-//! would make sense.
+//! Frames are collected in buffers of fixed size, so that one system call moves many. The other program may have bugs:
+//! an impossible length ends the connection, because the start of the next frame is then unknown.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
@@ -16,26 +15,26 @@ use crate::host::socket;
 
 /// Bytes in front of each frame.
 const PREFIX: usize = 4;
-/// Bytes of an Ethernet header: nothing shorter is a frame.
+/// Bytes of an Ethernet header, and so the shortest frame.
 const MIN_FRAME: usize = 14;
 /// Bytes of each buffer; the longest frame fits.
 const BUFFER: usize = 256 << 10;
 const _: () = assert!(PREFIX + MAX_FRAME <= BUFFER);
 
-/// The host's end of a connection, and what is to be done when it breaks.
+/// The host's end of a connection; accepts the next one if it listens.
 #[derive(Debug)]
 pub struct Framed {
     socket: Option<UnixStream>,
     /// Waits for a connection while there is none.
     listener: Option<UnixListener>,
-    /// The last caller could not be answered (no descriptor was left): not tried again before the guest sends,
-    /// because poll(2) would name the same caller for ever.
+    /// accept(2) failed because no descriptor was left. It is not tried again before the guest sends a frame, because
+    /// poll(2) would report the same connection again and again.
     deaf: bool,
     input: Input,
     output: Output,
 }
 
-/// What came and was not yet taken.
+/// Bytes that were received and not yet consumed.
 #[derive(Debug)]
 struct Input {
     bytes: Box<[u8]>,
@@ -43,21 +42,21 @@ struct Input {
     end: usize,
 }
 
-/// What is to be sent; `sent` bytes of it were.
+/// Bytes to be sent, of which `sent` bytes are sent already.
 #[derive(Debug)]
 struct Output {
     bytes: Vec<u8>,
     sent: usize,
 }
 
-/// The other side sent what is no frame.
+/// The other side sent an impossible length.
 struct Nonsense;
 
 impl Input {
     fn waiting(&self) -> &[u8] {
         self.bytes.get(self.start..self.end).unwrap_or_default()
     }
-    /// The next frame, if all of it is here.
+    /// The next frame, once all of it has arrived.
     fn frame(&self) -> Result<Option<&[u8]>, Nonsense> {
         let Some((prefix, rest)) = self.waiting().split_first_chunk::<PREFIX>() else { return Ok(None) };
         let len = usize::try_from(u32::from_be_bytes(*prefix)).unwrap_or(usize::MAX);
@@ -70,7 +69,7 @@ impl Input {
     fn drop_frame(&mut self, len: usize) {
         self.start = (self.start + PREFIX + len).min(self.end);
     }
-    /// Reads as much as there is room for; false at the end of the stream.
+    /// Reads as much as fits; false at the end of the stream.
     fn fill(&mut self, mut from: &UnixStream) -> io::Result<bool> {
         self.bytes.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
@@ -85,7 +84,7 @@ impl Input {
 }
 
 impl Output {
-    /// Appends a frame, if there is room.
+    /// Appends a frame if it fits; returns whether it did.
     fn push(&mut self, frame: &ScatterList<'_>) -> bool {
         let len = frame.bytes();
         if self.bytes.len() + PREFIX + len > BUFFER {
@@ -99,7 +98,7 @@ impl Output {
         frame.copy_out(0, self.bytes.get_mut(at..).unwrap_or_default());
         true
     }
-    /// Sends what it can.
+    /// Sends as much as the socket takes.
     fn flush(&mut self, to: &UnixStream) -> io::Result<()> {
         while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
             self.sent += socket::send(to.as_fd(), rest, socket::NOW)?;
@@ -113,7 +112,7 @@ impl Output {
     }
 }
 
-/// Whether an error only means that there is nothing to do now.
+/// Whether an error is only temporary.
 fn is_for_now(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
@@ -129,12 +128,12 @@ impl Framed {
             output: Output { bytes: Vec::with_capacity(BUFFER), sent: 0 },
         }
     }
-    /// On a connection. When it breaks, that is the end.
+    /// Uses this connection. When it breaks, the network is down for good.
     pub fn connected(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self::new(Some(socket), None))
     }
-    /// Waits for a connection, and for the next when that breaks. There is one at a time.
+    /// Waits for a connection, and for the next one when that breaks. Serves one at a time.
     pub fn listening(listener: UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self::new(None, Some(listener)))
@@ -152,7 +151,7 @@ impl Framed {
             Ok(false) | Err(_) => self.hang_up(),
         }
     }
-    fn answer(&mut self) {
+    fn accept_next(&mut self) {
         let Some(listener) = &self.listener else { return };
         let socket = match listener.accept() {
             Ok((socket, _)) => socket,
@@ -183,13 +182,12 @@ impl Backend for Framed {
     }
     fn ready(&mut self, revents: libc::c_short) {
         if self.socket.is_none() {
-            return self.answer();
+            return self.accept_next();
         }
         if revents & libc::POLLIN != 0 {
             self.fill();
         }
-        // What the other side had sent before is in the buffer, as far as it has room: nothing will be asked
-        // again.
+        // The last read: the socket is closed, and what does not fit into the buffer is lost.
         if revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
             self.fill();
             self.hang_up();

@@ -1,8 +1,8 @@
 //! `--net tap=NAME`: frames through a TAP interface of the host, with its checksum and segmentation offloads.
 //!
-//! The kernel's header (`IFF_VNET_HDR`) is virtio's, so offloads pass both ways without a look into the
-//! frame, and frames go between the interface and guest memory without a copy of ours. One system call a
-//! frame: TAP has no batches.
+//! The kernel's header (`IFF_VNET_HDR`) is virtio's, so offloads pass in both directions without a look into the
+//! frame, and frames longer than 2 KiB are not copied between the interface and guest memory. Each frame takes one
+//! system call: TAP has no batches.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
@@ -19,7 +19,7 @@ use super::scatter_list::ScatterList;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
-/// A name that no interface can have.
+/// A text that cannot be the name of an interface.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a valid interface name: give 1 to 15 bytes without `/`, `%`, `:` and blanks")]
 pub struct BadName(pub String);
@@ -27,13 +27,13 @@ pub struct BadName(pub String);
 /// A TAP interface cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// Nothing can be called so.
+    /// The name is not valid.
     #[error(transparent)]
     Name(#[from] BadName),
     /// The kernel has no TAP, or this user may not use it.
     #[error("cannot open {CLONE_DEVICE}: {error}; {hint}", error = .0, hint = open_hint(.0))]
     Open(io::Error),
-    /// Not ours.
+    /// It belongs to another user, or does not exist and this user must not create it.
     #[error(
         "no permission for the TAP interface {name}: if there is none, make it for your user with `sudo ip tuntap \
          add {name} mode tap user $USER && sudo ip link set {name} up`; if it is another user's, make one of \
@@ -43,13 +43,13 @@ pub enum TapError {
         /// The interface.
         name: String,
     },
-    /// Somebody else has it.
+    /// Another program has it open.
     #[error("the TAP interface {name} is in use by another program; make another one for this guest")]
     Busy {
         /// The interface.
         name: String,
     },
-    /// Something else.
+    /// Any other error.
     #[error("cannot use {name} as a TAP interface: {error}{}", use_hint(error))]
     Use {
         /// The interface.
@@ -80,16 +80,16 @@ fn use_hint(error: &io::Error) -> &'static str {
 pub struct Tap {
     file: File,
     up: bool,
-    /// The last frame found no room.
+    /// The interface had no room for the last frame.
     waiting: bool,
     /// What the driver has accepted.
     features: u64,
-    /// Where a short frame is put together to be sent; and what takes what of a received one does not fit into the
-    /// guest's buffers, which tells that it does not.
+    /// A short frame to be sent is assembled here. On receiving, it takes the bytes that do not fit into the guest's
+    /// buffers, which shows that the frame is too long.
     room: Box<[u8]>,
 }
 
-/// `struct ifreq` of netdevice(7), as far as flags need it.
+/// `struct ifreq` of netdevice(7), with the fields that flags need.
 #[repr(C)]
 struct Request {
     name: [u8; libc::IFNAMSIZ],
@@ -112,12 +112,12 @@ impl Request {
             .unwrap_or_default()
     }
     fn call(&mut self, fd: &impl AsRawFd, what: libc::c_ulong) -> io::Result<()> {
-        // SAFETY: all requests that come here take a `struct ifreq`, which `Request` is as long as.
+        // SAFETY: every caller passes a request that takes a `struct ifreq`, and `Request` is as long.
         check(unsafe { libc::ioctl(fd.as_raw_fd(), what as _, std::ptr::from_mut(self)) })
     }
 }
 
-/// Whether an interface can have this name.
+/// Checks that an interface can have this name.
 pub fn check_name(name: &str) -> Result<(), BadName> {
     let is_good = |b: u8| !matches!(b, b'/' | b'%' | b':' | 0) && !b.is_ascii_whitespace();
     let is_name = !name.is_empty() && name.len() < libc::IFNAMSIZ && name.bytes().all(is_good);
@@ -129,16 +129,16 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 impl Tap {
-    /// Whether interfaces can be had at all: the device that they are asked of opens.
+    /// Checks that this program can open the device that makes interfaces.
     ///
     /// # Errors
-    /// When it does not; the message says what to do.
+    /// When it cannot; the message says what to do.
     pub fn available() -> Result<(), TapError> {
         let file = OpenOptions::new().read(true).write(true).open(CLONE_DEVICE);
         file.map(drop).map_err(TapError::Open)
     }
 
-    /// Opens the interface called `name`, which is made if it does not exist and we may.
+    /// Opens the interface called `name`. If there is none, the kernel creates it, which takes CAP_NET_ADMIN.
     pub fn open(name: &str) -> Result<Self, TapError> {
         let mut request = Request::new(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
         let file =
@@ -155,7 +155,7 @@ impl Tap {
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &len) }).map_err(failed)?;
         set_up(&request.name());
         let mut tap = Self::on(file);
-        // Whoever had the interface before may have accepted offloads.
+        // Its former user may have accepted offloads.
         tap.accept(0).map_err(failed)?;
         Ok(tap)
     }
@@ -164,8 +164,8 @@ impl Tap {
         Self { file, up: true, waiting: false, features: 0, room: vec![0; MAX_FRAME].into_boxed_slice() }
     }
 
-    /// Whether the driver may have the frame in `frame`. One that waited since another driver was there may want
-    /// what this one does not do; and without the feature nobody is to hear of checksums (section 5.1.6.4.1).
+    /// Whether the driver may receive this frame. The frame may have arrived for a former driver that had accepted
+    /// other offloads. Clears the checksum flags for a driver without GUEST_CSUM (virtio 1.2, section 5.1.6.4.1).
     fn admits(&self, frame: &ScatterList<'_>) -> bool {
         let mut start = [0; 2];
         frame.copy_out(0, &mut start);
@@ -177,17 +177,17 @@ impl Tap {
         right.is_some()
     }
 
-    /// An error of reading or writing: the frame's, or the interface's.
+    /// Handles a failed read or write: only some errors mean that the interface is gone.
     fn failed(&mut self, error: &io::Error) {
-        // EBADFD: deleted under our descriptor. EIO: not up, which the host's administrator may change.
-        // EINVAL: a header that the kernel does not like.
+        // EBADFD: the interface was deleted while it was open. Not EIO: it is down, and may be set up again. Not
+        // EINVAL: the kernel rejects this frame's header.
         if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::EBADF)) {
             self.up = false;
         }
     }
 }
 
-/// Brings the interface up if that is ours to do; if it is not, its owner has done it or will.
+/// Brings the interface up if this user may do so; otherwise that is for its owner to do.
 fn set_up(name: &str) {
     // Any socket will do.
     let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else { return };
@@ -200,7 +200,7 @@ fn set_up(name: &str) {
     }
 }
 
-/// What the kernel may leave to the guest, when the driver has accepted `features`: `TUN_F_*`.
+/// The offloads (`TUN_F_*`) that the kernel may leave to a driver that has accepted `features`.
 fn offloads(features: u64) -> libc::c_uint {
     let all = [
         (offload::GUEST_CSUM, libc::TUN_F_CSUM),
@@ -225,7 +225,7 @@ impl Backend for Tap {
         match result {
             Err(error) => {
                 self.failed(&error);
-                // An interface that is gone is a link that is down, not a device that cannot be had.
+                // If the interface is gone, the link is down, and the device goes on.
                 if self.up { Err(error) } else { Ok(()) }
             }
             Ok(()) => Ok(()),

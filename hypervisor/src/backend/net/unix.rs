@@ -7,7 +7,7 @@ use std::path::Path;
 use super::stream::Framed;
 use crate::backend::unix::{UnixError, bind};
 
-/// Connects to whoever listens on `path`.
+/// Connects to the program that listens on `path`.
 pub fn connect(path: &Path) -> Result<Framed, UnixError> {
     let socket = UnixStream::connect(path).and_then(Framed::connected);
     socket.map_err(|error| UnixError::Connect { path: path.to_owned(), error })

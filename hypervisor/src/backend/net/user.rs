@@ -1,12 +1,12 @@
-//! `--net user`: the host's own network for a guest, without privileges, by passt.
+//! `--net user`: access to the host's network without privileges, by passt.
 //!
-//! passt runs as our child on one end of a socket pair, and ends when the other is closed, however we end. It
-//! gives the guest an address by DHCP, and passes its connections on as sockets of its own.
+//! passt is a child process at one end of a socket pair. It exits when the other end is closed, however this process
+//! ends. It gives the guest an address by DHCP, and forwards the guest's connections through sockets of its own.
 //!
-//! A thread waits for its end, so that this is told when it happens and not when the guest next sends, and so
-//! that no zombie stays. passt takes longer to start than a guest does; it is not waited for. When it gives up
-//! before a single frame has come from it, the guest was never on a network, and that is a failed start
-//! ([`Lost`]); later it is a link that is down.
+//! A thread waits for passt to exit, so that this is reported at once and not when the guest next sends a frame, and
+//! so that it does not stay a zombie. passt takes longer to start than a guest, which does not wait for it. If passt
+//! fails before it has sent a frame, the guest never had a network, and its start has failed ([`Lost`]). If it ends
+//! later, the link is down.
 
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,20 +25,20 @@ use super::stream::Framed;
 use crate::host::notice::notice;
 use crate::host::threads;
 
-/// What the guest is told by DHCP: frames fit in every driver's buffers.
+/// The MTU that DHCP announces: every driver has buffers for such frames.
 const MTU: &str = "1500";
-/// How long passt has to end by itself when it is no longer needed.
+/// How long passt has to exit by itself when it is no longer needed.
 const GRACE: Duration = Duration::from_millis(100);
-/// Bytes of passt's complaints that are kept; the last are its reason.
+/// Bytes of passt's standard error that are kept, from the end: the last line is the reason why it failed.
 const COMPLAINTS: usize = 4096;
 
-/// Called, once and from another thread, with the reason when a guest's network could not be had after all.
+/// Called at most once, on another thread, when a guest's network has failed to start; with the reason.
 pub type Lost = Arc<dyn Fn(String) + Send + Sync>;
 
 /// passt cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
-    /// It is not there.
+    /// It is not installed.
     #[error(
         "`--net user` needs the program passt, which is not installed: install it (`apt install passt`, `dnf \
          install passt`), or use `--net tap=NAME`"
@@ -49,7 +49,7 @@ pub enum UserError {
     Start(#[from] io::Error),
 }
 
-/// Ports of the host that are passed on to the guest, in passt's notation.
+/// Ports of the host that are forwarded to the guest, in passt's notation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ports {
     /// TCP.
@@ -65,28 +65,28 @@ pub struct User {
     passt: Passt,
 }
 
-/// The process, as its user and the thread that waits for its end share it.
+/// The process, shared with the thread that waits for it to exit.
 #[derive(Debug)]
 struct Passt {
     shared: Arc<Shared>,
-    /// Disconnected when the process is gone and everything about that was said.
+    /// Disconnected when the process has exited and that has been reported.
     gone: Receiver<()>,
 }
 
 #[derive(Debug)]
 struct Shared {
     child: Mutex<Child>,
-    /// It is no longer needed: its end is nothing to speak of.
+    /// It is no longer needed: its exit is not reported.
     dismissed: AtomicBool,
-    /// A frame has come from it.
+    /// It has sent a frame.
     worked: AtomicBool,
 }
 
 impl User {
-    /// Starts passt. `lost` is called if it gives up before it has brought a frame.
+    /// Starts passt. `lost` is called if it fails before it has sent a frame.
     ///
     /// # Errors
-    /// When there is no passt, or the host has no process, thread or descriptor left for it.
+    /// When passt is not installed, or the host has no process, thread or descriptor left for it.
     pub fn start(ports: &Ports, lost: Lost) -> Result<Self, UserError> {
         Self::start_program("passt", ports, lost)
     }
@@ -95,7 +95,7 @@ impl User {
         let (ours, theirs) = UnixStream::pair()?;
         let frames = Framed::connected(ours)?;
         let theirs = OwnedFd::from(theirs);
-        // SAFETY: `theirs` is an open descriptor of ours; this only lets a child inherit it.
+        // SAFETY: `theirs` is open and owned here; this only lets a child inherit it.
         if unsafe { libc::fcntl(theirs.as_raw_fd(), libc::F_SETFD, 0) } < 0 {
             return Err(io::Error::last_os_error().into());
         }
@@ -105,7 +105,7 @@ impl User {
             command.args([option, list.as_deref().unwrap_or("none")]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // Ctrl-C at the terminal is for us: passt would end at once, as if it had failed.
+        // In a process group of its own: Ctrl-C at the terminal must not end passt, which would look like a failure.
         command.process_group(0);
         let child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => UserError::NotInstalled,
@@ -116,15 +116,15 @@ impl User {
     }
 }
 
-/// Whether no directory that is searched has it. execvp(3) says of such a program that it is forbidden, if one of them may
-/// not be looked into.
+/// Whether no directory of PATH has the program. execvp(3) fails with EACCES instead of ENOENT if one of the
+/// directories cannot be searched.
 fn is_nowhere(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     !program.contains('/') && !std::env::split_paths(&path).any(|directory| directory.join(program).exists())
 }
 
 impl Drop for User {
-    /// From now on passt's end is nothing to speak of; if it ended before, that is still to be told.
+    /// passt's exit is not reported from now on; but if it has already exited, that still is.
     fn drop(&mut self) {
         if self.frames.is_up() {
             self.passt.shared.dismissed.store(true, Ordering::Release);
@@ -139,18 +139,18 @@ impl Passt {
         let shared = Arc::new(Shared { child: Mutex::new(child), dismissed, worked });
         let (going, gone) = sync_channel(0);
         let passt = Self { shared: Arc::clone(&shared), gone };
-        // Without a thread `passt` is dropped, and with it the process.
+        // If there is no thread, dropping `passt` ends the process.
         threads::spawn("passt", move || shared.attend(complaints, &lost, &going))?;
         Ok(passt)
     }
 }
 
 impl Drop for Passt {
-    /// Its socket is closed by now, which is its sign to end; it is killed if it does not.
+    /// The socket is closed by now, at which passt exits; it is killed if it does not.
     fn drop(&mut self) {
         let _ = self.gone.recv_timeout(GRACE);
         let mut child = self.shared.child();
-        // Neither does anything to a process that was waited for.
+        // Both do nothing if the process has been reaped.
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -161,12 +161,12 @@ impl Shared {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread: until the process has ended and somebody knows why. `_going` says so by being dropped.
+    /// The thread's work: waits for the process to exit, and reports why. Dropping `_going` shows that this is done.
     fn attend(&self, complaints: Option<ChildStderr>, lost: &Lost, _going: &SyncSender<()>) {
         let said = complaints.map(last_of).unwrap_or_default();
         let id = self.child().id();
-        // SAFETY: all zeroes are a siginfo_t, and it is live. The process is not reaped by this, so that nobody
-        // else gets its number before `kill` or `try_wait` had it under the lock.
+        // SAFETY: all zeroes are a siginfo_t, and it is live. The process is not reaped here, so that its number is not
+        // reused before `kill` or `wait` is called under the lock.
         let waited = unsafe {
             let mut info: libc::siginfo_t = std::mem::zeroed();
             libc::waitid(libc::P_PID, id, &mut info, libc::WEXITED | libc::WNOWAIT)
@@ -185,7 +185,7 @@ impl Shared {
     }
 }
 
-/// What a stream says at its end, which comes when nobody can write to it any more.
+/// Reads a stream to its end, and returns the last [`COMPLAINTS`] bytes.
 fn last_of(mut stream: impl Read) -> String {
     let mut text = Vec::new();
     let mut buffer = [0; 1024];
@@ -201,10 +201,10 @@ fn last_of(mut stream: impl Read) -> String {
     }
 }
 
-/// Why passt has ended, in one line: how it was killed, what it said last, or how it ended.
+/// Why passt has exited, in one line: the signal that killed it, its last message, or its exit status.
 fn reason(said: &str, status: Option<ExitStatus>) -> String {
     let killed = status.is_some_and(|status| status.signal().is_some());
-    // Who was killed had no time to say so: what it said before was about something else.
+    // If it was killed, its last message was about something else.
     let last = said.lines().rfind(|line| !killed && !line.contains("syslog") && !line.trim().is_empty());
     match (last, status) {
         (Some(line), _) => {
