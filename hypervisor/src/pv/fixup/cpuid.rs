@@ -1,7 +1,7 @@
 //! CPUID, where a paravirtual guest asks the hypervisor for it.
 //!
-//! CPUID does not trap at CPL 3, so that a guest puts a prefix before it (public/arch-x86/xen.h): UD2 and the
-//! letters "xen". The hypervisor's own leaves are in public/arch-x86/cpuid.h.
+//! CPUID does not trap at CPL 3, so the guest puts a prefix before it (public/arch-x86/xen.h): UD2 and the letters
+//! "xen". The hypervisor's own leaves are in public/arch-x86/cpuid.h.
 
 use std::arch::x86_64::CpuidResult;
 
@@ -17,21 +17,21 @@ use crate::pv::context::PvContext;
 use crate::x86::control::cr4;
 use crate::x86::guest_cpuid::{Dynamic, LEAF1_EDX_MACHINE_CHECKS, for_guest};
 
-/// How a guest came to ask.
+/// How the guest executed CPUID.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Asked {
-    /// By the emulation prefix.
+    /// With the emulation prefix.
     ByPrefix,
-    /// By the instruction alone, where that traps.
+    /// Without it, where CPUID traps.
     Natively,
 }
 
-/// Bits of a machine address: more than any engine's machine has.
+/// The width of machine addresses in bits: enough for the memory of any engine.
 const MACHINE_ADDRESS_WIDTH: u32 = 40;
 /// The MSR that takes the address of a hypercall page.
 pub(super) const HYPERCALL_PAGE_MSR: u32 = 0x4000_0000;
 
-/// Emulates CPUID behind its prefix; `None` if that is not what is at RIP.
+/// Emulates CPUID with its prefix; `None` if RIP is at something else.
 pub(super) fn forced(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome> {
     let rip = cx.vcpu.regs.rip;
     if cx.guest().read::<[u8; XEN_EMULATE_PREFIX.len()]>(rip) != Ok(XEN_EMULATE_PREFIX) {
@@ -59,10 +59,10 @@ fn answer(cx: &mut PvContext<'_>, asked: Asked) {
     (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (r.eax.into(), r.ebx.into(), r.ecx.into(), r.edx.into());
 }
 
-/// Whether leaf 1 says that XSAVE is in use, where the processor has it at all.
+/// Whether leaf 1 shows OSXSAVE, where the processor has XSAVE at all.
 ///
-/// A kernel that asks by the prefix is always told so, whatever its CR4 says: Xen does that, and Linux takes a
-/// clear bit to mean that XSAVE must not be used (`guest_cpuid` in Xen's arch/x86/cpuid.c has the history).
+/// A kernel that uses the prefix always sees it, whatever its CR4 is: Xen does so, and Linux takes a clear bit to mean
+/// that XSAVE must not be used (`guest_cpuid` in Xen's arch/x86/cpuid.c has the history).
 fn shows_osxsave(cx: &PvContext<'_>, asked: Asked) -> bool {
     cx.vcpu.control.cr4 & cr4::OSXSAVE != 0 || asked == Asked::ByPrefix && cx.vcpu.kernel_mode
 }
@@ -77,7 +77,7 @@ fn leaf(cx: &PvContext<'_>, function: u32, index: u32, osxsave: bool) -> CpuidRe
             let dynamic = Dynamic { osxsave, xcr0: cx.vcpu.control.xcr0 };
             let mut answer = for_guest(function, index, dynamic, host_cpuid::xcr0(), host_cpuid::query);
             if function == 1 {
-                // `msr` has the registers.
+                // `msr.rs` emulates their registers.
                 answer.edx |= LEAF1_EDX_MACHINE_CHECKS;
             }
             answer
@@ -85,7 +85,7 @@ fn leaf(cx: &PvContext<'_>, function: u32, index: u32, osxsave: bool) -> CpuidRe
     }
 }
 
-/// The hypervisor's leaves, by distance from the first.
+/// The hypervisor's leaves, by their offset from the first.
 fn hypervisor(cx: &PvContext<'_>, number: u32, index: u32) -> CpuidResult {
     let none = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
     match (number, index) {

@@ -1,4 +1,4 @@
-//! INT n: a gate of the guest's own interrupt table.
+//! INT n, through a gate of the guest's own interrupt table.
 
 use iced_x86::{Mnemonic, OpKind};
 use paravane_abi::trap::{TI_DPL_MASK, TRAP_GP_FAULT};
@@ -12,8 +12,8 @@ use crate::x86::exception::selector_error::{IDT, INDEX_SHIFT};
 
 /// Delivers INT n, which hosts report as #GP for its vector or as #UD. `None` if it is something else.
 ///
-/// The instruction says which vector: in 64-bit mode QEMU's emulated processors have twice the vector in the error code
-/// (at least to version 7.2).
+/// The vector is taken from the instruction: in 64-bit mode the error code of QEMU's emulated processors holds twice
+/// the vector (at least up to version 7.2).
 pub(super) fn software(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOutcome> {
     let insn = decode::at_rip(cx)?;
     if insn.mnemonic() != Mnemonic::Int || insn.op0_kind() != OpKind::Immediate8 {
@@ -33,7 +33,7 @@ pub(super) fn software(cx: &mut PvContext<'_>, fault: Fault) -> Option<Exception
     Some(Cause::PrivilegedInstruction(PrivOp::SoftInt).into())
 }
 
-/// A gate's privilege level: 0 keeps everybody out, 1 and 2 let the kernel in, 3 user mode too.
+/// By the gate's privilege level: 0 allows nobody, 1 and 2 the kernel, 3 user mode too.
 fn may_enter(cx: &PvContext<'_>, vector: u8) -> bool {
     let needed = if cx.vcpu.kernel_mode { 1 } else { 3 };
     cx.vcpu.traps.get(usize::from(vector)).is_some_and(|trap| trap.flags & TI_DPL_MASK >= needed)

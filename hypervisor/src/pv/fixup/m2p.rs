@@ -1,9 +1,10 @@
 //! The machine-to-physical table at the address that Xen's headers have for it, where the engine cannot map it there.
 //!
-//! A guest that does not ask for the table's place (XENMEM_machphys_mapping) loads from 0xffff800000000000. Software
-//! KVM does not let a guest use that slot of its L4 table, and a process has no upper half: there each load faults,
-//! and is carried out here. Moves, comparisons, integer arithmetic into a register, bit tests and string moves of
-//! general registers are; what else loads from there is the guest's page fault. The table is read-only, as everywhere.
+//! A guest that does not ask where the table is (XENMEM_machphys_mapping) loads from 0xffff800000000000. Software KVM
+//! does not let a guest use that slot of its L4 table, and a process has no upper half: there each load faults and is
+//! emulated here. Emulated are moves, comparisons, integer arithmetic into a register, bit tests and string moves, all
+//! with general registers; for any other instruction the guest gets the page fault. The table is read-only, as
+//! everywhere.
 
 use std::ops::Range;
 
@@ -30,7 +31,7 @@ use crate::x86::rflags::CF;
 /// Elements of a repeated instruction that one exit moves.
 const MAX_REPEATS: u64 = 512;
 
-/// Handles a page fault in the table; `None` if the fault is the guest's as it is.
+/// Handles a page fault in the table; `None` if the guest gets the fault unchanged.
 pub(super) fn access(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOutcome> {
     let strict = cx.vcpu.assisted(VMASST_TYPE_M2P_STRICT) && !cx.vcpu.kernel_mode;
     if strict || !range(cx).contains(&fault.address) {
@@ -38,7 +39,7 @@ pub(super) fn access(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOu
     }
     let denied = fault.error_code & (PFEC_WRITE | PFEC_FETCH);
     if denied != 0 {
-        // As if it were mapped, for reading only.
+        // As if the table were mapped read-only.
         cx.deliver_fault(Fault { error_code: PFEC_PRESENT | PFEC_USER | denied, ..fault });
         return Some(Cause::GuestFault { vector: fault.vector }.into());
     }
@@ -100,7 +101,7 @@ fn arithmetic(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<Ended> {
     use Mnemonic::*;
     let mnemonic = insn.mnemonic();
     let compares = matches!(mnemonic, Cmp | Test);
-    // Anything else with a memory operand in the first place stores, and has not faulted here.
+    // Other instructions whose first operand is in memory store to it, and are not emulated.
     if !compares && insn.op0_kind() != OpKind::Register {
         return None;
     }
@@ -118,7 +119,7 @@ fn arithmetic(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<Ended> {
     Some(Ended::Done)
 }
 
-/// BT. A bit number in a register can name a bit beyond the operand, anywhere in memory: that is not done.
+/// BT. Not if the bit number in a register names a bit outside of the operand.
 fn bit_test(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<Ended> {
     let size = operand_size(insn, 0);
     let (value, number) = (operand(cx, insn, 0)?, operand(cx, insn, 1)?);
@@ -142,7 +143,7 @@ struct LoadMemory<'a> {
     cx: PvContext<'a>,
 }
 
-/// A load goes past the table's end: there the processor goes on, and faults.
+/// A load is outside of the table: the processor executes it, and faults.
 struct OutsideTable;
 
 impl Memory for LoadMemory<'_> {
@@ -158,7 +159,7 @@ impl Memory for LoadMemory<'_> {
 
     fn write(&mut self, va: u64, bytes: &[u8], user: bool) -> Attempt<Stored, Self> {
         match self.cx.guest().write_bytes(va, bytes) {
-            // Stores go on in this exit, whatever they go to.
+            // Not reported as plain memory, so that this exit goes on with the next element.
             Ok(()) => Ok(Stored::Bus),
             Err(_) => self.probe_write(va, bytes.len(), user).map(|()| Stored::Bus),
         }

@@ -1,7 +1,7 @@
-//! What is done for a paravirtual kernel's exceptions before the kernel hears of them.
+//! Handles a paravirtual guest's exceptions before its kernel gets them.
 //!
-//! A kernel written for Xen asks by hypercalls, and still executes a few privileged instructions that Xen
-//! completes for it. What is not completed here is the guest's own exception, unchanged. One file per kind:
+//! A kernel written for Xen uses hypercalls, but still executes a few privileged instructions, which Xen completes for
+//! it. All other exceptions are delivered to the guest unchanged. One file for each kind:
 //!
 //! | exception | what is completed | where |
 //! | --- | --- | --- |
@@ -9,14 +9,15 @@
 //! | #UD | XSAVE and its kin, which Xen always allows | `privileged.rs` |
 //! | #UD, #GP | INT n, where the host does not deliver it | `interrupt.rs` |
 //! | #GP | loads of segment registers that the host's tables refuse and the guest's allow | `segment.rs` |
-//! | #GP | port I/O: nothing is there | `port.rs` |
-//! | #GP | RDMSR and WRMSR of the few that a domU has | `msr.rs` |
+//! | #GP | port I/O, to ports without devices | `port.rs` |
+//! | #GP | RDMSR and WRMSR of the registers that a domU has | `msr.rs` |
 //! | #GP | CLI, STI, CLTS, WBINVD, MOV CR, MOV DR, XSETBV, CPUID | `privileged.rs` |
-//! | #PF | a kernel's store to an L1 table, when it asked for that | `page_table.rs` |
+//! | #PF | a kernel's store to an L1 table, where it has enabled that | `page_table.rs` |
 //! | #PF | a load from the machine-to-physical table at Xen's address | `m2p.rs` |
 //!
-//! Which instructions those are, and what each does, was learnt from Xen's behaviour towards a domU (4.17).
-//! What may not be done here: naming an engine, trusting anything that the guest says, allocating.
+//! Which instructions these are, and what each does, follows Xen 4.17's behaviour towards a domU. Everything here runs
+//! on the vCPU's thread, and nothing is called from a signal handler. What may not be done here: naming an engine,
+//! trusting a value of the guest, allocating.
 
 mod cpuid;
 mod decode;
@@ -41,10 +42,10 @@ use super::context::PvContext;
 use crate::ledger::Cause;
 use crate::x86::exception::Fault;
 
-/// Handles an exception: completes the instruction, or lets the guest have it.
+/// Handles an exception: completes the instruction, or delivers the exception to the guest.
 pub fn handle(cx: &mut PvContext<'_>, fault: Fault) -> ExceptionOutcome {
     let outcome = match fault.vector {
-        // What is there would be decoded as 64-bit code.
+        // 32-bit code would be decoded as 64-bit code.
         _ if !runs_64_bit_code(cx) => None,
         TRAP_INVALID_OP => cpuid::forced(cx)
             .or_else(|| interrupt::software(cx, fault))
@@ -60,8 +61,8 @@ pub fn handle(cx: &mut PvContext<'_>, fault: Fault) -> ExceptionOutcome {
     })
 }
 
-/// Whether the guest is in 64-bit mode, as far as the engine knows: it can go to 32-bit code by itself, and that is not
-/// supported.
+/// Whether the guest is in 64-bit mode, as far as the engine knows. It can enter 32-bit code without an exit, which is
+/// not supported.
 fn runs_64_bit_code(cx: &PvContext<'_>) -> bool {
     let cs = cx.vcpu.regs.selectors.cs;
     cs == FLAT_KERNEL_CS || cx.is_code_64(cs)

@@ -19,9 +19,9 @@ use crate::x86::msr;
 const BANKS: u32 = 2;
 const BANK_REGISTERS: Range<u32> = msr::MC_BANKS..msr::MC_BANKS + BANKS * msr::MC_BANK_REGISTERS;
 
-/// Enabled, at its default place, of the first processor.
+/// The local APIC of the first processor: enabled, at its default address.
 const APIC_BASE: u64 = msr::APIC_BASE_ADDRESS | msr::APIC_BASE_ENABLED | msr::APIC_BASE_BSP;
-/// The hypervisor's: WB WT UC- UC, WC WP UC UC.
+/// The hypervisor's PAT: WB WT UC- UC, WC WP UC UC.
 const PAT: u64 = 0x0000_0501_0007_0406;
 /// Fast strings; no branch trace, no PEBS. Bit 23: xTPR messages are disabled.
 const MISC_ENABLE: u64 =
@@ -34,7 +34,7 @@ enum Vendor {
     Other,
 }
 
-/// Whether the processor is AMD's, or one of their kind.
+/// Whether the processor is AMD's or Hygon's.
 pub(super) fn is_amd() -> bool {
     vendor() == Vendor::Amd
 }
@@ -105,10 +105,10 @@ pub(super) fn write(cx: &mut PvContext<'_>) -> Option<Ended> {
         msr::FS_BASE => regs.fs_base = canonical(value)?,
         msr::GS_BASE => regs.gs_base = canonical(value)?,
         msr::KERNEL_GS_BASE => cx.vcpu.other_gs_base = canonical(value)?,
-        // RDTSCP and RDPID read the host's: no engine loads it.
+        // Stored only: RDTSCP and RDPID read the host's, because no engine loads this one.
         msr::TSC_AUX => cx.vcpu.control.tsc_aux = u32::try_from(value).ok()?,
         HYPERCALL_PAGE_MSR => return hypercall_page(cx, value),
-        // Writing what is there already is fine; so is clearing a machine check, which never was.
+        // Writes of these have no effect, where the register exists.
         msr::MICROCODE_REVISION | msr::MCG_CTL | msr::HWCR | msr::DE_CFG => drop(self::value(cx, index)?),
         msr::MCG_STATUS => {}
         _ if BANK_REGISTERS.contains(&index) => {}
@@ -128,11 +128,10 @@ fn canonical(value: u64) -> Option<u64> {
     is_canonical(value).then_some(value)
 }
 
-/// Fills a frame of the guest's with a hypercall page: the address's low bits choose among pages, of which
-/// there is one.
+/// Fills a frame of the guest with a hypercall page. The low bits of the address choose the page; only 0 is valid.
 ///
-/// Its stubs are SYSCALL, which enters the hypervisor on every engine; the page that the builder makes for an
-/// image that has room for one enters by the engine's own, faster way.
+/// Its stubs use SYSCALL, which enters the hypervisor on every engine. The page that the builder makes for an image
+/// with room for one uses the engine's own, faster way.
 fn hypercall_page(cx: &mut PvContext<'_>, address: u64) -> Option<Ended> {
     let mfn = Maddr(address).mfn();
     if Maddr(address).offset() != 0 {
@@ -156,7 +155,7 @@ const INT3: u8 = 0xcc;
 const _: () = assert!(HYPERCALL_ENTRIES == 128);
 
 /// PUSH RCX; PUSH R11; MOV EAX, number; SYSCALL; POP R11; POP RCX; RET. For `iret`, whose frame begins with
-/// those registers and RAX, the pushes and the call alone.
+/// those registers and RAX, only the pushes and the call.
 fn fill_stub(stub: &mut [u8; HYPERCALL_ENTRY_SIZE], number: u32) {
     let [a, b, c, d] = number.to_le_bytes();
     let push: &[u8] = if u64::from(number) == IRET { &[0x51, 0x41, 0x53, 0x50] } else { &[0x51, 0x41, 0x53] };

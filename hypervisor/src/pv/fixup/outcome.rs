@@ -13,7 +13,7 @@ use crate::x86::rflags;
 pub struct ExceptionOutcome {
     /// For the ledger.
     pub cause: Cause,
-    /// The mark that the guest set, if it was one.
+    /// The mark, if the guest set one.
     pub mark: Option<u8>,
 }
 
@@ -23,13 +23,13 @@ impl From<Cause> for ExceptionOutcome {
     }
 }
 
-/// How an instruction that was taken on ended.
+/// How an instruction that is completed here ends.
 pub(super) enum Ended {
-    /// Done: the next instruction comes.
+    /// It is done: execution goes on at the next instruction.
     Done,
-    /// A part of a repeated instruction is done, or nothing yet: it comes again.
+    /// It is not finished, and is executed again: it is repeated, or the hypervisor was interrupted.
     Again,
-    /// It raised this instead of the exception that brought it here.
+    /// It raises this in place of the exception that brought it here.
     Fault(Fault),
 }
 
@@ -43,7 +43,7 @@ pub(super) fn finish(cx: &mut PvContext<'_>, insn: &Instruction, ended: Ended) {
     finish_with(cx, insn, ended, 0);
 }
 
-/// As [`finish`], for an instruction that has met `breakpoints`, as bits of DR6.
+/// As [`finish`], for an instruction that hit `breakpoints`, given as bits of DR6.
 pub(super) fn finish_with(cx: &mut PvContext<'_>, insn: &Instruction, ended: Ended, breakpoints: u64) {
     match ended {
         Ended::Done => {

@@ -1,8 +1,8 @@
-//! Writable page tables: a kernel's store to one of its own L1 tables, which are mapped read-only, is
-//! validated and done for it (VMASST_TYPE_writable_pagetables).
+//! Writable page tables: validates and makes a kernel's store to one of its own L1 tables, which are mapped read-only
+//! (VMASST_TYPE_writable_pagetables).
 //!
-//! Moves, exchanges, integer and bit arithmetic and string stores of general registers, as compilers and
-//! kernels use them on entries. A refused entry, or another instruction, is the guest's page fault.
+//! Moves, exchanges, integer and bit arithmetic and string stores of general registers, as compilers and kernels use
+//! them on entries. For a refused entry, or any other instruction, the guest gets its page fault.
 
 use iced_x86::{Instruction, OpKind};
 use paravane_abi::trap::{PFEC_FETCH, PFEC_PRESENT, PFEC_RESERVED, PFEC_WRITE};
@@ -27,7 +27,7 @@ struct Target {
     size: usize,
 }
 
-/// Performs the store that faulted; `None` if the fault is the guest's.
+/// Makes the store that faulted; `None` if the fault is for the guest.
 pub(super) fn store(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOutcome> {
     let code = fault.error_code;
     let wanted = PFEC_PRESENT | PFEC_WRITE;
@@ -67,7 +67,7 @@ fn load(cx: &PvContext<'_>, target: &Target) -> Option<u64> {
     Some(u64::from_le_bytes(bytes))
 }
 
-/// Has the store validated and made. `None` refuses.
+/// Validates the store and makes it; `None` if it is refused.
 fn commit(cx: &mut PvContext<'_>, target: &Target, value: u64) -> Option<Ended> {
     let size = u8::try_from(target.size).ok()?;
     match cx.domain.mmu.emulate_pte_store(&cx.domain.memory, &mut cx.domain.log, target.at, value, size) {
@@ -103,11 +103,11 @@ struct TableMemory<'a> {
     fault: Fault,
 }
 
-/// Why a string instruction does not go on here.
+/// Why a store of a string instruction is not made.
 enum NotDone {
-    /// The store is refused, or is not to that table: the fault is the guest's.
+    /// It is refused, or is not to that table: the fault is for the guest.
     Refused,
-    /// The validation was interrupted: the instruction comes again.
+    /// The validation was interrupted: the instruction is executed again.
     Again,
 }
 
@@ -119,7 +119,7 @@ impl Memory for TableMemory<'_> {
         read.map_err(|_| Exception::from(self.cx.guest().fault_at(va, buf.len(), 0)).into())
     }
 
-    /// As memory that the processor stores to by itself: it faults again for the next element.
+    /// Reported as plain memory, so that one exit stores one element: the processor faults again for the next.
     fn write(&mut self, va: u64, bytes: &[u8], _: bool) -> Attempt<Stored, Self> {
         let mut value = [0; 8];
         let target =
@@ -139,7 +139,7 @@ impl Memory for TableMemory<'_> {
     }
 }
 
-/// One element of STOS or MOVS; a repeated one comes back for the next.
+/// One element of STOS or MOVS. A repeated instruction faults again for the next one.
 fn string(cx: &mut PvContext<'_>, insn: &Instruction, string: StringMove, fault: Fault) -> Option<Ended> {
     let mut regs = cx.vcpu.regs;
     let mut memory = TableMemory { cx: cx.reborrow(), fault };

@@ -1,9 +1,9 @@
-//! IN and OUT: a domain without devices has no port that answers.
+//! IN and OUT: a paravirtual domain has no device on a port.
 //!
-//! Reads yield ones, but for one port (`value_of`); writes go nowhere. Who may try follows Xen: the kernel with a
-//! virtual IOPL of 1, user programs with 3, or whoever the I/O bitmap lets. While a run is measured, the kernel may
-//! also write a byte to the mark port, which is Paravane's own, because measurements must not depend on the guest's
-//! privileges. In any other run, and to user programs always, that port is like any other.
+//! Reads return ones, except from one port (`value_of`); writes are ignored. As on Xen, the kernel needs a virtual IOPL
+//! of 1, a user program one of 3, or the permission of the I/O bitmap. While a run is measured, the kernel may also
+//! write a byte to the mark port, an extension of Paravane, so that measurements do not depend on the guest's
+//! privileges. In any other run, and for user programs, that port is like any other.
 
 use std::convert::Infallible;
 
@@ -27,7 +27,7 @@ const PIT_CHANNEL_2: u16 = 0x42;
 /// Elements of a repeated instruction that one exit transfers.
 const MAX_REPEATS: u64 = 512;
 
-/// Performs a port access; `None` if the instruction is none, or the guest may not.
+/// Performs a port access; `None` if the instruction is none, or is not allowed.
 pub(super) fn access(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<(ExceptionOutcome, Ended)> {
     let access = PortAccess::of(insn, &cx.vcpu.regs)?;
     if cx.domain.facts.marks && cx.vcpu.kernel_mode && is_mark(insn, access) {
@@ -52,7 +52,7 @@ pub(super) fn access(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<(Exce
     Some((cause(PortDevice::Other).into(), ended))
 }
 
-/// The breakpoints on I/O that an instruction would meet, as bits of DR6; none if it is no port access.
+/// The breakpoints on I/O that an instruction hits, as bits of DR6; 0 if it accesses no port.
 pub(super) fn breakpoints(cx: &PvContext<'_>, insn: &Instruction) -> u64 {
     let access = PortAccess::of(insn, &cx.vcpu.regs);
     access.map_or(0, |access| io_breakpoints(cx.vcpu, access.port, access.size.into()))
@@ -82,7 +82,7 @@ impl Memory for NoDevices<'_> {
         }
     }
 
-    /// Not needed: reading a port without a device changes nothing.
+    /// Always allowed: reading a port without a device changes nothing.
     fn probe_write(&mut self, _: u64, _: usize, _: bool) -> Attempt<(), Self> {
         Ok(())
     }
@@ -100,7 +100,7 @@ impl Ports for NoDevices<'_> {
     }
 }
 
-/// What IN reads: ones, and from the counter of the PIT's channel 2 a count that has run out.
+/// What reads return: ones, and from the counter of the PIT's channel 2 a count that has run out.
 ///
 /// Linux's first calibration of the TSC (`quick_pit_calibrate`) waits for this counter to leave 0xff, and on Xen
 /// reads its ones 100 000 times before it gives up, which was half of the time that Linux took to start. At 0 it
@@ -113,7 +113,7 @@ fn may_access(cx: &PvContext<'_>, access: PortAccess) -> bool {
     cx.vcpu.io.level >= level_needed(cx) || is_open(cx, access.port, access.size.into())
 }
 
-/// The virtual IOPL from which on the running mode may do I/O, CLI and STI.
+/// The lowest virtual IOPL with which the running mode may do I/O, CLI and STI.
 pub(super) fn level_needed(cx: &PvContext<'_>) -> u8 {
     match (cx.vcpu.kernel_mode, cx.vcpu.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL)) {
         (true, true) => 0,
@@ -122,7 +122,7 @@ pub(super) fn level_needed(cx: &PvContext<'_>) -> u8 {
     }
 }
 
-/// Whether the guest's bitmap, which lies in its kernel's memory, lets all bytes of an access through.
+/// Whether the guest's I/O bitmap, in its kernel's memory, allows all bytes of an access.
 fn is_open(cx: &PvContext<'_>, port: u16, size: u32) -> bool {
     let last = u32::from(port) + size;
     last <= cx.vcpu.io.ports

@@ -1,8 +1,8 @@
 //! Privileged instructions other than those of ports and MSRs.
 //!
-//! CLI and STI do nothing: the mask that counts is in memory, and a kernel that relied on POPF to restore it
-//! could not be helped (POPF does not trap). HLT, INVLPG, LGDT and the rest raise #GP, as on Xen: there are
-//! hypercalls for what they do.
+//! CLI and STI do nothing: the upcall mask is in memory, and emulating them would not help, because the POPF that
+//! restores the flag does not trap. HLT, INVLPG, LGDT and the rest raise #GP, as on Xen: there are hypercalls in their
+//! place.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
@@ -19,10 +19,10 @@ use crate::pv::vcpu::CR4_FIXED;
 use crate::x86::control::{cr0, cr4};
 use crate::x86::guest_cpuid::{available, is_consistent};
 
-/// CR0 but for TS, as code on Xen finds it: PG, AM, WP, NE, ET, MP, PE.
+/// CR0 without TS, as guests on Xen find it: PG, AM, WP, NE, ET, MP, PE.
 const CR0: u64 = cr0::PG | cr0::AM | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;
 
-/// Performs an instruction; `None` if it is the guest's #GP.
+/// Executes an instruction; `None` if the guest gets its #GP.
 pub(super) fn instruction(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<(PrivOp, Ended)> {
     match insn.mnemonic() {
         Mnemonic::Cli if cx.vcpu.io.level >= port::level_needed(cx) => {
@@ -48,7 +48,7 @@ pub(super) fn instruction(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<
             cpuid::emulate(cx);
             return Some((PrivOp::Cpuid, Ended::Done));
         }
-        // What follows is the kernel's.
+        // The rest is for the kernel only.
         _ if !cx.vcpu.kernel_mode => return None,
         _ => {}
     }
@@ -58,7 +58,7 @@ pub(super) fn instruction(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<
             cx.set_task_switched(false);
             (PrivOp::Clts, Ended::Done)
         }
-        // The caches are the host's. Kernels do this in timing loops, and it has no effect that they could see.
+        // Caches are coherent, so this has no effect that a kernel could see. Kernels do it in timing loops.
         Mnemonic::Wbinvd => (PrivOp::Wbinvd, Ended::Done),
         Mnemonic::Rdmsr => (PrivOp::Rdmsr, msr::read(cx)?),
         Mnemonic::Wrmsr => (PrivOp::Wrmsr, msr::write(cx)?),
@@ -67,8 +67,8 @@ pub(super) fn instruction(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<
     })
 }
 
-/// Lets a kernel go on that uses XSAVE or its kin without having set CR4.OSXSAVE: on Xen it may, because Xen has set
-/// the real bit. `None` if that is not why an instruction is undefined.
+/// Allows XSAVE and its kin to a kernel that has not set CR4.OSXSAVE: on Xen they work, because Xen has set the real
+/// bit. `None` if the instruction is undefined for another reason.
 pub(super) fn extended_state(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome> {
     use Mnemonic::*;
     let control = &cx.vcpu.control;
@@ -88,7 +88,7 @@ pub(super) fn extended_state(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome>
     })
 }
 
-/// CR4.TSD: the kernel alone may read the counter.
+/// Whether CR4.TSD keeps the running mode from reading the counter: the kernel always may.
 fn tsc_is_disabled(cx: &PvContext<'_>) -> bool {
     !cx.vcpu.kernel_mode && cx.vcpu.control.cr4 & cr4::TSD != 0
 }
@@ -137,7 +137,7 @@ fn read_control(cx: &PvContext<'_>, register: Register) -> Option<u64> {
     })
 }
 
-/// Sets a control register. `None` refuses: of CR0 only TS can change.
+/// Sets a control register; `None` if the value is refused. Of CR0 only TS can change.
 fn write_control(cx: &mut PvContext<'_>, register: Register, value: u64) -> Option<Ended> {
     match register {
         Register::CR0 if value & !cr0::TS == CR0 => cx.set_task_switched(value & cr0::TS != 0),
@@ -152,8 +152,8 @@ fn write_control(cx: &mut PvContext<'_>, register: Register, value: u64) -> Opti
     Some(Ended::Done)
 }
 
-/// Bits of CR4 that a guest may have as it likes: TSD, DE, and FSGSBASE and OSXSAVE where CPUID shows the feature.
-/// Others it finds as they are.
+/// The bits of CR4 that a guest can change: TSD, DE, and FSGSBASE and OSXSAVE where CPUID shows the feature. Writes to
+/// the others are ignored.
 fn changeable() -> u64 {
     let optional = |have: bool, bit: u64| if have { bit } else { 0 };
     cr4::TSD
@@ -182,7 +182,7 @@ fn new_root(cx: &mut PvContext<'_>, value: u64) -> Option<Ended> {
     }
 }
 
-/// XCR0 is the guest's where the engine can have that; where not, the host's stays, and so does what it allows.
+/// Sets the guest's XCR0. On engines that cannot load it the host's stays in effect.
 fn xsetbv(cx: &mut PvContext<'_>) -> Ended {
     if cx.vcpu.control.cr4 & cr4::OSXSAVE == 0 {
         return Ended::Fault(UNDEFINED);

@@ -1,13 +1,13 @@
-//! Loads of segment registers, and transfers to another code segment, where the host's tables refuse what the guest's
-//! allow.
+//! Loads of segment registers, and transfers to another code segment, that the guest's descriptor tables allow and the
+//! host's do not.
 //!
-//! A guest believes in its own descriptor table and in the hypervisor's flat selectors behind it (0xe023, 0xe02b,
-//! 0xe033). Where the processor runs on a table of the host's, loading one of these is #GP with the selector as error
-//! code: the load is then carried out here, by the guest's tables, and what they refuse is the guest's own #GP, #NP
-//! or #SS. What the host's table happens to allow never gets here (`docs/abi.md`, "Selectors").
+//! A guest uses its own descriptor table and the hypervisor's flat selectors behind it (0xe023, 0xe02b, 0xe033). Where
+//! the processor runs on a table of the host, loading one of these raises #GP with the selector as error code. The load
+//! is then emulated here, by the guest's tables; what they refuse raises #GP, #NP or #SS in the guest. Loads that the
+//! host's table allows never get here (`docs/abi.md`, "Selectors").
 //!
 //! Checks and their order: SDM vol. 2, MOV, POP, LDS (LSS, LFS, LGS), IRET, RET, CALL and JMP, at CPL 3.
-//! 32-bit code segments are refused: see [`PvDomain::load_code`].
+//! 32-bit code segments are refused: see `load_code` in `pv/selectors.rs`.
 
 use iced_x86::{Code, Instruction, Mnemonic, Register};
 use paravane_abi::addr::is_canonical;
@@ -26,8 +26,8 @@ use crate::x86::exception::Fault;
 use crate::x86::rflags;
 use crate::x86::sensitive::Class;
 
-/// Carries out the instruction that raised #GP with a selector as error code, or raises what the guest's own tables
-/// make of it. `None` if it is no load of a segment.
+/// Emulates the instruction that raised #GP with a selector as error code, or raises the exception that follows from
+/// the guest's own tables. `None` if it loads no segment.
 pub(super) fn load(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome> {
     let insn = at_rip(cx)?;
     let op = kind(&insn)?;
@@ -40,7 +40,7 @@ pub(super) fn load(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome> {
     };
     match carried_out {
         Err(fault) => cx.deliver_fault(fault),
-        // A load of SS holds a single step up until after the next instruction (SDM vol. 3, 6.8.3).
+        // A load of SS defers a single step until after the next instruction (SDM vol. 3, 6.8.3).
         Ok(()) if stepping && !loads_stack(&insn) => {
             cx.deliver_fault(Fault { vector: TRAP_DEBUG, error_code: 0, address: 0 });
         }
@@ -93,7 +93,7 @@ fn load_register(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault
     } else {
         let base = cx.load_data(selector)?;
         let regs = &mut cx.vcpu.regs;
-        // 64-bit code has no use for the bases of the other two.
+        // 64-bit code does not use the bases of the other two.
         match register {
             Register::DS => regs.selectors.ds = selector,
             Register::ES => regs.selectors.es = selector,
@@ -113,7 +113,7 @@ fn load_register(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault
     Ok(())
 }
 
-/// IRET, which in 64-bit mode takes RSP and SS too. At CPL 3 it can only stay there.
+/// IRET, which in 64-bit mode always pops RSP and SS too. It stays at CPL 3.
 fn interrupt_return(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault> {
     let size = match insn.code() {
         Code::Iretq => 8,
@@ -124,7 +124,7 @@ fn interrupt_return(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fa
     let (cs, ss) = (cs as u16, ss as u16);
     check_target(cx, rip, cs)?;
     cx.load_stack(ss)?;
-    // 16-bit operands leave the upper half of the flags.
+    // With 16-bit operands the upper half of the flags stays.
     let loaded = rflags::LOADED_AT_CPL3 & if size == 2 { 0xffff } else { u64::MAX };
     (cx.vcpu.regs.selectors.cs, cx.vcpu.regs.selectors.ss) = (cs, ss);
     let regs = &mut cx.vcpu.regs;
@@ -151,9 +151,9 @@ fn far_return(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Where a return goes must be 64-bit code at CPL 3 and a canonical address.
+/// Checks the target of a return: 64-bit code at CPL 3, and a canonical address.
 fn check_target(cx: &PvContext<'_>, rip: u64, cs: u16) -> Result<(), Fault> {
-    // A null selector has its own error code; of others, one with more privilege than the guest's is refused first.
+    // First, other than for a null selector, which has an error code of its own: not to a more privileged level.
     if cs > RPL && cs & RPL != RPL {
         return Err(Fault { vector: TRAP_GP_FAULT, error_code: error_of(cs), address: 0 });
     }
@@ -161,7 +161,7 @@ fn check_target(cx: &PvContext<'_>, rip: u64, cs: u16) -> Result<(), Fault> {
     if is_canonical(rip) { Ok(()) } else { Err(PROTECTION) }
 }
 
-/// Far CALL and JMP through a pointer in memory: 64-bit mode has no other.
+/// Far CALL and JMP through a pointer in memory, the only ones in 64-bit mode.
 fn far_branch(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault> {
     let (rip, selector) = far_pointer(cx, insn, 0)?;
     cx.load_code(selector)?;
@@ -173,7 +173,7 @@ fn far_branch(cx: &mut PvContext<'_>, insn: &Instruction) -> Result<(), Fault> {
         let frame = [insn.next_ip(), cx.vcpu.regs.selectors.cs.into()];
         push(cx, &frame, size)?;
     }
-    // The selector's own privilege level does not count: CS keeps the one that runs.
+    // CS keeps the current privilege level, whatever the selector's is.
     cx.vcpu.regs.selectors.cs = selector | RPL;
     let regs = &mut cx.vcpu.regs;
     (regs.rip, regs.rflags) = (rip, regs.rflags & !rflags::RF);
@@ -231,7 +231,7 @@ fn push(cx: &mut PvContext<'_>, words: &[u64; 2], size: usize) -> Result<(), Fau
     Ok(())
 }
 
-/// An access to the stack outside the canonical range is #SS.
+/// An access to the stack at a non-canonical address raises #SS.
 fn on_stack(fault: Fault) -> Fault {
     if fault == PROTECTION { Fault { vector: TRAP_STACK_ERROR, ..PROTECTION } } else { fault }
 }
