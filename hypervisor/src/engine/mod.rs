@@ -68,7 +68,10 @@ pub enum Exit {
 
 impl Exit {
     /// The last message of a guest whose engine reported an exit that only code at CPL 0 can cause.
-    pub const NOT_AT_CPL_3: &'static str = "the engine reports an exit that code at CPL 3 cannot make; this is a bug in Paravane, please report it";
+    pub const NOT_AT_CPL_3: &'static str = concat!(
+        "the engine reports an exit that code at CPL 3 cannot make; ",
+        "this is a bug in Paravane, please report it"
+    );
 }
 
 /// What an engine is, and where the layers above may put things.

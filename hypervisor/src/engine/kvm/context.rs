@@ -6,8 +6,9 @@
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
 use super::gate;
+use super::gdt::Gdt;
 use super::host::{self, HostKind};
-use super::tables::{self, GateTables, Gdt};
+use super::tables::{self, GateTables};
 use crate::engine::Exit;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
 use crate::mmu::space::{Allowed, GdtFrames};
@@ -151,7 +152,7 @@ pub fn initial_sregs(features: Features) -> kvm_sregs {
         apic_base: msr::APIC_BASE_ADDRESS | msr::APIC_BASE_ENABLED | msr::APIC_BASE_BSP,
         ..Default::default()
     };
-    sregs.gdt.base = gdt.base();
+    sregs.gdt.base = gdt.base(tables::DESCRIPTORS_VA);
     sregs.gdt.limit = gdt.limit();
     sregs.idt.base = tables::IDT_VA;
     sregs.idt.limit = tables::IDT_LIMIT;

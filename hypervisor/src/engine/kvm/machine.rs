@@ -6,10 +6,12 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 
 use super::cpu::KvmCpu;
+use super::error::KvmError;
+use super::gdt::Gdt;
 use super::host::{self, HostKind};
 use super::kick::KvmKick;
-use super::setup::{self, KvmError};
-use super::tables::{self, GateTables, Gdt};
+use super::setup;
+use super::tables::{self, GateTables};
 use super::transport::{self, Transport};
 use super::{context, stats};
 use crate::engine::{Cpu, EngineInfo, Machine, NoCpu};

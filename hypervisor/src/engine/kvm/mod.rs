@@ -20,7 +20,9 @@ mod coherence;
 mod context;
 mod cpu;
 mod cpuid;
+mod error;
 mod gate;
+mod gdt;
 mod host;
 mod kick;
 mod machine;
@@ -34,7 +36,7 @@ mod tests;
 mod transport;
 mod tsc;
 
+pub use self::error::KvmError;
 pub use self::host::{HostKind, host_kind};
 pub use self::machine::KvmMachine;
-pub use self::setup::KvmError;
 pub use self::transport::Transport;

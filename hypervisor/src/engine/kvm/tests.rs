@@ -1,6 +1,6 @@
 //! The engine's contract, run on this engine by each transport that works here.
 
-use super::tables::Gdt;
+use super::gdt::Gdt;
 use super::*;
 use crate::engine::{Exit, Machine};
 use crate::machine::layout::HypervisorLayout;

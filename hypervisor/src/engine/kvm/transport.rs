@@ -15,9 +15,9 @@
 use kvm_bindings::kvm_enable_cap;
 use kvm_ioctls::{Cap, VmFd};
 
+use super::error::{KvmError, refused};
 use super::gate;
 use super::host::{self, HostKind};
-use super::setup::{KvmError, refused};
 
 /// A way into the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
