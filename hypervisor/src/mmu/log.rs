@@ -2,9 +2,9 @@
 //!
 //! Whoever changes an entry of a page table stores it in machine memory and then notes it here. Each virtual CPU has a
 //! [`Cursor`] into the log and reads on from there before it enters the guest, so that an engine that caches
-//! translations (a shadow-paging KVM, a mirror of mappings in a process) hears of every change once.
+//! translations (a shadow-paging KVM, a mirror of mappings in a process) learns of every change once.
 //!
-//! Capacity is fixed when the log is made. A reader that falls further behind than that is told that all it has cached
+//! Capacity is fixed when the log is made. A reader that falls further behind than that learns that all it has cached
 //! is stale, so that nothing here allocates later and nothing that a guest does makes it grow.
 //!
 //! What may not be done here: knowing who reads, or what a reader does with it.
@@ -72,9 +72,9 @@ impl Default for TableLog {
 }
 
 impl TableLog {
-    /// How many entry writes a reader may be behind before it is told that everything is stale.
+    /// By how many entry writes a reader may fall behind before everything is stale for it.
     pub const CAPACITY: usize = 4096;
-    /// How many reused tables a reader may be behind before it is told that everything is stale.
+    /// By how many reused tables a reader may fall behind before everything is stale for it.
     pub const REUSED_CAPACITY: usize = 256;
 
     /// Notes that an entry was written (the value is in machine memory already).

@@ -2,7 +2,9 @@
 //!
 //! * [`direct`]: a paravirtual guest's own tables, which translate as they are because every change is validated.
 //! * [`shadow`]: what a bare guest's tables mean, kept in tables that the guest does not see.
-//! * [`log`], [`space`]: what the engines of all virtual CPUs must hear of, and what belongs to one of them.
+//! * [`log`], [`space`]: the domain's log of table writes for all virtual CPUs, and the address space of one.
+//!
+//! All of it runs on a vCPU's thread; nothing is signal-safe.
 //!
 //! A table frame is touched through [`crate::machine::memory::MachineMemory`] only, and every entry that changes is
 //! noted in the domain's [`log::TableLog`]. What may not be done here: knowing a hypercall's calling convention,

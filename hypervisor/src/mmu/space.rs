@@ -15,7 +15,7 @@ pub type GdtFrames = [Option<Mfn>; GDT_FRAMES];
 /// What CR4 and XCR0 let a guest's code execute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowed {
-    /// Of CR4 the bits TSD, FSGSBASE and OSXSAVE; the rest is the engine's.
+    /// Of CR4 the bits TSD, FSGSBASE and OSXSAVE; the engine sets the rest.
     pub cr4: u64,
     /// XCR0, of which an engine leaves out what it does not have. It counts while `cr4` has OSXSAVE.
     pub xcr0: u64,

@@ -12,7 +12,7 @@ use crate::machine::memory::{Maddr, Mfn};
 /// x86-64 the kernel too runs at CPL 3. The first of the bits that the processor leaves to software.
 pub const GUEST_KERNEL: u64 = 1 << 52;
 
-/// Caching is the host's business, and bit 7 would be a superpage or a PAT index.
+/// The host decides about caching, and bit 7 would be a superpage or a PAT index.
 const NEVER: u64 = pte::PWT | pte::PCD | pte::PSE;
 
 /// Bits that may change without a change of what an entry refers to or allows.
@@ -36,7 +36,7 @@ pub const fn has_forbidden_bits(entry: u64, level: Level) -> bool {
 /// What is stored for a present entry that the guest asked for.
 ///
 /// US is forced: without it CPL 3, where everything of a guest runs, could not use the page. G is dropped: the
-/// kernel's and the user's address space are told apart by their roots alone, so no translation may outlive one.
+/// kernel's and the user's address space differ only in their roots, so no translation may outlive its root.
 pub const fn adjust(entry: u64, level: Level) -> u64 {
     match level {
         Level::L1 if entry & pte::USER == 0 => entry & !pte::GLOBAL | pte::USER | GUEST_KERNEL,

@@ -55,8 +55,8 @@ impl DirectPaging {
 
     /// One operation of `mmuext_op`, for the calling domain's own frames and the calling vCPU.
     ///
-    /// Flushes reach this vCPU; passing those of other vCPUs on is the caller's. The bitmap of the MULTI
-    /// flavours is not read: flushing more than was asked for is always right.
+    /// Flushes reach this vCPU; the caller passes on those of other vCPUs. The bitmap of the MULTI flavours is not
+    /// read: flushing more than was asked for is always right.
     pub fn mmuext_one(
         &mut self,
         memory: &MachineMemory,

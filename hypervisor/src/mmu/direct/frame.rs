@@ -1,4 +1,4 @@
-//! The frame table: for every machine frame, whose it is, what it is used as, and by how many.
+//! The frame table: for every machine frame its owner, its type and its reference counts.
 //!
 //! This is the counting and nothing else: it reads no page table and knows no error number. Two counts are
 //! kept of each frame. A *reference* keeps the frame the guest's: every entry that maps it or links it, every
@@ -58,7 +58,7 @@ pub enum FrameType {
 pub enum Owner {
     /// The guest's own memory.
     Guest,
-    /// The hypervisor's, or nobody's: the guest may not name it.
+    /// The hypervisor's, or without an owner: the guest may not name it.
     Hypervisor,
     /// The hypervisor's, and the guest may map it for reading and writing (the shared info page).
     Shared,
@@ -213,7 +213,7 @@ impl FrameTable {
     /// Takes a reference and a type reference to a frame of the guest, making it `kind` when it is free to change.
     ///
     /// `None` when the frame is not the guest's, is held as something else, or a count is full. A frame that
-    /// just became a table or a descriptor page is not validated: that is the caller's next step.
+    /// just became a table or a descriptor page is not validated yet: the caller does that next.
     pub(super) fn hold(&mut self, mfn: Mfn, kind: FrameType) -> Option<Hold> {
         let frame = self.guest(mfn)?;
         if frame.refs() == COUNT_MAX || frame.type_refs() == COUNT_MAX {

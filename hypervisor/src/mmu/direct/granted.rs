@@ -1,8 +1,8 @@
 //! Page-table entries for granted frames: written and taken back by the hypervisor, for the guest.
 //!
 //! Such an entry is an entry like any other: it is counted as its rights say, the guest may overwrite it, and
-//! then it is gone. What is mapped by which grant is `domain::grants`' knowledge; here an entry is only made,
-//! or found to be what it should be and replaced. May not be done here: looking at a grant table.
+//! then it is gone. `pv::grants` knows what is mapped by which grant; here an entry is only made, or found to be what it
+//! should be and replaced. What may not be done here: looking at a grant table.
 
 use paravane_abi::{Errno, pte};
 
@@ -45,14 +45,16 @@ impl DirectPaging {
         self.frames.set_owner(mfn, Owner::Shared);
     }
 
-    /// Whether a frame is the domain's, so that it can be granted: its own memory, or what is shared with it.
+    /// Whether a frame belongs to the domain, so that it can be granted: its own memory, or what is shared with it.
     pub fn is_domains(&self, mfn: Mfn) -> bool {
         self.frames.get(mfn).is_some_and(|f| matches!(f.owner(), Owner::Guest | Owner::Shared))
     }
 
-    /// Maps a granted frame where `place` says, in the address space of `root`; `flags` are the entry's other bits. What the entry held before is dropped.
+    /// Maps a granted frame where `place` says, in the address space of `root`; `flags` are the entry's other bits. What
+    /// the entry held before is dropped.
     ///
-    /// Refused with EINVAL when `place` is no entry of an L1 table, with EBUSY when the frame cannot be had so.
+    /// Refused with EINVAL when `place` is not an entry of an L1 table, with EBUSY when the frame is in use in a way that
+    /// excludes this.
     pub fn map_granted(
         &mut self,
         memory: &MachineMemory,
@@ -103,7 +105,7 @@ impl DirectPaging {
 
     /// Takes the references that a mapping would, without one: for what is done with a frame by its number.
     ///
-    /// Refused with EBUSY or EPERM when the frame cannot be had so.
+    /// Refused with EBUSY or EPERM when the frame cannot be used in this way.
     pub fn hold_granted(
         &mut self,
         memory: &MachineMemory,

@@ -59,7 +59,7 @@ impl DirectPaging {
 
     /// [`DirectPaging::get_writable`] for `frames` frames that follow one another: all of them, or none.
     ///
-    /// Takes time in proportion to their number, which is the caller's to bound.
+    /// Takes time in proportion to their number, which the caller must bound.
     pub fn get_writable_run(
         &mut self,
         memory: &MachineMemory,

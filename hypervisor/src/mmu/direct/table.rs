@@ -12,7 +12,7 @@ use super::frame::{FrameType, Level, Owner};
 use super::state::{Pass, Stop};
 use crate::machine::memory::{Mfn, PAGE_SHIFT};
 
-/// Whether slot `index` of a table of `level` is the guest's.
+/// Whether the guest may use slot `index` of a table of `level`.
 pub(super) fn is_guest_slot(level: Level, index: usize) -> bool {
     level != Level::L4 || !(addr::RESERVED_L4_FIRST..=addr::RESERVED_L4_LAST).contains(&index)
 }
@@ -110,7 +110,7 @@ impl Pass<'_> {
 
     /// Validates a frame's content as a table of `level`, taking what its entries refer to.
     ///
-    /// No CPU walks it yet, so the engine need not hear of the stores.
+    /// No CPU walks it yet, so the stores need not be logged.
     fn promote(&mut self, mfn: Mfn, level: Level) -> Result<(), Stop> {
         let mut table: [u64; addr::PT_ENTRIES] = self.memory.read_obj(mfn.maddr())?;
         let mut changed = level == Level::L4;
@@ -179,7 +179,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Drops what the entries of a table refer to that is none any more.
+    /// Drops what the entries of a former table refer to.
     fn demote(&mut self, mfn: Mfn) {
         let Some(FrameType::Table(level)) = self.frames.get(mfn).map(|f| f.kind()) else { return };
         self.frames.set_was_table(mfn, true);

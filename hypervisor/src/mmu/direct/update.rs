@@ -41,7 +41,7 @@ impl DirectPaging {
 
     /// `update_va_mapping` in the address space that the CPU uses, with the flush that `flags` asks for.
     ///
-    /// A flush on other vCPUs (UVMF_ALL, UVMF_MULTI) is the caller's to pass on.
+    /// The caller passes on a flush of other vCPUs (UVMF_ALL, UVMF_MULTI).
     pub fn update_va_mapping(
         &mut self,
         memory: &MachineMemory,
@@ -131,8 +131,8 @@ impl Pass<'_> {
         level.below().filter(|_| pte::is_present(val)).map(|below| (entry::target(val), below))
     }
 
-    /// A table that is none yet (or no longer) is memory that the guest may write, and so this may too. All
-    /// else cannot be held as such.
+    /// A frame that is not a table yet, or no longer, is memory that the guest may write, and so this may too. Other
+    /// frames cannot be held as such.
     fn update_plain(&mut self, at: Maddr, val: u64) -> Result<(), Stop> {
         self.hold(at.mfn(), FrameType::Writable).ok_or(Errno::EINVAL)?;
         let stored = self.memory.store_u64(at, val);

@@ -22,7 +22,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Nothing unfinished, and `limit` entries for each operation: at least four tables, lest none finish.
+    /// Nothing unfinished, and `limit` entries for each operation: at least four tables, so that operations can finish.
     pub(super) fn new(limit: u32) -> Self {
         Self { kept: Vec::new(), dropping: Vec::new(), resume: None, budget: 0, looked_at: 0, limit }
     }

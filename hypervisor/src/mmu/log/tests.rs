@@ -63,7 +63,7 @@ fn an_entry_that_keeps_its_value_is_no_change() {
 }
 
 proptest! {
-    /// Two readers at their own pace see what an endless list would show them, or are told that it is gone.
+    /// Two readers, each at its own pace, see what an endless list would show them, or learn that it is gone.
     #[test]
     fn readers_see_what_an_endless_list_holds(steps in prop::collection::vec((0u8..3, 0u64..3000), 1..40)) {
         let mut log = TableLog::default();

@@ -1,7 +1,7 @@
 //! Looking up what the guest's tables say, and giving the shadow what it lacked.
 //!
 //! A lookup does what a CPU's page walk does to the guest's own tables: it sets accessed and dirty bits.
-//! What may not be done here: deciding whether a fault is the guest's; that is in the lookup's result.
+//! What may not be done here: deciding whether the guest must see a fault; the lookup's result says that.
 
 use paravane_abi::pte;
 

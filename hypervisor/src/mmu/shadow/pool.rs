@@ -124,7 +124,7 @@ impl Pool {
         Mfn(self.frames.start + u64::from(index))
     }
 
-    /// The table in frame `mfn`, if that is one of ours and in use.
+    /// The shadow table in frame `mfn`, if one is in use there.
     pub(super) fn at(&self, mfn: u64) -> Option<u32> {
         let index = u32::try_from(mfn.checked_sub(self.frames.start)?).ok()?;
         self.tables.get(index as usize)?.used.then_some(index)
@@ -145,7 +145,7 @@ impl Pool {
         self.frames.start..self.frames.start + self.tables.len() as u64
     }
 
-    /// Takes a free table, all of whose entries are zero; `None` when there is none.
+    /// Takes a free table, all of whose entries are zero; `None` when all are in use.
     pub(super) fn take(&mut self, source: Source, level: u8, view: View) -> Option<u32> {
         let mut table = Table { source, level, view, live: 0, parents: 0, next: 0, used: true };
         let index = self.take_free(table)?;
@@ -296,7 +296,7 @@ mod tests {
         let c = pool.take(Source::Split(2), 1, View::User).unwrap();
         assert_eq!(pool.take(Source::Guest(3), 1, View::User), None, "three frames, three tables");
         assert_eq!((pool.find(2, 4, View::Kernel), pool.find(2, 1, View::Kernel)), (Some(a), Some(b)));
-        assert_eq!(pool.find(2, 1, View::User), None, "a split page is nobody's table");
+        assert_eq!(pool.find(2, 1, View::User), None, "a split page is not a guest's table");
         assert_eq!(pool.at(pool.mfn(c).0), Some(c));
         pool.give(a);
         assert_eq!((pool.find(2, 4, View::Kernel), pool.at(pool.mfn(a).0)), (None, None));

@@ -49,7 +49,7 @@ fn entries_are_adjusted_and_told() {
     let told: Vec<_> = w.space.pending(&w.log).writes.iter().copied().collect();
     assert_eq!(told.len(), 1);
     assert_eq!((told[0].entry, told[0].old, told[0].new, told[0].level), (at, old, stored, 1));
-    assert_eq!(w.space.pending(&w.log).flush, Flush::None, "flushing is the guest's to ask for");
+    assert_eq!(w.space.pending(&w.log).flush, Flush::None, "the guest has to ask for a flush");
     w.enter();
 }
 

@@ -146,7 +146,8 @@ fn a_writable_frame_becomes_a_table_only_after_a_flush() {
 }
 
 /// XSA-299 and XSA-310: a validation that was interrupted left tables half done that the guest then used.
-/// Interrupted, a table is no table: only finished ones keep their type, and another operation drops them.
+/// A table whose validation was interrupted is not a table yet: only finished ones keep their type, and another
+/// operation drops them.
 #[test]
 fn xsa_299_an_interrupted_validation_leaves_nothing_half_done() {
     let mut w = World::new();
