@@ -1,4 +1,4 @@
-//! Where requests' bytes are: lists of pieces of guest memory, and buffers of our own for what needs an alignment.
+//! Lists of guest memory that system calls read and write, and aligned buffers of our own.
 
 use std::ops::{Deref, DerefMut};
 
@@ -6,15 +6,15 @@ use vm_memory::VolatileSlice;
 
 /// The most buffers that one system call takes (limits.h, IOV_MAX).
 pub(super) const MOST_BUFFERS: usize = 1024;
-/// Bytes of a buffer of ours.
+/// Bytes of an aligned buffer.
 pub(super) const PIECE: usize = 64 << 10;
 
-/// Pieces of guest memory, in order.
+/// Segments of guest memory, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers(pub Vec<libc::iovec>);
 
-// SAFETY: addresses and lengths. Guest memory may be accessed by every thread; that it is still mapped is asked of
-// whoever follows an address.
+// SAFETY: it holds addresses and lengths only. Guest memory may be accessed by every thread; code that follows an
+// address has to make sure that it is still mapped.
 unsafe impl Send for Buffers {}
 
 impl Deref for Buffers {
@@ -31,7 +31,7 @@ impl DerefMut for Buffers {
 }
 
 impl Buffers {
-    /// `len` zeroes, as often as `zeroes` it takes.
+    /// `len` bytes of zeroes: `zeroes` as many times as necessary.
     pub fn of_zeroes(zeroes: &Aligned, len: u64) -> Self {
         let mut pieces = Vec::new();
         let mut left = len;
@@ -44,12 +44,12 @@ impl Buffers {
     }
 }
 
-/// How many bytes the buffers have.
+/// The sum of the lengths.
 pub(super) fn total(buffers: &[libc::iovec]) -> u64 {
     buffers.iter().map(|b| b.iov_len as u64).sum()
 }
 
-/// The buffers, at most `most` and as many as one call takes, as such calls want them.
+/// The first buffers as arguments for a system call: at most `most`, and as many as one call takes.
 pub(super) fn for_call(buffers: &[libc::iovec], most: usize) -> (*const libc::iovec, u32) {
     // 1024 at most: it fits.
     (buffers.as_ptr(), buffers.len().min(most).min(MOST_BUFFERS) as u32)
@@ -59,7 +59,7 @@ pub(super) fn for_call(buffers: &[libc::iovec], most: usize) -> (*const libc::io
 pub(super) fn advance(mut buffers: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
     while let Some(first) = buffers.first_mut() {
         let step = done.min(first.iov_len);
-        // Still within, or one past the end of, what the buffer was.
+        // The result is inside the buffer, or one past its end.
         first.iov_base = first.iov_base.wrapping_byte_add(step);
         first.iov_len -= step;
         done -= step;
@@ -71,10 +71,10 @@ pub(super) fn advance(mut buffers: &mut [libc::iovec], mut done: usize) -> &mut 
     buffers
 }
 
-/// Copies the buffers' first bytes into `to`; returns how many there were.
+/// Copies the buffers' first bytes into `to`; returns how many bytes were copied.
 ///
 /// # Safety
-/// The buffers are memory that is mapped, and shared with a guest: no reference to it exists.
+/// The buffers must be mapped, and no reference to their memory may exist: it is shared with a guest.
 pub(super) unsafe fn copy_from(buffers: &[libc::iovec], to: &mut [u8]) -> usize {
     let mut done = 0;
     for b in buffers {
@@ -85,7 +85,7 @@ pub(super) unsafe fn copy_from(buffers: &[libc::iovec], to: &mut [u8]) -> usize 
     done
 }
 
-/// Copies `from` to the beginning of the buffers; returns how much fitted.
+/// Copies `from` to the beginning of the buffers; returns how many bytes fitted.
 ///
 /// # Safety
 /// As [`copy_from`].
@@ -101,7 +101,7 @@ pub(crate) unsafe fn copy_to(buffers: &[libc::iovec], from: &[u8]) -> usize {
     done
 }
 
-/// Zeroes at an aligned address, which stays.
+/// Bytes at an aligned address that does not change; zeroes at first.
 #[derive(Debug)]
 pub(crate) struct Aligned {
     bytes: Box<[u8]>,

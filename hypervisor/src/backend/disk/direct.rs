@@ -1,9 +1,9 @@
-//! Around the host's page cache (O_DIRECT): what the kernel then asks of addresses and lengths, and what is done
-//! for guests that do not keep to it.
+//! Direct I/O, around the host's page cache (O_DIRECT): the kernel's alignment rules, and what to do when a guest's
+//! buffers break them.
 //!
-//! A guest knows the block size (BLK_SIZE) and nothing of addresses: virtio lets a buffer begin anywhere. What
-//! does not fit goes through buffers of ours. Where blocks are larger than a sector and a driver asks for less
-//! than one, the block is read, changed and written, with no other write to the disk at the same time.
+//! A guest learns the block size (BLK_SIZE) but no rule for addresses: virtio lets a buffer begin anywhere. Buffers
+//! that are not aligned are copied through aligned ones. If blocks are larger than a sector and a driver writes less
+//! than a block, the block is read, changed and written, and other writes to the disk wait.
 
 use std::fs::File;
 use std::io;
@@ -15,10 +15,10 @@ use super::buffers;
 use super::buffers::{Aligned, PIECE};
 use super::image::SECTOR;
 
-/// What is asked where nobody says: a page, which every device of Linux takes.
+/// The alignment if the kernel does not tell it: a page, which every Linux device accepts.
 const PAGE: usize = 4096;
 
-/// Multiples that O_DIRECT wants: powers of two.
+/// The alignment that O_DIRECT requires: powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Alignment {
     /// Of addresses.
@@ -28,10 +28,10 @@ pub(crate) struct Alignment {
 }
 
 impl Alignment {
-    /// What a file that is open with O_DIRECT wants.
+    /// The alignment of a file that is open with O_DIRECT.
     ///
     /// # Errors
-    /// When it cannot be read so at all.
+    /// When it cannot be read with any alignment.
     pub fn of(file: &File) -> io::Result<Self> {
         let said = said(file);
         let found = said.filter(|a| {
@@ -41,7 +41,7 @@ impl Alignment {
         found.map_or_else(|| Self::tried(file), Ok)
     }
 
-    /// For kernels (before 6.1) and file systems that do not say: found out.
+    /// Finds the alignment by trying, for kernels before 6.1 and file systems that do not tell it.
     fn tried(file: &File) -> io::Result<Self> {
         let mut buffer = Aligned::piece(PAGE);
         for block in [512, 1024, 2048, PAGE] {
@@ -55,25 +55,25 @@ impl Alignment {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Whether the kernel takes a transfer of these buffers to or from `offset`.
+    /// Whether the kernel accepts a transfer of these buffers to or from `offset`.
     pub fn fits(self, buffers: &[libc::iovec], offset: u64) -> bool {
         let (memory, block) = (self.memory.wrapping_sub(1), self.block.wrapping_sub(1));
         offset & block as u64 == 0
             && buffers.iter().all(|b| b.iov_base.addr() & memory == 0 && b.iov_len & block == 0)
     }
 
-    /// A buffer that fits.
+    /// A buffer with this alignment.
     pub fn piece(self) -> Aligned {
         Aligned::piece(self.memory.max(PAGE))
     }
 }
 
-/// What statx(2) says.
+/// The alignment that statx(2) reports.
 fn said(file: &File) -> Option<Alignment> {
-    // SAFETY: a structure of numbers, for which zeroes are values.
+    // SAFETY: a structure of integers, for which zeroes are valid.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
     let wanted = libc::STATX_DIOALIGN;
-    // SAFETY: an open descriptor, an empty path and a structure that lives.
+    // SAFETY: the descriptor is open, the path is a C string, and `found` is live.
     let failed = unsafe {
         libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, wanted, &raw mut found) != 0
     };
@@ -84,12 +84,12 @@ fn said(file: &File) -> Option<Alignment> {
     Some(Alignment { memory: number(found.stx_dio_mem_align)?, block: number(found.stx_dio_offset_align)? })
 }
 
-/// Transfers for which the kernel's alignment does not hold.
+/// Does transfers that are not aligned.
 pub(super) struct Direct {
     pub alignment: Alignment,
-    /// Held to read by writes of whole blocks, to write by those that change a part of one.
+    /// Writes of whole blocks hold it for reading, writes of parts of a block for writing.
     blocks: RwLock<()>,
-    /// As many as there were threads at a time.
+    /// Buffers not in use: as many as the threads that were here at the same time.
     spare: Mutex<Vec<Aligned>>,
 }
 
@@ -99,18 +99,18 @@ impl Direct {
         Ok(Self { alignment, blocks: RwLock::new(()), spare: Mutex::default() })
     }
 
-    /// Whether a disk's sectors are its blocks, so that nothing but addresses can be wrong.
+    /// Whether blocks are no larger than a sector, so that only addresses can be unaligned.
     pub fn takes_sectors(&self) -> bool {
         self.alignment.block as u64 <= SECTOR
     }
 
-    /// Runs `write`, a write of whole blocks, while no block is being changed in part.
+    /// Runs `write`, a write of whole blocks, while no write of a part of a block is under way.
     pub fn whole<R>(&self, write: impl FnOnce() -> R) -> R {
         let _shared = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
         write()
     }
 
-    /// Reads what does not fit.
+    /// Reads into unaligned buffers.
     pub fn read(&self, file: &File, buffers: &mut [libc::iovec], mut offset: u64) -> io::Result<()> {
         self.with_piece(move |piece| {
             let mut buffers = buffers;
@@ -119,7 +119,7 @@ impl Direct {
                 let have = fill(file, window, offset - skip as u64)?;
                 let found = window.get(skip..have).filter(|bytes| !bytes.is_empty());
                 let found = found.ok_or(io::ErrorKind::UnexpectedEof)?;
-                // SAFETY: guest memory, which the caller keeps.
+                // SAFETY: guest memory, which the caller keeps mapped.
                 let done = unsafe { buffers::copy_to(buffers, found) };
                 buffers = buffers::advance(buffers, done);
                 offset += done as u64;
@@ -128,7 +128,7 @@ impl Direct {
         })
     }
 
-    /// Writes what does not fit.
+    /// Writes from unaligned buffers.
     pub fn write(&self, file: &File, buffers: &mut [libc::iovec], mut offset: u64) -> io::Result<()> {
         self.with_piece(move |piece| {
             let mut buffers = buffers;
@@ -139,7 +139,7 @@ impl Direct {
                 let start = offset - skip as u64;
                 let copy = |window: &mut [u8]| {
                     let to = window.get_mut(skip..skip + part).unwrap_or_default();
-                    // SAFETY: guest memory, which the caller keeps.
+                    // SAFETY: guest memory, which the caller keeps mapped.
                     unsafe { buffers::copy_from(buffers, to) }
                 };
                 let done = if part == window.len() {
@@ -162,7 +162,7 @@ impl Direct {
         })
     }
 
-    /// The part of `piece` for whole blocks around `offset`, and how far into it that is.
+    /// The beginning of `piece`, for the whole blocks around `offset`; and the position of `offset` in it.
     fn window<'a>(&self, piece: &'a mut [u8], offset: u64, left: u64) -> io::Result<(&'a mut [u8], usize)> {
         let block = self.alignment.block;
         let skip = (offset & (block as u64).wrapping_sub(1)) as usize;
@@ -182,7 +182,7 @@ impl Direct {
     }
 }
 
-/// Reads until `bytes` is full or the file ends; how much there was.
+/// Reads until `bytes` is full or the file ends; returns how many bytes.
 fn fill(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -190,7 +190,7 @@ fn fill(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
             Ok(0) => break,
             Ok(more) => done += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Past an end that is not a multiple of a block nothing more can be asked.
+            // The file's end is not a multiple of a block, so that the next offset is not aligned.
             Err(error) if done > 0 && error.raw_os_error() == Some(libc::EINVAL) => break,
             Err(error) => return Err(error),
         }

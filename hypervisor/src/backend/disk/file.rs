@@ -6,16 +6,16 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use super::open_error::OpenError;
 use super::options::Options;
 
-/// A disk's file, locked until this goes.
+/// A disk's file, locked until this is dropped.
 ///
-/// Closing it does not do: the lock is of what was opened, not of the descriptor, so that a child process, which
-/// another thread is about to make into some program, holds it too until it gets there (flock(2)).
+/// Closing the file would not be enough: the lock belongs to the open file description (flock(2)). If another thread is
+/// starting a program, the child process shares the description until it calls execve(2).
 #[derive(Debug)]
 pub(crate) struct Locked(pub File);
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        // One that is not locked has nothing to lose.
+        // An error means that it is not locked.
         let _ = self.0.unlock();
     }
 }
@@ -25,7 +25,7 @@ pub(super) fn open(options: &Options) -> Result<Locked, OpenError> {
     let path = options.path.as_path();
     let opened = |error| OpenError::Open { path: path.to_owned(), error };
     let kind = std::fs::metadata(path).map_err(opened)?.file_type();
-    // Before it is opened: that of a FIFO would wait for somebody at the other end.
+    // Checked before the file is opened: opening a FIFO waits for the other end.
     if !kind.is_file() && !kind.is_block_device() {
         return Err(OpenError::NoDisk(path.to_owned()));
     }
@@ -35,14 +35,14 @@ pub(super) fn open(options: &Options) -> Result<Locked, OpenError> {
     let locked = if options.readonly { file.try_lock_shared() } else { file.try_lock() };
     match locked {
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.to_owned())),
-        // A file system without locks protects nobody; that is no reason not to use it.
+        // Some file systems have no locks. Their files can be used all the same.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(Locked(file)),
     }
 }
 
-/// The first bytes of a file, if it has so many.
+/// The first `N` bytes of a file, if it is that long.
 pub(super) fn beginning<const N: usize>(file: &File) -> Option<[u8; N]> {
-    /// A page at a page's address: what any O_DIRECT takes.
+    /// A page, with the alignment that every O_DIRECT accepts.
     #[repr(align(4096))]
     struct Page([u8; 4096]);
     let mut page = Page([0; 4096]);
@@ -50,7 +50,8 @@ pub(super) fn beginning<const N: usize>(file: &File) -> Option<[u8; N]> {
     page.0.get(..count)?.first_chunk().copied()
 }
 
-/// Whether a file has qcow2's magic number. A guest can write that into a raw disk, so that it decides nothing.
+/// Whether a file begins with qcow2's magic number. That does not make it a qcow2 image: a guest can write the number
+/// to a raw disk.
 pub(super) fn begins_as_qcow2(file: &File) -> bool {
     beginning(file) == Some(*b"QFI\xfb")
 }

@@ -5,29 +5,30 @@ use std::io;
 /// The unit of a disk's size and of its requests, in bytes (virtio 1.2, section 5.2.4; Xen's blkif.h has the same).
 pub(crate) const SECTOR: u64 = 512;
 
-/// What an image can do, in bytes.
+/// The units of an image, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Its smallest unit: what guests are told to keep to, because less of it costs more.
+    /// The block size that guests are told to use; smaller requests work, but cost more.
     pub block: u64,
-    /// The least that a discard gives back; `None`: nothing is given back.
+    /// The smallest range that a discard frees; `None`: discards free nothing.
     pub discard: Option<u64>,
 }
 
-/// Where a disk's bytes are. Buffers are the guest's memory; an operation is done wholly or is an error.
+/// The bytes of a disk. Buffers are guest memory, which the caller keeps mapped. An operation is done completely, or
+/// returns an error.
 pub(crate) trait Image: Send + Sync {
-    /// Its size.
+    /// The size in bytes.
     fn bytes(&self) -> u64;
-    /// What it can do.
+    /// Its units.
     fn limits(&self) -> Limits;
     /// Fills the buffers.
     fn read(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()>;
     /// Writes the buffers.
     fn write(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()>;
-    /// Puts on stable storage all that was written.
+    /// Puts everything that was written on stable storage.
     fn flush(&self) -> io::Result<()>;
-    /// Forgets a range, whose content is then anything.
+    /// Discards a range: its content is undefined afterwards.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Makes a range zeroes; `unmap`: the room for it may be given back.
+    /// Makes a range zeroes; `unmap`: its storage may be freed.
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
 }

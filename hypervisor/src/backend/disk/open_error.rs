@@ -1,4 +1,4 @@
-//! Why a disk cannot be opened, and what to do about it.
+//! Reasons why a disk cannot be opened, with advice.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,20 +18,20 @@ pub enum OpenError {
         /// Why.
         error: io::Error,
     },
-    /// Somebody else writes to it, or it is to be written while somebody reads.
+    /// Another process writes to it, or reads it while it is to be written.
     #[error(
         "disk {} is in use by another process, or behind another disk; end that one, make a copy, or open it \
          \",readonly\" in both",
         name(.0)
     )]
     Locked(PathBuf),
-    /// A directory, a pipe, a terminal...
+    /// It is a directory, a pipe, a terminal...
     #[error("disk {} is {}", name(.0), instead(.0))]
     NoDisk(PathBuf),
-    /// There is nothing in it.
+    /// It has no bytes.
     #[error("disk {} is empty; give it a size: truncate -s 1G {}", name(.0), name(.0))]
     Empty(PathBuf),
-    /// A raw disk whose last block is not whole, which cannot be read around the page cache.
+    /// A raw disk whose last block is not complete, so that direct I/O cannot read it.
     #[error(
         "disk {} has {bytes} bytes, not a multiple of the {block} that direct=on needs here; leave direct=on out, or \
          make it longer: truncate -s %{block} {}",
@@ -52,7 +52,7 @@ pub enum OpenError {
         name(.0)
     )]
     LooksLikeQcow2(PathBuf),
-    /// It is said, or its name says, that it is an image of a format that it is not.
+    /// By its option or its name it should be a qcow2 image, but it is not.
     #[error("disk {} is not a qcow2 image; say format=raw if it is a raw one", name(.0))]
     NoQcow2(PathBuf),
     /// Its content is encrypted.
@@ -61,7 +61,7 @@ pub enum OpenError {
         name(.0)
     )]
     Encrypted(PathBuf),
-    /// Its tables cannot be relied on.
+    /// Its tables are wrong.
     #[error("cannot use disk {}: {fault}; {}", name(path), mended(fault, path))]
     Damaged {
         /// Which.
@@ -69,7 +69,7 @@ pub enum OpenError {
         /// What is wrong.
         fault: Fault,
     },
-    /// It has a feature of its format that is not supported.
+    /// It uses an unsupported feature of its format.
     #[error(
         "disk {} uses {feature}, and Paravane does not support that; make a copy without it: qemu-img convert -O qcow2 \
          {} COPY",
@@ -82,7 +82,7 @@ pub enum OpenError {
         /// The feature.
         feature: String,
     },
-    /// It has more tables than are looked at.
+    /// Its tables are too large to be checked.
     #[error(
         "cannot use disk {}: {fault}; make a raw disk of it: qemu-img convert -O raw {} COPY",
         name(path),
@@ -94,14 +94,14 @@ pub enum OpenError {
         /// What is too large.
         fault: Fault,
     },
-    /// A backing file that is behind itself, or the last of too many.
+    /// A backing file that is its own backing file, or one of too many.
     #[error(
         "disk {} is behind itself, or there are more than 64 files behind one another; put them together: qemu-img \
          commit or qemu-img convert",
         name(.0)
     )]
     Endless(PathBuf),
-    /// An image that cannot be used as it is.
+    /// imago cannot open the image.
     #[error(
         "cannot use disk {}: {error}; make a raw disk of it: qemu-img convert -O raw {} COPY",
         name(path),
@@ -113,7 +113,7 @@ pub enum OpenError {
         /// Why.
         error: io::Error,
     },
-    /// A file that an image names, a backing file for one, cannot be used.
+    /// A file that an image refers to, like a backing file, cannot be used.
     #[error("disk {} needs another file: {}", name(image), needed(error))]
     Referenced {
         /// The image.
@@ -124,7 +124,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// For the image at `path`, in which something is wrong.
+    /// The error for a fault in the image at `path`.
     pub(super) fn fault(path: &Path, fault: Fault) -> Self {
         let path = path.to_owned();
         match fault {
@@ -150,7 +150,7 @@ fn hint(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// What is wrong with a file that an image names. Nobody is to make an empty one in its stead.
+/// What is wrong with a file that an image refers to. Does not advise to create an empty one.
 fn needed(error: &OpenError) -> String {
     match error {
         OpenError::Open { path, error } => {
@@ -160,18 +160,18 @@ fn needed(error: &OpenError) -> String {
     }
 }
 
-/// How to get an image that is right.
+/// Advice on how to get a correct image.
 fn mended(fault: &Fault, path: &Path) -> String {
     let repair = format!("qemu-img check -r all {}", name(path));
     match fault {
-        // With a header like this, no program repairs it.
+        // No program repairs such a header.
         Fault::Header(_) => "use a copy of it that is not damaged".to_owned(),
         Fault::Outside { .. } => format!("copy it again, or repair it: {repair}"),
         _ => format!("repair it, or a copy of it: {repair}"),
     }
 }
 
-/// What something is that cannot be a disk, and what to do.
+/// What kind of file it is that cannot be a disk, with advice.
 fn instead(path: &Path) -> String {
     if path.is_dir() {
         format!("a directory; make an image of its files: mkfs.ext4 -d {} disk.img 64M", name(path))

@@ -1,4 +1,6 @@
 //! Jobs done by a few threads with ordinary system calls: for image formats, and for hosts without io_uring.
+//!
+//! The threads are called `pv-block-io`; each works on one job at a time.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -15,17 +17,17 @@ use super::jobs::{Done, Job, Jobs, Op};
 use crate::host::poll::wait;
 use crate::host::threads;
 
-/// As many as a queue's requests that wait for the host at a time.
+/// Threads, and so the requests of a queue that the host works on at the same time.
 const THREADS: usize = 4;
 
-/// A job on its way to a thread. Its buffers are the guest's memory, which the pool's owner keeps mapped; the pool
-/// waits for its threads when it goes.
+/// A job on its way to a thread, with its token. Its buffers are guest memory, which the pool's owner keeps mapped:
+/// when the pool is dropped, it waits for its threads.
 struct Order(u16, Job);
 
 #[derive(Default)]
 struct Ended {
     jobs: Mutex<Vec<Done>>,
-    /// Whether there are any: for who looks again and again, and would hold up the threads by taking the lock.
+    /// Whether `jobs` has any. For busy polling, which would delay the threads by taking the lock.
     any: AtomicBool,
 }
 
@@ -48,7 +50,7 @@ impl Ended {
     }
 }
 
-/// A few threads that work on one image.
+/// Threads that work on one image.
 pub(super) struct Pool {
     orders: Option<Sender<Order>>,
     ended: Arc<Ended>,
@@ -57,7 +59,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// A pool for `image`.
+    /// Starts the threads for `image`.
     ///
     /// # Errors
     /// When the host has no threads left.
@@ -73,7 +75,7 @@ impl Pool {
                 while let Some(Order(token, mut job)) = next(&receiver) {
                     let result = guarded(|| perform(&*image, &mut job));
                     ended.push(Done { token, result, buffers: job.buffers });
-                    // A full counter is readable too.
+                    // An error means that the counter is full, and so readable.
                     let _ = bell.write(1);
                 }
             };
@@ -87,10 +89,10 @@ fn next(orders: &Mutex<Receiver<Order>>) -> Option<Order> {
     orders.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
-/// Calls `f`; that it panics, as a library might over an image it finds impossible, is an error of the request. Else
-/// the request would be in work for ever.
+/// Calls `f`. If it panics, as a library might for an unexpected image, the request fails; otherwise it would never
+/// end.
 fn guarded(f: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    // What a panic leaves behind is behind locks, and imago's tables are only read and written under those.
+    // Unwind-safe: imago reads and writes its tables under locks only.
     panic::catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
 
@@ -115,7 +117,7 @@ impl Jobs for Pool {
         if sleep {
             wait(&[self.bell.as_raw_fd(), stop, kick])?;
         }
-        // Before looking: what ends after this rings again.
+        // Read before the list is taken: a job that ends after this writes to it again.
         let _ = self.bell.read();
         self.ended.take(done);
         Ok(())
@@ -128,7 +130,7 @@ impl Jobs for Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // Without a sender they finish what there is, and end.
+        // Without a sender, the threads finish the jobs that are queued, and end.
         self.orders = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();

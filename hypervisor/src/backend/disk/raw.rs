@@ -9,7 +9,7 @@ use super::direct::{Alignment, Direct};
 use super::file::Locked;
 use super::image::{Image, Limits, SECTOR};
 
-/// What a discard of a file gives back at least: a block of most file systems.
+/// The smallest range of a file that a discard frees: a block of most file systems.
 const FILE_BLOCK: u64 = 4096;
 
 /// A file or block device.
@@ -17,11 +17,11 @@ pub(crate) struct RawImage {
     file: Locked,
     /// The disk's size: the file's, rounded up to a sector as QEMU does.
     bytes: u64,
-    /// Where the file ended when it was opened. Between this and the disk's end are zeroes, until that is written.
+    /// The file's length when it was opened. The disk has zeroes from here to its end, until they are written to.
     end: u64,
     /// Set if the file was opened with O_DIRECT.
     direct: Option<Direct>,
-    /// Made when the first zeroes are written.
+    /// Created when zeroes are first written.
     zeroes: OnceLock<Aligned>,
 }
 
@@ -29,35 +29,34 @@ impl RawImage {
     /// The image in `file`; `direct`: it was opened with O_DIRECT.
     pub fn new(file: Locked, direct: bool) -> io::Result<Self> {
         use std::io::{Seek, SeekFrom};
-        // A block device's metadata has no length; its end has a position.
+        // The metadata of a block device has no length, but its end has a position.
         let end = (&file.0).seek(SeekFrom::End(0))?;
         let direct = direct.then(|| Direct::new(&file.0)).transpose()?;
-        // Around the page cache, a part of a sector cannot be read.
+        // Direct I/O cannot read a part of a sector.
         let bytes = if direct.is_some() { end } else { end.next_multiple_of(SECTOR) };
         Ok(Self { file, bytes, end, direct, zeroes: OnceLock::new() })
     }
-    /// The image in a file that has no end, as a pipe.
+    /// An image in a file without an end, like a pipe.
     #[cfg(test)]
     pub fn of_size(file: std::fs::File, bytes: u64) -> Self {
         Self { file: Locked(file), bytes, end: bytes, direct: None, zeroes: OnceLock::new() }
     }
-    /// Its descriptor, good for as long as the image lives.
+    /// Its descriptor, which is open as long as the image lives.
     pub fn fd(&self) -> RawFd {
         self.file.0.as_raw_fd()
     }
-    /// What the kernel wants of addresses; `None`: nothing.
+    /// The alignment that the kernel requires, if any.
     pub fn alignment(&self) -> Option<Alignment> {
         self.direct.as_ref().map(|direct| direct.alignment)
     }
-    /// Whether every request's offset and length is right for the kernel.
+    /// Whether the kernel accepts the offset and length of every request.
     pub fn takes_sectors(&self) -> bool {
         self.direct.as_ref().is_none_or(Direct::takes_sectors)
     }
-    /// Completes a read for which the file has no more bytes: fills `buffers` with the zeroes that are between its end
-    /// and the disk's.
+    /// Completes a read at the end of the file: fills `buffers` with the zeroes between the file's end and the disk's.
     ///
     /// # Errors
-    /// When the file ends before that: somebody has cut it short.
+    /// When the file has become shorter than it was.
     ///
     /// # Safety
     /// As [`copy_to`].
@@ -69,7 +68,7 @@ impl RawImage {
         unsafe { copy_to(buffers, &[0; SECTOR as usize]) };
         Ok(())
     }
-    /// What zeroes of this length are written from.
+    /// Buffers to write `len` zeroes from.
     pub fn zeroes(&self, len: u64) -> Buffers {
         let align = self.alignment().map_or(1, |a| a.memory);
         Buffers::of_zeroes(self.zeroes.get_or_init(|| Aligned::piece(align)), len)
@@ -77,7 +76,7 @@ impl RawImage {
 
     fn fallocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
         let (offset, len) = (offset_of(offset)?, offset_of(len)?);
-        // SAFETY: a descriptor that is open, and numbers.
+        // SAFETY: only an open descriptor and numbers are passed.
         match unsafe { libc::fallocate(self.fd(), mode, offset, len) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -85,22 +84,22 @@ impl RawImage {
     }
 }
 
-/// How a range is given back to the host's file system, its content being zeroes afterwards.
+/// fallocate(2) mode that frees a range, which then reads as zeroes.
 pub(super) const PUNCH: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-/// How a range becomes zeroes and keeps its room.
+/// fallocate(2) mode that makes a range zeroes and keeps its blocks allocated.
 pub(super) const ZERO: libc::c_int = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// Whether the host's file system cannot do what fallocate(2) was asked for.
+/// Whether fallocate(2) failed because the host's file system does not support the mode.
 pub(super) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL))
 }
 
-/// An offset as system calls want it.
+/// An offset as system calls take it.
 pub(super) fn offset_of(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Calls `transfer` until all of the buffers are done, or `at_end` when it has nothing more.
+/// Calls `transfer` until all buffers are done, and `at_end` when it transfers nothing.
 fn all(
     mut buffers: &mut [libc::iovec],
     mut offset: u64,
@@ -138,8 +137,8 @@ impl Image for RawImage {
         if let Some(direct) = self.direct.as_ref().filter(|d| !d.alignment.fits(buffers, offset)) {
             return direct.read(&self.file.0, buffers, offset);
         }
-        // SAFETY: `count` buffers from `first` on are live, and what they name is the guest's memory, which the
-        // caller keeps; it is shared with the guest, so that no reference to it exists in this program.
+        // SAFETY: `count` buffers from `first` on are live. They are guest memory, which the caller keeps mapped; no
+        // reference to it exists in this program.
         let read = |first, count, at| unsafe { libc::preadv(self.fd(), first, count, at) };
         // SAFETY: as above.
         all(buffers, offset, read, |rest, at| unsafe { self.read_past_end(rest, at) })
@@ -161,7 +160,7 @@ impl Image for RawImage {
     }
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         match self.fallocate(PUNCH, offset, len) {
-            // A discard is advice.
+            // A discard is only a hint.
             Err(error) if is_unsupported(&error) => Ok(()),
             result => result,
         }

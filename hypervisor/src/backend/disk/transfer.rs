@@ -1,4 +1,4 @@
-//! A job on its way through io_uring: what the kernel is asked next, and what its answers mean.
+//! A job as a series of io_uring operations: the next operation, and the meaning of results.
 
 use std::io;
 
@@ -9,31 +9,31 @@ use super::direct::Alignment;
 use super::jobs::{Job, Op};
 use super::raw::{PUNCH, RawImage, ZERO, is_unsupported};
 
-/// Buffers of zeroes that one call writes: 1 MiB, so that a request for 32 MiB is no one's long wait.
+/// Buffers of zeroes that one call writes: 1 MiB, so that a request for 32 MiB does not delay others.
 const ZEROES: usize = (1 << 20) / PIECE;
-/// How often in a row the kernel may say "not now".
+/// How often in a row the kernel may answer EINTR or EAGAIN.
 const PATIENCE: u8 = 100;
 
-/// A job, and how far it is.
+/// A job and its progress.
 pub(super) struct Transfer {
     pub job: Job,
     /// Buffers before this one are done.
     first: usize,
-    /// Buffers for one call at most.
+    /// Buffers at most for one call.
     most: usize,
-    /// Whether the job's own buffers are none for the kernel.
+    /// Whether the kernel rejects the job's buffers as unaligned.
     bounces: bool,
-    /// The buffer that is used in their stead.
+    /// The aligned buffer that is used instead.
     pub bounce: Option<Aligned>,
-    /// What was changed is still to be put on stable storage.
+    /// The change has still to be put on stable storage.
     sync_after: bool,
-    /// That is being done.
+    /// The kernel is doing that.
     syncing: bool,
     patience: u8,
 }
 
 impl Transfer {
-    /// A job that has not begun. `alignment`: what the kernel wants of buffers.
+    /// A job that has not begun. `alignment`: the alignment that the kernel requires of buffers.
     pub fn new(job: Job, alignment: Option<Alignment>) -> Self {
         let bounces = alignment.is_some_and(|a| !a.fits(&job.buffers, 0));
         let sync_after = job.sync && matches!(job.op, Op::Discard | Op::Zero { .. });
@@ -41,12 +41,12 @@ impl Transfer {
         Self { job, first: 0, most, bounces, bounce: None, sync_after, syncing: false, patience: PATIENCE }
     }
 
-    /// Whether it cannot go on without a buffer of ours.
+    /// Whether it has to wait for an aligned buffer.
     pub fn wants_bounce(&self) -> bool {
         self.bounces && self.bounce.is_none()
     }
 
-    /// What the kernel is asked next.
+    /// The next operation.
     pub fn entry(&mut self, fd: types::Fd) -> squeue::Entry {
         let Job { op, offset, len, sync, .. } = self.job;
         let dsync = if sync { libc::RWF_DSYNC } else { 0 };
@@ -64,7 +64,7 @@ impl Transfer {
                 opcode::Writev::new(fd, buffers, count).offset(offset).rw_flags(dsync).build()
             }
             (Op::Write, Some(bounce)) => {
-                // SAFETY: the guest's memory, which the ring's owner keeps.
+                // SAFETY: guest memory, which the ring's owner keeps mapped.
                 unsafe { copy_from(left, bounce) };
                 let (from, len) = (bounce.as_ptr(), piece(len));
                 opcode::Write::new(fd, from, len).offset(offset).rw_flags(dsync).build()
@@ -75,7 +75,7 @@ impl Transfer {
         }
     }
 
-    /// What the kernel's answer means: the job's end, or `None` when there is more to ask.
+    /// Handles the kernel's result. Returns the job's result, or `None` if another operation is needed.
     pub fn answered(&mut self, answer: i32, image: &RawImage) -> Option<io::Result<()>> {
         let done = match usize::try_from(answer) {
             Ok(done) => done,
@@ -94,22 +94,22 @@ impl Transfer {
         (!self.syncing).then_some(Ok(()))
     }
 
-    /// Nothing more was read or written.
+    /// Handles a result of 0 bytes.
     fn at_end(&self, image: &RawImage) -> io::Result<()> {
         if self.job.op == Op::Write {
             return Err(io::ErrorKind::WriteZero.into());
         }
         let left = self.job.buffers.get(self.first..).unwrap_or_default();
-        // SAFETY: the guest's memory, which the ring's owner keeps.
+        // SAFETY: guest memory, which the ring's owner keeps mapped.
         unsafe { image.read_past_end(left, self.job.offset) }
     }
 
-    /// `done` bytes were read or written; how many buffers are left.
+    /// Notes that `done` bytes were read or written; returns how many buffers are left.
     fn moved(&mut self, done: usize) -> usize {
         let Job { op, offset, len, buffers, .. } = &mut self.job;
         let left = buffers.get_mut(self.first..).unwrap_or_default();
         if let (Op::Read, Some(bounce)) = (*op, &self.bounce) {
-            // SAFETY: the guest's memory, which the ring's owner keeps.
+            // SAFETY: guest memory, which the ring's owner keeps mapped.
             unsafe { copy_to(left, bounce.get(..done).unwrap_or_default()) };
         }
         let left = advance(left, done).len();
@@ -126,7 +126,7 @@ impl Transfer {
                 None
             }
             _ if self.syncing => Some(Err(error)),
-            // A discard is advice.
+            // A discard is only a hint.
             Op::Discard if is_unsupported(&error) => Some(Ok(())),
             Op::Zero { .. } if is_unsupported(&error) => {
                 (self.job.op, self.job.sync) = (Op::Write, false);
@@ -138,7 +138,7 @@ impl Transfer {
     }
 }
 
-/// What one transfer through a buffer of ours moves.
+/// Bytes of one transfer through an aligned buffer.
 fn piece(len: u64) -> u32 {
     len.min(PIECE as u64) as u32
 }

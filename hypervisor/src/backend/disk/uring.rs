@@ -1,7 +1,7 @@
-//! Jobs on a raw file, done by io_uring: no thread and no copy between the file and the guest's memory.
+//! Jobs on a raw file, done by io_uring: without threads, and without a copy between the file and guest memory.
 //!
-//! Nothing here waits for the file. What the file system cannot do is done by writes of zeroes, a piece at a time;
-//! what O_DIRECT does not take goes through one of a few aligned buffers, a piece at a time too.
+//! Nothing here waits for the file. If the file system cannot make ranges zeroes, zeroes are written, part by part.
+//! Buffers that O_DIRECT rejects are copied through one of a few aligned buffers, part by part as well.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,26 +16,26 @@ use super::raw::RawImage;
 use super::transfer::Transfer;
 use crate::machine::device_memory::DeviceMemory;
 
-/// What marks the end of waiting for a descriptor; below are tokens of jobs.
+/// User data of completions for watched descriptors. Smaller values are tokens of jobs.
 const WAKE: u64 = 1 << 32;
-/// Jobs at a time that go through buffers of ours, where the guest's do not fit.
+/// Jobs at a time that go through aligned buffers.
 const BOUNCES: usize = 8;
 
-/// A ring of the host's kernel.
+/// An io_uring instance.
 pub(super) struct Uring {
     ring: IoUring,
     image: Arc<RawImage>,
-    /// The jobs under way, by token. Their buffers must stay where they are until the kernel is done.
+    /// The jobs under way, by token. Their buffers must not move until the kernel is done.
     jobs: Vec<Option<Transfer>>,
     /// How many of them there are.
     count: usize,
-    /// Which descriptors the kernel watches already.
+    /// Which of the two descriptors the kernel watches.
     armed: [bool; 2],
-    /// Aligned buffers that no job has.
+    /// Aligned buffers not in use.
     bounces: Vec<Aligned>,
     /// Jobs that wait for one.
     waiting: VecDeque<u16>,
-    /// What the jobs' buffers are in.
+    /// The memory of the jobs' buffers.
     memory: DeviceMemory,
 }
 
@@ -55,8 +55,8 @@ impl Uring {
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
-            // SAFETY: what the entry names lives until its completion: descriptors as long as the image, buffers
-            // in `self.jobs`, which is emptied by completions only (see `Drop`), the guest's memory as long as
+            // SAFETY: everything that the entry refers to lives until its completion: descriptors as long as the image;
+            // buffers in `self.jobs`, from which only completions remove them (see `Drop`); guest memory as long as
             // `self.memory`.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return Ok(());
@@ -65,7 +65,7 @@ impl Uring {
         }
     }
 
-    /// Hands over what is to be done next of a job, unless it must wait for a buffer of ours.
+    /// Submits a job's next step, unless it has to wait for an aligned buffer.
     fn submit(&mut self, token: u16) -> io::Result<()> {
         let Some(Some(transfer)) = self.jobs.get_mut(usize::from(token)) else { return Ok(()) };
         if transfer.wants_bounce() {
@@ -79,7 +79,7 @@ impl Uring {
         self.push(&entry.user_data(token.into()))
     }
 
-    /// Takes a job out: its buffers.
+    /// Removes a job; returns its buffers.
     fn remove(&mut self, token: u16) -> Buffers {
         let Some(transfer) = self.jobs.get_mut(usize::from(token)).and_then(Option::take) else {
             return Buffers::default();
@@ -102,16 +102,15 @@ impl Uring {
         Ok(())
     }
 
-    /// The next completion: of what, and the kernel's answer.
+    /// The next completion: its user data and its result.
     fn completion(&mut self) -> Option<(u64, i32)> {
         self.ring.completion().next().map(|entry| (entry.user_data(), entry.result()))
     }
 
-    /// Submits, waits for `want` completions, and takes all that there are.
+    /// Submits, waits for `want` completions, and handles all that have arrived.
     fn turn(&mut self, want: usize, done: &mut Vec<Done>) -> io::Result<()> {
         if let Err(error) = self.ring.submit_and_wait(want) {
-            // Interrupted, short of memory for a moment, or the kernel wants its completions taken first: all are
-            // worth another turn.
+            // Interrupted, temporarily out of memory, or the completion queue is full: worth another try.
             let passes = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR));
             if !passes {
                 return Err(error);
@@ -136,7 +135,7 @@ impl Uring {
         Ok(())
     }
 
-    /// The next step of a job, or its end.
+    /// Submits the next step of a job, or reports its end.
     fn go_on(&mut self, token: u16, ended: Option<io::Result<()>>, done: &mut Vec<Done>) {
         let result = match ended.map_or_else(|| self.submit(token).err().map(Err), Some) {
             Some(result) => result,
@@ -167,12 +166,12 @@ impl Jobs for Uring {
 }
 
 impl Drop for Uring {
-    /// The kernel must be done with the guest's memory and our buffers before they go.
+    /// The kernel must be done with guest memory and aligned buffers before they are freed.
     fn drop(&mut self) {
         let mut done = Vec::new();
         while self.count > 0 && self.turn(1, &mut done).is_ok() {}
         if self.count > 0 {
-            // It cannot be asked any more: what it may still write to must then stay for ever.
+            // The ring has failed: memory that the kernel may still write to is never freed.
             std::mem::forget((std::mem::take(&mut self.jobs), self.memory.clone()));
         }
     }

@@ -1,17 +1,15 @@
-//! Whether an image's tables may be believed. Done before the library gets the image.
+//! Checks an image's tables before the library gets the image.
 //!
-//! The library believes refcounts and tables. It gives a cluster that is counted as free to the next write, whatever
-//! the cluster holds; and where the refcounts of the file's first clusters are missing, it puts new ones into cluster
-//! 0, over the header, and then calls itself without end. So nobody writes to an image before all of the following is
-//! known:
+//! The library trusts refcounts and tables. It gives a cluster with refcount 0 to the next write, whatever is in the
+//! cluster. If the refcounts of the file's first clusters are missing, it writes new ones to cluster 0, over the
+//! header, and then recurses without end. So an image is opened for writing only if all of this is true:
 //!
-//! 1. every table, and every cluster that an entry names, begins where a cluster may and lies inside the file;
-//! 2. every one of them is counted, as often as it is used, and no table shares its cluster with anything;
-//! 3. what is marked as not shared (COPIED), and is therefore written in place, has one user.
+//! 1. every table, and every cluster that an entry refers to, begins at a cluster boundary and lies inside the file;
+//! 2. the refcount of each is at least the number of its users, and no table shares its cluster with anything;
+//! 3. what is marked as not shared (COPIED), and is therefore written in place, has refcount 1.
 //!
-//! Refcounts that are too high lose room and nothing else; a program that is killed leaves some. If an image is only
-//! read, only point 1 is checked: nothing is allocated there, and a wrong table gives wrong data to its own reader
-//! alone.
+//! Refcounts that are too high only waste space; a program that is killed leaves some. For an image that is only read,
+//! only point 1 is checked: nothing is allocated in it, and a wrong table harms only its reader.
 //!
 //! What may not be done here: recursion; a write; a loop or an allocation whose size the file sets without a limit.
 
@@ -23,7 +21,7 @@ use super::reader::Reader;
 use super::snapshots_and_bitmaps;
 use super::tables::Tables;
 
-/// Looks at an image. `direct`: the file was opened with O_DIRECT; `writable`: it will be written to.
+/// Checks an image. `direct`: the file was opened with O_DIRECT; `writable`: it will be written to.
 ///
 /// # Errors
 /// What is wrong with it.

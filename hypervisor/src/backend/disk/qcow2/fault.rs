@@ -1,20 +1,20 @@
-//! What can be wrong with a qcow2 image, in words for its owner.
+//! What can be wrong with a qcow2 image.
 
 use std::io;
 
-/// Why an image is not used.
+/// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// Incompatible feature bit 0: whoever wrote it last did not get to close it.
+    /// Incompatible feature bit 0: the last program that wrote to it did not close it.
     #[error("it was not closed properly by the last program that wrote to it (its dirty bit is set)")]
     Dirty,
     /// Incompatible feature bit 1.
     #[error("it is marked as corrupt: another program has found damage in it")]
     Corrupt,
-    /// A field of the header that no image has.
+    /// An impossible value in the header.
     #[error("its header is wrong: {0}")]
     Header(String),
-    /// Something is not where the file has bytes.
+    /// Something lies outside the file.
     #[error(
         "{what} at offset {offset:#x} lies outside the file, which has {len} bytes (a copy that stopped early looks \
          like this)"
@@ -27,7 +27,7 @@ pub enum Fault {
         /// The file's length, in bytes.
         len: u64,
     },
-    /// Something does not begin where a cluster does.
+    /// Something does not begin at a cluster boundary.
     #[error("{what} at offset {offset:#x} does not begin at a multiple of the cluster size")]
     Unaligned {
         /// What.
@@ -43,7 +43,7 @@ pub enum Fault {
         /// The entry.
         value: u64,
     },
-    /// In use, and free by its refcount: the next allocation would take it.
+    /// A cluster is in use, but its refcount is 0: the next allocation would take it.
     #[error("{what} at offset {offset:#x} is in a cluster that the refcounts say is free")]
     Uncounted {
         /// What.
@@ -51,7 +51,7 @@ pub enum Fault {
         /// Where, in bytes.
         offset: u64,
     },
-    /// Two things in one cluster.
+    /// Two things are in one cluster.
     #[error("{what} at offset {offset:#x} is in a cluster that something else uses")]
     Overlap {
         /// What.
@@ -59,7 +59,7 @@ pub enum Fault {
         /// Where, in bytes.
         offset: u64,
     },
-    /// Fewer users counted than there are: it would be free while the last of them needs it.
+    /// The refcount is less than the number of users: the cluster would be freed while it is in use.
     #[error("{what} at offset {offset:#x} has more users than its refcount, {count}, says")]
     TooFew {
         /// What.
@@ -69,7 +69,7 @@ pub enum Fault {
         /// The refcount.
         count: u32,
     },
-    /// Marked as its user's own (the COPIED flag), so that it would be written in place; but it is shared.
+    /// Marked as not shared (the COPIED flag), so that it would be written in place; but it is shared.
     #[error("{what} at offset {offset:#x} is marked as not shared, and its refcount is {count}")]
     Shared {
         /// What.
@@ -79,7 +79,7 @@ pub enum Fault {
         /// The refcount.
         count: u32,
     },
-    /// A refcount that no image of ours could come to.
+    /// A refcount that no image needs.
     #[error("the refcount of the cluster at offset {offset:#x} is {count}, more than any image needs")]
     HugeCount {
         /// Which cluster, in bytes.
@@ -87,17 +87,17 @@ pub enum Fault {
         /// Its refcount.
         count: u64,
     },
-    /// With a file for its data, a guest's cluster is at the same offset there.
+    /// In an image with a data file, a guest's cluster is not at the same offset in that file.
     #[error(
         "the guest's cluster at {guest:#x} is at offset {offset:#x} of the data file, and not at its own place"
     )]
     Displaced {
         /// The guest's offset, in bytes.
         guest: u64,
-        /// That of the data file, in bytes.
+        /// The offset in the data file, in bytes.
         offset: u64,
     },
-    /// More than is looked at when a disk is opened.
+    /// More than is checked when a disk is opened.
     #[error("its tables are too large to be checked: {0}")]
     TooLarge(&'static str),
     /// A feature of the format that is not supported.

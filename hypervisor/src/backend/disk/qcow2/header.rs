@@ -4,23 +4,23 @@ use super::fault::Fault;
 use super::reader::Reader;
 use crate::backend::disk::image::SECTOR;
 
-/// What every image begins with.
+/// The first four bytes of every image.
 const MAGIC: u32 = 0x5146_49fb;
 /// Bytes of a header of version 2, and the least of one of version 3.
 const LENGTHS: [u64; 2] = [72, 104];
-/// Entries of an L1 table and clusters of a refcount table: QEMU's limits, which are the library's too.
+/// Entries of an L1 table and bytes of a refcount table at most: the limits of QEMU and of the library.
 const MOST_L1_ENTRIES: u64 = 4 << 20;
 const MOST_REFTABLE_BYTES: u64 = 8 << 20;
-/// Incompatible features that have names of their own here.
+/// Incompatible features.
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 2;
 const DATA_FILE: u64 = 4;
 const COMPRESSION: u64 = 8;
 const EXTENDED_L2: u64 = 16;
-/// The autoclear feature that says that bitmaps are right.
+/// The autoclear feature: bitmaps are up to date.
 const BITMAPS: u64 = 1;
 
-/// What a header says, with what can be said of it alone being right.
+/// A header. Its fields are checked as far as that is possible without the tables.
 #[derive(Debug)]
 pub(super) struct Header {
     /// 2 or 3.
@@ -29,15 +29,15 @@ pub(super) struct Header {
     pub cluster_bits: u32,
     /// 0 to 6.
     pub refcount_order: u32,
-    /// Where the L1 table is, and how many entries it has.
+    /// Offset of the L1 table, and its number of entries.
     pub l1: (u64, u64),
-    /// Where the refcount table is, and its bytes.
+    /// Offset of the refcount table, and its bytes.
     pub reftable: (u64, u64),
-    /// Where the snapshots' table is, and how many there are.
+    /// Offset of the snapshot table, and the number of snapshots.
     pub snapshots: (u64, u32),
-    /// Where the bitmaps' directory is, its bytes, and how many there are.
+    /// Offset of the bitmap directory, its bytes, and the number of bitmaps.
     pub bitmaps: Option<(u64, u64, u32)>,
-    /// Data is in a file of its own.
+    /// Guest data is in a separate file.
     pub data_file: bool,
 }
 
@@ -49,7 +49,7 @@ pub(super) fn be64(bytes: &[u8], at: u64) -> u64 {
     field(bytes, at).map_or(0, u64::from_be_bytes)
 }
 
-/// A field; past the end of a file everything is zero.
+/// A field; `None` past the end.
 fn field<const N: usize>(bytes: &[u8], at: u64) -> Option<[u8; N]> {
     bytes.get(usize::try_from(at).ok()?..)?.first_chunk().copied()
 }
@@ -116,12 +116,12 @@ impl Header {
         1 << self.cluster_bits
     }
 
-    /// Whether a cluster begins at `offset`. Asked for every entry, so that it does not divide.
+    /// Whether `offset` is a cluster boundary. Called for every entry, so it does not divide.
     pub fn is_aligned(&self, offset: u64) -> bool {
         offset & (self.cluster() - 1) == 0
     }
 
-    /// Whether tables are not too large, and `size`, the disk's, is one that they can have.
+    /// Checks the sizes of the tables, and that `size`, the disk's, fits them.
     fn sizes(&self, size: u64) -> Result<(), Fault> {
         if self.refcount_order > 6 {
             return wrong(format!("refcounts have 1 to 64 bits, and not 2^{}", self.refcount_order));

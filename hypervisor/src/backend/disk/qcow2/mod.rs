@@ -1,13 +1,13 @@
-//! qcow2 images, by imago: allocation, backing files, compressed clusters and refcounts are its business.
+//! qcow2 images, by imago, which does allocation, backing files, compressed clusters and refcounts.
 //!
-//! imago is given only images whose tables were checked (`check.rs`), only the file that is locked (`storage.rs`),
-//! and never the guest's memory: it inflates a compressed cluster in the memory that it reads to, and inflating looks
-//! back at what it has written, which a guest could be changing.
+//! imago only gets images whose tables were checked (`check.rs`), and only the locked file (`storage.rs`). It never
+//! gets guest memory: it inflates a compressed cluster in the memory that it reads to, and inflating reads back its
+//! own output, which a guest could change meanwhile.
 //!
-//! Its operations wait, so that they are done by the pool's threads; it takes many reads and writes at a time. Its
-//! caches are written back by a flush. Zeroing and discarding have the image for themselves alone: both take clusters
-//! from under what is being read or written, and imago looks at the rest of a cluster before it makes all of it
-//! zeroes, which a write in between would be lost by.
+//! Operations block, so the pool's threads do them. Many reads and writes run at the same time. A flush writes imago's
+//! caches back. Zeroing and discarding exclude all other operations: both free clusters that others may be reading or
+//! writing; and imago reads the rest of a cluster before it makes all of it zeroes, so that a write in between would be
+//! lost.
 
 mod check;
 pub(super) mod fault;
@@ -39,31 +39,32 @@ use super::image::{Image, Limits, SECTOR};
 use super::open_error::OpenError;
 use super::options::Options;
 
-/// The least that is given back to the host's file system at a time.
+/// The smallest range that is freed in the host's file system.
 const HOST_BLOCK: u64 = 4096;
-/// Bytes that imago gets at a time, at an address that any O_DIRECT takes.
+/// Bytes that imago reads or writes at a time, and their alignment, which every O_DIRECT accepts.
 const PIECE: usize = 1 << 20;
 const ALIGN: usize = 4096;
-/// Zeroes that are written at a time where an image cannot say that clusters are zeroes.
+/// Zeroes to write to images that cannot mark clusters as zeroes.
 static ZEROES: [u8; 4096] = [0; 4096];
 
 /// A qcow2 image.
 pub(super) struct Qcow2Image {
     access: RwLock<FormatAccess<Storage>>,
     bytes: u64,
-    /// Bytes of a cluster; `None`: the image's version has no clusters of zeroes, and gives none back.
+    /// Bytes of a cluster; `None`: this version of the format cannot mark clusters as zeroes, and discards free
+    /// nothing.
     cluster: Option<u64>,
-    /// Memory for what is read and written: as many as there were threads at a time.
+    /// Buffers not in use: as many as the threads that were here at the same time.
     spare: Mutex<Vec<Aligned>>,
     watch: Arc<Watch>,
-    /// The last to go, after what imago has to write back.
+    /// Dropped after `access`, which writes imago's caches back.
     _lock: Locked,
-    /// Those of the files that the image names.
+    /// The locks of the files that the image refers to.
     _referenced: Vec<Locked>,
 }
 
 impl Qcow2Image {
-    /// Opens the image that `lock` is, and the files that it names.
+    /// Opens the image in `lock`, and the files that it refers to.
     pub fn open(lock: Locked, options: &Options) -> Result<Self, OpenError> {
         let checked = check(&lock.0, options.direct, !options.readonly);
         let header = checked.map_err(|fault| OpenError::fault(&options.path, fault))?;
@@ -86,13 +87,13 @@ impl Qcow2Image {
         let watch = storage.watch();
         let image = Qcow2::<Storage>::builder(storage).write(!options.readonly).open(files)?;
         if !options.readonly {
-            // Only now: imago has cleared what says that bitmaps are up to date.
+            // Only now, because opening the image clears the flag that its bitmaps are up to date.
             watch.begin(Reader::new(&lock.0, options.direct)?.beginning(cluster).map_err(io::Error::other)?);
         }
         Ok((image, watch))
     }
 
-    /// After a change: has refcounts written that a new table needs.
+    /// Called after each change: writes the refcounts of a new table.
     fn settle(&self, access: &FormatAccess<Storage>) -> io::Result<()> {
         if self.watch.has_new_table() { access.flush() } else { Ok(()) }
     }
@@ -105,9 +106,8 @@ impl Qcow2Image {
         self.access.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the room of a range's whole clusters back to the host's file system. imago only notes that they are
-    /// free. To be called before it does: as long as the range is to be discarded, it does not matter what it
-    /// reads as after a crash.
+    /// Frees a range's whole clusters in the host's file system; imago only marks them as free in the image. Called
+    /// before imago does that: until the discard is done, the range may read as anything after a crash.
     fn give_back(&self, access: &FormatAccess<Storage>, offset: u64, len: u64) {
         let Some(cluster) = self.cluster else { return };
         let end = offset.saturating_add(len);
@@ -115,11 +115,11 @@ impl Qcow2Image {
         let Some(mut at) = offset.checked_next_multiple_of(cluster) else { return };
         while at < end {
             let Ok((mapping, len)) = access.get_mapping(at, end - at) else { return };
-            // What other images or snapshots share cannot be written to.
+            // A cluster that is shared with snapshots or other images is not writable.
             if let Mapping::Raw { storage, offset, writable: true, .. } = mapping
                 && len >= HOST_BLOCK
             {
-                // Without it the room is used for the next new clusters.
+                // If this fails, the storage is used for the next new clusters.
                 let _ = storage.discard(offset, len);
             }
             if len == 0 {
@@ -140,7 +140,7 @@ impl Image for Qcow2Image {
     fn read(&self, buffers: &mut [libc::iovec], offset: u64) -> io::Result<()> {
         self.in_pieces(buffers, offset, |buffers, piece, offset| {
             self.shared().read(&mut *piece, offset)?;
-            // SAFETY: the guest's memory, which the caller keeps.
+            // SAFETY: guest memory, which the caller keeps mapped.
             unsafe { copy_to(buffers, piece) };
             Ok(())
         })
@@ -166,8 +166,8 @@ impl Image for Qcow2Image {
         self.settle(&access)
     }
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        // imago (0.2.6) subtracts a cluster from the end of a disk that is shorter than one: an overflow, and a panic
-        // where overflows are checked for.
+        // imago (0.2.6) subtracts a cluster from the disk's size. For a smaller disk this overflows, and panics in
+        // builds with overflow checks.
         if self.cluster.is_none_or(|cluster| self.bytes < cluster) {
             return self.write_zeroes(offset, len);
         }
@@ -183,8 +183,8 @@ impl Image for Qcow2Image {
 }
 
 impl Qcow2Image {
-    /// Calls `transfer` for one piece of a request after the other, with the buffers from there on, memory of ours for
-    /// the piece, and where it is on the disk.
+    /// Calls `transfer` for one piece of a request after another: with the remaining buffers, memory for the piece, and
+    /// its offset on the disk.
     fn in_pieces(
         &self,
         mut buffers: &mut [libc::iovec],
@@ -206,7 +206,7 @@ impl Qcow2Image {
         result
     }
 
-    /// Zeroes, for images that have no other way to say it.
+    /// Writes zeroes, for images that cannot mark clusters as zeroes.
     fn write_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
         while len > 0 {
             let part = ZEROES.len().min(usize::try_from(len).unwrap_or(usize::MAX));

@@ -1,7 +1,7 @@
-//! Reads an image's tables, for who looks whether they are right.
+//! Reads an image's tables to check them.
 //!
-//! What is read is nobody's yet: every offset and length comes out of the file. Nothing outside it is read, and no more
-//! of it than [`MOST_BYTES`], so that an image takes a bounded time, however its tables refer to one another.
+//! Every offset and length comes from the file and is not trusted. Nothing outside the file is read, and at most
+//! [`MOST_BYTES`], so that the check takes a bounded time, however the tables refer to one another.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -11,12 +11,12 @@ use std::os::unix::fs::FileExt;
 
 use super::fault::Fault;
 
-/// Bytes of tables that are read for one image: those of 16 TiB of data in clusters of 64 KiB.
+/// Bytes of tables at most that are read from one image: enough for 16 TiB of data in clusters of 64 KiB.
 const MOST_BYTES: u64 = 2 << 30;
 /// Bytes that are read at a time.
 const PIECE: u64 = 256 << 10;
 
-/// An image's file, to be read.
+/// An image's file.
 pub(super) struct Reader {
     file: File,
     len: u64,
@@ -25,16 +25,16 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// For an image's file; `direct`: it was opened with O_DIRECT.
+    /// A reader for `file`; `direct`: it was opened with O_DIRECT.
     pub fn new(file: &File, direct: bool) -> io::Result<Self> {
-        // Through the page cache, as tables do not begin where O_DIRECT wants reads to. The path may lead to another
-        // file by now.
+        // Tables are not aligned as O_DIRECT requires, so they are read through the page cache. Not opened by the path,
+        // which may lead to another file by now.
         let file = if direct {
             File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?
         } else {
             file.try_clone()?
         };
-        // A block device's metadata has no length; its end has a position.
+        // The metadata of a block device has no length, but its end has a position.
         let len = (&file).seek(SeekFrom::End(0))?;
         Ok(Self { file, len, left: Cell::new(MOST_BYTES) })
     }
@@ -50,7 +50,7 @@ impl Reader {
         if inside { Ok(()) } else { Err(Fault::Outside { what, offset, len: self.len }) }
     }
 
-    /// Fills `bytes` with what is at `offset`.
+    /// Fills `bytes` from `offset`.
     pub fn read(&self, what: &'static str, offset: u64, bytes: &mut [u8]) -> Result<(), Fault> {
         let count = bytes.len() as u64;
         self.inside(what, offset, count)?;
@@ -61,15 +61,14 @@ impl Reader {
         Ok(self.file.read_exact_at(bytes, offset)?)
     }
 
-    /// The first bytes of the file, `most` at most.
+    /// The first bytes of the file, at most `most`.
     pub fn beginning(&self, most: u64) -> Result<Vec<u8>, Fault> {
         let mut bytes = vec![0; usize::try_from(most.min(self.len)).unwrap_or(0)];
         self.read("the header", 0, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// Calls `each` with the number and the value of every entry that is not zero, of a table of `count` entries of 64
-    /// bits each.
+    /// Calls `each` with the index and the value of every nonzero entry of a table with `count` entries of 64 bits.
     pub fn entries(
         &self,
         what: &'static str,

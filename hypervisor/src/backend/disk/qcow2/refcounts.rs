@@ -1,21 +1,21 @@
-//! An image's refcounts, and who uses its clusters: each user takes a part of what is counted.
+//! The refcounts of an image, and the number of users of each cluster, which may not exceed its refcount.
 
 use super::fault::Fault;
 
-/// Clusters of a file at most: 4 TiB in clusters of 64 KiB, for which 256 MiB of memory are used while it is opened.
+/// Clusters of a file at most: 4 TiB in clusters of 64 KiB. That takes 256 MiB of memory while the file is opened.
 const MOST_CLUSTERS: u64 = 1 << 26;
-/// In the place of a number of users: a table, which is in this cluster alone.
+/// Stands for the number of users of a cluster that has a table, which cannot share its cluster.
 const TABLE: u32 = 0xffff;
 
 /// Refcounts and users of a file's clusters.
 pub(super) struct Counts {
-    /// The refcount in the upper 16 bits of each, the number of users that were seen in the lower.
+    /// For each cluster, the refcount in the upper 16 bits, and the number of users found so far in the lower 16.
     clusters: Vec<u32>,
     cluster_bits: u32,
 }
 
 impl Counts {
-    /// For a file of `len` bytes, all of whose clusters are free.
+    /// For a file of `len` bytes; all clusters are free at first.
     pub fn new(len: u64, cluster_bits: u32) -> Result<Self, Fault> {
         let count = len.div_ceil(1 << cluster_bits);
         let many = Fault::TooLarge("the file has more than 2^26 clusters");
@@ -27,12 +27,12 @@ impl Counts {
         Ok(Self { clusters, cluster_bits })
     }
 
-    /// Enters a refcount block's refcounts, of 2^`order` bits each, which are those of the clusters from `first` on.
+    /// Loads a refcount block: refcounts of 2^`order` bits each, for the clusters from `first` on.
     pub fn load(&mut self, first: u64, block: &[u8], order: u32) -> Result<(), Fault> {
         let clusters = usize::try_from(first).ok().and_then(|first| self.clusters.get_mut(first..));
         let clusters = clusters.unwrap_or_default();
         if order == 4 {
-            // Nearly every image.
+            // The common case.
             for (cluster, count) in clusters.iter_mut().zip(block.as_chunks::<2>().0) {
                 *cluster = u32::from(u16::from_be_bytes(*count)) << 16;
             }
@@ -47,14 +47,14 @@ impl Counts {
         Ok(())
     }
 
-    /// `bytes` bytes at `offset` are a table, and nothing else is in these clusters.
+    /// Enters a table of `bytes` bytes, whose clusters may have nothing else.
     pub fn table(&mut self, what: &'static str, offset: u64, bytes: u64) -> Result<(), Fault> {
         let last = offset.saturating_add(bytes.saturating_sub(1)) >> self.cluster_bits;
         let first = offset >> self.cluster_bits;
         (first..=last).try_for_each(|n| self.shared_table(what, n << self.cluster_bits, 1, false))
     }
 
-    /// A table of one cluster that `users` others refer to; `own`: it will be written in place.
+    /// Enters a table of one cluster with `users` references; `own`: it will be written in place.
     pub fn shared_table(
         &mut self,
         what: &'static str,
@@ -65,12 +65,12 @@ impl Counts {
         self.add(what, offset, users, own, |seen| if seen == 0 { Some(TABLE) } else { None })
     }
 
-    /// The cluster of `offset` has data, which `users` entries refer to; `own`: it will be written in place.
+    /// Enters data in the cluster of `offset`, with `users` references; `own`: it will be written in place.
     pub fn data(&mut self, what: &'static str, offset: u64, users: u32, own: bool) -> Result<(), Fault> {
         self.add(what, offset, users, own, |seen| if seen == TABLE { None } else { seen.checked_add(users) })
     }
 
-    /// More users of a cluster. `then`: what is noted where `seen` was; `None`: they cannot share it.
+    /// Adds users to a cluster. `then` maps the old number of users to the new one; `None`: they cannot share it.
     fn add(
         &mut self,
         what: &'static str,
@@ -106,7 +106,7 @@ impl Counts {
 /// Refcount `number` of a block; `None` after the last.
 fn refcount(block: &[u8], number: usize, order: u32) -> Option<u64> {
     if order < 3 {
-        // Several in a byte, the first in its least significant bits.
+        // Several refcounts in a byte; the first is in the least significant bits.
         let (in_byte, bits) = (8usize >> order, 1u32 << order);
         let byte = block.get(number / in_byte)?;
         let shift = (number % in_byte) as u32 * bits;

@@ -1,8 +1,7 @@
-//! Files that a qcow2 image names: its backing file, that one's, and a file for its data.
+//! Files that a qcow2 image refers to: its backing file, the backing file of that one, and so on; and a data file.
 //!
-//! What the user gave is one path; these come out of the image, so that each is checked and locked as a disk of its own
-//! would be, before imago reads a byte of it. A backing file that somebody writes to meanwhile breaks the image, and
-//! nobody would notice.
+//! The user names one path; the others come from the image. Each is checked and locked like a disk before imago reads
+//! it: if another program wrote to a backing file meanwhile, that would silently break the image.
 
 use std::cell::RefCell;
 use std::io;
@@ -21,15 +20,15 @@ use crate::backend::disk::file::Locked;
 use crate::backend::disk::open_error::OpenError;
 use crate::backend::disk::options::Options;
 
-/// Files of one image at most: each is opened within the opening of the one before.
+/// Files of one image at most: opening is recursive.
 const MOST: usize = 64;
 
-/// Opens what images name, and holds it.
+/// Opens the files that images refer to, and keeps their locks.
 #[derive(Clone)]
 pub(super) struct ReferencedFiles {
-    /// The image that the user named.
+    /// The image that the user has named.
     options: Options,
-    /// Whether what the image at hand names for its own data may be written.
+    /// Whether the data file of the current image may be written.
     writable: bool,
     found: Rc<RefCell<Found>>,
 }
@@ -39,27 +38,27 @@ struct Found {
     /// Device and inode of every file.
     places: Vec<(u64, u64)>,
     locks: Vec<Locked>,
-    /// Why one was not opened; imago would make text of it.
+    /// Why a file was refused. imago only passes text on.
     refused: Option<OpenError>,
 }
 
 impl ReferencedFiles {
-    /// For the image that `options` name and `file` is.
+    /// For the image in `file`, which was opened by `options`.
     ///
     /// # Errors
-    /// When that one cannot be used.
+    /// When the image cannot be used.
     pub fn new(file: &Locked, options: &Options) -> Result<Self, OpenError> {
         let files = Self { options: options.clone(), writable: !options.readonly, found: Rc::default() };
         files.check(file, &options.path)?;
         Ok(files)
     }
 
-    /// The locks of all files that were opened, to be held as long as the image is.
+    /// The locks of all files that were opened, to be held as long as the image is open.
     pub fn locks(&self) -> Vec<Locked> {
         std::mem::take(&mut self.found.borrow_mut().locks)
     }
 
-    /// Why the image could not be opened, when imago says `error`.
+    /// Why the image could not be opened, when imago returns `error`.
     pub fn why(&self, error: io::Error) -> OpenError {
         let image = self.options.path.clone();
         match self.found.borrow_mut().refused.take() {
@@ -68,7 +67,7 @@ impl ReferencedFiles {
         }
     }
 
-    /// Whether a file may be a part of the image.
+    /// Checks that a file may be a part of the image.
     fn check(&self, file: &Locked, path: &Path) -> Result<(), OpenError> {
         let opened = |error| OpenError::Open { path: path.to_owned(), error };
         let meta = file.0.metadata().map_err(opened)?;
@@ -81,7 +80,7 @@ impl ReferencedFiles {
     }
 
     fn open(&self, path: &Path, writable: bool) -> Result<Storage, OpenError> {
-        // One that is there already would be found to be in use, by us.
+        // A file that is already a part of the image would be reported as locked.
         if let Ok(meta) = std::fs::metadata(path)
             && self.found.borrow().places.contains(&(meta.dev(), meta.ino()))
         {
@@ -96,7 +95,7 @@ impl ReferencedFiles {
         Ok(storage)
     }
 
-    /// Looks at the image that was opened last, which is about to be read. None of these is written to.
+    /// Checks the image that was opened last, before imago reads it. Backing files are never written to.
     fn check_last(&self, path: &Path) -> Result<(), OpenError> {
         let found = self.found.borrow();
         let Some(last) = found.locks.last() else { return Ok(()) };
@@ -117,10 +116,10 @@ impl ImplicitOpenGate<Storage> for ReferencedFiles {
         &mut self,
         builder: F,
     ) -> io::Result<FormatAccess<Storage>> {
-        // A backing file: only read, and so is its data's.
+        // A backing file is only read, and so is its data file.
         let below = Self { writable: false, ..self.clone() };
         if F::FORMAT == Kind::Qcow2 {
-            // imago opens a backing file and, next, what is in it.
+            // imago opens the backing file first, and then the image in it.
             let path = builder.get_image_path().unwrap_or_default();
             self.check_last(&path).map_err(|refused| self.refuse(refused))?;
         }

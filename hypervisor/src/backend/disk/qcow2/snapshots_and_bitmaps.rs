@@ -1,10 +1,10 @@
-//! What else an image has clusters for: snapshots and bitmaps, which the library leaves alone.
+//! Checks snapshots and bitmaps, which use clusters of an image but are ignored by the library.
 
 use super::fault::Fault;
 use super::tables::Tables;
 
-/// QEMU's limits: snapshots of an image and bytes of their table; bitmaps and bytes of their directory, and of the
-/// table of one of them.
+/// QEMU's limits: the number of snapshots and the bytes of their table; the number of bitmaps, the bytes of their
+/// directory, and of the table of one bitmap.
 const MOST_SNAPSHOTS: u32 = 65536;
 const MOST_SNAPSHOT_BYTES: u64 = 64 << 20;
 const MOST_BITMAPS: u32 = 65535;
@@ -16,7 +16,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> u64 {
     bytes.map_or(0, |bytes| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
 }
 
-/// Enters the snapshots' table and their L1 tables.
+/// Enters the snapshot table and the snapshots' L1 tables.
 pub(super) fn snapshots(tables: &mut Tables) -> Result<(), Fault> {
     const WHAT: &str = "the table of snapshots";
     let (offset, count) = tables.header.snapshots;
@@ -35,11 +35,11 @@ pub(super) fn snapshots(tables: &mut Tables) -> Result<(), Fault> {
         }
         tables.l1("a snapshot's L1 table", number::<8>(&entry, 0), number::<4>(&entry, 8), false)?;
     }
-    // The last entry may end where its name does, without what makes its length a multiple of 8.
+    // The last entry may end with its name, without padding to a multiple of 8.
     tables.table(WHAT, offset, (at - offset).saturating_sub(if count > 0 { 7 } else { 0 }))
 }
 
-/// Enters the bitmaps' directory, their tables and their data.
+/// Enters the bitmap directory, the bitmaps' tables and their data.
 pub(super) fn bitmaps(tables: &mut Tables) -> Result<(), Fault> {
     const WHAT: &str = "the directory of bitmaps";
     let Some((offset, bytes, count)) = tables.header.bitmaps else { return Ok(()) };

@@ -1,13 +1,13 @@
-//! An image's file, as the library reads and writes it: the file that is locked, and watched while the image is open.
+//! An image's file for the library: the locked file, with its writes checked while the image is open.
 //!
-//! Only three fields of the header change then: the disk's size, and where the L1 table and the refcount table are.
-//! What else is written there would be the end of the image, so it is an I/O error, whatever the library believes of
-//! refcounts (an image may be changed by a program that does not ask for locks).
+//! While an image is open, only three things in its header change: the disk's size, and the offsets and sizes of the L1
+//! table and of the refcount table. Any other write to the header would destroy the image and is an I/O error. It could
+//! happen if a program that ignores locks changes the image, so that the library's refcounts are wrong.
 //!
 //! The library (0.2.6) enters a new L2 table into the L1 table, and a new refcount block into the refcount table,
-//! while the refcount of the new table is still in its cache. A program that is killed before the next flush would
-//! leave an image with tables in clusters that are counted as free. So whoever writes to an image asks
-//! [`Watch::has_new_table`] afterwards, and has the caches written.
+//! while the refcount of the new table is still in its cache. If the program is killed before the next flush, the image
+//! has tables in clusters that are counted as free. So code that writes to an image calls [`Watch::has_new_table`]
+//! afterwards, and has the caches written back.
 
 use std::fmt;
 use std::io;
@@ -24,10 +24,10 @@ use super::header::{be32, be64};
 use crate::backend::disk::file::Locked;
 use crate::text::printable;
 
-/// Bytes of the header that change: `size`; and from `l1_size` to `refcount_table_clusters`.
+/// Bytes of the header that may change: `size`; and from `l1_size` to `refcount_table_clusters`.
 const CHANGES: [Range<usize>; 2] = [24..32, 36..60];
 
-/// What is watched of an image.
+/// Checks the writes to an image.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     known: RwLock<Option<Known>>,
@@ -38,7 +38,7 @@ pub(super) struct Watch {
 struct Known {
     /// The first cluster.
     first: Vec<u8>,
-    /// Where the L1 table and the refcount table are.
+    /// Ranges of the L1 table and of the refcount table.
     tables: [Range<u64>; 2],
 }
 
@@ -53,20 +53,20 @@ impl Known {
 }
 
 impl Watch {
-    /// Watches from now on: `first` is the image's first cluster.
+    /// Checks writes from now on; `first` is the image's first cluster.
     pub fn begin(&self, first: Vec<u8>) {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Known::new(first));
     }
 
-    /// Whether a table was entered into another since this was asked last.
+    /// Whether a table has been entered into another one since the last call.
     pub fn has_new_table(&self) -> bool {
         self.new_table.load(Ordering::Acquire) && self.new_table.swap(false, Ordering::AcqRel)
     }
 
-    /// Looks at a write, of `bytes` or, if they are not known, of zeroes.
+    /// Checks a write of `bytes`; `None`: of zeroes.
     ///
     /// # Errors
-    /// When it would spoil the header.
+    /// When it would destroy the header.
     fn write(&self, offset: u64, len: u64, bytes: Option<&IoVector>) -> io::Result<()> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let Some(Known { first, tables }) = &*known else { return Ok(()) };
@@ -78,7 +78,7 @@ impl Watch {
             return Ok(());
         }
         let spoilt = || io::Error::other("a write into the header of the image was refused");
-        // Around the page cache, whole blocks are written: all of the header, and what comes after it.
+        // With direct I/O, whole blocks are written: all of the header and the bytes after it.
         let mut new = vec![0; usize::try_from(len).map_err(|_| spoilt())?];
         bytes.ok_or_else(spoilt)?.copy_into_slice(&mut new);
         let mut changed = first.clone();
@@ -94,7 +94,7 @@ impl Watch {
     }
 }
 
-/// A file that an image is in, or a part of it.
+/// The file of an image, or of a part of it.
 #[derive(Debug)]
 pub(super) struct Storage {
     file: File,
@@ -103,13 +103,13 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    /// The file that `lock` is, which was found at `path`.
+    /// The locked file, which was opened by `path`.
     pub fn new(lock: &Locked, path: &Path) -> io::Result<Self> {
         let file = File::try_from(lock.0.try_clone()?)?;
         Ok(Self { file, path: path.to_owned(), watch: Arc::default() })
     }
 
-    /// What watches it.
+    /// The check of its writes.
     pub(super) fn watch(&self) -> Arc<Watch> {
         self.watch.clone()
     }
@@ -138,7 +138,7 @@ impl imago::Storage for Storage {
         self.file.size()
     }
     fn resolve_relative_path<P: AsRef<Path>>(&self, relative: P) -> io::Result<PathBuf> {
-        // An absolute path stays what it is.
+        // `join` keeps an absolute path.
         let folder = self.path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         Ok(folder.join(relative))
     }
@@ -146,7 +146,7 @@ impl imago::Storage for Storage {
         Some(self.path.clone())
     }
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
-        // SAFETY: the caller's promises, which are the same: alignment and bounds as this file wants them.
+        // SAFETY: the caller promises the same: this file's alignment and bounds.
         unsafe { self.file.pure_readv(bufv, offset) }
     }
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {

@@ -7,26 +7,26 @@ use super::header::Header;
 use super::reader::Reader;
 use super::refcounts::Counts;
 
-/// Bits of an entry: its offset, "in use by one only", "compressed", "reads as zeroes".
+/// Bits of an entry: the offset, "not shared", "compressed", "reads as zeroes".
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
-/// L2 tables at most that L1 tables refer to, one that two refer to being two: 4 TiB in clusters of 64 KiB, 1000 times.
+/// References from L1 tables to L2 tables at most: those of 1000 L1 tables for 4 TiB in clusters of 64 KiB.
 const MOST_TABLES: usize = 1 << 23;
 
-/// An L2 table, and who refers to it.
+/// An L2 table and the references to it.
 pub(super) struct Table {
     offset: u64,
-    /// How many do.
+    /// The number of references.
     users: u32,
-    /// Where in the active L1 table, if there.
+    /// Its index in the active L1 table, if it is there.
     active: Option<u64>,
-    /// It is marked as not shared there.
+    /// That entry marks it as not shared.
     own: bool,
 }
 
-/// An image that is being looked at.
+/// An image that is being checked.
 pub(super) struct Tables<'a> {
     pub reader: &'a Reader,
     pub header: &'a Header,
@@ -40,7 +40,7 @@ impl<'a> Tables<'a> {
         Self { reader, header, counts: None, tables: Vec::new() }
     }
 
-    /// Loads the refcounts; header and refcounts themselves are the first that must be counted.
+    /// Loads the refcounts, and enters the header and the refcounts themselves.
     pub fn refcounts(&mut self) -> Result<(), Fault> {
         let (reader, header) = (self.reader, self.header);
         let mut counts = Counts::new(reader.len(), header.cluster_bits)?;
@@ -67,12 +67,12 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// Fails if no cluster begins at `offset`.
+    /// Fails if `offset` is not a cluster boundary.
     pub fn begins(&self, what: &'static str, offset: u64) -> Result<(), Fault> {
         if self.header.is_aligned(offset) { Ok(()) } else { Err(Fault::Unaligned { what, offset }) }
     }
 
-    /// A table of `bytes` bytes, with clusters of its own.
+    /// Enters a table of `bytes` bytes.
     pub fn table(&mut self, what: &'static str, offset: u64, bytes: u64) -> Result<(), Fault> {
         if bytes == 0 {
             return Ok(());
@@ -82,7 +82,7 @@ impl<'a> Tables<'a> {
         self.counts.as_mut().map_or(Ok(()), |counts| counts.table(what, offset, bytes))
     }
 
-    /// An L1 table; its L2 tables are noted.
+    /// Enters an L1 table, and remembers its L2 tables.
     pub fn l1(&mut self, what: &'static str, offset: u64, entries: u64, active: bool) -> Result<(), Fault> {
         self.table(what, offset, entries.saturating_mul(8))?;
         let (reader, mut tables) = (self.reader, std::mem::take(&mut self.tables));
@@ -107,8 +107,8 @@ impl<'a> Tables<'a> {
         result
     }
 
-    /// The L2 tables that were noted, each once, in the order of the file. All of them are entered before any data is:
-    /// no data may be where a table is.
+    /// Enters the remembered L2 tables, and returns each once, in the order of the file. All of them are entered before
+    /// any data, so that data in a table's cluster is found.
     pub fn l2_tables(&mut self) -> Result<Vec<Table>, Fault> {
         let mut tables = std::mem::take(&mut self.tables);
         tables.sort_unstable_by_key(|table| table.offset);
@@ -127,7 +127,7 @@ impl<'a> Tables<'a> {
         Ok(tables)
     }
 
-    /// What an L2 table's entries refer to.
+    /// Enters the data that an L2 table refers to.
     pub fn data(&mut self, table: &Table) -> Result<(), Fault> {
         let (reader, header, counts) = (self.reader, self.header, &mut self.counts);
         let per_table = header.cluster() / 8;
@@ -154,11 +154,11 @@ const REFBLOCK: &str = "a refcount block";
 const L2_TABLE: &str = "an L2 table";
 const DATA: &str = "a guest's data";
 
-/// What an entry of an L2 table says.
+/// An entry of an L2 table.
 enum Entry {
-    /// No cluster is in use.
+    /// It refers to no cluster.
     Nothing,
-    /// Some are, from the one of `offset` on.
+    /// It refers to clusters from the one of `offset` on.
     At { offset: u64, clusters: u64, copied: bool },
 }
 
@@ -166,7 +166,7 @@ impl Entry {
     fn of(value: u64, header: &Header) -> Result<Self, Fault> {
         let reserved = || Err(Fault::Reserved { table: L2_TABLE, value });
         if value & COMPRESSED != 0 {
-            // An offset of `bits` bits, and above it how many sectors there are past the one of the offset.
+            // An offset of `bits` bits; the bits above are the number of further sectors.
             let bits = 70 - header.cluster_bits;
             let descriptor = value & !COMPRESSED & !COPIED;
             let offset = descriptor & ((1 << bits) - 1);
@@ -188,7 +188,7 @@ impl Entry {
         Ok(if offset == 0 && !copied { Self::Nothing } else { Self::At { offset, clusters: 1, copied } })
     }
 
-    /// Fails if it has a cluster of a data file that is not the guest's own at `guest`.
+    /// Fails if it refers to a cluster of a data file at another offset than `guest`.
     fn is_at(&self, guest: u64) -> Result<(), Fault> {
         match *self {
             Self::At { offset, .. } if offset != guest => Err(Fault::Displaced { guest, offset }),
