@@ -1,113 +1,57 @@
 #!/usr/bin/env bash
 # Tests Paravane on KVM with hardware support, on any x86-64 machine: QEMU emulates, in software, a machine with AMD's
-# SVM; a stock Debian kernel with kvm-amd runs in it; and in that the engine's contract, the whole-system tests,
-# `paravane compare` and `paravane doctor`, once over each transport.
+# SVM, and boots a stock Debian kernel with kvm-amd in it. There it runs the tests of the engine's contract, the
+# whole-system tests, `paravane compare` and `paravane doctor`, once over each transport.
 #
 # usage: tests/hardware-kvm/run.sh [TRANSPORT...]     default: pio vmcall
 #
-# Exit status: 0 if all passed, or if something that it needs is not there and PARAVANE_REQUIRE does not name
-# `hardware-kvm` (it then says SKIP and why); 1 if anything failed. No verdict from the machine is a failure.
-# What the consoles showed is left in target/hardware-kvm/.
+# Exit status: 0 if all passed, or if something needed is missing: it then prints SKIP and the reason, unless
+# PARAVANE_REQUIRE names `hardware-kvm`. 1 if anything failed; a machine without a verdict is a failure.
+# The consoles' output is left in target/hardware-kvm/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 transports=("$@")
 [ $# != 0 ] || transports=(pio vmcall)
-# Far more than it takes on a slow machine; the steps in `init` have limits of their own.
+# Far more than a slow machine takes; the steps in `init` have limits of their own.
 limit_s=2400
 here=tests/hardware-kvm
-work=${CARGO_TARGET_DIR:-target}/hardware-kvm
-# In the order in which they need each other.
+target=${CARGO_TARGET_DIR:-target}
+work=$target/hardware-kvm
+check=hardware-kvm
+. tests/debian.sh
+# In the order of their dependencies.
 modules=(irqbypass kvm ccp kvm-amd)
 
-say() { printf 'hardware-kvm: %s\n' "$*"; }
-
-# What is needed is not there: nothing can be tested.
-absent() {
-    case ",${PARAVANE_REQUIRE:-}," in
-        *[,\ ]hardware-kvm[,\ ]*)
-            say "FAIL: PARAVANE_REQUIRE=$PARAVANE_REQUIRE, but $*"
-            exit 1
-            ;;
-    esac
-    printf 'SKIP: hardware-kvm: %s\n' "$*"
-    exit 0
-}
-
-as_root() { [ "$(id -u)" = 0 ]; }
-
-update_lists() {
-    as_root && apt-get update -qq
-}
-
-# Installs QEMU and cpio where that may be done and they are not there.
-tools() {
-    local missing=()
-    command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
-    command -v cpio >/dev/null || missing+=(cpio)
-    [ ${#missing[@]} != 0 ] || return 0
-    as_root && command -v apt-get >/dev/null || absent "not installed: ${missing[*]} (as root they would be)"
-    say "installing ${missing[*]}"
-    local install=(apt-get install -y -qq --no-install-recommends "${missing[@]}")
-    DEBIAN_FRONTEND=noninteractive "${install[@]}" >/dev/null ||
-        { update_lists && DEBIAN_FRONTEND=noninteractive "${install[@]}" >/dev/null; } ||
-        absent "cannot install ${missing[*]}"
-}
-
-# The package that the meta package of the current kernel stands for.
-kernel_package() {
-    apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
-}
-
-# Fetches kernel and busybox and unpacks of them what is needed, once for each kernel. Nothing is installed.
-kernel() {
-    command -v apt-get >/dev/null || absent "there is no apt-get to fetch Debian's kernel with"
-    local package
-    package=$(kernel_package)
-    if [ -z "$package" ]; then
-        update_lists || true
-        package=$(kernel_package)
-    fi
-    [ -n "$package" ] || absent "apt knows no linux-image-amd64 (Debian's); as root its lists would be updated"
-    unpacked=$work/$package
-    [ ! -e "$unpacked/complete" ] || return 0
-    say "fetching $package"
-    rm -rf "$unpacked"
-    mkdir -p "$unpacked"
-    fetch "$package" busybox-static || { update_lists && fetch "$package" busybox-static; } ||
-        absent "cannot fetch $package and busybox-static"
-    local wanted=(./boot/vmlinuz-\*)
+# Fetches busybox, and the kernel and its modules into $unpacked.
+packages() {
+    local wanted=('./boot/vmlinuz-*') module
     for module in "${modules[@]}"; do wanted+=("*/kernel/*/$module.ko*"); done
-    dpkg-deb --fsys-tarfile "$unpacked/$package"_*.deb | tar -x -C "$unpacked" --wildcards "${wanted[@]}"
-    dpkg-deb --extract "$unpacked"/busybox-static_*.deb "$unpacked"
+    find_kernel
+    unpacked=$work/$kernel
+    fetch "$kernel" "${wanted[@]}" || nothing "cannot fetch $kernel"
+    fetch busybox-static './bin/busybox' || nothing 'cannot fetch busybox-static'
     find "$unpacked" -name '*.ko.xz' -exec xz -d {} +
-    rm "$unpacked"/*.deb
-    touch "$unpacked/complete"
 }
 
-fetch() {
-    # apt warns that its own user cannot write here, which it need not.
-    (cd "$unpacked" && apt-get download -qq "$@" 2>/dev/null)
-}
-
-# Builds what `cargo test` would run with these arguments; prints the program's path.
+# Builds the program that `cargo test` would run with these arguments, and prints its path.
 test_program() {
     cargo test --locked --no-run --message-format=json-render-diagnostics "$@" |
         sed -n 's/.*"reason":"compiler-artifact".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
 
-# The machine's file system: programs, what they are linked to, modules, and `init`.
+# Makes the machine's file system: programs, the libraries they need, kernel modules and `init`.
 file_system() {
     local root=$work/root engine system
     rm -rf "$root"
     mkdir -p "$root"/{bin,dev,modules,proc,sys,tmp}
     cargo build --release --locked --quiet -p paravane
-    # Each in the profile in which building and running it takes less together: the contract is a matter of seconds.
+    # Each in the profile that makes building and running it shortest: the contract's tests take seconds in either.
     engine=$(test_program -p paravane --lib)
     system=$(test_program --release -p paravane-tests --test system)
     install -m 755 "$here/init" "$root/init"
-    install -m 755 "$unpacked/bin/busybox" "$root/bin/busybox"
-    install -m 755 "${CARGO_TARGET_DIR:-target}/release/paravane" "$root/bin/paravane"
+    install -m 755 "$work/busybox-static/bin/busybox" "$root/bin/busybox"
+    install -m 755 "$target/release/paravane" "$root/bin/paravane"
     install -m 755 "$engine" "$root/bin/engine"
     install -m 755 "$system" "$root/bin/system"
     strip --strip-debug "$root"/bin/{paravane,engine,system}
@@ -125,9 +69,8 @@ file_system() {
 
 # Runs the machine until it switches itself off.
 #
-# SMAP is left out because QEMU's emulation of IRETQ reads the stack as a supervisor even at CPL 3. The time-stamp
-# counter is called reliable because the kernel would otherwise measure, and distrust, a counter that is emulated; guests
-# need it.
+# SMAP is off because QEMU's emulation of IRETQ reads the stack with supervisor rights even at CPL 3. `tsc=reliable`
+# keeps the kernel from measuring, and then distrusting, the emulated time-stamp counter, which guests need.
 machine() {
     local transport=$1
     timeout -k 10 "$limit_s" qemu-system-x86_64 -accel tcg -cpu max,+svm,-smap -m 2048 -nodefaults -display none \
@@ -136,7 +79,7 @@ machine() {
         </dev/null >"$work/$transport.console" 2>&1
 }
 
-# What the console of a machine that ended with this status says; fails unless it is a pass.
+# judge TRANSPORT STATUS: reports what the machine's console said, and returns 1 unless everything passed.
 judge() {
     local transport=$1 status=$2 console lines verdict
     tr -d '\r' <"$work/$transport.console" >"$work/$transport.txt"
@@ -161,13 +104,13 @@ judge() {
     return 1
 }
 
-[ "$(uname -m)" = x86_64 ] || absent "this is a $(uname -m), not an x86-64"
-tools
+[ "$(uname -m)" = x86_64 ] || nothing "this is a $(uname -m), not an x86-64"
+install_tools qemu-system-x86_64=qemu-system-x86 cpio=cpio
 mkdir -p "$work"
-kernel
+packages
 file_system
 
-# Ended early, it leaves no machine behind.
+# If this script ends early, it leaves no machine behind.
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 began=$SECONDS
 declare -A machines

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Boots what was made for Xen and not for us, on KVM: Debian's own kernels (that of its current release, and the newest
-# of another series that its archive offers), whose user space is tortured for a while and then answers on its console;
-# and Debian's GRUB for paravirtual domains, which reaches its prompt and halts.
+# Boots guests that others built for Xen, on KVM: two of Debian's own kernels (that of its current release, and the
+# newest of another series in its archive) and Debian's GRUB for paravirtual domains. Each kernel runs a torture program
+# for a while; then its user space answers a question on the console. GRUB reaches its prompt and halts.
 #
 # usage: tests/linux/run.sh [SECONDS [GUEST...]]      default: 100 seconds of torture; guests: current other grub
 #
-# Exit status: 0 if all passed, or if something that it needs is not there and PARAVANE_REQUIRE does not name `linux`
-# (for the kernel of another series, `linux-other`): it then says SKIP and why. 1 if anything failed. What the consoles
-# showed is left in target/linux/.
+# Exit status: 0 if all guests passed, or if something needed is missing: it then prints SKIP and the reason, unless
+# PARAVANE_REQUIRE names `linux` (for the kernel of another series, `linux-other`). 1 if anything failed. The consoles'
+# output is left in target/linux/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,56 +15,18 @@ seconds=${1:-100}
 [ $# = 0 ] || shift
 guests=("$@")
 [ $# != 0 ] || guests=(current other grub)
-# Beside the torture: far more than a start takes on a machine that others use, too.
+# Added to the torture's time: far more than booting takes even on a busy machine.
 start_s=300
 mem=512M
-# KiB of address space for each guest's program.
+# The limit of address space for the hypervisor's process of each guest, in KiB.
 address_space=4000000
 here=tests/linux
 target=${CARGO_TARGET_DIR:-target}
 work=$target/linux
+check=linux
+. tests/debian.sh
 
-say() { printf 'linux: %s\n' "$*"; }
-
-# absent REQUIREMENT WHY: what is needed is not there, and this cannot be tested.
-absent() {
-    local requirement=$1
-    shift
-    case ",${PARAVANE_REQUIRE:-}," in
-        *[,\ ]"$requirement"[,\ ]*)
-            say "FAIL: PARAVANE_REQUIRE=$PARAVANE_REQUIRE, but $*"
-            exit 1
-            ;;
-    esac
-    printf 'SKIP: %s: %s\n' "$requirement" "$*"
-}
-
-# Nothing can be tested.
-nothing() {
-    absent linux "$@"
-    exit 0
-}
-
-update_lists() {
-    [ "$(id -u)" = 0 ] && apt-get update -qq
-}
-
-# Installs cpio where that may be done and it is not there.
-tools() {
-    command -v cpio >/dev/null && return
-    [ "$(id -u)" = 0 ] || nothing 'not installed: cpio (as root it would be)'
-    local install=(apt-get install -y -qq --no-install-recommends cpio)
-    DEBIAN_FRONTEND=noninteractive "${install[@]}" >/dev/null ||
-        { update_lists && DEBIAN_FRONTEND=noninteractive "${install[@]}" >/dev/null; } ||
-        nothing 'cannot install cpio'
-}
-
-# The package of the kernel that Debian's current release uses.
-current_package() {
-    apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
-}
-
-# The newest kernel of another series than that of package $1, with the same configuration otherwise.
+# Prints the package of the newest kernel of another series than package $1, of the same flavour.
 other_package() {
     local series
     series=$(sed 's/^linux-image-\([0-9]*\.[0-9]*\)\..*/\1/' <<<"$1")
@@ -73,26 +35,10 @@ other_package() {
         grep -v -F "linux-image-$series." | sort -V | tail -n 1
 }
 
-# fetch PACKAGE FILE...: unpacks of the package what is needed into $work/PACKAGE, once. Nothing is installed.
-fetch() {
-    local package=$1 into=$work/$1
-    shift
-    [ ! -e "$into/complete" ] || return 0
-    say "fetching $package"
-    rm -rf "$into"
-    mkdir -p "$into"
-    # apt warns that its own user cannot write here, which it need not.
-    (cd "$into" && apt-get download -qq "$package" 2>/dev/null) ||
-        { update_lists && (cd "$into" && apt-get download -qq "$package" 2>/dev/null); } || return 1
-    dpkg-deb --fsys-tarfile "$into"/*.deb | tar -x -C "$into" --wildcards "$@"
-    rm "$into"/*.deb
-    touch "$into/complete"
-}
-
-# The guests' file system: busybox, the torture program, and `init`.
+# Makes the guests' file system: busybox, the torture program, and `init`.
 file_system() {
     local root=$work/root triple=x86_64-unknown-linux-gnu
-    # Linked statically, so that it needs no library of this machine's in the guest.
+    # Linked statically, so that the guest needs none of this machine's libraries.
     RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --quiet -p paravane-torture \
         --target "$triple" --target-dir "$work/torture"
     rm -rf "$root"
@@ -105,7 +51,7 @@ file_system() {
     rm -rf "$root"
 }
 
-# start NAME LIMIT ARGUMENT...: runs a guest. Its console is `from` and `to`, its program `pid`.
+# start NAME LIMIT ARGUMENT...: starts a guest. Sets `from` and `to` to its console, `pid` to the hypervisor's process.
 start() {
     local name=$1 limit=$2
     shift 2
@@ -117,11 +63,11 @@ start() {
     }
     pid=$guest_PID
     exec {from}<&"${guest[0]}" {to}>&"${guest[1]}"
-    # Ended early, this shell leaves no guest behind.
+    # If this shell ends early, it leaves no guest behind.
     trap 'kill "$pid" 2>/dev/null || true' EXIT
 }
 
-# finish NAME: what is left of its console, and its exit status.
+# finish NAME: logs the rest of its console, waits for its end and sets `status` to its exit status.
 finish() {
     cat <&"$from" >>"$log"
     status=0
@@ -129,7 +75,7 @@ finish() {
     trap - EXIT
 }
 
-# fail NAME WHY: with the end of the console.
+# fail NAME WHY: reports a failure with the last lines of the console, and returns 1.
 fail() {
     say "$1: FAIL: $2"
     say "$1: from $work/$1.console:"
@@ -137,7 +83,7 @@ fail() {
     return 1
 }
 
-# A kernel of Debian's, in package $2.
+# linux NAME PACKAGE: tests a kernel of Debian's.
 linux() {
     local name=$1 kernel=("$work/$2"/boot/vmlinuz-*) line one=$((RANDOM % 1000)) two=$((RANDOM % 1000))
     local answer= verdict= tortured=
@@ -162,7 +108,7 @@ linux() {
     say "$name: ${2#linux-image-}: passed"
 }
 
-# Debian's GRUB for paravirtual domains.
+# grub NAME: tests Debian's GRUB for paravirtual domains.
 grub() {
     local name=$1 part prompt=
     start "$name" "$start_s" --mem 128M "$work/grub-xen-host/usr/lib/grub-xen/grub-x86_64-xen.bin"
@@ -181,16 +127,11 @@ grub() {
 }
 
 [ "$(uname -m)" = x86_64 ] || nothing "this is a $(uname -m), not an x86-64"
-[ -r /dev/kvm ] && [ -w /dev/kvm ] || nothing 'there is no /dev/kvm that may be used'
-command -v apt-get >/dev/null || nothing "there is no apt-get to fetch Debian's kernels with"
-tools
+[ -r /dev/kvm ] && [ -w /dev/kvm ] || nothing '/dev/kvm is missing or may not be opened'
+install_tools cpio=cpio
 mkdir -p "$work"
-current=$(current_package)
-if [ -z "$current" ]; then
-    update_lists || true
-    current=$(current_package)
-fi
-[ -n "$current" ] || nothing "apt knows no linux-image-amd64 (Debian's); as root its lists would be updated"
+find_kernel
+current=$kernel
 other=$(other_package "$current")
 
 declare -A package=([current]=$current [other]=$other [grub]=grub-xen-host)
@@ -209,7 +150,7 @@ fetch busybox-static './bin/busybox' || nothing 'cannot fetch busybox-static'
 cargo build --release --locked --quiet -p paravane
 file_system
 
-# Ended early, it leaves no guest behind.
+# If this script ends early, it leaves no guest behind.
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 began=$SECONDS
 declare -A running
