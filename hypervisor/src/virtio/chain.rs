@@ -1,8 +1,8 @@
 //! Descriptor chains, read once and checked as they are read.
 //!
-//! virtio-queue's own iterator ends a chain silently where a descriptor is wrong, so that a driver's mistake
-//! would look like a shorter request. Here every rule of virtio 1.2, section 2.7.5 that a driver can break is an
-//! error. Each descriptor is read exactly once: what the driver changes afterwards changes nothing.
+//! virtio-queue's iterator silently ends a chain at a wrong descriptor, so that a driver's mistake looks like a shorter
+//! request. Here every violation of virtio 1.2, section 2.7.5 is an error. Each descriptor is read exactly once: later
+//! changes by the driver have no effect.
 
 use smallvec::SmallVec;
 use virtio_bindings::bindings::virtio_ring::VRING_DESC_ALIGN_SIZE;
@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::violation::Broken;
 use crate::machine::device_memory::{DeviceMemory, Segment};
 
-/// Buffers that a chain holds without allocating: a block request of six pages has header, status and these.
+/// Buffers that a chain holds without allocating: those of a block request with six pages, a header and a status.
 const USUAL: usize = 8;
 
 /// One request: its buffers in order. Empty ones are left out.
@@ -24,23 +24,23 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The number that gives the chain back.
+    /// The number by which the chain is given back.
     pub fn head(&self) -> u16 {
         self.head
     }
-    /// What the device may read.
+    /// Buffers that the device may read.
     pub fn readable(&self) -> &[Segment] {
         self.segments.get(..self.readable).unwrap_or_default()
     }
-    /// What the device may write.
+    /// Buffers that the device may write.
     pub fn writable(&self) -> &[Segment] {
         self.segments.get(self.readable..).unwrap_or_default()
     }
-    /// Bytes to read.
+    /// Bytes that the device may read.
     pub fn readable_len(&self) -> u64 {
         total(self.readable())
     }
-    /// Bytes to write.
+    /// Bytes that the device may write.
     pub fn writable_len(&self) -> u64 {
         total(self.writable())
     }
@@ -50,7 +50,7 @@ fn total(segments: &[Segment]) -> u64 {
     segments.iter().map(|s| u64::from(s.len)).sum()
 }
 
-/// Where descriptors are.
+/// A descriptor table.
 #[derive(Clone, Copy)]
 struct Table {
     address: u64,
@@ -66,7 +66,7 @@ impl Table {
         memory.view().read_obj(GuestAddress(address)).map_err(|_| Broken::Address { address, len })
     }
 
-    /// The table that an indirect descriptor names.
+    /// The table that an indirect descriptor refers to.
     fn indirect(desc: &Descriptor) -> Result<Self, Broken> {
         let len = desc.len();
         let entries = u16::try_from(len / VRING_DESC_ALIGN_SIZE).ok();

@@ -8,10 +8,10 @@ use super::{Activation, Broken, Chain, Device, Info, Queue, Stop, Workers};
 use crate::host::poll::wait;
 use crate::host::random;
 
-/// Bytes that one request gets at most. Virtio leaves it to the device, and a driver has to ask again anyway.
+/// Bytes at most for one request. The device may return fewer than requested, and the driver then asks again.
 const MOST: usize = 4096;
 
-/// An entropy device. It holds nothing: the bytes are the host's.
+/// An entropy device. It has no state: the bytes come from the host.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Entropy;
 
@@ -54,7 +54,7 @@ fn fill(queue: &Queue, chain: &Chain) -> Result<u32, Broken> {
     let mut bytes = [0; MOST];
     let want = usize::try_from(chain.writable_len()).unwrap_or(MOST).min(MOST);
     let part = bytes.get_mut(..want).unwrap_or_default();
-    // Without any bytes, which never happens once the host has booted, the driver asks again.
+    // If there are no bytes, as while the host boots, the driver asks again.
     let got = random::fill(part);
     let written = queue.memory().scatter(chain.writable(), 0, part.get(..got).unwrap_or_default());
     u32::try_from(written).map_err(|_| Broken::Bug)

@@ -1,4 +1,5 @@
-//! What a device, its workers and its transport share: the configuration space, and whether the driver broke it.
+//! State that a device shares with its workers and its transport: the configuration space, and whether it needs a
+//! reset.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,11 +10,11 @@ use super::violation::Offence;
 /// Bytes of a configuration space at most.
 pub const MAX_CONFIG: usize = paravane_abi::virtio::VIRTIO_MAX_CONFIG;
 
-/// How a device interrupts its driver: the transport's side. Called from any thread; does not wait.
+/// Interrupts the driver; implemented by the transport. Called from any thread; must not wait.
 pub trait Interrupt: Send + Sync {
-    /// Buffers of this queue were used.
+    /// Buffers of this queue have been used.
     fn queue(&self, queue: u16);
-    /// The configuration or the status changed, or a reset is over.
+    /// The configuration or the status has changed, or a reset is complete.
     fn config(&self);
 }
 
@@ -30,20 +31,20 @@ impl ConfigSpace {
         space.bytes.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         space
     }
-    /// The bytes that are in use.
+    /// The bytes in use.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
     }
-    /// All bytes, zeroes after those in use.
+    /// All bytes, with zeroes after those in use.
     pub fn padded(&self) -> [u8; MAX_CONFIG] {
         self.bytes
     }
 }
 
-/// The connection between a device and whatever transport it is on.
+/// The connection between a device and its transport.
 pub struct Link {
     config: Mutex<ConfigSpace>,
-    /// Changes of the configuration, modulo 2^32.
+    /// Number of changes of the configuration, modulo 2^32.
     generation: AtomicU32,
     broken: AtomicBool,
     stops: Stops,
@@ -60,7 +61,7 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// A link whose configuration space begins as `config`.
+    /// A link with `config` as the initial configuration space.
     pub fn new(config: &[u8], interrupt: Arc<dyn Interrupt>) -> Self {
         Self {
             config: Mutex::new(ConfigSpace::new(config)),
@@ -71,13 +72,13 @@ impl Link {
         }
     }
 
-    /// The configuration space and its generation, which belong together.
+    /// The configuration space and its generation, consistent with each other.
     pub fn config(&self) -> (ConfigSpace, u32) {
         let config = self.lock();
         (*config, self.generation.load(Ordering::Acquire))
     }
 
-    /// Changes the configuration space and tells the driver.
+    /// Changes the configuration space and notifies the driver.
     pub fn change_config(&self, change: impl FnOnce(&mut [u8])) {
         let mut config = self.lock();
         let len = config.len;
@@ -87,22 +88,22 @@ impl Link {
         self.interrupt.config();
     }
 
-    /// Used buffers of a queue wait for the driver.
+    /// Interrupts the driver for used buffers of a queue.
     pub fn interrupt(&self, queue: u16) {
         self.interrupt.queue(queue);
     }
 
-    /// Whether the driver broke the device, which now waits for a reset.
+    /// Whether the device has stopped because of a violation, and needs a reset.
     pub fn needs_reset(&self) -> bool {
         self.broken.load(Ordering::Acquire)
     }
 
-    /// What a driver did wrong last, if any did: why the device needs a reset, or needed one.
+    /// The last violation by a driver, if any.
     pub fn last_offence(&self) -> Option<Offence> {
         self.stops.last()
     }
 
-    /// Stops the device for what its driver did; what others of its workers find before its reset is not counted.
+    /// Stops the device because of a violation. Further violations that its workers find before a reset are ignored.
     pub fn break_down(&self, offence: Offence) {
         let is_first = || !self.broken.swap(true, Ordering::AcqRel);
         let Some(recorded) = self.stops.record(offence, is_first) else { return };
@@ -112,11 +113,11 @@ impl Link {
     pub(super) fn stops(&self) -> &Stops {
         &self.stops
     }
-    /// After a reset.
+    /// Called after a reset.
     pub(super) fn mend(&self) {
         self.broken.store(false, Ordering::Release);
     }
-    /// The last worker is gone.
+    /// The last worker has ended.
     pub(super) fn workers_ended(&self) {
         self.interrupt.config();
     }

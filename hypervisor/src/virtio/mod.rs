@@ -1,27 +1,28 @@
-//! Virtio devices: what they are and what they do with their queues, whatever way a driver reaches them by.
+//! Virtio devices, independent of the transport by which a driver reaches them.
 //!
-//! A [`Device`] knows nothing of its transport: `hypercall::virtio` (paravirtual) and `platform::virtio_mmio`
+//! A [`Device`] does not know its transport: `pv::hypercall::virtio` (paravirtual) and `bare::platform::virtio_mmio`
 //! (bare) each hold it in a [`Slot`], which gives it memory, queues and a way to interrupt, and takes them back.
-//! Between [`Device::activate`] and the end of its workers a device reads and writes nothing but the
+//! Between [`Device::activate`] and the end of its workers, a device accesses no guest memory except the
 //! [`DeviceMemory`] that it was given.
 //!
-//! What a device does is done in threads of its own ([`Workers`]), which exist while it is active and at no
-//! other time: a domain without devices pays nothing. A worker without work looks for some a little longer, where that
-//! has been worth while ([`crate::host::busy_poll`]), and then sleeps.
+//! Threads: a device works in threads of its own ([`Workers`]), which exist only while it is active, so that a domain
+//! without devices pays nothing. A worker without work polls its queues for a while, where that has been worth it
+//! before ([`crate::host::busy_poll`]), and then sleeps. [`Slot`]'s functions, [`Device::activate`] and
+//! [`Device::write_config`] run on the vCPU's thread. Nothing here is async-signal-safe.
 //!
 //! | Concern | Modules |
 //! | --- | --- |
 //! | Devices | [`block`], [`console`], [`entropy`], [`net`], [`vsock`] |
-//! | Between a transport and a device | `slot`, `link`, `facts` |
-//! | A queue and what a driver puts into it: any value, at any time | `queue`, `chain`, `memory` |
-//! | Threads, and why they stopped | `worker`, `stops` |
+//! | Between a transport and a device | `device`, `slot`, `link` |
+//! | A queue and its untrusted content | `queue`, `chain` |
+//! | Threads; why devices stopped | `worker`; `violation`, `stop_log`, `stop_report` |
 //!
-//! Two kinds of failure are kept apart. What the driver does wrong is [`Broken`]: a worker returns it, the
-//! device stops and asks for a reset, the host goes on. What the host cannot do (a full disk, a link that is
-//! gone) is a status inside a request, or a changed configuration, and the device goes on.
+//! There are two kinds of failure. A driver's violation of the protocol is a [`Broken`]: the worker returns it, the
+//! device stops and asks for a reset. A failure of the host (a full disk, a network that is gone) is a status in a
+//! request or a change of the configuration, and the device goes on.
 //!
-//! What may not be done here: blocking a vCPU's thread, naming a transport or an engine, keeping guest memory
-//! past the end of a worker.
+//! What may not be done here: blocking a vCPU's thread, naming a transport or an engine, using guest memory after the
+//! end of a worker.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
-//! A queue as a device uses it: requests out, used buffers in, notifications only where somebody wants them.
+//! A queue as a device uses it: takes requests, gives used buffers back, and notifies only if the driver asks for it.
 //!
-//! The ring itself is virtio-queue's. What is added: chains are checked as they are read, buffers of one
-//! request are published together, a driver cannot have more requests in work than the ring has entries, and every irregularity is
-//! an error instead of an empty ring. Packed rings are not offered: virtio-queue 0.18 has none.
+//! The ring is virtio-queue's. Added here: chains are checked as they are read; buffers of one frame are published
+//! together; a driver cannot have more requests under way than the ring has entries; and every violation is an error
+//! instead of an empty ring. Packed rings are not offered, because virtio-queue 0.18 has none.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -22,16 +22,16 @@ use super::violation::Broken;
 use super::worker;
 use crate::machine::device_memory::DeviceMemory;
 
-/// Where the entries of an available ring begin.
+/// Offset of the entries in an available ring.
 const AVAILABLE_ENTRIES: u64 = 4;
-/// Where the elements of a used ring begin, and how long each is.
+/// Offset of the elements in a used ring, and their length.
 const USED_ELEMENTS: u64 = 4;
 const USED_ELEMENT_LEN: u64 = 8;
 
-/// Where a driver put a queue. Addresses are the device's.
+/// A queue's size and device addresses, as the driver has set them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueSetup {
-    /// Entries; 0: not used.
+    /// Number of entries; 0 if the queue is not used.
     pub size: u16,
     /// The descriptor area.
     pub descriptors: u64,
@@ -42,14 +42,14 @@ pub struct QueueSetup {
 }
 
 impl QueueSetup {
-    /// The ring, if it is well-formed and all of it is the device's memory.
+    /// The ring, if it is well-formed and inside the device's memory.
     fn ring(&self, max: u16, memory: &DeviceMemory) -> Option<virtio_queue::Queue> {
         let mut ring = virtio_queue::Queue::new(max).ok()?;
         ring.try_set_size(self.size).ok()?;
         ring.try_set_desc_table_address(GuestAddress(self.descriptors)).ok()?;
         ring.try_set_avail_ring_address(GuestAddress(self.driver)).ok()?;
         ring.try_set_used_ring_address(GuestAddress(self.device)).ok()?;
-        // The library takes an available ring at 0 for one that was never set.
+        // The library treats an available ring at address 0 as not set.
         if self.driver == 0 {
             return None;
         }
@@ -64,9 +64,9 @@ pub struct Queue {
     index: u16,
     ring: virtio_queue::Queue,
     in_work: u16,
-    /// The available index at the last look.
+    /// The available index, as last read.
     seen: u16,
-    /// Requests given back since the last [`Queue::notify`]: the indices alone would not tell 65536 from none.
+    /// Requests given back since the last [`Queue::notify`]. The indices cannot distinguish 65536 from 0.
     given: u32,
     memory: DeviceMemory,
     indirect: bool,
@@ -113,28 +113,28 @@ impl Queue {
     pub fn size(&self) -> u16 {
         self.ring.size()
     }
-    /// Requests that were taken and not yet given back.
+    /// Requests that were taken and not given back.
     pub fn in_work(&self) -> u16 {
         self.in_work
     }
-    /// The memory that its descriptors name.
+    /// The memory that descriptors may refer to.
     pub fn memory(&self) -> &DeviceMemory {
         &self.memory
     }
-    /// Becomes readable when the driver kicks: an eventfd, to be emptied by [`Queue::take_kick`].
+    /// An eventfd that becomes readable when the driver kicks, until [`Queue::take_kick`].
     pub fn kick_fd(&self) -> RawFd {
         self.kick.as_raw_fd()
     }
-    /// Empties the kick's eventfd.
+    /// Clears the kick's eventfd.
     pub fn take_kick(&self) {
-        // Empty already: nothing to do.
+        // An error means that it is clear.
         let _ = self.kick.read();
     }
 
     /// Takes the next request, if there is one.
     ///
     /// # Errors
-    /// When the driver broke the rules; the queue must not be used any more.
+    /// When the driver has violated the protocol; the queue must not be used any more.
     pub fn take(&mut self) -> Result<Option<Chain>, Broken> {
         worker::look_at(self.index);
         let next = self.ring.next_avail();
@@ -159,27 +159,27 @@ impl Queue {
         Ok(Some(chain))
     }
 
-    /// The driver's index. It shares its cache line with a driver that is adding to the ring: read only when all that
-    /// was there at the last look is taken.
+    /// The driver's index. A driver that is adding requests writes to the same cache line, so it is only read when all
+    /// known requests are taken.
     fn available_index(&self) -> Result<u16, Broken> {
         let now = self.ring.avail_idx(self.memory.view(), Ordering::Acquire).map_err(|_| Broken::Bug)?.0;
         let ahead = now.wrapping_sub(self.ring.next_avail());
         if ahead > self.ring.size() { Err(Broken::Ahead) } else { Ok(now) }
     }
 
-    /// A word of one of the rings, which begins at `ring`.
+    /// A word of the ring that begins at `ring`.
     fn load(&self, ring: u64, offset: u64) -> Result<u16, Broken> {
         let place = ring.checked_add(offset).ok_or(Broken::Bug)?;
         self.memory.view().load(GuestAddress(place), Ordering::Relaxed).map_err(|_| Broken::Bug)
     }
 
-    /// Whether there is something to take, be it an error: for who looks again and again.
+    /// Whether [`Queue::take`] would return anything, an error included. Cheap, meant for busy polling.
     pub fn has_next(&self) -> bool {
         let next = self.ring.next_avail();
         next != self.seen || self.available_index() != Ok(next)
     }
 
-    /// Gives a request back, `written` bytes of whose buffers the device has filled.
+    /// Gives a request back; `written`: the bytes that the device has written to its buffers.
     ///
     /// # Errors
     /// Never for a request that was taken: the rings were checked when the device was activated.
@@ -189,9 +189,8 @@ impl Queue {
         self.ring.add_used(self.memory.view(), head, written).map_err(|_| Broken::Bug)
     }
 
-    /// Gives several requests back, each with its head and the bytes written, so that the driver sees all or
-    /// none: the buffers of one frame (virtio 1.2, section 5.1.6.4.1). The library publishes each as it is
-    /// added.
+    /// Gives several requests back, each with its head and the bytes written, so that the driver sees all or none: the
+    /// buffers of one frame (virtio 1.2, section 5.1.6.4.1). The library would publish each separately.
     ///
     /// # Errors
     /// As [`Queue::give_back`].
@@ -211,7 +210,7 @@ impl Queue {
         self.give_back(last, written)
     }
 
-    /// Interrupts the driver if anything was given back since the last call and it wants to hear of it.
+    /// Interrupts the driver if requests were given back since the last call and it asks for an interrupt.
     pub fn notify(&mut self) -> Result<(), Broken> {
         let given = std::mem::take(&mut self.given);
         if given != 0 && self.wants_interrupt(given)? {
@@ -220,26 +219,26 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether the driver wants to hear of the last `given` used buffers. Not left to the library, which counts
-    /// only what it published itself and passes over the flag.
+    /// Whether the driver asks for an interrupt for the last `given` used buffers. Not left to the library, which only
+    /// counts buffers that it has published itself, and ignores the flag.
     fn wants_interrupt(&self, given: u32) -> Result<bool, Broken> {
         let load = |offset| self.load(self.ring.avail_ring(), offset).map(u16::from_le);
-        // The used index is visible before the driver's wish is read: else it could ask just too late.
+        // The used index must be visible before `used_event` or the flag is read; otherwise a wake-up could be lost.
         fence(Ordering::SeqCst);
         if self.ring.event_idx_enabled() {
-            // Section 2.7.7: when the index passes `used_event`.
+            // Section 2.7.7: interrupt when the index passes `used_event`.
             let event = load(AVAILABLE_ENTRIES + u64::from(self.ring.size()) * 2)?;
             return Ok(u32::from(self.ring.next_used().wrapping_sub(event).wrapping_sub(1)) < given);
         }
         Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
-    /// Tells the driver not to kick: the device looks by itself.
+    /// Tells the driver not to kick, because the device polls.
     pub fn refuse_kicks(&mut self) -> Result<(), Broken> {
         self.ring.disable_notification(self.memory.view()).map_err(|_| Broken::Bug)
     }
 
-    /// Tells the driver to kick from now on; true if there is something to take already.
+    /// Tells the driver to kick from now on; returns whether there is a request already.
     pub fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
         self.ring.enable_notification(self.memory.view()).map_err(|_| Broken::Bug)
     }

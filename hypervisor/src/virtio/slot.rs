@@ -1,4 +1,4 @@
-//! A device in the hands of its transport: negotiation, activation, kicks, reset.
+//! A device as its transport sees it: negotiation, activation, kicks, reset.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::queue::{Queue, QueueSetup};
 use super::worker::Workers;
 use crate::machine::device_memory::DeviceMemory;
 
-/// What every device offers: rings and transports have it, not the device.
+/// Features of rings and transports, which every device offers.
 const COMMON_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
@@ -26,10 +26,10 @@ pub enum ActivateError {
     /// It is active, or has not finished a reset.
     #[error("the device is active")]
     Busy,
-    /// These features cannot be accepted.
+    /// The features are not offered, or need others.
     #[error("features that are not offered, or not without others")]
     Features,
-    /// There is no such queue, or it cannot be where it is said to be.
+    /// There is no such queue, or its memory is not the device's.
     #[error("queue {0} is malformed, outside the device's memory, or one too many")]
     Queue(usize),
     /// The host has no threads or descriptors left.
@@ -37,7 +37,7 @@ pub enum ActivateError {
     Host(#[from] io::Error),
 }
 
-/// A device, and its work while it is active.
+/// A device, and its workers while it is active.
 pub struct Slot {
     device: Box<dyn Device>,
     info: Info,
@@ -58,13 +58,13 @@ impl std::fmt::Debug for Slot {
 }
 
 impl Slot {
-    /// The status of a device that works (virtio 1.2, section 2.1).
+    /// The status of an active device (virtio 1.2, section 2.1).
     pub const ACTIVE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
         | VIRTIO_CONFIG_S_DRIVER
         | VIRTIO_CONFIG_S_FEATURES_OK
         | VIRTIO_CONFIG_S_DRIVER_OK;
 
-    /// A device that is not active, which interrupts by `interrupt`.
+    /// An inactive device that interrupts by `interrupt`.
     pub fn new(device: Box<dyn Device>, interrupt: Arc<dyn Interrupt>) -> Self {
         let link = Arc::new(Link::new(&device.config(), interrupt));
         let mut info = device.info();
@@ -72,15 +72,15 @@ impl Slot {
         Self { device, info, link, active: None }
     }
 
-    /// What it is; all features that are offered among it.
+    /// The device's properties, with all offered features.
     pub fn info(&self) -> &Info {
         &self.info
     }
-    /// What tells it from others of its kind.
+    /// A name that distinguishes it from others of its kind.
     pub fn label(&self) -> Option<String> {
         self.device.label()
     }
-    /// Its configuration, and whether it is broken.
+    /// Its configuration, and whether it needs a reset.
     pub fn link(&self) -> &Link {
         &self.link
     }
@@ -93,13 +93,13 @@ impl Slot {
         let broken = if self.link.needs_reset() { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
         if self.active.is_some() { Self::ACTIVE | broken } else { 0 }
     }
-    /// Whether a driver may accept just these features.
+    /// Whether a driver may accept this set of features.
     pub fn accepts(&self, features: u64) -> bool {
         features & !self.info.features == 0
             && features & 1 << VIRTIO_F_VERSION_1 != 0
             && self.device.accepts(features)
     }
-    /// Passes on what a driver wrote to the configuration space; false if that is outside of it.
+    /// Handles a driver's write to the configuration space; returns false if it is out of bounds.
     pub fn write_config(&mut self, offset: usize, bytes: &[u8]) -> bool {
         let len = self.link.config().0.bytes().len();
         let inside = offset.checked_add(bytes.len()).is_some_and(|end| end <= len);
@@ -109,7 +109,7 @@ impl Slot {
         inside
     }
 
-    /// Starts the device. On an error it is as before.
+    /// Starts the device. After an error it is inactive as before.
     pub fn activate(
         &mut self,
         memory: &DeviceMemory,
@@ -137,7 +137,7 @@ impl Slot {
             Activation { features, queues, memory: memory.clone(), link: Arc::clone(&self.link) };
         if let Err(error) = self.device.activate(activation, &mut workers) {
             drop(workers);
-            // One that was started already may have found the rings wrong.
+            // A worker that had started may have found a violation.
             self.link.mend();
             return Err(error.into());
         }
@@ -161,17 +161,17 @@ impl Slot {
         Ok(Some((kick, queue.ok_or(ActivateError::Queue(index.into()))?)))
     }
 
-    /// Tells the device that a queue has buffers; nothing for a queue that is not used.
+    /// Notifies the device that a queue has buffers. Has no effect for a queue that is not used.
     pub fn kick(&self, queue: u16) {
         let kicks = self.active.as_ref().map_or(&[][..], |active| &active.kicks);
         if let Some(Some(kick)) = kicks.get(usize::from(queue)) {
-            // A counter that is full has been kicked often enough.
+            // An error means that the counter is full, and so readable.
             let _ = kick.write(1);
         }
     }
 
-    /// Takes the device out of work; true once that is done. Until then the device finishes what it has taken,
-    /// and interrupts by [`Interrupt::config`] when it is worth asking again.
+    /// Resets the device; returns whether that is complete. If not, the device still finishes the requests that it has
+    /// taken, and calls [`Interrupt::config`] when the caller should try again.
     pub fn reset(&mut self) -> bool {
         if let Some(active) = &self.active {
             active.workers.stop();
@@ -196,7 +196,7 @@ mod tests {
     use crate::virtio::Broken;
     use crate::virtio::slot::*;
 
-    /// A device whose first worker breaks down at once, and whose second cannot be had while `fails`.
+    /// A device whose first worker reports a violation at once, and whose second cannot be started while `fails`.
     struct HalfStarted {
         fails: Arc<AtomicBool>,
         interrupts: Arc<Interrupts>,

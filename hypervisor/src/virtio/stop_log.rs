@@ -1,8 +1,8 @@
-//! Devices that stopped for what their drivers did: counted, and told to the user.
+//! Counts and reports the stops of one device because of violations by its driver.
 //!
-//! A driver can reset its device and break it again as fast as the host stops it, so each device is told of a few
-//! times in a while ([`MOST`], [`WHILE`]) and counted always. Nothing here is touched by a device that works:
-//! recording, formatting and telling are done when a worker ends, by its thread.
+//! A driver can reset its device and break it again in a loop. So all stops are counted, but at most [`MOST`] are
+//! reported within [`WHILE`]. A device that works does not use any of this: a worker's thread records, formats and
+//! reports when it ends.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,18 +12,18 @@ use serde::Serialize;
 
 use super::violation::Offence;
 
-/// How many stops of one device are told in [`WHILE`].
+/// Stops of one device at most that are reported within [`WHILE`].
 pub(super) const MOST: usize = 5;
 const WHILE: Duration = Duration::from_secs(60);
 
-/// A stop as it is told.
+/// A stop to be reported.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopped<'a> {
-    /// What the user calls the device: `disk 0 (root.img)`.
+    /// The device's name: `disk 0 (root.img)`.
     pub device: &'a str,
     /// Why.
     pub offence: Offence,
-    /// How many stops of it before this one were not told.
+    /// How many stops before this one were not reported.
     pub untold: u64,
 }
 
@@ -38,31 +38,31 @@ impl fmt::Display for Stopped<'_> {
     }
 }
 
-/// Tells the user of a stop. Called by a device's thread; a bare guest's vCPU where a device could not start.
+/// Reports a stop to the user. Called by a device's thread; by a bare guest's vCPU if the device could not start.
 pub type Tell = Arc<dyn Fn(&Stopped<'_>) + Send + Sync>;
 
-/// What a run's report says of one device.
+/// The stops of one device, in the report of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceStops {
-    /// What the user calls it.
+    /// The device's name.
     pub device: String,
     /// How often it stopped.
     pub stops: u64,
     /// Why it stopped last.
     pub last: Option<String>,
-    /// How many of the stops were not told since the last that was.
+    /// How many stops have not been reported since the last one that was.
     #[serde(skip)]
     pub untold: u64,
 }
 
-/// The account of one device.
+/// The log of one device.
 #[derive(Default)]
 pub(super) struct Stops {
     record: Mutex<Record>,
     audience: OnceLock<(String, Tell)>,
 }
 
-/// A stop that was counted: if it is to be told, how many before it were not.
+/// A stop that was counted. If it is to be reported: the number of unreported stops before it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Recorded(Option<u64>);
 
@@ -70,14 +70,14 @@ pub(super) struct Recorded(Option<u64>);
 struct Record {
     count: u64,
     last: Option<Offence>,
-    /// When the last ones were told, in a ring.
+    /// Times of the last reports: a ring buffer.
     told: [Option<Instant>; MOST],
     next: usize,
     untold: u64,
 }
 
 impl Record {
-    /// Whether a stop at `now` is told: how many before it were not.
+    /// The number of unreported stops before one at `now`, if that is to be reported.
     fn admit(&mut self, now: Instant) -> Option<u64> {
         let oldest = self.told.get_mut(self.next)?;
         if oldest.is_some_and(|then| now.saturating_duration_since(then) < WHILE) {
@@ -91,8 +91,8 @@ impl Record {
 }
 
 impl Stops {
-    /// Counts a stop if `is_first`, which is asked under the lock: who sees that the device is broken can see why.
-    /// What is returned is to be [told](Self::tell) once the guest has been told.
+    /// Counts a stop if `is_first`, which is called under the lock: a thread that sees that the device is broken also
+    /// sees why. The caller notifies the guest and then calls [`Stops::tell`] with the result.
     pub(super) fn record(&self, offence: Offence, is_first: impl FnOnce() -> bool) -> Option<Recorded> {
         let mut record = self.lock();
         if !is_first() {
@@ -100,20 +100,20 @@ impl Stops {
         }
         record.count = record.count.saturating_add(1);
         record.last = Some(offence);
-        // Where nobody listens, nobody is told too often.
+        // Without an audience, nothing counts against the limit.
         Some(Recorded(self.audience.get().and_then(|_| record.admit(Instant::now()))))
     }
-    /// Tells of a stop, if it is to be told.
+    /// Reports a stop, if it is to be reported.
     pub(super) fn tell(&self, offence: Offence, Recorded(untold): Recorded) {
         if let (Some((device, tell)), Some(untold)) = (self.audience.get(), untold) {
             tell(&Stopped { device, offence, untold });
         }
     }
-    /// Who is to be told, and what to call the device; the first one stays.
+    /// Sets the device's name and the function that reports; later calls have no effect.
     pub(super) fn set_audience(&self, name: String, tell: Tell) {
         self.audience.get_or_init(|| (name, tell));
     }
-    /// What the driver did last.
+    /// The last violation.
     pub(super) fn last(&self) -> Option<Offence> {
         self.lock().last
     }

@@ -1,4 +1,4 @@
-//! Stops of several devices, by the names that the user knows them by.
+//! Stops of all devices, by the names that the user knows.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ids::{
 use super::slot::Slot;
 use super::stop_log::{DeviceStops, Tell};
 
-/// What the user calls these devices, after the options that give them to a guest: each kind is numbered by itself.
+/// The names of devices, after the options of `run`; each kind is numbered separately.
 fn names<'a>(slots: &'a [&Slot]) -> impl Iterator<Item = String> + 'a {
     slots.iter().enumerate().map(|(n, slot)| {
         let kind = slot.info().kind;
@@ -29,14 +29,14 @@ fn names<'a>(slots: &'a [&Slot]) -> impl Iterator<Item = String> + 'a {
     })
 }
 
-/// Has `tell` called for every stop of these devices that is to be told.
+/// Sets `tell` to be called for stops of these devices.
 pub fn watch(slots: &[&Slot], tell: &Tell) {
     for (slot, name) in slots.iter().zip(names(slots)) {
         slot.link().stops().set_audience(name, Arc::clone(tell));
     }
 }
 
-/// How often each of these devices stopped, and why.
+/// The stops of each of these devices.
 pub fn report(slots: &[&Slot]) -> Vec<DeviceStops> {
     slots.iter().zip(names(slots)).map(|(slot, name)| slot.link().stops().report(name)).collect()
 }

@@ -1,11 +1,11 @@
-//! What a driver can do wrong.
+//! Violations of the protocol by a driver.
 
 use std::fmt;
 
-/// What a driver did that a device does not go on after (virtio 1.2, section 2.1.2: DEVICE_NEEDS_RESET).
+/// Why a device stopped and needs a reset (virtio 1.2, section 2.1.2: DEVICE_NEEDS_RESET).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// More buffers made available than the ring holds, or an index that jumped.
+    /// The available index is ahead of the ring by more than its size.
     #[error("the available index runs ahead of the ring")]
     Ahead,
     /// A descriptor number past the table's end.
@@ -14,7 +14,7 @@ pub enum Broken {
     /// A loop, or more descriptors than the queue has.
     #[error("a descriptor chain is longer than its queue, or a loop")]
     TooLong,
-    /// The chain's buffers make more than 4 GiB.
+    /// The chain's buffers have more than 4 GiB.
     #[error("a descriptor chain describes more than 4 GiB")]
     TooMuch,
     /// An address that is not the device's memory.
@@ -28,38 +28,38 @@ pub enum Broken {
     /// An indirect table in an indirect table, or in the middle of a chain, or not negotiated.
     #[error("an indirect descriptor where none may be")]
     Indirect,
-    /// An indirect table whose length is no table's.
+    /// An indirect table whose length is 0 or not a multiple of a descriptor's.
     #[error("an indirect table of {0} bytes")]
     IndirectLength(u32),
     /// A buffer for the device to read after one for it to write.
     #[error("a readable buffer after a writable one")]
     Order,
-    /// A request that is none of the device's type.
+    /// A malformed request.
     #[error("{0}")]
     Request(&'static str),
     /// Started before its features were accepted.
     #[error("it was started without features that were accepted")]
     NotNegotiated,
-    /// Started with a queue that cannot be.
+    /// Started with an impossible queue.
     #[error(
         "it was started with a queue that is malformed, has no entries or lies outside the guest's memory"
     )]
     Setup,
-    /// The host has no means to start the device.
+    /// The host has no resources to start the device.
     #[error("the host has no thread or descriptor left to start it with")]
     Host,
-    /// What is behind a network interface does not do what its features promised.
+    /// The network does not support offloads that it had offered.
     #[error("the host refused the offloads that the guest had accepted")]
     Offloads,
-    /// The device itself failed: a bug of ours.
+    /// The device itself failed: a bug in Paravane.
     #[error("the device failed; this is a bug in Paravane, please report it")]
     Bug,
 }
 
-/// What made a device stop.
+/// A violation, with its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offence {
-    /// The queue that its worker had looked at last.
+    /// The queue that the worker had looked at last.
     pub queue: Option<u16>,
     /// What was wrong.
     pub what: Broken,

@@ -1,8 +1,8 @@
 //! The threads of an active device, and how they end.
 //!
-//! A worker ends when it is told to ([`Stop`]) or when its driver broke the rules; in both cases all of its
-//! device's workers end. Ending is asked for by the vCPU's thread, which does not wait for it: the last worker
-//! says when it is gone.
+//! A worker ends when it is asked to ([`Stop`]) or when its driver has violated the protocol; in both cases all
+//! workers of the device end. The vCPU's thread asks them to end and does not wait: the last worker interrupts the
+//! driver.
 
 use std::cell::Cell;
 use std::io;
@@ -18,17 +18,17 @@ use super::violation::{Broken, Offence};
 use crate::host::threads;
 
 thread_local! {
-    /// The queue that this worker took a request from last, or wanted to.
+    /// The queue from which this worker last took a request, or tried to.
     static QUEUE: Cell<Option<u16>> = const { Cell::new(None) };
 }
 
-/// Notes which queue this worker looks at: when it fails, that is the one that a user is told of. Not a field of
-/// [`Broken`], most of which is found where no queue is known.
+/// Notes which queue this worker looks at, to be reported with a violation. Not a field of [`Broken`], because most
+/// violations are found by code that does not know the queue.
 pub(super) fn look_at(queue: u16) {
     QUEUE.set(Some(queue));
 }
 
-/// Whether a device's workers are to end.
+/// Asks a device's workers to end.
 #[derive(Debug)]
 pub struct Stop {
     asked: AtomicBool,
@@ -39,17 +39,17 @@ impl Stop {
     fn new() -> io::Result<Self> {
         Ok(Self { asked: AtomicBool::new(false), bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })
     }
-    /// Whether to end.
+    /// Whether the workers should end.
     pub fn is_asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
     }
-    /// Becomes readable, and stays so, when the workers are to end.
+    /// A descriptor that becomes readable, and stays so, when the workers should end.
     pub fn fd(&self) -> RawFd {
         self.bell.as_raw_fd()
     }
     fn ask(&self) {
         self.asked.store(true, Ordering::Release);
-        // Written at most a few times and never read: it cannot overflow.
+        // It cannot overflow: it is written only a few times.
         let _ = self.bell.write(1);
     }
 }
@@ -61,7 +61,7 @@ pub struct Workers {
     running: Arc<AtomicUsize>,
     threads: Vec<JoinHandle<()>>,
     link: Arc<Link>,
-    /// As if the host had no thread left.
+    /// Simulates a host without threads left.
     #[cfg(test)]
     pub(super) refuse: bool,
 }
@@ -78,7 +78,7 @@ impl Workers {
         })
     }
 
-    /// Starts a worker, a thread called `name` (15 bytes at most are kept).
+    /// Starts a worker: a thread called `name`, of which 15 bytes are kept.
     ///
     /// # Errors
     /// When the host has no thread left.
@@ -97,7 +97,7 @@ impl Workers {
             link: Arc::clone(&self.link),
         };
         self.running.fetch_add(1, Ordering::AcqRel);
-        // A closure that never runs is dropped, and `end` with it.
+        // If the thread cannot be started, the closure is dropped, and `end` with it.
         let thread = threads::spawn(name, move || {
             if let Err(what) = body(&end.stop) {
                 end.link.break_down(Offence { queue: QUEUE.get(), what });
@@ -118,17 +118,17 @@ impl Workers {
 }
 
 impl Drop for Workers {
-    /// Waits for them: at once after `Workers::have_ended`, else at the domain's end.
+    /// Waits for the workers. That takes no time after `have_ended`; otherwise the domain is ending.
     fn drop(&mut self) {
         self.stop.ask();
         for thread in self.threads.drain(..) {
-            // A worker that panicked has said so and broken its device.
+            // A panic has been reported already, and has stopped the device.
             let _ = thread.join();
         }
     }
 }
 
-/// What remains to be done when a worker ends, however it does.
+/// When dropped, does what is necessary at the end of a worker, also after a panic.
 struct End {
     stop: Arc<Stop>,
     running: Arc<AtomicUsize>,

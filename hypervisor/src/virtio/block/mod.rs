@@ -1,16 +1,14 @@
-//! The block device (virtio 1.2, section 5.2): a file or a block device of the host as a guest's disk.
+//! The block device (virtio 1.2, section 5.2) on a [`Disk`].
 //!
 //! | File | What is in it |
 //! | --- | --- |
-//! | `request.rs` | what a request says, and which are refused |
+//! | `request.rs` | reading and checking a request |
 //! | `shared.rs` | what all queues of a disk share |
 //! | `worker.rs` | the loop of one queue: requests out, jobs under way, statuses back |
 //!
-//! The disk's blocks are [`crate::backend::disk`]'s.
-//!
-//! A write is used once the host has it, a flush once all that was used before is on stable storage. A driver
-//! that does not accept flushes gets every write on stable storage before it is used. The host's errors are
-//! statuses of requests.
+//! A write is complete once the host has the data; a flush is complete once all data of completed writes is on stable
+//! storage. For a driver without flushes, a write is complete only when its data is on stable storage. Errors of the
+//! host are statuses of requests.
 
 mod request;
 mod shared;
@@ -36,9 +34,9 @@ use shared::{MOST_SECTORS, Shared};
 
 /// Entries of a queue at most.
 const QUEUE_SIZE: u16 = 256;
-/// Buffers of a request at most: header and status have one each.
+/// Data buffers of a request at most, beside one for the header and one for the status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// What drivers call physical blocks: 4 KiB, which is what file systems of the host use.
+/// The physical block size that drivers are told: 4 KiB, the block size of most file systems.
 const PHYSICAL: u64 = 4096;
 /// A disk as a virtio device.
 pub struct Block {
@@ -46,17 +44,17 @@ pub struct Block {
     queues: u16,
 }
 
-/// A number of queues that no disk has.
+/// An impossible number of queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a disk has 1 to {MAX_QUEUES} queues, not {0}")]
 pub struct BadQueueCount(u16);
 
 impl Block {
-    /// A device for `disk`, with `queues` queues (1 to [`MAX_QUEUES`]). It identifies itself to the guest by the first
-    /// 20 bytes of `id`; by default of the name of the disk's file.
+    /// A device for `disk` with 1 to [`MAX_QUEUES`] queues. The guest can read the first 20 bytes of `id` as the disk's
+    /// identity; by default, that is the name of the disk's file.
     ///
     /// # Errors
-    /// When it cannot have so many queues.
+    /// When `queues` is out of range.
     pub fn new(disk: Disk, queues: u16, id: Option<&str>) -> Result<Self, BadQueueCount> {
         if queues == 0 || usize::from(queues) > MAX_QUEUES {
             return Err(BadQueueCount(queues));
@@ -65,7 +63,7 @@ impl Block {
     }
 }
 
-/// The configuration space (5.2.4), up to what write-zeroes needs.
+/// The configuration space (5.2.4), up to the fields for write-zeroes.
 #[repr(C, packed)]
 #[derive(IntoBytes, zerocopy::Immutable, Clone, Copy, Debug, Default)]
 struct Config {
@@ -91,11 +89,12 @@ struct Config {
 }
 
 const _: () = assert!(size_of::<Config>() == 60);
-/// Where `writeback` is.
+/// Offset of `writeback`.
 const WRITEBACK: usize = std::mem::offset_of!(Config, writeback);
 
 impl Block {
-    /// Whether a change may be done before it is on stable storage; requests that come after this heed it.
+    /// Sets whether a write may complete before its data is on stable storage. Applies to requests that are taken
+    /// later.
     fn set_writeback(&self, link: &Link, on: bool) {
         if self.disk.writeback.swap(on, Ordering::AcqRel) != on {
             link.change_config(|config| {
@@ -127,7 +126,7 @@ impl Device for Block {
 
     fn config(&self) -> Vec<u8> {
         let Limits { block, discard } = self.disk.limits;
-        // Powers of two, of which none is greater than a cluster of qcow2: 2 MiB.
+        // Both are powers of two; `block` is at most the largest qcow2 cluster, 2 MiB.
         let blocks = (PHYSICAL / block).max(1);
         let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).unwrap_or(u32::MAX);
         let config = Config {
@@ -149,7 +148,7 @@ impl Device for Block {
         config.as_bytes().to_vec()
     }
 
-    /// `writeback` is a driver's to change, and nothing else.
+    /// A driver may change `writeback` and nothing else.
     fn write_config(&mut self, link: &Link, offset: usize, bytes: &[u8]) {
         let byte = WRITEBACK.checked_sub(offset).and_then(|at| bytes.get(at));
         if let Some(&byte) = byte {
@@ -160,7 +159,7 @@ impl Device for Block {
     fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
         let accepted = |bit: u32| activation.features & 1 << bit != 0;
         let before = self.disk.writeback.load(Ordering::Acquire);
-        // One that negotiated CONFIG_WCE may have cleared it since (3.1.1, step 7); without flushes there is no
+        // A driver with CONFIG_WCE may have cleared it already (3.1.1, step 7). Without flushes there is no write-back
         // cache (5.2.5.2).
         let kept = before || !accepted(VIRTIO_BLK_F_CONFIG_WCE);
         self.set_writeback(&activation.link, accepted(VIRTIO_BLK_F_FLUSH) && kept);

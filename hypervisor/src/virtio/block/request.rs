@@ -1,7 +1,6 @@
-//! What a request says (virtio 1.2, section 5.2.6), and which are refused.
+//! Reads and checks requests (virtio 1.2, section 5.2.6).
 //!
-//! A chain that is no block request at all (no header, no room for a status) breaks the device; one that asks
-//! for what cannot be is answered.
+//! A chain without a header or without room for a status is a violation; any other wrong request gets an error status.
 
 use std::sync::atomic::Ordering;
 
@@ -20,7 +19,7 @@ use crate::machine::device_memory::DeviceMemory;
 use crate::machine::device_memory::Segment;
 use crate::virtio::{Broken, Chain};
 
-/// The first readable bytes.
+/// The header of a request.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Clone, Copy, Debug)]
 struct Header {
@@ -29,7 +28,7 @@ struct Header {
     sector: u64,
 }
 
-/// What a discard or write-zeroes request is about.
+/// The range of a discard or write-zeroes request.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Clone, Copy, Debug)]
 struct Range {
@@ -59,13 +58,13 @@ impl Status {
 /// A request that was read.
 #[derive(Debug)]
 pub(super) enum Request {
-    /// To be done.
+    /// It is to be done.
     Job(Job),
-    /// Done already: its status, and the bytes of data that were written.
+    /// It is complete: its status, and the bytes of data that were written.
     Done(Status, u32),
 }
 
-/// Reads a request. `spare`: room for a job's buffers, which is taken if there is a job.
+/// Reads a request. `spare`: an allocation for the job's buffers, which is taken if there is a job.
 pub(super) fn read(
     memory: &DeviceMemory,
     chain: &Chain,
@@ -83,7 +82,7 @@ pub(super) fn read(
     let mut job = |op, offset, len, from: &[Segment], skip| {
         spare.0.clear();
         if !from.is_empty() && memory.iovecs(from, skip, len, &mut spare.0) != len {
-            // The buffers were checked to be the device's.
+            // Impossible: the chain's buffers were checked to be the device's memory.
             return Err(Broken::Bug);
         }
         Ok(Request::Job(Job { op, offset, len, sync, buffers: std::mem::take(spare) }))
@@ -121,7 +120,7 @@ pub(super) fn read(
     }
 }
 
-/// What a discard or write-zeroes request comes to.
+/// The operation, offset and length of a discard or write-zeroes request.
 fn clear(discard: bool, range: &Range, disk: &Shared) -> Result<(Op, u64, u64), Status> {
     let unmap = range.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
     if range.flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0
@@ -142,11 +141,11 @@ fn gather<T: FromBytes + IntoBytes>(memory: &DeviceMemory, chain: &Chain, skip: 
     (memory.gather(chain.readable(), skip, bytes) == len).then_some(value)
 }
 
-/// Writes a request's status; returns how many bytes of its buffers were written from the first on, `data`
-/// bytes of data having been.
+/// Writes a request's status. `data` bytes of data have been written; returns the number of bytes written from the
+/// start of its buffers, without a gap.
 pub(super) fn answer(memory: &DeviceMemory, chain: &Chain, status: Status, data: u32) -> u32 {
     let last = chain.writable_len().saturating_sub(1);
     memory.scatter(chain.writable(), last, &[status.byte()]);
-    // Of a failed read nobody knows how much was written.
+    // After a failed read, an unknown part of the data is written.
     if u64::from(data) == last { data.saturating_add(1) } else { data }
 }

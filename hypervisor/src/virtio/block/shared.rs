@@ -15,13 +15,13 @@ pub(super) struct Shared {
     pub disk: Disk,
     pub limits: Limits,
     pub sectors: u64,
-    /// Cleared by drivers that want every change on stable storage before it is done (5.2.5, `writeback`).
+    /// Cleared by a driver that wants each write on stable storage before it completes (5.2.5, `writeback`).
     pub writeback: AtomicBool,
     pub id: [u8; ID_BYTES],
 }
 
 impl Shared {
-    /// A disk that identifies itself by `id`, by default by the name of its file.
+    /// `id`: the identity; by default, the name of the disk's file.
     pub fn new(disk: Disk, id: Option<&str>) -> Self {
         let (limits, sectors) = (disk.limits(), disk.bytes() / SECTOR);
         let id = identity(id.unwrap_or(disk.name()));
@@ -39,7 +39,7 @@ impl Shared {
         String::from_utf8_lossy(self.id.get(..end).unwrap_or_default()).into_owned()
     }
 
-    /// Where on the disk `len` bytes at `sector` begin, if they are whole sectors of it.
+    /// The byte offset of `sector`, if `len` bytes from there are whole sectors inside the disk.
     pub fn place(&self, sector: u64, len: u64) -> Option<u64> {
         let end = sector.checked_add(len / SECTOR)?;
         let inside = len.is_multiple_of(SECTOR) && end <= self.sectors;

@@ -10,18 +10,18 @@ use crate::backend::disk::jobs::{Done, Job, Jobs, Op};
 use crate::host::busy_poll::BusyPoll;
 use crate::virtio::{Broken, Chain, Queue, Stop};
 
-/// Bytes that are handed over together. What is in the host's page cache is copied while it is handed over: the driver
-/// gets these while the next are copied.
+/// Bytes that are submitted together. Data in the host's page cache is copied on submission; the driver can use one
+/// batch while the next is copied.
 const AT_ONCE: u64 = 256 << 10;
 
 /// A request that is under way.
 struct Running {
     chain: Chain,
-    /// Bytes that it writes into its buffers if it succeeds.
+    /// Bytes that it writes to its buffers if it succeeds.
     reads: u32,
 }
 
-/// Serves a queue until it is to stop.
+/// Serves a queue until it is asked to stop.
 pub(super) fn run(queue: Queue, stop: &Stop, disk: &Shared) -> Result<(), Broken> {
     // Dropped after `jobs`, which may still work on this memory when the queue is gone.
     let memory = queue.memory().clone();
@@ -34,10 +34,10 @@ struct Worker<'a> {
     disk: &'a Shared,
     jobs: &'a mut dyn Jobs,
     running: Vec<Option<Running>>,
-    /// Numbers of `running` that are not in use.
+    /// Unused indices of `running`.
     free: Vec<u16>,
     done: Vec<Done>,
-    /// Room for buffers, of jobs that have ended.
+    /// Allocations for buffers, from jobs that have ended.
     spare: Vec<Buffers>,
 }
 
@@ -62,20 +62,20 @@ impl<'a> Worker<'a> {
                 listens = offence.is_ok();
             }
             if !listens && self.running.len() == self.free.len() {
-                // What was in work is done, whoever wanted to stop.
+                // All requests under way are complete.
                 self.queue.notify()?;
                 return offence;
             }
             if self.turn(false, [-1; 2])? || more {
                 continue;
             }
-            // Once it is to stop there is nothing to hear but the ends of jobs.
+            // Once it should stop, only the ends of jobs matter.
             let (queue, jobs) = (&self.queue, &mut *self.jobs);
             if habit.look(|| listens && (queue.has_next() || stop.is_asked()) || jobs.has_ended()) {
                 continue;
             }
-            // After the last look there must be either a kick to wake us, or a reason not to sleep. poll(2) and
-            // io_uring pass over negative descriptors.
+            // Kicks are enabled before the last check of the queue, so that no request is missed. poll(2) and io_uring
+            // ignore negative descriptors.
             if !(listens && self.queue.ask_for_kicks()?) {
                 let wake = if listens { [stop.fd(), self.queue.kick_fd()] } else { [-1; 2] };
                 self.turn(true, wake)?;
@@ -85,7 +85,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Gives back what has ended; whether anything had.
+    /// Gives back requests whose jobs have ended; returns whether there were any.
     fn turn(&mut self, sleep: bool, wake: [RawFd; 2]) -> Result<bool, Broken> {
         self.jobs.ended(sleep, wake, &mut self.done).map_err(|_| Broken::Bug)?;
         let any = !self.done.is_empty();
@@ -93,8 +93,8 @@ impl<'a> Worker<'a> {
         Ok(any)
     }
 
-    /// Begins what the driver has made available, up to [`AT_ONCE`]; whether there may be more. No more than the ring
-    /// has entries, as a driver could go on for ever with requests that are done at once.
+    /// Begins available requests, up to [`AT_ONCE`] bytes; returns whether there may be more. Takes at most as many
+    /// as the ring has entries, because a driver could add requests that complete at once for ever.
     fn take_some(&mut self) -> Result<bool, Broken> {
         let (mut bytes, mut more) = (0u64, true);
         for _ in 0..self.queue.size() {
@@ -126,7 +126,7 @@ impl<'a> Worker<'a> {
         if job.len == 0 && job.op != Op::Flush {
             return self.finish(&chain, Status::Ok, 0);
         }
-        // The queue has no more requests in work than it has entries.
+        // There is a free token: a queue has no more requests under way than entries.
         let token = self.free.pop().ok_or(Broken::Bug)?;
         if self.jobs.begin(token, job).is_err() {
             self.free.push(token);
