@@ -8,6 +8,7 @@ use paravane_abi::trap::{PFEC_PRESENT, PFEC_WRITE, TRAP_GP_FAULT, TRAP_PAGE_FAUL
 use paravane_abi::{addr, pte};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::guest_pointer::GuestPtr;
 use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::x86::exception::Fault;
 use crate::x86::walk::{Access, MachineTables, walk_for};
@@ -42,7 +43,7 @@ impl<'a> GuestMemory<'a> {
 
     /// Checks that `len` bytes at `va` can be written, on every page that they touch: for what is written only after
     /// something that cannot be taken back. EFAULT if not.
-    pub fn check_writable(&self, va: u64, len: usize) -> Result<(), Errno> {
+    pub fn check_bytes_writable(&self, va: u64, len: usize) -> Result<(), Errno> {
         self.for_each_page(va, len, true, |_, _| Ok(()))
     }
 
@@ -101,14 +102,33 @@ impl<'a> GuestMemory<'a> {
     }
 
     /// Reads a structure.
-    pub fn read<T: FromBytes + IntoBytes>(&self, va: u64) -> Result<T, Errno> {
+    pub fn read<T: FromBytes + IntoBytes>(&self, at: GuestPtr<T>) -> Result<T, Errno> {
         let mut value = T::new_zeroed();
-        self.read_bytes(va, value.as_mut_bytes())?;
+        self.read_bytes(at.address(), value.as_mut_bytes())?;
         Ok(value)
     }
 
     /// Writes a structure.
-    pub fn write<T: IntoBytes + Immutable>(&self, va: u64, value: &T) -> Result<(), Errno> {
-        self.write_bytes(va, value.as_bytes())
+    pub fn write<T: IntoBytes + Immutable>(&self, at: GuestPtr<T>, value: &T) -> Result<(), Errno> {
+        self.write_bytes(at.address(), value.as_bytes())
+    }
+
+    /// Reads as many elements as `values` has.
+    pub fn read_slice<T: FromBytes + IntoBytes>(
+        &self,
+        at: GuestPtr<T>,
+        values: &mut [T],
+    ) -> Result<(), Errno> {
+        self.read_bytes(at.address(), values.as_mut_bytes())
+    }
+
+    /// Writes elements.
+    pub fn write_slice<T: IntoBytes + Immutable>(&self, at: GuestPtr<T>, values: &[T]) -> Result<(), Errno> {
+        self.write_bytes(at.address(), values.as_bytes())
+    }
+
+    /// Checks that a structure can be written, as [`GuestMemory::check_bytes_writable`] does.
+    pub fn check_writable<T>(&self, at: GuestPtr<T>) -> Result<(), Errno> {
+        self.check_bytes_writable(at.address(), size_of::<T>())
     }
 }

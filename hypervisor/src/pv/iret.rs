@@ -11,6 +11,7 @@ use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
 use super::context::PvContext;
 use super::entry::RPL;
+use super::guest_pointer::GuestPtr;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Selectors;
 use crate::x86::rflags::{IF, IOPL, IOPL_SHIFT, VM};
@@ -19,7 +20,7 @@ impl PvContext<'_> {
     /// The `iret` hypercall: takes its frame off the guest's stack and continues where it says.
     pub fn iret(&mut self) {
         let sp = self.vcpu.regs.rsp;
-        let Ok(frame) = self.guest().read::<IretContext>(sp) else {
+        let Ok(frame) = self.guest().read::<IretContext>(GuestPtr::new(sp)) else {
             return self.kill(format_args!("iret with an unreadable frame at {sp:#x}"));
         };
         // A kernel's own frames carry its selector with the privilege level cleared (see `enter_handler`).

@@ -15,6 +15,7 @@ pub mod event;
 pub mod fixup;
 pub mod free_frames;
 pub mod grants;
+pub mod guest_pointer;
 pub mod hypercall;
 pub mod iret;
 pub mod runstate;

@@ -9,6 +9,7 @@ use paravane_abi::vcpu::{RUNSTATE_BLOCKED, RUNSTATE_RUNNING, VcpuRunstateInfo, X
 use paravane_abi::vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
 
 use super::context::PvContext;
+use super::guest_pointer::GuestPtr;
 use super::vcpu::RunState;
 
 /// A vCPU's account of time, and where copies go.
@@ -63,12 +64,12 @@ impl PvContext<'_> {
         if area == 0 {
             return Ok(());
         }
+        let area = GuestPtr::<VcpuRunstateInfo>::new(area);
         let info = self.vcpu.runstate.info;
         if !self.vcpu.assisted(VMASST_TYPE_RUNSTATE_UPDATE_FLAG) {
             return self.guest().write(area, &info);
         }
-        let offset = std::mem::offset_of!(VcpuRunstateInfo, state_entry_time) as u64;
-        let entry_time = area.checked_add(offset).ok_or(Errno::EFAULT)?;
+        let entry_time = area.part::<u64>(std::mem::offset_of!(VcpuRunstateInfo, state_entry_time))?;
         let marked =
             VcpuRunstateInfo { state_entry_time: info.state_entry_time | XEN_RUNSTATE_UPDATE, ..info };
         self.guest().write(entry_time, &marked.state_entry_time)?;
@@ -82,11 +83,13 @@ impl PvContext<'_> {
         if area == 0 {
             return Ok(());
         }
-        let old: u32 = self.guest().read(area)?;
+        let area = GuestPtr::<VcpuTimeInfo>::new(area);
+        let version = area.part::<u32>(std::mem::offset_of!(VcpuTimeInfo, version))?;
+        let old = self.guest().read(version)?;
         let time = self.domain.clock.published(old);
         // Odd while the rest changes (public/xen.h, vcpu_time_info).
         self.guest().write(area, &VcpuTimeInfo { version: time.version.wrapping_sub(1), ..time })?;
-        self.guest().write(area, &time.version)
+        self.guest().write(version, &time.version)
     }
 }
 

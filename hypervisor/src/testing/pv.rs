@@ -21,6 +21,7 @@ use crate::pv::access::GuestMemory;
 use crate::pv::context::PvContext;
 use crate::pv::domain::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
 use crate::pv::event::upcall::Upcall;
+use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::hypercall::{HypercallResult, Outcome, dispatch};
 use crate::pv::store::About;
 use crate::pv::vcpu::PvVcpu;
@@ -164,6 +165,14 @@ impl TestDomain {
     pub fn guest(&self) -> GuestMemory<'_> {
         GuestMemory::new(&self.domain.memory, self.vcpu.space.root())
     }
+    /// Reads a structure of the guest's at a linear address.
+    pub fn read_at<T: FromBytes + IntoBytes>(&self, va: u64) -> Result<T, Errno> {
+        self.guest().read(GuestPtr::new(va))
+    }
+    /// Writes a structure at a linear address.
+    pub fn write_at<T: IntoBytes + Immutable>(&self, va: u64, value: &T) -> Result<(), Errno> {
+        self.guest().write(GuestPtr::new(va), value)
+    }
     /// Where the vCPU's event bits are.
     pub fn upcall(&self) -> Upcall {
         self.domain.upcalls.of(self.vcpu.id)
@@ -215,9 +224,9 @@ impl TestDomain {
     where
         T: IntoBytes + FromBytes + Immutable,
     {
-        self.guest().write(va(SCRATCH), &argument).unwrap();
+        self.write_at(va(SCRATCH), &argument).unwrap();
         let result = self.call(number, [u64::from(op), va(SCRATCH)])?;
-        Ok((result, self.guest().read(va(SCRATCH)).unwrap()))
+        Ok((result, self.read_at(va(SCRATCH)).unwrap()))
     }
     /// Sets the L1 entry of a page's address.
     pub fn map(&mut self, pfn: u64, entry: u64) -> Result<u64, Errno> {
@@ -247,14 +256,14 @@ impl TestDomain {
             arg1: self.mfn(l4),
             ..Default::default()
         };
-        self.guest().write(va(SCRATCH), &op).unwrap();
+        self.write_at(va(SCRATCH), &op).unwrap();
         let this = u64::from(paravane_abi::domid::DOMID_SELF);
         self.call(nr::MMUEXT_OP, [va(SCRATCH), 1, 0, this]).unwrap();
     }
     /// Sets a handler for a vector.
     pub fn handle(&mut self, vector: u8, address: u64, flags: u8) {
         let trap = paravane_abi::trap::TrapInfo { vector, flags, address, ..Default::default() };
-        self.guest().write(va(SCRATCH), &[trap, Default::default()]).unwrap();
+        self.write_at(va(SCRATCH), &[trap, Default::default()]).unwrap();
         self.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]).unwrap();
     }
     /// Why the domain was killed.

@@ -14,6 +14,7 @@ use super::outcome::{Ended, ExceptionOutcome, finish};
 use crate::host::host_cpuid;
 use crate::ledger::{Cause, PrivOp};
 use crate::pv::context::PvContext;
+use crate::pv::guest_pointer::GuestPtr;
 use crate::x86::control::cr4;
 use crate::x86::guest_cpuid::{Dynamic, LEAF1_EDX_MACHINE_CHECKS, for_guest};
 
@@ -34,7 +35,7 @@ pub(super) const HYPERCALL_PAGE_MSR: u32 = 0x4000_0000;
 /// Emulates CPUID with its prefix; `None` if RIP is at something else.
 pub(super) fn forced(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome> {
     let rip = cx.vcpu.regs.rip;
-    if cx.guest().read::<[u8; XEN_EMULATE_PREFIX.len()]>(rip) != Ok(XEN_EMULATE_PREFIX) {
+    if cx.guest().read(GuestPtr::new(rip)) != Ok(XEN_EMULATE_PREFIX) {
         return None;
     }
     let insn = decode::at(cx, rip.wrapping_add(XEN_EMULATE_PREFIX.len() as u64))?;

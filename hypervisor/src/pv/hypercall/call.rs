@@ -1,11 +1,31 @@
 //! One hypercall: the domain, the vCPU that makes the call, and the arguments.
 
-use super::PER_OPERATION;
+use super::{PER_OPERATION, low32};
 use crate::pv::access::GuestMemory;
 use crate::pv::context::PvContext;
 use crate::pv::domain::PvDomain;
 use crate::pv::event::upcall::Upcall;
+use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::vcpu::PvVcpu;
+
+/// An argument, as it is in its register: what it means is for the call to say.
+#[derive(Clone, Copy)]
+pub struct Arg(pub u64);
+
+impl Arg {
+    /// The whole register.
+    pub fn word(self) -> u64 {
+        self.0
+    }
+    /// The low 32 bits, for what the ABI defines as an `unsigned int`.
+    pub fn low32(self) -> u32 {
+        low32(self.0)
+    }
+    /// A pointer to a `T` of the guest's.
+    pub fn pointer<T>(self) -> GuestPtr<T> {
+        GuestPtr::new(self.0)
+    }
+}
 
 /// A hypercall that is being performed.
 pub struct Call<'a> {
@@ -13,14 +33,18 @@ pub struct Call<'a> {
     pub domain: &'a mut PvDomain,
     /// The vCPU that makes the call.
     pub vcpu: &'a mut PvVcpu,
-    /// The arguments, as they are in the registers.
-    pub args: [u64; 6],
+    /// The arguments.
+    pub args: [Arg; 6],
 }
 
 impl Call<'_> {
     /// The same call with other arguments, for a call that is defined as another one.
     pub fn with(&mut self, args: [u64; 6]) -> Call<'_> {
-        Call { domain: self.domain, vcpu: self.vcpu, args }
+        Call { domain: self.domain, vcpu: self.vcpu, args: args.map(Arg) }
+    }
+    /// The arguments as they are in the registers: to issue the same call again.
+    pub fn raw(&self) -> [u64; 6] {
+        self.args.map(Arg::word)
     }
     /// The domain and the vCPU.
     pub fn context(&mut self) -> PvContext<'_> {

@@ -7,12 +7,13 @@ use paravane_abi::console::{
 };
 use paravane_abi::errno::Errno;
 
-use super::{Call, HypercallResult, Outcome, done, low32};
+use super::{Call, HypercallResult, Outcome, done};
 use crate::ledger::BatchKind;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
 use crate::pv::context::PvContext;
 use crate::pv::domain::{PvConsole, PvDomain};
 use crate::pv::event::HostService;
+use crate::pv::guest_pointer::GuestSlice;
 
 /// Bytes that one entry moves before the guest may be interrupted.
 const CHUNK: usize = 4096;
@@ -23,28 +24,36 @@ const CHUNK: usize = 4096;
 /// back to the ring when refused works on both.
 pub fn console_io(call: &mut Call<'_>) -> HypercallResult {
     let [command, count, buffer, ..] = call.args;
-    let count = usize::try_from(low32(count)).map_err(|_| Errno::E2BIG)?;
+    let buffer = GuestSlice::<u8>::new(buffer.word(), count.low32().into());
+    let count = usize::try_from(count.low32()).map_err(|_| Errno::E2BIG)?;
     let now = count.min(CHUNK);
     call.spend(now as u64);
-    match low32(command) {
+    match command.low32() {
         CONSOLEIO_WRITE => {
             let mut bytes = [0; CHUNK];
             let part = bytes.get_mut(..now).ok_or(Errno::EINVAL)?;
-            call.guest().read_bytes(buffer, part)?;
+            call.guest().read_slice(buffer.first(), part)?;
             call.domain.ledger.batch(BatchKind::ConsoleBytes, now as u64);
             call.domain.console.sink.write(part);
             let left = (count - now) as u64;
             if left > 0 {
-                return Ok(Outcome::Again([command, left, buffer.wrapping_add(now as u64), 0, 0, 0]));
+                return Ok(Outcome::Again([
+                    command.word(),
+                    left,
+                    buffer.after(now as u64).first().address(),
+                    0,
+                    0,
+                    0,
+                ]));
             }
             done(0)
         }
         CONSOLEIO_READ => {
             let mut read = 0;
             while read < now && !call.domain.console.input.is_empty() {
-                let at = buffer.wrapping_add(read as u64);
+                let at = buffer.after(read as u64).first();
                 // Before a byte is taken from the input: it could not be put back.
-                call.guest().check_writable(at, 1)?;
+                call.guest().check_writable(at)?;
                 let Some(byte) = call.domain.console.input.pop() else { break };
                 call.guest().write(at, &byte)?;
                 read += 1;
@@ -150,7 +159,7 @@ mod tests {
         let read = u64::from(CONSOLEIO_READ);
         assert_eq!(t.call(nr::CONSOLE_IO, [read, 3, va(FREE)]), Ok(3));
         assert_eq!(t.call(nr::CONSOLE_IO, [read, 99, va(FREE) + 3]), Ok(2));
-        assert_eq!(t.guest().read::<[u8; 5]>(va(FREE)), Ok(*b"typed"));
+        assert_eq!(t.read_at::<[u8; 5]>(va(FREE)), Ok(*b"typed"));
         t.input.push(b"kept");
         assert_eq!(t.call(nr::CONSOLE_IO, [read, 4, NOWHERE]), Err(Errno::EFAULT));
         assert_eq!(
@@ -169,7 +178,7 @@ mod tests {
             let (mfn, read_only) = (t.mfn(pfn), t.entry(pfn, RO));
             t.map(pfn, read_only).unwrap();
             let pin = MmuextOp { cmd: MMUEXT_PIN_L1_TABLE, arg1: mfn, ..Default::default() };
-            t.guest().write(va(FREE), &pin).unwrap();
+            t.write_at(va(FREE), &pin).unwrap();
             let pinned = t.call(nr::MMUEXT_OP, [va(FREE), 1, 0, u64::from(DOMID_SELF)]);
             assert_eq!(pinned, result, "page {pfn}");
         }

@@ -4,9 +4,10 @@ use paravane_abi::domid::{DOMID_SELF, DomId};
 use paravane_abi::errno::Errno;
 use paravane_abi::event::*;
 
-use super::{Call, HypercallResult, Outcome, done, low32};
+use super::{Call, HypercallResult, Outcome, done};
 use crate::pv::domain::DOMID;
 use crate::pv::event::{Binding, EventChannels, HostService, Sent};
+use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::vcpu::VcpuId;
 
 /// The caller's own domain, however it names it: EPERM for the other that there is, ESRCH for none.
@@ -21,54 +22,54 @@ fn own(dom: DomId) -> Result<(), Errno> {
 /// event_channel_op(command, argument).
 pub fn event_channel_op(call: &mut Call<'_>) -> HypercallResult {
     let [command, argument, ..] = call.args;
-    match low32(command) {
+    match command.low32() {
         EVTCHNOP_SEND => {
-            let send: EvtchnSend = call.guest().read(argument)?;
-            self::send(call, send.port, argument)
+            let send: EvtchnSend = call.guest().read(argument.pointer())?;
+            self::send(call, send.port, argument.word())
         }
         EVTCHNOP_ALLOC_UNBOUND => {
-            let mut op: EvtchnAllocUnbound = call.guest().read(argument)?;
+            let mut op: EvtchnAllocUnbound = call.guest().read(argument.pointer())?;
             own(op.dom)?;
             let remote = if op.remote_dom == DOMID_SELF { DOMID } else { op.remote_dom };
             op.port = call.domain.events.allocate(Binding::Unbound { remote })?;
-            reply(call, argument, &op, op.port)
+            reply(call, argument.pointer(), &op, op.port)
         }
         EVTCHNOP_BIND_INTERDOMAIN => {
-            let mut op: EvtchnBindInterdomain = call.guest().read(argument)?;
+            let mut op: EvtchnBindInterdomain = call.guest().read(argument.pointer())?;
             // Domain 0 may be asked, and has left no port unbound.
             own(op.remote_dom).map_err(|e| if e == Errno::EPERM { Errno::EINVAL } else { e })?;
             op.local_port = call.domain.events.bind_loop(op.remote_port, DOMID)?;
             // The far end may have sent before this end existed (public/event_channel.h).
             raise(call, op.local_port);
-            reply(call, argument, &op, op.local_port)
+            reply(call, argument.pointer(), &op, op.local_port)
         }
         EVTCHNOP_BIND_VIRQ => {
-            let mut op: EvtchnBindVirq = call.guest().read(argument)?;
+            let mut op: EvtchnBindVirq = call.guest().read(argument.pointer())?;
             op.port = call.domain.events.bind_virq(op.virq, op.vcpu)?;
-            reply(call, argument, &op, op.port)
+            reply(call, argument.pointer(), &op, op.port)
         }
         EVTCHNOP_BIND_IPI => {
-            let mut op: EvtchnBindIpi = call.guest().read(argument)?;
+            let mut op: EvtchnBindIpi = call.guest().read(argument.pointer())?;
             let vcpu = VcpuId::new(op.vcpu).ok_or(Errno::ENOENT)?;
             op.port = call.domain.events.allocate_for(Binding::Ipi, vcpu)?;
-            reply(call, argument, &op, op.port)
+            reply(call, argument.pointer(), &op, op.port)
         }
         EVTCHNOP_CLOSE => {
-            let op: EvtchnClose = call.guest().read(argument)?;
+            let op: EvtchnClose = call.guest().read(argument.pointer())?;
             if !call.domain.events.is_closable(op.port) {
                 return Err(Errno::EINVAL);
             }
             close(call, op.port)?;
             done(0)
         }
-        EVTCHNOP_STATUS => status(call, argument),
+        EVTCHNOP_STATUS => status(call, argument.pointer()),
         EVTCHNOP_BIND_VCPU => {
-            let op: EvtchnBindVcpu = call.guest().read(argument)?;
+            let op: EvtchnBindVcpu = call.guest().read(argument.pointer())?;
             call.domain.events.bind_vcpu(op.port, op.vcpu)?;
             done(0)
         }
         EVTCHNOP_UNMASK => {
-            let op: EvtchnUnmask = call.guest().read(argument)?;
+            let op: EvtchnUnmask = call.guest().read(argument.pointer())?;
             if !EventChannels::is_number(op.port) || call.domain.events.binding(op.port) == Binding::Free {
                 return Err(Errno::EINVAL);
             }
@@ -76,7 +77,7 @@ pub fn event_channel_op(call: &mut Call<'_>) -> HypercallResult {
             done(0)
         }
         EVTCHNOP_RESET => {
-            let op: EvtchnReset = call.guest().read(argument)?;
+            let op: EvtchnReset = call.guest().read(argument.pointer())?;
             own(op.dom)?;
             let (upcall, memory) = (call.upcall(), &call.domain.memory);
             let mut cleared = Ok(());
@@ -93,13 +94,14 @@ pub fn event_channel_op(call: &mut Call<'_>) -> HypercallResult {
 /// event_channel_op_compat(operation): the first form, with the command before its argument.
 pub fn event_channel_op_compat(call: &mut Call<'_>) -> HypercallResult {
     let [operation, ..] = call.args;
-    let command: u32 = call.guest().read(operation)?;
+    let operation = operation.pointer::<u32>();
+    let command = call.guest().read(operation)?;
     // Everything in the union of arguments is of four bytes or less.
-    let argument = operation.checked_add(4).ok_or(Errno::EFAULT)?;
+    let argument = operation.next()?.address();
     match command {
         EVTCHNOP_BIND_INTERDOMAIN..=EVTCHNOP_UNMASK => {
             match event_channel_op(&mut call.with([command.into(), argument, 0, 0, 0, 0]))? {
-                Outcome::Again(_) => Ok(Outcome::Again([operation, 0, 0, 0, 0, 0])),
+                Outcome::Again(_) => Ok(Outcome::Again([operation.address(), 0, 0, 0, 0, 0])),
                 outcome => Ok(outcome),
             }
         }
@@ -108,7 +110,7 @@ pub fn event_channel_op_compat(call: &mut Call<'_>) -> HypercallResult {
 }
 
 /// Leaves the result in the guest's structure; takes the port back if the guest cannot be told.
-fn reply<T>(call: &mut Call<'_>, argument: u64, op: &T, port: EvtchnPort) -> HypercallResult
+fn reply<T>(call: &mut Call<'_>, argument: GuestPtr<T>, op: &T, port: EvtchnPort) -> HypercallResult
 where
     T: zerocopy::IntoBytes + zerocopy::Immutable,
 {
@@ -148,8 +150,8 @@ fn send(call: &mut Call<'_>, port: EvtchnPort, argument: u64) -> HypercallResult
     done(0)
 }
 
-fn status(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let mut op: EvtchnStatus = call.guest().read(argument)?;
+fn status(call: &mut Call<'_>, argument: GuestPtr<EvtchnStatus>) -> HypercallResult {
+    let mut op = call.guest().read(argument)?;
     own(op.dom)?;
     if !EventChannels::is_number(op.port) {
         return Err(Errno::EINVAL);
@@ -224,7 +226,7 @@ mod tests {
         let own = EvtchnAllocUnbound { dom: DOMID_SELF, remote_dom: DOMID_SELF, ..Default::default() };
         let remote_port = t.op(nr::EVENT_CHANNEL_OP, EVTCHNOP_ALLOC_UNBOUND, own).unwrap().1.port;
         let bind = EvtchnBindInterdomain { remote_dom: DOMID_SELF, remote_port, ..Default::default() };
-        t.guest().write(va(FREE), &bind).unwrap();
+        t.write_at(va(FREE), &bind).unwrap();
         let read_only = t.entry(FREE, RO);
         t.map(FREE, read_only).unwrap();
         let bound = t.call(nr::EVENT_CHANNEL_OP, [EVTCHNOP_BIND_INTERDOMAIN.into(), va(FREE)]);

@@ -7,10 +7,11 @@ use paravane_abi::errno::Errno;
 use paravane_abi::mmu::{FOREIGNDOM_FD_MASK, FOREIGNDOM_PFD_SHIFT, MmuUpdate, MmuextOp};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Call, HypercallResult, Outcome, done, low32};
+use super::{Call, HypercallResult, Outcome, done};
 use crate::ledger::BatchKind;
 use crate::mmu::direct::Stop;
 use crate::pv::domain::DOMID;
+use crate::pv::guest_pointer::GuestSlice;
 
 /// Requests copied from the guest at a time.
 const CHUNK: usize = 64;
@@ -19,8 +20,7 @@ const PREEMPTED: u32 = 1 << 31;
 
 /// Whose tables and frames are meant: the caller's, which it may name by number for its tables alone. EPERM for
 /// what it must not touch, ESRCH for what does not exist.
-fn own(foreigndom: u64) -> Result<(), Errno> {
-    let word = low32(foreigndom);
+fn own(word: u32) -> Result<(), Errno> {
     // Given plus one; 0 is the caller.
     if let Some(table_owner) = (word >> FOREIGNDOM_PFD_SHIFT).checked_sub(1) {
         match DomId::try_from(table_owner) {
@@ -43,20 +43,18 @@ enum Walked {
     Some(u64),
 }
 
-/// Calls `one` for each of `count` requests at `list`; counts what was done in `completed`.
+/// Calls `one` for each request of `list`; counts what was done in `completed`.
 fn walk<T: FromBytes + IntoBytes + Copy>(
     call: &mut Call<'_>,
-    list: u64,
-    count: u64,
+    list: GuestSlice<T>,
     completed: &mut u64,
     mut one: impl FnMut(&mut Call<'_>, &T) -> Result<(), Stop>,
 ) -> Result<Walked, Errno> {
     let mut chunk = [(); CHUNK].map(|()| T::new_zeroed());
-    while *completed < count {
-        let n = usize::try_from(count - *completed).map_or(CHUNK, |left| left.min(CHUNK));
-        let at = (*completed).checked_mul(size_of::<T>() as u64).and_then(|o| list.checked_add(o));
+    while *completed < list.count() {
+        let n = usize::try_from(list.count() - *completed).map_or(CHUNK, |left| left.min(CHUNK));
         let requests = chunk.get_mut(..n).ok_or(Errno::EFAULT)?;
-        call.guest().read_bytes(at.ok_or(Errno::EFAULT)?, requests.as_mut_bytes())?;
+        call.guest().read_slice(list.at(*completed)?, requests)?;
         for request in chunk.iter().take(n) {
             if call.is_spent() {
                 return Ok(Walked::Some(*completed));
@@ -75,46 +73,46 @@ fn walk<T: FromBytes + IntoBytes + Copy>(
 /// The frame of both calls: count with its continuation flag, progress counter, result.
 fn list_call<T: FromBytes + IntoBytes + Copy>(
     call: &mut Call<'_>,
-    [list, count, pdone, foreigndom, ..]: [u64; 6],
     kind: BatchKind,
     one: impl FnMut(&mut Call<'_>, &T) -> Result<(), Stop>,
 ) -> HypercallResult {
-    let word = low32(count);
+    let [list, count, pdone, foreigndom, ..] = call.args;
+    let word = count.low32();
     let continued = word & PREEMPTED != 0;
-    let count = u64::from(word & !PREEMPTED);
-    own(foreigndom)?;
+    let list = GuestSlice::<T>::new(list.word(), u64::from(word & !PREEMPTED));
+    let pdone = pdone.pointer::<u32>();
+    own(foreigndom.low32())?;
     if !continued {
-        call.domain.ledger.batch(kind, count);
+        call.domain.ledger.batch(kind, list.count());
     }
-    let before: u32 = if continued && pdone != 0 { call.guest().read(pdone)? } else { 0 };
+    let before = if continued && !pdone.is_null() { call.guest().read(pdone)? } else { 0 };
     let mut completed = 0;
-    let walked = walk(call, list, count, &mut completed, one);
-    if pdone != 0 {
+    let walked = walk(call, list, &mut completed, one);
+    if !pdone.is_null() {
         let total = u64::from(before).saturating_add(completed);
         call.guest().write(pdone, &u32::try_from(total).unwrap_or(u32::MAX))?;
     }
     match walked? {
         Walked::All => done(0),
         Walked::Some(n) => {
-            let list = list.wrapping_add(n.wrapping_mul(size_of::<T>() as u64));
-            let left = count - n;
-            Ok(Outcome::Again([list, left | u64::from(PREEMPTED), pdone, foreigndom, 0, 0]))
+            let left = list.after(n);
+            let count = left.count() | u64::from(PREEMPTED);
+            let [list, pdone] = [left.first().address(), pdone.address()];
+            Ok(Outcome::Again([list, count, pdone, foreigndom.word(), 0, 0]))
         }
     }
 }
 
 /// mmu_update(requests, count, pdone, foreigndom).
 pub fn mmu_update(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
-    list_call(call, args, BatchKind::MmuUpdate, |call, request: &MmuUpdate| {
+    list_call(call, BatchKind::MmuUpdate, |call, request: &MmuUpdate| {
         call.domain.mmu.mmu_update_one(&call.domain.memory, &mut call.domain.log, request.ptr, request.val)
     })
 }
 
 /// mmuext_op(operations, count, pdone, foreigndom).
 pub fn mmuext_op(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
-    list_call(call, args, BatchKind::MmuExt, |call, op: &MmuextOp| {
+    list_call(call, BatchKind::MmuExt, |call, op: &MmuextOp| {
         call.domain.mmu.mmuext_one(
             &call.domain.memory,
             &mut call.domain.log,
@@ -127,7 +125,7 @@ pub fn mmuext_op(call: &mut Call<'_>) -> HypercallResult {
 
 /// update_va_mapping(va, entry, flags).
 pub fn update_va_mapping(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
+    let args = call.raw();
     let [va, entry, flags, ..] = args;
     match call.domain.mmu.update_va_mapping(
         &call.domain.memory,

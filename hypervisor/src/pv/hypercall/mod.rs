@@ -32,7 +32,7 @@ pub use version::{FEATURES, VERSION};
 use paravane_abi::errno::Errno;
 use paravane_abi::hypercall as nr;
 
-use call::Call;
+use call::{Arg, Call};
 
 use super::context::PvContext;
 use crate::mmu::direct::BUDGET;
@@ -75,7 +75,7 @@ fn low32(argument: u64) -> u32 {
 pub fn dispatch(cx: PvContext<'_>, number: u64, args: [u64; 6]) -> HypercallResult {
     cx.domain.mmu.take_looked_at();
     cx.vcpu.budget = PREEMPT_AFTER;
-    perform_one(&mut Call { domain: cx.domain, vcpu: cx.vcpu, args }, number)
+    perform_one(&mut Call { domain: cx.domain, vcpu: cx.vcpu, args: args.map(Arg) }, number)
 }
 
 /// Performs hypercall `number`, alone or as one of a multicall.

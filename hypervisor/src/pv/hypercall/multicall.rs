@@ -17,17 +17,17 @@ const BUDGET: u64 = 2 * PREEMPT_AFTER;
 /// A multicall within is refused in its entry (EINVAL). An iret ends the list, and goes where its frame says.
 pub fn multicall(call: &mut Call<'_>) -> HypercallResult {
     let [list, count, ..] = call.args;
+    let count = count.word();
     call.domain.ledger.batch(BatchKind::Multicall, count);
-    let size = size_of::<MulticallEntry>() as u64;
     call.vcpu.budget = BUDGET;
     let mut left = count;
-    let mut at = list;
+    let mut at = list.pointer::<MulticallEntry>();
     while left > 0 {
         if call.is_spent() {
-            return Ok(Outcome::Again([at, left, 0, 0, 0, 0]));
+            return Ok(Outcome::Again([at.address(), left, 0, 0, 0, 0]));
         }
         call.spend(CALL);
-        let mut entry: MulticallEntry = call.guest().read(at)?;
+        let mut entry = call.guest().read(at)?;
         let outcome = match entry.op {
             nr::MULTICALL => Err(Errno::EINVAL),
             op => perform_one(&mut call.with(entry.args), op),
@@ -39,7 +39,7 @@ pub fn multicall(call: &mut Call<'_>) -> HypercallResult {
             Ok(Outcome::Again(args)) => {
                 entry.args = args;
                 call.guest().write(at, &entry)?;
-                return Ok(Outcome::Again([at, left, 0, 0, 0, 0]));
+                return Ok(Outcome::Again([at.address(), left, 0, 0, 0, 0]));
             }
         }
         call.guest().write(at, &entry)?;
@@ -47,7 +47,7 @@ pub fn multicall(call: &mut Call<'_>) -> HypercallResult {
             break;
         }
         left -= 1;
-        at = at.checked_add(size).ok_or(Errno::EFAULT)?;
+        at = at.next()?;
     }
     done(0)
 }
@@ -78,9 +78,9 @@ mod tests {
             entry(63, [0; 6]),
             entry(nr::XEN_VERSION, [7, 0, 0, 0, 0, 0]),
         ];
-        t.guest().write(va(FREE), &list).unwrap();
+        t.write_at(va(FREE), &list).unwrap();
         assert_eq!(t.call(nr::MULTICALL, [va(FREE), 4]), Ok(0));
-        let after: [MulticallEntry; 4] = t.guest().read(va(FREE)).unwrap();
+        let after: [MulticallEntry; 4] = t.read_at(va(FREE)).unwrap();
         let results = after.map(|e| e.result);
         assert_eq!(results, [0, Errno::EINVAL.to_rax(), Errno::ENOSYS.to_rax(), 4096]);
         assert_eq!(t.call(nr::MULTICALL, [NOWHERE, 1]), Err(Errno::EFAULT));
@@ -95,12 +95,12 @@ mod tests {
         assert!(count > 2 * BUDGET / CALL);
         for n in 0..count {
             let at = va(FREE) + n * size_of::<MulticallEntry>() as u64;
-            t.guest().write(at, &entry(nr::XEN_VERSION, [7, 0, 0, 0, 0, 0])).unwrap();
+            t.write_at(at, &entry(nr::XEN_VERSION, [7, 0, 0, 0, 0, 0])).unwrap();
         }
         assert_eq!(t.call(nr::MULTICALL, [va(FREE), count]), Ok(0));
         let made = (0..count).filter(|n| {
             let at = va(FREE) + n * size_of::<MulticallEntry>() as u64;
-            t.guest().read::<MulticallEntry>(at).unwrap().result == 4096
+            t.read_at::<MulticallEntry>(at).unwrap().result == 4096
         });
         assert_eq!(made.count() as u64, count);
     }
@@ -117,12 +117,12 @@ mod tests {
             ..Default::default()
         };
         t.vcpu.regs.rsp = va(SCRATCH);
-        t.guest().write(va(SCRATCH), &frame).unwrap();
+        t.write_at(va(SCRATCH), &frame).unwrap();
         let list = [entry(nr::IRET, [0; 6]), entry(nr::SCHED_OP, [2, NOWHERE, 0, 0, 0, 0])];
-        t.guest().write(va(FREE), &list).unwrap();
+        t.write_at(va(FREE), &list).unwrap();
         assert_eq!(t.call(nr::MULTICALL, [va(FREE), 2]), Ok(9));
         assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rsp), (va(FREE), va(STACK) + 64));
-        let after: [MulticallEntry; 2] = t.guest().read(va(FREE)).unwrap();
+        let after: [MulticallEntry; 2] = t.read_at(va(FREE)).unwrap();
         assert_eq!(after[1].result, u64::MAX, "not made");
     }
 
@@ -133,7 +133,7 @@ mod tests {
     /// The same for calls that are made in turn.
     fn made_in_turn<const N: usize>(t: &mut TestDomain, count: u64, calls: [MulticallEntry; N]) -> u64 {
         for (n, call) in (0..count).zip(calls.iter().cycle()) {
-            t.guest().write(va(SCRATCH) + n * size_of::<MulticallEntry>() as u64, call).unwrap();
+            t.write_at(va(SCRATCH) + n * size_of::<MulticallEntry>() as u64, call).unwrap();
         }
         match t.dispatch(nr::MULTICALL, [va(SCRATCH), count, 0, 0, 0, 0]) {
             Ok(Outcome::Again([_, left, ..])) => count - left,
@@ -154,7 +154,7 @@ mod tests {
 
         let update = MmuUpdate { ptr: t.mfn(FREE) << 12 | MMU_MACHPHYS_UPDATE, val: FREE };
         for n in 0..PREEMPT_AFTER {
-            t.guest().write(va(FREE) + n * size_of::<MmuUpdate>() as u64, &update).unwrap();
+            t.write_at(va(FREE) + n * size_of::<MmuUpdate>() as u64, &update).unwrap();
         }
         let updates = entry(nr::MMU_UPDATE, [va(FREE), 2000, 0, this, 0, 0]);
         assert_eq!(made_at_once(&mut t, 40, updates), 4);
@@ -172,7 +172,7 @@ mod tests {
             domid: DOMID_SELF,
             ..Default::default()
         };
-        t.guest().write(va(FREE), &in_vain).unwrap();
+        t.write_at(va(FREE), &in_vain).unwrap();
         let give_back = entry(nr::MEMORY_OP, [u64::from(XENMEM_DECREASE_RESERVATION), va(FREE), 0, 0, 0, 0]);
         assert_eq!(made_at_once(&mut t, 40, give_back), 15, "512 frames each, had they been the guest's");
     }
@@ -188,7 +188,7 @@ mod tests {
         let op = |cmd| MmuextOp { cmd, arg1: t.mfn(top), ..Default::default() };
         let both = [op(MMUEXT_PIN_L2_TABLE), op(MMUEXT_UNPIN_TABLE)];
         for n in 0..20 {
-            t.guest().write(va(FREE) + n * size_of_val(&both) as u64, &both).unwrap();
+            t.write_at(va(FREE) + n * size_of_val(&both) as u64, &both).unwrap();
         }
         let this = u64::from(DOMID_SELF);
         let Ok(Outcome::Again([list, ..])) = t.dispatch(nr::MMUEXT_OP, [va(FREE), 40, 0, this, 0, 0]) else {

@@ -16,16 +16,15 @@ const PORTS: u32 = 1 << 16;
 
 /// physdev_op(command, argument).
 pub fn physdev_op(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
-    let [command, argument, ..] = args;
-    match low32(command) {
+    let [command, argument, ..] = call.args;
+    match command.low32() {
         PHYSDEVOP_SET_IOPL => {
-            let op: PhysdevSetIopl = call.guest().read(argument)?;
+            let op: PhysdevSetIopl = call.guest().read(argument.pointer())?;
             call.vcpu.io.level = u8::try_from(op.iopl).ok().filter(|l| *l <= 3).ok_or(Errno::EINVAL)?;
             done(0)
         }
         PHYSDEVOP_SET_IOBITMAP => {
-            let op: PhysdevSetIobitmap = call.guest().read(argument)?;
+            let op: PhysdevSetIobitmap = call.guest().read(argument.pointer())?;
             if op.nr_ports > PORTS {
                 return Err(Errno::EINVAL);
             }
@@ -33,25 +32,25 @@ pub fn physdev_op(call: &mut Call<'_>) -> HypercallResult {
             done(0)
         }
         PHYSDEVOP_IRQ_STATUS_QUERY => {
-            let mut op: PhysdevIrqStatusQuery = call.guest().read(argument)?;
+            let mut op: PhysdevIrqStatusQuery = call.guest().read(argument.pointer())?;
             if op.irq >= PIRQS {
                 return Err(Errno::EINVAL);
             }
             op.flags = XENIRQSTAT_NEEDS_EOI;
-            call.guest().write(argument, &op)?;
+            call.guest().write(argument.pointer(), &op)?;
             done(0)
         }
         PHYSDEVOP_EOI => {
-            call.guest().read::<PhysdevEoi>(argument)?;
+            call.guest().read::<PhysdevEoi>(argument.pointer())?;
             Err(Errno::EINVAL)
         }
         PHYSDEVOP_PIRQ_EOI_GMFN_V1 | PHYSDEVOP_PIRQ_EOI_GMFN_V2 => share_eoi_map(call),
         PHYSDEVOP_MAP_PIRQ => {
-            let op: PhysdevMapPirq = call.guest().read(argument)?;
+            let op: PhysdevMapPirq = call.guest().read(argument.pointer())?;
             refuse(op.domid)
         }
         PHYSDEVOP_UNMAP_PIRQ => {
-            let op: PhysdevUnmapPirq = call.guest().read(argument)?;
+            let op: PhysdevUnmapPirq = call.guest().read(argument.pointer())?;
             refuse(op.domid)
         }
         PHYSDEVOP_GET_FREE_PIRQ => Err(Errno::ENOSPC),
@@ -72,8 +71,9 @@ pub fn physdev_op(call: &mut Call<'_>) -> HypercallResult {
 pub fn physdev_op_compat(call: &mut Call<'_>) -> HypercallResult {
     let [operation, ..] = call.args;
     // The command, and the union of arguments, which is aligned to 8 bytes and 16 bytes long.
-    let [command, ..] = call.guest().read::<[u64; 3]>(operation)?;
-    let argument = operation.checked_add(8).ok_or(Errno::EFAULT)?;
+    let operation = operation.pointer::<[u64; 3]>();
+    let [command, ..] = call.guest().read(operation)?;
+    let argument = operation.part::<[u64; 2]>(size_of::<u64>())?.address();
     physdev_op(&mut call.with([low32(command).into(), argument, 0, 0, 0, 0]))
 }
 
@@ -85,9 +85,8 @@ fn refuse(domain: DomId) -> HypercallResult {
 
 /// A page of the guest's to tell in which interrupts need an end-of-interrupt call: none ever does.
 fn share_eoi_map(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
-    let [_, argument, ..] = args;
-    let op: PhysdevPirqEoiGmfn = call.guest().read(argument)?;
+    let [_, argument, ..] = call.args;
+    let op: PhysdevPirqEoiGmfn = call.guest().read(argument.pointer())?;
     match call.domain.mmu.get_writable(&call.domain.memory, &mut call.domain.log, Mfn(op.gmfn)) {
         Ok(()) if call.domain.pirq_eoi_map.is_some() => {
             call.domain.mmu.put_writable(Mfn(op.gmfn));
@@ -98,7 +97,7 @@ fn share_eoi_map(call: &mut Call<'_>) -> HypercallResult {
             done(0)
         }
         Err(Stop::Refused(errno)) => Err(errno),
-        Err(Stop::Restart) => Ok(Outcome::Again(args)),
+        Err(Stop::Restart) => Ok(Outcome::Again(call.raw())),
     }
 }
 
@@ -169,12 +168,12 @@ mod tests {
     #[test]
     fn the_first_form_has_its_argument_behind_the_command() {
         let mut t = TestDomain::new();
-        t.guest().write(va(SCRATCH), &[u64::from(PHYSDEVOP_SET_IOPL), 1]).unwrap();
+        t.write_at(va(SCRATCH), &[u64::from(PHYSDEVOP_SET_IOPL), 1]).unwrap();
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [va(SCRATCH)]), Ok(0));
         assert_eq!(t.vcpu.io.level, 1);
-        t.guest().write(va(SCRATCH), &[u64::from(PHYSDEVOP_EOI), 1]).unwrap();
+        t.write_at(va(SCRATCH), &[u64::from(PHYSDEVOP_EOI), 1]).unwrap();
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [va(SCRATCH)]), Err(Errno::EINVAL), "any command");
-        t.guest().write(va(SCRATCH), &[99u64, 1]).unwrap();
+        t.write_at(va(SCRATCH), &[99u64, 1]).unwrap();
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [va(SCRATCH)]), Err(Errno::ENOSYS));
         assert_eq!(t.call(nr::PHYSDEV_OP_COMPAT, [NOWHERE]), Err(Errno::EFAULT));
     }

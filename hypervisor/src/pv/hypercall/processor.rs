@@ -5,9 +5,8 @@ use paravane_abi::addr::is_canonical;
 use paravane_abi::errno::Errno;
 use paravane_abi::segment::*;
 use paravane_abi::vm_assist::*;
-use zerocopy::IntoBytes;
 
-use super::{Call, HypercallResult, Outcome, done, low32};
+use super::{Call, HypercallResult, Outcome, done};
 use crate::machine::memory::Maddr;
 use crate::mmu::direct::Stop;
 use crate::pv::debug_registers;
@@ -23,16 +22,16 @@ fn settle(result: Result<(), Stop>, args: [u64; 6]) -> HypercallResult {
 
 /// set_gdt(frames, entries).
 pub fn set_gdt(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
-    let [list, entries, ..] = args;
-    let entries = low32(entries);
+    let args = call.raw();
+    let [list, entries, ..] = call.args;
+    let entries = entries.low32();
     if entries > FIRST_RESERVED_GDT_ENTRY {
         return Err(Errno::EINVAL);
     }
     let mut frames = [0u64; GDT_FRAMES];
     let count = usize::try_from(entries.div_ceil(DESCRIPTORS_PER_FRAME)).map_err(|_| Errno::EINVAL)?;
     let frames = frames.get_mut(..count).ok_or(Errno::EINVAL)?;
-    call.guest().read_bytes(list, frames.as_mut_bytes())?;
+    call.guest().read_slice(list.pointer(), frames)?;
     settle(
         call.domain.mmu.set_gdt(
             &call.domain.memory,
@@ -48,7 +47,7 @@ pub fn set_gdt(call: &mut Call<'_>) -> HypercallResult {
 
 /// update_descriptor(machine address, descriptor).
 pub fn update_descriptor(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
+    let args = call.raw();
     let [at, descriptor, ..] = args;
     settle(
         call.domain.mmu.update_descriptor(&call.domain.memory, &mut call.domain.log, Maddr(at), descriptor),
@@ -59,7 +58,7 @@ pub fn update_descriptor(call: &mut Call<'_>) -> HypercallResult {
 /// set_segment_base(which, base).
 pub fn set_segment_base(call: &mut Call<'_>) -> HypercallResult {
     let [which, base, ..] = call.args;
-    let which = low32(which);
+    let (which, base) = (which.low32(), base.word());
     if which == SEGBASE_GS_USER_SEL {
         let selector = (base & 0xffff) as u16;
         // Null keeps its privilege level; any other gets the guest's.
@@ -86,28 +85,28 @@ pub fn set_segment_base(call: &mut Call<'_>) -> HypercallResult {
 /// stack_switch(ss, sp): the kernel stack for entries from user mode. The selector is flat whatever it says.
 pub fn stack_switch(call: &mut Call<'_>) -> HypercallResult {
     let [_ss, sp, ..] = call.args;
-    call.vcpu.kernel_sp = sp;
+    call.vcpu.kernel_sp = sp.word();
     done(0)
 }
 
 /// fpu_taskswitch(set).
 pub fn fpu_taskswitch(call: &mut Call<'_>) -> HypercallResult {
     let [set, ..] = call.args;
-    call.context().set_task_switched(low32(set) != 0);
+    call.context().set_task_switched(set.low32() != 0);
     done(0)
 }
 
 /// set_debugreg(number, value).
 pub fn set_debugreg(call: &mut Call<'_>) -> HypercallResult {
     let [number, value, ..] = call.args;
-    debug_registers::write(call.vcpu, low32(number), value)?;
+    debug_registers::write(call.vcpu, number.low32(), value.word())?;
     done(0)
 }
 
 /// get_debugreg(number).
 pub fn get_debugreg(call: &mut Call<'_>) -> HypercallResult {
     let [number, ..] = call.args;
-    done(debug_registers::read(call.vcpu, low32(number))?)
+    done(debug_registers::read(call.vcpu, number.low32())?)
 }
 
 /// Assistances that a guest may switch. Those for 32-bit segments and directories are without effect.
@@ -122,8 +121,8 @@ const ASSISTS: u64 = 1 << VMASST_TYPE_4GB_SEGMENTS
 /// vm_assist(command, type).
 pub fn vm_assist(call: &mut Call<'_>) -> HypercallResult {
     let [command, kind, ..] = call.args;
-    let bit = 1u64.checked_shl(low32(kind)).filter(|bit| ASSISTS & bit != 0).ok_or(Errno::EINVAL)?;
-    match low32(command) {
+    let bit = 1u64.checked_shl(kind.low32()).filter(|bit| ASSISTS & bit != 0).ok_or(Errno::EINVAL)?;
+    match command.low32() {
         VMASST_CMD_ENABLE => call.vcpu.assists |= bit,
         VMASST_CMD_DISABLE => call.vcpu.assists &= !bit,
         _ => return Err(Errno::ENOSYS),

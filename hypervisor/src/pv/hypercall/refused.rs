@@ -34,7 +34,7 @@ pub fn errno(number: u64) -> Errno {
 /// hvm_op(command, argument): this is no hardware-virtualized domain.
 pub fn hvm_op(call: &mut Call<'_>) -> HypercallResult {
     let [command, ..] = call.args;
-    Err(match low32(command) {
+    Err(match command.low32() {
         command if command == HVMOP_FLUSH_TLBS || HVMOP_PARAMETERS.contains(&command) => Errno::EINVAL,
         _ => Errno::ENOSYS,
     })
@@ -43,8 +43,7 @@ pub fn hvm_op(call: &mut Call<'_>) -> HypercallResult {
 /// update_va_mapping_otherdomain(va, entry, flags, domain): its own domain is the only one that it may name,
 /// and only as DOMID_SELF.
 pub fn update_va_mapping_otherdomain(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
-    let [va, entry, flags, domain, ..] = args;
+    let [va, entry, flags, domain, ..] = call.raw();
     match u16::try_from(low32(domain)) {
         Ok(DOMID_SELF) => super::mmu::update_va_mapping(&mut call.with([va, entry, flags, domain, 0, 0])),
         Ok(0 | DOMID_IO | DOMID_XEN) => Err(Errno::EPERM),

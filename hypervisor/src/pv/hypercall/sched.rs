@@ -2,13 +2,15 @@
 
 use paravane_abi::domid::DomId;
 use paravane_abi::errno::Errno;
+use paravane_abi::event::EvtchnPort;
 use paravane_abi::sched::*;
 
-use super::{Call, HypercallResult, done, low32};
+use super::{Call, HypercallResult, done};
 use crate::machine::end::DomainEnd;
 use crate::machine::time::NS_PER_S;
 use crate::pv::domain::DOMID;
 use crate::pv::event::EventChannels;
+use crate::pv::guest_pointer::{GuestPtr, GuestSlice};
 use crate::pv::vcpu::{MAX_POLL_PORTS, RunState};
 
 /// The domain that holds the host's services.
@@ -17,7 +19,7 @@ const DOMAIN_ZERO: DomId = 0;
 /// sched_op(command, argument).
 pub fn sched_op(call: &mut Call<'_>) -> HypercallResult {
     let [command, argument, ..] = call.args;
-    match low32(command) {
+    match command.low32() {
         SCHEDOP_YIELD => {
             // Some guests yield until the console's output is taken.
             super::service_console(&mut call.context());
@@ -31,18 +33,18 @@ pub fn sched_op(call: &mut Call<'_>) -> HypercallResult {
             done(0)
         }
         SCHEDOP_SHUTDOWN => {
-            let op: SchedShutdown = call.guest().read(argument)?;
+            let op: SchedShutdown = call.guest().read(argument.pointer())?;
             end(call, op.reason)
         }
         SCHEDOP_SHUTDOWN_CODE => {
-            let op: SchedShutdown = call.guest().read(argument)?;
+            let op: SchedShutdown = call.guest().read(argument.pointer())?;
             call.domain.shutdown_code.get_or_insert(op.reason);
             done(0)
         }
-        SCHEDOP_POLL => poll(call, argument),
-        SCHEDOP_WATCHDOG => watchdog(call, argument),
+        SCHEDOP_POLL => poll(call, argument.pointer()),
+        SCHEDOP_WATCHDOG => watchdog(call, argument.pointer()),
         SCHEDOP_REMOTE_SHUTDOWN => {
-            let op: SchedRemoteShutdown = call.guest().read(argument)?;
+            let op: SchedRemoteShutdown = call.guest().read(argument.pointer())?;
             let exists = op.domain_id == DOMAIN_ZERO || op.domain_id == DOMID;
             Err(if exists { Errno::EPERM } else { Errno::ESRCH })
         }
@@ -54,9 +56,9 @@ pub fn sched_op(call: &mut Call<'_>) -> HypercallResult {
 /// sched_op_compat(command, value): the first form, whose shutdown has the reason in place of an address.
 pub fn sched_op_compat(call: &mut Call<'_>) -> HypercallResult {
     let [command, value, ..] = call.args;
-    match low32(command) {
-        SCHEDOP_YIELD | SCHEDOP_BLOCK => sched_op(&mut call.with([command, 0, 0, 0, 0, 0])),
-        SCHEDOP_SHUTDOWN => end(call, low32(value)),
+    match command.low32() {
+        SCHEDOP_YIELD | SCHEDOP_BLOCK => sched_op(&mut call.with([command.word(), 0, 0, 0, 0, 0])),
+        SCHEDOP_SHUTDOWN => end(call, value.low32()),
         _ => Err(Errno::ENOSYS),
     }
 }
@@ -80,16 +82,17 @@ fn end(call: &mut Call<'_>, reason: u32) -> HypercallResult {
 }
 
 /// SCHEDOP_poll: waits until one of the ports is pending, whether masked or not, or the time is up.
-fn poll(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let op: SchedPoll = call.guest().read(argument)?;
+fn poll(call: &mut Call<'_>, argument: GuestPtr<SchedPoll>) -> HypercallResult {
+    let op = call.guest().read(argument)?;
     if usize::try_from(op.nr_ports).map_or(true, |n| n > MAX_POLL_PORTS) {
         return Err(Errno::EINVAL);
     }
     call.spend(op.nr_ports.into());
     let mut pending = false;
     call.vcpu.polled.clear();
-    for n in 0..u64::from(op.nr_ports) {
-        let port: u32 = call.guest().read(op.ports.checked_add(n * 4).ok_or(Errno::EFAULT)?)?;
+    let ports = GuestSlice::<EvtchnPort>::new(op.ports, op.nr_ports.into());
+    for n in 0..ports.count() {
+        let port = call.guest().read(ports.at(n)?)?;
         if !EventChannels::is_number(port) {
             return Err(Errno::EINVAL);
         }
@@ -104,8 +107,8 @@ fn poll(call: &mut Call<'_>, argument: u64) -> HypercallResult {
 }
 
 /// SCHEDOP_watchdog: id 0 makes one and returns its id (1 or 2); an id with time-out 0 ends it.
-fn watchdog(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let op: SchedWatchdog = call.guest().read(argument)?;
+fn watchdog(call: &mut Call<'_>, argument: GuestPtr<SchedWatchdog>) -> HypercallResult {
+    let op = call.guest().read(argument)?;
     let deadline = call.domain.clock.now().saturating_add(u64::from(op.timeout).saturating_mul(NS_PER_S));
     let deadline = (op.timeout != 0).then_some(deadline);
     if op.id == 0 {
@@ -202,7 +205,7 @@ mod tests {
     fn polls() {
         let mut t = TestDomain::new();
         let port = t.events.allocate(Binding::Ipi).unwrap();
-        t.guest().write(va(FREE), &[port, 4095]).unwrap();
+        t.write_at(va(FREE), &[port, 4095]).unwrap();
         let poll = |nr_ports, timeout| SchedPoll { ports: va(FREE), nr_ports, timeout, _pad: 0 };
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(2, 77)).map(|r| r.0), Ok(0));
         assert_eq!((t.vcpu.state, t.vcpu.polled.ports()), (RunState::Polling, [port, 4095].as_slice()));
@@ -212,7 +215,7 @@ mod tests {
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(1, 0)).map(|r| r.0), Ok(0));
         assert_eq!(t.vcpu.state, RunState::Running, "pending already, though masked");
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(129, 0)).map(|r| r.0), Err(Errno::EINVAL));
-        t.guest().write(va(FREE), &4096u32).unwrap();
+        t.write_at(va(FREE), &4096u32).unwrap();
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, poll(1, 0)).map(|r| r.0), Err(Errno::EINVAL));
         let nowhere = SchedPoll { ports: NOWHERE, nr_ports: 1, ..Default::default() };
         assert_eq!(t.op(nr::SCHED_OP, SCHEDOP_POLL, nowhere).map(|r| r.0), Err(Errno::EFAULT));

@@ -48,7 +48,7 @@ mod tests {
     use crate::testing::pv::{FREE, RO, SCRATCH, STORE, TestDomain, va};
 
     fn field(t: &TestDomain, field: usize) -> u32 {
-        t.guest().read(va(STORE) + field as u64).unwrap()
+        t.read_at(va(STORE) + field as u64).unwrap()
     }
 
     /// Puts a request into an empty ring.
@@ -58,15 +58,15 @@ mod tests {
         let bytes = [head.as_bytes(), payload].concat();
         for (n, byte) in (0..).zip(&bytes) {
             let at = u64::from(prod.wrapping_add(n)) % XENSTORE_RING_SIZE as u64;
-            t.guest().write(va(STORE) + at, byte).unwrap();
+            t.write_at(va(STORE) + at, byte).unwrap();
         }
         let index = va(STORE) + offset_of!(XenstoreDomainInterface, req_prod) as u64;
-        t.guest().write(index, &prod.wrapping_add(bytes.len() as u32)).unwrap();
+        t.write_at(index, &prod.wrapping_add(bytes.len() as u32)).unwrap();
     }
 
     /// Notifies the store; how often the guest was interrupted meanwhile.
     fn notify(t: &mut TestDomain) -> Result<u32, Errno> {
-        t.guest().write(va(SCRATCH), &EvtchnSend { port: STORE_PORT }).unwrap();
+        t.write_at(va(SCRATCH), &EvtchnSend { port: STORE_PORT }).unwrap();
         let args = [EVTCHNOP_SEND.into(), va(SCRATCH), 0, 0, 0, 0];
         let mut interrupted = 0;
         while let Outcome::Again(again) = t.dispatch(nr::EVENT_CHANNEL_OP, args)? {
@@ -76,7 +76,7 @@ mod tests {
         // The replies are taken, unread.
         let prod = field(t, offset_of!(XenstoreDomainInterface, rsp_prod));
         let index = va(STORE) + offset_of!(XenstoreDomainInterface, rsp_cons) as u64;
-        t.guest().write(index, &prod).unwrap();
+        t.write_at(index, &prod).unwrap();
         Ok(interrupted)
     }
 
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(notify(&mut t), Ok(0));
         assert_eq!(t.upcall().is_pending(&t.memory, STORE_PORT), Ok(true));
         let at = va(STORE) + offset_of!(XenstoreDomainInterface, rsp) as u64;
-        assert_eq!(t.guest().read::<[u8; 17]>(at).unwrap()[16], b'1');
+        assert_eq!(t.read_at::<[u8; 17]>(at).unwrap()[16], b'1');
     }
 
     #[test]
@@ -121,7 +121,7 @@ mod tests {
                 arg1: mfn,
                 ..Default::default()
             };
-            t.guest().write(va(FREE), &pin).unwrap();
+            t.write_at(va(FREE), &pin).unwrap();
             let this = u64::from(paravane_abi::domid::DOMID_SELF);
             assert_eq!(t.call(nr::MMUEXT_OP, [va(FREE), 1, 0, this]), result, "page {pfn}");
         }

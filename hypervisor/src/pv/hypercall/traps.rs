@@ -8,7 +8,7 @@ use paravane_abi::segment::FLAT_KERNEL_CS;
 use paravane_abi::shared_info::{ArchSharedInfo, SharedInfo};
 use paravane_abi::trap::{TI_IF, TRAP_NMI, TRAP_VECTORS, TrapInfo};
 
-use super::{Call, HypercallResult, done, low32};
+use super::{Call, HypercallResult, done};
 use crate::machine::memory::Maddr;
 use crate::pv::vcpu::{Callback, PvVcpu};
 
@@ -20,15 +20,15 @@ fn entry_point(address: u64) -> Result<u64, Errno> {
 /// set_trap_table(table): entries up to one whose address is 0; a null table clears all.
 pub fn set_trap_table(call: &mut Call<'_>) -> HypercallResult {
     let [table, ..] = call.args;
-    if table == 0 {
+    let mut at = table.pointer::<TrapInfo>();
+    if at.is_null() {
         call.vcpu.traps = [TrapInfo::default(); TRAP_VECTORS];
         return done(0);
     }
-    let mut at = table;
     // One entry for each vector and the terminator: a longer table only repeats itself.
     for _ in 0..=TRAP_VECTORS {
         call.spend(1);
-        let trap: TrapInfo = call.guest().read(at)?;
+        let trap = call.guest().read(at)?;
         if trap.address == 0 {
             break;
         }
@@ -36,7 +36,7 @@ pub fn set_trap_table(call: &mut Call<'_>) -> HypercallResult {
         if let Some(slot) = call.vcpu.traps.get_mut(usize::from(trap.vector)) {
             *slot = trap;
         }
-        at = at.checked_add(size_of::<TrapInfo>() as u64).ok_or(Errno::EFAULT)?;
+        at = at.next()?;
     }
     done(0)
 }
@@ -45,7 +45,7 @@ pub fn set_trap_table(call: &mut Call<'_>) -> HypercallResult {
 ///
 /// What cannot be registered is passed over without a word, as Xen does.
 pub fn set_callbacks(call: &mut Call<'_>) -> HypercallResult {
-    let [event, failsafe, syscall, ..] = call.args;
+    let [event, failsafe, syscall, ..] = call.raw();
     let all =
         [(CALLBACKTYPE_EVENT, event), (CALLBACKTYPE_FAILSAFE, failsafe), (CALLBACKTYPE_SYSCALL, syscall)];
     for (kind, address) in all {
@@ -57,14 +57,14 @@ pub fn set_callbacks(call: &mut Call<'_>) -> HypercallResult {
 /// callback_op(command, argument).
 pub fn callback_op(call: &mut Call<'_>) -> HypercallResult {
     let [command, argument, ..] = call.args;
-    match low32(command) {
+    match command.low32() {
         CALLBACKOP_REGISTER => {
-            let op = call.guest().read(argument)?;
+            let op = call.guest().read(argument.pointer())?;
             register(call, op)?;
             done(0)
         }
         CALLBACKOP_UNREGISTER => {
-            let op: CallbackUnregister = call.guest().read(argument)?;
+            let op: CallbackUnregister = call.guest().read(argument.pointer())?;
             if op.kind == CALLBACKTYPE_NMI {
                 return unregister_nmi(call);
             }
@@ -99,9 +99,9 @@ fn slot(vcpu: &mut PvVcpu, kind: u16) -> Result<&mut Callback, Errno> {
 /// nmi_op(command, argument).
 pub fn nmi_op(call: &mut Call<'_>) -> HypercallResult {
     let [command, argument, ..] = call.args;
-    match low32(command) {
+    match command.low32() {
         XENNMI_REGISTER_CALLBACK => {
-            let op: XennmiCallback = call.guest().read(argument)?;
+            let op: XennmiCallback = call.guest().read(argument.pointer())?;
             register_nmi(call, entry_point(op.handler_address)?)?;
             done(0)
         }
@@ -147,12 +147,12 @@ mod tests {
         let mut t = TestDomain::new();
         let entry = |vector, address| TrapInfo { vector, address, ..Default::default() };
         let table = [entry(14, 0x1000), entry(255, 0x2000), entry(3, 0), entry(4, 0x3000)];
-        t.guest().write(va(SCRATCH), &table).unwrap();
+        t.write_at(va(SCRATCH), &table).unwrap();
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]), Ok(0));
         let addresses = |t: &TestDomain| [14, 255, 3, 4].map(|v: usize| t.vcpu.traps[v].address);
         assert_eq!(addresses(&t), [0x1000, 0x2000, 0, 0]);
 
-        t.guest().write(va(SCRATCH), &[entry(3, 0x4000), entry(4, NOT_CANONICAL)]).unwrap();
+        t.write_at(va(SCRATCH), &[entry(3, 0x4000), entry(4, NOT_CANONICAL)]).unwrap();
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]), Err(Errno::EINVAL));
         assert_eq!(addresses(&t), [0x1000, 0x2000, 0x4000, 0], "what came before stays");
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [NOWHERE]), Err(Errno::EFAULT));
@@ -165,7 +165,7 @@ mod tests {
         let mut t = TestDomain::new();
         let entry = TrapInfo { vector: 7, address: 0x1000, ..Default::default() };
         for pfn in SCRATCH..SCRATCH + 3 {
-            t.guest().write(va(pfn), &[entry; 256]).unwrap();
+            t.write_at(va(pfn), &[entry; 256]).unwrap();
         }
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]), Ok(0));
     }

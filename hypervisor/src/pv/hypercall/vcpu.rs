@@ -7,21 +7,21 @@ use paravane_abi::errno::Errno;
 use paravane_abi::shared_info::VcpuInfo;
 use paravane_abi::vcpu::*;
 
-use super::{Call, HypercallResult, Outcome, done, low32};
+use super::{Call, HypercallResult, Outcome, done};
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
 use crate::machine::time::MIN_PERIOD;
 use crate::mmu::direct::Stop;
+use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::vcpu::VcpuId;
 
 /// vcpu_op(command, vcpu, argument). The domain has vCPU 0 alone; any other does not exist (ENOENT).
 pub fn vcpu_op(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
-    let [command, vcpu, argument, ..] = args;
-    if VcpuId::new(low32(vcpu)) != Some(call.vcpu.id) {
+    let [command, vcpu, argument, ..] = call.args;
+    if VcpuId::new(vcpu.low32()) != Some(call.vcpu.id) {
         return Err(Errno::ENOENT);
     }
-    match low32(command) {
+    match command.low32() {
         VCPUOP_INITIALISE => Err(Errno::EEXIST),
         VCPUOP_UP => done(0),
         VCPUOP_DOWN => {
@@ -33,24 +33,24 @@ pub fn vcpu_op(call: &mut Call<'_>) -> HypercallResult {
         VCPUOP_IS_UP => done(1),
         VCPUOP_GET_RUNSTATE_INFO => {
             let info = call.vcpu.runstate.at(call.domain.clock.now());
-            call.guest().write(argument, &info)?;
+            call.guest().write(argument.pointer(), &info)?;
             done(0)
         }
         VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => {
-            let op: VcpuRegisterRunstateMemoryArea = call.guest().read(argument)?;
+            let op: VcpuRegisterRunstateMemoryArea = call.guest().read(argument.pointer())?;
             call.vcpu.runstate.area = guest_address(op.addr)?;
             // A page that is not there yet is written when the vCPU next wakes up.
             let _ = call.context().publish_runstate();
             done(0)
         }
         VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA => {
-            let op: VcpuRegisterTimeMemoryArea = call.guest().read(argument)?;
+            let op: VcpuRegisterTimeMemoryArea = call.guest().read(argument.pointer())?;
             call.vcpu.runstate.time_area = guest_address(op.addr)?;
             let _ = call.context().publish_time_copy();
             done(0)
         }
         VCPUOP_SET_PERIODIC_TIMER => {
-            let op: VcpuSetPeriodicTimer = call.guest().read(argument)?;
+            let op: VcpuSetPeriodicTimer = call.guest().read(argument.pointer())?;
             if op.period_ns < MIN_PERIOD {
                 return Err(Errno::EINVAL);
             }
@@ -62,7 +62,7 @@ pub fn vcpu_op(call: &mut Call<'_>) -> HypercallResult {
             done(0)
         }
         VCPUOP_SET_SINGLESHOT_TIMER => {
-            let op: VcpuSetSingleshotTimer = call.guest().read(argument)?;
+            let op: VcpuSetSingleshotTimer = call.guest().read(argument.pointer())?;
             if op.flags & VCPU_SSHOTTMR_FUTURE != 0 && op.timeout_abs_ns < call.domain.clock.now() {
                 return Err(Errno::ETIME);
             }
@@ -73,10 +73,10 @@ pub fn vcpu_op(call: &mut Call<'_>) -> HypercallResult {
             call.vcpu.timers.set_singleshot(None);
             done(0)
         }
-        VCPUOP_REGISTER_VCPU_INFO => register_vcpu_info(call, args, argument),
+        VCPUOP_REGISTER_VCPU_INFO => register_vcpu_info(call, argument.pointer()),
         VCPUOP_SEND_NMI => {
             // Nothing to say about it: an argument is a mistake.
-            if argument != 0 {
+            if argument.word() != 0 {
                 return Err(Errno::EINVAL);
             }
             call.vcpu.nmi.pending = true;
@@ -96,8 +96,8 @@ fn guest_address(va: u64) -> Result<u64, Errno> {
 }
 
 /// Moves the vCPU's info, with what it holds, to a frame of the guest's; once.
-fn register_vcpu_info(call: &mut Call<'_>, args: [u64; 6], argument: u64) -> HypercallResult {
-    let op: VcpuRegisterVcpuInfo = call.guest().read(argument)?;
+fn register_vcpu_info(call: &mut Call<'_>, argument: GuestPtr<VcpuRegisterVcpuInfo>) -> HypercallResult {
+    let op = call.guest().read(argument)?;
     let offset = u64::from(op.offset);
     if offset > PAGE_SIZE - size_of::<VcpuInfo>() as u64 || !offset.is_multiple_of(8) {
         return Err(Errno::ENXIO);
@@ -109,7 +109,7 @@ fn register_vcpu_info(call: &mut Call<'_>, args: [u64; 6], argument: u64) -> Hyp
     match call.domain.mmu.get_writable(&call.domain.memory, &mut call.domain.log, Mfn(op.mfn)) {
         Ok(()) => {}
         Err(Stop::Refused(_)) => return Err(Errno::EINVAL),
-        Err(Stop::Restart) => return Ok(Outcome::Again(args)),
+        Err(Stop::Restart) => return Ok(Outcome::Again(call.raw())),
     }
     let to = Maddr(Mfn(op.mfn).maddr().0 + offset);
     let mut info: VcpuInfo =
@@ -143,7 +143,7 @@ mod tests {
         command: u32,
         argument: T,
     ) -> Result<u64, Errno> {
-        t.guest().write(va(SCRATCH), &argument).unwrap();
+        t.write_at(va(SCRATCH), &argument).unwrap();
         call(t, command, va(SCRATCH))
     }
 
@@ -204,18 +204,18 @@ mod tests {
         let good = place(&t, FREE, 64);
         assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_INFO, good), Ok(0));
         assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_INFO, good), Err(Errno::EINVAL), "once");
-        let info: VcpuInfo = t.guest().read(va(FREE) + 64).unwrap();
+        let info: VcpuInfo = t.read_at(va(FREE) + 64).unwrap();
         assert_eq!((info.evtchn_upcall_pending, info.evtchn_upcall_mask), (1, 1));
         assert_eq!(info.evtchn_pending_sel, u64::MAX);
         assert_eq!(info.time.tsc_to_system_mul, t.clock.published(0).tsc_to_system_mul);
         let mut now = info;
         (now.evtchn_upcall_mask, now.evtchn_upcall_pending, now.evtchn_pending_sel) = (0, 0, 0);
-        t.guest().write(va(FREE) + 64, &now).unwrap();
+        t.write_at(va(FREE) + 64, &now).unwrap();
         t.upcall().raise(&t.memory, 1).unwrap();
         assert!(t.cx().upcall_due(), "events arrive at the new place");
         t.unmap(FREE);
         let pin = paravane_abi::mmu::MmuextOp { cmd: 0, arg1: t.mfn(FREE), ..Default::default() };
-        t.guest().write(va(SCRATCH), &pin).unwrap();
+        t.write_at(va(SCRATCH), &pin).unwrap();
         let pinned = t.call(nr::MMUEXT_OP, [va(SCRATCH), 1, 0, 0x7ff0]);
         assert_eq!(pinned, Err(Errno::EINVAL), "not to become a page table");
     }
@@ -228,17 +228,17 @@ mod tests {
         t.vcpu.assists = 1 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
         t.cx().wait_as(RunState::Blocked);
         t.cx().run_again();
-        let copy: VcpuRunstateInfo = t.guest().read(area.addr).unwrap();
+        let copy: VcpuRunstateInfo = t.read_at(area.addr).unwrap();
         assert_eq!((copy.state, copy.state_entry_time & XEN_RUNSTATE_UPDATE), (RUNSTATE_RUNNING, 0));
         assert!(copy.state_entry_time > 0 && copy.time[0] > 0);
         assert_eq!(call(&mut t, VCPUOP_GET_RUNSTATE_INFO, va(FREE + 2)), Ok(0));
-        let asked: VcpuRunstateInfo = t.guest().read(va(FREE + 2)).unwrap();
+        let asked: VcpuRunstateInfo = t.read_at(va(FREE + 2)).unwrap();
         assert!(asked.time[0] >= copy.time[0] && asked.time[2] == copy.time[2]);
         assert_eq!(call(&mut t, VCPUOP_GET_RUNSTATE_INFO, NOWHERE), Err(Errno::EFAULT));
 
         let time = VcpuRegisterTimeMemoryArea { addr: va(FREE + 3) };
         assert_eq!(with(&mut t, VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA, time), Ok(0));
-        let copy: VcpuTimeInfo = t.guest().read(time.addr).unwrap();
+        let copy: VcpuTimeInfo = t.read_at(time.addr).unwrap();
         assert_eq!(copy.tsc_to_system_mul, t.clock.published(0).tsc_to_system_mul);
         assert!(copy.version > 0 && copy.version.is_multiple_of(2));
 
@@ -279,13 +279,13 @@ mod tests {
         t.cx().deliver_nmi();
         assert_eq!(t.vcpu.regs.rsp, sp, "not while one is handled");
         // rcx, r11, rip ...: an iret frame begins with rax, r11, rcx, flags.
-        let frame: [u64; 7] = t.guest().read(sp).unwrap();
+        let frame: [u64; 7] = t.read_at(sp).unwrap();
         let [rcx, r11, rest @ ..] = frame;
         let mut iret = [0u64; 9];
         iret[1..3].copy_from_slice(&[r11, rcx]);
         iret[4..].copy_from_slice(&rest);
         t.vcpu.regs.rsp = va(SCRATCH);
-        t.guest().write(va(SCRATCH), &iret).unwrap();
+        t.write_at(va(SCRATCH), &iret).unwrap();
         t.cx().iret();
         assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rsp), (before.rip, before.rsp));
         t.cx().deliver_nmi();

@@ -5,7 +5,8 @@ use paravane_abi::errno::Errno;
 use paravane_abi::features::*;
 use paravane_abi::version::*;
 
-use super::{Call, HypercallResult, done, low32};
+use super::{Call, HypercallResult, done};
+use crate::pv::guest_pointer::GuestPtr;
 
 /// The version of the interface that is implemented: Xen 4.17's.
 pub const VERSION: (u16, u16) = (4, 17);
@@ -20,37 +21,38 @@ pub const FEATURES: u32 = 1 << XENFEAT_MMU_PT_UPDATE_PRESERVE_AD
 /// xen_version(command, argument).
 pub fn xen_version(call: &mut Call<'_>) -> HypercallResult {
     let [command, argument, ..] = call.args;
-    match low32(command) {
+    match command.low32() {
         XENVER_VERSION => done(u64::from(make_version(VERSION.0, VERSION.1))),
-        XENVER_EXTRAVERSION => text::<XEN_EXTRAVERSION_LEN>(call, argument, EXTRAVERSION),
-        XENVER_CAPABILITIES => text::<XEN_CAPABILITIES_INFO_LEN>(call, argument, CAPABILITIES),
-        XENVER_CHANGESET => text::<XEN_CHANGESET_INFO_LEN>(call, argument, "unavailable"),
+        XENVER_EXTRAVERSION => text::<XEN_EXTRAVERSION_LEN>(call, argument.pointer(), EXTRAVERSION),
+        XENVER_CAPABILITIES => text::<XEN_CAPABILITIES_INFO_LEN>(call, argument.pointer(), CAPABILITIES),
+        XENVER_CHANGESET => text::<XEN_CHANGESET_INFO_LEN>(call, argument.pointer(), "unavailable"),
         XENVER_COMPILE_INFO => {
             let mut info = XenCompileInfo::default();
             fill(&mut info.compiler, "rustc");
             fill(&mut info.compile_by, "paravane");
-            call.guest().write(argument, &info)?;
+            call.guest().write(argument.pointer(), &info)?;
             done(0)
         }
         XENVER_PLATFORM_PARAMETERS => {
-            call.guest().write(argument, &XenPlatformParameters { virt_start: HYPERVISOR_VIRT_START })?;
+            call.guest()
+                .write(argument.pointer(), &XenPlatformParameters { virt_start: HYPERVISOR_VIRT_START })?;
             done(0)
         }
         XENVER_GET_FEATURES => {
-            let mut info: XenFeatureInfo = call.guest().read(argument)?;
+            let mut info: XenFeatureInfo = call.guest().read(argument.pointer())?;
             info.submap = if info.submap_idx == 0 { FEATURES } else { 0 };
             if info.submap_idx >= XENFEAT_NR_SUBMAPS {
                 return Err(Errno::EINVAL);
             }
-            call.guest().write(argument, &info)?;
+            call.guest().write(argument.pointer(), &info)?;
             done(0)
         }
         XENVER_PAGESIZE => done(PAGE_SIZE),
         XENVER_GUEST_HANDLE => {
-            call.guest().write_bytes(argument, &[0; 16])?;
+            call.guest().write(argument.pointer(), &[0u8; 16])?;
             done(0)
         }
-        XENVER_COMMANDLINE => text::<XEN_COMMANDLINE_LEN>(call, argument, ""),
+        XENVER_COMMANDLINE => text::<XEN_COMMANDLINE_LEN>(call, argument.pointer(), ""),
         // There is no build id to give (ENODATA, as from a Xen that was linked without one).
         XENVER_BUILD_ID => Err(Errno::ENODATA),
         _ => Err(Errno::ENOSYS),
@@ -65,9 +67,9 @@ fn fill(field: &mut [u8], text: &str) {
     }
 }
 
-fn text<const N: usize>(call: &mut Call<'_>, to: u64, text: &str) -> HypercallResult {
+fn text<const N: usize>(call: &mut Call<'_>, to: GuestPtr<[u8; N]>, text: &str) -> HypercallResult {
     let mut field = [0; N];
     fill(&mut field, text);
-    call.guest().write_bytes(to, &field)?;
+    call.guest().write(to, &field)?;
     done(0)
 }

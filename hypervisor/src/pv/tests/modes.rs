@@ -45,7 +45,7 @@ const fn to_user() -> IretContext {
 }
 
 fn iret(t: &mut TestDomain, frame: IretContext) {
-    t.guest().write(va(SCRATCH), &frame).unwrap();
+    t.write_at(va(SCRATCH), &frame).unwrap();
     t.vcpu.regs.rsp = va(SCRATCH);
     t.cx().iret();
 }
@@ -59,7 +59,7 @@ fn in_user_mode() -> TestDomain {
 
 /// The words of a frame that was just pushed.
 fn pushed<const N: usize>(t: &TestDomain) -> [u64; N] {
-    t.guest().read(t.vcpu.regs.rsp).unwrap()
+    t.read_at(t.vcpu.regs.rsp).unwrap()
 }
 
 #[test]

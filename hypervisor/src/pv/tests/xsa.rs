@@ -41,7 +41,7 @@ fn iret(t: &mut TestDomain, rip: u64, cs: u16) {
         rsp: va(FREE + 3),
         ..to_user()
     };
-    t.guest().write(va(SCRATCH), &frame).unwrap();
+    t.write_at(va(SCRATCH), &frame).unwrap();
     t.vcpu.regs.rsp = va(SCRATCH);
     t.cx().iret();
 }
@@ -63,7 +63,7 @@ fn xsa_7_no_entry_and_no_return_at_an_address_that_is_not_canonical() {
                 (HANDLER, true, true),
                 "{address:#x}"
             );
-            let [_, _, error_code, rip] = t.guest().read::<[u64; 4]>(t.vcpu.regs.rsp).unwrap();
+            let [_, _, error_code, rip] = t.read_at::<[u64; 4]>(t.vcpu.regs.rsp).unwrap();
             assert_eq!((error_code, rip), (0, address));
         }
         // A SYSCALL at the end of the lower half.
@@ -72,7 +72,7 @@ fn xsa_7_no_entry_and_no_return_at_an_address_that_is_not_canonical() {
         assert_eq!((t.vcpu.regs.rip, t.end.is_none()), (HANDLER, true));
 
         let trap = TrapInfo { vector: 14, address, ..TrapInfo::default() };
-        t.guest().write(va(SCRATCH), &[trap, TrapInfo::default()]).unwrap();
+        t.write_at(va(SCRATCH), &[trap, TrapInfo::default()]).unwrap();
         assert_eq!(t.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]), Err(Errno::EINVAL));
         let kinds = [
             CALLBACKTYPE_EVENT,
@@ -168,7 +168,7 @@ fn xsa_298_no_descriptor_beyond_the_tables_limit() {
     t.map(TABLE, read_only).unwrap();
     for count in [0, 1, 3, 512] {
         let op = MmuextOp { cmd: MMUEXT_SET_LDT, arg1: va(TABLE), arg2: count, ..MmuextOp::default() };
-        t.guest().write(va(SCRATCH), &op).unwrap();
+        t.write_at(va(SCRATCH), &op).unwrap();
         t.call(nr::MMUEXT_OP, [va(SCRATCH), 1, 0, DOMID_SELF.into()]).unwrap();
         for index in [0, 1, 2, 3, 4, 511, 512, 8191] {
             assert_eq!(t.cx().is_code_64(local(index)), u64::from(index) < count, "{index} of {count}");
@@ -202,7 +202,7 @@ fn xsa_100_memory_holds_nothing_of_another_domain() {
         frame_list: va(FREE),
         ..Default::default()
     };
-    t.guest().write(va(SCRATCH), &op).unwrap();
+    t.write_at(va(SCRATCH), &op).unwrap();
     t.call(nr::GRANT_TABLE_OP, [GNTTABOP_SETUP_TABLE.into(), va(SCRATCH), 1]).unwrap();
     for n in 0..4 {
         let frame = t.peek(FREE, n);

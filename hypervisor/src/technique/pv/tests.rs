@@ -4,6 +4,7 @@ use paravane_abi::segment::FLAT_USER_SS;
 use paravane_abi::trap::TRAP_DEBUG;
 
 use super::*;
+use crate::pv::guest_pointer::GuestPtr;
 use crate::testing::pv::{FREE, STACK, TestDomain, va};
 use crate::x86::rflags::TF;
 
@@ -30,7 +31,7 @@ fn xsa_204_a_system_call_is_no_step_into_the_kernel() {
     t.handle(Exit::Syscall);
     assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rflags & TF), (HANDLER + 0x100, 0));
     let rsp = t.vcpu.regs.rsp;
-    let [.., flags, _, ss] = t.cx().guest().read::<[u64; 7]>(rsp).unwrap();
+    let [.., flags, _, ss] = t.cx().guest().read::<[u64; 7]>(GuestPtr::new(rsp)).unwrap();
     assert_eq!((flags & TF, ss), (TF, FLAT_USER_SS.into()));
     assert_eq!(t.vcpu.debug.status & 1 << 14, 0, "no step was taken");
 

@@ -227,7 +227,7 @@ fn debug_registers_and_single_steps() {
     t.vcpu.regs.rflags |= TF;
     execute(&mut t, CLI, GP);
     assert_eq!(t.vcpu.regs.rip, HANDLERS + 1, "#DB after the instruction");
-    let frame: [u64; 3] = t.guest().read(t.vcpu.regs.rsp).unwrap();
+    let frame: [u64; 3] = t.read_at(t.vcpu.regs.rsp).unwrap();
     assert_eq!(frame[2], RIP + 1);
     assert_eq!(t.vcpu.debug.status & 1 << 14, 1 << 14);
 }
@@ -242,7 +242,7 @@ fn breakpoints_on_ports_fire_after_the_access() {
     t.vcpu.control.cr4 |= DE;
     execute(&mut t, IN_AL_61, GP);
     assert_eq!(t.vcpu.regs.rip, HANDLERS + 1, "#DB");
-    let frame: [u64; 3] = t.guest().read(t.vcpu.regs.rsp).unwrap();
+    let frame: [u64; 3] = t.read_at(t.vcpu.regs.rsp).unwrap();
     assert_eq!((frame[2], t.vcpu.debug.status & 0xf), (RIP + 2, 0b10), "after the instruction, by DR1");
     t.vcpu.debug.status = 0;
     completes(&mut t, IN_AL_42, GP);
@@ -302,7 +302,7 @@ fn a_hypercall_page_where_the_guest_wants_one() {
     t.vcpu.regs.rax = t.mfn(SCRATCH) << 12;
     completes(&mut t, WRMSR, GP);
     let stub = |t: &TestDomain, n: u64| {
-        t.guest().read::<[u8; HYPERCALL_ENTRY_SIZE]>(va(SCRATCH) + n * HYPERCALL_ENTRY_SIZE as u64).unwrap()
+        t.read_at::<[u8; HYPERCALL_ENTRY_SIZE]>(va(SCRATCH) + n * HYPERCALL_ENTRY_SIZE as u64).unwrap()
     };
     assert_eq!(stub(&t, 1)[..14], [0x51, 0x41, 0x53, 0xb8, 1, 0, 0, 0, 0x0f, 5, 0x41, 0x5b, 0x59, 0xc3]);
     assert_eq!(stub(&t, 23)[..12], [0x51, 0x41, 0x53, 0x50, 0xb8, 23, 0, 0, 0, 0x0f, 5, 0xcc]);

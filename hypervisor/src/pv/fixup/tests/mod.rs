@@ -59,7 +59,7 @@ fn raises(t: &mut TestDomain, code: &[u8], fault: Fault) -> (u64, [u64; 3]) {
     assert_eq!((after.rax, after.rcx, after.rdx), (before.rax, before.rcx, before.rdx), "nothing was done");
     let vector = after.rip.wrapping_sub(HANDLERS);
     assert!(vector < 32, "{code:02x?} reached no handler: rip {:#x}", after.rip);
-    let [_, _, words @ ..] = t.guest().read::<[u64; 5]>(after.rsp).unwrap();
+    let [_, _, words @ ..] = t.read_at::<[u64; 5]>(after.rsp).unwrap();
     (vector, words)
 }
 

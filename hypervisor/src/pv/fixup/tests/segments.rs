@@ -93,7 +93,7 @@ fn with_stack(t: &mut TestDomain, code: &[u8], words: &[u64], cs: u16) {
     let rsp = va(STACK + 1) - 256;
     t.guest().write_bytes(RIP, code).unwrap();
     for (i, word) in (0u64..).zip(words) {
-        t.guest().write(rsp + i * 8, word).unwrap();
+        t.write_at(rsp + i * 8, word).unwrap();
     }
     (t.vcpu.regs.rip, t.vcpu.regs.rsp) = (RIP, rsp);
     handle(&mut t.cx(), refusal(cs));
@@ -102,7 +102,7 @@ fn with_stack(t: &mut TestDomain, code: &[u8], words: &[u64], cs: u16) {
 
 /// The vector, error code and RIP of the frame that a guest has just got.
 fn raised(t: &TestDomain) -> (u64, u64, u64) {
-    let [_, _, error_code, rip] = t.guest().read::<[u64; 4]>(t.vcpu.regs.rsp).unwrap();
+    let [_, _, error_code, rip] = t.read_at::<[u64; 4]>(t.vcpu.regs.rsp).unwrap();
     (t.vcpu.regs.rip.wrapping_sub(HANDLERS), error_code, rip)
 }
 
@@ -150,7 +150,7 @@ fn an_iretq_that_cannot_be_is_the_guests_fault() {
 #[test]
 fn the_flat_selectors_load_without_a_table() {
     let mut t = domain();
-    t.guest().write(DATA, &FLAT_SS).unwrap();
+    t.write_at(DATA, &FLAT_SS).unwrap();
     t.vcpu.regs.rbx = DATA;
     t.vcpu.regs.selectors.ss = 0;
     for code in [MOV_DS_EAX, MOV_ES_MEM_RBX, MOV_FS_EAX, MOV_GS_R9, MOV_SS_EAX] {
@@ -208,17 +208,17 @@ fn selectors_come_from_the_stack_and_from_far_pointers() {
 
     t.vcpu.regs.rbx = DATA;
     (t.vcpu.regs.fs_base, t.vcpu.regs.gs_base) = (0, 0);
-    t.guest().write(DATA, &(0x8765_4321 | u64::from(BASED) << 32)).unwrap();
+    t.write_at(DATA, &(0x8765_4321 | u64::from(BASED) << 32)).unwrap();
     t.vcpu.regs.rcx = u64::MAX;
     loads(&mut t, LFS_ECX_RBX, BASED);
     assert_eq!((t.vcpu.regs.rcx, t.vcpu.regs.fs_base), (0x8765_4321, 0x1234_5678));
     loads(&mut t, LSS_ECX_RBX, BASED);
     assert_eq!(t.vcpu.regs.selectors.ss, BASED);
-    t.guest().write(DATA, &(0x1111 | u64::from(BASED) << 16)).unwrap();
+    t.write_at(DATA, &(0x1111 | u64::from(BASED) << 16)).unwrap();
     loads(&mut t, LGS_CX_RBX, BASED);
     assert_eq!((t.vcpu.regs.rcx, t.vcpu.regs.gs_base), (0x8765_1111, 0x1234_5678));
     // What cannot be loaded leaves the other register too.
-    t.guest().write(DATA, &(0x9999 | u64::from(ABSENT) << 32)).unwrap();
+    t.write_at(DATA, &(0x9999 | u64::from(ABSENT) << 32)).unwrap();
     assert_eq!(refuses(&mut t, LFS_ECX_RBX, ABSENT), (11, 0x38));
     t.vcpu.regs.rbx = crate::testing::pv::NOWHERE;
     assert_eq!(raises(&mut t, LFS_ECX_RBX, refusal(BASED)).0, 14, "the operand is gone by now");
@@ -246,16 +246,16 @@ fn far_transfers_go_to_64_bit_code_of_the_guests() {
 
     // Its own privilege level does not count in a jump.
     t.vcpu.regs.selectors.cs = FLAT_CS;
-    t.guest().write(DATA, &(TARGET | u64::from(CODE & !3) << 32)).unwrap();
+    t.write_at(DATA, &(TARGET | u64::from(CODE & !3) << 32)).unwrap();
     t.vcpu.regs.rbx = DATA;
     with_stack(&mut t, LCALL_RBX, &[], CODE);
     let rsp = va(STACK + 1) - 256 - 8;
     assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rsp, t.vcpu.regs.selectors.cs), (TARGET, rsp, CODE));
     let back = (RIP + 2) & 0xffff_ffff | u64::from(FLAT_CS) << 32;
-    assert_eq!(t.guest().read::<u64>(rsp), Ok(back));
+    assert_eq!(t.read_at::<u64>(rsp), Ok(back));
     with_stack(&mut t, LJMP_RBX, &[], CODE);
     assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rsp), (TARGET, rsp + 8), "a jump pushes nothing");
-    t.guest().write(DATA, &(TARGET | 0x1007 << 32)).unwrap();
+    t.write_at(DATA, &(TARGET | 0x1007 << 32)).unwrap();
     with_stack(&mut t, LCALL_RBX, &[], 0x1007);
     assert_eq!(raised(&t), (13, 0x1004, RIP), "there is no local table");
 }
@@ -267,7 +267,7 @@ fn selectors_of_the_local_table_are_looked_up_in_the_guests_memory() {
     t.poke(SCRATCH + 1, 2, 0x12c0_9334_5678_ffff);
     t.poke(SCRATCH + 1, 3, 0x0000_e900_0000_0000);
     t.poke(SCRATCH + 1, 4, 0x12c0_f334_5678_ffff);
-    t.guest().write(va(SCRATCH), &op).unwrap();
+    t.write_at(va(SCRATCH), &op).unwrap();
     let this = u64::from(paravane_abi::domid::DOMID_SELF);
     t.call(paravane_abi::hypercall::MMUEXT_OP, [va(SCRATCH), 1, 0, this]).unwrap();
     loads(&mut t, MOV_FS_EAX, 0x17);
@@ -319,7 +319,7 @@ proptest! {
         let selector = if selector & 0x8000 == 0 { selector & 0x7f } else { selector };
         t.vcpu.regs.rax = selector.into();
         t.vcpu.regs.rbx = DATA;
-        t.guest().write(DATA, &(TARGET | u64::from(selector) << 32)).unwrap();
+        t.write_at(DATA, &(TARGET | u64::from(selector) << 32)).unwrap();
         with_stack(&mut t, code, &[TARGET, selector.into(), 2, TARGET, selector.into()], selector);
         let vector = t.vcpu.regs.rip.wrapping_sub(HANDLERS);
         let went_on = [TARGET, RIP + code.len() as u64].contains(&t.vcpu.regs.rip);

@@ -46,7 +46,7 @@ fn xsa_204_no_single_step_into_the_kernel() {
     let mut t = domain();
     t.vcpu.kernel_sp = va(STACK + 1);
     let gate = TrapInfo { vector: 0x80, flags: 3, address: va(FREE + 2), ..TrapInfo::default() };
-    t.guest().write(va(SCRATCH), &[gate, TrapInfo::default()]).unwrap();
+    t.write_at(va(SCRATCH), &[gate, TrapInfo::default()]).unwrap();
     t.call(nr::SET_TRAP_TABLE, [va(SCRATCH)]).unwrap();
     t.vcpu.kernel_mode = false;
     t.vcpu.regs.rflags |= TF;
@@ -56,7 +56,7 @@ fn xsa_204_no_single_step_into_the_kernel() {
         (va(FREE + 2), 0),
         "its first instruction comes first"
     );
-    let [_, _, rip, _, flags] = t.guest().read::<[u64; 5]>(t.vcpu.regs.rsp).unwrap();
+    let [_, _, rip, _, flags] = t.read_at::<[u64; 5]>(t.vcpu.regs.rsp).unwrap();
     assert_eq!((rip, flags & TF), (RIP + 2, TF), "the program is stepped on");
 
     // What stays in the program is stepped.

@@ -21,6 +21,7 @@ use super::{Call, HypercallResult, Outcome, done, low32};
 use crate::mmu::direct::Stop;
 use crate::pv::domain::DOMID;
 use crate::pv::grants::Unusable;
+use crate::pv::guest_pointer::GuestSlice;
 
 /// What an element costs in elementary operations: it may copy a page or flush translations.
 const ELEMENT: u64 = 16;
@@ -88,12 +89,12 @@ elements!(
 /// grant_table_op(operation, array, count).
 pub fn grant_table_op(call: &mut Call<'_>) -> HypercallResult {
     let [operation, array, count, ..] = call.args;
-    let (op, count) = (low32(operation), low32(count));
+    let (op, count) = (operation.low32(), count.low32());
     if count > i32::MAX.cast_unsigned() {
         return Err(Errno::EINVAL);
     }
     open(call)?;
-    let list = List { op, array, count: count.into() };
+    let list = List { op, array: array.word(), count: count.into() };
     match op {
         GNTTABOP_MAP_GRANT_REF => list.each(call, map::map),
         GNTTABOP_UNMAP_GRANT_REF => list.each(call, map::unmap),
@@ -102,9 +103,9 @@ pub fn grant_table_op(call: &mut Call<'_>) -> HypercallResult {
         GNTTABOP_TRANSFER => list.each(call, transfer::transfer),
         GNTTABOP_COPY => list.each(call, copy::copy),
         GNTTABOP_QUERY_SIZE => list.only(call, table::query_size),
-        GNTTABOP_SET_VERSION => table::set_version(call, array),
+        GNTTABOP_SET_VERSION => table::set_version(call, array.pointer()),
         GNTTABOP_GET_STATUS_FRAMES => list.only(call, table::status_frames),
-        GNTTABOP_GET_VERSION => table::get_version(call, array),
+        GNTTABOP_GET_VERSION => table::get_version(call, array.pointer()),
         GNTTABOP_SWAP_GRANT_REF => list.each(call, table::swap),
         GNTTABOP_CACHE_FLUSH => list.each_without_status(call, table::cache_flush),
         // GNTTABOP_dump_table, too, is unknown to Xen.
@@ -169,17 +170,17 @@ impl List {
         call: &mut Call<'_>,
         mut one: impl FnMut(&mut Call<'_>, &mut T) -> Result<(), Halt>,
     ) -> HypercallResult {
+        let elements = GuestSlice::<T>::new(self.array, self.count);
         for n in 0..self.count {
-            let offset = n.checked_mul(size_of::<T>() as u64).ok_or(Errno::EFAULT)?;
-            let at = self.array.checked_add(offset).ok_or(Errno::EFAULT)?;
-            let again = Ok(Outcome::Again([self.op.into(), at, self.count - n, 0, 0, 0]));
+            let at = elements.at(n)?;
+            let again = Ok(Outcome::Again([self.op.into(), at.address(), self.count - n, 0, 0, 0]));
             if call.is_spent() {
                 return again;
             }
             call.spend(ELEMENT);
-            let mut element: T = call.guest().read(at)?;
+            let mut element = call.guest().read(at)?;
             // A handle that the guest cannot be told would be lost to it.
-            call.guest().check_writable(at, size_of::<T>())?;
+            call.guest().check_writable(at)?;
             match one(call, &mut element) {
                 Ok(()) => call.guest().write(at, &element)?,
                 Err(Halt::Error(errno)) => return Err(errno),

@@ -7,6 +7,7 @@ use paravane_abi::grant::*;
 use super::{Halt, own_table, plausible_list};
 use crate::machine::memory::{Maddr, PAGE_SIZE};
 use crate::pv::domain::DOMID;
+use crate::pv::guest_pointer::{GuestPtr, GuestSlice};
 use crate::pv::hypercall::{Call, HypercallResult, done};
 
 /// The only version that is offered.
@@ -21,11 +22,11 @@ pub(super) fn setup(call: &mut Call<'_>, op: &mut GnttabSetupTable) -> Result<()
     }
     call.spend(op.nr_frames.into());
     call.domain.grants.grow(&mut call.domain.mmu, op.nr_frames.into());
-    let mut place = op.frame_list;
+    let places = GuestSlice::<u64>::new(op.frame_list, op.nr_frames.into());
     for n in 0..op.nr_frames.into() {
         let frame = call.domain.grants.frame(n).ok_or(Halt::Status(GNTST_GENERAL_ERROR))?;
-        call.guest().write(place, &frame.0).map_err(|_| Halt::Status(GNTST_BAD_VIRT_ADDR))?;
-        place = place.wrapping_add(8);
+        let written = places.at(n).and_then(|place| call.guest().write(place, &frame.0));
+        written.map_err(|_| Halt::Status(GNTST_BAD_VIRT_ADDR))?;
     }
     Ok(())
 }
@@ -40,8 +41,8 @@ pub(super) fn query_size(call: &mut Call<'_>, op: &mut GnttabQuerySize) -> Resul
 }
 
 /// GNTTABOP_set_version, answered as by a Xen that was told to offer version 1 alone.
-pub(super) fn set_version(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let asked: GnttabSetVersion = call.guest().read(argument)?;
+pub(super) fn set_version(call: &mut Call<'_>, argument: GuestPtr<GnttabSetVersion>) -> HypercallResult {
+    let asked = call.guest().read(argument)?;
     call.guest().write(argument, &GnttabSetVersion { version: VERSION })?;
     match asked.version {
         VERSION => done(0),
@@ -51,8 +52,8 @@ pub(super) fn set_version(call: &mut Call<'_>, argument: u64) -> HypercallResult
 }
 
 /// GNTTABOP_get_version.
-pub(super) fn get_version(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let asked: GnttabGetVersion = call.guest().read(argument)?;
+pub(super) fn get_version(call: &mut Call<'_>, argument: GuestPtr<GnttabGetVersion>) -> HypercallResult {
+    let asked = call.guest().read(argument)?;
     match asked.dom {
         DOMID_SELF | DOMID => {}
         0 => return Err(Errno::EPERM),

@@ -9,18 +9,19 @@ use paravane_abi::errno::Errno;
 use paravane_abi::memory::{XENMEM_EXCHANGE, XenMemoryExchange, XenMemoryReservation};
 
 use super::own;
-use super::reservation::{MAX_CHUNK, NUMBER, frame_limit, number_at, page_of, take_back};
+use super::reservation::{MAX_CHUNK, frame_limit, number_at, page_of, take_back};
 use crate::machine::memory::Mfn;
 use crate::mmu::direct::Stop;
 use crate::pv::free_frames::MAX_ORDER;
+use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::hypercall::{Call, HypercallResult, Outcome, done};
 
 /// Performs an exchange as far as one entry may go.
-pub fn exchange(call: &mut Call<'_>, argument: u64) -> HypercallResult {
+pub fn exchange(call: &mut Call<'_>, argument: GuestPtr<XenMemoryExchange>) -> HypercallResult {
     let mut x = Exchange::check(call.guest().read(argument)?)?;
     // Before anything is exchanged: an interrupted call goes on from what stands there.
-    let progress = argument.wrapping_add(offset_of!(XenMemoryExchange, nr_exchanged) as u64);
-    call.guest().check_writable(progress, size_of::<u64>())?;
+    let progress = argument.part::<u64>(offset_of!(XenMemoryExchange, nr_exchanged))?;
+    call.guest().check_writable(progress)?;
     let in_per_chunk = 1u64 << (x.chunk_order - x.arg.in_.extent_order);
     let mut result = Ok(());
     while result.is_ok() && x.arg.nr_exchanged < x.arg.in_.nr_extents {
@@ -39,7 +40,7 @@ pub fn exchange(call: &mut Call<'_>, argument: u64) -> HypercallResult {
     match result {
         Ok(()) => done(0),
         Err(Stop::Refused(errno)) => Err(errno),
-        Err(Stop::Restart) => Ok(Outcome::Again([XENMEM_EXCHANGE.into(), argument, 0, 0, 0, 0])),
+        Err(Stop::Restart) => Ok(Outcome::Again([XENMEM_EXCHANGE.into(), argument.address(), 0, 0, 0, 0])),
     }
 }
 
@@ -103,21 +104,21 @@ impl List<'_> {
     fn len(&self) -> u64 {
         1 << (self.chunk_order - self.r.extent_order)
     }
-    fn at(&self, n: u64) -> Result<u64, Errno> {
+    fn at(&self, n: u64) -> Result<GuestPtr<u64>, Errno> {
         number_at(self.r, self.first + n)
     }
 
     fn check_writable(&self, call: &Call<'_>) -> Result<(), Errno> {
         (0..self.len()).try_for_each(|n| {
             let at = self.at(n)?;
-            call.guest().check_writable(at, NUMBER)?;
-            call.guest().read::<u64>(at).map(drop)
+            call.guest().check_writable(at)?;
+            call.guest().read(at).map(drop)
         })
     }
 
     fn take(&self, call: &mut Call<'_>, taken: &mut Taken) -> Result<(), Stop> {
         for n in 0..self.len() {
-            let first: u64 = call.guest().read(self.at(n)?)?;
+            let first = call.guest().read(self.at(n)?)?;
             taken.take(call, first, 1 << self.r.extent_order)?;
         }
         Ok(())
@@ -145,7 +146,7 @@ impl List<'_> {
     fn hand_out(&self, call: &mut Call<'_>, runs: &[u64; MAX_CHUNK]) -> Result<(), Stop> {
         for (n, &first) in (0..self.len()).zip(runs) {
             let at = self.at(n)?;
-            let page: u64 = call.guest().read(at)?;
+            let page = call.guest().read(at)?;
             for i in 0..1u64 << self.r.extent_order {
                 call.domain.mmu.give_to_guest(&call.domain.memory, Mfn(first + i), page.wrapping_add(i))?;
             }
@@ -306,12 +307,12 @@ mod tests {
         let at = va(OUT);
         // The result goes over the argument's own first word, from which the call has its input list.
         let x = order(side(IN, 1, 0), XenMemoryReservation { extent_start: at, ..side(OUT, 1, 0) });
-        t.guest().write(at, &x).unwrap();
+        t.write_at(at, &x).unwrap();
         assert_eq!(t.call(nr::MEMORY_OP, [XENMEM_EXCHANGE.into(), at]), Ok(0));
         assert_eq!(t.peek(OUT, 0), frames[0]);
 
         let x = order(side(IN, 1, 0), side(FREE + 2, 1, 0));
-        t.guest().write(at, &x).unwrap();
+        t.write_at(at, &x).unwrap();
         t.poke(IN, 0, frames[1]);
         let (m2p, read_only) = (t.m2p(frames[1]), t.entry(OUT, RO));
         t.map(OUT, read_only).unwrap();

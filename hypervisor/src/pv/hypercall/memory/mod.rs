@@ -16,6 +16,7 @@ use paravane_abi::shared_info::{ArchSharedInfo, SharedInfo};
 use super::{Call, HypercallResult, done, low32};
 use crate::machine::memory::{Maddr, PAGE_SIZE};
 use crate::pv::domain::DOMID;
+use crate::pv::guest_pointer::{GuestPtr, GuestSlice};
 
 /// Sub-operation in the low bits; the progress of a call that was interrupted is above them.
 const COMMAND_BITS: u32 = 6;
@@ -25,11 +26,11 @@ const M2P_EXTENT: u64 = 512;
 /// memory_op(command, argument).
 pub fn memory_op(call: &mut Call<'_>) -> HypercallResult {
     let [command, argument, ..] = call.args;
-    let progress = command >> COMMAND_BITS;
-    let command = low32(command & ((1 << COMMAND_BITS) - 1));
+    let progress = command.word() >> COMMAND_BITS;
+    let command = low32(command.word() & ((1 << COMMAND_BITS) - 1));
     match command {
         XENMEM_INCREASE_RESERVATION | XENMEM_DECREASE_RESERVATION | XENMEM_POPULATE_PHYSMAP => {
-            return reservation::change(call, command, argument, progress);
+            return reservation::change(call, command, argument.pointer(), progress);
         }
         // The others do not use it.
         _ if progress != 0 => return Err(Errno::EINVAL),
@@ -38,18 +39,18 @@ pub fn memory_op(call: &mut Call<'_>) -> HypercallResult {
     match command {
         XENMEM_MAXIMUM_RAM_PAGE => done(call.domain.memory.frames().saturating_sub(1)),
         XENMEM_CURRENT_RESERVATION => {
-            own(call.guest().read::<XenMemoryDomain>(argument)?.domid)?;
+            own(call.guest().read::<XenMemoryDomain>(argument.pointer())?.domid)?;
             done(call.domain.memory.guest_frames().saturating_sub(call.domain.free_frames.len()))
         }
         XENMEM_MAXIMUM_RESERVATION => {
-            own(call.guest().read::<XenMemoryDomain>(argument)?.domid)?;
+            own(call.guest().read::<XenMemoryDomain>(argument.pointer())?.domid)?;
             done(call.domain.memory.guest_frames())
         }
         XENMEM_MAXIMUM_GPFN => {
-            own(call.guest().read::<XenMemoryDomain>(argument)?.domid)?;
+            own(call.guest().read::<XenMemoryDomain>(argument.pointer())?.domid)?;
             maximum_gpfn(call)
         }
-        XENMEM_MACHPHYS_MFN_LIST => machphys_mfn_list(call, argument),
+        XENMEM_MACHPHYS_MFN_LIST => machphys_mfn_list(call, argument.pointer()),
         XENMEM_MACHPHYS_MAPPING => {
             let frames = call.domain.memory.frames();
             let v_start = call.domain.facts.m2p_va;
@@ -58,17 +59,19 @@ pub fn memory_op(call: &mut Call<'_>) -> HypercallResult {
                 v_end: v_start + frames * 8,
                 max_mfn: frames.saturating_sub(1),
             };
-            call.guest().write(argument, &mapping)?;
+            call.guest().write(argument.pointer(), &mapping)?;
             done(0)
         }
-        XENMEM_MEMORY_MAP => memory_map(call, argument),
-        XENMEM_EXCHANGE => exchange::exchange(call, argument),
+        XENMEM_MEMORY_MAP => memory_map(call, argument.pointer()),
+        XENMEM_EXCHANGE => exchange::exchange(call, argument.pointer()),
         // A paravirtual guest translates for itself.
-        XENMEM_ADD_TO_PHYSMAP => translated(call.guest().read::<XenAddToPhysmap>(argument)?.domid),
-        XENMEM_REMOVE_FROM_PHYSMAP => translated(call.guest().read::<XenRemoveFromPhysmap>(argument)?.domid),
-        XENMEM_ADD_TO_PHYSMAP_BATCH => translated(call.guest().read::<DomId>(argument)?),
+        XENMEM_ADD_TO_PHYSMAP => translated(call.guest().read::<XenAddToPhysmap>(argument.pointer())?.domid),
+        XENMEM_REMOVE_FROM_PHYSMAP => {
+            translated(call.guest().read::<XenRemoveFromPhysmap>(argument.pointer())?.domid)
+        }
+        XENMEM_ADD_TO_PHYSMAP_BATCH => translated(call.guest().read::<DomId>(argument.pointer())?),
         XENMEM_GET_VNUMAINFO => {
-            own(call.guest().read::<XenVnumaTopologyInfo>(argument)?.domid)?;
+            own(call.guest().read::<XenVnumaTopologyInfo>(argument.pointer())?.domid)?;
             Err(Errno::EOPNOTSUPP)
         }
         XENMEM_MACHINE_MEMORY_MAP
@@ -104,13 +107,13 @@ fn maximum_gpfn(call: &Call<'_>) -> HypercallResult {
 }
 
 /// The frames that hold the machine-to-physical table, an extent of 2 MiB each; the last may be shorter.
-fn machphys_mfn_list(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let mut list: XenMachphysMfnList = call.guest().read(argument)?;
+fn machphys_mfn_list(call: &mut Call<'_>, argument: GuestPtr<XenMachphysMfnList>) -> HypercallResult {
+    let mut list = call.guest().read(argument)?;
     let frames = call.domain.facts.m2p.clone();
     let extents = (frames.end - frames.start).div_ceil(M2P_EXTENT).min(u64::from(list.max_extents));
+    let starts = GuestSlice::<u64>::new(list.extent_start, extents);
     for n in 0..extents {
-        let at = list.extent_start.checked_add(n * 8).ok_or(Errno::EFAULT)?;
-        call.guest().write(at, &(frames.start + n * M2P_EXTENT))?;
+        call.guest().write(starts.at(n)?, &(frames.start + n * M2P_EXTENT))?;
     }
     list.nr_extents = low32(extents);
     call.guest().write(argument, &list)?;
@@ -118,13 +121,13 @@ fn machphys_mfn_list(call: &mut Call<'_>, argument: u64) -> HypercallResult {
 }
 
 /// XENMEM_memory_map: one range of RAM, from 0 on.
-fn memory_map(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let mut map: XenMemoryMap = call.guest().read(argument)?;
+fn memory_map(call: &mut Call<'_>, argument: GuestPtr<XenMemoryMap>) -> HypercallResult {
+    let mut map = call.guest().read(argument)?;
     if map.nr_entries < 1 {
         return Err(Errno::EINVAL);
     }
     let ram = E820Entry { addr: 0, size: call.domain.memory.guest_frames() * PAGE_SIZE, kind: E820_RAM };
-    call.guest().write(map.buffer, &ram)?;
+    call.guest().write(GuestPtr::new(map.buffer), &ram)?;
     map.nr_entries = 1;
     call.guest().write(argument, &map)?;
     done(0)
@@ -191,7 +194,7 @@ mod tests {
         let map = |nr_entries, buffer| XenMemoryMap { nr_entries, buffer, _pad: 0 };
         let (_, filled) = t.op(nr::MEMORY_OP, XENMEM_MEMORY_MAP, map(8, va(FREE))).unwrap();
         assert_eq!(filled.nr_entries, 1);
-        let ram: E820Entry = t.guest().read(va(FREE)).unwrap();
+        let ram: E820Entry = t.read_at(va(FREE)).unwrap();
         assert_eq!((ram.addr, ram.size, ram.kind), (0, FRAMES * PAGE_SIZE, E820_RAM));
         assert_eq!(value(&mut t, XENMEM_MEMORY_MAP, map(0, va(FREE))), Err(Errno::EINVAL));
         assert_eq!(value(&mut t, XENMEM_MEMORY_MAP, map(1, NOWHERE)), Err(Errno::EFAULT));

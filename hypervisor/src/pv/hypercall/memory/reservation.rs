@@ -11,13 +11,11 @@ use super::{COMMAND_BITS, own};
 use crate::machine::memory::{Maddr, Mfn, PAGE_SHIFT};
 use crate::mmu::direct::Stop;
 use crate::pv::free_frames::MAX_ORDER;
+use crate::pv::guest_pointer::{GuestPtr, GuestSlice};
 use crate::pv::hypercall::{Call, HypercallResult, Outcome, done};
 
 /// More extents than this Xen cannot count in an interrupted call.
 const MAX_EXTENTS: u64 = (u32::MAX >> COMMAND_BITS) as u64;
-
-/// Bytes of an element of the lists: a frame or page number. It may cross into another page.
-pub(super) const NUMBER: usize = size_of::<u64>();
 
 /// Frames in the largest extent.
 pub(super) const MAX_CHUNK: usize = 1 << MAX_ORDER;
@@ -43,8 +41,13 @@ impl From<Stop> for Halt {
 }
 
 /// Performs one of the three from extent `first` on.
-pub fn change(call: &mut Call<'_>, command: u32, argument: u64, first: u64) -> HypercallResult {
-    let Ok(r) = call.guest().read::<XenMemoryReservation>(argument) else { return done(first) };
+pub fn change(
+    call: &mut Call<'_>,
+    command: u32,
+    argument: GuestPtr<XenMemoryReservation>,
+    first: u64,
+) -> HypercallResult {
+    let Ok(r) = call.guest().read(argument) else { return done(first) };
     let fits = r.extent_order <= MAX_ORDER && r.nr_extents <= MAX_EXTENTS && first < r.nr_extents;
     if !fits || own(r.domid).is_err() {
         return done(first);
@@ -71,7 +74,7 @@ pub fn change(call: &mut Call<'_>, command: u32, argument: u64, first: u64) -> H
             Err(Halt::Short) => break,
             Err(Halt::Later) => {
                 let command = u64::from(command) | made << COMMAND_BITS;
-                return Ok(Outcome::Again([command, argument, 0, 0, 0, 0]));
+                return Ok(Outcome::Again([command, argument.address(), 0, 0, 0, 0]));
             }
         }
     }
@@ -88,8 +91,8 @@ pub(super) fn frame_limit(mem_flags: u32) -> Option<Mfn> {
 }
 
 /// Where the number of extent `n` is.
-pub(super) fn number_at(r: &XenMemoryReservation, n: u64) -> Result<u64, Errno> {
-    n.checked_mul(8).and_then(|offset| r.extent_start.checked_add(offset)).ok_or(Errno::EFAULT)
+pub(super) fn number_at(r: &XenMemoryReservation, n: u64) -> Result<GuestPtr<u64>, Errno> {
+    GuestSlice::new(r.extent_start, r.nr_extents).at(n)
 }
 
 /// Hands frames out: `pfn(i)` is what frame `i` of the run will be in the machine-to-physical table.
@@ -139,7 +142,7 @@ pub(super) fn page_of(call: &Call<'_>, mfn: u64) -> Result<u64, Errno> {
 fn increase(call: &mut Call<'_>, r: &XenMemoryReservation, n: u64, limit: Mfn) -> Result<(), Halt> {
     let at = number_at(r, n)?;
     if r.extent_start != 0 {
-        call.guest().check_writable(at, NUMBER)?;
+        call.guest().check_writable(at)?;
     }
     let first = hand_out(call, r.extent_order, limit, |_| INVALID_M2P_ENTRY).ok_or(Halt::Short)?;
     if r.extent_start != 0 {
@@ -150,14 +153,14 @@ fn increase(call: &mut Call<'_>, r: &XenMemoryReservation, n: u64, limit: Mfn) -
 
 fn populate(call: &mut Call<'_>, r: &XenMemoryReservation, n: u64, limit: Mfn) -> Result<(), Halt> {
     let at = number_at(r, n)?;
-    let page: u64 = call.guest().read(at)?;
-    call.guest().check_writable(at, NUMBER)?;
+    let page = call.guest().read(at)?;
+    call.guest().check_writable(at)?;
     let first = hand_out(call, r.extent_order, limit, |i| page.wrapping_add(i)).ok_or(Halt::Short)?;
     Ok(call.guest().write(at, &first.0)?)
 }
 
 fn decrease(call: &mut Call<'_>, r: &XenMemoryReservation, n: u64) -> Result<(), Halt> {
-    let first: u64 = call.guest().read(number_at(r, n)?)?;
+    let first = call.guest().read(number_at(r, n)?)?;
     Ok(take_back(call, first, 1 << r.extent_order)?)
 }
 
@@ -297,7 +300,7 @@ mod tests {
         let mut t = TestDomain::new();
         give_back(&mut t, 20..30);
         let command = u64::from(XENMEM_INCREASE_RESERVATION) | 3 << COMMAND_BITS;
-        t.guest().write(va(SCRATCH), &reservation(5, 0)).unwrap();
+        t.write_at(va(SCRATCH), &reservation(5, 0)).unwrap();
         assert_eq!(t.call(nr::MEMORY_OP, [command, va(SCRATCH)]), Ok(5));
         assert_eq!(t.free_frames.len(), 8, "two of the five were left");
         let beyond = u64::from(XENMEM_INCREASE_RESERVATION) | 9 << COMMAND_BITS;
@@ -318,7 +321,7 @@ mod tests {
                 let r = XenMemoryReservation { extent_start, ..reservation(2, 0) };
                 assert_eq!(change(&mut t, command, r), 1, "{command}, {unaligned} bytes before the boundary");
                 assert_eq!(t.free_frames.len(), before - 1, "one was told, one is left");
-                let told: u64 = t.guest().read(extent_start).unwrap();
+                let told: u64 = t.read_at(extent_start).unwrap();
                 let owner = t.mmu.frame(Mfn(told)).unwrap().owner();
                 assert_eq!(owner, crate::mmu::direct::frame::Owner::Guest);
             }
@@ -348,7 +351,7 @@ mod tests {
                     [XENMEM_INCREASE_RESERVATION, XENMEM_DECREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP][command as usize];
                 let extent_start = va(LIST + 1) - before_end;
                 for (n, number) in (0..).zip(list) {
-                    let _ = t.guest().write(extent_start + n * 8, &(base + number));
+                    let _ = t.write_at(extent_start + n * 8, &(base + number));
                 }
                 let free = t.free_frames.len();
                 let made = change(&mut t, command, XenMemoryReservation { extent_start, ..reservation(count, order) });

@@ -7,8 +7,6 @@
 //! a call that the guest could change in the middle would have to remember what it holds. So nothing may be
 //! done here for each frame but what [`hold`] does for a run of them.
 
-use std::mem::size_of;
-
 use paravane_abi::errno::Errno;
 use paravane_abi::event::EvtchnPort;
 use paravane_abi::virtio::*;
@@ -18,6 +16,7 @@ use crate::machine::device_memory::{DeviceMemory, MemoryError, Region};
 use crate::machine::memory::{Mfn, PAGE_SIZE};
 use crate::mmu::direct::Stop;
 use crate::pv::event::{Binding, HostService};
+use crate::pv::guest_pointer::GuestSlice;
 use crate::pv::hypercall::{Call, Outcome, PER_OPERATION};
 use crate::virtio::{ActivateError, Queue, QueueSetup, Slot};
 
@@ -41,15 +40,14 @@ enum Refused {
 
 /// Activates a device.
 pub(super) fn activate(call: &mut Call<'_>) -> HypercallResult {
-    let args = call.args;
-    let [_, argument, ..] = args;
-    let mut op: VirtioActivate = call.guest().read(argument)?;
+    let [_, argument, ..] = call.args;
+    let mut op: VirtioActivate = call.guest().read(argument.pointer())?;
     let request = Request::read(call, &op)?;
     call.spend(request.effort());
     let held = match hold(call, &request.regions) {
         Ok(held) => held,
         Err(Refused::Errno(errno)) => return Err(errno),
-        Err(Refused::Restart) => return Ok(Outcome::Again(args)),
+        Err(Refused::Restart) => return Ok(Outcome::Again(call.raw())),
     };
     let mut ports = Vec::with_capacity(request.queues.len() + 1);
     let started = start(call, &request, &mut ports, |call, ports, config_port| {
@@ -58,10 +56,11 @@ pub(super) fn activate(call: &mut Call<'_>) -> HypercallResult {
         op.status = Slot::ACTIVE;
         let mut queues = request.queues.clone();
         queues.iter_mut().zip(ports).for_each(|(queue, port)| queue.port = *port);
-        for (offset, queue) in (0u64..).step_by(size_of::<VirtioQueue>()).zip(&queues) {
-            call.guest().write(op.queues.checked_add(offset).ok_or(Errno::EFAULT)?, queue)?;
+        let places = GuestSlice::new(op.queues, op.queue_count.into());
+        for (n, queue) in (0..).zip(&queues) {
+            call.guest().write(places.at(n)?, queue)?;
         }
-        call.guest().write(argument, &op)
+        call.guest().write(argument.pointer(), &op)
     });
     match started {
         Ok(()) => {
@@ -99,8 +98,9 @@ impl Request {
         if op.region_count as usize > VIRTIO_MAX_REGIONS {
             return Err(Errno::E2BIG);
         }
-        let queues: Vec<VirtioQueue> = read_list(call, op.queues, op.queue_count)?;
-        let regions: Vec<VirtioRegion> = read_list(call, op.regions, op.region_count)?;
+        let queues: Vec<VirtioQueue> = read_list(call, GuestSlice::new(op.queues, op.queue_count.into()))?;
+        let regions: Vec<VirtioRegion> =
+            read_list(call, GuestSlice::new(op.regions, op.region_count.into()))?;
         let regions =
             regions.iter().map(|r| Region { address: r.address, first: Mfn(r.mfn), frames: r.frames });
         let request = Self { id: op.device, features: op.features, queues, regions: regions.collect() };
@@ -148,14 +148,12 @@ impl Request {
     }
 }
 
-/// Reads `count` structures.
-fn read_list<T>(call: &Call<'_>, at: u64, count: u32) -> Result<Vec<T>, Errno>
+/// Reads all elements.
+fn read_list<T>(call: &Call<'_>, list: GuestSlice<T>) -> Result<Vec<T>, Errno>
 where
     T: zerocopy::FromBytes + zerocopy::IntoBytes,
 {
-    let step = size_of::<T>() as u64;
-    let item = |n: u64| call.guest().read(at.checked_add(n * step).ok_or(Errno::EFAULT)?);
-    (0..u64::from(count)).map(item).collect()
+    (0..list.count()).map(|n| call.guest().read(list.at(n)?)).collect()
 }
 
 /// Holds every frame of the regions as writable memory, or none.

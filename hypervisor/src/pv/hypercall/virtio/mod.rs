@@ -10,36 +10,37 @@ mod tests;
 use paravane_abi::errno::Errno;
 use paravane_abi::virtio::*;
 
-use super::{Call, HypercallResult, done, low32};
+use super::{Call, HypercallResult, done};
 use crate::pv::context::PvContext;
 use crate::pv::devices::PvDevice;
 use crate::pv::domain::DOMID;
+use crate::pv::guest_pointer::{GuestPtr, GuestSlice};
 use crate::virtio::MAX_CONFIG;
 
 /// paravane_virtio_op(operation, argument).
 pub fn virtio_op(call: &mut Call<'_>) -> HypercallResult {
     let args = call.args;
     let [operation, argument, ..] = args;
-    match low32(operation) {
-        VIRTIOP_LIST => list(call, argument),
+    match operation.low32() {
+        VIRTIOP_LIST => list(call, argument.pointer()),
         VIRTIOP_DESCRIBE => {
-            let mut op: VirtioDescribe = call.guest().read(argument)?;
+            let mut op: VirtioDescribe = call.guest().read(argument.pointer())?;
             op.entry = device(call, op.device)?.entry();
-            call.guest().write(argument, &op)?;
+            call.guest().write(argument.pointer(), &op)?;
             done(0)
         }
         VIRTIOP_ACTIVATE => activate::activate(call),
-        VIRTIOP_CONFIG_READ => config_read(call, argument),
-        VIRTIOP_CONFIG_WRITE => config_write(call, argument),
+        VIRTIOP_CONFIG_READ => config_read(call, argument.pointer()),
+        VIRTIOP_CONFIG_WRITE => config_write(call, argument.pointer()),
         VIRTIOP_RESET => {
-            let op: VirtioDevice = call.guest().read(argument)?;
+            let op: VirtioDevice = call.guest().read(argument.pointer())?;
             reset(call, op.device)
         }
         VIRTIOP_STATUS => {
-            let mut op: VirtioStatus = call.guest().read(argument)?;
+            let mut op: VirtioStatus = call.guest().read(argument.pointer())?;
             let entry = device(call, op.device)?.entry();
             (op.status, op.generation) = (entry.status, entry.generation);
-            call.guest().write(argument, &op)?;
+            call.guest().write(argument.pointer(), &op)?;
             done(0)
         }
         _ => Err(Errno::ENOSYS),
@@ -50,12 +51,12 @@ fn device<'a>(call: &'a Call<'_>, id: u32) -> Result<&'a PvDevice, Errno> {
     call.domain.virtio.get(id).ok_or(Errno::ENODEV)
 }
 
-fn list(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let mut op: VirtioList = call.guest().read(argument)?;
+fn list(call: &mut Call<'_>, argument: GuestPtr<VirtioList>) -> HypercallResult {
+    let mut op = call.guest().read(argument)?;
     let room = usize::try_from(op.count).unwrap_or(usize::MAX);
-    for (offset, device) in (0u64..).step_by(4).zip(call.domain.virtio.iter().take(room)) {
-        let to = op.kinds.checked_add(offset).ok_or(Errno::EFAULT)?;
-        call.guest().write(to, &device.slot.info().kind)?;
+    let kinds = GuestSlice::<u32>::new(op.kinds, op.count.into());
+    for (n, device) in (0..).zip(call.domain.virtio.iter().take(room)) {
+        call.guest().write(kinds.at(n)?, &device.slot.info().kind)?;
     }
     op.version = u32::from(VIRTIO_OP_VERSION);
     op.count = u32::try_from(call.domain.virtio.len()).map_err(|_| Errno::EINVAL)?;
@@ -63,24 +64,25 @@ fn list(call: &mut Call<'_>, argument: u64) -> HypercallResult {
     done(0)
 }
 
-fn config_read(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let mut op: VirtioConfig = call.guest().read(argument)?;
+fn config_read(call: &mut Call<'_>, argument: GuestPtr<VirtioConfig>) -> HypercallResult {
+    let mut op = call.guest().read(argument)?;
     let device = device(call, op.device)?;
     let (config, generation) = device.config();
     op.generation = generation;
     let (from, len) = (op.offset as usize, op.len as usize);
     let end = from.checked_add(len).ok_or(Errno::EINVAL)?;
-    call.guest().write_bytes(op.buffer, config.bytes().get(from..end).ok_or(Errno::EINVAL)?)?;
+    call.guest()
+        .write_slice(GuestPtr::new(op.buffer), config.bytes().get(from..end).ok_or(Errno::EINVAL)?)?;
     call.guest().write(argument, &op)?;
     done(0)
 }
 
-fn config_write(call: &mut Call<'_>, argument: u64) -> HypercallResult {
-    let mut op: VirtioConfig = call.guest().read(argument)?;
+fn config_write(call: &mut Call<'_>, argument: GuestPtr<VirtioConfig>) -> HypercallResult {
+    let mut op = call.guest().read(argument)?;
     device(call, op.device)?;
     let mut bytes = [0; MAX_CONFIG];
     let part = bytes.get_mut(..op.len as usize).ok_or(Errno::EINVAL)?;
-    call.guest().read_bytes(op.buffer, part)?;
+    call.guest().read_slice(GuestPtr::new(op.buffer), part)?;
     let device = call.domain.virtio.get_mut(op.device).ok_or(Errno::ENODEV)?;
     if !device.slot.write_config(op.offset as usize, part) {
         return Err(Errno::EINVAL);

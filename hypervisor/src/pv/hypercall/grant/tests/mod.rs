@@ -22,9 +22,9 @@ const HOST_RO: u32 = GNTMAP_HOST_MAP | GNTMAP_READONLY;
 
 impl TestDomain {
     fn grant<T: IntoBytes + FromBytes + Immutable>(&mut self, op: u32, element: T) -> Result<T, Errno> {
-        self.guest().write(va(SCRATCH), &element).unwrap();
+        self.write_at(va(SCRATCH), &element).unwrap();
         self.call(nr::GRANT_TABLE_OP, [op.into(), va(SCRATCH), 1])?;
-        self.guest().read(va(SCRATCH))
+        self.read_at(va(SCRATCH))
     }
     fn grow_table(&mut self) {
         self.grant(GNTTABOP_SET_VERSION, GnttabSetVersion { version: 1 }).unwrap();
@@ -101,7 +101,7 @@ fn version_1_alone_is_offered() {
     let mut t = TestDomain::new();
     let set = |t: &mut TestDomain, version| {
         let outcome = t.grant(GNTTABOP_SET_VERSION, GnttabSetVersion { version }).map(|op| op.version);
-        (outcome, t.guest().read::<u32>(va(SCRATCH)).unwrap())
+        (outcome, t.read_at::<u32>(va(SCRATCH)).unwrap())
     };
     assert_eq!(set(&mut t, 1), (Ok(1), 1));
     assert_eq!(set(&mut t, 2), (Err(Errno::ENOSYS), 1));
@@ -150,8 +150,8 @@ impl TestDomain {
         assert_eq!((op.status, op.dev_bus_addr), (GNTST_OKAY, Mfn(self.mfn(PAGE)).maddr().0));
         assert_eq!(self.leaf(WINDOW), self.entry(PAGE, rights));
         assert_eq!(self.flags(REF), GTF_PERMIT_ACCESS | marks);
-        assert_eq!(self.guest().read::<u64>(va(WINDOW)), Ok(77));
-        assert_eq!(self.guest().write(va(WINDOW), &78u64).is_ok(), flags == HOST);
+        assert_eq!(self.read_at::<u64>(va(WINDOW)), Ok(77));
+        assert_eq!(self.write_at(va(WINDOW), &78u64).is_ok(), flags == HOST);
         assert_eq!(self.unmap_from(va(WINDOW), op.handle), GNTST_OKAY);
         assert_eq!((self.leaf(WINDOW), self.flags(REF)), (0, GTF_PERMIT_ACCESS));
         assert_eq!(self.unmap_from(va(WINDOW), op.handle), GNTST_BAD_HANDLE);
@@ -264,7 +264,7 @@ fn a_frame_with_a_writable_mapping_stays_what_it_is() {
     let handle = t.mapped(HOST);
     let pin = paravane_abi::mmu::MmuextOp { arg1: t.mfn(PAGE + 10), ..Default::default() };
     let pinned = |t: &mut TestDomain| {
-        t.guest().write(va(SCRATCH), &pin).unwrap();
+        t.write_at(va(SCRATCH), &pin).unwrap();
         t.call(nr::MMUEXT_OP, [va(SCRATCH), 1, 0, DOMID_SELF.into()])
     };
     assert_eq!(pinned(&mut t), Err(Errno::EINVAL), "no page table");

@@ -50,9 +50,9 @@ fn xsa_218_a_handle_ends_once() {
     t.offer(REF, PAGE, 0);
     let handle = t.mapped(HOST);
     let twice = [GnttabUnmapGrantRef { host_addr: va(WINDOW), handle, ..Default::default() }; 2];
-    t.guest().write(va(SCRATCH), &twice).unwrap();
+    t.write_at(va(SCRATCH), &twice).unwrap();
     assert_eq!(t.call(nr::GRANT_TABLE_OP, [GNTTABOP_UNMAP_GRANT_REF.into(), va(SCRATCH), 2]), Ok(0));
-    let after: [GnttabUnmapGrantRef; 2] = t.guest().read(va(SCRATCH)).unwrap();
+    let after: [GnttabUnmapGrantRef; 2] = t.read_at(va(SCRATCH)).unwrap();
     assert_eq!(after.map(|op| op.status), [GNTST_OKAY, GNTST_BAD_HANDLE]);
     assert_eq!(t.counts(), before);
 }
@@ -133,7 +133,7 @@ fn xsa_318_a_long_list_is_done_in_parts_that_add_up() {
     let count = 3 * per_entry;
     let swap = GnttabSwapGrantRef { ref_a: 600, ref_b: 600, ..Default::default() };
     for n in 0..count {
-        t.guest().write(va(FREE) + n * 12, &swap).unwrap();
+        t.write_at(va(FREE) + n * 12, &swap).unwrap();
     }
     let args = [GNTTABOP_SWAP_GRANT_REF.into(), va(FREE), count, 0, 0, 0];
     let outcome = t.dispatch(nr::GRANT_TABLE_OP, args);
@@ -141,7 +141,7 @@ fn xsa_318_a_long_list_is_done_in_parts_that_add_up() {
     assert_eq!(outcome, Ok(Outcome::Again([GNTTABOP_SWAP_GRANT_REF.into(), at, count - per_entry, 0, 0, 0])));
     assert_eq!(t.call(nr::GRANT_TABLE_OP, [GNTTABOP_SWAP_GRANT_REF.into(), va(FREE), count]), Ok(0));
     for n in 0..count {
-        let op: GnttabSwapGrantRef = t.guest().read(va(FREE) + n * 12).unwrap();
+        let op: GnttabSwapGrantRef = t.read_at(va(FREE) + n * 12).unwrap();
         assert_eq!(op.status, GNTST_BAD_GNTREF);
     }
 }

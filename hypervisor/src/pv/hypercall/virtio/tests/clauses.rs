@@ -25,7 +25,7 @@ fn net() -> Box<dyn Device> {
 fn read_only<T: zerocopy::IntoBytes + zerocopy::Immutable>(m: &mut Machine, argument: &T) -> u64 {
     let back = m.t.entry(LISTS, crate::testing::pv::RW);
     m.t.map(LISTS, back).unwrap();
-    m.t.guest().write(va(LISTS), argument).unwrap();
+    m.t.write_at(va(LISTS), argument).unwrap();
     let read_only = m.t.entry(LISTS, RO);
     m.t.map(LISTS, read_only).unwrap();
     va(LISTS)
@@ -65,7 +65,7 @@ fn a_configuration_space_is_read_and_written_within_its_bounds() {
     let len = m.entry(0).config_len;
     let at = |offset, len| VirtioConfig { offset, len, buffer: va(LISTS), ..Default::default() };
     let read = m.virtio(VIRTIOP_CONFIG_READ, at(0, 6)).unwrap();
-    assert_eq!((read.generation, m.t.guest().read::<[u8; 6]>(va(LISTS))), (m.entry(0).generation, Ok(MAC)));
+    assert_eq!((read.generation, m.t.read_at::<[u8; 6]>(va(LISTS))), (m.entry(0).generation, Ok(MAC)));
     assert!(read.generation.is_multiple_of(2));
     for (offset, bytes) in [(0, len), (len, 0), (len - 1, 1)] {
         assert_eq!(m.virtio(VIRTIOP_CONFIG_READ, at(offset, bytes)).map(drop), Ok(()), "{bytes} at {offset}");
@@ -75,10 +75,10 @@ fn a_configuration_space_is_read_and_written_within_its_bounds() {
             assert_eq!(m.virtio(op, at(offset, bytes)), Err(Errno::EINVAL), "{op}: {bytes} at {offset}");
         }
     }
-    m.t.guest().write(va(LISTS), &[0xff_u8; 6]).unwrap();
+    m.t.write_at(va(LISTS), &[0xff_u8; 6]).unwrap();
     m.virtio(VIRTIOP_CONFIG_WRITE, at(0, 6)).unwrap();
     m.virtio(VIRTIOP_CONFIG_READ, at(0, 6)).unwrap();
-    assert_eq!(m.t.guest().read::<[u8; 6]>(va(LISTS)), Ok(MAC), "not for a driver to change");
+    assert_eq!(m.t.read_at::<[u8; 6]>(va(LISTS)), Ok(MAC), "not for a driver to change");
 }
 
 /// A device that cannot be had, or whose worker holds a request until it is let go.
@@ -223,8 +223,8 @@ fn activations_that_the_table_of_errors_has() {
     }
     // An argument that cannot be answered: by then all was right.
     let (mut a, q, r) = m.request();
-    m.t.guest().write(va(BUFFER + 5), &q).unwrap();
-    m.t.guest().write(va(BUFFER + 5) + 0x100, &r).unwrap();
+    m.t.write_at(va(BUFFER + 5), &q).unwrap();
+    m.t.write_at(va(BUFFER + 5) + 0x100, &r).unwrap();
     (a.queues, a.regions) = (va(BUFFER + 5), va(BUFFER + 5) + 0x100);
     let at = read_only(&mut m, &a);
     assert_eq!(call(&mut m, VIRTIOP_ACTIVATE, at), Err(Errno::EFAULT));
@@ -283,16 +283,16 @@ fn each_of_many_queues_has_a_port_of_its_own() {
     let (activate, _, regions) = m.request();
     let activate =
         VirtioActivate { queue_count: VIRTIO_MAX_QUEUES as u32, regions: va(LISTS) + 0x400, ..activate };
-    m.t.guest().write(activate.regions, &regions).unwrap();
+    m.t.write_at(activate.regions, &regions).unwrap();
     let queue = |n: u64| activate.queues + n * 32;
     for n in 0..VIRTIO_MAX_QUEUES as u64 {
         let base = AT + n * 0x100;
         let (driver, device) = (base + 0x40, base + 0x80);
         let ring = VirtioQueue { size: 2, descriptors: base, driver, device, ..Default::default() };
-        m.t.guest().write(queue(n), &ring).unwrap();
+        m.t.write_at(queue(n), &ring).unwrap();
     }
     let activated = m.virtio(VIRTIOP_ACTIVATE, activate).unwrap();
-    let port = |m: &Machine, n| m.t.guest().read::<VirtioQueue>(queue(n)).unwrap().port;
+    let port = |m: &Machine, n| m.t.read_at::<VirtioQueue>(queue(n)).unwrap().port;
     let ports: Vec<u32> = (0..VIRTIO_MAX_QUEUES as u64).map(|n| port(&m, n)).collect();
     for n in (0..VIRTIO_MAX_QUEUES as u64).rev() {
         let port = ports[n as usize];

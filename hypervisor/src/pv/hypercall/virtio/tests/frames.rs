@@ -27,15 +27,15 @@ fn give_back(m: &mut Machine) -> u64 {
 fn exchange(m: &mut Machine) -> (Result<u64, Errno>, u64) {
     m.t.poke(OUT, 0, 50);
     let argument = XenMemoryExchange { in_: one(va(LISTS)), out: one(va(OUT)), nr_exchanged: 0 };
-    m.t.guest().write(va(OUT) + 0x800, &argument).unwrap();
+    m.t.write_at(va(OUT) + 0x800, &argument).unwrap();
     let result = m.t.call(nr::MEMORY_OP, [XENMEM_EXCHANGE.into(), va(OUT) + 0x800]);
-    let after: XenMemoryExchange = m.t.guest().read(va(OUT) + 0x800).unwrap();
+    let after: XenMemoryExchange = m.t.read_at(va(OUT) + 0x800).unwrap();
     (result, after.nr_exchanged)
 }
 
 fn pin(m: &mut Machine, cmd: u32) -> Result<u64, Errno> {
     let pin = MmuextOp { cmd, arg1: m.t.mfn(BUFFER), ..Default::default() };
-    m.t.guest().write(va(OUT), &pin).unwrap();
+    m.t.write_at(va(OUT), &pin).unwrap();
     m.t.call(nr::MMUEXT_OP, [va(OUT), 1, 0, DOMID_SELF.into()])
 }
 
@@ -100,8 +100,8 @@ fn a_frame_under_two_addresses() {
         region.address = AT + n * 0x1000;
     }
     many[63].mfn = m.t.mfn(L1);
-    m.t.guest().write(va(LISTS), &q).unwrap();
-    m.t.guest().write(va(LISTS) + 0x100, &many).unwrap();
+    m.t.write_at(va(LISTS), &q).unwrap();
+    m.t.write_at(va(LISTS) + 0x100, &many).unwrap();
     a.region_count = 64;
     assert_eq!(m.virtio(VIRTIOP_ACTIVATE, a).map(drop), Err(Errno::EPERM));
     assert!(m.is_clean());

@@ -113,9 +113,9 @@ impl Machine {
             _ => {}
         }
         for (n, ring) in (0u64..).zip(&rings) {
-            self.t.guest().write(va(LISTS) + n * 32, ring).unwrap();
+            self.t.write_at(va(LISTS) + n * 32, ring).unwrap();
         }
-        self.t.guest().write(va(LISTS) + 0x800, &regions).unwrap();
+        self.t.write_at(va(LISTS) + 0x800, &regions).unwrap();
         let before = self.t.virtio.get(device).map(|d| d.slot.is_active());
         let activated = self.virtio(VIRTIOP_ACTIVATE, activate);
         assert!(before != Some(true) || activated.is_err(), "activated twice");

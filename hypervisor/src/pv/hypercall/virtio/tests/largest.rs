@@ -29,12 +29,12 @@ impl Machine {
     /// Puts an activation where it can be made again and again.
     fn prepare(&mut self, regions: &[VirtioRegion]) {
         let (activate, queue, _) = self.request();
-        self.t.guest().write(va(LISTS), &queue).unwrap();
+        self.t.write_at(va(LISTS), &queue).unwrap();
         for (offset, region) in (0x100..).step_by(size_of::<VirtioRegion>()).zip(regions) {
-            self.t.guest().write(va(LISTS) + offset, region).unwrap();
+            self.t.write_at(va(LISTS) + offset, region).unwrap();
         }
         let activate = VirtioActivate { region_count: regions.len() as u32, ..activate };
-        self.t.guest().write(ARGUMENT, &activate).unwrap();
+        self.t.write_at(ARGUMENT, &activate).unwrap();
     }
     fn refs(&self, regions: &[VirtioRegion]) -> Vec<u64> {
         let frames = regions.iter().flat_map(|r| r.mfn..r.mfn + r.frames);
@@ -49,7 +49,7 @@ impl Machine {
         for (n, op) in (0..COUNT).zip(ops.into_iter().cycle()) {
             let args = [op.into(), ARGUMENT, 0, 0, 0, 0];
             let entry = MulticallEntry { op: nr::PARAVANE_VIRTIO_OP, result: 0, args };
-            self.t.guest().write(va(SCRATCH) + n * size_of::<MulticallEntry>() as u64, &entry).unwrap();
+            self.t.write_at(va(SCRATCH) + n * size_of::<MulticallEntry>() as u64, &entry).unwrap();
         }
         match self.t.dispatch(nr::MULTICALL, [va(SCRATCH), COUNT, 0, 0, 0, 0]) {
             Ok(Outcome::Again([_, left, ..])) => COUNT - left,

@@ -107,10 +107,10 @@ impl Machine {
         &mut self,
         (activate, queue, regions): (VirtioActivate, VirtioQueue, [VirtioRegion; 2]),
     ) -> Result<(VirtioActivate, VirtioQueue), Errno> {
-        self.t.guest().write(va(LISTS), &queue).unwrap();
-        self.t.guest().write(va(LISTS) + 0x100, &regions).unwrap();
+        self.t.write_at(va(LISTS), &queue).unwrap();
+        self.t.write_at(va(LISTS) + 0x100, &regions).unwrap();
         let activate = self.virtio(VIRTIOP_ACTIVATE, activate)?;
-        Ok((activate, self.t.guest().read(va(LISTS)).unwrap()))
+        Ok((activate, self.t.read_at(va(LISTS)).unwrap()))
     }
     fn activated(&mut self) -> (VirtioActivate, VirtioQueue) {
         let request = self.request();
@@ -162,7 +162,7 @@ fn devices_are_listed_and_described_by_call_and_in_the_table() {
     let list =
         m.virtio(VIRTIOP_LIST, VirtioList { count: 9, kinds: va(LISTS), ..Default::default() }).unwrap();
     assert_eq!((list.version, list.count), (1, 2));
-    assert_eq!(m.t.guest().read::<[u32; 3]>(va(LISTS)), Ok([RNG, RNG, 0]));
+    assert_eq!(m.t.read_at::<[u32; 3]>(va(LISTS)), Ok([RNG, RNG, 0]));
     let list = m.virtio(VIRTIOP_LIST, VirtioList { kinds: NOWHERE, ..Default::default() }).unwrap();
     assert_eq!(list.count, 2, "asking for the number needs no room");
     let told = m.virtio(VIRTIOP_DESCRIBE, VirtioDescribe { device: 1, ..Default::default() }).unwrap();
@@ -211,11 +211,11 @@ fn memory_of_an_active_device_cannot_become_a_page_table() {
     let read_only = m.t.entry(BUFFER, RO);
     m.t.map(BUFFER, read_only).unwrap();
     let pin = MmuextOp { cmd: MMUEXT_PIN_L1_TABLE, arg1: m.t.mfn(BUFFER), ..Default::default() };
-    m.t.guest().write(va(LISTS), &pin).unwrap();
+    m.t.write_at(va(LISTS), &pin).unwrap();
     let own = u64::from(paravane_abi::domid::DOMID_SELF);
     assert_eq!(m.t.call(nr::MMUEXT_OP, [va(LISTS), 1, 0, own]), Err(Errno::EINVAL));
     m.reset();
-    m.t.guest().write(va(LISTS), &pin).unwrap();
+    m.t.write_at(va(LISTS), &pin).unwrap();
     assert_eq!(m.t.call(nr::MMUEXT_OP, [va(LISTS), 1, 0, own]), Ok(0));
 }
 
@@ -266,8 +266,8 @@ fn an_activation_that_fails_leaves_nothing() {
 fn queues_that_cannot_be_written_back_are_found_in_time() {
     let mut m = machine();
     let (mut a, q, r) = m.request();
-    m.t.guest().write(va(LISTS), &q).unwrap();
-    m.t.guest().write(va(LISTS) + 0x100, &r).unwrap();
+    m.t.write_at(va(LISTS), &q).unwrap();
+    m.t.write_at(va(LISTS) + 0x100, &r).unwrap();
     a.queues = va(LISTS);
     let read_only = m.t.entry(LISTS, RO);
     m.t.map(LISTS, read_only).unwrap();
