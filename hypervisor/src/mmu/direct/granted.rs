@@ -1,8 +1,8 @@
 //! Page-table entries for granted frames: written and taken back by the hypervisor, for the guest.
 //!
 //! Such an entry is an entry like any other: it is counted as its rights say, the guest may overwrite it, and
-//! then it is gone. `pv::grants` knows what is mapped by which grant; here an entry is only made, or found to be what it
-//! should be and replaced. What may not be done here: looking at a grant table.
+//! then it is gone. `pv::grants` knows what is mapped by which grant; here an entry is only made, or found to be what
+//! it should be and replaced. What may not be done here: looking at a grant table.
 
 use paravane_abi::{Errno, pte};
 
@@ -50,11 +50,11 @@ impl DirectPaging {
         self.frames.get(mfn).is_some_and(|f| matches!(f.owner(), Owner::Guest | Owner::Shared))
     }
 
-    /// Maps a granted frame where `place` says, in the address space of `root`; `flags` are the entry's other bits. What
-    /// the entry held before is dropped.
+    /// Maps a granted frame where `place` says, in the address space of `root`; `flags` are the entry's other bits.
+    /// What the entry held before is dropped.
     ///
-    /// Refused with EINVAL when `place` is not an entry of an L1 table, with EBUSY when the frame is in use in a way that
-    /// excludes this.
+    /// Refused with EINVAL when `place` is not an entry of an L1 table, with EBUSY when the frame is in use in a way
+    /// that excludes this.
     pub fn map_granted(
         &mut self,
         memory: &MachineMemory,

@@ -30,7 +30,7 @@ pub enum Stop {
 }
 
 impl From<BadMachineAddress> for Stop {
-    /// Every address is checked before it is used: this can only be a bug of the hypervisor, not a mistake of the guest.
+    /// Every address is checked before it is used: this can only be a bug of the hypervisor.
     fn from(_: BadMachineAddress) -> Self {
         Self::Refused(Errno::EFAULT)
     }
