@@ -1,8 +1,9 @@
-//! Emergency writes: a character in a configuration register, for a guest that has no queues or no longer trusts
-//! them (virtio 1.2, section 5.3.4, `emerg_wr`).
+//! Emergency writes: characters in the register `emerg_wr` (virtio 1.2, section 5.3.4), for a guest whose queues are
+//! not set up or no longer work.
 //!
-//! They are made by the vCPU's thread, which may not wait. While a worker has the back end it is rung for; else the
-//! byte goes out at once. What there is no room for waits, up to a limit: only here can output be lost.
+//! They come on the vCPU's thread, which may not wait. While a worker holds the back end, an eventfd wakes it;
+//! otherwise the byte is written at once. Bytes for which there is no room wait, up to a limit; bytes beyond the
+//! limit are lost.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,10 +14,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::backend::console::backend::Backend;
 
-/// Bytes that wait at most.
+/// The most bytes that wait.
 const LIMIT: usize = 4096;
 
-/// Bytes written in an emergency and not passed on yet.
+/// Emergency bytes that have not been passed on yet.
 #[derive(Debug)]
 pub(super) struct Emergency {
     bytes: Mutex<VecDeque<u8>>,
@@ -28,20 +29,20 @@ impl Emergency {
         Ok(Self { bytes: Mutex::default(), bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })
     }
 
-    /// Takes a byte, and passes it on if no worker is there for that.
+    /// Queues a byte, and passes it on if no worker holds the back end.
     pub(super) fn push(&self, byte: u8, backend: &Mutex<Box<dyn Backend>>) {
         let mut bytes = self.lock();
         if bytes.len() < LIMIT {
             bytes.push_back(byte);
         }
         drop(bytes);
-        // A counter that is full has rung often enough.
+        // It fails if the counter is at its maximum: the worker is woken all the same.
         let _ = self.bell.write(1);
         self.flush(backend);
     }
 
-    /// Passes on what waits, unless somebody else has the back end. Whoever had it calls this afterwards, so that
-    /// nothing stays that came meanwhile.
+    /// Passes on the waiting bytes, unless another thread holds the back end. That thread calls this when it has
+    /// released the back end, so that bytes that came meanwhile do not stay.
     pub(super) fn flush(&self, backend: &Mutex<Box<dyn Backend>>) {
         while !self.is_empty() {
             let mut held = match backend.try_lock() {
@@ -55,10 +56,10 @@ impl Emergency {
         }
     }
 
-    /// Passes on the first `count` bytes that wait to a back end that the caller has; whether all of them went.
+    /// Passes the first `count` waiting bytes to a back end that the caller holds. Returns whether it took all of them.
     pub(super) fn pass_on(&self, backend: &mut dyn Backend, mut count: usize) -> bool {
         loop {
-            // A copy: the vCPU's thread does not wait for a write.
+            // Copy them, so that the lock, which a vCPU's thread takes, is not held during a write.
             let mut part = [0; 256];
             let bytes = self.lock();
             let len = bytes.len().min(part.len()).min(count);
@@ -76,21 +77,21 @@ impl Emergency {
         }
     }
 
-    /// Whether nothing waits.
+    /// Whether no bytes wait.
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// How many bytes wait.
+    /// The number of waiting bytes.
     pub(super) fn len(&self) -> usize {
         self.lock().len()
     }
-    /// Becomes readable with each byte; emptied by [`Emergency::take_bell`].
+    /// An eventfd that becomes readable with each byte, and stays so until [`Emergency::take_bell`].
     pub(super) fn bell_fd(&self) -> RawFd {
         self.bell.as_raw_fd()
     }
-    /// Empties the bell.
+    /// Resets the eventfd.
     pub(super) fn take_bell(&self) {
-        // Empty already: nothing to do.
+        // It fails if no byte came.
         let _ = self.bell.read();
     }
 

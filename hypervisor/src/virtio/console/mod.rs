@@ -1,16 +1,13 @@
-//! The console device (virtio 1.2, section 5.3), one port: text between a guest and a [`Backend`].
+//! The console device (virtio 1.2, section 5.3) with one port: text between a guest and a [`Backend`].
 //!
-//! | File | |
-//! | --- | --- |
-//! | `transmit`, `receive` | what is done with the two queues |
-//! | `emergency` | bytes without a queue |
-//! | `backend` | what is behind the device: `file`, `unix`, `pty`, `stdio`, `loopback` |
-//! | `options` | `--console` |
+//! `transmit.rs` and `receive.rs` serve the two queues, `emergency.rs` the register `emerg_wr`. Files, sockets and
+//! terminals are in [`crate::backend::console`].
 //!
-//! One thread serves both queues and the back end, and sleeps in poll(2) when none has anything.
+//! One thread serves both queues and the back end, and sleeps in poll(2) when there is nothing to do. Writes to
+//! `emerg_wr` come on a vCPU's thread.
 //!
-//! An end that is slow holds up the transmit queue alone; one that went away takes what is printed and keeps nothing.
-//! Only rings and requests that are malformed stop the device.
+//! A slow back end delays the transmit queue only. Output to a back end that has gone is lost. Only malformed rings and
+//! requests stop the device.
 
 mod emergency;
 mod receive;
@@ -33,7 +30,7 @@ const F_SIZE: u64 = 1 << 0;
 const F_EMERG_WRITE: u64 = 1 << 2;
 const RECEIVE_QUEUE: usize = 0;
 const TRANSMIT_QUEUE: usize = 1;
-/// Rounds of printing after the device was told to stop: a driver that goes on printing does not keep it.
+/// The most rounds of output after a stop was asked for, so that a driver that goes on printing does not prevent it.
 const LAST_ROUNDS: usize = 64;
 /// The configuration space (section 5.3.4): `cols`, `rows`, `max_nr_ports`, `emerg_wr`.
 const CONFIG_LEN: usize = 12;
@@ -41,14 +38,14 @@ const EMERGENCY_OFFSET: usize = 8;
 
 /// A console device.
 pub struct Console {
-    /// The worker's while the device is active.
+    /// Locked by the worker while the device is active.
     backend: Arc<Mutex<Box<dyn Backend>>>,
     emergency: Arc<Emergency>,
     size: Option<Size>,
 }
 
 impl Console {
-    /// A device with `backend` behind it.
+    /// A device that is connected to `backend`.
     ///
     /// # Errors
     /// When the host has no descriptor left.
@@ -77,7 +74,8 @@ impl Device for Console {
         config
     }
 
-    /// A character is the register's low byte, which is its first; it may be written before the device is active.
+    /// Handles `emerg_wr`: the character is its low byte, which is the first one. It may be written before the device
+    /// is active.
     fn write_config(&mut self, _: &Link, offset: usize, bytes: &[u8]) {
         let byte = EMERGENCY_OFFSET.checked_sub(offset).and_then(|at| bytes.get(at));
         if let Some(&byte) = byte {
@@ -90,7 +88,7 @@ impl Device for Console {
         let (receive, transmit) = (activation.queue(RECEIVE_QUEUE), activation.queue(TRANSMIT_QUEUE));
         let Activation { memory, link, .. } = activation;
         workers.spawn("pv-console", move |stop| {
-            // Nobody holds it for long: the workers of a former activation have ended.
+            // Only an emergency write can hold it, and not for long: earlier workers have ended.
             let mut held = backend.lock().unwrap_or_else(PoisonError::into_inner);
             let receiver = receive.map(|queue| Receiver::new(queue, &memory));
             let transmitter = transmit.map(|queue| Transmitter::new(queue, &memory));
@@ -104,7 +102,7 @@ impl Device for Console {
     }
 }
 
-/// The device at work.
+/// The state of the worker thread.
 struct Worker<'m> {
     backend: &'m mut dyn Backend,
     receiver: Option<Receiver<'m>>,
@@ -117,9 +115,9 @@ impl Worker<'_> {
     fn serve(mut self, stop: &Stop) -> Result<(), Broken> {
         let mut shown = None;
         loop {
-            // A guest that prints and powers off has its last words, as far as the other end takes them.
+            // Output that a guest made before it powered off is still passed on, as far as the back end takes it.
             let last = stop.is_asked();
-            // These came behind what is in the ring by now, others may not have.
+            // Only these emergency bytes are certain to be later than what is in the ring now.
             let emergencies = self.emergency.len();
             let mut more = false;
             if let Some(transmitter) = &mut self.transmitter {
@@ -146,7 +144,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Tells the driver a size that it does not know.
+    /// Puts the terminal's size into the configuration, if it is not there already.
     fn show(&self, size: Option<Size>) {
         let Some(size) = size else { return };
         let mut wanted = [0; 4];
@@ -165,7 +163,7 @@ impl Worker<'_> {
             write: stalled || !self.emergency.is_empty(),
         };
         let queues = [self.receiver.as_ref().map(|r| &r.queue), self.transmitter.as_ref().map(|t| &t.queue)];
-        // poll(2) passes over negative descriptors.
+        // poll(2) ignores negative descriptors.
         let kick = |queue: Option<&Queue>| watch(queue.map_or(-1, Queue::kick_fd), libc::POLLIN);
         let [receive, transmit] = queues.map(kick);
         let [first, second, third] = self.backend.watch(wish);

@@ -1,15 +1,15 @@
-//! The receive queue: empty buffers, each for as much of what was typed as there is and fits.
+//! The receive queue: empty buffers, each of which takes as much input as is available and fits.
 
 use crate::backend::console::backend::Backend;
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Chain, Queue};
 
-/// Buffers filled in one round.
+/// The most buffers that one round fills.
 const BATCH: usize = 64;
-/// Bytes read at once at most.
+/// The most bytes of one read.
 const CHUNK: usize = 4096;
 
-/// The queue, and a buffer that waits for something to be typed.
+/// The queue, and a buffer that waits for input.
 pub(super) struct Receiver<'m> {
     pub(super) queue: Queue,
     memory: &'m DeviceMemory,
@@ -21,12 +21,12 @@ impl<'m> Receiver<'m> {
         Self { queue, memory, empty: None }
     }
 
-    /// Whether there is room for what is typed.
+    /// Whether the guest has a buffer for input.
     pub(super) fn has_room(&self) -> bool {
         self.empty.is_some()
     }
 
-    /// Hands over what there is, up to a limit; whether there is more to be done now.
+    /// Passes input to the guest, up to a limit. Returns whether there is more to do now.
     pub(super) fn round(&mut self, backend: &mut dyn Backend) -> Result<bool, Broken> {
         self.queue.refuse_kicks()?;
         let (mut more, mut chunk) = (true, [0; CHUNK]);
@@ -52,10 +52,10 @@ impl<'m> Receiver<'m> {
     fn next(&mut self) -> Result<Option<Chain>, Broken> {
         let Some(chain) = self.queue.take()? else { return Ok(None) };
         if !chain.readable().is_empty() {
-            return Err(Broken::Request("a buffer for what is typed that the device is to read"));
+            return Err(Broken::Request("a console input buffer for the device to read"));
         }
         if chain.writable().is_empty() {
-            return Err(Broken::Request("a buffer for what is typed without room"));
+            return Err(Broken::Request("a console input buffer without room"));
         }
         Ok(Some(chain))
     }

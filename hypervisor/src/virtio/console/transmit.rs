@@ -1,8 +1,7 @@
-//! The transmit queue: what the guest prints (virtio 1.2, section 5.3.6).
+//! The transmit queue: the guest's output (virtio 1.2, section 5.3.6).
 //!
-//! Requests are put together, so that a guest that prints byte by byte costs a system call for many of them. A
-//! request is given back when the other end has all of it: a slow reader holds up this queue and nothing else, and
-//! nothing is lost.
+//! Requests are gathered, so that a guest that prints byte by byte costs one system call for many bytes. A request is
+//! given back when the back end has taken all of it: a slow reader delays this queue only, and nothing is lost.
 
 use std::collections::VecDeque;
 
@@ -10,20 +9,20 @@ use crate::backend::console::backend::Backend;
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Chain, Queue};
 
-/// Bytes passed on by one system call at most.
+/// The most bytes that one call passes to the back end.
 const BUFFER: usize = 16 << 10;
 
-/// The queue, and what is on its way.
+/// The queue, and the output that has been taken from it.
 pub(super) struct Transmitter<'m> {
     pub(super) queue: Queue,
     memory: &'m DeviceMemory,
     buffer: Box<[u8]>,
-    /// Bytes in the buffer, and how many of them were passed on.
+    /// The number of bytes in the buffer, and how many of them the back end has taken.
     filled: usize,
     sent: usize,
-    /// Requests that end in the buffer: head, and where.
+    /// The requests that end in the buffer: their heads, and where they end.
     ends: VecDeque<(u16, usize)>,
-    /// A request that goes on after the buffer, and how many of its bytes were taken.
+    /// A request of which only a part is in the buffer, and how many of its bytes have been copied.
     long: Option<(Chain, u64)>,
 }
 
@@ -34,23 +33,23 @@ impl<'m> Transmitter<'m> {
         Self { queue, memory, buffer, filled: 0, sent: 0, ends, long: None }
     }
 
-    /// Whether bytes wait for room at the other end.
+    /// Whether bytes wait for room at the back end.
     pub(super) fn is_stalled(&self) -> bool {
         self.sent < self.filled
     }
 
-    /// Passes on what there is, up to a limit; whether there is more to be done now.
+    /// Passes on output, up to a limit. Returns whether there is more to do now.
     pub(super) fn round(&mut self, backend: &mut dyn Backend) -> Result<bool, Broken> {
         self.queue.refuse_kicks()?;
         let drained = if self.is_stalled() { Ok(false) } else { self.fill() };
-        // What was asked for before a mistake is still done.
+        // Requests before a violation are still done.
         self.flush(backend)?;
         self.queue.notify()?;
         let drained = drained?;
         Ok(!self.is_stalled() && (!drained || self.queue.ask_for_kicks()?))
     }
 
-    /// Fills the empty buffer; true when the queue has nothing more.
+    /// Fills the empty buffer. Returns whether the queue is empty.
     fn fill(&mut self) -> Result<bool, Broken> {
         (self.filled, self.sent) = (0, 0);
         while self.filled < self.buffer.len() {
@@ -74,12 +73,12 @@ impl<'m> Transmitter<'m> {
     fn next(&mut self) -> Result<Option<(Chain, u64)>, Broken> {
         let Some(chain) = self.queue.take()? else { return Ok(None) };
         if !chain.writable().is_empty() {
-            return Err(Broken::Request("something to be printed with buffers for the device to write"));
+            return Err(Broken::Request("console output with buffers for the device to write"));
         }
         Ok(Some((chain, 0)))
     }
 
-    /// Passes on what is in the buffer, and gives back what has gone out.
+    /// Passes the buffer to the back end, and gives back the requests of which it has taken all.
     fn flush(&mut self, backend: &mut dyn Backend) -> Result<(), Broken> {
         while let Some(rest) = self.buffer.get(self.sent..self.filled).filter(|rest| !rest.is_empty()) {
             match backend.write(rest).min(rest.len()) {

@@ -1,4 +1,4 @@
-//! Bit numbers of the features that concern only a driver and this device (virtio 1.2, section 5.1.3).
+//! Bit numbers of the features that do not depend on the back end (virtio 1.2, section 5.1.3).
 
 /// The device has a MAC address.
 pub(super) const MAC: u32 = 5;

@@ -1,13 +1,12 @@
 //! The network device (virtio 1.2, section 5.1): one pair of queues between a guest and a [`Backend`].
 //!
-//! `transmit.rs` and `receive.rs` serve the two queues; networks are [`crate::backend::net`]'s.
+//! `transmit.rs` and `receive.rs` serve the two queues. Networks are in [`crate::backend::net`].
 //!
-//! One thread serves both queues and the back end, and sleeps in poll(2) when none has anything. It works in
+//! One thread serves both queues and the back end, and sleeps in poll(2) when there is nothing to do. It works in
 //! rounds of limited length, so that a flood in one direction neither starves the other nor delays a stop.
 //!
-//! A back end that is gone is a link that is down (`VIRTIO_NET_S_LINK_UP`), with the configuration's
-//! interrupt; frames are then lost, as they are without a cable. Only rings and requests that are malformed
-//! stop the device.
+//! When the back end has gone, the link is down (`VIRTIO_NET_S_LINK_UP`), the configuration interrupt is raised, and
+//! frames are lost. Only malformed rings and requests stop the device.
 
 mod feature;
 mod receive;
@@ -28,12 +27,12 @@ use crate::host::poll::poll;
 use receive::Receiver;
 use transmit::Transmitter;
 
-/// Frames of one queue in one round.
+/// The most frames of one queue in one round.
 const BATCH: usize = 64;
 const _: () = assert!(BATCH.is_multiple_of(transmit::TOGETHER));
 /// `VIRTIO_NET_S_LINK_UP`.
 const LINK_UP: u16 = 1;
-/// Where `status` is in the configuration space.
+/// Offset of `status` in the configuration space.
 const STATUS_OFFSET: usize = 6;
 const RECEIVE_QUEUE: usize = 0;
 const TRANSMIT_QUEUE: usize = 1;
@@ -42,14 +41,14 @@ impl From<AddError> for Broken {
     fn from(error: AddError) -> Self {
         match error {
             AddError::Outside(Segment { address, len }) => Self::Address { address, len: len.into() },
-            AddError::TooMany => Self::Request("a frame in too many pieces"),
+            AddError::TooMany => Self::Request("a frame in too many buffers"),
         }
     }
 }
 
 /// A network device.
 pub struct Net {
-    /// The worker's while the device is active.
+    /// Locked by the worker while the device is active.
     backend: Arc<Mutex<Box<dyn Backend>>>,
     mac: Mac,
     features: u64,
@@ -57,13 +56,13 @@ pub struct Net {
 }
 
 impl Net {
-    /// A device with `backend` behind it, whose driver is to use `mac`.
+    /// A device that is connected to `backend`. Its driver uses the address `mac`.
     pub fn new(backend: Box<dyn Backend>, mac: Mac) -> Self {
         let own = 1 << feature::MAC | 1 << feature::STATUS | 1 << feature::MRG_RXBUF;
         let (features, up) = (own | backend.features(), backend.is_up());
         Self { backend: Arc::new(Mutex::new(backend)), mac, features, up }
     }
-    /// The address that the driver is to use.
+    /// The address that the driver uses.
     pub fn mac(&self) -> Mac {
         self.mac
     }
@@ -95,7 +94,7 @@ impl Device for Net {
         let (receive, transmit) = (activation.queue(RECEIVE_QUEUE), activation.queue(TRANSMIT_QUEUE));
         let Activation { memory, link, .. } = activation;
         workers.spawn("pv-net", move |stop| {
-            // Nobody else holds it: the workers of a former activation have ended.
+            // No other thread holds it: the workers of earlier activations have ended.
             let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
             backend.accept(features).map_err(|_| Broken::Offloads)?;
             let receiver = receive.map(|queue| Receiver::new(queue, &memory, features));
@@ -105,7 +104,7 @@ impl Device for Net {
     }
 }
 
-/// The device at work.
+/// The state of the worker thread.
 struct Worker<'m> {
     backend: &'m mut dyn Backend,
     receiver: Option<Receiver<'m>>,
@@ -153,14 +152,14 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Whether a queue or the back end has something, as far as a look tells.
+    /// Whether a queue or the back end has something to do. For busy polling.
     fn has_work(&mut self, stop: &Stop) -> Result<bool, Broken> {
         let queues = self.transmitter.as_ref().is_some_and(Transmitter::has_next)
             || self.receiver.as_ref().is_some_and(Receiver::has_next);
         if queues { Ok(true) } else { self.poll(stop, 0) }
     }
 
-    /// Asks for kicks before a sleep; true if there is a reason not to sleep.
+    /// Asks for kicks before the thread sleeps. Returns whether there is something to do already.
     fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
         let mut any = false;
         if let Some(transmitter) = &mut self.transmitter {
@@ -172,7 +171,7 @@ impl Worker<'_> {
         Ok(any)
     }
 
-    /// Tells the driver whether the link is up.
+    /// Puts the state of the link into the configuration.
     fn show(&self, up: bool) {
         let status = if up { LINK_UP } else { 0 };
         self.link.change_config(|config| {
@@ -180,12 +179,12 @@ impl Worker<'_> {
         });
     }
 
-    /// Waits for `time` milliseconds (-1: for ever) until there is something to do; whether there is.
+    /// Waits at most `time` milliseconds (-1: for ever) for something to do. Returns whether there is.
     fn poll(&mut self, stop: &Stop, time: libc::c_int) -> Result<bool, Broken> {
         let receiving = self.receiver.as_ref().is_some_and(Receiver::has_room);
         let watch = self.backend.watch(receiving);
         let queues = [self.receiver.as_ref().map(|r| &r.queue), self.transmitter.as_ref().map(|t| &t.queue)];
-        // poll(2) passes over negative descriptors.
+        // poll(2) ignores negative descriptors.
         let kick = |queue: Option<&Queue>| (queue.map_or(-1, Queue::kick_fd), libc::POLLIN);
         let [receive, transmit] = queues.map(kick);
         let behind = watch.map_or((-1, 0), |watch| (watch.fd, watch.events));

@@ -1,8 +1,8 @@
-//! The receive queue: empty buffers, each frame into one, or into as many as it needs with
-//! `VIRTIO_NET_F_MRG_RXBUF` (virtio 1.2, section 5.1.6.4).
+//! The receive queue: empty buffers. A frame goes into one of them, or with `VIRTIO_NET_F_MRG_RXBUF` into as many as it
+//! needs (virtio 1.2, section 5.1.6.4).
 //!
-//! How long a frame is is known only when it has been read, so buffers for the longest are taken from the
-//! queue first; those that it did not need wait for the next.
+//! The length of a frame is known only when it has been read. So buffers for the longest frame are taken from the queue
+//! first, and those that a frame does not need are kept for the next one.
 
 use std::collections::VecDeque;
 
@@ -13,10 +13,10 @@ use crate::backend::net::scatter_list::{MAX_SEGMENTS, ScatterList};
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Queue};
 
-/// Room for a frame of Ethernet's ordinary length, VLAN tag included.
+/// Bytes of the longest Ethernet frame without segmentation offload, including VLAN tag and header.
 const ORDINARY: usize = HEADER_LEN + 1518;
 
-/// A buffer that was taken from the queue and holds nothing yet.
+/// An empty buffer that was taken from the queue.
 #[derive(Clone, Copy, Debug)]
 struct Buffer {
     head: u16,
@@ -24,14 +24,14 @@ struct Buffer {
     bytes: usize,
 }
 
-/// The queue, and the buffers that were taken.
+/// The queue, and the buffers that were taken from it.
 pub(super) struct Receiver<'m> {
     pub(super) queue: Queue,
     memory: &'m DeviceMemory,
     merge: bool,
-    /// Bytes that the longest frame needs.
+    /// Bytes of the longest frame, including its header.
     longest: usize,
-    /// The buffers, and the same memory as one list.
+    /// The buffers; `pieces` is the memory of all of them.
     buffers: VecDeque<Buffer>,
     pieces: ScatterList<'m>,
     used: Vec<(u16, u32)>,
@@ -52,22 +52,22 @@ impl<'m> Receiver<'m> {
         }
     }
 
-    /// Whether a frame could be received.
+    /// Whether there is a buffer for a frame.
     pub(super) fn has_room(&self) -> bool {
         !self.buffers.is_empty()
     }
 
-    /// Whether there is a buffer where none was.
+    /// Whether there was no buffer, and the queue has one now.
     pub(super) fn has_next(&self) -> bool {
         !self.has_room() && self.queue.has_next()
     }
 
-    /// Asks for kicks before a sleep, if there is no buffer; true if there is one already.
+    /// Asks for kicks before the thread sleeps, if there is no buffer. Returns whether the queue has one already.
     pub(super) fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
         if self.has_room() { Ok(false) } else { self.queue.ask_for_kicks() }
     }
 
-    /// Receives what there is, up to a limit; whether there is more to be done now.
+    /// Receives at most `most` frames. Returns whether there is more to do now.
     pub(super) fn round(&mut self, backend: &mut dyn Backend, most: usize) -> Result<bool, Broken> {
         self.queue.refuse_kicks()?;
         let mut more = true;
@@ -90,7 +90,7 @@ impl<'m> Receiver<'m> {
         Ok(more)
     }
 
-    /// Takes buffers until the longest frame fits, or there are no more; without merging, one.
+    /// Takes buffers until the longest frame fits or the queue is empty; without mergeable buffers, takes one.
     fn refill(&mut self) -> Result<(), Broken> {
         while self.buffers.is_empty()
             || self.merge && self.pieces.bytes() < self.longest && self.pieces.count() < MAX_SEGMENTS / 2
@@ -110,12 +110,12 @@ impl<'m> Receiver<'m> {
         Ok(())
     }
 
-    /// Gives the driver the frame that is in the first `len` bytes of the buffers.
+    /// Gives the driver the frame in the first `len` bytes of the buffers.
     fn deliver(&mut self, len: usize) -> Result<(), Broken> {
         self.used.clear();
         let (mut left, mut pieces) = (len, 0);
         while left > 0 {
-            // No back end says that it wrote more than there was room for.
+            // A back end never reports more bytes than there was room for.
             let buffer = self.buffers.pop_front().ok_or(Broken::Bug)?;
             let here = buffer.bytes.min(left);
             self.used.push((buffer.head, u32::try_from(here).map_err(|_| Broken::Bug)?));

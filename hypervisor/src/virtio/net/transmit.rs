@@ -1,7 +1,7 @@
 //! The transmit queue: each request is one frame behind its `virtio_net_hdr` (virtio 1.2, section 5.1.6.2).
 //!
-//! What the driver wrote is in its CPU's cache, and each line of it takes as long to come as half a frame takes to be
-//! sent. So a few frames are taken ahead, and their lines are on the way while the first are sent.
+//! What the driver wrote is in the cache of its CPU, and fetching one line from there takes half as long as sending a
+//! frame. So several frames are taken at once, and their lines are prefetched while the first ones are sent.
 
 use std::ops::Range;
 
@@ -13,17 +13,19 @@ use crate::backend::net::scatter_list::ScatterList;
 use crate::machine::device_memory::DeviceMemory;
 use crate::virtio::{Broken, Queue};
 
-/// Frames that are taken, fetched and given back together: each time costs a barrier, and the driver's CPU a cache line.
+/// The number of frames that are taken, prefetched and given back together. Giving back costs a barrier, and
+/// transfers a cache line of the driver's CPU.
 pub(super) const TOGETHER: usize = 16;
 
 /// A frame that was taken.
 #[derive(Default)]
 struct Frame<'m> {
     head: u16,
-    /// Where it lies.
+    /// The guest memory that holds it.
     pieces: ScatterList<'m>,
-    /// Its header is no longer in the pieces but here, unless the driver asks for what it may not.
+    /// Whether the header has been moved from `pieces` to `header`.
     opened: bool,
+    /// `None` if the driver asks for an offload that it may not use, or if the frame's length is impossible.
     header: Option<Header>,
 }
 
@@ -33,13 +35,13 @@ pub(super) struct Transmitter<'m> {
     memory: &'m DeviceMemory,
     features: u64,
     frames: [Frame<'m>; TOGETHER],
-    /// Which of `frames` are to be sent.
+    /// The range of `frames` that has been taken and not been sent.
     ahead: Range<usize>,
-    /// What the driver did wrong behind them.
+    /// The violation that was found after these frames.
     offence: Option<Broken>,
-    /// The back end had no room for the next one.
+    /// Whether the back end had no room for the next frame.
     stalled: bool,
-    /// Sent, and to be given back with the next ones.
+    /// The frames that have been sent and are to be given back.
     sent: Vec<(u16, u32)>,
 }
 
@@ -57,7 +59,7 @@ impl<'m> Transmitter<'m> {
         }
     }
 
-    /// Sends what there is, up to a limit; whether there is more to be done now.
+    /// Sends at most `most` frames. Returns whether there is more to do now.
     pub(super) fn round(&mut self, backend: &mut dyn Backend, most: usize) -> Result<bool, Broken> {
         self.queue.refuse_kicks()?;
         self.stalled = false;
@@ -68,23 +70,23 @@ impl<'m> Transmitter<'m> {
                 break;
             }
         }
-        // Also where the driver went wrong behind frames that were right.
+        // Frames before a violation are still sent.
         backend.flush();
         self.queue.notify()?;
         more
     }
 
-    /// Whether there is a frame that can be tried.
+    /// Whether there is a frame, and the back end may have room for it.
     pub(super) fn has_next(&self) -> bool {
         !self.stalled && self.queue.has_next()
     }
 
-    /// Asks for kicks before a sleep; true if there is a frame already.
+    /// Asks for kicks before the thread sleeps. Returns whether there is a frame already.
     pub(super) fn ask_for_kicks(&mut self) -> Result<bool, Broken> {
         if self.stalled { Ok(false) } else { self.queue.ask_for_kicks() }
     }
 
-    /// Sends a few; whether there may be more that can be tried.
+    /// Sends at most [`TOGETHER`] frames. Returns whether there may be more that can be sent.
     fn send_some(&mut self, backend: &mut dyn Backend) -> Result<bool, Broken> {
         if self.ahead.is_empty() {
             self.take_some();
@@ -99,7 +101,7 @@ impl<'m> Transmitter<'m> {
         }
     }
 
-    /// Takes frames, and has their bytes fetched from the driver's CPU while others are sent.
+    /// Takes frames, and begins to prefetch them.
     fn take_some(&mut self) {
         self.ahead = 0..0;
         for frame in &mut self.frames {
@@ -127,24 +129,24 @@ impl<'m> Transmitter<'m> {
 }
 
 impl<'m> Frame<'m> {
-    /// Takes the next frame of `queue`; whether there was one.
+    /// Takes the next frame of `queue`. Returns whether there was one.
     fn take(&mut self, queue: &mut Queue, memory: &'m DeviceMemory) -> Result<bool, Broken> {
         let Some(chain) = queue.take()? else { return Ok(false) };
         if !chain.writable().is_empty() {
-            return Err(Broken::Request("a frame to be sent with buffers for the device to write"));
+            return Err(Broken::Request("a transmitted frame with buffers for the device to write"));
         }
         self.head = chain.head();
         self.pieces.clear();
         self.pieces.push_segments(memory, chain.readable())?;
         if self.pieces.bytes() < HEADER_LEN {
-            return Err(Broken::Request("a frame to be sent without its header"));
+            return Err(Broken::Request("a transmitted frame without its header"));
         }
         self.opened = false;
         self.pieces.prefetch();
         Ok(true)
     }
 
-    /// Takes the header off. The copy is what is checked and passed on: the guest cannot change it any more.
+    /// Moves the header out of the frame. This copy, which the guest cannot change, is checked and passed on.
     fn open(&mut self, features: u64) {
         let mut header = Header::default();
         self.pieces.copy_out(0, header.as_mut_bytes());

@@ -1,8 +1,8 @@
 //! One connection between a port of the guest and a socket of the host.
 //!
-//! Bytes from the guest wait in a buffer of [`BUFFER`] bytes until the socket takes them; the guest knows how
-//! much room there is (virtio 1.2, section 5.10.6.3) and is cut off if it sends more. Bytes for the guest
-//! stay in the socket until the guest has room. So nothing here grows, whatever either side does.
+//! Bytes from the guest wait in a buffer of [`BUFFER`] bytes until the socket takes them. The guest knows how much
+//! room there is (virtio 1.2, section 5.10.6.3); if it sends more, the connection ends. Bytes for the guest stay in
+//! the socket until the guest has room. The memory of a connection is therefore bounded, whatever either side does.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -11,18 +11,18 @@ use std::os::unix::net::UnixStream;
 use super::packet::{Header, NO_MORE_RECEIVING, NO_MORE_SENDING, Ports, op};
 use crate::host::socket;
 
-/// Bytes from the guest that a connection holds.
+/// The most bytes from the guest that a connection holds.
 pub(super) const BUFFER: usize = 64 << 10;
-/// When so much room is free that the guest does not know of, it is told.
+/// When the guest does not know of this many free bytes, it gets a credit update.
 const WORTH_TELLING: u32 = BUFFER as u32 / 4;
 
-/// How far a connection is.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The guest has not answered the host's request; it may not even have had it.
+    /// The guest has not answered the host's request, and may not have received it yet.
     Requested,
     Open,
-    /// The next packet to the guest is the last.
+    /// The next packet to the guest is the last one: a reset.
     Over,
 }
 
@@ -32,27 +32,28 @@ pub(super) struct Connection {
     ports: Ports,
     socket: UnixStream,
     state: State,
-    /// Control packets that the guest is to get.
+    /// Control packets that have to be sent to the guest.
     request: bool,
     response: bool,
     credit_update: bool,
     credit_request: bool,
-    /// Shutdown flags that the guest is to be told, and all that it was told.
+    /// Shutdown flags that have to be sent to the guest, and those that were sent.
     shutdown: u32,
     shut: u32,
     /// Shutdown flags of the guest.
     guest_shut: u32,
-    /// There may be bytes in the socket.
+    /// Whether there may be bytes in the socket.
     readable: bool,
-    /// The host's program has closed its end: poll(2) would say so for ever.
+    /// The host's program has closed its end. The socket is not polled any more, because poll(2) would report that
+    /// again and again.
     hung_up: bool,
-    /// Bytes from the guest; the first `written` of them are out.
+    /// Bytes from the guest, of which the socket has taken the first `written`.
     buffer: Vec<u8>,
     written: usize,
-    /// Bytes passed on, and as the guest was last told: modulo 2^32.
+    /// The number of bytes passed on, and the number that the guest was last told, both modulo 2^32.
     forwarded: u32,
     told: u32,
-    /// Bytes given to the guest, and what it said of its buffer: modulo 2^32.
+    /// The number of bytes given to the guest, and the guest's last `buf_alloc` and `fwd_cnt`, modulo 2^32.
     sent: u32,
     guest_alloc: u32,
     guest_forwarded: u32,
@@ -82,11 +83,11 @@ impl Connection {
             guest_forwarded: 0,
         }
     }
-    /// That a host's program asks for.
+    /// A connection that a program of the host asks for.
     pub fn requested(ports: Ports, socket: UnixStream) -> Self {
         Self::new(ports, socket, State::Requested)
     }
-    /// That the guest asked for by `request`, and gets.
+    /// A connection that the guest asked for by `request`.
     pub fn accepted(ports: Ports, socket: UnixStream, request: &Header) -> Self {
         let mut connection = Self::new(ports, socket, State::Open);
         connection.guest_alloc = request.buf_alloc.get();
@@ -94,21 +95,20 @@ impl Connection {
         connection
     }
 
-    /// What to wait for.
+    /// The descriptor to poll, and the events.
     pub fn watch(&self) -> (RawFd, libc::c_short) {
         let read = if self.wants_bytes() && !self.readable && self.room() > 0 { libc::POLLIN } else { 0 };
         let write = if self.waiting().is_empty() { 0 } else { libc::POLLOUT };
         let fd = if self.hung_up || self.state == State::Over { -1 } else { self.socket.as_raw_fd() };
         (fd, read | write)
     }
-    /// What was waited for has happened.
+    /// Handles the result of poll(2).
     pub fn ready(&mut self, revents: libc::c_short) {
         if revents & libc::POLLIN != 0 {
             self.readable = true;
         }
         if revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
-            // Nobody is there to take bytes. What was sent before is still read, when the guest has room for
-            // it.
+            // The program does not take bytes any more. What it sent before is still read when the guest has room.
             self.hung_up = true;
             self.end_sending();
             self.readable = true;
@@ -116,12 +116,12 @@ impl Connection {
         self.flush();
     }
 
-    /// Its ports.
+    /// The ports of the connection.
     pub fn ports(&self) -> Ports {
         self.ports
     }
 
-    /// A packet from the guest: its header, and the bytes that follow.
+    /// Handles a packet from the guest: its header, and the bytes that follow.
     pub fn packet(&mut self, header: &Header, bytes: &[u8]) {
         self.guest_alloc = header.buf_alloc.get();
         self.guest_forwarded = header.fwd_cnt.get();
@@ -132,8 +132,8 @@ impl Connection {
             (op::SHUTDOWN, State::Open) => {
                 self.guest_shut |= header.flags.get() & (NO_MORE_RECEIVING | NO_MORE_SENDING);
                 if self.guest_shut & NO_MORE_RECEIVING != 0 {
-                    // Whoever sends to the guest learns that it is in vain, instead of waiting for room for ever.
-                    // An error is that nobody is there.
+                    // A program that sends to the guest gets an error instead of waiting for room for ever. The call
+                    // fails if the program has gone.
                     let _ = self.socket.shutdown(std::net::Shutdown::Read);
                 }
                 self.flush();
@@ -143,17 +143,17 @@ impl Connection {
             _ => self.state = State::Over,
         }
     }
-    /// The guest accepts; the host's program is told the port that it has.
+    /// The guest accepts the connection: tells the host's program its port.
     fn answered(&mut self) {
         self.state = State::Open;
         let greeting = format!("OK {}\n", self.ports.host);
-        // Not the guest's bytes: when they are out they must not count as its.
+        // These bytes do not come from the guest, so they must not count as passed on.
         self.forwarded = self.forwarded.wrapping_sub(greeting.len() as u32);
         self.told = self.forwarded;
         self.buffer.extend_from_slice(greeting.as_bytes());
         self.flush();
     }
-    /// Takes the guest's bytes, if all are there and fit.
+    /// Takes the guest's bytes if all of them are there and fit into the buffer. Returns whether they do.
     fn takes(&mut self, header: &Header, bytes: &[u8]) -> bool {
         let complete = usize::try_from(header.len.get()) == Ok(bytes.len());
         let fits = self.waiting().len().saturating_add(bytes.len()) <= BUFFER;
@@ -169,7 +169,7 @@ impl Connection {
         self.buffer.get(self.written..).unwrap_or_default()
     }
 
-    /// Passes bytes on to the socket, and what follows from that.
+    /// Passes bytes to the socket, and updates the state of the connection.
     fn flush(&mut self) {
         while !self.waiting().is_empty() {
             match socket::send(self.socket.as_fd(), self.waiting(), socket::NOW) {
@@ -185,7 +185,7 @@ impl Connection {
             self.buffer.clear();
             self.written = 0;
             if self.guest_shut & NO_MORE_SENDING != 0 {
-                // The host's program sees the end of the guest's bytes; an error is that it is gone.
+                // Shows the end of the guest's bytes to the host's program. The call fails if it has gone.
                 let _ = self.socket.shutdown(std::net::Shutdown::Write);
             }
             if self.guest_shut == NO_MORE_SENDING | NO_MORE_RECEIVING {
@@ -194,7 +194,7 @@ impl Connection {
         }
         self.credit_update |= self.forwarded.wrapping_sub(self.told) >= WORTH_TELLING;
     }
-    /// The host's program takes no bytes any more.
+    /// The host's program does not take bytes any more.
     fn end_sending(&mut self) {
         self.forwarded = self.forwarded.wrapping_add(self.waiting().len() as u32);
         self.buffer.clear();
@@ -205,18 +205,19 @@ impl Connection {
         self.shutdown |= flags & !self.shut;
     }
 
-    /// Whether the socket is read at all.
+    /// Whether bytes for the guest are still read from the socket.
     fn wants_bytes(&self) -> bool {
         let closed = (self.shut | self.shutdown) & NO_MORE_SENDING | self.guest_shut & NO_MORE_RECEIVING;
         self.state == State::Open && closed == 0
     }
-    /// Bytes for which the guest has room.
+    /// The number of bytes for which the guest has room.
     fn room(&self) -> usize {
         let held = self.sent.wrapping_sub(self.guest_forwarded);
         usize::try_from(self.guest_alloc.saturating_sub(held)).unwrap_or(0)
     }
 
-    /// The next packet for the guest, its bytes in `bytes`; true with the last one of this connection.
+    /// The next packet for the guest: returns its header, and puts its bytes into `bytes`. True with the last packet of
+    /// this connection.
     pub fn next(&mut self, guest_cid: u64, bytes: &mut [u8]) -> Option<(Header, bool)> {
         let mut header = self.next_control(guest_cid);
         if header.is_none() && self.readable && self.wants_bytes() {
@@ -237,7 +238,7 @@ impl Connection {
         } else if std::mem::take(&mut self.response) {
             op::RESPONSE
         } else if self.state == State::Requested {
-            // Nothing before its answer; but a caller that has gone is not waited for.
+            // Nothing is sent before the guest's answer. If the caller has gone, the answer is not waited for.
             if self.shutdown == 0 {
                 return None;
             }
@@ -263,7 +264,7 @@ impl Connection {
             return None;
         }
         if room == 0 {
-            // Asked once: the answer is the guest's next packet of any kind.
+            // Asked once: the guest's next packet, of whatever kind, is the answer.
             let ask = !std::mem::replace(&mut self.credit_request, true);
             return ask.then(|| Header::to_guest(guest_cid, self.ports, op::CREDIT_REQUEST));
         }

@@ -1,15 +1,16 @@
 //! The socket device (virtio 1.2, section 5.10): stream sockets between the guest and programs of the host.
 //!
-//! | File | |
+//! | File | What is in it |
 //! | --- | --- |
-//! | `packet` | the header of each packet |
-//! | `connection` | one connection: credit, closing, what is sent next |
-//! | `table` | all of them |
-//! | `host` | the sockets of the host, and how a program asks for a port of the guest |
+//! | `packet.rs` | the header of each packet |
+//! | `connection.rs` | one connection: credit, shutdown, its next packet |
+//! | `table.rs` | all connections, and callers that have not named a port yet |
 //!
-//! One thread serves everything and never waits for anybody in particular. What a guest or a program of the
-//! host does wrong ends its connection (`VIRTIO_VSOCK_OP_RST`); only a malformed buffer stops the device. The
-//! number of connections, and what each can hold, is limited; a reset of the device ends all.
+//! The protocol by which programs of the host ask for a port of the guest is in [`crate::backend::vsock`].
+//!
+//! One thread serves everything and never waits for a single connection. A violation of the protocol by the guest or
+//! by a program of the host ends the connection (`VIRTIO_VSOCK_OP_RST`); only a malformed buffer stops the device.
+//! The number of connections and the memory of each are limited. A reset of the device ends all connections.
 
 mod connection;
 mod packet;
@@ -33,11 +34,11 @@ use table::Table;
 
 const RECEIVE_QUEUE: usize = 0;
 const TRANSMIT_QUEUE: usize = 1;
-/// Receive, transmit and event; the last is for guests that are moved to another host, and stays empty.
+/// Receive, transmit and event queue. Events are for migrated guests; there are none.
 const QUEUES: u16 = 3;
 /// `VIRTIO_VSOCK_F_STREAM`.
 const F_STREAM: u64 = 1;
-/// Packets of one queue in one round.
+/// The most packets of one queue in one round.
 const BATCH: usize = 64;
 
 /// A socket device.
@@ -49,10 +50,10 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// A device whose guest has the address `guest_cid`, and whose host's side is at `path`.
+    /// A device for a guest with the address `guest_cid`, which listens on the host's socket `path`.
     ///
     /// # Errors
-    /// When there can be no socket.
+    /// When the socket cannot be made.
     pub fn new(guest_cid: u64, path: &Path) -> io::Result<Self> {
         let listener = unix::bind(path)?;
         listener.set_nonblocking(true)?;
@@ -71,7 +72,7 @@ impl Device for Vsock {
 
     fn activate(&mut self, mut activation: Activation, workers: &mut Workers) -> io::Result<()> {
         let queues = (activation.queue(RECEIVE_QUEUE), activation.queue(TRANSMIT_QUEUE));
-        // Without one of them there is nothing that it could do.
+        // Without one of them the device cannot do anything.
         let (Some(receive), Some(transmit)) = queues else { return Ok(()) };
         let (guest_cid, path, listener) = (self.guest_cid, self.path.clone(), Arc::clone(&self.listener));
         workers.spawn("pv-vsock", move |stop| {
@@ -83,13 +84,13 @@ impl Device for Vsock {
     }
 }
 
-/// The device at work.
+/// The state of the worker thread.
 struct Worker<'a> {
     table: Table<'a>,
     receive: Queue,
     transmit: Queue,
     memory: DeviceMemory,
-    /// A buffer of the guest's that waits for a packet.
+    /// A buffer of the guest that waits for a packet.
     empty: Option<Chain>,
     /// The bytes of one packet.
     buffer: Box<[u8]>,
@@ -107,7 +108,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Takes packets from the guest, up to a limit; whether there is more to be done now.
+    /// Takes packets from the guest, up to a limit. Returns whether there is more to do now.
     fn take_packets(&mut self) -> Result<bool, Broken> {
         self.transmit.refuse_kicks()?;
         let mut more = true;
@@ -129,18 +130,19 @@ impl Worker<'_> {
 
     fn packet(&mut self, chain: &Chain) -> Result<(), Broken> {
         if !chain.writable().is_empty() {
-            return Err(Broken::Request("a packet to be sent with buffers for the device to write"));
+            return Err(Broken::Request("a transmitted packet with buffers for the device to write"));
         }
         let mut header = Header::default();
         if self.memory.gather(chain.readable(), 0, header.as_mut_bytes()) < HEADER_LEN {
-            return Err(Broken::Request("a packet to be sent without its header"));
+            return Err(Broken::Request("a transmitted packet without its header"));
         }
         let len = u64::from(header.len.get());
         if len > chain.readable_len() - HEADER_LEN as u64 {
-            return Err(Broken::Request("a packet that says it is longer than its buffers"));
+            return Err(Broken::Request(
+                "a transmitted packet whose header says that it is longer than its buffers",
+            ));
         }
-        // More than anybody may send at once: `packet` sees that, because fewer bytes than the header says
-        // are there.
+        // More bytes than this exceed every credit. `Table::packet` finds that there are fewer than the header says.
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(BUFFER);
         let bytes = self.buffer.get_mut(..len).unwrap_or_default();
         let got = self.memory.gather(chain.readable(), HEADER_LEN as u64, bytes);
@@ -148,7 +150,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Gives the guest packets, up to a limit; whether it got any.
+    /// Gives packets to the guest, up to a limit. Returns whether it got any.
     fn give_packets(&mut self) -> Result<bool, Broken> {
         self.receive.refuse_kicks()?;
         let mut given = false;
@@ -162,8 +164,9 @@ impl Worker<'_> {
             };
             let room = chain.writable_len().checked_sub(HEADER_LEN as u64);
             let room = room.filter(|_| chain.readable().is_empty());
-            let room =
-                room.ok_or(Broken::Request("a receive buffer to be read, or too short for a header"))?;
+            let room = room.ok_or(Broken::Request(
+                "a receive buffer for the device to read, or too short for a header",
+            ))?;
             let room = usize::try_from(room).unwrap_or(usize::MAX).min(BUFFER);
             let bytes = self.buffer.get_mut(..room).unwrap_or_default();
             let Some(header) = self.table.next(bytes) else { break };

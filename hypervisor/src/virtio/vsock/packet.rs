@@ -1,4 +1,4 @@
-//! `virtio_vsock_hdr`: what stands in front of the bytes in every buffer (virtio 1.2, section 5.10.6).
+//! `virtio_vsock_hdr`: the header of every packet (virtio 1.2, section 5.10.6).
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -9,9 +9,9 @@ pub const HOST_CID: u64 = 2;
 pub const HEADER_LEN: usize = 44;
 /// `VIRTIO_VSOCK_TYPE_STREAM`, the only type that is offered.
 pub const STREAM: u16 = 1;
-/// In a shutdown: the sender receives no more.
+/// Flag of a shutdown: its sender will not receive any more bytes.
 pub const NO_MORE_RECEIVING: u32 = 1;
-/// In a shutdown: the sender sends no more.
+/// Flag of a shutdown: its sender will not send any more bytes.
 pub const NO_MORE_SENDING: u32 = 2;
 
 /// Operations (section 5.10.6).
@@ -24,37 +24,37 @@ pub mod op {
     pub const RST: u16 = 3;
     /// Closes one direction, or both.
     pub const SHUTDOWN: u16 = 4;
-    /// Bytes.
+    /// Carries bytes.
     pub const RW: u16 = 5;
-    /// Tells the sender's buffer space.
+    /// Announces the sender's buffer space.
     pub const CREDIT_UPDATE: u16 = 6;
-    /// Asks for the other's.
+    /// Asks for the receiver's buffer space.
     pub const CREDIT_REQUEST: u16 = 7;
 }
 
-/// The header, as it is in memory.
+/// The header, in its layout in memory.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// Whose it is.
+    /// The sender's address.
     pub src_cid: U64,
-    /// For whom it is.
+    /// The receiver's address.
     pub dst_cid: U64,
     /// The sender's port.
     pub src_port: U32,
-    /// The receiver's.
+    /// The receiver's port.
     pub dst_port: U32,
-    /// Bytes that follow.
+    /// The number of bytes that follow.
     pub len: U32,
     /// The socket's type.
     pub kind: U16,
     /// One of [`op`].
     pub op: U16,
-    /// Of a shutdown.
+    /// Flags of a shutdown.
     pub flags: U32,
-    /// Bytes that the sender can hold of this connection.
+    /// The sender's buffer space for this connection, in bytes.
     pub buf_alloc: U32,
-    /// Bytes of this connection that the sender has passed on, modulo 2^32.
+    /// The number of bytes of this connection that the sender has passed on, modulo 2^32.
     pub fwd_cnt: U32,
 }
 
@@ -63,14 +63,14 @@ const _: () = assert!(size_of::<Header>() == HEADER_LEN);
 /// The ports of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ports {
-    /// The host's side.
+    /// The host's port.
     pub host: u32,
-    /// The guest's.
+    /// The guest's port.
     pub guest: u32,
 }
 
 impl Header {
-    /// A packet for the guest.
+    /// The header of a packet for the guest.
     pub fn to_guest(guest_cid: u64, ports: Ports, op: u16) -> Self {
         Self {
             src_cid: HOST_CID.into(),
@@ -82,7 +82,7 @@ impl Header {
             ..Self::default()
         }
     }
-    /// The connection of a packet from the guest.
+    /// The ports of a packet from the guest.
     pub fn guests_ports(&self) -> Ports {
         Ports { host: self.dst_port.get(), guest: self.src_port.get() }
     }

@@ -1,4 +1,4 @@
-//! All connections of a device: which there are, which is served next, and who is refused.
+//! All connections of a device: which exist, which is served next, and which requests are refused.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,13 +11,13 @@ use super::packet::{HOST_CID, Header, Ports, STREAM, op};
 use crate::backend::vsock;
 use crate::backend::vsock::{Call, Caller};
 
-/// Connections at a time; more are refused.
+/// The most connections at a time; further ones are refused.
 pub(super) const MAX_CONNECTIONS: usize = 128;
-/// Callers that have not yet said what they want; the one that has waited longest makes room for another.
+/// The most callers that have not named a port yet. A further one replaces the one that has waited longest.
 const MAX_CALLERS: usize = 16;
-/// Refusals that the guest has not fetched; it is not listened to until it does.
+/// The most refusals that the guest has not fetched. No packets are taken from it until it fetches some.
 const MAX_REFUSALS: usize = 256;
-/// The first port that a host's program is given: above those that programs choose.
+/// The first port that a program of the host is given: above those that programs choose themselves.
 const FIRST_PORT: u32 = 1 << 30;
 
 /// The connections.
@@ -26,11 +26,11 @@ pub(super) struct Table<'a> {
     path: PathBuf,
     listener: &'a UnixListener,
     connections: Vec<Connection>,
-    /// Whose turn it is.
+    /// The index of the connection that was served last.
     turn: usize,
     callers: VecDeque<Caller>,
-    /// The last caller could not be admitted (no descriptor was left): not tried again before the guest sends,
-    /// because poll(2) would name the same caller for ever.
+    /// The last caller could not be accepted, for example because no descriptor was left. The next attempt is made when
+    /// the guest sends a packet: polling for the same caller would spin.
     deaf: bool,
     refusals: VecDeque<Header>,
     next_port: u32,
@@ -52,7 +52,7 @@ impl<'a> Table<'a> {
         self.connections.iter().position(|connection| connection.ports() == ports)
     }
 
-    /// A packet from the guest.
+    /// Handles a packet from the guest.
     pub fn packet(&mut self, header: &Header, bytes: &[u8]) {
         self.deaf = false;
         let ports = header.guests_ports();
@@ -64,7 +64,7 @@ impl<'a> Table<'a> {
             (op::RST, Some(index)) => {
                 self.connections.remove(index);
             }
-            // What is not known needs no end.
+            // A reset of an unknown connection needs no answer.
             (op::RST, None) => {}
             (_, Some(index)) => {
                 if let Some(connection) = self.connections.get_mut(index) {
@@ -81,15 +81,15 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The guest is to be told that there is no such connection: by an answer that comes from where the packet was
-    /// to go, or the guest would not know what it answers.
+    /// Tells the guest that there is no such connection. The answer comes from the packet's destination, so that the
+    /// guest can assign it to the packet.
     fn refuse(&mut self, header: &Header) {
         let mut refusal = Header::to_guest(self.guest_cid, header.guests_ports(), op::RST);
         (refusal.src_cid, refusal.kind) = (header.dst_cid, header.kind);
         self.refusals.push_back(refusal);
     }
 
-    /// The next packet for the guest, its bytes in `bytes`.
+    /// The next packet for the guest: returns its header, and puts its bytes into `bytes`.
     pub fn next(&mut self, bytes: &mut [u8]) -> Option<Header> {
         if let Some(refusal) = self.refusals.pop_front() {
             return Some(refusal);
@@ -107,9 +107,9 @@ impl<'a> Table<'a> {
         None
     }
 
-    /// Appends what to wait for, in the order in which [`Table::ready`] wants the answers.
+    /// Appends the descriptors to poll, in the order that [`Table::ready`] expects.
     pub fn watch(&self, fds: &mut Vec<libc::pollfd>) {
-        // poll(2) passes over negative descriptors.
+        // poll(2) ignores negative descriptors.
         let listening = if self.deaf { -1 } else { self.listener.as_raw_fd() };
         let listener = [(listening, libc::POLLIN)].into_iter();
         let callers = self.callers.iter().map(|caller| (caller.socket.as_raw_fd(), libc::POLLIN));
@@ -118,7 +118,7 @@ impl<'a> Table<'a> {
         fds.extend(all.map(|(fd, events)| libc::pollfd { fd, events, revents: 0 }));
     }
 
-    /// What was waited for has happened.
+    /// Handles the result of poll(2) for the descriptors of [`Table::watch`].
     pub fn ready(&mut self, fds: &[libc::pollfd]) {
         let (listener, rest) = fds.split_at_checked(1).unwrap_or_default();
         let (callers, connections) = rest.split_at_checked(self.callers.len()).unwrap_or_default();
@@ -136,7 +136,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Somebody connects to the socket.
+    /// Accepts a caller.
     fn admit(&mut self) {
         match self.listener.accept().and_then(|(socket, _)| Caller::new(socket)) {
             Ok(caller) => {
@@ -149,13 +149,13 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A caller says something.
+    /// Reads what a caller has sent.
     fn hear(&mut self, index: usize) {
         let call = self.callers.get_mut(index).map_or(Call::Incomplete, Caller::listen);
         if call == Call::Incomplete {
             return;
         }
-        // Whoever is not understood is dropped, as is one too many: that is the answer.
+        // A caller whose request is malformed, or one too many, is disconnected; that is the answer.
         let Some(caller) = self.callers.remove(index) else { return };
         if let Call::Port(guest) = call
             && self.connections.len() < MAX_CONNECTIONS
@@ -165,12 +165,12 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A port of the host that has no connection with this one of the guest.
+    /// A port of the host that has no connection with port `guest` of the guest.
     fn free_port(&mut self, guest: u32) -> u32 {
         loop {
             let host = self.next_port;
             self.next_port = host.checked_add(1).unwrap_or(FIRST_PORT);
-            // There are more ports than connections, so one is free.
+            // There are more ports than connections, so this ends.
             if self.position(Ports { host, guest }).is_none() {
                 return host;
             }
