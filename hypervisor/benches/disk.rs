@@ -15,6 +15,7 @@ use paravane::compare;
 use paravane::compare::{Machine, WORKLOADS};
 use paravane::launch;
 use paravane::launch::{EngineChoice, TransportChoice};
+use paravane::technique::Technique;
 use serde_json::json;
 use support::{Options, median};
 
@@ -57,8 +58,8 @@ fn guest(engine: EngineChoice) -> Result<(f64, f64), String> {
         deadline: Duration::from_secs(60),
     };
     let workload = WORKLOADS.iter().find(|w| w.name == "block-read-64k").ok_or("no such workload")?;
-    let [pv, _] = compare::techniques();
-    let sample = compare::measure(&pv, workload, &machine, &mut launch::run).map_err(|e| e.to_string())?;
+    let pv = Technique::named("pv").ok_or("no such technique")?;
+    let sample = compare::measure(pv, workload, &machine, &mut launch::run).map_err(|e| e.to_string())?;
     Ok((sample.region.ns as f64 / READS as f64, sample.region.traps() as f64 / READS as f64))
 }
 

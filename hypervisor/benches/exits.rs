@@ -10,10 +10,11 @@ mod support;
 use std::time::Duration;
 
 use paravane::compare;
-use paravane::compare::{Machine, Technique, WORKLOADS, Workload};
+use paravane::compare::{Machine, WORKLOADS, Workload};
 use paravane::launch;
 use paravane::launch::{EngineChoice, TransportChoice};
 use paravane::ledger::nanos_f64;
+use paravane::technique::Technique;
 use serde_json::{Value, json};
 use support::floor::Floor;
 use support::{Options, least, median};
@@ -74,8 +75,8 @@ impl Row {
                 Some(time.as_nanos() as f64 / f64::from(EXITS))
             }
         };
-        let [pv, trap] = compare::techniques();
-        let technique: Technique = if self.kind == Kind::Call { pv } else { trap };
+        let name = if self.kind == Kind::Call { "pv" } else { "trap" };
+        let technique = Technique::named(name).ok_or("no such technique")?;
         let machine = Machine {
             mem_bytes: 64 << 20,
             engine: self.engine,
@@ -83,7 +84,7 @@ impl Row {
             deadline: Duration::from_secs(60),
         };
         let null_call: &Workload = &WORKLOADS[0];
-        let sample = compare::measure(&technique, null_call, &machine, &mut launch::run)
+        let sample = compare::measure(technique, null_call, &machine, &mut launch::run)
             .map_err(|failure| failure.to_string())?;
         Ok((floor, sample.region.ns as f64 / sample.region.traps() as f64))
     }

@@ -17,6 +17,7 @@ use paravane::compare;
 use paravane::compare::{Machine, Needs, Workload};
 use paravane::launch;
 use paravane::launch::{Config, EngineChoice, TransportChoice};
+use paravane::technique::Technique;
 use paravane::virtio::net::Net;
 use serde_json::json;
 use support::{Options, median};
@@ -105,9 +106,9 @@ fn guest(engine: EngineChoice, workload: &Workload) -> Result<(f64, f64), String
     let tap = Tap::open(NAME).map_err(|e| e.to_string())?;
     let mut devices: Vec<Box<dyn paravane::virtio::Device>> = vec![Box::new(Net::new(Box::new(tap), MAC))];
     let mut boot = |config: Config| launch::run(Config { devices: std::mem::take(&mut devices), ..config });
-    let [pv, _] = compare::techniques();
+    let pv = Technique::named("pv").ok_or("no such technique")?;
     counted(GUEST_FRAMES, || {
-        let sample = compare::measure(&pv, workload, &machine, &mut boot).map_err(|e| e.to_string())?;
+        let sample = compare::measure(pv, workload, &machine, &mut boot).map_err(|e| e.to_string())?;
         Ok((sample.region.ns as f64 / FRAMES as f64, sample.region.traps() as f64 / FRAMES as f64))
     })
 }

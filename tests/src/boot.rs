@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Debug, Display};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use paravane::compare;
@@ -11,6 +9,7 @@ use paravane::launch::{Config, EngineChoice, Report, RunError, TransportChoice, 
 use paravane::ledger::Region;
 use paravane::machine::console::{CaptureSink, ConsoleInput};
 use paravane::machine::end::DomainEnd;
+use paravane::monitor::Control;
 use paravane::virtio::Device;
 
 use crate::machine::{engines, transport};
@@ -103,15 +102,16 @@ impl Guest<'_> {
             cmdline: self.cmdline.to_owned(),
             initrd: None,
             devices: (self.devices)(),
+            technique: None,
             engine,
             transport,
             sink: Box::new(sink.clone()),
             input,
             on_ready: None,
             once_running: None,
-            stop: Arc::new(AtomicBool::new(false)),
+            control: Control::default(),
             deadline: Some(self.deadline),
-            peek: None,
+            on_peek: None,
             count_memory: false,
             // As `paravane compare` starts its workloads; elsewhere port 0x80 is one like any other.
             marks: self.cmdline.contains("bench="),

@@ -19,8 +19,8 @@ use super::guest_frames::GuestFrames;
 use super::mapping::{AddressLimits, InitialMapping, pages};
 use super::tables::{Run, Style, Tables};
 use super::{
-    Allocator, BuildError, BuiltDomain, DomainConfig, DomainKind, Written, frames, load_segments, pa,
-    text_field, too_little,
+    Allocator, BuildError, BuiltDomain, DomainConfig, Written, frames, load_segments, pa, text_field,
+    too_little,
 };
 use crate::image::Image;
 use crate::machine::layout::HypervisorLayout;
@@ -109,7 +109,6 @@ pub(super) fn build(
     guest.write(pa(plan.start_info), start_page(config, memory, &plan).as_bytes())?;
 
     Ok(BuiltDomain {
-        kind: DomainKind::Bare,
         entry_rip: image.entry(),
         rsp: virt_base.wrapping_add(pa(plan.stack_top)),
         rsi: pa(plan.start_info),

@@ -7,7 +7,6 @@ use paravane_abi::addr::{HYPERVISOR_VIRT_END, is_canonical};
 
 use super::BuildError;
 use super::tables::Tables;
-use crate::engine::EngineInfo;
 use crate::machine::memory::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Pages in 4 MiB: what the mapping's end is aligned to.
@@ -61,12 +60,6 @@ pub struct AddressLimits {
 impl AddressLimits {
     /// What Xen gives a 64-bit guest: everything but 0xffff800000000000 to 0xffff87ffffffffff.
     pub const XEN: Self = Self { lower_half_start: 0, lower_half_end: 1 << 47, upper_half: true };
-
-    /// What this engine gives.
-    pub fn of_engine(info: &EngineInfo) -> Self {
-        let EngineInfo { lower_half_start, lower_half_end, upper_half, .. } = *info;
-        Self { lower_half_start, lower_half_end, upper_half }
-    }
 
     /// Checks that an image of `bytes` bytes can be loaded at `va`.
     pub(super) fn check_start(&self, va: u64, bytes: u64) -> Result<(), BuildError> {

@@ -88,15 +88,6 @@ pub enum BuildError {
     Memory(#[from] BadMachineAddress),
 }
 
-/// What kind of domain was built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DomainKind {
-    /// Paravirtual: its tables hold machine addresses.
-    Pv,
-    /// Bare: its tables hold pseudo-physical addresses.
-    Bare,
-}
-
 /// One piece of what was put into a domain's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -109,8 +100,6 @@ pub struct Piece {
 /// A domain that is ready to run its first instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuiltDomain {
-    /// What kind it is.
-    pub kind: DomainKind,
     /// The first instruction.
     pub entry_rip: u64,
     /// The top of the boot stack.

@@ -16,8 +16,8 @@ use super::guest_frames::{GuestFrames, write_words};
 use super::mapping::{AddressLimits, InitialMapping, pages};
 use super::tables::{Run, Style, Tables};
 use super::{
-    Allocator, BuildError, BuiltDomain, DomainConfig, DomainKind, Piece, Written, frames, load_segments, pa,
-    text_field, too_little,
+    Allocator, BuildError, BuiltDomain, DomainConfig, Piece, Written, frames, load_segments, pa, text_field,
+    too_little,
 };
 use crate::image::Image;
 use crate::image::notes::XenNotes;
@@ -187,7 +187,6 @@ pub(super) fn build(
     let root = Mfn(frame_base + plan.tables.root());
     let start_info_va = virt_base + pa(plan.start_info);
     Ok(BuiltDomain {
-        kind: DomainKind::Pv,
         entry_rip: image.entry(),
         rsp: virt_base.wrapping_add(pa(plan.stack + 1)),
         rsi: start_info_va,

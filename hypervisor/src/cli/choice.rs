@@ -1,8 +1,15 @@
 //! The choices that several commands offer, in the words of the command line.
 
 use clap::ValueEnum;
+use clap::builder::PossibleValuesParser;
 
 use crate::launch::{EngineChoice, TransportChoice};
+use crate::technique::TECHNIQUES;
+
+/// `--technique` and `--baseline`: the names of the table.
+pub(super) fn technique_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(TECHNIQUES.each_ref().map(|technique| technique.name))
+}
 
 /// `--engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

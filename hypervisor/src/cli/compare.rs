@@ -7,15 +7,19 @@ use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
-use super::choice::TransportArg;
+use super::choice::{TransportArg, technique_names};
 use super::progress::ProgressLine;
 use super::{print, size, status};
 use crate::compare::{
-    Comparison, Machine, Settings, SideBySide, WORKLOADS, Workload, compare, side_text, techniques, text,
+    Comparison, Machine, Settings, SideBySide, WORKLOADS, Workload, compare, side_text, text,
 };
 use crate::host::busy_poll;
 use crate::launch;
 use crate::launch::EngineChoice;
+use crate::technique::{TECHNIQUES, Technique};
+
+/// What techniques are compared with when nothing is said.
+const BASELINE: &str = "trap";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +30,8 @@ Examples:
   paravane compare --json > result.json              everything, every run included
 
 The JSON of one engine has `host`, `engine` and `workloads`. That of several (or of `all`, however many that \
-turn out to be) has `host`, `engines`, a list of the former, and `trap_differences`.
+turn out to be) has `host`, `engines`, a list of the former, and `trap_differences`. \
+With --technique or --baseline, each comparison has `baseline` and each workload `savings`, by technique, as well.
 
 Exit status: 0 if every result was right, 1 if not or if no guest could be started, 2 for a usage error.";
 
@@ -61,6 +66,12 @@ pub(super) struct CompareArgs {
     /// Only these workloads [default: all]
     #[arg(long, short, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = workload_names())]
     workload: Vec<String>,
+    /// Only these techniques [default: all]
+    #[arg(long, short, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = technique_names())]
+    technique: Vec<String>,
+    /// Compare the others with this technique, which is measured too [default: trap, if it is measured]
+    #[arg(long, value_name = "NAME", value_parser = technique_names())]
+    baseline: Option<String>,
     /// Measure each so many times and show the median
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: u16,
@@ -108,6 +119,9 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
     };
     let settings = Settings {
         workloads: selected(&args.workload),
+        techniques: techniques(&args.technique, args.baseline.as_deref()),
+        baseline: args.baseline.as_deref().and_then(Technique::named).map_or(BASELINE, |t| t.name),
+        chosen: !args.technique.is_empty() || args.baseline.is_some(),
         repeat: usize::from(args.repeat),
         machines: engines.iter().map(machine).collect(),
     };
@@ -168,13 +182,20 @@ fn selected(names: &[String]) -> Vec<Workload> {
     WORKLOADS.into_iter().filter(wanted).collect()
 }
 
+/// The techniques with these names, and the baseline if one was named, in the order of the table; all if there are no
+/// names.
+fn techniques(names: &[String], baseline: Option<&str>) -> Vec<&'static Technique> {
+    let is_named = |t: &Technique| names.is_empty() || names.iter().any(|name| name == t.name);
+    TECHNIQUES.iter().filter(|t| is_named(t) || baseline == Some(t.name)).collect()
+}
+
 fn list() -> String {
     let mut out = "Workloads\n".to_owned();
     for w in WORKLOADS {
         out += &format!("  {:<17} {}\n", w.name, w.about);
     }
     out += "Techniques\n";
-    for t in techniques() {
+    for t in &TECHNIQUES {
         out += &format!("  {:<17} {}\n", t.name, t.about);
     }
     out
@@ -189,6 +210,18 @@ mod tests {
         assert_eq!(selected(&[]).len(), WORKLOADS.len());
         let names = ["timer-1000".to_owned(), "null-call".to_owned()];
         assert_eq!(selected(&names).iter().map(|w| w.name).collect::<Vec<_>>(), ["null-call", "timer-1000"]);
+    }
+
+    #[test]
+    fn a_baseline_is_measured_whether_it_is_listed_or_not() {
+        let names = |names: &[&str], baseline| {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            techniques(&names, baseline).iter().map(|t| t.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[], None).len(), TECHNIQUES.len());
+        assert_eq!(names(&["trap"], None), ["trap"]);
+        assert_eq!(names(&["trap"], Some("pv")), ["pv", "trap"]);
+        assert!(Technique::named(BASELINE).is_some());
     }
 
     #[test]

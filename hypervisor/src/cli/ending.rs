@@ -1,6 +1,6 @@
 //! The end of a run that is asked for from outside: by a signal, by `--timeout`, at the keyboard, by a lost device.
 //!
-//! To ask means to set the domain's stop flag and to kick its vCPU. That alone can come too late or reach the wrong
+//! To ask means to send [`Command::Stop`]. That alone can come too late or reach the wrong
 //! thread: the vCPU's thread may be just about to block in write(2). So a timer of that thread goes off again and again
 //! from then on. Each time it interrupts whatever call the thread is in, and every loop around such a call looks at the
 //! stop flag. The same timer brings the deadline. What even that does not end (a disk that does not answer, a process
@@ -15,14 +15,14 @@
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use super::{status, terminal};
 use crate::host::limit::Limited;
 use crate::host::notice;
-use crate::machine::kick::Kick;
+use crate::monitor::{Command, Control};
 
 /// How often the vCPU's thread is interrupted until the run has ended.
 const INSIST_NS: u64 = 10_000_000;
@@ -38,8 +38,7 @@ mod phase {
 }
 
 static PHASE: AtomicU8 = AtomicU8::new(phase::STARTING);
-static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-static KICKER: OnceLock<Arc<dyn Kick>> = OnceLock::new();
+static CONTROL: OnceLock<Control> = OnceLock::new();
 /// The kernel's number of the timer; -1: none.
 static TIMER: AtomicI32 = AtomicI32::new(-1);
 /// When the time of `--timeout` is up, on CLOCK_MONOTONIC in nanoseconds.
@@ -80,13 +79,13 @@ pub(super) fn timer_signal() -> libc::c_int {
     libc::SIGRTMIN() + 7
 }
 
-/// From now on the run of this process ends by `stop`, and after `timeout` at the latest. To be called by the thread
+/// From now on the run of this process ends by `control`, and after `timeout` at the latest. To be called by the thread
 /// that is going to be the vCPU's; its `on_timer` handler is installed by the caller before.
 ///
 /// # Errors
 /// When the host has no timer left.
-pub(super) fn begin(stop: Arc<AtomicBool>, timeout: Option<Duration>) -> Result<(), Limited> {
-    STOP.get_or_init(|| stop);
+pub(super) fn begin(control: Control, timeout: Option<Duration>) -> Result<(), Limited> {
+    CONTROL.get_or_init(|| control);
     let timer = make_timer().map_err(|error| Limited::new("make a timer", error))?;
     TIMER.store(timer, SeqCst);
     if let Some(timeout) = timeout {
@@ -98,18 +97,12 @@ pub(super) fn begin(stop: Arc<AtomicBool>, timeout: Option<Duration>) -> Result<
 }
 
 /// The guest is about to run: from here on it is ended in order.
-pub(super) fn guest_runs(kicker: Arc<dyn Kick>) {
-    KICKER.get_or_init(|| kicker);
+pub(super) fn guest_runs() {
     PHASE.store(phase::RUNNING, SeqCst);
     if ASKED.load(SeqCst) != 0 {
         // What was asked for meanwhile has its time from now on.
         ASKED.store(now_ns(), SeqCst);
     }
-}
-
-/// Who wakes the guest's vCPU, once there is one.
-pub(super) fn kicker() -> Option<Arc<dyn Kick>> {
-    KICKER.get().cloned()
 }
 
 /// The signal that asked for the end, if one did.
@@ -161,11 +154,8 @@ pub(super) fn on_timer() {
 
 fn stop_the_guest() {
     notice::stop_waiting();
-    if let Some(stop) = STOP.get() {
-        stop.store(true, SeqCst);
-    }
-    if let Some(kicker) = KICKER.get() {
-        kicker.kick();
+    if let Some(control) = CONTROL.get() {
+        control.send(Command::Stop);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::host::notice;
 use crate::host::notice::notice;
 use crate::host::threads;
 use crate::machine::console::ConsoleInput;
-use crate::machine::kick::Kick;
+use crate::monitor::{Command, Control};
 
 const ESCAPE: u8 = 0x01;
 
@@ -56,15 +56,6 @@ impl Escapes {
     }
 }
 
-/// What the user asked for at the keyboard.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Requests {
-    /// Ctrl-A x was typed.
-    pub(super) left: Arc<AtomicBool>,
-    /// Ctrl-A s was typed: statistics are wanted now.
-    pub(super) statistics: Arc<AtomicBool>,
-}
-
 /// Whose input standard input is: it cannot be two consoles'.
 pub(super) enum Destination {
     /// That of the console that every guest has.
@@ -77,12 +68,10 @@ pub(super) enum Destination {
 pub(super) struct Reader {
     /// Where typed bytes go.
     pub(super) to: Destination,
-    /// Whom to wake for them.
-    pub(super) kicker: Arc<dyn Kick>,
-    /// What ends the domain, together with a kick.
-    pub(super) stop: Arc<AtomicBool>,
-    /// What the user may ask for.
-    pub(super) requests: Requests,
+    /// What tells the domain that they came, and what the user asks for.
+    pub(super) control: Control,
+    /// Set when the user leaves.
+    pub(super) left: Arc<AtomicBool>,
     /// Whether Ctrl-A is ours; only so on a terminal, a pipe may carry any byte.
     pub(super) escapes: bool,
     /// Called when the user leaves, to see to it that the run ends.
@@ -95,7 +84,7 @@ pub(super) struct Keyboard(Arc<Starting>);
 
 struct Starting {
     started: AtomicBool,
-    parts: Mutex<Option<(Destination, Arc<AtomicBool>, Requests)>>,
+    parts: Mutex<Option<(Destination, Control, Arc<AtomicBool>)>>,
     escapes: bool,
 }
 
@@ -107,8 +96,8 @@ impl std::fmt::Debug for Keyboard {
 
 impl Keyboard {
     /// With the fields of [`Reader`].
-    pub(super) fn new(to: Destination, stop: Arc<AtomicBool>, requests: Requests, escapes: bool) -> Self {
-        let parts = Mutex::new(Some((to, stop, requests)));
+    pub(super) fn new(to: Destination, control: Control, left: Arc<AtomicBool>, escapes: bool) -> Self {
+        let parts = Mutex::new(Some((to, control, left)));
         Self(Arc::new(Starting { started: AtomicBool::new(false), parts, escapes }))
     }
 
@@ -121,9 +110,9 @@ impl Keyboard {
     pub(super) fn start(&self) {
         self.0.started.store(true, Ordering::Relaxed);
         let parts = self.0.parts.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some((to, stop, requests)), Some(kicker)) = (parts, ending::kicker()) else { return };
+        let Some((to, control, left)) = parts else { return };
         let (escapes, insist) = (self.0.escapes, || ending::ask(Asker::Keyboard));
-        if let Err(error) = (Reader { to, kicker, stop, requests, escapes, insist }).spawn() {
+        if let Err(error) = (Reader { to, control, left, escapes, insist }).spawn() {
             let advice = Advice::of_processes(&error);
             notice(format_args!("the guest has no console input: {error}{advice}"));
         }
@@ -167,7 +156,7 @@ impl Reader {
         match &self.to {
             Destination::Console(input) if !bytes.is_empty() => {
                 input.push(bytes);
-                self.kicker.kick();
+                self.control.kick();
             }
             Destination::Console(_) => {}
             Destination::Device(keys) => self.send(keys, bytes),
@@ -195,15 +184,11 @@ impl Reader {
             Typed::Byte(byte) => return Some(byte),
             Typed::Nothing => {}
             Typed::Leave => {
-                self.requests.left.store(true, Ordering::Release);
-                self.stop.store(true, Ordering::Release);
-                self.kicker.kick();
+                self.left.store(true, Ordering::Release);
+                self.control.send(Command::Stop);
                 (self.insist)();
             }
-            Typed::Statistics => {
-                self.requests.statistics.store(true, Ordering::Release);
-                self.kicker.kick();
-            }
+            Typed::Statistics => self.control.send(Command::Peek),
             Typed::Help => notice::text(HELP),
         }
         None
@@ -215,58 +200,53 @@ mod tests {
     use super::*;
     use crate::testing::engine::CountKicks;
 
-    fn type_in(text: &[u8]) -> (Vec<u8>, Requests, bool, u64) {
-        let (input, kicks, stop) = (ConsoleInput::default(), Arc::new(CountKicks::default()), Arc::default());
-        let requests = Requests::default();
-        let reader = Reader {
-            to: Destination::Console(input.clone()),
-            kicker: kicks.clone(),
-            stop: Arc::clone(&stop),
-            requests: requests.clone(),
-            escapes: true,
-            insist: || (),
-        };
+    fn reader(to: Destination, escapes: bool) -> (Reader, Arc<CountKicks>) {
+        let (control, kicks) = (Control::default(), Arc::new(CountKicks::default()));
+        control.attach(kicks.clone());
+        (Reader { to, control, left: Arc::default(), escapes, insist: || () }, kicks)
+    }
+
+    /// What reaches the guest, the channel, whether the user left, and how many kicks there were.
+    fn type_in(text: &[u8]) -> (Vec<u8>, Control, bool, u64) {
+        let input = ConsoleInput::default();
+        let (reader, kicks) = reader(Destination::Console(input.clone()), true);
+        let (control, left) = (reader.control.clone(), Arc::clone(&reader.left));
         reader.run(text);
         let got = std::iter::from_fn(|| input.pop()).collect();
-        (got, requests, stop.load(Ordering::Relaxed), kicks.count())
+        (got, control, left.load(Ordering::Relaxed), kicks.count())
     }
 
     #[test]
     fn ordinary_keys_reach_the_guest() {
-        let (got, _, stopped, kicks) = type_in(b"ls\r\x03\x04");
-        assert_eq!((got.as_slice(), stopped, kicks), (&b"ls\r\x03\x04"[..], false, 1));
+        let (got, control, left, kicks) = type_in(b"ls\r\x03\x04");
+        assert_eq!((got.as_slice(), left, kicks), (&b"ls\r\x03\x04"[..], false, 1));
+        assert!(!control.is_stopping());
     }
 
     #[test]
     fn the_escape_key_is_ours_unless_doubled() {
-        let (got, requests, stopped, _) = type_in(b"a\x01\x01b\x01zc\x01s");
+        let (got, control, left, kicks) = type_in(b"a\x01\x01b\x01zc\x01s");
         assert_eq!(got, b"a\x01bc");
-        assert!(requests.statistics.load(Ordering::Relaxed) && !stopped);
+        assert!(!control.is_stopping() && !left);
+        assert_eq!(kicks, 2, "for the statistics and for what was typed");
     }
 
     #[test]
     fn leaving_stops_and_kicks() {
-        let (got, requests, stopped, kicks) = type_in(b"\x01x");
-        assert!(got.is_empty() && stopped && requests.left.load(Ordering::Relaxed));
+        let (got, control, left, kicks) = type_in(b"\x01x");
+        assert!(got.is_empty() && control.is_stopping() && left);
         assert_eq!(kicks, 1);
     }
 
     #[test]
     fn a_device_s_keys_do_not_hold_up_the_escape_key() {
         let (keys, device) = UnixStream::pair().unwrap();
-        let requests = Requests::default();
-        let reader = Reader {
-            to: Destination::Device(keys),
-            kicker: Arc::new(CountKicks::default()),
-            stop: Arc::default(),
-            requests: requests.clone(),
-            escapes: true,
-            insist: || (),
-        };
+        let (reader, _) = reader(Destination::Device(keys), true);
+        let left = Arc::clone(&reader.left);
         // Far more than a socket holds, and nobody reads.
         let typed = [vec![b'k'; 4 << 20], b"\x01x".to_vec()].concat();
         reader.run(&typed[..]);
-        assert!(requests.left.load(Ordering::Relaxed));
+        assert!(left.load(Ordering::Relaxed));
         let mut got = Vec::new();
         (&device).read_to_end(&mut got).unwrap();
         assert!(!got.is_empty() && got.len() < typed.len() && got.iter().all(|&b| b == b'k'));
@@ -275,14 +255,7 @@ mod tests {
     #[test]
     fn a_pipe_waits_for_a_device_and_its_end_is_told() {
         let (keys, device) = UnixStream::pair().unwrap();
-        let reader = Reader {
-            to: Destination::Device(keys),
-            kicker: Arc::new(CountKicks::default()),
-            stop: Arc::default(),
-            requests: Requests::default(),
-            escapes: false,
-            insist: || (),
-        };
+        let (reader, _) = reader(Destination::Device(keys), false);
         let typed = vec![1; 4 << 20];
         let piped = typed.clone();
         let thread = std::thread::spawn(move || reader.run(&piped[..]));

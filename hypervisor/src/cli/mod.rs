@@ -151,6 +151,9 @@ mod tests {
             "paravane run --bare --mem 1G --stats --timeout 10s",
             "paravane run kernel.elf -m 32 --cmdline=-quiet --initrd f --engine process --transport pio",
             "paravane compare --workload map-512 null-call --repeat 5 --json --engine kvm",
+            "paravane run --technique trap",
+            "paravane run kernel.elf --technique pv",
+            "paravane compare --technique pv,trap --baseline pv",
             "paravane compare --engine kvm,process",
             "paravane compare --engine all --repeat 3",
             "paravane run --rng --disk a.img --disk b.qcow2,readonly,queues=2",
@@ -173,6 +176,9 @@ mod tests {
     fn mistakes_are_usage_errors() {
         for line in [
             "paravane run --bare kernel.elf",
+            "paravane run --bare --technique pv",
+            "paravane run --technique magic",
+            "paravane compare --baseline magic",
             "paravane run --mem 1.5G",
             "paravane run --timeout 0",
             "paravane run --engine xen",

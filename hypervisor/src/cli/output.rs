@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::input::Keyboard;
 use crate::host::notice;
 use crate::machine::console::ConsoleSink;
+use crate::monitor::Control;
 
 /// What happened to a console's output; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +43,8 @@ impl OutputState {
 pub(super) struct Output {
     file: File,
     state: OutputState,
-    /// The domain is to end: a reader that takes nothing must not hold it up.
-    stop: Arc<AtomicBool>,
+    /// Says whether the domain is to end: a reader that takes nothing must not hold it up.
+    control: Control,
     /// To be started before a wait, for a user who wants to leave.
     early: Option<Keyboard>,
     /// Output was lost; what follows would only confuse.
@@ -52,20 +53,16 @@ pub(super) struct Output {
 
 impl Output {
     /// A sink on standard output. `early` is what reads the keyboard, if it may not wait for the first output.
-    pub(super) fn stdout(
-        state: OutputState,
-        stop: Arc<AtomicBool>,
-        early: Option<Keyboard>,
-    ) -> io::Result<Self> {
+    pub(super) fn stdout(state: OutputState, control: Control, early: Option<Keyboard>) -> io::Result<Self> {
         let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        Ok(Self { file, state, stop, early, closed: false })
+        Ok(Self { file, state, control, early, closed: false })
     }
 
     /// Like `Write::write_all`, but waits for a terminal that somebody else made non-blocking, and gives up with
     /// `Ok(false)` when nobody takes the bytes after the domain's end was asked for.
     fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<bool> {
         while !bytes.is_empty() {
-            let ending = self.stop.load(Ordering::Acquire);
+            let ending = self.control.is_stopping();
             if ending && !notice::has_room(self.file.as_fd(), 0) {
                 return Ok(false);
             }
@@ -124,7 +121,7 @@ mod tests {
         let state = OutputState::default();
         let file = File::from(std::os::fd::OwnedFd::from(writer));
         let mut sink =
-            Output { file, state: state.clone(), stop: Arc::default(), early: None, closed: false };
+            Output { file, state: state.clone(), control: Control::default(), early: None, closed: false };
         assert!(state.first_byte().is_none());
         sink.write(b"one ");
         let first = state.first_byte();
@@ -144,7 +141,7 @@ mod tests {
         };
         let state = OutputState::default();
         let mut sink =
-            Output { file, state: state.clone(), stop: Arc::default(), early: None, closed: false };
+            Output { file, state: state.clone(), control: Control::default(), early: None, closed: false };
         sink.write(b"lost");
         sink.write(b"lost too");
         assert_eq!(state.failure().map(|e| e.kind()), Some(ErrorKind::StorageFull));

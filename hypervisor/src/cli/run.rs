@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::choice::{EngineArg, TransportArg};
+use super::choice::{EngineArg, TransportArg, technique_names};
 use super::device::{DeviceArgs, Opened};
 use super::ending::{self, Asker};
-use super::input::{Destination, Keyboard, Requests};
+use super::input::{Destination, Keyboard};
 use super::lost::LostDevice;
 use super::output::{Output, OutputState};
 use super::paths::Paths;
@@ -29,10 +29,12 @@ use crate::host::busy_poll;
 use crate::host::limit::Advice;
 use crate::host::notice;
 use crate::host::notice::notice;
-use crate::image::builtin;
+use crate::image::GuestKind;
 use crate::launch;
-use crate::launch::{Config, Peek, Report};
+use crate::launch::{Config, Report};
 use crate::machine::console::ConsoleInput;
+use crate::monitor::Control;
+use crate::technique::Technique;
 use crate::text::printable;
 
 const EXAMPLES: &str = "\
@@ -60,9 +62,13 @@ pub(super) struct RunArgs {
     /// The kernel: an ELF file with Xen's notes (paravirtual) or Paravane's (bare PC) [default: the built-in
     /// reference guest]
     image: Option<PathBuf>,
-    /// Run the built-in guest's bare-PC build: trap-and-emulate instead of hypercalls
-    #[arg(long, conflicts_with = "image")]
+    /// Run the built-in guest's bare-PC build: short for --technique trap without an image
+    #[arg(long, conflicts_with_all = ["image", "technique"])]
     bare: bool,
+    /// How the kernel is virtualized: pv (it asks, by hypercalls) or trap (it is trapped and emulated)
+    /// [default: as the image wants]
+    #[arg(long, value_name = "NAME", value_parser = technique_names(), help_heading = HOST)]
+    technique: Option<String>,
     /// Guest memory: a number and K, M, G or T (powers of 1024); a bare number is MiB
     #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = size::memory)]
     mem: u64,
@@ -98,10 +104,10 @@ pub(super) struct RunArgs {
 
 /// Runs a guest to its end; the exit status of the process.
 pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
-    let stop = Arc::new(AtomicBool::new(false));
+    let control = Control::default();
     let timeout = args.timeout.map(|timeout| origin.what_is_left_of(timeout));
     signals::install();
-    ending::begin(Arc::clone(&stop), timeout)?;
+    ending::begin(control.clone(), timeout)?;
     terminal::restore_on_panic();
     args.busy_poll.into_iter().for_each(busy_poll::set_longest_us);
     let (image, image_name) = load_image(args)?;
@@ -114,11 +120,11 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     };
     check_paths(args)?;
     let lost = LostDevice::default();
-    let report_loss = lost.reporter(Arc::clone(&stop), || ending::ask(Asker::LostDevice));
+    let report_loss = lost.reporter(control.clone(), || ending::ask(Asker::LostDevice));
     let Opened { devices, stdio } = args.devices.open(&report_loss)?;
     let json = args.stats_json.as_deref().map(StatisticsFile::open).transpose()?;
 
-    let requests = Requests::default();
+    let left = Arc::new(AtomicBool::new(false));
     let output = OutputState::default();
     let raw = RawMode::enter();
     let input = ConsoleInput::default();
@@ -127,12 +133,10 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         to = Destination::Device(keys);
         resized.into_iter().for_each(signals::on_resize);
     }
-    let keyboard = Keyboard::new(to, Arc::clone(&stop), requests.clone(), raw.is_some());
+    let keyboard = Keyboard::new(to, control.clone(), Arc::clone(&left), raw.is_some());
     // Without the escape key nobody waits for what is typed before the guest has printed.
     let early = raw.is_some().then(|| keyboard.clone());
-    let sink =
-        Output::stdout(output.clone(), Arc::clone(&stop), early).context("standard output is closed")?;
-    let lost_at_start = lost.clone();
+    let sink = Output::stdout(output.clone(), control.clone(), early).context("standard output is closed")?;
     let config = Config {
         image,
         image_name: image_name.clone(),
@@ -140,21 +144,16 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         cmdline: args.cmdline.clone(),
         initrd,
         devices,
+        technique: technique(args),
         engine: args.engine.into(),
         transport: args.transport.into(),
         sink: Box::new(sink),
         input,
-        on_ready: Some(Box::new(move |kicker| {
-            ending::guest_runs(Arc::clone(&kicker));
-            lost_at_start.on_ready(kicker);
-        })),
-        once_running: Some(Box::new(move |_| keyboard.start())),
-        stop,
+        on_ready: Some(Box::new(ending::guest_runs)),
+        once_running: Some(Box::new(move || keyboard.start())),
+        control,
         deadline: args.timeout.map(|timeout| origin.what_is_left_of(timeout)),
-        peek: Some(Peek {
-            wanted: Arc::clone(&requests.statistics),
-            show: Box::new(|ledger, ns| notice::text(&stats::so_far(ledger, ns))),
-        }),
+        on_peek: Some(Box::new(|ledger, ns| notice::text(&stats::so_far(ledger, ns)))),
         count_memory: args.stats || args.stats_json.is_some(),
         marks: args.stats || args.stats_json.is_some(),
         on_stop: Some(Arc::new(|stopped| notice(stopped))),
@@ -165,11 +164,8 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     let report = result?;
 
     let lost = lost.why();
-    let by = Interruption {
-        signal: ending::signal(),
-        left: requests.left.load(Ordering::Acquire),
-        lost: lost.is_some(),
-    };
+    let by =
+        Interruption { signal: ending::signal(), left: left.load(Ordering::Acquire), lost: lost.is_some() };
     let statistics = Statistics::new(&image_name, (&report, by), origin, output.first_byte());
     if args.stats {
         notice::text(&statistics.to_string());
@@ -193,10 +189,22 @@ fn check_paths(args: &RunArgs) -> anyhow::Result<()> {
     Ok(paths.check()?)
 }
 
+/// The technique that was named.
+fn technique(args: &RunArgs) -> Option<&'static Technique> {
+    let name = if args.bare { Some("trap") } else { args.technique.as_deref() };
+    name.and_then(Technique::named)
+}
+
 fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
     match &args.image {
-        None if args.bare => Ok((Cow::Borrowed(builtin::BARE), "built-in bare guest".to_owned())),
-        None => Ok((Cow::Borrowed(builtin::PV), "built-in guest".to_owned())),
+        None => {
+            let kind = technique(args).map_or(GuestKind::Pv, |technique| technique.runs);
+            let name = match kind {
+                GuestKind::Pv => "built-in guest",
+                GuestKind::Bare => "built-in bare guest",
+            };
+            Ok((Cow::Borrowed(kind.builtin()), name.to_owned()))
+        }
         Some(path) => {
             let bytes = given::image(path, args.mem)
                 .with_context(|| format!("cannot read image {}", printable::path(path)))?;

@@ -1,4 +1,4 @@
-//! Every workload by every technique, repeated; medians and what the first technique saves.
+//! Every workload by every technique, repeated; medians, and what each technique saves over the baseline.
 
 use std::collections::BTreeMap;
 
@@ -6,15 +6,22 @@ use serde::{Serialize, Serializer};
 
 use super::host::HostFacts;
 use super::sample::{Failure, Machine, Sample, measure};
-use super::{NOTES, Technique, Workload, techniques};
+use super::{NOTES, Workload};
 use crate::launch::{Config, EngineChoice, Report};
 use crate::ledger::{BatchSizes, ExitRow};
+use crate::technique::Technique;
 
 /// What to compare, and how.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Which workloads.
     pub workloads: Vec<Workload>,
+    /// By which techniques.
+    pub techniques: Vec<&'static Technique>,
+    /// The technique that the others are compared with, if it is among them.
+    pub baseline: &'static str,
+    /// Whether techniques or baseline are not the usual ones, so that the result has to say them.
+    pub chosen: bool,
     /// How often each; at least 1.
     pub repeat: usize,
     /// On what machines: one comparison each.
@@ -61,6 +68,15 @@ pub struct Comparison {
     pub workloads: Vec<WorkloadResult>,
     /// What the numbers do not mean.
     pub notes: &'static [&'static str],
+    /// The technique that the others are compared with, if techniques or baseline were chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<&'static str>,
+    /// Which techniques were measured.
+    #[serde(skip)]
+    pub(super) techniques: Vec<&'static str>,
+    /// Those of them that are compared with the baseline.
+    #[serde(skip)]
+    pub(super) compared: Vec<&'static str>,
     /// Whether any guest could be started at all.
     #[serde(skip)]
     pub(super) started: bool,
@@ -93,10 +109,25 @@ pub struct WorkloadResult {
     /// Name and result of each technique.
     #[serde(serialize_with = "as_map")]
     pub techniques: Vec<(&'static str, TechniqueResult)>,
-    /// Traps that the first technique saves over the last.
+    /// Traps that the first technique besides the baseline saves.
     pub traps_saved: Option<Saving>,
     /// Nanoseconds that it saves.
     pub time_saved: Option<Saving>,
+    /// What each technique saves, by its name, if techniques or baseline were chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub savings: Option<BTreeMap<&'static str, Saved>>,
+    /// The same, in any case.
+    #[serde(skip)]
+    pub(super) saved: Vec<(&'static str, Saved)>,
+}
+
+/// What a technique saves over the baseline.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Saved {
+    /// Traps.
+    pub traps: Saving,
+    /// Nanoseconds between the marks.
+    pub time: Saving,
 }
 
 /// A difference; negative if more was needed.
@@ -164,7 +195,13 @@ impl Comparison {
         self.workloads.iter().all(|w| w.ok)
     }
 
-    fn begin(machine: &Machine, repeat: usize) -> Self {
+    fn begin(machine: &Machine, settings: &Settings) -> Self {
+        let techniques: Vec<_> = settings.techniques.iter().map(|technique| technique.name).collect();
+        let baseline = techniques.iter().find(|name| **name == settings.baseline).copied();
+        let compared = match baseline {
+            Some(baseline) => techniques.iter().filter(|name| **name != baseline).copied().collect(),
+            None => Vec::new(),
+        };
         Self {
             schema: 1,
             version: env!("CARGO_PKG_VERSION"),
@@ -172,28 +209,31 @@ impl Comparison {
             host: HostFacts::gather(),
             asked: machine.engine.name(),
             engine: None,
-            repeat,
+            repeat: settings.repeat,
             mem_bytes: machine.mem_bytes,
             busy_poll_us: crate::host::busy_poll::longest_us(),
             workloads: Vec::new(),
             notes: &NOTES,
+            baseline: baseline.filter(|_| settings.chosen),
+            techniques,
+            compared,
             started: false,
         }
     }
 
-    fn add(&mut self, workload: &Workload, runs: Runs) {
+    fn add(&mut self, workload: &Workload, runs: Runs, settings: &Settings) {
         for sample in runs.iter().flat_map(|(_, samples)| samples) {
             self.started |= !matches!(sample, Err(Failure::Start(_) | Failure::Unavailable(_)));
             if let (None, Ok(sample)) = (&self.engine, sample) {
                 self.engine = Some(EngineFacts::of(sample));
             }
         }
-        self.workloads.push(WorkloadResult::of(workload, runs));
+        self.workloads.push(WorkloadResult::of(workload, runs, settings));
     }
 }
 
 /// The runs of one workload, by technique.
-type Runs = [(Technique, Vec<Result<Sample, Failure>>); techniques().len()];
+type Runs = Vec<(&'static Technique, Vec<Result<Sample, Failure>>)>;
 
 /// Measures everything that `settings` asks for, booting guests by means of `boot`; one result for each machine.
 ///
@@ -203,12 +243,13 @@ pub fn compare<E: std::fmt::Display>(
     mut boot: impl FnMut(Config) -> Result<Report, E>,
     mut on_progress: impl FnMut(Progress),
 ) -> Vec<Comparison> {
-    let Settings { workloads, repeat, machines } = settings;
-    let total = workloads.len() * repeat * machines.len() * techniques().len();
+    let Settings { workloads, techniques, repeat, machines, .. } = settings;
+    let total = workloads.len() * repeat * machines.len() * techniques.len();
     let mut done = 0;
-    let mut comparisons: Vec<Comparison> = machines.iter().map(|m| Comparison::begin(m, *repeat)).collect();
+    let mut comparisons: Vec<Comparison> = machines.iter().map(|m| Comparison::begin(m, settings)).collect();
     for workload in workloads {
-        let mut runs: Vec<_> = machines.iter().map(|_| techniques().map(|t| (t, Vec::new()))).collect();
+        let none = || techniques.iter().map(|technique| (*technique, Vec::new())).collect();
+        let mut runs: Vec<Runs> = machines.iter().map(|_| none()).collect();
         for _ in 0..*repeat {
             for (machine, runs) in machines.iter().zip(&mut runs) {
                 for (technique, samples) in runs {
@@ -225,7 +266,7 @@ pub fn compare<E: std::fmt::Display>(
             }
         }
         for (comparison, runs) in comparisons.iter_mut().zip(runs) {
-            comparison.add(workload, runs);
+            comparison.add(workload, runs, settings);
         }
     }
     comparisons
@@ -239,7 +280,7 @@ impl EngineFacts {
 }
 
 impl WorkloadResult {
-    fn of(workload: &Workload, runs: Runs) -> Self {
+    fn of(workload: &Workload, runs: Runs, settings: &Settings) -> Self {
         let (mut problems, mut skipped) = (Vec::new(), Vec::new());
         let mut results = Vec::new();
         for (technique, samples) in runs {
@@ -256,24 +297,48 @@ impl WorkloadResult {
             let good = good.into_iter().filter_map(Result::ok).collect();
             results.extend(TechniqueResult::of(good, ok).map(|result| (technique.name, result)));
         }
-        let (mut traps_saved, mut time_saved) = (None, None);
-        if let ([(a, first), .., (b, last)], true) =
-            (results.as_slice(), problems.is_empty() && skipped.is_empty())
-        {
-            if first.ops != last.ops {
-                problems.push(format!("{a} did {} operations, {b} {}: not comparable", first.ops, last.ops));
-            } else if first.engine != last.engine {
-                let names = (first.engine.name, last.engine.name);
-                problems.push(format!("{a} ran on engine {}, {b} on {}: not comparable", names.0, names.1));
-            } else {
-                traps_saved = Some(Saving::of(first.traps, last.traps));
-                time_saved = Some(Saving::of(first.ns, last.ns));
-            }
-        }
+        let saved = match problems.is_empty() && skipped.is_empty() {
+            true => savings(&results, settings.baseline, &mut problems),
+            false => Vec::new(),
+        };
+        let first = saved.first().map(|(_, saved)| *saved);
         let ok = problems.is_empty();
         let Workload { name, about, .. } = *workload;
-        Self { name, about, ok, problems, skipped, techniques: results, traps_saved, time_saved }
+        Self {
+            name,
+            about,
+            ok,
+            problems,
+            skipped,
+            techniques: results,
+            traps_saved: first.map(|saved| saved.traps),
+            time_saved: first.map(|saved| saved.time),
+            savings: settings.chosen.then(|| saved.iter().copied().collect()),
+            saved,
+        }
     }
+}
+
+/// What each technique saves over the baseline; what cannot be compared is a problem.
+fn savings(
+    results: &[(&'static str, TechniqueResult)],
+    baseline: &'static str,
+    problems: &mut Vec<String>,
+) -> Vec<(&'static str, Saved)> {
+    let Some((b, other)) = results.iter().find(|(name, _)| *name == baseline) else { return Vec::new() };
+    let mut saved = Vec::new();
+    for (a, result) in results.iter().filter(|(name, _)| name != b) {
+        if result.ops != other.ops {
+            problems.push(format!("{a} did {} operations, {b} {}: not comparable", result.ops, other.ops));
+        } else if result.engine != other.engine {
+            let names = (result.engine.name, other.engine.name);
+            problems.push(format!("{a} ran on engine {}, {b} on {}: not comparable", names.0, names.1));
+        } else {
+            let traps = Saving::of(result.traps, other.traps);
+            saved.push((*a, Saved { traps, time: Saving::of(result.ns, other.ns) }));
+        }
+    }
+    saved
 }
 
 impl TechniqueResult {

@@ -1,8 +1,9 @@
-//! Workloads by techniques: the same kernel, the same work, two ways of being virtualized.
+//! Workloads by techniques: the same kernel, the same work, virtualized in different ways.
 //!
 //! Each measurement is one boot of the reference guest with `bench=NAME` on its command line. The guest brackets
 //! its work with marks and prints one line about the result, which it has verified itself; the ledger knows what
-//! happened between the marks. Techniques are known by name only: what one is, is its image.
+//! happened between the marks. Which techniques there are is said by
+//! [`TECHNIQUES`](crate::technique::TECHNIQUES); here they have nothing but names.
 //!
 //! What may not be done here: treating one technique, workload or host specially, or printing a number that was
 //! not measured in this run.
@@ -19,7 +20,7 @@ mod side_table;
 mod table;
 
 pub use comparison::{
-    Comparison, EngineFacts, Progress, RunFigures, Saving, Settings, TechniqueResult, WholeBoot,
+    Comparison, EngineFacts, Progress, RunFigures, Saved, Saving, Settings, TechniqueResult, WholeBoot,
     WorkloadResult, compare,
 };
 pub use host::HostFacts;
@@ -29,33 +30,6 @@ pub use sample::{Failure, Machine, Sample, measure};
 pub use side::{LeftOut, SideBySide, TrapDifference};
 pub use side_table::side_text;
 pub use table::text;
-
-/// A way of virtualizing the reference guest.
-#[derive(Clone, Copy, Debug)]
-pub struct Technique {
-    /// What it is called.
-    pub name: &'static str,
-    /// What it is.
-    pub about: &'static str,
-    /// The guest's image for it.
-    pub image: &'static [u8],
-}
-
-/// The techniques; the first is compared against the last.
-pub const fn techniques() -> [Technique; 2] {
-    [
-        Technique {
-            name: "pv",
-            about: "paravirtual: the kernel asks, by hypercalls",
-            image: crate::image::builtin::PV,
-        },
-        Technique {
-            name: "trap",
-            about: "trap-and-emulate: the kernel trips, instruction by instruction",
-            image: crate::image::builtin::BARE,
-        },
-    ]
-}
 
 /// Something that the reference guest can do and verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

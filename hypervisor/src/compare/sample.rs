@@ -1,16 +1,16 @@
 //! One boot: a technique doing a workload once.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::outcome::{self, Outcome, OutcomeError, printable};
-use super::{Technique, Unavailable, Workload};
+use super::{Unavailable, Workload};
 use crate::engine::EngineInfo;
 use crate::launch::{Config, EngineChoice, Report, TransportChoice};
 use crate::ledger::Region;
 use crate::machine::console::{CaptureSink, ConsoleInput};
 use crate::machine::end::DomainEnd;
+use crate::technique::Technique;
 
 /// What each guest is started with.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +78,7 @@ pub enum Failure {
 
 /// Boots `technique`'s guest for `workload` by means of `boot`.
 pub fn measure<E: std::fmt::Display>(
-    technique: &Technique,
+    technique: &'static Technique,
     workload: &Workload,
     machine: &Machine,
     boot: &mut impl FnMut(Config) -> Result<Report, E>,
@@ -86,21 +86,22 @@ pub fn measure<E: std::fmt::Display>(
     let devices = workload.needs.provide()?;
     let console = CaptureSink::default();
     let config = Config {
-        image: Cow::Borrowed(technique.image),
+        image: Cow::Borrowed(technique.builtin()),
         image_name: format!("built-in {} guest", technique.name),
         mem_bytes: machine.mem_bytes,
         cmdline: format!("bench={}", workload.name),
         initrd: None,
         devices,
+        technique: Some(technique),
         engine: machine.engine,
         transport: machine.transport,
         sink: Box::new(console.clone()),
         input: ConsoleInput::default(),
         on_ready: None,
         once_running: None,
-        stop: Arc::default(),
+        control: Default::default(),
         deadline: Some(machine.deadline),
-        peek: None,
+        on_peek: None,
         count_memory: false,
         marks: true,
         on_stop: None,

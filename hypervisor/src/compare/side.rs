@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::comparison::{Comparison, TechniqueResult};
+use super::comparison::{Comparison, Saved, TechniqueResult};
 use super::host::HostFacts;
 
 /// The comparisons of several engines, made in one run.
@@ -98,6 +98,12 @@ impl Comparison {
         let workload = self.workloads.iter().find(|w| w.name == workload)?;
         workload.techniques.iter().find(|(name, _)| *name == technique).map(|(_, result)| result)
     }
+
+    /// What a technique saves in a workload, if it can be compared.
+    pub(super) fn saved(&self, workload: &str, technique: &str) -> Option<Saved> {
+        let workload = self.workloads.iter().find(|w| w.name == workload)?;
+        workload.saved.iter().find(|(name, _)| *name == technique).map(|(_, saved)| *saved)
+    }
 }
 
 /// What the engines' results for one workload and technique are, by engine.
@@ -114,7 +120,7 @@ fn differences(engines: &[Comparison]) -> Vec<TrapDifference> {
     let Some(first) = engines.first() else { return Vec::new() };
     let mut found = Vec::new();
     for workload in &first.workloads {
-        for technique in super::techniques().map(|t| t.name) {
+        for &technique in &first.techniques {
             let results = results(engines, workload.name, technique);
             found.extend(TrapDifference::of(workload.name, technique, &results));
         }

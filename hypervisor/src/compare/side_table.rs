@@ -7,8 +7,7 @@ use comfy_table::{Cell, Table};
 
 use super::comparison::{Comparison, Saving, WorkloadResult};
 use super::side::{SideBySide, TrapDifference, results};
-use super::table::{self, new_table, right};
-use super::techniques;
+use super::table::{self, new_table, right, saved_label};
 use crate::ledger::{nanos, nanos_f64};
 
 /// Formats everything.
@@ -30,14 +29,19 @@ fn write(out: &mut String, side: &SideBySide) -> fmt::Result {
     if let Some(first) = side.engines.first() {
         table::write_guests(out, first)?;
         for workload in &first.workloads {
-            write_workload(out, side, workload)?;
+            write_workload(out, side, first, workload)?;
         }
         writeln!(out, "{}\n", overview(side, first))?;
     }
     table::write_notes(out, side.notes, side.debug_build)
 }
 
-fn write_workload(out: &mut String, side: &SideBySide, workload: &WorkloadResult) -> fmt::Result {
+fn write_workload(
+    out: &mut String,
+    side: &SideBySide,
+    first: &Comparison,
+    workload: &WorkloadResult,
+) -> fmt::Result {
     table::write_title(out, workload)?;
     for comparison in &side.engines {
         let same = comparison.workloads.iter().filter(|w| w.name == workload.name);
@@ -50,13 +54,13 @@ fn write_workload(out: &mut String, side: &SideBySide, workload: &WorkloadResult
             }
         }
     }
-    writeln!(out, "{}", summary(side, workload.name))?;
-    for technique in techniques().map(|t| t.name) {
+    writeln!(out, "{}", summary(side, first, workload.name))?;
+    for &technique in &first.techniques {
         if let Some(causes) = causes(side, workload.name, technique) {
             writeln!(out, "\n{technique}: exits by cause, and the host's mean time for each\n{causes}")?;
         }
     }
-    for technique in techniques().map(|t| t.name) {
+    for &technique in &first.techniques {
         write_counts(out, side, workload.name, technique)?;
     }
     for difference in side.trap_differences.iter().filter(|d| d.workload == workload.name) {
@@ -76,11 +80,11 @@ fn dashes(n: usize) -> impl Iterator<Item = String> {
     std::iter::repeat_n("-".to_owned(), n)
 }
 
-fn summary(side: &SideBySide, workload: &str) -> Table {
+fn summary(side: &SideBySide, first: &Comparison, workload: &str) -> Table {
     const COLUMNS: [&str; 4] = ["traps", "time", "time/op", "in host"];
     let mut table = new_table();
     table.set_header(header(side, &COLUMNS));
-    for technique in techniques().map(|t| t.name) {
+    for &technique in &first.techniques {
         let mut row = vec![Cell::new(technique)];
         for comparison in &side.engines {
             match comparison.result(workload, technique) {
@@ -93,20 +97,21 @@ fn summary(side: &SideBySide, workload: &str) -> Table {
         }
         table.add_row(row);
     }
-    let mut row = vec![Cell::new("saved")];
-    for comparison in &side.engines {
-        let found = comparison.workloads.iter().find(|w| w.name == workload);
-        let saved = |saving: Option<Saving>| percent(saving.and_then(|s| s.percent));
-        row.push(right(saved(found.and_then(|w| w.traps_saved))));
-        row.push(right(saved(found.and_then(|w| w.time_saved))));
-        row.extend([right(""), right("")]);
+    for &technique in &first.compared {
+        let mut row = vec![Cell::new(saved_label(technique, first))];
+        for comparison in &side.engines {
+            let saved = comparison.saved(workload, technique);
+            row.push(right(percent(saved.map(|saved| saved.traps))));
+            row.push(right(percent(saved.map(|saved| saved.time))));
+            row.extend([right(""), right("")]);
+        }
+        table.add_row(row);
     }
-    table.add_row(row);
     table
 }
 
-fn percent(percent: Option<f64>) -> String {
-    percent.map_or_else(|| "-".to_owned(), |p| format!("{p:.2}%"))
+fn percent(saving: Option<Saving>) -> String {
+    saving.and_then(|saving| saving.percent).map_or_else(|| "-".to_owned(), |p| format!("{p:.2}%"))
 }
 
 /// Cause by cause how often and how long, the costliest first; nothing if there were no exits.
@@ -164,23 +169,28 @@ fn write_difference(out: &mut String, difference: &TrapDifference) -> fmt::Resul
 
 /// What is saved, workload by workload and engine by engine.
 fn overview(side: &SideBySide, first: &Comparison) -> Table {
-    let [pv, .., trap] = techniques().map(|t| t.name);
-    let columns =
-        ["traps saved".to_owned(), format!("time, {pv}"), format!("time, {trap}"), "time saved".to_owned()];
-    let columns = columns.each_ref().map(String::as_str);
+    let Comparison { techniques, compared, .. } = first;
+    let saved_column = |what: &str, technique: &str| match compared.len() {
+        1 => format!("{what} saved"),
+        _ => format!("{what} saved, {technique}"),
+    };
+    let mut columns: Vec<String> = compared.iter().map(|name| saved_column("traps", name)).collect();
+    columns.extend(techniques.iter().map(|name| format!("time, {name}")));
+    columns.extend(compared.iter().map(|name| saved_column("time", name)));
+    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
     let mut table = new_table();
     table.set_header(header(side, &columns));
     for workload in &first.workloads {
         let mut row = vec![Cell::new(workload.name)];
         for comparison in &side.engines {
-            let found = comparison.workloads.iter().find(|w| w.name == workload.name);
-            let saved = |saving: Option<Saving>| percent(saving.and_then(|s| s.percent));
-            let time = |technique| {
+            let saved = |technique: &&str| comparison.saved(workload.name, technique);
+            let time = |technique: &&str| {
                 let result = comparison.result(workload.name, technique);
                 result.map_or_else(|| "-".to_owned(), |r| nanos(r.ns))
             };
-            let traps = saved(found.and_then(|w| w.traps_saved));
-            row.extend([traps, time(pv), time(trap), saved(found.and_then(|w| w.time_saved))].map(right));
+            row.extend(compared.iter().map(|name| right(percent(saved(name).map(|saved| saved.traps)))));
+            row.extend(techniques.iter().map(|name| right(time(name))));
+            row.extend(compared.iter().map(|name| right(percent(saved(name).map(|saved| saved.time)))));
         }
         table.add_row(row);
     }

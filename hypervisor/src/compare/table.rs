@@ -5,9 +5,8 @@ use std::fmt::{self, Write};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
-use super::comparison::{Comparison, Saving, TechniqueResult, WorkloadResult};
+use super::comparison::{Comparison, Saved, Saving, TechniqueResult, WorkloadResult};
 use super::host::HostFacts;
-use super::techniques;
 use crate::ledger::{BatchSizes, Region, exit_table, nanos, nanos_f64};
 
 /// Formats everything.
@@ -23,7 +22,7 @@ fn write(out: &mut String, comparison: &Comparison) -> fmt::Result {
     write_engine(out, comparison)?;
     write_guests(out, comparison)?;
     for workload in &comparison.workloads {
-        write_workload(out, workload, comparison.repeat)?;
+        write_workload(out, workload, comparison)?;
     }
     if comparison.workloads.len() > 1 {
         writeln!(out, "{}\n", overview(comparison))?;
@@ -74,7 +73,7 @@ pub(super) fn write_title(out: &mut String, workload: &WorkloadResult) -> fmt::R
     writeln!(out, "{}: {}{operation}", workload.name, workload.about)
 }
 
-fn write_workload(out: &mut String, workload: &WorkloadResult, repeat: usize) -> fmt::Result {
+fn write_workload(out: &mut String, workload: &WorkloadResult, comparison: &Comparison) -> fmt::Result {
     write_title(out, workload)?;
     for problem in &workload.problems {
         writeln!(out, "  NOT OK  {problem}")?;
@@ -85,7 +84,7 @@ fn write_workload(out: &mut String, workload: &WorkloadResult, repeat: usize) ->
     if workload.techniques.is_empty() {
         return writeln!(out);
     }
-    writeln!(out, "{}", summary(workload, repeat))?;
+    writeln!(out, "{}", summary(workload, comparison))?;
     for (name, result) in &workload.techniques {
         counts(result).iter().try_for_each(|line| writeln!(out, "{name}: {line}"))?;
     }
@@ -126,28 +125,24 @@ pub(super) fn counts(result: &TechniqueResult) -> Vec<String> {
 
 /// What is saved, workload by workload.
 fn overview(comparison: &Comparison) -> Table {
+    let Comparison { techniques, compared, .. } = comparison;
+    let columns = |what: &str| {
+        let all = techniques.iter().map(|name| format!("{what}, {name}"));
+        all.chain(compared.iter().map(|name| saved_label(name, comparison))).collect::<Vec<_>>()
+    };
     let mut table = new_table();
-    let [first, .., last] = techniques().map(|t| t.name);
-    let columns = ["traps", "time"].map(|what| [first, last].map(|name| format!("{what}, {name}")));
-    let [[traps_first, traps_last], [time_first, time_last]] = &columns;
-    table.set_header(["", traps_first, traps_last, "saved", time_first, time_last, "saved"]);
+    table.set_header([vec![String::new()], columns("traps"), columns("time")].concat());
     for workload in &comparison.workloads {
-        let of = |name| workload.techniques.iter().find(|(n, _)| *n == name).map(|(_, result)| result);
-        let traps = |name| right(of(name).map_or_else(|| "-".to_owned(), |r| r.traps.to_string()));
-        let time = |name| right(of(name).map_or_else(|| "-".to_owned(), |r| nanos(r.ns)));
-        let saved = |saving: Option<Saving>| {
-            let percent = saving.and_then(|s| s.percent);
-            right(percent.map_or_else(|| "-".to_owned(), |p| format!("{p:.2}%")))
-        };
-        table.add_row([
-            Cell::new(workload.name),
-            traps(first),
-            traps(last),
-            saved(workload.traps_saved),
-            time(first),
-            time(last),
-            saved(workload.time_saved),
-        ]);
+        let cell = |text: Option<String>| right(text.unwrap_or_else(|| "-".to_owned()));
+        let of = |name: &&str| workload.techniques.iter().find(|(n, _)| n == name).map(|(_, result)| result);
+        let saved = |name: &&str| workload.saved.iter().find(|(n, _)| n == name).map(|(_, saved)| *saved);
+        let percent = |saving: Saving| saving.percent.map(|p| format!("{p:.2}%"));
+        let mut row = vec![Cell::new(workload.name)];
+        row.extend(techniques.iter().map(|name| cell(of(name).map(|r| r.traps.to_string()))));
+        row.extend(compared.iter().map(|name| cell(saved(name).and_then(|s| percent(s.traps)))));
+        row.extend(techniques.iter().map(|name| cell(of(name).map(|r| nanos(r.ns)))));
+        row.extend(compared.iter().map(|name| cell(saved(name).and_then(|s| percent(s.time)))));
+        table.add_row(row);
     }
     table
 }
@@ -158,7 +153,8 @@ pub(super) fn new_table() -> Table {
     table
 }
 
-fn summary(workload: &WorkloadResult, repeat: usize) -> Table {
+fn summary(workload: &WorkloadResult, comparison: &Comparison) -> Table {
+    let repeat = comparison.repeat;
     let mut table = new_table();
     let mut header = vec!["", "operations", "traps", "traps/op", "time", "time/op", "in host"];
     if repeat > 1 {
@@ -168,13 +164,22 @@ fn summary(workload: &WorkloadResult, repeat: usize) -> Table {
     for (name, result) in &workload.techniques {
         table.add_row(row(name, result, repeat));
     }
-    if let (Some(traps), Some(time)) = (workload.traps_saved, workload.time_saved) {
+    for (name, Saved { traps, time }) in &workload.saved {
         let sign = if time.saved < 0 { "-" } else { "" };
-        let time_saved = format!("{sign}{}{}", nanos(time.saved.unsigned_abs()), percent(time));
-        let traps_saved = format!("{}{}", traps.saved, percent(traps));
-        table.add_row(["saved", "", &traps_saved, "", &time_saved].map(right));
+        let time_saved = format!("{sign}{}{}", nanos(time.saved.unsigned_abs()), percent(*time));
+        let traps_saved = format!("{}{}", traps.saved, percent(*traps));
+        let label = saved_label(name, comparison);
+        table.add_row([&label, "", &traps_saved, "", &time_saved].map(right));
     }
     table
+}
+
+/// "saved", and by which technique if there are several that save something.
+pub(super) fn saved_label(technique: &str, comparison: &Comparison) -> String {
+    match comparison.compared.len() {
+        1 => "saved".to_owned(),
+        _ => format!("saved, {technique}"),
+    }
 }
 
 /// A note as an item of a list, in lines that fit a terminal.

@@ -45,6 +45,46 @@ pub enum ImageKind {
     Bare(BareNotes),
 }
 
+impl ImageKind {
+    /// The kind alone, without what the notes say.
+    pub const fn guest(&self) -> GuestKind {
+        match self {
+            Self::Pv(_) => GuestKind::Pv,
+            Self::Bare(_) => GuestKind::Bare,
+        }
+    }
+}
+
+/// What a kernel takes for its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestKind {
+    /// A domain of Xen.
+    Pv,
+    /// A PC of its own.
+    Bare,
+}
+
+impl GuestKind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Pv, Self::Bare];
+
+    /// What a kernel of this kind is called in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pv => "paravirtual",
+            Self::Bare => "bare-PC",
+        }
+    }
+
+    /// The reference guest of this kind.
+    pub fn builtin(self) -> &'static [u8] {
+        match self {
+            Self::Pv => builtin::PV,
+            Self::Bare => builtin::BARE,
+        }
+    }
+}
+
 /// A part of the file that is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {

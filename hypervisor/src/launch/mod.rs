@@ -1,8 +1,15 @@
 //! From a configuration to a running guest, and the report when it has ended.
+//!
+//! [`start`] composes: it reads the image, takes the technique for it, has an engine chosen ([`select`]) and the domain
+//! built, and runs the virtual CPU's loop. All of that happens on the thread that calls [`run`], which becomes the virtual
+//! CPU's. Nothing here is signal-safe; what a signal handler may use of a running domain is its [`Control`].
+//!
+//! What may not be done here: knowing how a technique works, or what a command line looks like.
 
 #![forbid(unsafe_code)]
 
 pub mod available;
+pub mod engines;
 pub mod footprint;
 pub mod select;
 pub mod start;
@@ -14,12 +21,12 @@ use crate::engine::EngineInfo;
 use crate::ledger::Ledger;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
-use crate::machine::kick::Kick;
+use crate::monitor::Control;
+use crate::monitor::control::Show;
+use crate::technique::Technique;
 use crate::virtio::{Device, DeviceStops, Tell};
 use crate::x86::registers::Regs;
 use std::borrow::Cow;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// Which engine runs the guest.
@@ -57,8 +64,8 @@ pub enum TransportChoice {
     Vmcall,
 }
 
-/// Takes the handle that makes the vCPU leave the guest.
-pub type OnReady = Box<dyn FnOnce(Arc<dyn Kick>) + Send>;
+/// Something that is done once.
+pub type Once = Box<dyn FnOnce() + Send>;
 
 /// Everything that a domain is started with.
 pub struct Config {
@@ -75,6 +82,8 @@ pub struct Config {
     /// Virtio devices, in the order in which the guest numbers them;
     /// [`VIRTIO_MAX_DEVICES`](paravane_abi::virtio::VIRTIO_MAX_DEVICES) at most.
     pub devices: Vec<Box<dyn Device>>,
+    /// How the kernel is virtualized; `None`: by the first technique for its kind of image.
+    pub technique: Option<&'static Technique>,
     /// Which engine runs the guest.
     pub engine: EngineChoice,
     /// How hypercalls enter the host on KVM.
@@ -83,13 +92,13 @@ pub struct Config {
     pub sink: Box<dyn ConsoleSink>,
     /// Bytes typed for the guest.
     pub input: ConsoleInput,
-    /// Called once the vCPU can be kicked, before the guest's first instruction: which waits for it.
-    pub on_ready: Option<OnReady>,
+    /// Called once `control` reaches the virtual CPU, before the guest's first instruction: which waits for it.
+    pub on_ready: Option<Once>,
     /// Called a little later, when nobody waits for it: the guest has printed something, waits itself, or has run
     /// for a few milliseconds. The place to start a thread.
-    pub once_running: Option<OnReady>,
-    /// Set this, then kick: the domain ends with [`DomainEnd::Interrupted`].
-    pub stop: Arc<AtomicBool>,
+    pub once_running: Option<Once>,
+    /// Tells the running domain what to do.
+    pub control: Control,
     /// Ends the domain with [`DomainEnd::Interrupted`] this long after the call of [`run`].
     pub deadline: Option<Duration>,
     /// Whether the report is to say how much memory the domain took.
@@ -97,22 +106,11 @@ pub struct Config {
     /// Whether the kernel may mark a measured region in the ledger by writing to port 0x80, whatever its privileges.
     /// For paravirtual guests: to a bare kernel that port is one of its machine's, always.
     pub marks: bool,
-    /// Shows the ledger while the domain lives.
-    pub peek: Option<Peek>,
+    /// Shows the ledger of the running domain, for [`Command::Peek`](crate::monitor::Command::Peek).
+    pub on_peek: Option<Show>,
     /// Tells the user of devices that stop for what their drivers did.
     pub on_stop: Option<Tell>,
 }
-
-/// Shows a domain's ledger to somebody outside: set `wanted`, then kick.
-pub struct Peek {
-    /// Somebody wants to see it; taken back when it has been shown.
-    pub wanted: Arc<AtomicBool>,
-    /// Shows it, given for how many nanoseconds the guest has been running. The guest waits, and does not pay.
-    pub show: Show,
-}
-
-/// What shows a ledger.
-pub type Show = Box<dyn FnMut(&Ledger, u64) + Send>;
 
 /// Where a domain was when it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

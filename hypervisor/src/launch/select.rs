@@ -1,221 +1,238 @@
 //! Choosing the engine.
 //!
-//! `auto` takes hardware KVM, else the process engine, else software KVM, whose exits are some twenty times
-//! dearer than a process's. A transport that is named is a way into KVM, and so means KVM. What was passed
-//! over, and why, is said in the report.
+//! `auto` tries the engines that can run the kernel, the cheapest on this host first: hardware KVM, the process engine,
+//! software KVM. A transport that is named is a way into KVM, and so means KVM. What was passed over, and why, is said in
+//! the report.
 
+use super::engines::{ENGINES, Engine, EngineError, Setup};
 use super::{EngineChoice, TransportChoice};
 use crate::build::BuildError;
 use crate::build::mapping::AddressLimits;
 use crate::engine::Machine;
-use crate::engine::kvm;
-use crate::engine::kvm::{HostKind, KvmError, KvmMachine, Transport};
-use crate::engine::process::{Lowest, ProcessEngineError, ProcessMachine};
-use crate::host::zeroed::check_own_room;
-use crate::machine::layout::HypervisorLayout;
-use crate::machine::memory::{Backing, MachineMemory};
+use crate::engine::kvm::{self, HostKind};
+use crate::machine::memory::Backing;
 
 /// No engine could be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SelectError {
-    /// KVM was asked for.
-    #[error("{0}; or use --engine process")]
-    Kvm(KvmError),
-    /// KVM was asked for, in a way that it cannot be entered.
-    #[error(transparent)]
-    Transport(KvmError),
-    /// The process engine was asked for.
-    #[error(transparent)]
-    Process(#[from] ProcessEngineError),
+    /// One was asked for.
+    #[error("{error}{instead}")]
+    Named {
+        /// Why not that one.
+        error: EngineError,
+        /// What may do instead.
+        instead: &'static str,
+    },
     /// A transport was asked for together with an engine that has none.
     #[error(
         "--transport is about KVM; the process engine has one way in: leave --transport out, or use --engine kvm"
     )]
     NoTransport,
-    /// KVM is all that could run this image.
-    #[error("no engine here can run this kernel. KVM: {kvm}. Processes: {process}")]
-    OnlyKvm {
-        /// Why not KVM.
-        kvm: KvmError,
-        /// Why the kernel does not fit into a process.
-        process: BuildError,
-    },
+    /// Some cannot run this kernel, and the others do not work.
+    #[error("no engine here can run this kernel. {0}")]
+    Kernel(Reasons),
     /// Everything was tried.
-    #[error("no engine works here. KVM: {kvm}. Processes: {process}")]
-    Nothing {
-        /// Why not KVM.
-        kvm: KvmError,
-        /// Why not processes.
-        process: ProcessEngineError,
-    },
+    #[error("no engine works here. {0}")]
+    Nothing(Reasons),
 }
 
-impl TransportChoice {
-    /// The one that was named, if any.
-    fn named(self) -> Option<Transport> {
-        match self {
-            Self::Auto => None,
-            Self::Pio => Some(Transport::Pio),
-            Self::Vmcall => Some(Transport::Vmcall),
-        }
+/// Why not, engine by engine.
+#[derive(Debug)]
+pub struct Reasons(Vec<(&'static Engine, String)>);
+
+impl std::fmt::Display for Reasons {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = ENGINES.iter().filter_map(|engine| {
+            let reason = self.0.iter().find(|(of, _)| of.choice == engine.choice);
+            reason.map(|(engine, why)| format!("{}: {why}", engine.label))
+        });
+        f.write_str(&all.collect::<Vec<_>>().join(". "))
     }
 }
 
-/// An engine to try, and the one to fall back to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// KVM only.
-    Kvm(&'static str),
-    /// KVM only, because a process does not have the addresses that the kernel is linked at.
-    OnlyKvm(BuildError),
-    /// The process engine only.
-    Process(&'static str),
-    /// KVM, then the process engine.
-    KvmThenProcess(&'static str),
-    /// The process engine, then KVM.
-    ProcessThenKvm(&'static str),
+/// The engines to try, in this order.
+pub struct Plan {
+    candidates: Vec<&'static Engine>,
+    /// Why the first of them is the first.
+    why: String,
+    /// Those that the kernel does not fit into, and why.
+    unfit: Vec<(&'static Engine, BuildError)>,
+    /// The only candidate was asked for.
+    asked: bool,
 }
 
-/// What to try for this choice and a kernel that fits into a process, or why it does not.
+/// What to try for this choice, given whether the kernel fits into what an engine can map.
 pub fn plan(
     choice: EngineChoice,
     transport: TransportChoice,
-    fits_process: Result<(), BuildError>,
+    virt_base: u64,
+    fits: impl Fn(AddressLimits) -> Result<(), BuildError>,
 ) -> Result<Plan, SelectError> {
-    plan_on(choice, transport, fits_process, kvm::host_kind())
+    let fits = |engine: &Engine| fits((engine.limits)(virt_base));
+    plan_on(choice, transport, fits, kvm::host_kind())
 }
 
 fn plan_on(
     choice: EngineChoice,
     transport: TransportChoice,
-    fits_process: Result<(), BuildError>,
+    fits: impl Fn(&Engine) -> Result<(), BuildError>,
     kvm: HostKind,
 ) -> Result<Plan, SelectError> {
-    let named = transport.named().is_some();
-    Ok(match (choice, fits_process, kvm) {
-        (EngineChoice::Kvm, ..) => Plan::Kvm("asked for"),
-        (EngineChoice::Process, ..) if named => return Err(SelectError::NoTransport),
-        (EngineChoice::Process, ..) => Plan::Process("asked for"),
-        (EngineChoice::Auto, ..) if named => Plan::Kvm("a way into KVM was asked for"),
-        (EngineChoice::Auto, Err(why), _) => Plan::OnlyKvm(why),
-        (EngineChoice::Auto, Ok(()), HostKind::Hardware) => Plan::KvmThenProcess("KVM has hardware support"),
-        (EngineChoice::Auto, Ok(()), HostKind::Software) => {
-            Plan::ProcessThenKvm("KVM is in software here, where an exit is dearer")
-        }
-        (EngineChoice::Auto, Ok(()), HostKind::Absent) => Plan::ProcessThenKvm("KVM cannot be used here"),
-    })
-}
-
-/// What the process engine offers a kernel, of the low addresses those from `lowest` up.
-pub fn process_limits(lowest: Lowest) -> AddressLimits {
-    AddressLimits {
-        lower_half_start: lowest.address,
-        lower_half_end: crate::engine::process::ADDRESSES_END,
-        upper_half: false,
+    let needs_transports = transport != TransportChoice::Auto;
+    let asked = |engine, why: &str| Plan {
+        candidates: vec![engine],
+        why: why.to_owned(),
+        unfit: Vec::new(),
+        asked: true,
+    };
+    if let Some(engine) = choice.named() {
+        let possible = engine.has_transports || !needs_transports;
+        return if possible { Ok(asked(engine, "asked for")) } else { Err(SelectError::NoTransport) };
     }
+    if needs_transports && let Some(engine) = ENGINES.iter().find(|engine| engine.has_transports) {
+        return Ok(asked(engine, "a way into KVM was asked for"));
+    }
+    let (mut candidates, mut unfit) = (Vec::new(), Vec::new());
+    for engine in &ENGINES {
+        match fits(engine) {
+            Ok(()) => candidates.push(engine),
+            Err(why) => unfit.push((engine, why)),
+        }
+    }
+    candidates.sort_by_key(|engine| (engine.rank)(kvm).0);
+    let why = match unfit.is_empty() {
+        true => candidates.first().map_or("", |first| (first.rank)(kvm).1).to_owned(),
+        false => {
+            let able: Vec<_> = candidates.iter().map(|engine| engine.called).collect();
+            format!("the kernel is linked where only {} can map it", able.join(" and "))
+        }
+    };
+    Ok(Plan { candidates, why, unfit, asked: false })
 }
 
 impl Plan {
-    /// What machine memory must be backed by.
+    /// What machine memory must be backed by, so that any of the candidates can use it.
     pub fn backing(&self) -> Backing {
-        match self {
-            Self::Kvm(_) | Self::OnlyKvm(_) => Backing::Anonymous,
-            _ => Backing::Memfd,
-        }
+        let shared = self.candidates.iter().any(|engine| engine.backing == Backing::Memfd);
+        if shared { Backing::Memfd } else { Backing::Anonymous }
     }
 
-    /// Sets up the engine over `memory`; also says why this one. A process is to have addresses from `lowest` up.
-    pub fn engine(
-        self,
-        memory: &MachineMemory,
-        layout: &HypervisorLayout,
-        transport: TransportChoice,
-        lowest: Lowest,
-    ) -> Result<(Box<dyn Machine>, String), SelectError> {
-        let kvm = || KvmMachine::new(memory, layout, transport.named());
-        let process = || {
-            let engine = ProcessMachine::with_lowest(memory, layout, lowest)?;
-            // KVM takes less of the host's memory: where this leaves too little, that may do.
-            check_own_room()?;
-            Ok::<_, ProcessEngineError>(engine)
-        };
-        match self {
-            Self::Kvm(why) => match kvm() {
-                Ok(engine) => Ok((Box::new(engine), why.to_owned())),
-                Err(error @ KvmError::Vmcall(_)) => Err(SelectError::Transport(error)),
-                Err(error) => Err(SelectError::Kvm(error)),
-            },
-            Self::OnlyKvm(process) => match kvm() {
-                Ok(engine) => {
-                    Ok((Box::new(engine), "the kernel is linked where only KVM can map it".to_owned()))
+    /// Sets up the first engine that works; also says why it was taken.
+    pub fn engine(self, setup: Setup<'_>) -> Result<(Box<dyn Machine>, String), SelectError> {
+        let mut failed: Vec<(&'static Engine, EngineError)> = Vec::new();
+        for engine in &self.candidates {
+            match (engine.set_up)(setup) {
+                Ok(machine) if failed.is_empty() => return Ok((machine, self.why)),
+                Ok(machine) => return Ok((machine, failures(&failed))),
+                Err(error) if self.asked => {
+                    let instead = (engine.instead)(&error);
+                    return Err(SelectError::Named { error, instead });
                 }
-                Err(kvm) => Err(SelectError::OnlyKvm { kvm, process }),
-            },
-            Self::Process(why) => Ok((Box::new(process()?), why.to_owned())),
-            Self::KvmThenProcess(why) => match kvm() {
-                Ok(engine) => Ok((Box::new(engine), why.to_owned())),
-                Err(kvm) => match process() {
-                    Ok(engine) => Ok((Box::new(engine), format!("KVM failed: {kvm}"))),
-                    Err(process) => Err(SelectError::Nothing { kvm, process }),
-                },
-            },
-            Self::ProcessThenKvm(why) => match process() {
-                Ok(engine) => Ok((Box::new(engine), why.to_owned())),
-                Err(process) => match kvm() {
-                    Ok(engine) => Ok((Box::new(engine), format!("the process engine failed: {process}"))),
-                    Err(kvm) => Err(SelectError::Nothing { kvm, process }),
-                },
-            },
+                Err(error) => failed.push((engine, error)),
+            }
         }
+        let failed = failed.into_iter().map(|(engine, error)| (engine, error.to_string()));
+        let unfit = self.unfit.into_iter().map(|(engine, error)| (engine, error.to_string()));
+        let is_kernel = unfit.len() != 0;
+        let reasons = Reasons(failed.chain(unfit).collect());
+        Err(if is_kernel { SelectError::Kernel(reasons) } else { SelectError::Nothing(reasons) })
     }
+}
+
+fn failures(failed: &[(&'static Engine, EngineError)]) -> String {
+    let all: Vec<_> =
+        failed.iter().map(|(engine, error)| format!("{} failed: {error}", engine.called)).collect();
+    all.join("; ")
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::launch::select::*;
+    use super::*;
+    use crate::engine::kvm::KvmError;
 
     fn elsewhere() -> BuildError {
         BuildError::VirtualRange { va: 0xffff_ffff_8000_0000, bytes: 1 << 20 }
+    }
+
+    fn everywhere(_: &Engine) -> Result<(), BuildError> {
+        Ok(())
+    }
+
+    /// As a kernel in the upper half.
+    fn on_kvm_only(engine: &Engine) -> Result<(), BuildError> {
+        if engine.choice == EngineChoice::Kvm { Ok(()) } else { Err(elsewhere()) }
+    }
+
+    fn order(plan: &Plan) -> Vec<EngineChoice> {
+        plan.candidates.iter().map(|engine| engine.choice).collect()
     }
 
     #[test]
     fn hardware_first_then_processes_then_software() {
         use EngineChoice::{Auto, Kvm, Process};
         use HostKind::{Absent, Hardware, Software};
-        let plan_on = |choice, fits, kvm| plan_on(choice, TransportChoice::Auto, fits, kvm).unwrap();
-        assert!(matches!(plan_on(Auto, Ok(()), Hardware), Plan::KvmThenProcess(_)));
-        assert!(matches!(plan_on(Auto, Ok(()), Software), Plan::ProcessThenKvm(_)));
-        assert!(matches!(plan_on(Auto, Ok(()), Absent), Plan::ProcessThenKvm(_)));
+        let auto = |kvm| plan_on(Auto, TransportChoice::Auto, everywhere, kvm).unwrap();
+        assert_eq!(
+            (order(&auto(Hardware)), &*auto(Hardware).why),
+            (vec![Kvm, Process], "KVM has hardware support")
+        );
+        assert_eq!(order(&auto(Software)), [Process, Kvm]);
+        assert_eq!(auto(Software).why, "KVM is in software here, where an exit is dearer");
+        assert_eq!(
+            (order(&auto(Absent)), &*auto(Absent).why),
+            (vec![Process, Kvm], "KVM cannot be used here")
+        );
         for kvm in [Absent, Hardware, Software] {
-            assert_eq!(plan_on(Auto, Err(elsewhere()), kvm), Plan::OnlyKvm(elsewhere()));
+            let plan = plan_on(Auto, TransportChoice::Auto, on_kvm_only, kvm).unwrap();
+            assert_eq!((order(&plan), plan.unfit.len()), (vec![Kvm], 1));
+            assert_eq!(plan.why, "the kernel is linked where only KVM can map it");
         }
-        let process = plan_on(Process, Err(elsewhere()), Hardware);
-        assert!(matches!(process, Plan::Process(_)), "as asked; the builder refuses");
-        assert!(matches!(plan_on(Kvm, Ok(()), Absent), Plan::Kvm(_)));
+        let process = plan_on(Process, TransportChoice::Auto, on_kvm_only, Hardware).unwrap();
+        assert_eq!(order(&process), [Process], "as asked; the builder refuses");
+        assert_eq!(order(&plan_on(Kvm, TransportChoice::Auto, everywhere, Absent).unwrap()), [Kvm]);
+    }
+
+    fn reason(choice: EngineChoice, why: &str) -> (&'static Engine, String) {
+        (choice.named().unwrap(), why.to_owned())
     }
 
     /// The advice to try the other engine once stood beside the reason that it cannot be.
     #[test]
     fn a_kernel_for_kvm_only_is_not_sent_to_the_process_engine() {
-        let only = SelectError::OnlyKvm { kvm: KvmError::Absent, process: elsewhere() }.to_string();
+        let process = reason(EngineChoice::Process, &elsewhere().to_string());
+        let kvm = reason(EngineChoice::Kvm, &KvmError::Absent.to_string());
+        let only = SelectError::Kernel(Reasons(vec![process, kvm])).to_string();
         assert!(only.contains("/dev/kvm") && only.contains("0xffffffff80000000"), "{only}");
         assert!(!only.contains("--engine process"), "{only}");
-        assert!(SelectError::Kvm(KvmError::Absent).to_string().ends_with("or use --engine process"));
+        let error = EngineError::from(KvmError::Absent);
+        let instead = (EngineChoice::Kvm.named().unwrap().instead)(&error);
+        assert!(SelectError::Named { error, instead }.to_string().ends_with("or use --engine process"));
+    }
+
+    #[test]
+    fn reasons_are_listed_in_the_order_of_the_table() {
+        let reasons = vec![reason(EngineChoice::Process, "b"), reason(EngineChoice::Kvm, "a")];
+        let text = SelectError::Nothing(Reasons(reasons)).to_string();
+        assert_eq!(text, "no engine works here. KVM: a. Processes: b");
     }
 
     #[test]
     fn a_transport_is_never_passed_over_in_silence() {
         for transport in [TransportChoice::Pio, TransportChoice::Vmcall] {
-            let on = |choice| plan_on(choice, transport, Ok(()), HostKind::Software);
-            assert!(matches!(on(EngineChoice::Auto), Ok(Plan::Kvm(_))));
-            assert!(matches!(on(EngineChoice::Kvm), Ok(Plan::Kvm(_))));
+            let on = |choice| plan_on(choice, transport, everywhere, HostKind::Software);
+            assert_eq!(order(&on(EngineChoice::Auto).unwrap()), [EngineChoice::Kvm]);
+            assert_eq!(order(&on(EngineChoice::Kvm).unwrap()), [EngineChoice::Kvm]);
             assert!(matches!(on(EngineChoice::Process), Err(SelectError::NoTransport)));
         }
     }
 
     #[test]
     fn processes_need_memory_that_can_be_shared() {
-        assert_eq!(Plan::Kvm("").backing(), Backing::Anonymous);
-        assert_eq!(Plan::ProcessThenKvm("").backing(), Backing::Memfd);
+        let backing = |choice| {
+            plan_on(choice, TransportChoice::Auto, everywhere, HostKind::Software).unwrap().backing()
+        };
+        assert_eq!(backing(EngineChoice::Kvm), Backing::Anonymous);
+        assert_eq!(backing(EngineChoice::Process), Backing::Memfd);
+        assert_eq!(backing(EngineChoice::Auto), Backing::Memfd);
     }
 }

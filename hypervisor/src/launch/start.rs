@@ -6,40 +6,30 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use paravane_abi::shared_info::VcpuInfo;
-
 use super::available;
-use super::{Config, EngineChoice, HostMemory, LastState, Report, select};
-use crate::bare::platform::virtio_mmio::VirtioMmio;
+use super::engines::{Setup, limits_of};
+use super::{Config, HostMemory, LastState, Report, select};
 use crate::build;
 use crate::build::mapping::AddressLimits;
-use crate::build::{BuildError, BuiltDomain, DomainConfig, DomainKind};
-use crate::engine::process::Lowest;
-use crate::engine::{Machine, NoCpu};
+use crate::build::{BuildError, DomainConfig};
+use crate::engine::NoCpu;
 use crate::host::limit::Advice;
 use crate::host::zeroed::{NoMemory, check_own_room};
 use crate::image::error::ImageError;
 use crate::image::symbols::{locate, symbolize};
-use crate::image::{Image, ImageKind};
+use crate::image::{GuestKind, Image};
 use crate::machine::console::ConsoleSink;
 use crate::machine::end::DomainEnd;
-use crate::machine::kick::Kick;
 use crate::machine::layout::HypervisorLayout;
-use crate::machine::memory::{BadMachineAddress, CreateError, MachineMemory, Maddr, PAGE_SIZE};
-use crate::machine::time::Clock;
-use crate::mmu::direct::DirectPaging;
-use crate::mmu::log::TableLog;
-use crate::mmu::space::VcpuSpace;
+use crate::machine::memory::{CreateError, MachineMemory, PAGE_SIZE};
+use crate::monitor::Control;
+use crate::monitor::control::{Orders, Postponed};
 use crate::monitor::vcpu_loop;
-use crate::monitor::vcpu_loop::{Guest, Outside, PutOff};
 use crate::monitor::waker::Waker;
-use crate::pv::devices::PvDevices;
-use crate::pv::domain::{CONSOLE_PORT, DOMID, Facts, PvConsole, PvDomain, PvParts, PvStore, STORE_PORT};
+use crate::pv::domain::{CONSOLE_PORT, STORE_PORT};
 use crate::pv::hypercall::FEATURES;
-use crate::pv::store::About;
-use crate::technique::pv::PvGuest;
+use crate::technique::{MakeError, Parts, Technique};
 use crate::virtio;
-use crate::virtio::Device;
 use crate::x86::registers::Regs;
 
 /// A domain could not be run.
@@ -70,36 +60,44 @@ pub enum RunError {
         /// What is wrong.
         error: BuildError,
     },
-    /// The builder's page tables were refused: a bug of ours.
-    #[error("the initial page tables were refused with {0}; this is a bug in Paravane, please report it")]
-    InitialTables(paravane_abi::errno::Errno),
-    /// The builder made no pages for the rings of console and xenstore, or not as ordinary memory: a bug of ours.
-    #[error(
-        "the domain lacks the page of a ring (console or xenstore); this is a bug in Paravane, please report it"
-    )]
-    NoRing,
-    /// The guest's memory cannot be shown to its devices: a bug of ours.
-    #[error("{0}; this is a bug in Paravane, please report it")]
-    Devices(#[from] crate::machine::device_memory::MemoryError),
+    /// The domain could not be made.
+    #[error(transparent)]
+    Make(#[from] MakeError),
     /// There is no memory for the hypervisor's own tables.
     #[error(transparent)]
     Tables(#[from] NoMemory),
     /// The host has too little memory for what is written before the guest starts.
     #[error(transparent)]
     TooLittle(#[from] available::TooLittle),
-    /// A bare machine could not be made.
-    #[error("cannot make a bare machine: {0}")]
-    Bare(#[from] crate::bare::StartError),
-    /// The layout does not fit: a bug of ours.
-    #[error("{0}; this is a bug in Paravane, please report it")]
-    Layout(#[from] BadMachineAddress),
+    /// The technique that was asked for is for other kernels.
+    #[error(
+        "{image}: technique {technique} cannot run a {kind} kernel; use --technique {able}, or leave the option out"
+    )]
+    Technique {
+        /// Which image.
+        image: String,
+        /// What was asked for.
+        technique: &'static str,
+        /// What the image is.
+        kind: &'static str,
+        /// What can run it.
+        able: String,
+    },
+    /// The host lacks what the technique needs.
+    #[error("technique {technique} cannot be used here: {why}")]
+    Unavailable {
+        /// What was asked for.
+        technique: &'static str,
+        /// What is missing.
+        why: String,
+    },
     /// The host has no event descriptors left.
     #[error("cannot make an eventfd: {0}{advice}", advice = Advice::of_files(.0))]
     Eventfd(std::io::Error),
 }
 
-/// How long a guest that neither prints nor waits runs before what was put off is done.
-const PUT_OFF_NS: u64 = 5_000_000;
+/// How long a guest that neither prints nor waits runs before postponed work is done.
+const POSTPONE_NS: u64 = 5_000_000;
 
 /// What an image that demands "writable_page_tables" gets: its stores to L1 tables may trap, and are done for it
 /// (public/features.h; every Linux image demands it, and Xen does not announce it to running domains either).
@@ -123,18 +121,19 @@ fn nanos(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Notes when the first byte came through.
+/// Notes when the first byte came through: the guest is then under way.
 struct FirstByte {
     sink: Box<dyn ConsoleSink>,
     start: Instant,
     at: Arc<OnceLock<u64>>,
+    control: Control,
 }
 
 impl ConsoleSink for FirstByte {
     fn write(&mut self, bytes: &[u8]) {
         self.sink.write(bytes);
-        if !bytes.is_empty() {
-            self.at.get_or_init(|| nanos(self.start.elapsed()));
+        if !bytes.is_empty() && self.at.set(nanos(self.start.elapsed())).is_ok() {
+            self.control.guest_is_under_way();
         }
     }
 }
@@ -151,13 +150,10 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         .map_err(|error| RunError::Image { image: name.clone(), error })?;
     steps.done("read the image");
 
+    let technique = technique(&config, image.kind().guest())?;
     let frames = config.mem_bytes / PAGE_SIZE;
-    let shadow = match image.kind() {
-        ImageKind::Pv(_) => 0,
-        ImageKind::Bare(_) => crate::technique::trap::shadow_frames(frames),
-    };
-    let layout = HypervisorLayout::new(frames, shadow);
-    let cmdline = cmdline(&config, &image);
+    let layout = HypervisorLayout::new(frames, (technique.shadow_frames)(frames));
+    let cmdline = cmdline(&config, technique);
     let building = DomainConfig {
         cmdline: &cmdline,
         initrd: config.initrd.as_deref(),
@@ -166,86 +162,82 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         features: FEATURES | TRAPPED_STORES,
         limits: AddressLimits::XEN,
     };
-    let lowest = Lowest::for_guest(image.virt_base());
+    let virt_base = image.virt_base();
     let initrd_len = config.initrd.as_ref().map_or(0, |bytes| bytes.len() as u64);
     let check = |limits| build::check(&DomainConfig { limits, ..building }, &image, initrd_len, frames);
     let refused = |error| RunError::Build { image: name.clone(), error };
     // What no engine could run is refused before any is set up.
     let written = check(AddressLimits::XEN).map_err(refused)?;
-    available::check(config.mem_bytes, written.fixed, written.growing + tables_of(&layout, image.kind()))?;
-    let in_process = check(select::process_limits(lowest)).map(drop);
-    if config.engine == EngineChoice::Process {
-        in_process.clone().map_err(refused)?;
+    let own = (technique.own_frames)(&layout) * PAGE_SIZE;
+    available::check(config.mem_bytes, written.fixed, written.growing + own)?;
+    if let Some(engine) = config.engine.named() {
+        check((engine.limits)(virt_base)).map_err(refused)?;
     }
-    let plan = select::plan(config.engine, config.transport, in_process)?;
+    let plan = select::plan(config.engine, config.transport, virt_base, |limits| check(limits).map(drop))?;
     let memory = MachineMemory::new(layout.hypervisor_frames(), frames, plan.backing())?;
     steps.done("map memory");
-    let (mut machine, why) = plan.engine(&memory, &layout, config.transport, lowest)?;
+    let setup = Setup { memory: &memory, layout: &layout, transport: config.transport, virt_base };
+    let (mut machine, why) = plan.engine(setup)?;
     check_own_room()?;
     let mut cpu = machine.cpu(0)?;
     steps.done("set up the engine");
 
     let mut info = machine.info().clone();
     info.detail = format!("{} ({why})", info.detail);
-    let building = DomainConfig { limits: AddressLimits::of_engine(&info), ..building };
+    let building = DomainConfig { limits: limits_of(&info), ..building };
     let built = build::build(&building, &image, &memory, &layout, |n| machine.hypercall_stub(n))
         .map_err(|error| RunError::Build { image: name, error })?;
     steps.done("build the domain");
 
+    let control = config.control;
     let first = Arc::new(OnceLock::new());
-    let sink = Box::new(FirstByte { sink: config.sink, start, at: first.clone() });
+    let sink = FirstByte { sink: config.sink, start, at: first.clone(), control: control.clone() };
     let waker = Arc::new(Waker::new(cpu.kicker()).map_err(RunError::Eventfd)?);
-    let world = World {
+    let mut domain = (technique.make)(Parts {
         memory,
         layout: layout.clone(),
         built,
-        sink,
+        sink: Box::new(sink),
         input: config.input,
         name: domain_name(&config.image_name),
         machine: &*machine,
         devices: config.devices,
         kick: waker.clone(),
         marks: config.marks,
-    };
-    let mut guest: Box<dyn Guest> = match world.built.kind {
-        DomainKind::Pv => Box::new(world.paravirtual()?),
-        DomainKind::Bare => Box::new(world.bare()?),
-    };
+    })?;
     steps.done("take over its page tables");
 
     if let Some(tell) = &config.on_stop {
-        virtio::watch(&guest.slots(), tell);
+        virtio::watch(&domain.slots(), tell);
     }
+    control.attach(waker.clone());
     if let Some(on_ready) = config.on_ready {
-        on_ready(waker.clone());
+        on_ready();
     }
-    let put_off = config.once_running.map(|once_running| PutOff {
-        call: Box::new({
-            let waker = waker.clone();
-            move || once_running(waker)
-        }),
-        printed: first.clone(),
-        by: guest.clock().now() + PUT_OFF_NS,
-    });
+    let clock = domain.clock();
+    let mut orders = Orders::new(control, clock);
+    orders.on_peek = config.on_peek;
+    orders.postponed = config.once_running.map(|work| Postponed { work, by: clock.now() + POSTPONE_NS });
     // The guest's clock is younger than the run.
-    let deadline = config
-        .deadline
-        .map(|after| guest.clock().now().saturating_add(nanos(after.saturating_sub(start.elapsed()))));
-    let outside = Outside { stop: config.stop, deadline, put_off, peek: config.peek };
+    orders.stop_at =
+        config.deadline.map(|after| clock.now().saturating_add(nanos(after.saturating_sub(start.elapsed()))));
     steps.done("get ready");
     let running = Instant::now();
-    let end = vcpu_loop::run(&mut *cpu, &mut *guest, &waker, outside);
+    vcpu_loop::run(&mut *cpu, domain.runner(), &waker, &mut orders);
     let run_ns = nanos(running.elapsed());
-    let count = |memory| HostMemory::count(memory, &layout, &*cpu);
-    let memory = config.count_memory.then(|| count(guest.context().3)).flatten();
+    let end = domain.end();
+    let context = domain.runner().context();
+    let count = || HostMemory::count(context.memory, &layout, &*cpu);
+    let memory = if config.count_memory { count() } else { None };
+    let regs = *context.regs;
     let mut kernel_statistics = machine.kernel_statistics();
     kernel_statistics.extend(cpu.kernel_statistics());
     Ok(Report {
-        last: last_state(&end, *guest.context().0, image.elf()),
+        last: last_state(&end, regs, image.elf()),
         memory,
-        devices: virtio::report(&guest.slots()),
-        end: name_the_place(end, guest.context().0.rip, image.elf()),
-        ledger: guest.into_ledger(),
+        devices: virtio::report(&domain.slots()),
+        end: name_the_place(end, regs.rip, image.elf()),
+        ledger: domain.into_ledger(),
         startup: steps.list,
         kernel_statistics,
         engine: info,
@@ -254,25 +246,32 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     })
 }
 
-/// Bytes of the hypervisor's own tables that are written before the guest starts.
-fn tables_of(layout: &HypervisorLayout, kind: &ImageKind) -> u64 {
-    let m2p = layout.m2p.end - layout.m2p.start;
-    let frames = match kind {
-        // The table itself, those that map it, and the account of the hypervisor's frames.
-        ImageKind::Pv(_) => m2p + m2p.div_ceil(512) + layout.hypervisor_frames().div_ceil(512),
-        ImageKind::Bare(_) => m2p.div_ceil(512),
+/// The technique that runs the image.
+fn technique(config: &Config, kind: GuestKind) -> Result<&'static Technique, RunError> {
+    let found = match config.technique {
+        None => Technique::of(kind).next(),
+        Some(technique) => Some(technique).filter(|technique| technique.runs == kind),
     };
-    frames * PAGE_SIZE
+    let Some(technique) = found else {
+        let able: Vec<_> = Technique::of(kind).map(|technique| technique.name).collect();
+        return Err(RunError::Technique {
+            image: config.image_name.clone(),
+            technique: config.technique.map_or("", |technique| technique.name),
+            kind: kind.name(),
+            able: able.join(" or "),
+        });
+    };
+    match (technique.available)() {
+        Ok(()) => Ok(technique),
+        Err(why) => Err(RunError::Unavailable { technique: technique.name, why }),
+    }
 }
 
-/// The kernel's command line: what was given, and where a bare kernel finds its devices.
-fn cmdline<'a>(config: &'a Config, image: &Image<'_>) -> Cow<'a, str> {
-    match image.kind() {
-        ImageKind::Bare(_) if !config.devices.is_empty() => {
-            let devices = VirtioMmio::parameters(config.devices.len());
-            Cow::Owned(format!("{} {devices}", config.cmdline).trim_start().to_owned())
-        }
-        _ => Cow::Borrowed(&config.cmdline),
+/// The kernel's command line: what was given, and where the kernel finds its devices if it has to be told.
+fn cmdline<'a>(config: &'a Config, technique: &Technique) -> Cow<'a, str> {
+    match (technique.device_parameters)(config.devices.len()) {
+        Some(devices) => Cow::Owned(format!("{} {devices}", config.cmdline).trim_start().to_owned()),
+        None => Cow::Borrowed(&config.cmdline),
     }
 }
 
@@ -297,79 +296,5 @@ fn name_the_place(end: DomainEnd, rip: u64, elf: &[u8]) -> DomainEnd {
     match (end, symbolize(elf, rip)) {
         (DomainEnd::Killed(why), Some(symbol)) => DomainEnd::Killed(format!("{why} ({symbol})")),
         (end, _) => end,
-    }
-}
-
-/// What both kinds of domain are made from.
-pub(crate) struct World<'a> {
-    pub memory: MachineMemory,
-    pub layout: HypervisorLayout,
-    pub built: BuiltDomain,
-    pub sink: Box<dyn ConsoleSink>,
-    pub input: crate::machine::console::ConsoleInput,
-    pub name: String,
-    pub machine: &'a dyn Machine,
-    pub devices: Vec<Box<dyn Device>>,
-    pub kick: Arc<dyn Kick>,
-    pub marks: bool,
-}
-
-impl World<'_> {
-    fn paravirtual(self) -> Result<PvGuest, RunError> {
-        let info = self.machine.info();
-        let mut mmu = DirectPaging::new(&self.layout, self.machine.reserved_l4_entries())?;
-        let mut log = TableLog::default();
-        let space = VcpuSpace::new(self.built.root, &log);
-        let tables =
-            mmu.pin_initial(&self.memory, &mut log, self.built.root).map_err(RunError::InitialTables)?;
-        let console = self.built.console_mfn.ok_or(RunError::NoRing)?;
-        let store = self.built.store_mfn.ok_or(RunError::NoRing)?;
-        let about = About {
-            domain: DOMID,
-            name: self.name,
-            memory_kib: self.memory.guest_frames() * (PAGE_SIZE >> 10),
-            store: (store.0, STORE_PORT),
-            console: (console.0, CONSOLE_PORT),
-        };
-
-        let clock = Clock::new(info.tsc_khz, info.tsc_offset);
-        let shared_info = self.layout.shared_info.maddr();
-        let time = Maddr(shared_info.0 + std::mem::offset_of!(VcpuInfo, time) as u64);
-        self.memory.write_obj(time, &clock.published(0))?;
-        let regs = Regs {
-            rip: self.built.entry_rip,
-            rsp: self.built.rsp,
-            rsi: self.built.rsi,
-            rflags: 0x202,
-            ..Regs::default()
-        };
-        let (mut domain, vcpu) = PvDomain::new(PvParts {
-            memory: self.memory,
-            mmu,
-            tables,
-            log,
-            space,
-            regs,
-            shared_info,
-            clock,
-            console: PvConsole { ring: console.maddr(), sink: self.sink, input: self.input },
-            store: PvStore::new(store.maddr(), about),
-            facts: Facts {
-                m2p_va: info.m2p_va,
-                call_length: info.call_length,
-                marks: self.marks,
-                m2p: self.layout.m2p,
-                grants: self.layout.grants,
-                tsc_khz: info.tsc_khz,
-            },
-        })
-        .map_err(|_| RunError::NoRing)?;
-        let upcall = domain.upcalls.of(vcpu.id);
-        upcall.set_mask(&domain.memory, true)?;
-        domain.follow_wall_clock(clock.now())?;
-        domain.connect_services();
-        domain.virtio = PvDevices::new(self.devices, &domain.memory, upcall, self.kick);
-        domain.virtio.publish_all(&domain.memory)?;
-        Ok(PvGuest { domain, vcpu })
     }
 }

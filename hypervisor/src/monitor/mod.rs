@@ -1,9 +1,22 @@
-//! The loop that runs a domain: enter, exit, account, handle, resume.
+//! The loop that runs a virtual CPU: enter, exit, account, handle, resume.
 //!
-//! [`vcpu_loop`] turns the loop until the domain's
-//! life is over. What an exit means is decided in `pv` and `bare`, each a function of the domain and the
-//! exit; the loop knows neither, and neither knows the engine. Time is accounted here and nowhere else. A vCPU that
-//! blocks waits in `waker`, which is also how device workers, timers and the terminal reach it.
+//! * [`vcpu_loop`] turns the loop until the guest's life is over. What an exit means is decided by a [`Runner`], of which a
+//!   domain has one for each virtual CPU; the loop knows no technique, and no technique knows the loop.
+//! * [`control`] is the only way to tell a running domain something from outside.
+//! * [`observe`] says what is told about each exit, and to whom.
+//! * [`waker`] makes a virtual CPU leave the guest, or ends its wait.
+//!
+//! Threads: the loop and all that it calls run on the virtual CPU's own thread. [`Control`] and [`waker::Waker::kick`] may
+//! be used from any thread and from a signal handler. Time is accounted for here and nowhere else.
+//!
+//! What may not be done here: deciding what an exit means, knowing a kind of domain, or anything between an exit and the
+//! next entry that allocates, logs or waits for a lock, unless a command asked for it.
 
+pub mod control;
+pub mod observe;
+pub mod runner;
 pub mod vcpu_loop;
 pub(crate) mod waker;
+
+pub use control::{Command, Control};
+pub use runner::{Context, Handled, Next, Runner};

@@ -3,14 +3,13 @@
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
+use super::{Domain, Technique, on_any_host};
 use crate::engine::Exit;
+use crate::image::GuestKind;
 use crate::ledger::{Cause, Ledger};
 use crate::machine::end::DomainEnd;
-use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
-use crate::mmu::log::TableLog;
-use crate::mmu::space::VcpuSpace;
-use crate::monitor::vcpu_loop::{Guest, Handled, Next};
+use crate::monitor::{Context, Handled, Next, Runner};
 use crate::pv::context::PvContext;
 use crate::pv::domain::PvDomain;
 use crate::pv::fixup::ExceptionOutcome;
@@ -18,7 +17,20 @@ use crate::pv::hypercall;
 use crate::pv::vcpu::{PvVcpu, RunState};
 use crate::virtio::Slot;
 use crate::x86::exception::Fault;
-use crate::x86::registers::Regs;
+
+mod make;
+
+/// The row of the table.
+pub(super) const TECHNIQUE: Technique = Technique {
+    name: "pv",
+    about: "paravirtual: the kernel asks, by hypercalls",
+    runs: GuestKind::Pv,
+    available: on_any_host,
+    shadow_frames: |_| 0,
+    own_frames: make::own_frames,
+    device_parameters: |_| None,
+    make: make::make,
+};
 
 /// Bytes of the SYSCALL instruction.
 const SYSCALL_LENGTH: u64 = 2;
@@ -37,9 +49,32 @@ impl PvGuest {
     }
 }
 
-impl Guest for PvGuest {
-    fn context(&mut self) -> (&mut Regs, &mut VcpuSpace, &TableLog, &MachineMemory) {
-        (&mut self.vcpu.regs, &mut self.vcpu.space, &self.domain.log, &self.domain.memory)
+impl Domain for PvGuest {
+    fn runner(&mut self) -> &mut dyn Runner {
+        self
+    }
+
+    fn clock(&self) -> Clock {
+        self.domain.clock
+    }
+
+    fn end(&self) -> DomainEnd {
+        self.domain.end.clone().unwrap_or(DomainEnd::Interrupted)
+    }
+
+    fn slots(&self) -> Vec<&Slot> {
+        self.domain.virtio.iter().map(|device| &device.slot).collect()
+    }
+
+    fn into_ledger(self: Box<Self>) -> Ledger {
+        self.domain.ledger
+    }
+}
+
+impl Runner for PvGuest {
+    fn context(&mut self) -> Context<'_> {
+        let Self { domain, vcpu } = self;
+        Context { regs: &mut vcpu.regs, space: &mut vcpu.space, log: &domain.log, memory: &domain.memory }
     }
 
     fn handle(&mut self, exit: Exit) -> Handled {
@@ -107,28 +142,8 @@ impl Guest for PvGuest {
         hypercall::service_devices(&mut self.cx());
     }
 
-    fn interrupt(&mut self) {
-        self.domain.end.get_or_insert(DomainEnd::Interrupted);
-    }
-
-    fn clock(&self) -> Clock {
-        self.domain.clock
-    }
-
     fn ledger(&mut self) -> &mut Ledger {
         &mut self.domain.ledger
-    }
-
-    fn into_ledger(self: Box<Self>) -> Ledger {
-        self.domain.ledger
-    }
-
-    fn end(&self) -> DomainEnd {
-        self.domain.end.clone().unwrap_or(DomainEnd::Interrupted)
-    }
-
-    fn slots(&self) -> Vec<&Slot> {
-        self.domain.virtio.iter().map(|device| &device.slot).collect()
     }
 }
 

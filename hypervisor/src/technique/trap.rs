@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::{Domain, MakeError, Parts, Technique, on_any_host};
 use crate::bare::platform::Platform;
 use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::bare::{BareBoot, BareMachine, BareOutcome};
 use crate::engine::Exit;
-use crate::launch::start::{RunError, World};
+use crate::image::GuestKind;
 use crate::ledger::Ledger;
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::MachineMemory;
@@ -14,14 +15,22 @@ use crate::machine::time::Clock;
 use crate::mmu::log::TableLog;
 use crate::mmu::shadow;
 use crate::mmu::space::VcpuSpace;
-use crate::monitor::vcpu_loop::{Guest, Handled, Next};
+use crate::monitor::{Context, Handled, Next, Runner};
 use crate::virtio::Slot;
 use crate::x86::registers::Regs;
 
-/// Shadow tables for a guest of `frames`.
-pub fn shadow_frames(frames: u64) -> u64 {
-    shadow::frames_for(frames)
-}
+/// The row of the table.
+pub(super) const TECHNIQUE: Technique = Technique {
+    name: "trap",
+    about: "trap-and-emulate: the kernel trips, instruction by instruction",
+    runs: GuestKind::Bare,
+    available: on_any_host,
+    shadow_frames: shadow::frames_for,
+    // The machine-to-physical table stays empty; the tables that map it are written.
+    own_frames: |layout| (layout.m2p.end - layout.m2p.start).div_ceil(512),
+    device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
+    make,
+};
 
 /// A domain whose kernel believes that it owns a PC.
 pub struct BareDomain {
@@ -35,41 +44,62 @@ pub struct BareDomain {
     end: Option<DomainEnd>,
 }
 
-impl World<'_> {
-    pub(crate) fn bare(self) -> Result<BareDomain, RunError> {
-        let info = self.machine.info();
-        let mut log = TableLog::default();
-        let mut space = VcpuSpace::new(self.built.root, &log);
-        let boot = BareBoot {
-            entry: self.built.entry_rip,
-            stack: self.built.rsp,
-            start_info: self.built.rsi,
-            cr3: self.built.cr3,
-        };
-        let memory = Arc::new(self.memory);
-        let virtio = VirtioMmio::new(self.devices, &memory, &self.kick)?;
-        let platform = Platform::new(self.sink, self.input).with_virtio(virtio);
-        let reserved = self.machine.reserved_l4_entries();
-        let (machine, regs) =
-            BareMachine::new(&boot, self.layout.shadow, reserved, platform, &memory, &mut log, &mut space)?;
-        // Nothing has run yet: no translation can be stale.
-        space.caught_up(&log);
-        Ok(BareDomain {
-            memory,
-            machine,
-            regs,
-            log,
-            space,
-            clock: Clock::new(info.tsc_khz, info.tsc_offset),
-            ledger: Ledger::new(),
-            end: None,
-        })
+/// Makes the domain.
+fn make(parts: Parts<'_>) -> Result<Box<dyn Domain>, MakeError> {
+    let info = parts.machine.info();
+    let mut log = TableLog::default();
+    let mut space = VcpuSpace::new(parts.built.root, &log);
+    let boot = BareBoot {
+        entry: parts.built.entry_rip,
+        stack: parts.built.rsp,
+        start_info: parts.built.rsi,
+        cr3: parts.built.cr3,
+    };
+    let memory = Arc::new(parts.memory);
+    let virtio = VirtioMmio::new(parts.devices, &memory, &parts.kick)?;
+    let platform = Platform::new(parts.sink, parts.input).with_virtio(virtio);
+    let reserved = parts.machine.reserved_l4_entries();
+    let (machine, regs) =
+        BareMachine::new(&boot, parts.layout.shadow, reserved, platform, &memory, &mut log, &mut space)?;
+    // Nothing has run yet: no translation can be stale.
+    space.caught_up(&log);
+    Ok(Box::new(BareDomain {
+        memory,
+        machine,
+        regs,
+        log,
+        space,
+        clock: Clock::new(info.tsc_khz, info.tsc_offset),
+        ledger: Ledger::new(),
+        end: None,
+    }))
+}
+
+impl Domain for BareDomain {
+    fn runner(&mut self) -> &mut dyn Runner {
+        self
+    }
+
+    fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    fn end(&self) -> DomainEnd {
+        self.end.clone().unwrap_or(DomainEnd::Interrupted)
+    }
+
+    fn slots(&self) -> Vec<&Slot> {
+        self.machine.slots()
+    }
+
+    fn into_ledger(self: Box<Self>) -> Ledger {
+        self.ledger
     }
 }
 
-impl Guest for BareDomain {
-    fn context(&mut self) -> (&mut Regs, &mut VcpuSpace, &TableLog, &MachineMemory) {
-        (&mut self.regs, &mut self.space, &self.log, &self.memory)
+impl Runner for BareDomain {
+    fn context(&mut self) -> Context<'_> {
+        Context { regs: &mut self.regs, space: &mut self.space, log: &self.log, memory: &self.memory }
     }
 
     fn handle(&mut self, exit: Exit) -> Handled {
@@ -106,27 +136,7 @@ impl Guest for BareDomain {
     /// Input is polled before each entry.
     fn woken(&mut self) {}
 
-    fn interrupt(&mut self) {
-        self.end.get_or_insert(DomainEnd::Interrupted);
-    }
-
-    fn clock(&self) -> Clock {
-        self.clock
-    }
-
     fn ledger(&mut self) -> &mut Ledger {
         &mut self.ledger
-    }
-
-    fn into_ledger(self: Box<Self>) -> Ledger {
-        self.ledger
-    }
-
-    fn end(&self) -> DomainEnd {
-        self.end.clone().unwrap_or(DomainEnd::Interrupted)
-    }
-
-    fn slots(&self) -> Vec<&Slot> {
-        self.machine.slots()
     }
 }

@@ -7,6 +7,7 @@ use crate::engine::EngineInfo;
 use crate::launch::{Config, EngineChoice, Report, TransportChoice};
 use crate::ledger::{BatchKind, Cause, Ledger, MARK_BEGIN, MARK_END};
 use crate::machine::end::DomainEnd;
+use crate::technique::TECHNIQUES;
 
 /// One workload on one machine.
 pub fn settings(repeat: usize) -> Settings {
@@ -17,7 +18,8 @@ pub fn settings(repeat: usize) -> Settings {
         deadline: Duration::from_secs(1),
     };
     let workloads = WORKLOADS.into_iter().filter(|workload| workload.name == "map-512").collect();
-    Settings { workloads, repeat, machines: vec![machine] }
+    let techniques = TECHNIQUES.iter().collect();
+    Settings { workloads, techniques, baseline: "trap", chosen: false, repeat, machines: vec![machine] }
 }
 
 /// A guest that says `line`, and traps `traps` times in `ns`.

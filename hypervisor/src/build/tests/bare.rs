@@ -6,7 +6,7 @@ use paravane_abi::pte;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::pv::{Built, config, try_build};
-use crate::build::{BuildError, DomainKind};
+use crate::build::BuildError;
 use crate::machine::memory::{Maddr, PAGE_SIZE};
 use crate::testing::elf::{Elf, pattern};
 
@@ -39,7 +39,7 @@ fn the_boot_protocol() {
         let elf = Elf::bare(base, 0x10_0000);
         let built = try_build(&elf.bytes(), 32 * MIB, &config(None)).unwrap();
         let d = &built.domain;
-        assert_eq!((d.kind, d.entry_rip, d.virt_base), (DomainKind::Bare, base + 0x10_0000, base));
+        assert_eq!((d.entry_rip, d.virt_base), (base + 0x10_0000, base));
         assert_eq!(d.mapped_bytes % (4 * MIB), 0);
         for pa in (0..d.mapped_bytes).step_by(PAGE_SIZE as usize) {
             assert_eq!(walk(&built, base + pa), Some(pa));

@@ -8,7 +8,7 @@ use paravane_abi::shared_info::SharedInfo;
 use paravane_abi::start_info::{SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, StartInfo};
 
 use crate::build::mapping::AddressLimits;
-use crate::build::{BuildError, BuiltDomain, DomainConfig, DomainKind, build};
+use crate::build::{BuildError, BuiltDomain, DomainConfig, build};
 use crate::image::Image;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
@@ -85,7 +85,7 @@ impl Built {
     /// Everything that holds for every paravirtual domain.
     fn check(&self) {
         let d = &self.domain;
-        assert_eq!((d.kind, d.cr3, d.rsi), (DomainKind::Pv, d.root.maddr().0, d.start_info_va));
+        assert_eq!((d.cr3, d.rsi), (d.root.maddr().0, d.start_info_va));
         self.check_mapping();
         self.check_lists();
         let info = self.start_info();

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::compare::{Failure, Machine, Sample, Technique, WORKLOADS, measure, techniques};
+use crate::compare::{Failure, Machine, Sample, WORKLOADS, measure};
 use crate::launch;
 use crate::launch::{EngineChoice, TransportChoice};
+use crate::technique::Technique;
 
 /// An engine, or a transport of one, and what came of trying it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -163,14 +164,13 @@ impl Probe {
         else {
             return Err(Failure::Start(format!("no workload {}; this is a bug in Paravane", self.workload)));
         };
-        let technique: Option<Technique> = techniques().into_iter().find(|t| t.name == self.technique);
-        let Some(technique) = technique else {
+        let Some(technique) = Technique::named(self.technique) else {
             return Err(Failure::Start(format!(
                 "no technique {}; this is a bug in Paravane",
                 self.technique
             )));
         };
-        measure(&technique, &workload, &machine, &mut launch::run)
+        measure(technique, &workload, &machine, &mut launch::run)
     }
 
     fn cost(&self, engine: EngineChoice) -> Cost {
@@ -199,7 +199,7 @@ mod tests {
     fn the_probes_are_workloads_that_exist() {
         for probe in FURTHER.iter().chain([&HYPERCALL]) {
             assert!(WORKLOADS.iter().any(|w| w.name == probe.workload), "{}", probe.what);
-            assert!(techniques().iter().any(|t| t.name == probe.technique), "{}", probe.what);
+            assert!(Technique::named(probe.technique).is_some(), "{}", probe.what);
         }
     }
 }

@@ -1,0 +1,65 @@
+//! One virtual CPU, as the loop sees it.
+//!
+//! A technique implements [`Runner`]. What concerns the whole domain (how it ended, its devices) is not here: the loop has
+//! no use for it.
+
+use crate::engine::Exit;
+use crate::ledger::{Cause, Ledger};
+use crate::machine::memory::MachineMemory;
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
+use crate::x86::registers::Regs;
+
+/// What the virtual CPU is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Run the guest, until this system time at the latest.
+    Run(Option<u64>),
+    /// Wait for an event, until this system time at the latest.
+    Wait(Option<u64>),
+    /// Nothing more: the domain's life is over.
+    End,
+}
+
+/// What an exit turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handled {
+    /// Its cause, for the ledger.
+    pub cause: Cause,
+    /// The value that the guest wrote to the mark port, if that is what the exit was.
+    pub mark: Option<u8>,
+}
+
+impl From<Cause> for Handled {
+    fn from(cause: Cause) -> Self {
+        Self { cause, mark: None }
+    }
+}
+
+/// What an engine needs to enter the guest.
+pub struct Context<'a> {
+    /// The registers of the virtual CPU.
+    pub regs: &'a mut Regs,
+    /// Its address space.
+    pub space: &'a mut VcpuSpace,
+    /// The domain's log of page-table writes.
+    pub log: &'a TableLog,
+    /// The memory that page tables lie in.
+    pub memory: &'a MachineMemory,
+}
+
+/// A virtual CPU of a domain. All methods are called on its own thread.
+pub trait Runner {
+    /// What the engine needs for the next entry.
+    fn context(&mut self) -> Context<'_>;
+    /// Does what the exit means.
+    fn handle(&mut self, exit: Exit) -> Handled;
+    /// Fires the timers that are due, delivers what is pending, and says what to do next.
+    fn prepare(&mut self) -> Next;
+    /// The guest is about to be entered, and system time is `now`. Called before each entry: it must cost next to nothing.
+    fn about_to_run(&mut self, now: u64);
+    /// Somebody kicked: console input may have come, or a device may have completed something.
+    fn woken(&mut self);
+    /// The account of its exits.
+    fn ledger(&mut self) -> &mut Ledger;
+}

@@ -1,0 +1,79 @@
+//! What a technique makes: a domain with its virtual CPU, from parts that every technique is given.
+
+use std::sync::Arc;
+
+use crate::build::BuiltDomain;
+use crate::engine::Machine;
+use crate::host::zeroed::NoMemory;
+use crate::ledger::Ledger;
+use crate::machine::console::{ConsoleInput, ConsoleSink};
+use crate::machine::end::DomainEnd;
+use crate::machine::kick::Kick;
+use crate::machine::layout::HypervisorLayout;
+use crate::machine::memory::{BadMachineAddress, MachineMemory};
+use crate::machine::time::Clock;
+use crate::monitor::Runner;
+use crate::virtio::{Device, Slot};
+
+/// A domain of any technique: what is not a single virtual CPU's.
+pub trait Domain {
+    /// Its virtual CPU.
+    fn runner(&mut self) -> &mut dyn Runner;
+    /// The clock that its deadlines are in.
+    fn clock(&self) -> Clock;
+    /// How its life ended; [`DomainEnd::Interrupted`] if it has not.
+    fn end(&self) -> DomainEnd;
+    /// Its virtio devices, in order.
+    fn slots(&self) -> Vec<&Slot>;
+    /// The account of all its exits, once it has ended. Moved out: a host without memory for a copy must not lose it.
+    fn into_ledger(self: Box<Self>) -> Ledger;
+}
+
+/// What a domain is made from.
+pub struct Parts<'a> {
+    /// Its memory, with the image in it.
+    pub memory: MachineMemory,
+    /// Where in it is what.
+    pub layout: HypervisorLayout,
+    /// What the builder put there.
+    pub built: BuiltDomain,
+    /// Takes what the guest prints.
+    pub sink: Box<dyn ConsoleSink>,
+    /// Bytes typed for the guest.
+    pub input: ConsoleInput,
+    /// What it is called.
+    pub name: String,
+    /// What runs it.
+    pub machine: &'a dyn Machine,
+    /// Its virtio devices, in the order in which the guest numbers them.
+    pub devices: Vec<Box<dyn Device>>,
+    /// How devices wake its virtual CPU.
+    pub kick: Arc<dyn Kick>,
+    /// Whether the kernel may mark a measured region by writing to port 0x80.
+    pub marks: bool,
+}
+
+/// A domain could not be made from its parts.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeError {
+    /// The builder's page tables were refused: a bug of ours.
+    #[error("the initial page tables were refused with {0}; this is a bug in Paravane, please report it")]
+    InitialTables(paravane_abi::errno::Errno),
+    /// The builder made no pages for the rings of console and xenstore, or not as ordinary memory: a bug of ours.
+    #[error(
+        "the domain lacks the page of a ring (console or xenstore); this is a bug in Paravane, please report it"
+    )]
+    NoRing,
+    /// The guest's memory cannot be shown to its devices: a bug of ours.
+    #[error("{0}; this is a bug in Paravane, please report it")]
+    Devices(#[from] crate::machine::device_memory::MemoryError),
+    /// There is no memory for the hypervisor's own tables.
+    #[error(transparent)]
+    Tables(#[from] NoMemory),
+    /// A bare machine could not be made.
+    #[error("cannot make a bare machine: {0}")]
+    Bare(#[from] crate::bare::StartError),
+    /// The layout does not fit: a bug of ours.
+    #[error("{0}; this is a bug in Paravane, please report it")]
+    Layout(#[from] BadMachineAddress),
+}
