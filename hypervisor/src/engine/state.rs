@@ -6,6 +6,8 @@
 
 use paravane_abi::addr;
 
+use crate::x86::xsave::{HEADER_END, MXCSR, MXCSR_RESET, XCOMP_BV, XSTATE_BV};
+
 /// The x87, SSE and further vector registers: an XSAVE area in the standard format (SDM vol. 1, 13.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VectorState {
@@ -36,14 +38,6 @@ pub enum BadState {
     #[error("the host refuses the saved vector state")]
     Refused,
 }
-
-/// Offsets in an XSAVE area (SDM vol. 1, 13.4.1 and 13.4.2).
-pub(super) const MXCSR: usize = 24;
-pub(super) const XSTATE_BV: usize = 512;
-pub(super) const XCOMP_BV: usize = 520;
-pub(super) const HEADER_END: usize = 576;
-/// MXCSR after a reset (SDM vol. 1, 11.6.4).
-pub(super) const MXCSR_RESET: u32 = 0x1f80;
 
 impl VectorState {
     /// The state after a reset.

@@ -18,3 +18,4 @@ pub mod registers;
 pub mod rflags;
 pub mod sensitive;
 pub mod walk;
+pub mod xsave;

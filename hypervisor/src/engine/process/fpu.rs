@@ -7,15 +7,15 @@ use std::arch::x86_64::{_fxsave64, _xgetbv};
 
 use super::area::Area;
 use crate::engine::state::{BadState, VectorState};
+use crate::x86::xsave;
 
-/// Offsets in an image.
-const MXCSR: u64 = 24;
+/// Offset of the mask of MXCSR in what FXSAVE writes.
 const MXCSR_MASK: usize = 28;
-const XSTATE_BV: u64 = 512;
-const XCOMP_BV: u64 = 520;
-const HEADER_END: u64 = 576;
-/// MXCSR after a reset.
-const MXCSR_RESET: u64 = 0x1f80;
+const MXCSR: u64 = xsave::MXCSR as u64;
+const XSTATE_BV: u64 = xsave::XSTATE_BV as u64;
+const XCOMP_BV: u64 = xsave::XCOMP_BV as u64;
+const HEADER_END: u64 = xsave::HEADER_END as u64;
+const MXCSR_RESET: u64 = xsave::MXCSR_RESET as u64;
 
 /// What the processor accepts.
 #[derive(Clone, Copy, Debug)]
