@@ -56,7 +56,7 @@ impl<'a> Relocations<'a> {
         section: usize,
         instruction: &Instruction,
         offsets: ConstantOffsets,
-    ) -> Option<Operands> {
+    ) -> Option<RelocatedOperands> {
         let ip = instruction.ip();
         let field = |has: bool, offset: usize| {
             let place = ip.checked_add(offset as u64).filter(|_| has)?;
@@ -65,7 +65,7 @@ impl<'a> Relocations<'a> {
             let from = if relocation.pc_relative { instruction.next_ip().wrapping_sub(place) } else { 0 };
             Some(named(relocation.name, relocation.addend.wrapping_add_unsigned(from)))
         };
-        let operands = Operands {
+        let operands = RelocatedOperands {
             displacement: field(offsets.has_displacement(), offsets.displacement_offset()),
             immediate: field(offsets.has_immediate(), offsets.immediate_offset()),
         };
@@ -129,12 +129,12 @@ fn named(name: &[u8], addend: i64) -> String {
 
 /// Names for an instruction's operands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Operands {
+pub(super) struct RelocatedOperands {
     displacement: Option<String>,
     immediate: Option<String>,
 }
 
-impl SymbolResolver for Operands {
+impl SymbolResolver for RelocatedOperands {
     fn symbol(
         &mut self,
         instruction: &Instruction,

@@ -7,7 +7,9 @@ use std::arch::x86_64::CpuidResult;
 
 use super::death::Death;
 use super::platform::{Platform, PlatformEvent};
-use crate::exec::outside::{Attempt, Features, Incomplete, MAX_ACCESS, Memory, PageTables, Ports, Stored};
+use crate::exec::outside::{
+    Attempt, CpuFeatures, Incomplete, IoPorts, MAX_ACCESS, Memory, PageTables, Stored,
+};
 use crate::exec::virtual_cpu::VirtualCpu;
 use crate::host::host_cpuid;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, PAGE_SIZE};
@@ -117,7 +119,7 @@ fn not_memory(_: BadMachineAddress, va: u64) -> Incomplete<Death> {
     Exception::page(0, va).into()
 }
 
-impl Ports for Bus<'_> {
+impl IoPorts for Bus<'_> {
     type Event = PlatformEvent;
 
     fn port_in(&mut self, port: u16, size: u8) -> u32 {
@@ -155,7 +157,7 @@ impl PageTables for Bus<'_> {
     }
 }
 
-impl Features for Bus<'_> {
+impl CpuFeatures for Bus<'_> {
     fn cpuid(&self, function: u32, index: u32, osxsave: bool) -> CpuidResult {
         // XCR0 stays the engine's, with all components that it has.
         let dynamic = Dynamic { osxsave, xcr0: u64::MAX };

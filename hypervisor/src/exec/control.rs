@@ -6,7 +6,7 @@ use iced_x86::Register;
 use paravane_abi::addr::is_canonical;
 
 use super::executor::Executor;
-use super::outside::{Attempt, Incomplete, Outside};
+use super::outside::{Attempt, Incomplete, Surroundings};
 use super::virtual_cpu::CR4_KNOWN;
 use crate::x86::control::{cr0, cr4, efer};
 use crate::x86::debug::{DR6_ONES, DR7_ONES};
@@ -22,7 +22,7 @@ fn refuse<T, F>() -> Result<T, Incomplete<F>> {
     Err(Exception::protection(0).into())
 }
 
-impl<M: Outside> Executor<'_, M> {
+impl<M: Surroundings> Executor<'_, M> {
     /// MOV from CR.
     pub(super) fn read_control(&self, register: Register) -> Attempt<u64, M> {
         Ok(match register {

@@ -3,7 +3,7 @@
 use paravane_abi::addr::is_canonical;
 
 use super::executor::{Executor, Rights};
-use super::outside::{Attempt, Incomplete, Outside};
+use super::outside::{Attempt, Incomplete, Surroundings};
 use crate::x86::debug::DR6_SINGLE_STEP;
 use crate::x86::descriptor::{Gate, error_of, is_null, tss};
 use crate::x86::exception::selector_error::{EXTERNAL, IDT, INDEX_SHIFT};
@@ -30,7 +30,7 @@ pub(crate) enum Undelivered<F> {
     Machine(F),
 }
 
-impl<M: Outside> Executor<'_, M> {
+impl<M: Surroundings> Executor<'_, M> {
     /// Delivers an exception that the running code raised.
     fn raise(&mut self, exception: Exception) -> Result<(), Undelivered<M::Failure>> {
         self.deliver(exception, Origin::Exception)

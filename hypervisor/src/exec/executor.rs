@@ -1,7 +1,7 @@
 //! A virtual CPU that executes one instruction: registers, privileged state and the machine around them.
 
 use super::operand::Operands;
-use super::outside::{Attempt, Outside, Stored};
+use super::outside::{Attempt, Stored, Surroundings};
 use super::virtual_cpu::VirtualCpu;
 use crate::x86::exception::Exception;
 use crate::x86::registers::Regs;
@@ -22,7 +22,7 @@ pub(super) enum Rights {
     System,
 }
 
-impl<M: Outside> Executor<'_, M> {
+impl<M: Surroundings> Executor<'_, M> {
     /// The operands of instructions of any privilege, accessed with the running code's rights.
     pub fn operands(&mut self) -> Operands<'_, M> {
         Operands { regs: self.regs, memory: &mut self.outside, user: self.cpu.user }

@@ -67,7 +67,7 @@ pub(crate) trait Memory {
 }
 
 /// The I/O ports.
-pub(crate) trait Ports {
+pub(crate) trait IoPorts {
     /// What an output can request of the monitor, such as power-off.
     type Event;
 
@@ -91,7 +91,7 @@ pub(crate) trait PageTables: Memory {
 }
 
 /// The features that the CPU reports.
-pub(crate) trait Features {
+pub(crate) trait CpuFeatures {
     /// CPUID's answer for this leaf and sub-leaf; `osxsave` is CR4.OSXSAVE.
     fn cpuid(&self, function: u32, index: u32, osxsave: bool) -> CpuidResult;
 
@@ -100,6 +100,6 @@ pub(crate) trait Features {
 }
 
 /// Everything that an [`Executor`](super::executor::Executor) needs of its machine.
-pub(crate) trait Outside: Memory + Ports + PageTables + Features {}
+pub(crate) trait Surroundings: Memory + IoPorts + PageTables + CpuFeatures {}
 
-impl<M: Memory + Ports + PageTables + Features> Outside for M {}
+impl<M: Memory + IoPorts + PageTables + CpuFeatures> Surroundings for M {}

@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::operand::{Operands, read_register, write_register};
-use super::outside::{Attempt, Memory, Ports};
+use super::outside::{Attempt, IoPorts, Memory};
 use super::string::{Repetition, port_index, step};
 use crate::x86::exception::Exception;
 use crate::x86::registers::Regs;
@@ -43,7 +43,7 @@ impl PortAccess {
     }
 }
 
-impl<M: Memory + Ports> Operands<'_, M> {
+impl<M: Memory + IoPorts> Operands<'_, M> {
     /// Executes IN and OUT, or up to `limit` elements of INS and OUTS. Returns the request that the last
     /// output made, after which no further element is transferred, and whether the instruction has ended.
     pub fn access_ports(

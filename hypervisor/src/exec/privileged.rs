@@ -5,7 +5,7 @@ use paravane_abi::addr::is_canonical;
 
 use super::executor::{Executor, Rights};
 use super::operand::truncate;
-use super::outside::{Attempt, Incomplete, Outside};
+use super::outside::{Attempt, Incomplete, Surroundings};
 use super::port::PortAccess;
 use super::transfer::{operand_bytes, return_extra};
 use crate::x86::control::cr4;
@@ -36,7 +36,7 @@ pub(crate) enum Completion<E> {
 
 /// Who may execute an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Allowed {
+enum Permission {
     Anyone,
     /// CPL 0, and CPL 3 with an IOPL of 3.
     WithIoPrivilege,
@@ -44,14 +44,14 @@ enum Allowed {
 }
 
 /// Who may execute `insn`; `None` where it is not implemented here.
-fn allowed(insn: &Instruction) -> Option<Allowed> {
+fn allowed(insn: &Instruction) -> Option<Permission> {
     use Class::*;
     let Some(class) = Class::of(insn) else {
-        return is_breakpoint(insn).then_some(Allowed::Anyone);
+        return is_breakpoint(insn).then_some(Permission::Anyone);
     };
     let known = match class {
-        Identify | SoftwareInterrupt => return Some(Allowed::Anyone),
-        InterruptFlag | PortIo => return Some(Allowed::WithIoPrivilege),
+        Identify | SoftwareInterrupt => return Some(Permission::Anyone),
+        InterruptFlag | PortIo => return Some(Permission::WithIoPrivilege),
         Halt => insn.mnemonic() == Mnemonic::Hlt,
         TranslationCache => matches!(insn.mnemonic(), Mnemonic::Invlpg | Mnemonic::Invpcid),
         ModelSpecific => matches!(insn.mnemonic(), Mnemonic::Rdmsr | Mnemonic::Wrmsr),
@@ -60,7 +60,7 @@ fn allowed(insn: &Instruction) -> Option<Allowed> {
         | LoadTables | DataCache | SwapGs | AccessFlag => true,
         Flags | ReadSegment | Virtualization | Other => false,
     };
-    known.then_some(Allowed::Kernel)
+    known.then_some(Permission::Kernel)
 }
 
 /// INT3 and INT1, which are not sensitive: they have the same effect at every privilege level.
@@ -80,14 +80,14 @@ pub(crate) fn always_traps(insn: &Instruction) -> bool {
 /// How many elements of a repeated INS or OUTS one exit transfers; the rest traps again.
 const MAX_REPEATS: u64 = 256;
 
-impl<M: Outside> Executor<'_, M> {
+impl<M: Surroundings> Executor<'_, M> {
     /// Executes a privileged or sensitive instruction; `None` where it is not implemented, or not allowed at this
     /// privilege level.
     pub fn privileged(&mut self, insn: &Instruction) -> Option<Attempt<Completion<M::Event>, M>> {
         let allowed = match allowed(insn)? {
-            Allowed::Anyone => true,
-            Allowed::WithIoPrivilege => self.cpu.may_do_io(),
-            Allowed::Kernel => !self.cpu.user,
+            Permission::Anyone => true,
+            Permission::WithIoPrivilege => self.cpu.may_do_io(),
+            Permission::Kernel => !self.cpu.user,
         };
         allowed.then(|| match PortAccess::of(insn, self.regs) {
             Some(access) => self.port_instruction(insn, access),

@@ -7,7 +7,7 @@
 use iced_x86::Register;
 
 use super::executor::{Executor, Rights};
-use super::outside::{Attempt, Incomplete, Outside};
+use super::outside::{Attempt, Incomplete, Surroundings};
 use super::virtual_cpu::{SystemSegment, TableRegister};
 use crate::x86::descriptor::{Descriptor, LOCAL, bits, error_of, is_null, rpl};
 use crate::x86::exception::Exception;
@@ -20,7 +20,7 @@ fn check_stack(d: Descriptor, selector: u16, level: u16) -> Result<(), Exception
     if d.is_present() { Ok(()) } else { Err(Exception::stack(error_of(selector))) }
 }
 
-impl<M: Outside> Executor<'_, M> {
+impl<M: Surroundings> Executor<'_, M> {
     /// The linear address of a descriptor of `len` bytes, which must lie within its table.
     fn descriptor_address(&self, selector: u16, len: u64) -> Attempt<u64, M> {
         let (base, limit) = if selector & LOCAL != 0 {

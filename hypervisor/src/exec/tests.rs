@@ -63,7 +63,7 @@ impl Memory for Board {
     }
 }
 
-impl Ports for Board {
+impl IoPorts for Board {
     type Event = (u16, u32);
 
     fn port_in(&mut self, port: u16, size: u8) -> u32 {
@@ -87,7 +87,7 @@ impl PageTables for Board {
     }
 }
 
-impl Features for Board {
+impl CpuFeatures for Board {
     fn cpuid(&self, function: u32, index: u32, _: bool) -> CpuidResult {
         CpuidResult { eax: function, ebx: 1, ecx: index, edx: 2 }
     }

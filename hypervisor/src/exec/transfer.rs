@@ -6,8 +6,9 @@ use iced_x86::{Instruction, OpKind};
 use paravane_abi::addr::is_canonical;
 
 use super::executor::{Executor, Rights};
-use super::outside::{Attempt, Incomplete, Outside};
+use super::outside::{Attempt, Incomplete, Surroundings};
 use crate::x86::control::efer;
+use crate::x86::decode::SYSCALL_LENGTH;
 use crate::x86::descriptor::{error_of, is_null, rpl};
 use crate::x86::exception::Exception;
 use crate::x86::rflags;
@@ -20,7 +21,7 @@ struct Target {
     ss: u16,
 }
 
-impl<M: Outside> Executor<'_, M> {
+impl<M: Surroundings> Executor<'_, M> {
     /// The `N` words of `size` bytes on top of the stack.
     fn peek_stack<const N: usize>(&mut self, size: usize) -> Attempt<[u64; N], M> {
         let mut words = [0; N];
@@ -157,5 +158,3 @@ pub(super) fn return_extra(insn: &Instruction) -> u64 {
     let has = insn.op_count() > 0 && insn.op0_kind() == OpKind::Immediate16;
     if has { insn.immediate16().into() } else { 0 }
 }
-
-const SYSCALL_LENGTH: u64 = 2;

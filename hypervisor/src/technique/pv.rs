@@ -16,6 +16,7 @@ use crate::pv::fixup::ExceptionOutcome;
 use crate::pv::hypercall;
 use crate::pv::vcpu::{PvVcpu, RunState};
 use crate::virtio::Slot;
+use crate::x86::decode::SYSCALL_LENGTH;
 use crate::x86::exception::Fault;
 
 mod make;
@@ -31,9 +32,6 @@ pub(super) const TECHNIQUE: Technique = Technique {
     device_parameters: |_| None,
     make: make::make,
 };
-
-/// Bytes of the SYSCALL instruction.
-const SYSCALL_LENGTH: u64 = 2;
 
 /// A paravirtual guest: its domain, and its one vCPU.
 pub struct PvGuest {

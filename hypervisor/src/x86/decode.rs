@@ -9,6 +9,8 @@ use crate::machine::memory::PAGE_SIZE;
 
 /// The longest instruction (SDM vol. 2, 2.3.11).
 pub const MAX_LENGTH: usize = 15;
+/// Bytes of SYSCALL.
+pub const SYSCALL_LENGTH: u64 = 2;
 
 /// Whose decoding rules apply, where vendors differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

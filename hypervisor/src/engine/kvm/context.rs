@@ -13,7 +13,7 @@ use crate::engine::Exit;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
 use crate::mmu::space::{Allowed, GdtFrames};
 use crate::x86::control::{cr0, cr4, efer};
-use crate::x86::descriptor::bits;
+use crate::x86::descriptor::{LOCAL, bits};
 use crate::x86::exception::{Exception, Fault};
 use crate::x86::registers::{Regs, Selectors};
 use crate::x86::{exception, msr, rflags};
@@ -226,9 +226,6 @@ pub fn from_kvm(k: &kvm_regs, sregs: &kvm_sregs, gdt: Gdt, regs: &mut Regs) {
 pub fn write_words(memory: &MachineMemory, at: Maddr, words: &[u64]) -> Result<(), BadMachineAddress> {
     memory.write(at, zerocopy::IntoBytes::as_bytes(words))
 }
-
-/// In a selector: the local table.
-const LOCAL: u16 = 1 << 2;
 
 /// CS and SS for the gate's IRETQ: the guest's, but flat for those that it would not take as 64-bit code at CPL 3.
 /// One that names nothing any more is left to fail.

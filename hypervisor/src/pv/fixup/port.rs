@@ -13,7 +13,7 @@ use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
 use super::outcome::{Ended, ExceptionOutcome};
 use crate::exec::operand::Operands;
-use crate::exec::outside::{Attempt, Incomplete, Memory, Ports, Stored};
+use crate::exec::outside::{Attempt, Incomplete, IoPorts, Memory, Stored};
 use crate::exec::port::PortAccess;
 use crate::ledger::{Cause, PortDevice};
 use crate::pv::context::PvContext;
@@ -88,7 +88,7 @@ impl Memory for NoDevices<'_> {
     }
 }
 
-impl Ports for NoDevices<'_> {
+impl IoPorts for NoDevices<'_> {
     type Event = Infallible;
 
     fn port_in(&mut self, port: u16, size: u8) -> u32 {
