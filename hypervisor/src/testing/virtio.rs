@@ -1,4 +1,4 @@
-//! The driver's side of a device, for tests without a guest: memory, a ring, and what a transport does.
+//! The driver's side of a device, for tests without a guest: memory, rings and a transport.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -22,34 +22,34 @@ use crate::virtio::{Activation, Broken, Device, Info, Interrupt, MAX_QUEUES, Que
 
 /// Bytes of the driver's memory, which begins at device address 0.
 pub const MEMORY: u64 = 1 << 20;
-/// Where a test's buffers may be: below are rings.
+/// Start of the memory for a test's buffers; rings are below.
 pub const BUFFERS: u64 = 0x8_0000;
 /// VIRTIO_F_VERSION_1, which every driver accepts.
 pub const MODERN: u64 = 1 << VIRTIO_F_VERSION_1;
 
-/// How many cases a property test tries: `usual`, or what `PROPTEST_CASES` says, for a run through a night.
+/// How many cases a property test tries: `PROPTEST_CASES`, for long runs; by default `usual`.
 pub fn cases(usual: u32) -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
-/// One device of each kind, without anybody at the other end.
+/// One device of each kind, without programs at the other end.
 pub fn one_of_each() -> Vec<Box<dyn Device>> {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy)];
     devices.extend(Needs::Network.provide().unwrap());
-    // A host without room for a disk has the others.
+    // A host without space for a disk image still tests the other devices.
     devices.extend(Needs::Disk.provide().unwrap_or_default());
     let (_, other) = UnixStream::pair().unwrap();
     devices.push(Box::new(Console::new(Box::new(Socket::connected(other).unwrap())).unwrap()));
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("paravane-each-{}-{number}", std::process::id()));
     devices.push(Box::new(Vsock::new(9, &path).unwrap()));
-    // Its name is of no use to anybody.
+    // No test connects to it by its name.
     let _ = std::fs::remove_file(path);
     devices
 }
 
-/// A device of as many queues as there can be. Each answers with one byte: its number and one.
+/// A device with the maximum number of queues. Each answers with one byte: its number plus one.
 pub struct Numbers;
 
 impl Device for Numbers {
@@ -77,12 +77,12 @@ impl Device for Numbers {
     }
 }
 
-/// Interrupts that came, and a way to wait for one.
+/// Counts interrupts, and waits for them.
 #[derive(Default)]
 pub struct Interrupts {
-    /// Of queues.
+    /// Interrupts of queues.
     pub queues: AtomicUsize,
-    /// Of configuration and status.
+    /// Interrupts for configuration and status.
     pub configs: AtomicUsize,
     any: Mutex<usize>,
     came: Condvar,
@@ -104,11 +104,11 @@ impl Interrupts {
         *count += 1;
         self.came.notify_all();
     }
-    /// Waits until `done`, looking again after every interrupt.
+    /// Waits until `done` returns true; calls it after every interrupt.
     pub fn wait_until(&self, mut done: impl FnMut() -> bool) {
         loop {
             let seen = *self.any.lock().unwrap();
-            // Not under the lock: a worker that ends must be able to say so.
+            // Not under the lock, because a worker that ends must be able to interrupt.
             if done() {
                 return;
             }
@@ -120,7 +120,7 @@ impl Interrupts {
 /// A driver's view of one split ring.
 pub struct Ring {
     memory: DeviceMemory,
-    /// Where it is.
+    /// Its addresses.
     pub setup: QueueSetup,
     available: u16,
     used: u16,
@@ -156,7 +156,7 @@ impl Ring {
     pub fn publish_as(&self, index: u16) {
         self.memory.view().store(index, GuestAddress(self.setup.driver + 2), Ordering::Release).unwrap();
     }
-    /// Publishes what was offered.
+    /// Publishes the chains that were offered.
     pub fn publish(&self) {
         self.publish_as(self.available);
     }
@@ -181,7 +181,7 @@ impl Ring {
         }
         let at = self.setup.device + 4 + u64::from(self.used % self.setup.size) * 8;
         self.used = self.used.wrapping_add(1);
-        // used_event: an interrupt for the next one, please.
+        // used_event: asks for an interrupt for the next used buffer.
         self.write(self.setup.driver + 4 + u64::from(self.setup.size) * 2, self.used);
         Some((self.read(at), self.read(at + 4)))
     }
@@ -191,18 +191,18 @@ impl Ring {
 pub struct Bench {
     /// The device.
     pub slot: Slot,
-    /// What it shares.
+    /// Its memory.
     pub memory: DeviceMemory,
-    /// What it says.
+    /// Its interrupts.
     pub interrupts: Arc<Interrupts>,
 }
 
 impl Bench {
-    /// A device that is not active.
+    /// An inactive device.
     pub fn new(device: impl Device + 'static) -> Self {
         Self::of(Box::new(device))
     }
-    /// The same of a device of any kind.
+    /// An inactive device of any kind.
     pub fn of(device: Box<dyn Device>) -> Self {
         let view = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
         let interrupts = Arc::new(Interrupts::default());
@@ -226,7 +226,7 @@ impl Bench {
         });
         used.unwrap()
     }
-    /// Waits until the driver has broken the device; what it did.
+    /// Waits until the device stops because of a violation, which is returned.
     pub fn offence(&self) -> crate::virtio::Broken {
         self.interrupts.wait_until(|| self.slot.link().needs_reset());
         self.slot.link().last_offence().unwrap().what

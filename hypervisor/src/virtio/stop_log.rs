@@ -32,7 +32,7 @@ impl fmt::Display for Stopped<'_> {
         let Self { device, offence, untold } = self;
         write!(f, "virtio {device}: {offence}; the device is stopped until the guest resets it")?;
         if *untold > 0 {
-            write!(f, " (and was {untold} times before without a word)")?;
+            write!(f, " ({untold} earlier stops were not reported)")?;
         }
         Ok(())
     }
@@ -150,10 +150,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_told_is_made_up_for() {
+    fn the_next_report_counts_stops_that_were_not_reported() {
         let offence = Offence { queue: None, what: Broken::Ahead };
         let text = Stopped { device: "disk 1 (a.img)", offence, untold: 9 }.to_string();
-        let end = "the device is stopped until the guest resets it (and was 9 times before without a word)";
+        let end = "the device is stopped until the guest resets it (9 earlier stops were not reported)";
         assert_eq!(text, format!("virtio disk 1 (a.img): the available index runs ahead of the ring; {end}"));
     }
 }
