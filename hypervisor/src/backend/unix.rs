@@ -1,5 +1,7 @@
 //! AF_UNIX sockets that users name: those of networks, consoles and socket devices.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -3,6 +3,8 @@
 //! A back end never blocks and never fails. When it has no room, the guest's request waits. When nobody is at the other
 //! end, output is lost, as with a pulled cable.
 
+#![forbid(unsafe_code)]
+
 use std::os::fd::RawFd;
 
 /// The size of a terminal, in characters.

@@ -1,5 +1,7 @@
 //! `--console loopback`: the guest's output comes back as its input. For measurements: the guest sees what has arrived.
 
+#![forbid(unsafe_code)]
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;

@@ -3,6 +3,8 @@
 //! It serves one program at a time. The two directions end separately, so that a program that has shut down its sending
 //! half still receives the answer.
 
+#![forbid(unsafe_code)]
+
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,5 +1,7 @@
 //! A disk's file, opened and locked.
 
+#![forbid(unsafe_code)]
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 

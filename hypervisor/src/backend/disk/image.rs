@@ -1,5 +1,7 @@
 //! The interface of an image: operations that wait until they are done.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 
 /// The unit of a disk's size and of its requests, in bytes (virtio 1.2, section 5.2.4; Xen's blkif.h has the same).

@@ -1,5 +1,7 @@
 //! The interface for work on a disk that goes on while its device does other things.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::os::fd::RawFd;
 

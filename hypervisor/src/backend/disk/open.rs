@@ -1,5 +1,7 @@
 //! Opening a disk: its format, its lock, and what does the work on it.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;

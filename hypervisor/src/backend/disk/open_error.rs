@@ -1,5 +1,7 @@
 //! Reasons why a disk cannot be opened, with advice.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! Which disk the user means.
 
+#![forbid(unsafe_code)]
+
 use std::path::{Path, PathBuf};
 
 /// How an image is stored.

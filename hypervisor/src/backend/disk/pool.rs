@@ -2,6 +2,8 @@
 //!
 //! The threads are called `pv-block-io`; each works on one job at a time.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{self, AssertUnwindSafe};

@@ -3,6 +3,8 @@
 //! A back end never blocks and never fails. A frame that it cannot forward is lost, as on a wire; when the network is
 //! gone, [`Backend::is_up`] returns false. The other side is trusted no more than the guest.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::os::fd::RawFd;
 

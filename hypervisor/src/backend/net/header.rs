@@ -5,6 +5,8 @@
 //! features and against the frame, on a copy that the guest cannot change. A wrong header is not an error of the
 //! ring: the frame is dropped, as a network card would drop it.
 
+#![forbid(unsafe_code)]
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes of a header; with `VIRTIO_F_VERSION_1` it always has `num_buffers`.

@@ -1,5 +1,7 @@
 //! Ethernet addresses.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -21,6 +21,8 @@
 //! The peer's frames go from 02:00:00:00:88:b5 to the sender of the request. Other control frames are discarded and not
 //! counted. The peer offers no offloads.
 
+#![forbid(unsafe_code)]
+
 use super::backend::{Backend, Received, Sent, Watch};
 use super::header::{HEADER_LEN, Header};
 use super::scatter_list::ScatterList;

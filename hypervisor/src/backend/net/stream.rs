@@ -4,6 +4,8 @@
 //! Frames are collected in buffers of fixed size, so that one system call moves many. The other program may have bugs:
 //! an impossible length ends the connection, because the start of the next frame is then unknown.
 
+#![forbid(unsafe_code)]
+
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,6 +1,8 @@
 //! `--net unix=PATH`: frames over an AF_UNIX stream socket, to passt's socket, QEMU's `-netdev stream`, or a program of
 //! the user's own.
 
+#![forbid(unsafe_code)]
+
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 

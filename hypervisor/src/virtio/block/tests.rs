@@ -1,4 +1,4 @@
-//! A disk, driven without a guest.
+//! A disk, driven by a test instead of a guest.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +21,7 @@ use crate::testing::virtio::{BUFFERS, Bench, Ring};
 use crate::virtio::Broken;
 
 #[test]
-fn what_is_written_is_read_and_is_in_the_file() {
+fn written_data_is_read_and_is_in_the_file() {
     let scratch = Scratch::new("rw", SECTORS * SECTOR);
     for (n, mut bench) in (1u8..).zip(benches(&scratch)) {
         let mut rings = bench.start(FLUSH | 1 << VIRTIO_RING_F_EVENT_IDX, 1, 16);
@@ -79,7 +79,7 @@ fn ranges_become_zeroes() {
 }
 
 #[test]
-fn what_cannot_be_is_answered() {
+fn impossible_requests_get_an_error_status() {
     let scratch = Scratch::new("bad", SECTORS * SECTOR);
     for mut bench in benches(&scratch) {
         let mut rings = bench.start(FLUSH, 1, 16);
@@ -92,8 +92,8 @@ fn what_cannot_be_is_answered() {
             assert_eq!(read, Answer { status: 1, written: 0 }, "{len} bytes at {sector}");
             assert_eq!(request(&bench, ring, 1, sector, &[(DATA, len, false)]), IO_ERROR);
         }
-        assert_eq!(request(&bench, ring, 0, 0, &[]), ok(1), "nothing can be read anywhere");
-        // Somebody cuts the file short: the guest hears of it, and goes on.
+        assert_eq!(request(&bench, ring, 0, 0, &[]), ok(1), "reading no bytes succeeds");
+        // The file is truncated: the guest gets an error, and goes on.
         File::options().write(true).open(&scratch.0).unwrap().set_len(1024).unwrap();
         let short = request(&bench, ring, 0, 1, &[(DATA, 1024, true)]);
         assert_eq!(short, Answer { status: 1, written: 0 });
@@ -104,7 +104,7 @@ fn what_cannot_be_is_answered() {
 }
 
 #[test]
-fn what_is_no_request_stops_the_disk() {
+fn malformed_requests_stop_the_disk() {
     let scratch = Scratch::new("broken", SECTORS * SECTOR);
     let chains: [&[(u64, u32, bool)]; 5] = [
         &[(HEADER, 15, false), (STATUS, 1, true)],
@@ -176,7 +176,7 @@ fn several_queues() {
         let mut bench = Bench::new(Block::new(Disk::open(&options).unwrap(), 4, None).unwrap());
         assert_ne!(bench.slot.info().features & 1 << VIRTIO_BLK_F_MQ, 0);
         assert_eq!(bench.slot.link().config().0.bytes()[34..36], [4, 0], "num_queues");
-        // A driver may use fewer than there are.
+        // A driver may use fewer queues than there are.
         for count in [4, 3, 1] {
             let mut rings = bench.start(FLUSH | 1 << VIRTIO_BLK_F_MQ, count, 16);
             for n in 0..count as u16 {
@@ -195,7 +195,7 @@ fn several_queues() {
                 });
                 assert_eq!((used, bench.get(BUFFERS + n * 0x1000 + 0x800, 1)), (Some((0, 1)), vec![0]));
             }
-            // What came by one queue is flushed and read by another.
+            // Data that was written by one queue is flushed and read by another.
             let all: Vec<u8> = (0..count as u8).flat_map(|n| [n + count as u8; 512]).collect();
             assert_eq!(request(&bench, &mut rings[0], 4, 0, &[]), ok(1));
             let read = request(&bench, &mut rings[0], 0, 0, &[(DATA, all.len() as u32, true)]);
@@ -206,7 +206,7 @@ fn several_queues() {
     }
 }
 
-/// An image that fails as a disk can.
+/// An image whose operations fail.
 struct Failing(Mutex<io::ErrorKind>);
 
 impl Image for Failing {
@@ -243,8 +243,8 @@ fn the_hosts_errors_are_statuses() {
     assert_eq!(request(&bench, ring, 1, 0, &[(DATA, 512, false)]), IO_ERROR);
     assert_eq!(request(&bench, ring, 0, 0, &[(DATA, 512, true)]), Answer { status: 1, written: 0 });
     assert_eq!(request(&bench, ring, 4, 0, &[]), IO_ERROR);
-    assert_eq!(bench.slot.status(), 0xf, "the device is well");
-    // A full disk as it is: /dev/full takes nothing.
+    assert_eq!(bench.slot.status(), 0xf, "the device goes on");
+    // A full disk: every write to /dev/full fails with ENOSPC.
     let full = File::options().read(true).write(true).open("/dev/full").unwrap();
     let full = RawImage::new(Locked(full), false).unwrap();
     assert_eq!(full.bytes(), 0);
@@ -255,7 +255,7 @@ fn the_hosts_errors_are_statuses() {
 }
 
 #[test]
-fn a_disk_that_is_only_read() {
+fn a_read_only_disk_refuses_writes() {
     let scratch = Scratch::new("ro", SECTORS * SECTOR);
     let options = Options { readonly: true, ..scratch.options() };
     let block = open(&options).unwrap();
@@ -269,7 +269,7 @@ fn a_disk_that_is_only_read() {
     assert_eq!(request(&bench, ring, 0, 0, &[(DATA, 512, true)]), ok(513));
 }
 
-/// However a request is cut into descriptors it is the same request.
+/// The result of a request does not depend on how it is divided into descriptors.
 #[test]
 fn descriptors_of_any_size() {
     let scratch = Scratch::new("cut", SECTORS * SECTOR);
@@ -277,7 +277,7 @@ fn descriptors_of_any_size() {
         let mut rings = bench.start(FLUSH, 1, 256);
         let ring = &mut rings[0];
         for (n, cut) in (1u8..).zip([1u32, 3, 7, 15, 16, 17, 511]) {
-            // Header and data in a row, then in pieces; the status is the last byte of the last piece.
+            // Header and data are contiguous, and divided into descriptors. The status is the last byte.
             bench.put(HEADER, &[&1u32.to_le_bytes()[..], &[0; 4], &9u64.to_le_bytes(), &[n; 1024]].concat());
             bench.put(STATUS + 0x600, &[0xff]);
             let pieces = |from: u64, len: u32, write: bool, step: u32| {
@@ -285,7 +285,7 @@ fn descriptors_of_any_size() {
                     .step_by(step as usize)
                     .map(move |at| (from + u64::from(at), step.min(len - at), write))
             };
-            // As many small ones as the queue has room for, then large ones.
+            // As many small descriptors as fit into the queue, then large ones.
             let many = cut * 150;
             let header: Vec<_> = pieces(HEADER, many.min(1040), false, cut).collect();
             let rest = pieces(HEADER + u64::from(many), 1040u32.saturating_sub(many), false, 512);
@@ -325,7 +325,7 @@ fn an_identity_in_less_room_and_in_none() {
     }
 }
 
-/// A driver that has its rings read and overwritten harms itself: the device ends as it was or in need of a reset.
+/// Requests whose buffers are the rings themselves harm only the driver: the device works or needs a reset.
 #[test]
 fn requests_for_the_rings_themselves() {
     let scratch = Scratch::new("rings", SECTORS * SECTOR);
@@ -335,7 +335,7 @@ fn requests_for_the_rings_themselves() {
             let (setup, ring) = (rings[0].setup, &mut rings[0]);
             bench.put(HEADER, &[0; 16]);
             let target = [setup.descriptors, setup.driver, setup.device, setup.device + 2][round];
-            // An index of what is on the disk: 0x0101 used or available buffers.
+            // The data on the disk becomes an index: 0x0101 used or available buffers.
             let file = File::options().write(true).open(&scratch.0).unwrap();
             file.write_all_at(&[1; 512], 0).unwrap();
             ring.chain(0, &[(HEADER, 16, false), (target, 512, true), (STATUS, 1, true)]);
@@ -347,7 +347,7 @@ fn requests_for_the_rings_themselves() {
             assert_eq!(bench.slot.status(), 0);
             bench.put(STATUS, &[0xff]);
         }
-        // And it works as before.
+        // Afterwards the device works as before.
         let mut rings = bench.start(FLUSH, 1, 16);
         assert_eq!(request(&bench, &mut rings[0], 0, 0, &[(DATA, 512, true)]), ok(513));
         bench.reset();

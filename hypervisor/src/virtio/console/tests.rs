@@ -1,4 +1,4 @@
-//! A driver's side of the console, without a guest.
+//! The console device, between a test's rings and a back end.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -31,7 +31,7 @@ fn text_goes_both_ways() {
         let [receive, transmit] = &mut rings[..] else { unreachable!() };
         for _ in 0..20 {
             bench.put(BUFFERS, b"hello, world");
-            // In pieces, and an empty one is no reason to wait.
+            // In several buffers, one of which is empty.
             transmit.chain(0, &[(BUFFERS, 5, false), (BUFFERS + 5, 7, false)]);
             assert_eq!(bench.run(1, transmit), (0, 0));
             expect(&mut ours, b"hello, world");
@@ -49,7 +49,7 @@ fn text_goes_both_ways() {
     }
 }
 
-/// More than the device puts together at once, and than the socket takes.
+/// More output than the device gathers at once, and than the socket takes.
 #[test]
 fn a_slow_reader_holds_the_transmit_queue_and_loses_nothing() {
     let (mut ours, mut bench) = socket();
@@ -57,13 +57,13 @@ fn a_slow_reader_holds_the_transmit_queue_and_loses_nothing() {
     let [receive, transmit] = &mut rings[..] else { unreachable!() };
     let text: Vec<u8> = (0..0x4_0000u32).map(|n| (n % 251) as u8).collect();
     bench.put(BUFFERS, &text);
-    // The same pages four times in each of four requests: 4 MiB.
+    // Four requests, each of which has the same pages four times: 4 MiB.
     let len = text.len() as u32;
     for head in [0, 2, 4, 6] {
         transmit.chain(head, &[(BUFFERS, len, false), (BUFFERS, len, false)]);
     }
     bench.slot.kick(1);
-    // What is typed arrives meanwhile.
+    // Input arrives meanwhile.
     receive.chain(0, &[(BUFFERS - 16, 16, true)]);
     ours.write_all(b"typed").unwrap();
     assert_eq!(bench.run(0, receive), (0, 5));
@@ -105,20 +105,20 @@ fn a_guest_that_prints_to_nobody_goes_on() {
     assert_eq!(bench.slot.status(), 0xf);
 }
 
-/// What was put into the ring just before the device is stopped is printed.
+/// Output that was put into the ring just before the device is stopped is printed.
 #[test]
 fn last_words_are_printed() {
     let (mut ours, mut bench) = socket();
     let mut rings = bench.start(0, 2, 8);
     bench.put(BUFFERS, b"last words");
     rings[1].chain(0, &[(BUFFERS, 10, false)]);
-    // Not kicked: the end alone makes the worker look.
+    // There is no kick: the stop alone makes the worker look at the queue.
     bench.reset();
     expect(&mut ours, b"last words");
 }
 
 #[test]
-fn requests_that_are_none_break_it() {
+fn malformed_requests_stop_the_device() {
     for (queue, write, len, what) in [(0, false, 8, "read"), (0, true, 0, "room"), (1, true, 8, "write")] {
         let (_ours, mut bench) = socket();
         let mut rings = bench.start(0, 2, 8);
@@ -133,7 +133,7 @@ fn requests_that_are_none_break_it() {
 }
 
 #[test]
-fn what_came_before_a_mistake_is_printed() {
+fn output_before_a_violation_is_printed() {
     let (mut ours, mut bench) = socket();
     let mut rings = bench.start(0, 2, 8);
     bench.put(BUFFERS, b"fine");
@@ -155,24 +155,24 @@ fn emergency_characters_need_no_queue() {
     assert!(write(&mut bench, 8, &[b'a', 0, 0, 0]));
     assert!(write(&mut bench, 8, b"b"));
     expect(&mut ours, b"ab");
-    // Not the register's first byte, or past the space.
+    // Writes that do not contain the register's first byte, or are outside the space.
     assert!(write(&mut bench, 9, b"xyz") && write(&mut bench, 0, &[0xff; 8]));
     assert!(!write(&mut bench, 8, b"12345") && !write(&mut bench, 12, b"1"));
     assert!(!write(&mut bench, usize::MAX, b"1"));
     let rings = bench.start(F_EMERG_WRITE, 2, 8);
     assert!(write(&mut bench, 6, &[1, 2, b'c', 4]));
     expect(&mut ours, b"c");
-    // And from a device that its driver broke.
+    // From a device that was stopped for a violation.
     rings[1].publish_as(0x8000);
     bench.slot.kick(1);
     bench.offence();
     assert!(write(&mut bench, 8, b"d"));
     expect(&mut ours, b"d");
     let (config, generation) = bench.slot.link().config();
-    assert_eq!((config.bytes(), generation), (&[0; 12][..], 0), "what cannot be changed is not");
+    assert_eq!((config.bytes(), generation), (&[0; 12][..], 0), "a driver changes nothing");
 }
 
-/// To a reader that does not read: the first are kept, up to a limit, and nobody waits.
+/// While the reader does not read, the first characters are kept, up to a limit, and the vCPU's thread does not wait.
 #[test]
 fn emergency_characters_do_not_pile_up() {
     const MANY: usize = 20_000;
@@ -186,7 +186,7 @@ fn emergency_characters_do_not_pile_up() {
     assert!(!got.is_empty() && got.len() < MANY && got.iter().all(|&b| b == b'!'), "{}", got.len());
 }
 
-/// Types for ever, and takes what it is given.
+/// A back end with endless input that takes all output.
 struct Endless;
 
 impl Backend for Endless {
@@ -203,7 +203,7 @@ impl Backend for Endless {
     }
 }
 
-/// A terminal whose size changes when it is told to.
+/// A terminal whose size changes on demand.
 struct Terminal {
     changed: vmm_sys_util::eventfd::EventFd,
     size: Size,
@@ -243,7 +243,7 @@ fn a_terminal_s_size_is_shown_and_its_changes_interrupt() {
     assert_eq!(bench.slot.link().config().0.bytes()[..4], [132, 0, 24, 0]);
     let configs = bench.interrupts.configs.load(std::sync::atomic::Ordering::SeqCst);
     assert_eq!(configs, 1);
-    // What happened while no driver was there is noticed by the next.
+    // A change without an active driver is seen by the next driver.
     bench.reset();
     tell.write(80).unwrap();
     bench.start(F_SIZE, 2, 8);
@@ -273,7 +273,7 @@ fn either_queue_can_be_left_out() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// However the guest cuts what it prints, and the reader what it reads: the same bytes in the same order.
+    /// However output is divided by the guest and by the reader, the same bytes arrive in the same order.
     #[test]
     fn whatever_is_printed_arrives(
         requests in prop::collection::vec(prop::collection::vec(0u32..9000, 1..4), 1..20),
@@ -308,7 +308,7 @@ proptest! {
         });
     }
 
-    /// Whatever the rings say: all of it is done, or the device needs a reset; and it can be reset.
+    /// For any content of the rings: all requests are done or the device needs a reset, and it can be reset.
     #[test]
     fn any_rings(
         queue in 0usize..2,
@@ -329,7 +329,7 @@ proptest! {
         prop_assert_eq!(bench.slot.status(), 0);
     }
 
-    /// Whatever is written to the configuration space, only the register's byte is printed.
+    /// For any write to the configuration space, only the register's byte is printed.
     #[test]
     fn any_write_to_the_configuration(writes in prop::collection::vec((0usize..20, prop::collection::vec(any::<u8>(), 0..14)), 0..30)) {
         let (mut ours, mut bench) = socket();

@@ -1,4 +1,4 @@
-//! The device between a driver's rings and a back end.
+//! The network device, between a test's rings and a back end.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -17,7 +17,7 @@ use crate::virtio::QueueSetup;
 
 const GUEST: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const MERGE: u64 = 1 << feature::MRG_RXBUF;
-/// Where tests put frames to be sent; [`BUFFERS`] are for receiving.
+/// The address of frames to be sent. Buffers for received frames are at [`BUFFERS`].
 const OUT: u64 = BUFFERS + 0x4_0000;
 
 fn bench(backend: impl Backend + 'static) -> Bench {
@@ -27,7 +27,7 @@ fn streamed() -> (UnixStream, Bench) {
     let (ours, other) = UnixStream::pair().unwrap();
     (ours, bench(Framed::connected(other).unwrap()))
 }
-/// Offers a frame to be sent, header and frame in one buffer, as descriptor `head`.
+/// Offers a frame to be sent in descriptor `head`, with its header in the same buffer.
 fn offer(bench: &Bench, ring: &mut Ring, head: u16, frame: &[u8]) {
     let at = OUT + u64::from(head) * 2048;
     bench.put(at, &[&[0; HEADER_LEN], frame].concat());
@@ -49,15 +49,11 @@ fn is_up(bench: &Bench) -> bool {
 }
 
 #[test]
-fn what_it_says_of_itself() {
+fn features_and_configuration() {
     let net = Net::new(Box::new(Peer::default()), GUEST);
     assert_eq!(net.config(), [2, 0, 0, 0, 0, 1, 1, 0]);
     let offered = net.info().features;
-    assert_eq!(
-        offered,
-        1 << feature::MAC | 1 << feature::STATUS | MERGE,
-        "no offload without a back end that has it"
-    );
+    assert_eq!(offered, 1 << feature::MAC | 1 << feature::STATUS | MERGE, "offloads depend on the back end");
     assert!(
         !net.accepts(1 << offload::GUEST_TSO4)
             && !net.accepts(1 << offload::HOST_TSO6 | 1 << offload::GUEST_CSUM)
@@ -68,7 +64,7 @@ fn what_it_says_of_itself() {
     assert_eq!(Mac::random().to_string().parse::<Mac>().unwrap().to_string().len(), 17);
 }
 
-/// Takes its time to refuse whatever the driver accepted.
+/// A back end that refuses whatever features the driver accepted.
 struct Unwilling(std::thread::ThreadId);
 
 impl Backend for Unwilling {
@@ -130,7 +126,7 @@ fn frames_go_out_in_order_with_the_header_apart_or_not() {
 }
 
 #[test]
-fn what_comes_is_put_into_one_buffer_without_merging() {
+fn without_merging_a_frame_is_put_into_one_buffer() {
     let (mut other, mut bench) = streamed();
     let mut rings = bench.start(0, 2, 8);
     bench.put(BUFFERS, &[0xee; 0x1000]);
@@ -234,7 +230,7 @@ fn a_closed_socket_is_a_link_that_is_down_and_nothing_worse() {
     bench.interrupts.wait_until(|| bench.slot.link().config().1 == 1);
     assert!(!is_up(&bench) && bench.interrupts.configs.load(Ordering::SeqCst) == 1);
     offer(&bench, &mut rings[1], 0, &[1; 60]);
-    assert_eq!(bench.run(1, &mut rings[1]), (0, 0), "sent into the void");
+    assert_eq!(bench.run(1, &mut rings[1]), (0, 0), "frames are lost");
     assert_eq!(bench.slot.status(), 0xf);
     bench.reset();
     bench.start(0, 2, 8);
@@ -242,7 +238,7 @@ fn a_closed_socket_is_a_link_that_is_down_and_nothing_worse() {
 }
 
 #[test]
-fn what_no_frame_can_be_long_closes_it_too() {
+fn an_impossible_length_closes_the_socket_too() {
     let (mut other, mut bench) = streamed();
     let mut rings = bench.start(0, 2, 8);
     rings[0].chain(0, &[(BUFFERS, 2048, true)]);
@@ -253,11 +249,11 @@ fn what_no_frame_can_be_long_closes_it_too() {
 }
 
 #[test]
-fn a_socket_that_nobody_reads_holds_frames_up_and_loses_none() {
+fn a_socket_that_is_not_read_delays_frames_and_loses_none() {
     let (mut other, mut bench) = streamed();
     let mut rings = bench.start(0, 2, 4);
-    // More than the device's buffer and the socket's hold: 64 KiB frames, each another, one at a time while they are
-    // taken at once.
+    // More than the buffers of device and socket hold: different frames of 64 KiB, one at a time while each is taken at
+    // once.
     const LEN: usize = 0x1_0000 - 1;
     let frame = |head: u16| [&[0; HEADER_LEN][..], &[head as u8; LEN - HEADER_LEN]].concat();
     let at = |head: u16| BUFFERS + u64::from(head) * 0x1_0000;
@@ -280,7 +276,7 @@ fn a_socket_that_nobody_reads_holds_frames_up_and_loses_none() {
 }
 
 #[test]
-fn malformed_requests_stop_it() {
+fn malformed_requests_stop_the_device() {
     type Chain = &'static [(u64, u32, bool)];
     let bad: &[(usize, Chain)] = &[
         (1, &[(BUFFERS, 100, true)]),
@@ -310,7 +306,7 @@ fn malformed_requests_stop_it() {
 fn frames_before_a_malformed_one_are_sent() {
     let (mut other, mut bench) = streamed();
     let mut rings = bench.start(0, 2, 16);
-    // All are there before the device looks, and more than it takes ahead.
+    // All are available before the device looks, and there are more than it takes at once.
     for head in 0..10 {
         offer(&bench, &mut rings[1], head, &[head as u8; 60]);
     }
@@ -325,13 +321,13 @@ fn frames_before_a_malformed_one_are_sent() {
 }
 
 #[test]
-fn frames_that_cannot_be_are_lost_and_the_device_goes_on() {
+fn impossible_frames_are_lost_and_the_device_goes_on() {
     let (mut other, mut bench) = streamed();
     let mut rings = bench.start(0, 2, 8);
     bench.put(OUT, &[0; HEADER_LEN]);
     rings[1].chain(0, &[(OUT, HEADER_LEN as u32, false)]);
     rings[1].chain(1, &[(OUT, HEADER_LEN as u32, false), (BUFFERS, (MAX_FRAME + 1) as u32, false)]);
-    // A wish for an offload that was not offered.
+    // A header that asks for an offload that was not offered.
     bench.put(OUT + 0x100, &[1; HEADER_LEN + 60]);
     rings[1].chain(3, &[(OUT + 0x100, HEADER_LEN as u32 + 60, false)]);
     offer(&bench, &mut rings[1], 5, &[4; 60]);
@@ -365,8 +361,8 @@ fn a_device_that_uses_one_queue_only() {
     assert_eq!(bench.run(1, &mut ring), (0, 0));
 }
 
-/// A descriptor: somewhere in the test's buffers or nowhere, any flags, a next one that may be past the
-/// table's end.
+/// A descriptor with an address inside or outside of the test's buffers, any flags, and a next one that may be past the
+/// end of the table.
 fn descriptor() -> impl Strategy<Value = (u64, u32, u32, u16)> {
     let address = prop_oneof![BUFFERS..0x10_1000u64, any::<u64>()];
     let len = prop_oneof![0..3000u32, any::<u32>()];
@@ -385,7 +381,7 @@ proptest! {
     ) {
         let mut bench = bench(Peer::default());
         let mut rings = bench.start(if merge { MERGE } else { 0 }, 2, 16);
-        // The peer has something for whatever buffers there are.
+        // The peer has a frame for every buffer.
         offer(&bench, &mut rings[1], 0, &control_frame(GUEST.0, 1, 100, 1514));
         bench.run(1, &mut rings[1]);
         let ring = &mut rings[usize::from(!receive)];
@@ -397,7 +393,7 @@ proptest! {
         let broken = || bench.slot.link().needs_reset();
         if receive {
             bench.slot.kick(0);
-            // The receive queue was looked at between two frames that were sent one after the other.
+            // The device looked at the receive queue between two transmitted frames.
             for _ in 0..2 {
                 offer(&bench, &mut rings[1], 0, &[1; 60]);
                 bench.slot.kick(1);

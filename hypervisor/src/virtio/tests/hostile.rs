@@ -1,4 +1,4 @@
-//! Rings as no driver should make them.
+//! Malformed and changing rings.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ fn queue(memory: &DeviceMemory, setup: &QueueSetup, features: u64) -> Option<Que
     Queue::new(0, setup, SIZE, features, memory, (kick, link))
 }
 
-/// What a queue says of a ring that `spoil` has filled.
+/// The violation that a queue finds in a ring that `spoil` has filled.
 fn offence(spoil: impl FnOnce(&mut Ring, &DeviceMemory)) -> Broken {
     let memory = memory(MEMORY);
     let mut ring = Ring::new(&memory, 0, SIZE);
@@ -46,7 +46,7 @@ fn offence(spoil: impl FnOnce(&mut Ring, &DeviceMemory)) -> Broken {
     }
 }
 
-/// A table of descriptors at [`BUFFERS`], and the one that names it.
+/// Writes an indirect table at [`BUFFERS`], and the descriptor that refers to it.
 fn table(ring: &mut Ring, memory: &DeviceMemory, len: u32, flags: u32, entries: &[(u64, u32, u32, u16)]) {
     for (n, &(address, len, flags, next)) in (0u64..).zip(entries) {
         let words = [address, u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48];
@@ -91,7 +91,7 @@ fn every_offence_is_found() {
     }
 }
 
-/// The same buffer over and over, while none was given back: one more than the ring has entries is too many.
+/// A driver that makes the same buffer available again and again: more than the ring has entries is a violation.
 #[test]
 fn a_driver_that_does_not_wait() {
     let memory = memory(MEMORY);
@@ -122,7 +122,7 @@ fn indirect_tables() {
         ring.publish();
     });
     assert_eq!(outside, Broken::Address { address: MEMORY - 8, len: 16 });
-    // As long as the queue and no longer; and not at all without the feature.
+    // A chain may be as long as the queue, but not longer. Without the feature there may be no indirect table.
     for (len, entries) in [(8u16, Ok(8)), (9, Err(Broken::TooLong))] {
         let memory = memory(MEMORY);
         let mut ring = Ring::new(&memory, 0, SIZE);
@@ -139,7 +139,7 @@ fn indirect_tables() {
     assert_eq!(queue.take(), Err(Broken::Indirect));
 }
 
-/// Takes and gives back what a driver offered `count` times, and tells it in the end.
+/// Offers, takes and gives back a request `count` times, and then notifies the driver.
 fn turn(queue: &mut Queue, ring: &mut Ring, count: u32) {
     for _ in 0..count {
         ring.offer(0);
@@ -150,7 +150,7 @@ fn turn(queue: &mut Queue, ring: &mut Ring, count: u32) {
     queue.notify().unwrap();
 }
 
-/// Indices are of 16 bits: what a driver asked for before they wrap holds after.
+/// Indices have 16 bits: a notification that a driver asked for before they wrap comes after they have wrapped.
 #[test]
 fn notifications_across_the_wrap_of_the_indices() {
     let memory = memory(MEMORY);
@@ -167,7 +167,7 @@ fn notifications_across_the_wrap_of_the_indices() {
     let count = || interrupts.queues.load(Ordering::SeqCst);
     for done in 0..70_000u32 {
         let before = count();
-        // Every third is waited for.
+        // The driver waits for every third one.
         let next = done.next_multiple_of(3) as u16;
         store(used_event, next);
         turn(&mut queue, &mut ring, 1);
@@ -176,7 +176,7 @@ fn notifications_across_the_wrap_of_the_indices() {
         let asked: u16 = memory.view().read_obj(GuestAddress(avail_event)).unwrap();
         assert_eq!(asked, (done + 1) as u16, "a kick for the next one");
     }
-    // So many at once that the index is where it was: the driver's wish was passed, wherever it is.
+    // So many at once that the index has the same value as before: it has passed `used_event`, whatever that is.
     let before = count();
     store(used_event, ring.used_index().wrapping_sub(1));
     turn(&mut queue, &mut ring, 1 << 16);
@@ -209,7 +209,7 @@ fn memory_flags(memory: &DeviceMemory, ring: &Ring) -> u16 {
     memory.view().read_obj(GuestAddress(ring.setup.device)).unwrap()
 }
 
-/// Rings in two regions that the device sees side by side, and whose frames lie anywhere.
+/// Rings across regions that are adjacent for the device, but not in machine memory.
 #[test]
 fn a_ring_may_lie_across_regions() {
     use crate::machine::device_memory::Region;
@@ -244,7 +244,7 @@ fn a_ring_may_lie_across_regions() {
     }
 }
 
-/// Empty buffers are legal and nothing; they count as descriptors.
+/// Empty buffers are legal and left out, but their descriptors count.
 #[test]
 fn buffers_of_no_bytes() {
     for (second, expected) in
@@ -267,12 +267,12 @@ fn buffers_of_no_bytes() {
     ring.describe(0, 0, 0, NEXT, 0);
     ring.offer(0);
     ring.publish();
-    assert_eq!(queue.take(), Err(Broken::TooLong), "a loop of nothing is a loop");
+    assert_eq!(queue.take(), Err(Broken::TooLong), "a loop of empty buffers is a loop");
 }
 
-/// More than 4 GiB in one chain: no driver has a reason, and lengths are of 32 bits.
+/// A chain has 4 GiB at most, because lengths have 32 bits.
 #[test]
-fn a_chain_of_more_than_lengths_can_say() {
+fn a_chain_of_more_than_4_gib_is_refused() {
     let view = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
     let memory = DeviceMemory::standing_alone(view);
     let mut ring = Ring::new(&memory, 0, SIZE);
@@ -284,12 +284,12 @@ fn a_chain_of_more_than_lengths_can_say() {
     assert_eq!(queue.take(), Err(Broken::TooMuch));
 }
 
-/// Where the random rings are, in a memory of [`SMALL`] bytes.
+/// The addresses of the random rings, in a memory of [`SMALL`] bytes.
 const SETUP: QueueSetup = QueueSetup { size: SIZE, descriptors: 0x100, driver: 0x200, device: 0x240 };
 const USED_END: u64 = 0x240 + 4 + SIZE as u64 * 8 + 2;
 const SMALL: u64 = 0x1000;
 
-/// A descriptor that means something more often than not.
+/// A random descriptor that is valid more often than not.
 pub(crate) fn descriptor() -> impl Strategy<Value = [u64; 2]> {
     let address = prop_oneof![4 => 0u64..SMALL, 1 => any::<u64>()];
     let len = prop_oneof![4 => 0u64..64, 1 => (0u64..17).prop_map(|n| n * 16), 1 => any::<u32>().prop_map(u64::from)];
@@ -301,8 +301,8 @@ pub(crate) fn descriptor() -> impl Strategy<Value = [u64; 2]> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(512), failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever the rings say: what a queue hands out is the device's memory and no more than the ring holds, a
-    /// broken queue stays within its memory, and nothing but the used ring is written.
+    /// For any content of the rings: a queue returns only buffers in the device's memory, and not more requests than
+    /// the ring has entries; and it writes only to the used ring.
     #[test]
     fn any_ring(
         descriptors in prop::collection::vec(descriptor(), 24),
@@ -314,7 +314,7 @@ proptest! {
         let memory = memory(SMALL);
         let at = |address| GuestAddress(address);
         for (n, words) in (0u64..).zip(&descriptors) {
-            // Eight in the table, the others where indirect ones may find them.
+            // Eight in the queue's table, the others where indirect descriptors may point.
             let to = if n < 8 { SETUP.descriptors + n * 16 } else { 0x400 + (n - 8) * 16 };
             memory.view().write_obj(words[0], at(to)).unwrap();
             memory.view().write_obj(words[1], at(to + 8)).unwrap();
@@ -355,7 +355,7 @@ proptest! {
         }
     }
 
-    /// The same against a whole device: it ends as it was or in need of a reset, and can be reset.
+    /// The same against a device: it processes all requests or needs a reset, and can be reset.
     #[test]
     fn any_ring_against_a_device(descriptors in prop::collection::vec(descriptor(), 8), index in 0u16..12) {
         let mut bench = Bench::new(Entropy);
@@ -383,7 +383,7 @@ fn snapshot(memory: &DeviceMemory) -> Vec<u8> {
     bytes
 }
 
-/// A guest's other processor, which writes whatever it likes into the rings and buffers of a device at work.
+/// Writes random values into the rings and buffers of a working device, like another vCPU of the guest.
 fn scribble(memory: &DeviceMemory, mut seed: u64, done: &AtomicBool) {
     let mut next = || {
         seed ^= seed << 13;
@@ -400,7 +400,7 @@ fn scribble(memory: &DeviceMemory, mut seed: u64, done: &AtomicBool) {
             1 => (descriptors + n * 16, value),
             2 | 3 => (descriptors + n * 16 + 8, value & 0x0007_0003_0000_0fff),
             4 => (descriptors + n * 16 + 8, value & 0x0007_0007_0000_0ff0),
-            // A whole line of the available ring, flags and index among it.
+            // The beginning of the available ring, including flags and index.
             5 => (driver, (value % 8) << 32 | (value & 0x3ff) << 16),
             6 => (driver + 8, value & 0x0007_0007_0007_0007),
             _ => (BUFFERS + value % 0x1000 * 8, value),
@@ -409,7 +409,8 @@ fn scribble(memory: &DeviceMemory, mut seed: u64, done: &AtomicBool) {
     }
 }
 
-/// What was checked is what is used: nothing is read twice, so no device fails of itself, and each can be reset.
+/// Nothing is read twice, so that values cannot change between check and use: no device fails with [`Broken::Bug`], and
+/// each can be reset.
 #[test]
 fn memory_that_changes_while_devices_work_on_it() {
     for device in one_of_each() {
@@ -442,7 +443,7 @@ fn memory_that_changes_while_devices_work_on_it() {
             }
             done.store(true, Ordering::Relaxed);
             scribbler.join().unwrap();
-            assert!(stops > 0, "type {kind}: what was written was never wrong");
+            assert!(stops > 0, "type {kind}: no violation was found");
         });
     }
 }

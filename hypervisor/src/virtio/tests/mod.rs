@@ -1,4 +1,4 @@
-//! Devices against hostile drivers, and against the headers that drivers are written by.
+//! Devices against hostile drivers, and against the headers that drivers use.
 
-mod facts;
+mod driver_headers;
 pub mod hostile;

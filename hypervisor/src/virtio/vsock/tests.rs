@@ -1,4 +1,4 @@
-//! The device between a driver's rings and programs of the host.
+//! The socket device, between a test's rings and programs of the host.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,16 +12,15 @@ use super::*;
 use crate::testing::virtio::{BUFFERS, Bench, Ring};
 
 const CID: u64 = 42;
-/// Bytes of each of the driver's buffers for receiving.
+/// Bytes of each receive buffer.
 const EMPTY: u64 = 4096;
 const OUT: u64 = BUFFERS + 0x4_0000;
 
-/// A guest, and where the host's side of its device is.
+/// The driver of a socket device, and the path of the host's socket.
 struct Guest {
     bench: Bench,
     rings: Vec<Ring>,
-    /// Packets that came since the start, modulo 2^16: the used index of the receive ring as far as it was
-    /// looked at.
+    /// The number of received packets, modulo 2^16: the last known used index of the receive ring.
     received: u16,
     path: PathBuf,
 }
@@ -53,7 +52,7 @@ impl Guest {
         }
         self.bench.slot.kick(0);
     }
-    /// A program that waits for calls to port 9 of the host.
+    /// The socket of a program that listens on port 9 of the host.
     fn host_listener(&self) -> UnixListener {
         UnixListener::bind(crate::backend::vsock::path_of_port(&self.path, 9)).unwrap()
     }
@@ -78,7 +77,7 @@ impl Guest {
         let len = (bytes.len() as u32).into();
         self.send_as(Header { len, ..Self::header(ports, op) }, bytes);
     }
-    /// Whether a packet waits.
+    /// Whether there is a received packet.
     fn has_packet(&self) -> bool {
         self.rings[0].used_index() != self.received
     }
@@ -102,20 +101,20 @@ impl Guest {
         assert_eq!(header.len.get() as usize, rest.len());
         (header, rest.to_vec())
     }
-    /// The next packet, which must be of this connection and operation; its bytes.
+    /// Receives a packet, which must have these ports and this operation; returns its bytes.
     fn expect(&mut self, ports: Ports, op: u16) -> Vec<u8> {
         let (header, bytes) = self.receive();
         let got = Ports { host: header.src_port.get(), guest: header.dst_port.get() };
         assert_eq!((got, header.op.get()), (ports, op), "{header:?}");
         bytes
     }
-    /// The next packet, which must be a shutdown: its flags.
+    /// Receives a packet, which must be a shutdown; returns its flags.
     fn expect_shutdown(&mut self) -> u32 {
         let (header, _) = self.receive();
         assert_eq!(header.op.get(), op::SHUTDOWN);
         header.flags.get()
     }
-    /// A connection that the guest made to port 9.
+    /// Connects the guest to port 9 of the host.
     fn call_host(&mut self, listener: &UnixListener) -> (Ports, UnixStream) {
         let ports = Ports { host: 9, guest: 1000 };
         self.send(ports, op::REQUEST, &[]);
@@ -190,9 +189,9 @@ fn one_direction_can_be_closed() {
     socket.write_all(b"answer").unwrap();
     assert_eq!(guest.expect(ports, op::RW), b"answer");
     socket.shutdown(std::net::Shutdown::Write).unwrap();
-    // Both directions are closed now, which the host's kernel may tell in one word or in two.
+    // Both directions are closed now, which the host's kernel may report in one event or in two.
     while guest.expect_shutdown() & NO_MORE_SENDING == 0 {}
-    // Sending after the end of sending ends everything.
+    // Sending after a shutdown of sending ends the connection.
     guest.send(ports, op::RW, b"more");
     loop {
         let (header, _) = guest.receive();
@@ -203,14 +202,14 @@ fn one_direction_can_be_closed() {
 }
 
 #[test]
-fn who_sends_to_a_guest_that_receives_no_more_is_told() {
+fn sending_to_a_guest_that_receives_no_more_is_an_error() {
     let mut guest = Guest::new();
     let listener = guest.host_listener();
     let (ports, mut socket) = guest.call_host(&listener);
     let shutdown = Header { flags: NO_MORE_RECEIVING.into(), ..Guest::header(ports, op::SHUTDOWN) };
     guest.send_as(shutdown, &[]);
     assert_eq!(socket.write(b"in vain").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-    // The other direction is as it was.
+    // The other direction still works.
     guest.send(ports, op::RW, b"still here");
     let mut got = [0; 10];
     socket.read_exact(&mut got).unwrap();
@@ -218,7 +217,7 @@ fn who_sends_to_a_guest_that_receives_no_more_is_told() {
 }
 
 #[test]
-fn what_is_not_right_is_refused() {
+fn wrong_packets_are_refused() {
     let mut guest = Guest::new();
     let ports = Ports { host: 9, guest: 1000 };
     guest.send(ports, op::REQUEST, &[]);
@@ -237,7 +236,7 @@ fn what_is_not_right_is_refused() {
         guest.send_as(wrong, &[]);
         let (refusal, _) = guest.receive();
         assert_eq!(refusal.op.get(), op::RST);
-        // From where the packet was to go, so that the guest knows what it is about.
+        // The answer comes from the packet's destination, so that the guest can assign it to the packet.
         assert_eq!(
             (refusal.src_cid, refusal.src_port, refusal.dst_port, refusal.kind),
             (wrong.dst_cid, wrong.dst_port, wrong.src_port, wrong.kind)
@@ -248,7 +247,7 @@ fn what_is_not_right_is_refused() {
     guest.send(ports, op::REQUEST, &[]);
     guest.expect(ports, op::RST);
     assert_eq!(guest.bench.slot.status(), 0xf);
-    // A caller that makes no sense, and one whom the guest refuses.
+    // A caller with a malformed request, and one that the guest refuses.
     let mut socket = UnixStream::connect(&guest.path).unwrap();
     socket.write_all(b"HELO\n").unwrap();
     assert_eq!(socket.read(&mut [0]).unwrap(), 0);
@@ -274,7 +273,7 @@ fn the_host_sends_no_more_than_the_guest_has_room_for() {
     socket.write_all(&[7; 250]).unwrap();
     assert_eq!(guest.expect(ports, op::RW).len(), 100);
     guest.expect(ports, op::CREDIT_REQUEST);
-    // Impossible counts are no room, not a great deal of it.
+    // Impossible counts mean no room, not a lot of room.
     guest.send_as(with_room(op::CREDIT_UPDATE, 100, 101), &[]);
     guest.send_as(with_room(op::CREDIT_UPDATE, 150, 100), &[]);
     assert_eq!(guest.expect(ports, op::RW).len(), 150);
@@ -289,13 +288,13 @@ fn the_guest_may_send_as_much_as_there_is_room_for() {
     let listener = guest.host_listener();
     let (ports, mut socket) = guest.call_host(&listener);
     let part = vec![5; 0x8000];
-    // What the socket takes is passed on at once; then the buffer fills, and the guest can know.
+    // What the socket takes is passed on at once. Then the buffer fills, which the guest can see from the credit.
     let (mut sent, mut forwarded) = (0u32, 0u32);
     while sent.wrapping_sub(forwarded) + 0x8000 <= BUFFER as u32 {
         guest.send(ports, op::RW, &part);
         sent += 0x8000;
         guest.send(ports, op::CREDIT_REQUEST, &[]);
-        // The answer, and perhaps an update that was due anyway.
+        // The answer, and perhaps a credit update that was due anyway.
         forwarded = guest.receive().0.fwd_cnt.get();
         while guest.has_packet() {
             forwarded = guest.receive().0.fwd_cnt.get();
@@ -304,7 +303,7 @@ fn the_guest_may_send_as_much_as_there_is_room_for() {
     let mut got = vec![0; sent as usize];
     socket.read_exact(&mut got).unwrap();
     assert!(got.iter().all(|&b| b == 5));
-    // The guest is told without asking.
+    // The guest gets a credit update without asking.
     while forwarded < sent - BUFFER as u32 / 4 {
         let (header, _) = guest.receive();
         assert_eq!(header.op.get(), op::CREDIT_UPDATE);
@@ -330,7 +329,7 @@ fn more_than_there_is_room_for_ends_the_connection() {
 }
 
 #[test]
-fn a_reset_ends_connections_and_the_device_can_be_had_again() {
+fn a_reset_ends_connections_and_the_device_can_be_started_again() {
     let mut guest = Guest::new();
     let listener = guest.host_listener();
     let (_, mut socket) = guest.call_host(&listener);
@@ -362,13 +361,13 @@ fn connections_are_limited() {
 }
 
 #[test]
-fn malformed_buffers_stop_it() {
+fn malformed_buffers_stop_the_device() {
     type Chain = &'static [(u64, u32, bool)];
     let bad: &[(usize, Chain)] = &[
         (1, &[(OUT, 43, false)]),
         (1, &[(OUT, 44, true)]),
         (1, &[(OUT, 44, false), (OUT, 8, true)]),
-        // The header there says 100 bytes.
+        // The header at this address says 100 bytes.
         (1, &[(OUT, 44 + 99, false)]),
         (0, &[(BUFFERS, 43, true)]),
         (0, &[(BUFFERS, 100, false)]),

@@ -13,6 +13,8 @@
 //!
 //! What may not be done here: recursion; a write; a loop or an allocation whose size the file sets without a limit.
 
+#![forbid(unsafe_code)]
+
 use std::fs::File;
 
 use super::fault::Fault;

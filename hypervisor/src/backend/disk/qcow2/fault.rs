@@ -1,5 +1,7 @@
 //! What can be wrong with a qcow2 image.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 
 /// Why an image cannot be used.

@@ -1,5 +1,7 @@
 //! The header of a qcow2 image (QEMU's docs/interop/qcow2.txt, "Header" and "Header extensions").
 
+#![forbid(unsafe_code)]
+
 use super::fault::Fault;
 use super::reader::Reader;
 use crate::backend::disk::image::SECTOR;

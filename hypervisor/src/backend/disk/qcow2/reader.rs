@@ -3,6 +3,8 @@
 //! Every offset and length comes from the file and is not trusted. Nothing outside the file is read, and at most
 //! [`MOST_BYTES`], so that the check takes a bounded time, however the tables refer to one another.
 
+#![forbid(unsafe_code)]
+
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};

@@ -1,5 +1,7 @@
 //! The refcounts of an image, and the number of users of each cluster, which may not exceed its refcount.
 
+#![forbid(unsafe_code)]
+
 use super::fault::Fault;
 
 /// Clusters of a file at most: 4 TiB in clusters of 64 KiB. That takes 256 MiB of memory while the file is opened.

@@ -3,6 +3,8 @@
 //! The user names one path; the others come from the image. Each is checked and locked like a disk before imago reads
 //! it: if another program wrote to a backing file meanwhile, that would silently break the image.
 
+#![forbid(unsafe_code)]
+
 use std::cell::RefCell;
 use std::io;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,7 @@
 //! Checks snapshots and bitmaps, which use clusters of an image but are ignored by the library.
 
+#![forbid(unsafe_code)]
+
 use super::fault::Fault;
 use super::tables::Tables;
 

@@ -2,6 +2,8 @@
 //!
 //! What may not be done here: recursion; a write; a loop or an allocation whose size the file sets without a limit.
 
+#![forbid(unsafe_code)]
+
 use super::fault::Fault;
 use super::header::Header;
 use super::reader::Reader;

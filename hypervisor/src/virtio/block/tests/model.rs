@@ -1,20 +1,20 @@
-//! Any requests, many at a time, against what a disk should hold.
+//! Random requests, many at a time, compared with a model of the disk.
 //!
-//! Requests of a batch are for sectors of their own, which share blocks and clusters with their neighbours': nothing
-//! that is done to one may be seen in another.
+//! Each request of a batch has its own sectors, which share blocks and clusters with those of its neighbours: no
+//! request may have an effect on another one's sectors.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Requests at a time.
+/// The number of requests at a time.
 const LANES: u64 = 16;
-/// Sectors of each: no multiple of a cluster's.
+/// Sectors of each: not a multiple of a cluster's sectors.
 const LANE: u64 = 12;
 /// Sectors in a cluster of the qcow2 image.
 const CLUSTER: usize = 8;
 const ALL: u64 = LANES * LANE;
-/// Guest memory for each, and where the status is in it.
+/// Bytes of guest memory for each, and the offset of the status in it.
 const ROOM: u64 = 0x4000;
 const STATUS_AT: u64 = 0x3f00;
 
@@ -27,7 +27,8 @@ enum What {
     Flush,
 }
 
-/// A request for sectors of a lane: what, from where, how many; where its buffer begins, and its pieces' length.
+/// A request for sectors of a lane: kind, first sector, number of sectors, offset of the buffer, and length of each
+/// descriptor's part of it.
 type Action = (What, u64, u64, u64, u32);
 
 fn action() -> impl Strategy<Value = Action> {
@@ -43,7 +44,7 @@ fn action() -> impl Strategy<Value = Action> {
         .prop_map(|(what, (from, count), skew, piece)| (what, from, count, skew, piece))
 }
 
-/// Puts lane `n`'s request into the ring.
+/// Puts the request of lane `n` into the ring.
 fn ask(bench: &Bench, ring: &mut Ring, n: u64, action: Action) {
     let (what, from, count, skew, piece) = action;
     let (at, sector) = (BUFFERS + n * ROOM, n * LANE + from);
@@ -83,7 +84,8 @@ fn ask(bench: &Bench, ring: &mut Ring, n: u64, action: Action) {
     ring.chain(n as u16 * 16, &chain);
 }
 
-/// What lane `n`'s request did to the disk, each of whose sectors is one byte 512 times, or unknown.
+/// Checks the answer to the request of lane `n`, and applies the request to the model. A sector of the model is one
+/// byte, repeated 512 times, or unknown.
 fn check(bench: &Bench, disk: &mut [Option<u8>], n: u64, (what, from, count, skew, _): Action) {
     let at = BUFFERS + n * ROOM;
     assert_eq!(bench.get(at + STATUS_AT, 1), [0], "{what:?} of lane {n}");
@@ -149,7 +151,7 @@ proptest! {
         for direct in [false, true] {
             for path in [Scratch::new("model-open", ALL * SECTOR), qcow2("model.qcow2")] {
                 let options = Options { direct, ..path.options() };
-                // Without O_DIRECT on this file system there is one way less.
+                // The file system may not support O_DIRECT.
                 if let Ok(block) = open(&options) {
                     all_agree(Bench::new(block), &batches);
                 }

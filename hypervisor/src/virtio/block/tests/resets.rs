@@ -1,10 +1,11 @@
-//! Requests that take their time: a reset waits for them.
+//! A reset waits for requests in work.
 
 use std::sync::Condvar;
 
 use super::*;
 
-/// Waits to be let on. Whether somebody has come, and whether it is open.
+/// An image whose operations wait until it is opened. The flags: whether an operation has begun, and whether it is
+/// open.
 #[derive(Default)]
 struct Gate(Mutex<(bool, bool)>, Condvar);
 
@@ -33,7 +34,7 @@ impl Image for Arc<Gate> {
     }
     fn read(&self, buffers: &mut [libc::iovec], _: u64) -> io::Result<()> {
         self.pass()?;
-        // SAFETY: the bench's memory, which a device's request keeps.
+        // The buffers are memory of the test's bench, which lives as long as the request.
         fill_all(buffers, 9);
         Ok(())
     }
@@ -60,7 +61,7 @@ fn a_reset_waits_for_what_is_in_work() {
     let ring = &mut rings[0];
     read_under_way(&bench, ring);
     gate.wait_for_somebody();
-    assert!(!bench.slot.reset(), "what is in work is not called back");
+    assert!(!bench.slot.reset(), "a request in work is not cancelled");
     gate.open();
     bench.reset();
     assert_eq!((ring.next_used(), bench.get(STATUS, 1)), (Some((0, 513)), vec![0]));

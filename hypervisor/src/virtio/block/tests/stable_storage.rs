@@ -1,14 +1,14 @@
-//! Whether what must be on stable storage was really handed to it.
+//! Whether data that must be on stable storage was really written there.
 //!
-//! A killed program's writes stay in the page cache, so that its death shows nothing of this. cachestat(2) does
-//! (Linux 6.5): a page that was written and not synced is dirty.
+//! Killing the program would not show this, because its writes stay in the page cache. cachestat(2) does (Linux 6.5): a
+//! page that was written and not synced is dirty.
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::virtio::Queue;
 
-/// Whether dirty pages can be told from others here: not on a tmpfs, whose pages are never anywhere else.
+/// Whether this kernel and file system say which pages are dirty. A tmpfs does not: its pages are only in memory.
 fn can_tell(scratch: &Scratch) -> bool {
     let file = File::options().write(true).open(&scratch.0).unwrap();
     file.write_all_at(&[1; 4096], 0).unwrap();
@@ -70,7 +70,7 @@ fn a_flush_of_a_qcow2_image_reaches_the_hosts_disk() {
     }
 }
 
-/// A driver turns the cache off, and on again (5.2.6.2): by the one byte that is its to change.
+/// A driver turns the cache off and on again (5.2.6.2), by the only byte of the configuration that it may change.
 #[test]
 fn a_driver_turns_the_cache_off() {
     const WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
@@ -91,11 +91,11 @@ fn a_driver_turns_the_cache_off() {
         assert_eq!(unsynced(&file), Some(0), "written through");
         assert!(bench.slot.write_config(WRITEBACK, &[1]) && bench.slot.write_config(WRITEBACK + 1, &[0; 20]));
         assert!(!bench.slot.write_config(60, &[0]));
-        assert_eq!(bench.slot.link().config().0, others, "all else is as it was");
+        assert_eq!(bench.slot.link().config().0, others, "no other byte has changed");
         assert!(bench.slot.write_config(0, &[0; 60]));
         assert_eq!(cache(&bench), 0);
         bench.reset();
-        // The next driver begins anew; one that knows no flushes has no cache.
+        // The next driver starts with the initial value. Without FLUSH there is no cache.
         assert_eq!(bench.slot.link().config().0, others, "as before the activation");
         drop(bench.start(FLUSH, 1, 16));
         assert_eq!(cache(&bench), 1);
@@ -103,8 +103,8 @@ fn a_driver_turns_the_cache_off() {
         drop(bench.start(0, 1, 16));
         assert_eq!(cache(&bench), 0);
         bench.reset();
-        assert_eq!(bench.slot.link().config().0, others, "nor is that the driver's after it");
-        // Between FEATURES_OK and DRIVER_OK, as virtio-mmio lets it.
+        assert_eq!(bench.slot.link().config().0, others, "the next driver starts with the initial value");
+        // Between FEATURES_OK and DRIVER_OK, which virtio-mmio allows.
         assert!(bench.slot.write_config(WRITEBACK, &[0]));
         drop(bench.start(FLUSH | WCE, 1, 16));
         assert_eq!(cache(&bench), 0);

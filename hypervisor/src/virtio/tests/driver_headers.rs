@@ -1,4 +1,4 @@
-//! What devices show to drivers, against the headers that drivers are written by.
+//! What devices show to drivers, compared with the headers that drivers use.
 
 use std::mem::{offset_of, size_of};
 
@@ -21,7 +21,7 @@ fn field<const N: usize>(device: &dyn Device, offset: usize) -> [u8; N] {
 
 #[test]
 fn types_features_and_status_bits() {
-    // Virtio 1.2, sections 5, 6 and 2.1: here as numbers, since it is the headers that are checked too.
+    // Virtio 1.2, sections 5, 6 and 2.1, as numbers: this checks the headers, too.
     assert_eq!((VIRTIO_ID_NET, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG), (1, 2, 4));
     let common = 1u64 << ring::VIRTIO_RING_F_INDIRECT_DESC
         | 1 << ring::VIRTIO_RING_F_EVENT_IDX
@@ -67,7 +67,7 @@ fn a_network_interfaces_configuration_space() {
     );
 }
 
-/// The sizes of ring parts, which the queue's arithmetic uses (2.7).
+/// The layout of rings (2.7), on which the queue's arithmetic depends.
 #[test]
 fn ring_parts() {
     assert_eq!((size_of::<ring::vring_desc>(), size_of::<ring::vring_used_elem>()), (16, 8));
