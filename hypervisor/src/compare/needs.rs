@@ -1,7 +1,8 @@
-//! What a workload needs besides a machine: a disk, a network with somebody on it, or a console.
+//! The device that a workload needs: a disk, a network interface or a console.
 //!
-//! They are made here, for nobody else. The disk is a file without a name, made once and filled with what the guest
-//! expects; the network's other side is in this process. So a measurement of the way there measures nothing else.
+//! Its back end is made here and not shared with other programs. The disk is an unlinked file, made once and filled
+//! with what the guest expects; the peer of the network interface and the loopback of the console are in this
+//! process. A measurement thus contains the device and nothing else.
 
 use std::fs::File;
 use std::io::Write;
@@ -28,11 +29,11 @@ pub enum Needs {
     Disk,
     /// A network interface with the peer on the other side.
     Network,
-    /// A console that types back what is printed.
+    /// A console whose output comes back as its input.
     Console,
 }
 
-/// A device cannot be had on this machine.
+/// A device that cannot be made on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
     /// There is no room for a disk.
@@ -53,9 +54,9 @@ pub enum Unavailable {
 }
 
 const DISK_BYTES: u64 = 16 << 20;
-/// The seed of its pattern, as the guest's workloads have it.
+/// The seed of the disk's pattern, the same as in the guest's workloads.
 const SEED: u64 = 0x5eed;
-/// The interface's address: one that is administered locally.
+/// The address of the network interface: a locally administered one.
 const ADDRESS: Mac = Mac([0x02, 0, 0, 0, 0x88, 0xb6]);
 
 impl Needs {
@@ -84,7 +85,7 @@ impl Needs {
     }
 }
 
-/// The path of the disk's file, which is open for as long as this process lives, and gone with it.
+/// The path of the disk's file, which stays open until this process ends, and then no longer exists.
 fn disk() -> Result<PathBuf, Unavailable> {
     static DISK: OnceLock<Result<File, Unavailable>> = OnceLock::new();
     let made = DISK.get_or_init(|| make().map_err(|e| Unavailable::Disk { why: e.to_string() }));
@@ -95,14 +96,14 @@ fn disk() -> Result<PathBuf, Unavailable> {
 fn make() -> std::io::Result<File> {
     let path = std::env::temp_dir().join(format!("paravane-compare-{}.raw", std::process::id()));
     let mut file = File::options().read(true).write(true).create_new(true).open(&path)?;
-    // The name is needed no longer than this, whatever happens next.
+    // Remove the name at once, so that the file does not stay if anything fails.
     std::fs::remove_file(&path)?;
     let bytes: Vec<u8> = (0..DISK_BYTES / 8).flat_map(|index| word(SEED, index).to_le_bytes()).collect();
     file.write_all(&bytes)?;
     Ok(file)
 }
 
-/// The word at `index`, as the reference guest's `pattern` has it.
+/// The word at `index`, as computed by the reference guest's `pattern`.
 const fn word(seed: u64, index: u64) -> u64 {
     (index ^ seed.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index >> 7)
 }

@@ -1,4 +1,4 @@
-//! Disks for tests: files that go with the test, and requests as a guest's driver makes them.
+//! Disks for tests: scratch files, and requests as a guest's driver makes them.
 
 use std::fs::File;
 use std::os::fd::FromRawFd;
@@ -24,7 +24,7 @@ pub const STATUS: u64 = BUFFERS + 0x100;
 pub const DATA: u64 = BUFFERS + 0x1000;
 pub const SECTORS: u64 = 2048;
 
-/// A file of its own that goes with the test.
+/// A file that is removed when this is dropped.
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
@@ -44,7 +44,7 @@ impl Drop for Scratch {
     }
 }
 
-/// What a request was answered.
+/// The answer to a request: its status, and the used length.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u8,
@@ -57,7 +57,7 @@ pub fn ok(written: u32) -> Answer {
 pub const IO_ERROR: Answer = Answer { status: 1, written: 1 };
 pub const UNSUPPORTED: Answer = Answer { status: 2, written: 1 };
 
-/// One request, from its header to its status.
+/// Makes a request, and waits for its answer.
 pub fn request(bench: &Bench, ring: &mut Ring, kind: u32, sector: u64, data: &[(u64, u32, bool)]) -> Answer {
     bench.put(HEADER, &kind.to_le_bytes());
     bench.put(HEADER + 8, &sector.to_le_bytes());
@@ -69,7 +69,7 @@ pub fn request(bench: &Bench, ring: &mut Ring, kind: u32, sector: u64, data: &[(
     Answer { status: bench.get(STATUS, 1)[0], written }
 }
 
-/// A raw disk as `open` makes it, or one whose jobs threads do.
+/// The same raw disk twice: served by io_uring if the host has it, and served by threads.
 pub fn benches(scratch: &Scratch) -> Vec<Bench> {
     let raw = || {
         let file = File::options().read(true).write(true).open(&scratch.0).unwrap();
@@ -83,25 +83,25 @@ pub fn benches(scratch: &Scratch) -> Vec<Bench> {
     ]
 }
 
-/// A device with one queue for an open disk; `raw`: the image again, if io_uring is to work on it.
+/// A device with one queue for an open image. `raw`: the image again, if io_uring is to be used.
 pub fn block(image: Arc<dyn Image>, raw: Option<Arc<RawImage>>, options: &Options) -> Block {
     Block::new(Disk::new(image, raw, options), 1, None).unwrap()
 }
 
-/// A device with one queue for a disk that is opened.
+/// Opens a disk; a device with one queue for it.
 pub fn open(options: &Options) -> Result<Block, OpenError> {
     Disk::open(options).map(|disk| Block::new(disk, 1, None).unwrap())
 }
 
-/// Fills buffers, which must be live, with a byte.
+/// Fills at most 512 bytes of buffers, which must be live, with a byte.
 pub fn fill_all(buffers: &[libc::iovec], byte: u8) {
     // SAFETY: the caller's buffers are live.
     unsafe { copy_to(buffers, &[byte; 512]) };
 }
 
-/// An anonymous file, which the kernel cannot make zeroes in (fallocate(2), FALLOC_FL_ZERO_RANGE).
+/// A memfd, in which the kernel cannot zero a range (fallocate(2), FALLOC_FL_ZERO_RANGE).
 pub fn memory_file(bytes: u64) -> File {
-    // SAFETY: a name that lives, and the descriptor is nobody else's.
+    // SAFETY: the name ends with NUL, and nothing else owns the new descriptor.
     let file = unsafe {
         let fd = libc::memfd_create(c"disk".as_ptr(), libc::MFD_CLOEXEC);
         assert!(fd >= 0);
@@ -111,20 +111,20 @@ pub fn memory_file(bytes: u64) -> File {
     file
 }
 
-/// Pages of a file that are not yet on its disk; `None`: this kernel does not tell.
+/// The number of pages of a file that are not on its disk yet; `None` if this kernel does not say.
 pub fn unsynced(file: &File) -> Option<u64> {
-    /// cachestat(2); libc has no name for it. The same number on every architecture.
+    /// The number of cachestat(2), for which libc has no name.
     const CACHESTAT: libc::c_long = 451;
-    // Offset and length, 0 being all of it; then cache, dirty, writeback, evicted, recently evicted.
+    // Offset and length (0: the whole file); then cache, dirty, writeback, evicted, recently evicted.
     let (range, mut found) = ([0u64; 2], [0u64; 5]);
-    // SAFETY: a descriptor and two arrays of what the call reads and writes (linux/mman.h).
+    // SAFETY: the arrays have the layout of what the call reads and writes (linux/mman.h).
     let result = unsafe {
         libc::syscall(CACHESTAT, std::os::fd::AsRawFd::as_raw_fd(file), range.as_ptr(), found.as_mut_ptr(), 0)
     };
     (result == 0).then(|| found[1] + found[2])
 }
 
-/// Makes a read request for sector 0, and does not wait for its end.
+/// Makes a read request for sector 0, and does not wait for its answer.
 pub fn read_under_way(bench: &Bench, ring: &mut Ring) {
     bench.put(HEADER, &[0; 16]);
     ring.chain(0, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
@@ -132,7 +132,7 @@ pub fn read_under_way(bench: &Bench, ring: &mut Ring) {
     bench.slot.kick(0);
 }
 
-/// Sectors of a cluster, as images are made if nobody says otherwise.
+/// Sectors of a cluster of an image with the default cluster size.
 pub const CLUSTER_SECTORS: u64 = 128;
 pub const IMAGE_SECTORS: u64 = CLUSTER_SECTORS * 1024;
 
@@ -143,16 +143,16 @@ pub fn qcow2_image(name: &str, version: u32) -> Scratch {
     let storage = Storage::open(open).unwrap();
     Qcow2::<Storage>::create_builder(storage).size(IMAGE_SECTORS * SECTOR).create().unwrap();
     if version == 2 {
-        // The header of version 2 ends where that of version 3 goes on; nothing that is in use differs.
+        // A header of version 2 is a prefix of one of version 3.
         File::options().write(true).open(&scratch.0).unwrap().write_all_at(&2u32.to_be_bytes(), 4).unwrap();
     }
     scratch
 }
 
-/// What qemu-img says; `None` where there is none.
+/// The output of qemu-img; `None` if it is not installed.
 pub fn qemu_img(args: &[&str]) -> Option<String> {
     let Ok(output) = Command::new("qemu-img").args(args).output() else {
-        skip("qemu-img", "qemu-img is not installed: nobody else looks at the image");
+        skip("qemu-img", "qemu-img is not installed: the image is not checked by it");
         return None;
     };
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
@@ -160,7 +160,8 @@ pub fn qemu_img(args: &[&str]) -> Option<String> {
     Some(text(&output.stdout))
 }
 
+/// Checks an image with qemu-img, if it is installed.
 pub fn is_consistent(scratch: &Scratch) {
-    // An image with errors or leaks is a failure of the command.
+    // The command fails if the image has errors or leaked clusters.
     qemu_img(&["check", "-q", "-f", "qcow2", scratch.0.to_str().unwrap()]);
 }

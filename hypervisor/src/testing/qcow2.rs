@@ -1,5 +1,5 @@
-//! The smallest qcow2 image that has one of everything, byte by byte, and a recount of any such image's clusters that
-//! shares no code with what it is a test of.
+//! A small qcow2 image that has every kind of table, byte by byte, and a check of the refcounts of such images that
+//! shares no code with the product.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ pub const DISK: u64 = 64 << 10;
 pub const COPIED: u64 = 1 << 63;
 pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
-/// Where things are.
+/// Offsets in the image.
 pub const REFTABLE: usize = CLUSTER;
 pub const REFBLOCK: usize = 2 * CLUSTER;
 pub const L1: usize = 3 * CLUSTER;
@@ -67,12 +67,12 @@ pub fn image() -> Vec<u8> {
     image
 }
 
-/// What is wrong with an image in clusters of 512 bytes with refcounts of 16 bits: who uses each cluster, counted by
-/// following every table.
+/// Checks an image with clusters of 512 bytes and refcounts of 16 bits: counts the users of each cluster by following
+/// every table. The error says what is wrong.
 pub fn recount(image: &[u8]) -> Result<(), String> {
     let mut users = BTreeMap::<u64, Vec<String>>::new();
     let mut uses = |who: String, at: u64, bytes: u64| {
-        // An empty table is in no cluster, wherever its offset points.
+        // An empty table does not use a cluster, whatever its offset is.
         let end = if bytes == 0 { 0 } else { (at + bytes).div_ceil(512) };
         for cluster in at / 512..end {
             users.entry(cluster).or_default().push(who.clone());

@@ -1,4 +1,4 @@
-//! Around the page cache: buffers that the kernel would refuse, and disks of large blocks.
+//! O_DIRECT: buffers that the kernel would refuse, and disks with large blocks.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use super::*;
 use crate::testing::skip::skip;
 
-/// A disk around the page cache, by io_uring if it can be and by threads.
+/// A disk with O_DIRECT, served by io_uring if the host has it, and by threads.
 fn direct_benches(scratch: &Scratch) -> Option<Vec<Bench>> {
     let options = Options { direct: true, ..scratch.options() };
     let raw = || {
@@ -30,7 +30,7 @@ fn buffers_anywhere() {
         let mut rings = bench.start(FLUSH, 1, 32);
         let ring = &mut rings[0];
         let pattern: Vec<u8> = (0..0x3_0000u32).map(|at| (at % 253) as u8 ^ n).collect();
-        // Addresses that nothing is aligned to, cuts that are no sectors, and more than one piece's worth.
+        // Unaligned addresses, lengths that are not multiples of a sector, and more than one bounce buffer holds.
         for (at, cuts) in [
             (DATA, &[512u32][..]),
             (DATA + 4, &[512]),
@@ -68,7 +68,7 @@ fn buffers_anywhere() {
     }
 }
 
-/// More than there are buffers to go through, at once; and the file cut short under some of them.
+/// More requests at once than there are bounce buffers, and a file that is truncated during some of them.
 #[test]
 fn many_at_a_time() {
     let scratch = Scratch::new("direct-many", SECTORS * SECTOR);
@@ -108,7 +108,7 @@ fn many_at_a_time() {
     }
 }
 
-/// A block device of 4096-byte sectors, which goes when this does.
+/// A loop device with sectors of 4096 bytes, which is removed when this is dropped.
 struct Loop(PathBuf);
 
 impl Loop {
@@ -141,7 +141,7 @@ fn requests_for_less_than_a_block() {
     let ring = &mut rings[0];
     bench.put(DATA, &[1; 8192]);
     assert_eq!(request(&bench, ring, 1, 0, &[(DATA, 8192, false)]), ok(1));
-    // Each sector of two blocks by itself, all at once.
+    // Each sector of two blocks in a request of its own, all at once.
     for n in 0..16u16 {
         let at = BUFFERS + 0x8000 + u64::from(n) * 0x1000;
         bench.put(at, &1u32.to_le_bytes());
@@ -159,7 +159,7 @@ fn requests_for_less_than_a_block() {
     assert_eq!(request(&bench, ring, 0, 0, &[(DATA, 8192, true)]), ok(8193));
     let expected: Vec<u8> = (0..16u8).flat_map(|n| [0x40 + n; 512]).collect();
     assert!(bench.get(DATA, 8192) == expected);
-    // Zeroes for less than a block, which the device itself cannot do.
+    // Write-zeroes for less than a block, which the block device cannot do.
     bench.put(DATA, &[3u64.to_le_bytes(), 2u64.to_le_bytes()].concat());
     assert_eq!(request(&bench, ring, 13, 0, &[(DATA, 16, false)]), ok(1));
     assert_eq!(request(&bench, ring, 0, 2, &[(DATA, 2048, true)]), ok(2049));

@@ -1,4 +1,4 @@
-//! Disks of every format: opened, locked, read and written, mostly by requests of a driver.
+//! Disks of every format: opening, locking, reading and writing, mostly by requests of a virtio driver.
 
 mod direct_io;
 mod odd_sizes;

@@ -1,4 +1,4 @@
-//! Files whose length is not a number of sectors: the disk is as much longer as it takes, as under QEMU.
+//! Files whose length is not a multiple of a sector: the disk is rounded up to the next sector, as under QEMU.
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn a_disk_is_rounded_up_to_a_sector() {
             let mut bench = benches(&scratch).remove(n);
             assert_eq!(bench.slot.link().config().0.bytes()[..8], sectors.to_le_bytes(), "{len} bytes");
             let ring = &mut bench.start(FLUSH, 1, 16)[0];
-            // The last sector is read twice, once in two pieces that the file's end is not between.
+            // The last sector is read twice, the second time into two buffers whose border is not the end of the file.
             for cut in [512, 3] {
                 bench.put(DATA, &[0xee; 1024]);
                 let pieces = [(DATA, cut, true), (DATA + 0x200, 512 - cut, true)];
@@ -37,9 +37,9 @@ fn a_disk_is_rounded_up_to_a_sector() {
     }
 }
 
-/// What is missing is an error where the file had it.
+/// Reading a part of the file that has been cut off is an error.
 #[test]
-fn a_file_that_is_cut_short_is_not_rounded_up() {
+fn a_truncated_file_is_not_rounded_up() {
     let scratch = Scratch::new("odd-cut", 1300);
     for mut bench in benches(&scratch) {
         let ring = &mut bench.start(FLUSH, 1, 16)[0];

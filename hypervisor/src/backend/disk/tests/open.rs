@@ -1,12 +1,12 @@
-//! Which files can be disks, and who may have them open at a time.
+//! Which files can be disks, and how they are locked.
 
 use super::*;
 use crate::backend::disk::file;
 use crate::backend::disk::qcow2::Qcow2Image;
 
-/// What a child process that is being started has of a disk, too.
+/// A child process inherits the disk's descriptor between fork and exec; the lock must be free nevertheless.
 #[test]
-fn a_disk_that_was_closed_is_free_whoever_inherited_its_file() {
+fn a_closed_disk_is_not_locked_by_an_inherited_descriptor() {
     for format in [Format::Raw, Format::Qcow2] {
         let scratch = match format {
             Format::Raw => Scratch::new("inherited", SECTORS * SECTOR),

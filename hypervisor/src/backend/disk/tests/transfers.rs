@@ -1,11 +1,11 @@
-//! Jobs that take several steps, by io_uring and by threads.
+//! Jobs of several steps, by io_uring and by threads.
 
 use super::*;
 
-/// Sectors that one write-zeroes request covers at most.
+/// The most sectors of one write-zeroes request.
 const MOST_SECTORS: u32 = 1 << 16;
 
-/// 32 MiB of zeroes that have to be written, and others' requests beside them.
+/// 32 MiB of zeroes that have to be written, while other requests are served.
 #[test]
 fn zeroes_where_the_file_system_has_none() {
     const BYTES: u64 = 48 << 20;
@@ -45,7 +45,7 @@ fn zeroes_where_the_file_system_has_none() {
     }
 }
 
-/// An image whose library fails in its own way.
+/// An image whose operations panic.
 struct Panicking;
 
 impl Image for Panicking {
@@ -78,7 +78,7 @@ fn a_panic_is_an_error_of_its_request() {
     let mut bench = Bench::new(block(Arc::new(Panicking), None, &options));
     let mut rings = bench.start(FLUSH, 1, 16);
     let failed = Answer { status: 1, written: 0 };
-    // More of them than there are threads.
+    // More requests than there are threads.
     for _ in 0..8 {
         assert_eq!(request(&bench, &mut rings[0], 0, 0, &[(DATA, 512, true)]), failed);
     }
@@ -86,12 +86,12 @@ fn a_panic_is_an_error_of_its_request() {
     bench.reset();
 }
 
-/// The same by io_uring, with a pipe for a disk, which gives what there is: reads end short and are gone on with.
+/// A pipe as a disk, served by io_uring: each read returns only the bytes in the pipe, and is continued.
 #[test]
-fn short_reads_are_gone_on_with_even_during_a_reset() {
+fn short_reads_are_continued_even_during_a_reset() {
     use std::io::Write;
     if let Err(why) = io_uring::IoUring::new(2) {
-        // Threads do not read from what has no places.
+        // The threads use pread(2), which a pipe does not support.
         return crate::testing::skip::skip(
             "io-uring",
             format_args!("not here, or not in this container: {why}"),
@@ -105,7 +105,7 @@ fn short_reads_are_gone_on_with_even_during_a_reset() {
     let ring = &mut rings[0];
     to.write_all(&[1; 100]).unwrap();
     read_under_way(&bench, ring);
-    // The last byte of the first part: then the device waits for the next.
+    // When the last byte of the first part has arrived, the device waits for the next part.
     while bench.get(DATA + 99, 1) != [1] {
         assert_eq!(ring.used_index(), 0, "the read has ended");
         std::thread::yield_now();

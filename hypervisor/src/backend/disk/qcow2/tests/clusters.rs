@@ -1,4 +1,4 @@
-//! qcow2 images; where qemu-img is installed it has the last word on whether one is right.
+//! Operations on the clusters of qcow2 images. If qemu-img is installed, it checks the images afterwards.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,7 +19,7 @@ fn begin(scratch: &Scratch) -> (Bench, Ring) {
     (bench, ring)
 }
 
-/// A discard (11) or write-zeroes (13).
+/// Sends a discard (11) or write-zeroes (13) request.
 fn clear(bench: &Bench, ring: &mut Ring, kind: u32, (first, count, flags): (u64, u64, u32)) -> Answer {
     bench.put(DATA, &first.to_le_bytes());
     bench.put(DATA + 8, &(count as u32).to_le_bytes());
@@ -27,7 +27,7 @@ fn clear(bench: &Bench, ring: &mut Ring, kind: u32, (first, count, flags): (u64,
     request(bench, ring, kind, 0, &[(DATA, 16, false)])
 }
 
-/// Fills sectors, 512 at a time.
+/// Fills sectors with a byte, 512 sectors at a time.
 fn fill(bench: &Bench, ring: &mut Ring, byte: u8, sectors: std::ops::Range<u64>) {
     bench.put(DATA, &vec![byte; 0x4_0000]);
     for first in sectors.clone().step_by(512) {
@@ -54,7 +54,7 @@ fn an_image_keeps_what_was_flushed() {
     assert_eq!(request(&bench, &mut ring, 1, 99, &[(DATA, 5000, false), (DATA, 3192, false)]), ok(1));
     assert_eq!(clear(&bench, &mut ring, 13, (100, 2, 0)), ok(1));
     assert_eq!(request(&bench, &mut ring, 4, 0, &[]), ok(1));
-    // A copy as it is now, as after a crash: what was flushed is in it.
+    // A copy of the image as after a crash has the flushed data.
     let crashed = Scratch::new("crashed.qcow2", 0);
     std::fs::copy(&scratch.0, &crashed.0).unwrap();
     is_consistent(&crashed);
@@ -76,7 +76,7 @@ fn a_discard_gives_whole_clusters_back_and_keeps_their_neighbours() {
     fill(&bench, &mut ring, 7, 0..CLUSTER_SECTORS * 16);
     assert_eq!(request(&bench, &mut ring, 4, 0, &[]), ok(1));
     let full = host_blocks(&scratch);
-    // From the middle of cluster 1 to the middle of cluster 9; the same by zeroes that may be given back.
+    // From the middle of cluster 1 to the middle of cluster 9; then the same by write-zeroes with UNMAP.
     let range = (CLUSTER_SECTORS + 5, CLUSTER_SECTORS * 8);
     assert_eq!(clear(&bench, &mut ring, 11, (range.0, range.1, 0)), ok(1));
     assert_eq!(clear(&bench, &mut ring, 13, (CLUSTER_SECTORS * 12 - 3, CLUSTER_SECTORS * 2, 1)), ok(1));
@@ -122,7 +122,7 @@ fn a_discard_gives_whole_clusters_back_and_keeps_their_neighbours() {
             "{gone} is not in {map}"
         );
     }
-    // Room that was given back is used again, and the image is as large as it was.
+    // Clusters that were given back are used again, so that the image does not grow.
     let (mut bench, mut ring) = begin(&scratch);
     let before = std::fs::metadata(&scratch.0).unwrap().len();
     fill(&bench, &mut ring, 8, CLUSTER_SECTORS * 100..CLUSTER_SECTORS * 108);
@@ -166,7 +166,7 @@ fn an_old_image_takes_zeroes_and_no_discards() {
     is_consistent(&scratch);
 }
 
-/// Half of a cluster is written while the other half is zeroed: neither is lost.
+/// One half of a cluster is written while the other half is zeroed: both have an effect.
 #[test]
 fn zeroes_and_writes_side_by_side() {
     let scratch = qcow2_image("beside.qcow2", 3);
@@ -174,7 +174,7 @@ fn zeroes_and_writes_side_by_side() {
     let file = file::open(&options).unwrap();
     let image = Qcow2Image::open(file, &options).unwrap();
     let cluster = CLUSTER_SECTORS * SECTOR;
-    // Both begin at the same moment: nobody sleeps, as waking takes longer than what is to be done.
+    // Both begin at the same moment. They spin, because waking a thread takes longer than the operations.
     let begun = [AtomicU64::new(0), AtomicU64::new(0)];
     let meet = |me: usize, n: u64| {
         begun[me].store(n + 1, Ordering::Release);
@@ -193,7 +193,7 @@ fn zeroes_and_writes_side_by_side() {
         });
         for n in 0..1024 {
             meet(1, n);
-            // Each time a little later, to be beside each step of the write.
+            // Each time a little later, to meet each step of the write.
             (0..n % 128 * 40).for_each(|_| std::hint::spin_loop());
             image.zero(n * cluster + cluster / 2, cluster / 2, n % 2 == 0).unwrap();
         }
@@ -206,10 +206,10 @@ fn zeroes_and_writes_side_by_side() {
     }
 }
 
-/// Killed at any moment between two requests, a program leaves an image that is right: what it has written to it so far
-/// is in clusters that are counted.
+/// A program that is killed between two requests leaves a consistent image: what it has written is in clusters that are
+/// counted.
 #[test]
-fn an_image_is_right_after_every_request() {
+fn an_image_is_consistent_after_every_request() {
     let scratch = Scratch::new("every.qcow2", 0);
     let storage = Storage::open(StorageOpenOptions::new().write(true).filename(&scratch.0)).unwrap();
     let builder = Qcow2::<Storage>::create_builder(storage).cluster_size(512).refcount_width(64);
@@ -217,7 +217,7 @@ fn an_image_is_right_after_every_request() {
     let options = scratch.options();
     for direct in [false, true] {
         let options = Options { direct, ..options.clone() };
-        // Without O_DIRECT on this file system there is one way less.
+        // The file system may not support O_DIRECT.
         let Ok(lock) = file::open(&options) else { continue };
         let disk = Qcow2Image::open(lock, &options).unwrap();
         let right = || {
@@ -237,10 +237,9 @@ fn an_image_is_right_after_every_request() {
     }
 }
 
-/// What a discard gives back is this image's and nobody else's: a backing file's data do not come back, and those of
-/// a snapshot stay.
+/// A discard affects this image only: data of a backing file do not become visible again, and data of a snapshot stay.
 #[test]
-fn what_is_shared_is_kept() {
+fn a_discard_keeps_shared_clusters() {
     let base = qcow2_image("base.qcow2", 3);
     let (mut bench, mut ring) = begin(&base);
     fill(&bench, &mut ring, 5, 0..CLUSTER_SECTORS * 8);
@@ -285,9 +284,9 @@ fn what_is_shared_is_kept() {
     is_consistent(&scratch);
 }
 
-/// Around the page cache, from and to buffers that nothing is aligned to.
+/// An image with O_DIRECT, and unaligned buffers.
 #[test]
-fn an_image_around_the_page_cache() {
+fn an_image_with_direct_io() {
     let scratch = qcow2_image("direct.qcow2", 3);
     let options = Options { direct: true, ..scratch.options() };
     if file::open(&options).is_err() {

@@ -1,16 +1,16 @@
-//! qcow2 images whose tables are wrong: refused with a line that says what to do, before a byte of them is written.
+//! qcow2 images with wrong tables are refused, with a line that says what to do, before anything is written to them.
 
 use super::*;
 use crate::testing::qcow2::*;
 
-/// Writes an image to a file of its own.
+/// Writes an image to a scratch file.
 pub fn stored(name: &str, image: &[u8]) -> Scratch {
     let scratch = Scratch::new(name, 0);
     std::fs::write(&scratch.0, image).unwrap();
     scratch
 }
 
-/// Why an image is refused.
+/// The message with which an image is refused.
 #[track_caller]
 fn refused(name: &str, bytes: &[u8], readonly: bool) -> String {
     let scratch = stored(&format!("damaged-{name}.qcow2"), bytes);
@@ -27,7 +27,7 @@ fn to_be_repaired(name: &str, bytes: &[u8], what: &str) {
     assert!(why.contains(what) && why.contains("qemu-img check -r all"), "{name}: {why}");
 }
 
-/// What the smallest image becomes by writing values to places.
+/// The small image with 8-byte values written at some offsets.
 fn with(places: &[(usize, u64)]) -> Vec<u8> {
     let mut changed = image();
     places.iter().for_each(|&(at, value)| put(&mut changed, at, value.to_be_bytes()));
@@ -43,9 +43,9 @@ fn the_small_image_is_accepted() {
     }
 }
 
-/// The library would put refcounts over the header, and then call itself until the stack is full.
+/// The library would overwrite the header with refcounts, and then recurse until the stack overflows.
 #[test]
-fn a_header_that_is_not_counted_is_not_written_over() {
+fn an_uncounted_header_is_not_overwritten() {
     let mut cut = image();
     cut.truncate(72);
     put(&mut cut, 4, 2u32.to_be_bytes());
@@ -60,7 +60,7 @@ fn a_header_that_is_not_counted_is_not_written_over() {
 }
 
 #[test]
-fn metadata_that_is_not_counted_is_not_given_away() {
+fn uncounted_metadata_is_not_allocated() {
     for (what, at) in [
         ("the refcount table", REFTABLE),
         ("a refcount block", REFBLOCK),
@@ -82,7 +82,7 @@ fn metadata_that_is_not_counted_is_not_given_away() {
 }
 
 #[test]
-fn what_overlaps_is_refused() {
+fn overlaps_are_refused() {
     let (copied, l1) = (|at: usize| at as u64 | COPIED, L1 as u64);
     for (name, places) in [
         ("data-in-header", vec![(L2 + 24, 0x200 | COPIED)]),
@@ -105,7 +105,7 @@ fn what_overlaps_is_refused() {
             "{name} is right, says the recount"
         );
     }
-    // Two entries for one cluster, both of which are written in place; and one that is shared with a snapshot.
+    // Two entries for one cluster, both marked as writable in place; and one for a cluster that a snapshot shares.
     to_be_repaired("twice", &with(&[(L2 + 24, copied(GUEST_DATA))]), "more users than its refcount");
     to_be_repaired(
         "shared",
@@ -120,7 +120,7 @@ fn what_overlaps_is_refused() {
 }
 
 #[test]
-fn what_lies_outside_the_file_is_refused() {
+fn offsets_outside_the_file_are_refused() {
     let far = 0x0010_0000;
     for (name, at) in
         [("l1", 40), ("reftable", 48), ("snapshots", 64), ("refblock", REFTABLE), ("snapshot-l1", SNAPSHOTS)]
@@ -151,7 +151,8 @@ fn what_lies_outside_the_file_is_refused() {
     to_be_repaired("refblock-unaligned", &with(&[(REFTABLE, 0x404)]), "reserved bits are set");
 }
 
-/// Every field of the header at the ends of its range: an answer, soon, and no memory that the image does not need.
+/// With every field of the header at the ends of its range, the check ends soon and takes no more memory than the
+/// image needs.
 #[test]
 fn headers_that_lie_about_sizes() {
     for (name, at, value) in [
@@ -182,7 +183,7 @@ fn headers_that_lie_about_sizes() {
     }
 }
 
-/// What is said of an image that is dirty, corrupt, or has a feature of which nothing is known here.
+/// The messages for images that are dirty, corrupt, or have unknown features.
 #[test]
 fn features_have_names() {
     for readonly in [false, true] {
@@ -217,14 +218,14 @@ fn features_have_names() {
     );
 }
 
-/// Whatever the library believes of refcounts once the image is open: the header stays.
+/// The header is not overwritten, even if the library believes that its cluster is free.
 #[test]
 fn a_write_into_the_header_is_an_error() {
     let scratch = stored("header-kept.qcow2", &image());
     let options = scratch.options();
     let lock = file::open(&options).unwrap();
     let disk = Qcow2Image::open(lock, &options).unwrap();
-    // Somebody who asks for no lock frees all of the clusters, after which the library would allocate cluster 0.
+    // A program that ignores locks frees all clusters, after which the library would allocate cluster 0.
     let file = File::options().write(true).open(&scratch.0).unwrap();
     file.write_all_at(&[0; CLUSTER], REFBLOCK as u64).unwrap();
     let mut data = [7u8; CLUSTER];
@@ -235,9 +236,9 @@ fn a_write_into_the_header_is_an_error() {
     assert!(now[..CLUSTER] == was[..CLUSTER], "the header was written over");
 }
 
-/// An image in the place of the one that was looked at would not have been looked at.
+/// An image that replaced the checked one would not have been checked.
 #[test]
-fn what_is_opened_is_what_was_looked_at() {
+fn the_opened_image_is_the_checked_one() {
     let scratch = stored("swapped.qcow2", &image());
     let options = scratch.options();
     let lock = file::open(&options).unwrap();
@@ -251,7 +252,7 @@ fn what_is_opened_is_what_was_looked_at() {
 }
 
 #[test]
-fn the_small_image_is_right() {
+fn the_small_image_is_consistent() {
     assert_eq!(recount(&image()), Ok(()));
     let mut wrong = image();
     put(&mut wrong, REFBLOCK, [0, 0]);

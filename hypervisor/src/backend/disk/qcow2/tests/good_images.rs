@@ -1,4 +1,4 @@
-//! Images of every kind that qemu-img makes: all are taken, hold what was put into them, and are right afterwards.
+//! Images of every kind that qemu-img makes are accepted, hold their data, and are consistent afterwards.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use super::*;
 
 const BYTES: usize = 1 << 20;
 
-/// Data with pieces that compress and pieces that do not, and pieces of zeroes.
+/// Data of which some parts can be compressed, some cannot, and some are zeroes.
 fn content() -> Vec<u8> {
     let mut seed = 1u32;
     let mut noise = || {
@@ -46,7 +46,7 @@ fn holds(scratch: &Scratch, expected: &[u8]) {
     }
 }
 
-/// Writes all over the disk, which has `expected` then, and looks at the image.
+/// Writes to many parts of the disk, updates `expected`, and checks the image.
 fn used(scratch: &Scratch, expected: &mut [u8]) {
     holds(scratch, expected);
     let disk = open(scratch, false);
@@ -64,7 +64,8 @@ fn used(scratch: &Scratch, expected: &mut [u8]) {
     loses_nothing(scratch);
 }
 
-/// Only room may be lost: that of bitmaps, which are out of date once a program without bitmaps has written the image.
+/// Checks an image, and accepts leaked clusters: those of bitmaps, which are out of date after a program that does
+/// not support them has written to the image.
 fn loses_nothing(scratch: &Scratch) {
     let checked =
         Command::new("qemu-img").args(["check", "-q", "-f", "qcow2", scratch.0.to_str().unwrap()]).output();
@@ -73,7 +74,7 @@ fn loses_nothing(scratch: &Scratch) {
     assert!(matches!(checked.status.code(), Some(0 | 3)), "{checked:?}");
 }
 
-/// Makes an image of [`content`]; `None` where there is no qemu-img.
+/// Makes an image of [`content`]; `None` if qemu-img is not installed.
 fn made(name: &str, args: &[&str]) -> Option<Scratch> {
     let (raw, scratch) = (Scratch::new(&format!("{name}.raw"), 0), Scratch::new(&format!("{name}.qcow2"), 0));
     std::fs::write(&raw.0, content()).unwrap();
@@ -83,7 +84,7 @@ fn made(name: &str, args: &[&str]) -> Option<Scratch> {
 }
 
 #[test]
-fn every_kind_of_image_is_taken() {
+fn every_kind_of_image_is_accepted() {
     let mut kinds: Vec<Vec<String>> = Vec::new();
     let mut kind = |args: &[&str]| kinds.push(args.iter().map(|arg| (*arg).to_owned()).collect());
     for bits in [1, 2, 4, 8, 16, 32, 64] {
@@ -132,7 +133,7 @@ fn snapshots_stay_and_bitmaps_do_no_harm() {
 }
 
 #[test]
-fn images_behind_images_and_beside_their_data() {
+fn backing_files_and_external_data_files() {
     let Some(base) = made("chain-base", &["-c"]) else { return };
     let over = [Scratch::new("chain-over.qcow2", 0), Scratch::new("chain-top.qcow2", 0)];
     let [middle, top] = over.each_ref().map(|scratch| scratch.0.to_str().unwrap());
@@ -152,7 +153,7 @@ fn images_behind_images_and_beside_their_data() {
     }
 }
 
-/// A damaged backing file is told by its own name.
+/// The message for a damaged backing file names that file.
 #[test]
 fn a_damaged_backing_file_is_named() {
     let Some(base) = made("damaged-base", &[]) else { return };
@@ -165,7 +166,7 @@ fn a_damaged_backing_file_is_named() {
 }
 
 #[test]
-fn what_is_not_supported_has_a_name() {
+fn unsupported_features_are_named() {
     for (name, args, said) in [
         ("subclusters", "extended_l2=on", "extended L2 entries"),
         ("zstd", "compression_type=zstd", "a compression other than zlib"),
@@ -178,7 +179,7 @@ fn what_is_not_supported_has_a_name() {
     }
 }
 
-/// Room for refcounts grows with the image, through several tables of them.
+/// The refcount tables grow with the image.
 #[test]
 fn refcounts_grow_with_the_image() {
     let scratch = Scratch::new("growing.qcow2", 0);
@@ -202,7 +203,7 @@ fn refcounts_grow_with_the_image() {
     }
 }
 
-/// The library subtracts the length of a cluster from the end of the disk, which has less than one.
+/// The library subtracts the length of a cluster from the end of a disk that is shorter than a cluster.
 #[test]
 fn a_part_of_a_disk_that_is_shorter_than_a_cluster_is_zeroed() {
     let scratch = Scratch::new("shorter.qcow2", 0);

@@ -1,4 +1,4 @@
-//! qcow2 images: good ones, damaged ones, and what is done to them.
+//! qcow2 images: valid ones, damaged ones, and the operations on them.
 
 mod clusters;
 mod damaged;

@@ -1,5 +1,5 @@
-//! Images with a few bytes changed, anywhere in their tables: each is refused, or does what a disk does. No write may
-//! be seen anywhere else, neither in the image nor in its snapshot.
+//! Images with a few changed bytes anywhere in their tables: each is refused, or behaves as a disk. A write may not
+//! change anything else, neither in the image nor in its snapshot.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::damaged::stored;
 use super::*;
 use crate::testing::qcow2::*;
 
-/// A change: where, and the value of 8 bytes or of one.
+/// A change: an offset, and a value of 8 bytes or of one byte.
 #[derive(Clone, Debug)]
 enum Change {
     Byte(usize, u8),
@@ -15,7 +15,7 @@ enum Change {
 }
 
 fn change() -> impl Strategy<Value = Change> {
-    // Offsets that are something already, with the flags that offsets have.
+    // Offsets that are in use in the image, with the flags of table entries.
     let flags = prop_oneof![Just(0), Just(COPIED), Just(1), Just(1 << 62), Just(COPIED | 1)];
     let value = (0..CLUSTERS as u64 + 2, flags, prop_oneof![4 => Just(0), 1 => 0..512u64]);
     let value = value.prop_map(|(cluster, flags, more)| (cluster * CLUSTER as u64) | flags | more);
@@ -36,7 +36,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// What a guest does to a range of the disk's sectors: read or written, discarded, zeroed.
+/// An operation of a guest on a range of sectors: read or write, discard, write-zeroes.
 type Action = (u8, u64, u64);
 
 fn action() -> impl Strategy<Value = Action> {
@@ -46,13 +46,13 @@ fn action() -> impl Strategy<Value = Action> {
 
 fn read(disk: &Qcow2Image) -> io::Result<Vec<u8>> {
     let mut data = vec![0u8; DISK as usize];
-    // From and to the disk's first 64 KiB, in one buffer.
+    // The first 64 KiB of the disk, in one buffer.
     disk.read(&mut [libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() }], 0)?;
     Ok(data)
 }
 
-/// Does it, to the disk and to what it should be. `false`: the disk answers with an error, and what it then holds in
-/// that range is anything.
+/// Applies an operation to the disk and to the model. Returns false if the disk reports an error; the content of the
+/// range is then unknown.
 fn act(disk: &Qcow2Image, model: &mut [Option<u8>], (what, from, count): Action) -> bool {
     let (offset, len) = (from * 512, count * 512);
     let byte = what.wrapping_mul(37).wrapping_add(from as u8) | 1;
@@ -72,7 +72,7 @@ fn agrees(held: &[u8], model: &[Option<u8>]) -> bool {
     held.iter().zip(model).all(|(held, model)| model.is_none_or(|model| model == *held))
 }
 
-/// Where the snapshot's tables and data are, each a cluster, and what is there.
+/// The offsets and contents of the clusters that hold the snapshot's tables and data.
 fn of_the_snapshot(image: &[u8]) -> Vec<(usize, Vec<u8>)> {
     let mut places = vec![0, be64(image, 64) as usize];
     if be32(image, 60) > 0 {
@@ -113,7 +113,7 @@ fn refused_or_a_disk(name: &str, changes: &[Change], actions: &[Action]) -> Resu
         return Ok(true);
     }
     let opened = std::fs::read(&scratch.0).unwrap();
-    // A compressed cluster that cannot be inflated is an error of its readers.
+    // Reading a compressed cluster that cannot be decompressed is an error.
     let Ok(held) = read(&disk) else { return Ok(true) };
     let mut model: Vec<_> = held.into_iter().map(Some).collect();
     for action in actions {
@@ -149,15 +149,15 @@ proptest! {
     }
 }
 
-/// The property above says something: some changes are harmless.
+/// The property above is not trivial: some changed images are accepted.
 #[test]
 fn some_changed_images_are_used() {
     let actions = [(0, 0, 9), (2, 3, 4), (0, 60, 9)];
     let used = |changes: &[Change]| refused_or_a_disk("mutated-used.qcow2", changes, &actions).unwrap();
     assert!(used(&[]));
-    // A refcount that is too high, and a cluster that an entry forgets.
+    // A refcount that is too high, and a cluster to which no entry refers any more.
     assert!(used(&[Change::Word(REFBLOCK + 24, u64::MAX)]) && used(&[Change::Word(L2, 0)]));
     assert!(!used(&[Change::Word(REFBLOCK, 0)]));
-    // A snapshot whose L1 table is empty, with an offset inside the cluster that its long name reaches into.
+    // A snapshot with an empty L1 table, whose offset is inside a cluster that holds the snapshot's long name.
     assert!(used(&[Change::Word(SNAPSHOTS + 8, 512), Change::Byte(SNAPSHOTS + 7, 1)]));
 }

@@ -1,4 +1,4 @@
-//! Files that a qcow2 image names.
+//! Files to which a qcow2 image refers.
 
 use imago::file::File as Storage;
 use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
@@ -30,7 +30,7 @@ fn only_read(scratch: &Scratch) -> Options {
     Options { readonly: true, ..scratch.options() }
 }
 
-/// Why a disk cannot be opened: one line.
+/// The message with which a disk is refused: one line.
 #[track_caller]
 fn refusal(options: &Options) -> String {
     let why = Disk::open(options).err().expect("it should be refused").to_string();
@@ -38,9 +38,9 @@ fn refusal(options: &Options) -> String {
     why
 }
 
-/// Who writes to a backing file breaks what is on top of it; any number may read it.
+/// Writing to a backing file would break the image on top of it; any number of images may read it.
 #[test]
-fn a_backing_file_is_locked_while_it_is_behind_something() {
+fn a_backing_file_is_locked_while_it_is_in_use() {
     let (base, raw) = (qcow2_image("locked-base.qcow2", 3), Scratch::new("locked-base.raw", BYTES));
     for (below, format) in [(&base, "qcow2"), (&raw, "raw")] {
         let [one, two] = ["locked-one.qcow2", "locked-two.qcow2"].map(|name| above(name, &below.0, format));
@@ -60,7 +60,7 @@ fn a_backing_file_is_locked_while_it_is_behind_something() {
 }
 
 #[test]
-fn an_image_behind_itself() {
+fn an_image_that_is_its_own_backing_file_is_refused() {
     let place = Scratch::new("own.qcow2", 0);
     let own = above("own.qcow2", &place.0, "qcow2");
     let (a, b) = (Scratch::new("ring-a.qcow2", 0), Scratch::new("ring-b.qcow2", 0));
@@ -73,7 +73,7 @@ fn an_image_behind_itself() {
 }
 
 #[test]
-fn too_many_behind_one_another() {
+fn a_chain_of_too_many_backing_files_is_refused() {
     let mut chain = vec![Scratch::new("chain.raw", BYTES)];
     for n in 0..70 {
         let format = if n == 0 { "raw" } else { "qcow2" };
@@ -84,16 +84,16 @@ fn too_many_behind_one_another() {
     assert!(refusal(&chain[70].options()).contains("more than 64 files behind one another"));
 }
 
-/// Nothing is waited for, and nobody is told to make an empty file in the stead of one that is missing.
+/// Opening does not wait, and the message does not advise to create a missing backing file as an empty file.
 #[test]
-fn what_cannot_be_behind_an_image() {
+fn files_that_cannot_be_backing_files_are_refused() {
     let gone = std::env::temp_dir().join("paravane-no-such-file");
     let why = refusal(&above("above-nothing.qcow2", &gone, "raw").options());
     assert!(why.contains("paravane-no-such-file") && !why.contains("truncate"), "{why}");
     let fifo = Scratch::new("behind.fifo", 0);
     std::fs::remove_file(&fifo.0).unwrap();
     let name = std::ffi::CString::new(fifo.0.to_str().unwrap()).unwrap();
-    // SAFETY: a string that ends with NUL.
+    // SAFETY: the string ends with NUL.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
     let why = refusal(&above("above-fifo.qcow2", &fifo.0, "raw").options());
     assert!(why.contains("neither a file nor a block device"), "{why}");
@@ -101,11 +101,11 @@ fn what_cannot_be_behind_an_image() {
     assert!(refusal(&other.options()).contains("qemu-img convert"));
 }
 
-/// What a guest would read is noise, and what it would write destroys what it does not see.
+/// A guest would read encrypted data, and would destroy data by writing.
 #[test]
-fn an_encrypted_image() {
+fn an_encrypted_image_is_refused() {
     let below = qcow2_image("encrypted.qcow2", 3);
-    // Its header says LUKS.
+    // An image whose header says LUKS.
     File::options().write(true).open(&below.0).unwrap().write_all_at(&2u32.to_be_bytes(), 32).unwrap();
     let top = above("above-encrypted.qcow2", &below.0, "qcow2");
     for options in [below.options(), only_read(&below), top.options()] {
@@ -113,9 +113,9 @@ fn an_encrypted_image() {
     }
 }
 
-/// A file for an image's data is written only where the image may be, and is nobody else's then.
+/// An external data file is opened for writing, and locked, only if the image is writable.
 #[test]
-fn a_file_for_an_images_data() {
+fn an_external_data_file_is_locked_as_its_image() {
     let data = Scratch::new("data.raw", 0);
     let file = storage(&data);
     let name = data.0.to_str().unwrap().to_owned();

@@ -1,5 +1,4 @@
-//! A TAP interface in a network namespace of the test's own, spoken to from the other side by a packet
-//! socket.
+//! A TAP interface in a network namespace of the test, with a packet socket at its other side.
 
 mod offloads;
 
@@ -12,13 +11,13 @@ use crate::backend::net::tap::*;
 use crate::testing::skip::skip;
 
 const NAME: &str = "pvtest0";
-/// IEEE's first Ethernet type for local experiments: nobody else sends it here.
+/// IEEE's first Ethernet type for local experiments: no other program sends it here.
 const ETHERTYPE: u16 = 0x88b5;
 
-/// Runs `test` in a thread with a network namespace of its own, or says why it cannot.
+/// Runs `test` in a thread with its own network namespace, or skips it.
 pub(super) fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let ran = std::thread::spawn(move || {
-        // SAFETY: only this thread gets another network; it has no sockets yet.
+        // SAFETY: only this thread gets another network namespace, and it has no sockets yet.
         let entered = check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
         entered.and_then(|()| std::fs::metadata(CLONE_DEVICE)).map(|_| test())
     });
@@ -27,7 +26,7 @@ pub(super) fn in_own_network(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Gives an interface an IPv4 address, with a network of 255 more.
+/// Gives an interface an IPv4 address in a network of 256 addresses.
 pub(super) fn set_address(name: &str, address: [u8; 4]) {
     let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).unwrap();
     for (address, what) in [(address, libc::SIOCSIFADDR), ([255, 255, 255, 0], libc::SIOCSIFNETMASK)] {
@@ -38,17 +37,17 @@ pub(super) fn set_address(name: &str, address: [u8; 4]) {
     }
 }
 
-/// Gives an interface an IPv6 address, with a network of 64 bits, which can be used at once: nobody is asked first whether
-/// he has it. Behind the header is a `struct ifaddrmsg`, with the address as its one attribute.
+/// Gives an interface an IPv6 address with a prefix of 64 bits, without duplicate address detection, so that it can
+/// be used at once. The header is followed by a `struct ifaddrmsg`, with the address as its only attribute.
 ///
 /// # Errors
-/// Where the host has no IPv6.
+/// When the host has no IPv6.
 pub(super) fn set_address6(name: &str, address: [u8; 16]) -> io::Result<()> {
     let message = [libc::AF_INET6 as u8, 64, libc::IFA_F_NODAD as u8, 0];
     let attribute = [20u16.to_ne_bytes(), libc::IFA_ADDRESS.to_ne_bytes()].concat();
     let body = [&message, &index(name).to_ne_bytes()[..], &attribute, &address].concat();
     ask(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &body)?;
-    // A thread of the kernel's makes the route to it later. Without that nothing for the address is taken in.
+    // A thread of the kernel adds the address's route later. Until then packets for the address are not accepted.
     let (began, patience) = (std::time::Instant::now(), std::time::Duration::from_secs(60));
     while !is_local(address)? {
         if began.elapsed() > patience {
@@ -59,12 +58,12 @@ pub(super) fn set_address6(name: &str, address: [u8; 16]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the kernel takes an address for its own: the flag `RTF_LOCAL` (linux/ipv6_route.h) of a route to it alone.
+/// Whether the kernel has a local route for an address: one with the flag `RTF_LOCAL` (linux/ipv6_route.h).
 fn is_local(address: [u8; 16]) -> io::Result<bool> {
     const RTF_LOCAL: u32 = 0x8000_0000;
     let address: String = address.iter().map(|byte| format!("{byte:02x}")).collect();
     let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route")?;
-    // Address, bits of the prefix; the ninth field is the flags.
+    // The fields are address and prefix length; the ninth is the flags.
     let flags = |line: &str| u32::from_str_radix(line.split_whitespace().nth(8)?, 16).ok();
     let mut to_it = routes.lines().filter(|line| line.starts_with(&format!("{address} 80 ")));
     Ok(to_it.any(|line| flags(line).is_some_and(|flags| flags & RTF_LOCAL != 0)))
@@ -87,10 +86,10 @@ fn index(name: &str) -> u32 {
 }
 
 fn socket(domain: i32, kind: i32, protocol: i32) -> OwnedFd {
-    // SAFETY: makes a descriptor out of numbers.
+    // SAFETY: the call takes no pointer.
     let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
     assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: nobody else has it.
+    // SAFETY: nothing else owns the new descriptor.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -98,18 +97,18 @@ fn socket(domain: i32, kind: i32, protocol: i32) -> OwnedFd {
 fn wire(interface: u32) -> File {
     let protocol = ETHERTYPE.to_be();
     let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, protocol.into());
-    // SAFETY: all zeroes are a socket address.
+    // SAFETY: all zeroes are a valid socket address.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = protocol;
     address.sll_ifindex = interface as i32;
     let len = size_of::<libc::sockaddr_ll>() as u32;
-    // SAFETY: the address is live and as long as is said.
+    // SAFETY: the address is live and has the given length.
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) }).unwrap();
     File::from(socket)
 }
 
-/// Asks the kernel for a change (rtnetlink(7)): of `kind`, with `body` behind the header.
+/// Sends a request of `kind` to the kernel (rtnetlink(7)), with `body` after the header.
 fn ask(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<()> {
     let mut netlink = File::from(socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE));
     let flags = (flags | libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
@@ -125,7 +124,7 @@ fn ask(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Deletes an interface. Behind the header is a `struct ifinfomsg`.
+/// Deletes an interface. The header is followed by a `struct ifinfomsg`.
 fn delete(interface: u32) {
     let body = [&[0; 4], &interface.to_ne_bytes()[..], &[0; 8]].concat();
     ask(libc::RTM_DELLINK, 0, &body).unwrap();
@@ -145,7 +144,7 @@ fn send(tap: &mut Tap, header: Header, mut frame: Vec<u8>) -> Sent {
     tap.send(&header, &mut pieces)
 }
 
-/// The next frame of ours; the kernel sends some of its own on a new interface.
+/// Receives the next frame of the test. The kernel sends frames of its own on a new interface, which are ignored.
 fn receive(tap: &mut Tap, room: usize) -> (Received, Vec<u8>) {
     loop {
         let mut memory = vec![0; room];
@@ -172,7 +171,7 @@ fn frames_pass_both_ways() {
         let mut got = [0; 2048];
         assert_eq!(io::Read::read(&mut wire, &mut got).unwrap(), 60);
         assert_eq!(got[..60], frame(60, 7));
-        // A header that the kernel refuses costs the frame, not the link.
+        // If the kernel refuses a header, the frame is lost and the link stays up.
         let refused = Header { flags: 1, csum_start: 2000, ..Header::default() };
         assert_eq!((send(&mut tap, refused, frame(60, 8)), tap.is_up()), (Sent::Done, true));
 
@@ -188,7 +187,7 @@ fn frames_pass_both_ways() {
     });
 }
 
-/// A socket in the place of the interface: each datagram is a frame behind its header.
+/// With a socket in place of the interface; each datagram is a header and a frame.
 #[test]
 fn what_the_driver_did_not_accept_is_kept_from_it() {
     let (ours, other) = std::os::unix::net::UnixDatagram::pair().unwrap();
@@ -224,7 +223,7 @@ fn an_interface_that_is_deleted_is_a_link_that_is_down() {
             if poll {
                 let watch = tap.watch(false).unwrap();
                 let mut fd = libc::pollfd { fd: watch.fd, events: watch.events, revents: 0 };
-                // SAFETY: one live pollfd.
+                // SAFETY: the pollfd is live.
                 assert_eq!(unsafe { libc::poll(&mut fd, 1, -1) }, 1);
                 tap.ready(fd.revents);
             } else {

@@ -1,8 +1,8 @@
-//! Offloads over a TAP interface, against the host's own TCP: a driver that leaves checksums and segmentation to the
-//! device, and takes what is unfinished itself.
+//! Offloads over a TAP interface, tested with the host's TCP: the driver leaves checksums and segmentation to the
+//! device, and accepts packets whose checksums and segmentation are left to it.
 //!
-//! The driver speaks just enough TCP for one connection. That the host's stack acknowledges and delivers what it sends
-//! proves that the kernel was asked right; what the host sends is checked here.
+//! The driver has just enough TCP for one connection. If the host's stack acknowledges and delivers what it sends, the
+//! offloads were requested correctly; what the host sends is checked here.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener};
@@ -16,7 +16,7 @@ use crate::virtio::net::Net;
 
 const HOST: [u8; 4] = [10, 9, 0, 1];
 const GUEST: [u8; 4] = [10, 9, 0, 2];
-/// Two of a network of nobody's (RFC 4193).
+/// Two addresses of an unassigned local network (RFC 4193).
 const HOST6: [u8; 16] = [0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const GUEST6: [u8; 16] = [0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -25,12 +25,12 @@ const SYN: u8 = 2;
 const ACK: u8 = 16;
 const PSH_ACK: u8 = 24;
 const ETHERNET: usize = 14;
-/// TCP without options.
+/// Length of a TCP header without options.
 const TCP: usize = 20;
-/// Protocols in IP's headers.
+/// Protocol numbers in IP headers.
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_ICMPV6: u8 = 58;
-/// A buffer for receiving, of which a frame takes several.
+/// Bytes of a receive buffer; a frame takes several.
 const BUFFER: u64 = 2048;
 const OUT: u64 = BUFFERS + 0x6_0000;
 
@@ -57,11 +57,11 @@ impl Family {
     fn ethertype(self) -> [u8; 2] {
         if self == Self::V4 { [8, 0] } else { [0x86, 0xdd] }
     }
-    /// Bytes of its header.
+    /// Length of the IP header.
     fn header(self) -> usize {
         if self == Self::V4 { 20 } else { 40 }
     }
-    /// What an interface with an MTU of 1500 takes.
+    /// The maximum segment size of an interface with an MTU of 1500.
     fn mss(self) -> usize {
         1500 - self.header() - TCP
     }
@@ -75,8 +75,8 @@ impl Family {
             Self::V6 => [offload::HOST_TSO6, offload::GUEST_TSO6],
         }
     }
-    /// The sum of the pseudo-header of a packet between us and the host, in either direction: what an unfinished
-    /// checksum field holds.
+    /// The sum of the pseudo-header of a packet between driver and host, in either direction: the content of a partial
+    /// checksum field.
     fn pseudo(self, protocol: u8, len: usize) -> u16 {
         let rest = [(len as u32).to_be_bytes(), [0, 0, 0, protocol]].concat();
         match self {
@@ -84,7 +84,7 @@ impl Family {
             Self::V6 => sum(&[&HOST6[..], &GUEST6, &rest].concat()),
         }
     }
-    /// The header of a packet of ours, with `len` bytes behind it.
+    /// The IP header of a packet of the driver, which is followed by `len` bytes.
     fn packet(self, len: usize) -> Vec<u8> {
         if self == Self::V6 {
             let start = [&[0x60, 0, 0, 0][..], &(len as u16).to_be_bytes(), &[PROTOCOL_TCP, 64]].concat();
@@ -98,7 +98,7 @@ impl Family {
         ip[10..12].copy_from_slice(&checksum.to_be_bytes());
         ip
     }
-    /// The TCP segment in a frame, if it is one.
+    /// The TCP segment in a frame, if there is one.
     fn segment(self, frame: &[u8]) -> Option<&[u8]> {
         let word = |at| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
         let (protocol, end) = match self {
@@ -110,7 +110,8 @@ impl Family {
     }
 }
 
-/// The answer to a question for our address (ARP, RFC 826; neighbour solicitation, RFC 4861), if `frame` is one.
+/// The answer to a request for the driver's address (ARP, RFC 826; neighbour solicitation, RFC 4861), if `frame` is
+/// one.
 fn answer(frame: &[u8]) -> Option<Vec<u8>> {
     let asker = &frame[6..12];
     if frame[12..14] == [8, 6] && frame[38..42] == GUEST {
@@ -142,7 +143,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// Sends a segment with its checksum unfinished, to be cut to size if it is long.
+    /// Sends a segment with a partial checksum, which is to be segmented if it is long.
     fn send(&mut self, flags: u8, data: &[u8]) {
         let family = self.family;
         let tcp_len = TCP + data.len();
@@ -172,7 +173,7 @@ impl Peer {
         self.transmit.chain(0, &[(OUT, packet.len() as u32, false)]);
         self.bench.run(1, &mut self.transmit);
     }
-    /// The next frame: its header, and all of it.
+    /// Receives a frame: returns its header and the whole frame.
     fn receive(&mut self) -> (Header, Vec<u8>) {
         let mut packet = Vec::new();
         let (mut left, mut first) = (1, true);
@@ -196,7 +197,8 @@ impl Peer {
         let header = zerocopy::FromBytes::read_from_bytes(&packet[..HEADER_LEN]).unwrap();
         (header, packet.split_off(HEADER_LEN))
     }
-    /// The next segment of the connection: its header, flags and data. Questions for our address are answered.
+    /// Receives a segment of the connection: returns its header, flags and data. Answers requests for the driver's
+    /// address.
     fn segment(&mut self) -> (Header, u8, Vec<u8>) {
         loop {
             let (header, frame) = self.receive();
@@ -272,7 +274,7 @@ fn both_ways(tap: Tap, family: Family) {
     peer.send(ACK, &[]);
     let (mut socket, _) = listener.accept().unwrap();
 
-    // Cut by the kernel, or not at all, but delivered to the last byte.
+    // The kernel may segment it or not, but delivers all of it.
     let sent: Vec<u8> = (0..20_000u32).map(|i| (i % 251) as u8).collect();
     peer.send(PSH_ACK, &sent);
     let mut got = vec![0; sent.len()];
@@ -285,7 +287,7 @@ fn both_ways(tap: Tap, family: Family) {
     while got.len() < answer.len() {
         let (header, _, data) = peer.segment();
         let is_long = data.len() > family.mss();
-        // What is sent again may be less than it was, and still be marked as to be cut.
+        // A retransmission may be shorter than a segment, and still be marked for segmentation.
         let is_to_be_cut = header.gso_type == family.gso();
         assert_eq!(header.gso_size != 0, is_to_be_cut, "{header:?}");
         assert!(is_to_be_cut || !is_long, "{header:?}");
@@ -297,9 +299,10 @@ fn both_ways(tap: Tap, family: Family) {
     assert!(longest > family.mss(), "the host has not left the cutting to us: {longest}");
 }
 
-/// Each would have the kernel read or write outside the frame, or cut it into nothing. They cost themselves.
+/// Headers that would make the kernel access memory outside the frame, or divide it into empty segments: such frames
+/// are lost.
 #[test]
-fn impossible_wishes_cost_the_frame_and_nothing_else() {
+fn frames_with_impossible_offloads_are_lost_and_the_link_stays_up() {
     in_own_network(|| {
         let tap = Tap::open("pvtest0").unwrap();
         set_address("pvtest0", HOST);
