@@ -10,6 +10,7 @@ use paravane::ledger::Region;
 use paravane::machine::console::{CaptureSink, ConsoleInput};
 use paravane::machine::end::DomainEnd;
 use paravane::monitor::Control;
+use paravane::technique::Technique;
 use paravane::virtio::Device;
 
 use crate::machine::{engines, transport};
@@ -42,6 +43,8 @@ pub struct Guest<'a> {
     pub name: &'a str,
     /// Its image.
     pub image: Cow<'static, [u8]>,
+    /// How it is virtualized, if not as its image wants.
+    pub technique: Option<&'static Technique>,
     /// Its command line.
     pub cmdline: &'a str,
     /// Its memory in bytes.
@@ -61,6 +64,7 @@ impl Guest<'static> {
         Self {
             name: "guest",
             image,
+            technique: None,
             cmdline: "",
             mem_bytes: 32 << 20,
             devices: Vec::new,
@@ -102,7 +106,7 @@ impl Guest<'_> {
             cmdline: self.cmdline.to_owned(),
             initrd: None,
             devices: (self.devices)(),
-            technique: None,
+            technique: self.technique,
             engine,
             transport,
             sink: Box::new(sink.clone()),

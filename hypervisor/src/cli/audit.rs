@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
-use super::{given, print};
+use super::{input_file, print};
 use crate::audit::{Audit, Class, Effect, Policy, audit, text};
 use crate::image::builtin;
 use crate::text::printable;
@@ -110,7 +110,7 @@ fn load(args: &AuditArgs) -> anyhow::Result<(String, Audit)> {
         None => ("built-in guest".to_owned(), builtin::PV.into()),
         Some(path) => {
             let name = path.to_string_lossy().into_owned();
-            let bytes = given::image(path, u64::MAX)
+            let bytes = input_file::image(path, u64::MAX)
                 .with_context(|| format!("cannot read {}", printable::path(path)))?;
             (name, bytes.into())
         }

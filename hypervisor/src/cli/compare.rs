@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
-use super::choice::{TransportArg, technique_names};
+use super::engine_options::{TransportArg, technique_names};
 use super::progress::ProgressLine;
 use super::{print, size, status};
 use crate::compare::{

@@ -4,14 +4,14 @@
 //! itself to standard error.
 
 mod audit;
-mod choice;
 mod compare;
 pub(crate) mod device;
 mod doctor;
 mod ending;
-mod given;
+mod engine_options;
 mod input;
-mod lost;
+mod input_file;
+mod lost_device;
 mod oom;
 mod output;
 mod paths;

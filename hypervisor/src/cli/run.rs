@@ -12,18 +12,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::choice::{EngineArg, TransportArg, technique_names};
 use super::device::{DeviceArgs, Opened};
 use super::ending::{self, Asker};
+use super::engine_options::{EngineArg, TransportArg, technique_names};
 use super::input::{Destination, Keyboard};
-use super::lost::LostDevice;
+use super::lost_device::LostDevice;
 use super::output::{Output, OutputState};
 use super::paths::Paths;
 use super::stats::{self, Origin, Statistics};
 use super::stats_file::StatisticsFile;
 use super::status::{self, Interruption};
 use super::terminal::{self, RawMode};
-use super::{given, oom, signals, size};
+use super::{input_file, oom, signals, size};
 use crate::backend::console::stdio::Outside;
 use crate::host::busy_poll;
 use crate::host::limit::Advice;
@@ -114,7 +114,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     let initrd = match &args.initrd {
         None => None,
         Some(path) => Some(
-            given::module(path, args.mem)
+            input_file::module(path, args.mem)
                 .with_context(|| format!("cannot read initrd {}", printable::path(path)))?,
         ),
     };
@@ -206,7 +206,7 @@ fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
             Ok((Cow::Borrowed(kind.builtin()), name.to_owned()))
         }
         Some(path) => {
-            let bytes = given::image(path, args.mem)
+            let bytes = input_file::image(path, args.mem)
                 .with_context(|| format!("cannot read image {}", printable::path(path)))?;
             Ok((Cow::Owned(bytes), printable::path(path).to_string()))
         }

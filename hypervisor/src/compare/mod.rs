@@ -15,8 +15,8 @@ mod host;
 mod needs;
 mod outcome;
 mod sample;
-mod side;
-mod side_table;
+mod side_by_side;
+mod side_by_side_table;
 mod table;
 
 pub use comparison::{
@@ -27,8 +27,8 @@ pub use host::HostFacts;
 pub use needs::{Needs, Unavailable};
 pub use outcome::{Outcome, OutcomeError};
 pub use sample::{Failure, Machine, Sample, measure};
-pub use side::{LeftOut, SideBySide, TrapDifference};
-pub use side_table::side_text;
+pub use side_by_side::{LeftOut, SideBySide, TrapDifference};
+pub use side_by_side_table::side_text;
 pub use table::text;
 
 /// Something that the reference guest can do and verify.

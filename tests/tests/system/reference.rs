@@ -1,11 +1,46 @@
 //! The reference guest, both builds: it boots, checks its machine, and talks.
 
+use paravane::image::GuestKind;
 use paravane::image::builtin::{BARE, PV};
+use paravane::launch::{EngineChoice, RunError};
 use paravane::machine::end::DomainEnd;
+use paravane::technique::TECHNIQUES;
 use paravane_tests::boot::Guest;
 
 /// Both builds of the reference guest, with the names that they have for their machines.
 pub const BUILDS: [(&str, &[u8]); 2] = [("pv", PV), ("bare", BARE)];
+
+/// Each technique runs the reference guest when it is asked for by name.
+#[test]
+fn every_technique_runs_its_guest() {
+    for technique in &TECHNIQUES {
+        let guest = Guest { technique: Some(technique), ..Guest::new(technique.builtin()) };
+        let machine = match technique.runs {
+            GuestKind::Pv => "pv",
+            GuestKind::Bare => "bare",
+        };
+        for outcome in (Guest { input: b"halt\n", ..guest }).boot() {
+            outcome.must_end(&DomainEnd::PowerOff).must_print(&format!("paravane guest ({machine})"));
+        }
+    }
+}
+
+/// A technique that is named for another kind of image is refused, and what would do is named.
+#[test]
+fn a_technique_that_cannot_run_the_image_is_refused() {
+    for technique in &TECHNIQUES {
+        for other in GuestKind::ALL.into_iter().filter(|kind| *kind != technique.runs) {
+            let guest = Guest { technique: Some(technique), ..Guest::new(other.builtin()) };
+            match guest.boot_on(EngineChoice::Auto) {
+                Err(error @ RunError::Technique { .. }) => {
+                    let text = error.to_string();
+                    assert!(text.contains(technique.name) && text.contains("use --technique"), "{text}");
+                }
+                other => panic!("{}: {other:?}", technique.name),
+            }
+        }
+    }
+}
 
 fn guests() -> [Guest<'static>; 2] {
     BUILDS.map(|(name, image)| Guest { name, ..Guest::new(image) })

@@ -6,6 +6,7 @@ mod advice;
 mod devices;
 mod features;
 mod kvm;
+mod techniques;
 mod text;
 mod trial;
 
@@ -14,6 +15,7 @@ use serde::Serialize;
 use self::devices::Need;
 use self::features::Shown;
 use self::kvm::KvmState;
+use self::techniques::Usable;
 use self::trial::Trial;
 use super::{print, status};
 use crate::compare::HostFacts;
@@ -49,6 +51,8 @@ struct Diagnosis {
     engines: Vec<Trial>,
     /// The ways into the host on KVM.
     transports: Vec<Trial>,
+    /// The techniques, and where they work.
+    techniques: Vec<Usable>,
     /// What guests see of the processor.
     features: Vec<Shown>,
     /// What guests' devices need.
@@ -95,6 +99,7 @@ fn diagnose() -> Diagnosis {
         host,
         kvm: KvmFacts { state: kvm.id(), detail },
         auto,
+        techniques: techniques::usable(&engines),
         features: features::shown(&engines),
         engines,
         transports,

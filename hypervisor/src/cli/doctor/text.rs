@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 use super::Diagnosis;
 use super::devices::Need;
 use super::features::Shown;
+use super::techniques::Usable;
 use super::trial::{Cost, Trial};
 use crate::compare::HostFacts;
 use crate::ledger::{nanos, nanos_f64};
@@ -31,6 +32,8 @@ fn write(out: &mut String, d: &Diagnosis) -> fmt::Result {
         writeln!(out, "Transports on KVM")?;
         d.transports.iter().try_for_each(|trial| write_transport(out, trial))?;
     }
+    writeln!(out, "Techniques")?;
+    d.techniques.iter().try_for_each(|usable| write_usable(out, usable))?;
     if !d.features.is_empty() {
         writeln!(out, "Processor features that guests see")?;
         d.features.iter().try_for_each(|shown| write_shown(out, shown))?;
@@ -65,6 +68,14 @@ fn write_transport(out: &mut String, trial: &Trial) -> fmt::Result {
         (Some(why), _) => writeln!(out, "unusable: {why}"),
         (None, Some(ns)) => writeln!(out, "works: {} for a hypercall and back", nanos_f64(ns)),
         (None, None) => writeln!(out, "works"),
+    }
+}
+
+fn write_usable(out: &mut String, usable: &Usable) -> fmt::Result {
+    write!(out, "  {:<8}", usable.name)?;
+    match &usable.why_not {
+        Some(why) => writeln!(out, "unusable: {why}"),
+        None => writeln!(out, "works: on {}", usable.engines.join(" and ")),
     }
 }
 
@@ -119,7 +130,7 @@ fn write_gap(out: &mut String, trial: &Trial, cost: &Cost) -> fmt::Result {
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::KvmFacts;
+    use super::super::{KvmFacts, techniques};
     use super::*;
     use crate::compare::{Outcome, Sample};
     use crate::engine::EngineInfo;
@@ -173,6 +184,7 @@ pub mod tests {
             auto,
             engines,
             transports,
+            techniques: techniques::usable(&[]),
             features: vec![Shown { engine: "process", vectors: "AVX", not_hidden: Some("more".to_owned()) }],
             devices: Vec::new(),
             advice,

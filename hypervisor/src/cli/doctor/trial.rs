@@ -33,6 +33,9 @@ pub struct Trial {
 pub struct Cost {
     /// What for.
     pub what: &'static str,
+    /// By which technique.
+    #[serde(skip)]
+    pub technique: &'static str,
     /// Nanoseconds each, on average; nothing if it could not be measured.
     pub ns: Option<f64>,
     /// How many were measured.
@@ -176,14 +179,19 @@ impl Probe {
     fn cost(&self, engine: EngineChoice) -> Cost {
         match self.sample(engine, TransportChoice::Auto) {
             Ok(sample) => self.read(&sample),
-            Err(failure) => Cost { what: self.what, ns: None, count: 0, why_not: Some(failure.to_string()) },
+            Err(failure) => self.unknown(failure.to_string()),
         }
+    }
+
+    const fn unknown(&self, why: String) -> Cost {
+        Cost { what: self.what, technique: self.technique, ns: None, count: 0, why_not: Some(why) }
     }
 
     fn read(&self, sample: &Sample) -> Cost {
         let measured = (self.read)(sample);
         Cost {
             what: self.what,
+            technique: self.technique,
             ns: measured.map(|(ns, _)| ns),
             count: measured.map_or(0, |(_, count)| count),
             why_not: measured.is_none().then(|| "the guest did not say".to_owned()),

@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 use comfy_table::{Cell, Table};
 
 use super::comparison::{Comparison, Saving, WorkloadResult};
-use super::side::{SideBySide, TrapDifference, results};
+use super::side_by_side::{SideBySide, TrapDifference, results};
 use super::table::{self, new_table, right, saved_label};
 use crate::ledger::{nanos, nanos_f64};
 

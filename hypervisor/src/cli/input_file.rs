@@ -20,7 +20,7 @@ const FIRST: u64 = 4096;
 
 /// A file that is not read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum GivenError {
+pub(super) enum InputFileError {
     /// The host refuses.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -49,32 +49,32 @@ pub(super) enum GivenError {
 }
 
 /// A file that is open and is worth reading.
-struct Given {
+struct InputFile {
     file: File,
     size: Option<u64>,
 }
 
-impl Given {
-    fn open(path: &Path) -> Result<Self, GivenError> {
+impl InputFile {
+    fn open(path: &Path) -> Result<Self, InputFileError> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
         let kind = metadata.file_type();
         if kind.is_dir() {
-            return Err(GivenError::Directory);
+            return Err(InputFileError::Directory);
         }
         if kind.is_block_device() {
-            return Err(GivenError::Device("block"));
+            return Err(InputFileError::Device("block"));
         }
         if kind.is_char_device() && metadata.rdev() != libc::makedev(1, 3) {
-            return Err(GivenError::Device("character"));
+            return Err(InputFileError::Device("character"));
         }
         Ok(Self { file, size: kind.is_file().then_some(metadata.len()) })
     }
 
     /// Refuses what has more than `limit` bytes.
-    fn must_fit(&self, limit: u64, room: impl Fn() -> String) -> Result<(), GivenError> {
+    fn must_fit(&self, limit: u64, room: impl Fn() -> String) -> Result<(), InputFileError> {
         match self.size {
-            Some(size) if size > limit => Err(GivenError::TooLarge { size: Some(size), room: room() }),
+            Some(size) if size > limit => Err(InputFileError::TooLarge { size: Some(size), room: room() }),
             _ => Ok(()),
         }
     }
@@ -93,33 +93,33 @@ impl Given {
         mut bytes: Vec<u8>,
         limit: u64,
         room: impl Fn() -> String,
-    ) -> Result<Vec<u8>, GivenError> {
+    ) -> Result<Vec<u8>, InputFileError> {
         self.read(&mut bytes, limit.saturating_add(1))?;
         if bytes.len() as u64 > limit {
-            return Err(GivenError::TooLarge { size: None, room: room() });
+            return Err(InputFileError::TooLarge { size: None, room: room() });
         }
         Ok(bytes)
     }
 }
 
 /// A file that goes into a guest's memory of `mem` bytes as it is.
-pub(super) fn module(path: &Path, mem: u64) -> Result<Vec<u8>, GivenError> {
+pub(super) fn module(path: &Path, mem: u64) -> Result<Vec<u8>, InputFileError> {
     let room =
         || format!("the guest has {} of memory; raise --mem, or give a smaller file", units::bytes(mem));
-    let given = Given::open(path)?;
-    given.must_fit(mem, room)?;
-    given.read_all(Vec::new(), mem, room)
+    let input = InputFile::open(path)?;
+    input.must_fit(mem, room)?;
+    input.read_all(Vec::new(), mem, room)
 }
 
 /// An image, of which a guest with `mem` bytes of memory is to be made; or the first bytes of a file that is none.
-pub(super) fn image(path: &Path, mem: u64) -> Result<Vec<u8>, GivenError> {
+pub(super) fn image(path: &Path, mem: u64) -> Result<Vec<u8>, InputFileError> {
     let room = || {
         let limit = units::bytes(LARGEST_IMAGE);
         format!("an image may have {limit}; take its debug information out (strip --strip-debug)")
     };
-    let mut given = Given::open(path)?;
+    let mut input = InputFile::open(path)?;
     let mut bytes = Vec::new();
-    given.read(&mut bytes, FIRST)?;
+    input.read(&mut bytes, FIRST)?;
     if !image::may_begin_with(&bytes) {
         return Ok(bytes);
     }
@@ -127,13 +127,13 @@ pub(super) fn image(path: &Path, mem: u64) -> Result<Vec<u8>, GivenError> {
         // What is packed is smaller than what comes out, all of which has to fit.
         let room = || format!("the guest has {} of memory; raise --mem", units::bytes(mem));
         let limit = LARGEST_IMAGE.min(mem);
-        given.must_fit(limit, room)?;
-        return given.read_all(bytes, limit, room);
+        input.must_fit(limit, room)?;
+        return input.read_all(bytes, limit, room);
     }
-    given.must_fit(LARGEST_IMAGE, room)?;
+    input.must_fit(LARGEST_IMAGE, room)?;
     match image::loaded_bytes(&bytes) {
-        Some(loaded) if loaded > mem => Err(GivenError::Loads { loaded, mem }),
-        _ => given.read_all(bytes, LARGEST_IMAGE, room),
+        Some(loaded) if loaded > mem => Err(InputFileError::Loads { loaded, mem }),
+        _ => input.read_all(bytes, LARGEST_IMAGE, room),
     }
 }
 
@@ -150,7 +150,7 @@ mod tests {
 
     /// A file of 6 GiB that takes no room on the disk, and begins with these bytes.
     fn huge(name: &str, begin: &[u8]) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("paravane-given-{}-{name}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("paravane-input-file-{}-{name}", std::process::id()));
         let mut file = File::create(&path).unwrap();
         file.write_all(begin).unwrap();
         file.set_len(6 << 30).unwrap();
@@ -189,15 +189,15 @@ mod tests {
     fn an_image_that_loads_more_than_there_is_is_not_read() {
         let path = huge("loads", &Elf::pv(0x4000_0000, 0, 0x10_0000, &[]).bytes());
         File::options().write(true).open(&path).unwrap().set_len(512 * MIB).unwrap();
-        assert!(matches!(image(&path, 0x4000), Err(GivenError::Loads { loaded: 0x5800, mem: 0x4000 })));
+        assert!(matches!(image(&path, 0x4000), Err(InputFileError::Loads { loaded: 0x5800, mem: 0x4000 })));
         std::fs::remove_file(path).unwrap();
     }
 
     #[test]
     fn what_has_no_end_is_named_or_bounded() {
         for read in [module, image] {
-            assert!(matches!(read(Path::new("/dev/zero"), MIB), Err(GivenError::Device("character"))));
-            assert!(matches!(read(Path::new("/"), MIB), Err(GivenError::Directory)));
+            assert!(matches!(read(Path::new("/dev/zero"), MIB), Err(InputFileError::Device("character"))));
+            assert!(matches!(read(Path::new("/"), MIB), Err(InputFileError::Directory)));
             assert_eq!(read(Path::new("/dev/null"), MIB).unwrap(), b"");
         }
         let (reader, mut writer) = io::pipe().unwrap();
