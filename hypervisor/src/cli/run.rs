@@ -65,10 +65,6 @@ pub(super) struct RunArgs {
     /// Run the built-in guest's bare-PC build: short for --technique trap without an image
     #[arg(long, conflicts_with_all = ["image", "technique"])]
     bare: bool,
-    /// How the kernel is virtualized: pv (it asks, by hypercalls) or trap (it is trapped and emulated)
-    /// [default: as the image wants]
-    #[arg(long, value_name = "NAME", value_parser = technique_names(), help_heading = HOST)]
-    technique: Option<String>,
     /// Guest memory: a number and K, M, G or T (powers of 1024); a bare number is MiB
     #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = size::memory)]
     mem: u64,
@@ -80,6 +76,10 @@ pub(super) struct RunArgs {
     initrd: Option<PathBuf>,
     #[command(flatten)]
     devices: DeviceArgs,
+    /// How the kernel is virtualized: pv (it asks, by hypercalls) or trap (it is trapped and emulated)
+    /// [default: as the image wants]
+    #[arg(long, value_name = "NAME", value_parser = technique_names(), help_heading = HOST)]
+    technique: Option<String>,
     /// What runs the guest's code
     #[arg(long, value_enum, default_value_t, help_heading = HOST)]
     engine: EngineArg,
