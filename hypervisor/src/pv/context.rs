@@ -8,8 +8,6 @@ use super::domain::PvDomain;
 use super::event::upcall::Upcall;
 use super::vcpu::PvVcpu;
 use crate::machine::end::DomainEnd;
-use crate::mmu::space::Allowed;
-use crate::x86::control::cr4;
 
 /// A domain and the vCPU of it that runs.
 pub struct PvContext<'a> {
@@ -36,22 +34,6 @@ impl PvContext<'_> {
     /// Where this vCPU's event bits are.
     pub fn upcall(&self) -> Upcall {
         self.domain.upcalls.of(self.vcpu.id)
-    }
-
-    /// Sets or clears CR0.TS, as the guest sees it and for the engine.
-    pub fn set_task_switched(&mut self, set: bool) {
-        self.vcpu.control.task_switched = set;
-        self.vcpu.space.set_task_switched(set);
-    }
-
-    /// Tells the engine which instructions the guest's CR4 and XCR0 allow.
-    pub fn allow_instructions(&mut self) {
-        let control = &self.vcpu.control;
-        let by_use = if control.xsave_in_use { cr4::OSXSAVE } else { 0 };
-        self.vcpu.space.set_allowed(Allowed {
-            cr4: control.cr4 & (cr4::TSD | cr4::FSGSBASE | cr4::OSXSAVE) | by_use,
-            xcr0: control.xcr0,
-        });
     }
 
     /// Ends the domain because it broke a rule; `what` says which. The guest's RIP is added to the message.

@@ -12,7 +12,6 @@ use std::sync::atomic::{Ordering, fence};
 use paravane_abi::event::EvtchnPort;
 use paravane_abi::shared_info::SharedInfo;
 
-use super::context::PvContext;
 use super::devices::PvDevices;
 use super::event::upcall::Upcalls;
 use super::event::{Binding, EventChannels, HostService};
@@ -166,7 +165,7 @@ impl PvDomain {
         }
         // Nothing has run yet: no translation can be stale.
         parts.space.caught_up(&parts.log);
-        let mut domain = Self {
+        let domain = Self {
             free_frames: FreeFrames::new(parts.memory.frames()),
             memory: Arc::new(parts.memory),
             mmu: parts.mmu,
@@ -187,7 +186,7 @@ impl PvDomain {
             end: None,
         };
         let mut vcpu = PvVcpu::new(VcpuId::BOOT, parts.regs, parts.space, parts.tables);
-        PvContext { domain: &mut domain, vcpu: &mut vcpu }.allow_instructions();
+        vcpu.allow_instructions();
         Ok((domain, vcpu))
     }
 

@@ -92,7 +92,7 @@ impl PvContext<'_> {
                 }
                 self.set_cr2(fault.address);
             }
-            TRAP_NO_DEVICE => self.set_task_switched(false),
+            TRAP_NO_DEVICE => self.vcpu.set_task_switched(false),
             TRAP_DEBUG if self.vcpu.regs.rflags & TF != 0 => self.vcpu.debug.status |= DR6_SINGLE_STEP,
             _ => {}
         }

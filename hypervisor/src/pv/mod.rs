@@ -1,7 +1,11 @@
-//! Xen's paravirtual machine: a domain, its vCPU, and everything that a paravirtual kernel may ask for or find.
+//! Xen's paravirtual machine: a domain, its vCPUs, and everything that a paravirtual kernel may ask for or find.
 //!
-//! Every pointer that a guest passes goes through [`access`], and nothing else follows one. A guest is killed for what
-//! it did in one place, `PvContext::kill`. What may not be done here: knowing which engine runs.
+//! A vCPU's thread owns its [`vcpu::PvVcpu`]; its vCPUs share the [`domain::PvDomain`]. All of this runs on a
+//! vCPU's thread, except `event::doorbell` and `devices::Ports`, which device threads call. Nothing here is
+//! signal-safe.
+//!
+//! Every pointer that a guest passes goes through [`access`], and nothing else follows one. A guest is killed for
+//! what it did in one place, `PvContext::kill`. What may not be done here: knowing which engine runs.
 
 #![forbid(unsafe_code)]
 
@@ -24,4 +28,5 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 pub mod vcpu;
+pub mod waiting;
 pub mod wall_clock;

@@ -8,7 +8,7 @@ use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
 use super::runstate::Runstate;
 use crate::machine::time::Timers;
 use crate::mmu::direct::VcpuTables;
-use crate::mmu::space::VcpuSpace;
+use crate::mmu::space::{Allowed, VcpuSpace};
 use crate::x86::control::cr4;
 use crate::x86::guest_cpuid::XCR0_FIRST;
 use crate::x86::registers::Regs;
@@ -225,6 +225,22 @@ impl PvVcpu {
             polled: Polled::NONE,
             runstate: Runstate::default(),
         }
+    }
+
+    /// Sets or clears CR0.TS, as the guest sees it and for the engine.
+    pub fn set_task_switched(&mut self, set: bool) {
+        self.control.task_switched = set;
+        self.space.set_task_switched(set);
+    }
+
+    /// Tells the engine which instructions the guest's CR4 and XCR0 allow.
+    pub fn allow_instructions(&mut self) {
+        let control = &self.control;
+        let by_use = if control.xsave_in_use { cr4::OSXSAVE } else { 0 };
+        self.space.set_allowed(Allowed {
+            cr4: control.cr4 & (cr4::TSD | cr4::FSGSBASE | cr4::OSXSAVE) | by_use,
+            xcr0: control.xcr0,
+        });
     }
 
     /// Whether an assistance (`VMASST_TYPE_*`) is on.

@@ -4,7 +4,7 @@
 //! port in the shared info page, a selector word and an upcall flag in the vCPU's info. [`EventChannels`] keeps
 //! what each port is bound to; [`upcall`] does the bit work on memory that the guest changes while we look.
 //!
-//! Nothing here knows how an upcall reaches the guest (that is `domain::frames`) or who asked (`hypercall::event`).
+//! Nothing here knows how an upcall reaches the guest (see `pv::entry`) or who asked (see `hypercall::event`).
 
 pub mod doorbell;
 pub mod upcall;

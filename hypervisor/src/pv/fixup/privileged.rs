@@ -55,7 +55,7 @@ pub(super) fn instruction(cx: &mut PvContext<'_>, insn: &Instruction) -> Option<
     Some(match insn.mnemonic() {
         Mnemonic::Mov => return mov(cx, insn),
         Mnemonic::Clts => {
-            cx.set_task_switched(false);
+            cx.vcpu.set_task_switched(false);
             (PrivOp::Clts, Ended::Done)
         }
         // Caches are coherent, so this has no effect that a kernel could see. Kernels do it in timing loops.
@@ -83,7 +83,7 @@ pub(super) fn extended_state(cx: &mut PvContext<'_>) -> Option<ExceptionOutcome>
     );
     ours.then(|| {
         cx.vcpu.control.xsave_in_use = true;
-        cx.allow_instructions();
+        cx.vcpu.allow_instructions();
         Cause::PrivilegedInstruction(PrivOp::Other).into()
     })
 }
@@ -140,12 +140,12 @@ fn read_control(cx: &PvContext<'_>, register: Register) -> Option<u64> {
 /// Sets a control register; `None` if the value is refused. Of CR0 only TS can change.
 fn write_control(cx: &mut PvContext<'_>, register: Register, value: u64) -> Option<Ended> {
     match register {
-        Register::CR0 if value & !cr0::TS == CR0 => cx.set_task_switched(value & cr0::TS != 0),
+        Register::CR0 if value & !cr0::TS == CR0 => cx.vcpu.set_task_switched(value & cr0::TS != 0),
         Register::CR2 => cx.set_cr2(value),
         Register::CR3 => return new_root(cx, value),
         Register::CR4 => {
             cx.vcpu.control.cr4 = CR4_FIXED | value & changeable();
-            cx.allow_instructions();
+            cx.vcpu.allow_instructions();
         }
         _ => return None,
     }
@@ -194,6 +194,6 @@ fn xsetbv(cx: &mut PvContext<'_>) -> Ended {
         return Ended::Fault(PROTECTION);
     }
     cx.vcpu.control.xcr0 = value;
-    cx.allow_instructions();
+    cx.vcpu.allow_instructions();
     Ended::Done
 }

@@ -1,13 +1,14 @@
 //! Hypercalls: Xen's public x86-64 PV interface, one file per family.
 //!
-//! A hypercall is a function of the domain and six arguments. It returns a number for rax, an error (Xen's
-//! errno, negated in rax), or says that registers are already as they should be. Long lists are preemptible:
-//! [`Outcome::Again`] makes the guest issue the same call again with what is left to do, as Xen does.
+//! A hypercall is a function of a [`call::Call`]: the domain, the vCPU that calls, and the arguments. It returns a
+//! number for rax, or an error (Xen's errno, negated in rax), or says that the registers are already as they should
+//! be. Long lists are preemptible: [`Outcome::Again`] makes the guest issue the call again with what is left, as
+//! Xen does.
 //!
-//! Nothing here knows the engine, and nothing may trust a guest's value: pointers go through
-//! `domain::access`, counts are bounded per entry by [`PREEMPT_AFTER`]. All that one entry does counts together, a
-//! multicall's calls too: who loops over what a guest asked for says what it costs (`spend`) and stops when
-//! enough was done (`is_spent`).
+//! Nothing here knows the engine, and nothing may trust a guest's value. A pointer is a `GuestPtr` or a
+//! `GuestSlice`, and only `pv::access` turns it into bytes. All that one entry does counts together, including the
+//! calls of a multicall, up to [`PREEMPT_AFTER`]: a loop over what a guest asked for counts its cost
+//! (`Call::spend`) and stops when `Call::is_spent`.
 
 mod call;
 mod console;

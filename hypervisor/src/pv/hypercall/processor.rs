@@ -92,7 +92,7 @@ pub fn stack_switch(call: &mut Call<'_>) -> HypercallResult {
 /// fpu_taskswitch(set).
 pub fn fpu_taskswitch(call: &mut Call<'_>) -> HypercallResult {
     let [set, ..] = call.args;
-    call.context().set_task_switched(set.low32() != 0);
+    call.vcpu.set_task_switched(set.low32() != 0);
     done(0)
 }
 

@@ -1,7 +1,7 @@
 //! `paravane_virtio_op`: virtio devices by hypercall and event channel. Specified in `docs/virtio.md`.
 //!
-//! What the devices are is `crate::virtio`'s; what a domain holds for them is `domain::devices`'. Here the
-//! guest's arguments are checked, and it is told. Activation, by far the longest, is a file of its own.
+//! `crate::virtio` has the devices, `pv::devices` what a domain holds for them. Here the guest's arguments are checked,
+//! and results are written back to it. Activation, by far the longest, is a file of its own.
 
 mod activate;
 #[cfg(test)]
