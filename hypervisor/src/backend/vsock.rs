@@ -99,7 +99,7 @@ mod tests {
     use crate::backend::vsock::*;
 
     #[test]
-    fn callers_are_understood_or_not_and_nothing_is_swallowed() {
+    fn requests_are_parsed_and_bytes_after_them_are_not_read() {
         let hear = |said: &str| {
             let (mut ours, other) = UnixStream::pair().unwrap();
             ours.write_all(said.as_bytes()).unwrap();

@@ -68,7 +68,7 @@ mod tests {
     use crate::virtio::entropy::*;
 
     #[test]
-    fn requests_are_filled_and_a_reset_stops_it() {
+    fn requests_are_filled_and_a_reset_stops_the_device() {
         for features in [0, 1 << VIRTIO_RING_F_EVENT_IDX] {
             let mut bench = Bench::new(Entropy);
             let mut rings = bench.start(features, 1, 4);
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_readable_buffer_breaks_it() {
+    fn a_readable_buffer_stops_the_device() {
         let mut bench = Bench::new(Entropy);
         let mut rings = bench.start(0, 1, 4);
         rings[0].chain(0, &[(BUFFERS, 8, false), (BUFFERS, 8, true)]);
@@ -115,6 +115,6 @@ mod tests {
         assert_eq!(rings[0].used_index(), 0);
         bench.reset();
         assert_eq!(bench.slot.status(), 0);
-        assert_eq!(bench.start(0, 1, 4).len(), 1, "and it can be had again");
+        assert_eq!(bench.start(0, 1, 4).len(), 1, "it can be started again");
     }
 }

@@ -134,7 +134,7 @@ mod tests {
     use crate::virtio::violation::Broken;
 
     #[test]
-    fn a_few_are_told_in_a_while_and_all_are_counted() {
+    fn reports_are_limited_and_all_stops_are_counted() {
         let (mut record, start) = (Record::default(), Instant::now());
         let told = |record: &mut Record, seconds| record.admit(start + Duration::from_secs(seconds));
         for second in [0, 0, 1, 1, 20] {
@@ -143,7 +143,7 @@ mod tests {
         for second in [20, 30, 59] {
             assert_eq!(told(&mut record, second), None, "the sixth in a minute");
         }
-        assert_eq!(told(&mut record, 60), Some(3), "the first two are long past");
+        assert_eq!(told(&mut record, 60), Some(3), "the first two were a minute ago");
         assert_eq!(told(&mut record, 60), Some(0));
         assert_eq!(told(&mut record, 60), None);
         assert_eq!(told(&mut record, 3600), Some(1));

@@ -51,7 +51,7 @@ mod tests {
     use crate::virtio::stop_report::*;
 
     #[test]
-    fn a_stop_is_told_once_with_its_queue_and_counted_until_the_end() {
+    fn a_stop_is_reported_once_with_its_queue_and_counted_until_the_end() {
         let mut bench = Bench::new(Entropy);
         let said = Arc::new(Mutex::new(Vec::new()));
         let list = said.clone();

@@ -101,7 +101,7 @@ mod tests {
     use crate::backend::console::file::*;
 
     #[test]
-    fn a_file_is_emptied_unless_it_is_to_be_kept() {
+    fn a_file_is_emptied_without_append() {
         let path = std::env::temp_dir().join(format!("paravane-console-{}", std::process::id()));
         for (append, text) in [(false, "one"), (true, "onetwo"), (false, "two")] {
             let mut end = FileEnd::open(&path, append).unwrap();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused_with_advice() {
+    fn pipes_and_sockets_are_refused_with_advice() {
         let path = std::env::temp_dir().join(format!("paravane-console-socket-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -124,14 +124,14 @@ mod tests {
         assert!(error.ends_with("is a socket; use unix=PATH for that"), "{error}");
         std::fs::remove_file(&path).unwrap();
         let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
-        // SAFETY: a string that ends with zero.
+        // SAFETY: the string ends with NUL.
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
         assert!(FileEnd::open(&path, false).unwrap_err().to_string().contains("a named pipe"));
         std::fs::remove_file(&path).unwrap();
     }
 
     #[test]
-    fn a_full_disk_takes_everything_and_keeps_nothing() {
+    fn output_to_a_full_disk_is_lost() {
         if !Path::new("/dev/full").exists() {
             return crate::testing::skip::skip("dev-full", "this host has no /dev/full");
         }

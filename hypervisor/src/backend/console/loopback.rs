@@ -57,7 +57,7 @@ mod tests {
     use crate::backend::console::loopback::*;
 
     #[test]
-    fn everything_comes_back_and_there_is_an_end_of_room() {
+    fn output_comes_back_and_room_is_limited() {
         let mut end = Loopback::new().unwrap();
         let (both, none) = (Wish { read: true, write: true }, [-1; 3]);
         let fds = |end: &Loopback, wish| end.watch(wish).map(|fd| fd.fd);

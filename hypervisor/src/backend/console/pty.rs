@@ -179,7 +179,7 @@ mod tests {
 
     fn poll(pty: &mut Pty, wish: Wish) {
         let mut fds = pty.watch(wish);
-        // SAFETY: a live array of that length.
+        // SAFETY: the array is live and has that length.
         assert!(unsafe { libc::poll(fds.as_mut_ptr(), 3, -1) } > 0);
         pty.ready(&fds);
     }
@@ -216,12 +216,12 @@ mod tests {
             }
             assert_eq!(last, b"bye");
             let [master, ..] = pty.watch(Wish { read: true, write: true });
-            assert_eq!(master.fd, -1, "it would say for ever that nobody has it");
+            assert_eq!(master.fd, -1, "poll(2) would report for ever that no program has it open");
         }
     }
 
     #[test]
-    fn a_program_that_does_not_read_is_waited_for() {
+    fn output_waits_for_a_program_that_does_not_read() {
         let Some(mut pty) = pty() else { return };
         let mut user = File::options().read(true).write(true).open(pty.path()).unwrap();
         while !pty.attached {

@@ -173,7 +173,7 @@ mod tests {
     use crate::backend::console::stdio::*;
 
     #[test]
-    fn a_full_pipe_is_not_waited_for_and_its_owner_notices_nothing() {
+    fn a_full_pipe_does_not_block_and_keeps_its_flags() {
         let (mut reader, writer) = io::pipe().unwrap();
         let (mut end, outside) = Stdio::new(writer.as_fd()).unwrap();
         assert!(outside.resized.is_none() && end.size().is_none(), "a pipe has no size");
@@ -184,7 +184,7 @@ mod tests {
                 count => sent += count,
             }
         }
-        // SAFETY: no pointer, and the descriptor is open.
+        // SAFETY: the call takes no pointer, and the descriptor is open.
         let flags = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETFL) };
         assert_eq!(flags & libc::O_NONBLOCK, 0);
         let mut bytes = vec![0; sent];
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_files_and_what_cannot_be_opened_again() {
+    fn sockets_files_and_descriptors_that_cannot_be_opened_again() {
         let (mut ours, other) = UnixStream::pair().unwrap();
         let (mut end, _outside) = Stdio::new(other.as_fd()).unwrap();
         assert_eq!(end.write(b"abc"), 3);
@@ -225,6 +225,6 @@ mod tests {
         assert_eq!((end.read(&mut bytes), &bytes[..4]), (4, &b"keys"[..]));
         drop(outside);
         assert_eq!(end.read(&mut bytes), 0);
-        assert!(end.watch(Wish { read: true, write: false })[0].fd == -1, "the end is told once");
+        assert!(end.watch(Wish { read: true, write: false })[0].fd == -1, "the end is reported once");
     }
 }

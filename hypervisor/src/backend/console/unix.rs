@@ -175,7 +175,7 @@ mod tests {
     const BOTH: Wish = Wish { read: true, write: true };
 
     #[test]
-    fn a_reader_that_does_not_read_is_waited_for() {
+    fn output_waits_for_a_reader_that_does_not_read() {
         let (mut ours, mut end) = pair();
         let mut sent = 0;
         loop {
@@ -193,14 +193,14 @@ mod tests {
     }
 
     #[test]
-    fn each_direction_ends_by_itself() {
+    fn each_direction_ends_separately() {
         let (mut ours, mut end) = pair();
         ours.write_all(b"halt\n").unwrap();
         ours.shutdown(Shutdown::Write).unwrap();
         assert_eq!(typed(&mut end), b"halt\n");
         assert_eq!(typed(&mut end), b"");
         let [first, ..] = end.watch(BOTH);
-        assert_eq!(first.events, libc::POLLOUT, "there is nothing to be read any more");
+        assert_eq!(first.events, libc::POLLOUT, "the input has ended");
         assert_eq!(end.write(b"bye"), 3);
         let mut bytes = [0; 3];
         ours.read_exact(&mut bytes).unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_typed_before_the_end_still_arrives() {
+    fn input_before_the_end_still_arrives() {
         let (mut ours, mut end) = pair();
         ours.write_all(b"last words").unwrap();
         drop(ours);
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(end.write(b"to nobody"), 9);
         for name in ["first", "second"] {
             let mut caller = UnixStream::connect(&path).unwrap();
-            // Without poll(2) saying anything: what is printed goes to whoever called.
+            // Without a call of poll(2): output goes to the program that has connected.
             assert_eq!(end.write(name.as_bytes()), name.len());
             let mut bytes = vec![0; name.len()];
             caller.read_exact(&mut bytes).unwrap();

@@ -141,13 +141,13 @@ mod tests {
     use crate::backend::disk::buffers::*;
 
     #[test]
-    fn copies_and_steps() {
+    fn buffers_are_copied_and_advanced() {
         let mut memory = *b"abcdefgh";
         let base = memory.as_mut_ptr();
         let piece = |at: usize, len| libc::iovec { iov_base: base.wrapping_add(at).cast(), iov_len: len };
         let mut list = [piece(6, 2), piece(0, 0), piece(1, 3)];
         let mut out = [0; 9];
-        // SAFETY: pieces of an array that lives, to which no reference exists.
+        // SAFETY: the buffers are parts of a live array, to which no reference exists.
         assert_eq!(unsafe { copy_from(&list, &mut out) }, 5);
         assert_eq!(&out[..6], b"ghbcd\0");
         // SAFETY: as above.

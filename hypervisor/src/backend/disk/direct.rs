@@ -202,10 +202,10 @@ fn fill(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
 mod tests {
     use crate::backend::disk::direct::*;
 
-    /// Blocks of any size on a file that would take anything: what is written is where it belongs, and its
-    /// neighbours are as they were.
+    /// With blocks of any size, on a file without alignment requirements: written data is in its place, and its
+    /// neighbours do not change.
     #[test]
-    fn parts_of_blocks() {
+    fn writes_of_partial_blocks_keep_their_neighbours() {
         let path = std::env::temp_dir().join(format!("paravane-direct-{}", std::process::id()));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits() {
+    fn alignment_is_checked() {
         let alignment = Alignment { memory: 512, block: 4096 };
         let at = |address: usize, len| {
             [libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: len }]

@@ -153,7 +153,7 @@ mod tests {
         RawImage::new(Locked(std::fs::File::open("/dev/null").unwrap()), false).unwrap()
     }
 
-    /// A job of two buffers of 1000 and 2000 bytes, which no kernel ever sees.
+    /// A job with two buffers of 1000 and 2000 bytes, which are never passed to the kernel.
     fn transfer(op: Op, sync: bool) -> Transfer {
         let piece =
             |at: usize, len| libc::iovec { iov_base: std::ptr::without_provenance_mut(at), iov_len: len };
@@ -164,7 +164,7 @@ mod tests {
         Transfer::new(Job { op, offset: 512, len: 3000, sync, buffers: Buffers(buffers) }, None)
     }
 
-    /// The number of the operation that the kernel would be asked for (linux/io_uring.h, `io_uring_op`).
+    /// The next io_uring operation of the transfer, by its number (linux/io_uring.h, `io_uring_op`).
     fn asked(transfer: &mut Transfer) -> String {
         let entry = format!("{:?}", transfer.entry(types::Fd(0)));
         entry.split("op_code: ").nth(1).unwrap().split(',').next().unwrap().to_owned()
@@ -175,7 +175,7 @@ mod tests {
     const FALLOCATE: &str = "17";
 
     #[test]
-    fn what_comes_in_parts_is_gone_on_with() {
+    fn short_transfers_are_continued() {
         let mut t = transfer(Op::Read, false);
         assert_eq!(asked(&mut t), READV);
         for (part, at, left) in [(999, 1511, 2001), (1, 1512, 2000), (1500, 3012, 500)] {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn not_now_is_not_for_ever() {
+    fn retries_are_limited() {
         for error in [libc::EINTR, libc::EAGAIN] {
             let mut t = transfer(Op::Write, false);
             for _ in 0..3 {
@@ -197,7 +197,7 @@ mod tests {
                     assert!(t.answered(-error, &image()).is_none());
                     assert_eq!(asked(&mut t), WRITEV);
                 }
-                // It gets on: its patience is as before.
+                // Progress resets the number of retries.
                 assert!(t.answered(100, &image()).is_none());
             }
             for _ in 0..PATIENCE {
@@ -208,9 +208,9 @@ mod tests {
         assert!(matches!(transfer(Op::Flush, false).answered(-libc::EIO, &image()), Some(Err(_))));
     }
 
-    /// A driver that knows no flushes has everything on stable storage when it is done: ranges too.
+    /// For a driver without flushes, discards and zeroes are on stable storage when they complete, too.
     #[test]
-    fn ranges_are_synced_where_no_one_flushes() {
+    fn ranges_are_synced_for_a_driver_without_flushes() {
         for op in [Op::Discard, Op::Zero { unmap: true }, Op::Zero { unmap: false }] {
             let mut t = transfer(op, false);
             assert_eq!(asked(&mut t), FALLOCATE);
@@ -225,7 +225,7 @@ mod tests {
         }
     }
 
-    /// Where the file system has no zeroes they are written, no more than 1 MiB at a time, and synced at the end.
+    /// If the file system cannot zero a range, zeroes are written, at most 1 MiB at a time, and synced at the end.
     #[test]
     fn zeroes_are_written_in_pieces() {
         for sync in [false, true] {

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_negotiated_passes() {
+    fn negotiated_offloads_pass() {
         assert_eq!(tso().checked(ALL, 9000), Some(tso()));
         assert_eq!(Header::default().checked(0, 0), Some(Header::default()));
         let leftovers = Header { csum_start: 9, gso_size: 7, num_buffers: 3, flags: 2, ..Header::default() };
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_is_dropped() {
+    fn other_offloads_are_dropped() {
         assert_eq!(tso().checked(0, 9000), None);
         assert_eq!(tso().checked(1 << offload::CSUM, 9000), None);
         assert_eq!(tso().checked(ALL & !(1 << offload::CSUM), 9000), None);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_driver_did_not_ask_for_does_not_reach_it() {
+    fn offloads_without_negotiation_do_not_reach_the_driver() {
         const GUEST: u64 = 1 << offload::GUEST_CSUM | 1 << offload::GUEST_TSO4;
         assert_eq!(received(1, GSO_TCPV4, GUEST), Some(1));
         assert_eq!(
@@ -176,7 +176,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_passes_was_negotiated_and_fits(bytes: [u8; 12], features: u64, len in 0usize..70_000) {
+        fn headers_that_pass_are_negotiated_and_fit(bytes: [u8; 12], features: u64, len in 0usize..70_000) {
             let header = Header::read_from_bytes(&bytes).unwrap();
             if let Some(passed) = header.checked(features, len) {
                 prop_assert!(passed.flags & !F_NEEDS_CSUM == 0);

@@ -29,7 +29,7 @@ use super::scatter_list::ScatterList;
 
 /// The peer's own address.
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0x88, 0xb5];
-/// Ethernet type of control and test frames, as it is in a frame.
+/// Ethernet type of control and test frames, in network byte order.
 const ETHERTYPE: [u8; 2] = 0x88b5u16.to_be_bytes();
 const MAGIC: [u8; 4] = *b"PVNP";
 const SEND: u16 = 1;
@@ -160,7 +160,7 @@ mod tests {
     use crate::backend::net::peer::*;
 
     impl Peer {
-        /// Whether [`Backend::receive`] has a frame, or something to say of one.
+        /// Whether [`Backend::receive`] would return a frame, or report a lost one.
         fn has_frames(&self) -> bool {
             self.report || self.next < self.end
         }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn it_sends_what_it_is_asked_for() {
+    fn the_peer_sends_the_requested_frames() {
         let mut peer = Peer::default();
         assert!(!peer.has_frames());
         send(&mut peer, control_frame(GUEST, SEND, 300, 64));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn it_reports_what_came_since_the_last_report() {
+    fn a_report_counts_the_frames_since_the_last_report() {
         let mut peer = Peer::default();
         for size in [60, 1514] {
             send(&mut peer, vec![0; size]);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_discarded() {
+    fn malformed_frames_are_discarded() {
         let mut peer = Peer::default();
         let mut bad =
             vec![vec![], vec![0x88; 13], control_frame(GUEST, 3, 1, 64), control_frame(GUEST, SEND, 1, 59)];

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_goes_out_and_comes_in_where_it_is() {
+    fn a_frame_is_written_from_and_read_into_guest_memory() {
         let mut memory = [0; 16];
         let (mut ours, other) = UnixStream::pair().unwrap();
         ours.write_all(b"frame and more").unwrap();
@@ -259,7 +259,7 @@ mod tests {
         let mut spare = [0; 32];
         assert_eq!(list.read_from(other.as_fd(), &mut spare).unwrap(), 14);
         assert_eq!(&spare[..9], b" and more");
-        // In one buffer, and without room for one.
+        // In one buffer, and without any spare bytes.
         for room in [&mut [0; 32][..], &mut []] {
             assert_eq!(list.write_to(other.as_fd(), b">>", room).unwrap(), 7);
             let mut got = [0; 7];

@@ -247,7 +247,7 @@ mod tests {
     use crate::backend::net::stream::*;
 
     impl Framed {
-        /// Whether [`Backend::receive`] has a frame, or something to say of one.
+        /// Whether [`Backend::receive`] would return a frame, or report a lost one.
         fn has_frames(&self) -> bool {
             self.input.is_complete()
         }
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_arrive_whole_however_the_stream_is_cut() {
+    fn frames_arrive_whole_however_the_stream_is_divided() {
         let (mut ours, mut host) = pair();
         let stream = [framed(&[7; 60]), framed(&[8; 1514]), framed(&[]), framed(&[9; 14])].concat();
         let mut got = Vec::new();
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_no_frame_has_ends_the_connection() {
+    fn an_impossible_length_ends_the_connection() {
         for len in [MAX_FRAME as u32 + 1, 0x8000_0000, u32::MAX] {
             let (mut ours, mut host) = pair();
             ours.write_all(&len.to_be_bytes()).unwrap();
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_before_the_end_still_arrives() {
+    fn frames_before_the_end_still_arrive() {
         let (mut ours, mut host) = pair();
         ours.write_all(&framed(&[3; 60])).unwrap();
         drop(ours);
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_that_cannot_be_answered_is_not_asked_for_again_and_again() {
+    fn a_caller_that_cannot_be_accepted_is_not_polled_for() {
         // A socket that does not listen: the kernel refuses to accept, as it does when no descriptor is left.
         let (socket, _other) = UnixStream::pair().unwrap();
         let listener = UnixListener::from(std::os::fd::OwnedFd::from(socket));

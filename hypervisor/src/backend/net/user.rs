@@ -249,16 +249,16 @@ mod tests {
     use crate::backend::net::user::*;
     use crate::testing::skip::skip;
 
-    /// Waits for what the back end waits for, and tells it.
+    /// Polls the back end's descriptors, and passes the result on to it.
     fn wait(user: &mut User) {
         let watch = user.watch(true).unwrap();
         let mut fd = libc::pollfd { fd: watch.fd, events: watch.events, revents: 0 };
-        // SAFETY: one live pollfd.
+        // SAFETY: the pollfd is live.
         assert_eq!(unsafe { libc::poll(&mut fd, 1, -1) }, 1);
         user.ready(fd.revents);
     }
 
-    /// Where a reason goes.
+    /// A callback for a failed start, and the channel to which it sends the reason.
     fn told() -> (Lost, Receiver<String>) {
         let (tell, told) = std::sync::mpsc::channel();
         (Arc::new(move |why| _ = tell.send(why)), told)
@@ -266,7 +266,7 @@ mod tests {
     fn path_of(name: &str) -> std::path::PathBuf {
         std::env::temp_dir().join(format!("paravane-passt-{}-{name}", std::process::id()))
     }
-    /// What a script can wait for: a FIFO.
+    /// Makes a FIFO, for which a script can wait.
     fn go_of(name: &str) -> std::path::PathBuf {
         let path = path_of(&format!("{name}.go"));
         let c_path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
@@ -274,7 +274,7 @@ mod tests {
         unsafe { libc::mkfifo(c_path.as_ptr(), 0o600) };
         path
     }
-    /// A shell script in passt's place.
+    /// Writes a shell script that stands in for passt.
     fn script(name: &str, text: &str) -> std::path::PathBuf {
         use std::os::unix::fs::OpenOptionsExt;
         let path = path_of(name);
@@ -295,13 +295,13 @@ mod tests {
     }
 
     #[test]
-    fn without_passt_it_says_what_to_install() {
+    fn without_passt_the_message_says_what_to_install() {
         let error = User::start_program("paravane-no-such-program", &Ports::default(), told().0).unwrap_err();
         assert!(error.to_string().contains("apt install passt"), "{error}");
     }
 
     #[test]
-    fn a_passt_that_gives_up_at_once_is_told_with_its_reason_and_nobody_asks() {
+    fn a_passt_that_gives_up_at_once_is_reported_with_its_reason() {
         let (lost, told) = told();
         let text = "echo 'Failed to send 3 bytes to syslog' >&2; echo 'no such port' >&2; echo >&2; exit 1";
         let mut user = start_script("gives-up", text, lost);
@@ -309,13 +309,14 @@ mod tests {
         wait(&mut user);
         assert!(!user.is_up() && user.watch(true).is_none());
         let id = user.passt.shared.child().id();
-        // SAFETY: no signal is sent. The number is nobody's, or by now somebody else's, who is no child of ours.
+        // SAFETY: signal 0 is not sent. If the number has been reused, it belongs to a process that is not a child of
+        // this one.
         let reaped = unsafe { libc::waitid(libc::P_PID, id, std::ptr::null_mut(), libc::WEXITED) } < 0;
         assert!(reaped, "no zombie is left");
     }
 
     #[test]
-    fn a_passt_that_ends_later_or_is_killed_is_a_link_that_is_down_and_no_more() {
+    fn when_passt_ends_later_or_is_killed_the_link_is_down() {
         for (name, text, worked) in [("worked", "exit 1", true), ("killed", "kill -9 $$", false)] {
             let (lost, told) = told();
             let go = go_of(name);
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_passt_that_does_not_end_is_killed_and_nothing_is_said() {
+    fn a_passt_that_does_not_end_is_killed_silently() {
         let (lost, told) = told();
         let user = start_script("stays", "exec sleep 1000", lost);
         let id = user.passt.shared.child().id();
@@ -338,12 +339,12 @@ mod tests {
         assert!(told.try_recv().is_err());
     }
 
-    /// Signals of the terminal are for the program, which ends passt when it has to.
+    /// The terminal sends signals to the program only, which ends passt itself.
     #[test]
     fn signals_of_the_terminal_do_not_reach_passt() {
         let user = start_script("group", "exec sleep 1000", told().0);
         let id = libc::pid_t::try_from(user.passt.shared.child().id()).unwrap();
-        // SAFETY: a number; our child, which is not reaped while it runs.
+        // SAFETY: the call takes no pointer; the child is not reaped before it, so that the number is its own.
         assert_eq!(unsafe { libc::getpgid(id) }, id);
     }
 
@@ -384,7 +385,7 @@ mod tests {
                     break;
                 }
                 Received::Nothing if user.is_up() => wait(&mut user),
-                // A network that it cannot use is none of ours.
+                // passt cannot use this machine's network: there is nothing to test.
                 Received::Nothing => return skip("passt", "it has ended; it finds no network here"),
                 _ => {}
             }

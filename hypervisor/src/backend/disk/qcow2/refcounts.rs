@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_users_than_are_counted() {
+    fn more_users_than_the_refcount_are_an_error() {
         let mut c = counts(&[1, 2, 3, 0]);
         assert!(c.data("x", 0x10, 1, true).is_ok());
         assert!(matches!(c.data("x", 0, 1, false), Err(Fault::TooFew { count: 1, .. })));
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused() {
+    fn too_many_clusters_are_refused() {
         assert!(matches!(Counts::new(u64::MAX, 9), Err(Fault::TooLarge(_))));
         assert!(matches!(
             counts(&[0; 8]).load(0, &[0, 1, 0, 0], 5),
