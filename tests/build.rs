@@ -1,4 +1,4 @@
-//! Builds the small kernels that the tests boot, which `src/guests.rs` embeds.
+//! Builds the small kernels that the tests boot; `src/guests.rs` embeds them.
 
 use paravane_guest_build::images::{Guest, ImageError};
 

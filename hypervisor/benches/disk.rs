@@ -1,8 +1,8 @@
-//! What a disk delivers to a guest, against what the same reads give a program of the host's.
+//! The read throughput of a guest's disk, compared with the same reads by a program on the host.
 //!
-//! The guest's is `block-read-64k` of the reference guest: 1000 reads of 64 KiB, 32 in flight, between its marks, from the
-//! file that `compare` makes. The host's are the same reads of a file of the same size, one after the other, into one of
-//! 32 buffers each. Both files are in the page cache, and both are read by turns in one process.
+//! The guest runs the workload `block-read-64k`: 1000 reads of 64 KiB, 32 in flight, between its marks, from the file
+//! that `compare` makes. The host makes the same reads from a file of the same size, one after the other, into 32
+//! buffers in turn. Both files are in the page cache, and one process reads them by turns.
 
 mod support;
 
@@ -22,11 +22,11 @@ use support::{Options, median};
 const READS: u64 = 1000;
 const BLOCK: usize = 64 << 10;
 const DEPTH: usize = 32;
-/// As large as the disk of `compare`.
+/// The size of the disk of `compare`.
 const FILE: usize = 16 << 20;
 /// The order in which the guest reads blocks.
 const STRIDE: u64 = 1103;
-/// What the guest is to get of what the host gets.
+/// The target for the guest's throughput, as a share of the host's.
 const TARGET: f64 = 0.6;
 
 fn host_file() -> std::io::Result<File> {

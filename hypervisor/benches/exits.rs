@@ -1,9 +1,9 @@
-//! What an exit costs: the full path of this hypervisor against the floor that KVM sets for that kind of exit.
+//! The cost of an exit: the full path of this hypervisor, compared with the least that KVM needs for the same exit.
 //!
-//! Both are measured in one process and one run, by turns, so that a busy machine is equally busy for both.
-//! The floor is a loop of KVM_RUN around a guest that does nothing but leave ([`support::floor`]); ours is
-//! the reference guest's `null-call` between its marks: guest code, engine, ledger, monitor and what the exit
-//! means. A round is 1000 exits of each kind; a ratio is that of one round, and its median is shown.
+//! Both are measured by turns in one process, so that load on the machine affects both equally. The floor is a loop of
+//! KVM_RUN around a guest that only exits ([`support::floor`]). Ours is the workload `null-call` of the reference
+//! guest, between its marks: guest code, engine, monitor, the exit's handling and the ledger. A round has 1000 exits of
+//! each kind and gives one ratio; the table shows the median of the ratios.
 
 mod support;
 
@@ -20,10 +20,10 @@ use support::floor::Floor;
 use support::{Options, least, median};
 
 const EXITS: u32 = 1000;
-/// What the full path may cost, in floors.
+/// The target for the full path, as a multiple of the floor.
 const TARGET: f64 = 1.15;
 
-/// A kind of exit that the floor can make.
+/// A kind of exit that the floor measures.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Call,
@@ -37,7 +37,7 @@ struct Row {
     kind: Kind,
     floor: Vec<f64>,
     ours: Vec<f64>,
-    /// Why there is nothing to show.
+    /// Why there is no result.
     skipped: Option<String>,
 }
 
@@ -65,7 +65,7 @@ impl Row {
         }
     }
 
-    /// Nanoseconds for each exit: the floor's, where there is one, and ours.
+    /// Nanoseconds for each exit: the floor's, if this kind has one, and ours.
     fn round(&self, floor: Option<&mut Floor>) -> Result<(Option<f64>, f64), String> {
         let floor = match floor.filter(|_| self.engine == EngineChoice::Kvm) {
             None => None,
@@ -89,7 +89,7 @@ impl Row {
         Ok((floor, sample.region.ns as f64 / sample.region.traps() as f64))
     }
 
-    /// Ours in floors, by round.
+    /// Our time divided by the floor's, by round.
     fn ratios(&self) -> Vec<f64> {
         self.ours.iter().zip(&self.floor).map(|(ours, floor)| ours / floor).collect()
     }

@@ -1,10 +1,9 @@
-//! From the start of the program to the guest's first console byte, seen from outside.
+//! The time from the start of the program to the guest's first console byte, measured from outside.
 //!
-//! A round starts each subject once, by turns, its standard output a pipe, and times from before the process
-//! is made to the first byte in that pipe. Beside `paravane` on each engine: `/bin/true` until it is gone,
-//! which is what making any process costs here, and a process that makes the least KVM machine
-//! ([`support::floor`]) and prints a byte after its first exit. Further rounds ask `--stats-json` where
-//! the time goes.
+//! A round starts each subject once, by turns, with a pipe as its standard output, and measures from before the process
+//! is created to the first byte in the pipe. The subjects beside `paravane` on each engine: `/bin/true` until it has
+//! ended, which shows the cost of any process, and a process that makes the smallest KVM machine ([`support::floor`])
+//! and prints a byte after its first exit. Further rounds take the breakdown from `--stats-json`.
 
 mod support;
 
@@ -19,18 +18,18 @@ use serde_json::{Value, json};
 use support::floor::Floor;
 use support::{Options, least, median};
 
-/// As the only argument: be the process that makes the least machine.
+/// As the only argument: this process makes the smallest KVM machine.
 const BE_THE_FLOOR: &str = "--be-the-floor";
 
-/// Something whose first byte is waited for.
+/// A program whose first byte is timed.
 struct Subject {
     name: &'static str,
     program: PathBuf,
     arguments: Vec<&'static str>,
-    /// Whether it ends without having printed anything.
+    /// Whether its end is timed instead, because it prints nothing.
     silent: bool,
     ns: Vec<f64>,
-    /// Why there is nothing to show.
+    /// Why there is no result.
     skipped: Option<String>,
 }
 
@@ -82,10 +81,10 @@ impl Subject {
     }
 }
 
-/// Asks a guest's process to end; one that is gone already does not mind.
+/// Asks a guest's process to end; it may have ended already.
 fn end(child: &Child) {
     if let Ok(pid) = libc::pid_t::try_from(child.id()) {
-        // SAFETY: no pointers; the child was not waited for, so that the number is still its own.
+        // SAFETY: no pointers; the child has not been waited for, so that the process ID is still its own.
         unsafe { libc::kill(pid, libc::SIGTERM) };
     }
 }
@@ -94,7 +93,7 @@ fn print_line(name: &str, ns: &[f64]) {
     println!("{name:<36} {:>9} {:>9}", nanos_f64(least(ns).round()), nanos_f64(median(ns).round()));
 }
 
-/// The steps of start-up, as the program itself times them: name and nanoseconds by round.
+/// The steps of start-up by the program's own clock: names, and nanoseconds by round.
 fn steps(subject: &Subject, rounds: usize) -> Result<Vec<(String, Vec<f64>)>, String> {
     let file = std::env::temp_dir().join(format!("paravane-startup-{}.json", std::process::id()));
     let mut all: Vec<(String, Vec<f64>)> = Vec::new();
@@ -118,7 +117,7 @@ fn steps(subject: &Subject, rounds: usize) -> Result<Vec<(String, Vec<f64>)>, St
             }
         }
     }
-    // It is ours, and in the directory for what need not be tidied.
+    // The file is in the directory for temporary files and may stay there if this fails.
     let _ = std::fs::remove_file(&file);
     Ok(all)
 }

@@ -1,8 +1,8 @@
-//! What of a TAP interface's throughput a guest gets, against a program that writes the same frames to it.
+//! A guest's throughput over a TAP interface, compared with a program that writes the same frames to it.
 //!
-//! The guest's is `net-flood-*` of the reference guest: 10 000 frames between its marks, sent by its own driver. The
-//! program's is a write(2) for each of the same frames. Both use one interface by turns, in a network namespace of
-//! this process's own, and the interface's own counter says what has arrived.
+//! The guest runs the workload `net-flood-*`: 10 000 frames between its marks, sent by its own driver. The program
+//! makes a write(2) for each of the same frames. Both use one interface by turns, in this process's own network
+//! namespace, and the interface's counter shows how many arrived.
 
 mod support;
 
@@ -27,9 +27,9 @@ const FRAMES: u64 = 10_000;
 const GUEST_FRAMES: u64 = 2 * FRAMES;
 const NAME: &str = "pvbench0";
 const MAC: Mac = Mac([0x02, 0, 0, 0, 0x88, 0xb6]);
-/// Where frames go: to nobody, so that the host's kernel drops them.
+/// The destination of the frames: an address that nobody has, so that the host's kernel drops them.
 const NOBODY: [u8; 6] = [0x02, 0, 0, 0, 0x88, 0xb5];
-/// What the guest is to get of what the program gets.
+/// The target for the guest's throughput, as a share of the program's.
 const TARGET: f64 = 0.5;
 
 const WORKLOADS: [(usize, Workload); 2] = [
@@ -37,19 +37,19 @@ const WORKLOADS: [(usize, Workload); 2] = [
     (1500, Workload { name: "net-flood-1500", about: "", needs: Needs::Nothing }),
 ];
 
-/// Gives this process a network of its own: as root, or as a user who is root there.
+/// Moves this process into a new network namespace; without root's rights, into a user namespace too.
 fn own_network() -> io::Result<()> {
-    // SAFETY: no memory is involved; this thread is the only one.
+    // SAFETY: no pointers; the process has no other thread.
     let done = unsafe {
         libc::unshare(libc::CLONE_NEWNET) == 0 || libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) == 0
     };
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Attaches to the interface as any program would, and keeps it in being when that ends.
+/// Attaches to the interface like any program, and makes it persistent.
 fn attach() -> io::Result<File> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
-    // SAFETY: all zeroes is a valid `ifreq`.
+    // SAFETY: an all-zero `ifreq` is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name.iter_mut().zip(NAME.bytes()).for_each(|(to, from)| *to = from as libc::c_char);
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
@@ -61,7 +61,7 @@ fn attach() -> io::Result<File> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(file) }
 }
 
-/// How many frames the host's kernel got through the interface.
+/// The number of frames that the host's kernel has received from the interface.
 fn arrived() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/net/dev")?;
     let line = text.lines().find_map(|line| line.trim().strip_prefix(NAME)?.strip_prefix(':'));
@@ -69,7 +69,7 @@ fn arrived() -> io::Result<u64> {
     packets.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Checks that `frames` arrive while `body` does its work.
+/// Checks that `frames` frames arrive while `body` runs.
 fn counted<R>(frames: u64, body: impl FnOnce() -> Result<R, String>) -> Result<R, String> {
     let text = |error: io::Error| error.to_string();
     let before = arrived().map_err(text)?;
@@ -138,7 +138,7 @@ fn row(engine: (&str, EngineChoice), size: usize, workload: &Workload, rounds: u
 
 fn main() {
     let options = Options::parse("tap", 11);
-    // Made by the one, brought up by the other.
+    // The first creates the interface, the second brings it up.
     let made = own_network().and_then(|()| attach().map(drop)).map_err(|e| e.to_string());
     let made = made.and_then(|()| Tap::open(NAME).map(drop).map_err(|e| e.to_string()));
     if let Err(error) = made {

@@ -1,4 +1,4 @@
-//! Builds the reference guest's two images, which `src/images.rs` embeds, and says how the program is linked.
+//! Builds the two images of the reference guest, which the program embeds, and determines how the program is linked.
 
 mod static_link;
 

@@ -1,17 +1,17 @@
-//! Links the program `paravane` with a static C library, where the machine that builds it has one.
+//! Links the program `paravane` with a static C library if the build machine has one.
 //!
-//! The dynamic linker takes a third of a millisecond, a sixth of what a guest's whole start takes. Rust's own switch for
-//! this (`-C target-feature=+crt-static`) is one for a whole build: plain `cargo build` would apply it to procedural
-//! macros, which then cannot be loaded. So the program alone is linked as a static, position-independent one, and each
-//! library that rustc asks for is answered from a directory of ours that redirects to its archive. Without archives
-//! (not every distribution installs them with the C compiler) the program is linked as usual. This may only change how
-//! the program is linked, never what it does.
+//! The dynamic linker takes a third of a millisecond, a sixth of what a guest's whole start takes. Rust's own switch
+//! for this (`-C target-feature=+crt-static`) applies to a whole build: plain `cargo build` would use it for procedural
+//! macros too, which then cannot be loaded. So only the program is linked as a static, position-independent executable.
+//! The linker finds each library that rustc asks for in a directory that this script writes, as a linker script that
+//! names the static archive. Without archives (not every distribution installs them with the C compiler) the program is
+//! linked as usual. This may only change how the program is linked, never what it does.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, io};
 
-/// What rustc links every program for this target with, but for GCC's unwinder.
+/// The libraries that rustc links into every program for this target, without GCC's unwinder.
 const LIBRARIES: [&str; 6] = ["c", "m", "rt", "pthread", "util", "dl"];
 /// Set it to link the program dynamically.
 const OPT_OUT: &str = "PARAVANE_DYNAMIC";
@@ -36,18 +36,18 @@ pub fn emit(bin: &str) -> io::Result<()> {
     for (name, archive) in LIBRARIES.iter().zip(archives) {
         fs::write(dir.join(format!("lib{name}.a")), format!("INPUT({})\n", archive.display()))?;
     }
-    // The unwinder as a shared library exists only dynamically; this is the same code.
+    // The unwinder's `gcc_s` exists only as a shared library; `gcc_eh` is the same code as an archive.
     fs::write(dir.join("libgcc_s.a"), "INPUT(-lgcc_eh -lgcc)\n")?;
     println!("cargo::rustc-link-arg-bin={bin}=-L{}", dir.display());
     println!("cargo::rustc-link-arg-bin={bin}=-static-pie");
     Ok(())
 }
 
-/// The archive that `linker` takes for `-l name` in a static link.
+/// The archive that `linker` uses for `-l name` in a static link.
 fn archive(linker: &Path, name: &str) -> Option<PathBuf> {
     let output = Command::new(linker).arg(format!("-print-file-name=lib{name}.a")).output().ok()?;
     let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
-    // An unknown name is printed as it is. Spaces and brackets would need quoting in a linker script.
+    // The compiler prints an unknown name unchanged. Spaces and brackets would need quoting in a linker script.
     let plain = path.to_str()?.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
     (path.is_absolute() && plain && path.exists()).then_some(path)
 }

@@ -1,5 +1,5 @@
-//! `paravane audit` from outside, on the built-in guests and on this very program, in which one instruction of
-//! each kind is planted: compiled, linked, with symbols and line tables, as a kernel's are.
+//! `paravane audit` from outside, on the built-in guests and on this test program itself. It contains one instruction
+//! of each kind, compiled and linked with symbols and line tables like a kernel.
 
 #[path = "../src/testing/skip.rs"]
 mod skip;
@@ -29,11 +29,11 @@ macro_rules! planted {
         $(
             #[inline(never)]
             extern "C" fn $name() {
-                // SAFETY: none; it is there to be found and never called.
+                // SAFETY: this function is never called; the audit finds it.
                 unsafe { asm!($($code),+) }
             }
         )*
-        /// Name, class and effect of each; the addresses keep them from being dropped.
+        /// Name, class and effect of each; the addresses keep the linker from removing the functions.
         const PLANTED: &[(&str, extern "C" fn(), &str, &str)] = &[
             $((stringify!($name), $name, $class, $effect)),*
         ];
@@ -74,10 +74,10 @@ planted! {
     planted_xrstors: "other" "traps" ["xrstors [rax]"]
 }
 
-/// A declared one, as a kernel author writes it.
+/// A declared instruction, as the author of a kernel writes it.
 #[inline(never)]
 extern "C" fn planted_declared() {
-    // SAFETY: none; it is there to be found and never called.
+    // SAFETY: this function is never called; the audit finds it.
     unsafe {
         asm!(
             "22: pushfq",
@@ -153,7 +153,7 @@ fn what_matters_is_the_callers_choice() {
     assert_eq!(matter(&["--deny", "swap-gs", "--allow", "swap-gs"]), 0);
 }
 
-/// Assembles an object file; `None`, said, where there is no C compiler to do it.
+/// Assembles an object file. Without a C compiler, reports a skip and returns `None`.
 fn assemble(name: &str, source: &str) -> Option<PathBuf> {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let (from, to) = (dir.join(format!("{name}.s")), dir.join(format!("{name}.o")));
@@ -170,7 +170,7 @@ fn assemble(name: &str, source: &str) -> Option<PathBuf> {
     }
 }
 
-/// Two sections, each from address 0, with a call, a table and a constant that the linker has to fill in.
+/// Two sections, each at address 0, with a call, a table and a constant that the linker must fill in.
 const OBJECT: &str = r#"
     .section .text.a,"ax",@progbits
     .type f,@function

@@ -1,6 +1,6 @@
 //! The program from outside: arguments, pipes, signals and exit statuses.
 //!
-//! What needs a guest is skipped where this machine cannot run one.
+//! Tests that need a guest are skipped on machines that cannot run one.
 
 #[path = "../src/testing/skip.rs"]
 mod skip;
@@ -24,7 +24,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Starts the reference guest and waits for its prompt; nothing where no guest can run.
+/// Starts the reference guest and waits for its prompt; `None` if this machine cannot run guests.
 fn guest(args: &[&str]) -> Option<Child> {
     match prompt(&[&["--timeout", "60s"], args].concat()) {
         Ok(child) => Some(child),
@@ -36,7 +36,7 @@ fn guest(args: &[&str]) -> Option<Child> {
     }
 }
 
-/// The same; how it ended, and what it had said, if there was no prompt.
+/// The same. Without a prompt, returns how it ended and what it had printed.
 fn prompt(args: &[&str]) -> Result<Child, (Output, String)> {
     let mut child = paravane(&[&["run"], args].concat()).stdin(Stdio::piped()).spawn().unwrap();
     let (stdout, mut seen) = (child.stdout.as_mut().unwrap(), Vec::new());
@@ -56,7 +56,7 @@ fn type_to(child: &mut Child, line: &str) {
 
 fn signal(child: &Child, number: libc::c_int) {
     let pid = libc::pid_t::try_from(child.id()).unwrap();
-    // SAFETY: kill takes no pointers; `pid` is a child that has not been waited for.
+    // SAFETY: kill takes no pointers; the child `pid` has not been waited for.
     assert_eq!(unsafe { libc::kill(pid, number) }, 0);
 }
 
@@ -79,7 +79,7 @@ fn messages_show_no_control_or_bidirectional_characters_of_paths() {
         let output = output(arguments);
         let said = text(&output.stderr);
         assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {said}");
-        // Of a terminal's escape sequences clap leaves nothing.
+        // clap removes a terminal's escape sequences completely.
         assert!(said.contains(r"\u{202e}gpj.img"), "{arguments:?}: {said:?}");
         assert!(!said.contains(['\x1b', '\x07', '\u{202e}']), "{arguments:?}: {said:?}");
     }
@@ -180,7 +180,7 @@ fn several_engines_are_compared_side_by_side() {
     for engine in engines {
         let pv = &engine["workloads"][0]["techniques"]["pv"];
         assert_eq!((&pv["ops"], &engine["engine"]["name"]), (&512.into(), &engine["asked"]));
-        // A slow host's time slice may end within the region: that is a kick, and no trap of the guest's making.
+        // On a slow host a time slice may end within the region. That is a kick, which the guest did not cause.
         let asked = pv["exits"].as_array().unwrap().iter().filter(|e| e["group"] == "hypercall");
         assert_eq!(asked.map(|e| e["count"].as_u64().unwrap()).sum::<u64>(), 3);
     }
@@ -224,7 +224,7 @@ fn a_pipe_carries_any_byte() {
 
 #[test]
 fn the_guest_goes_on_when_its_input_ends() {
-    // The time is up before the prompt where the host is too busy: then with more of it.
+    // If a busy host reaches the time limit before the prompt, the test is repeated with more time.
     for timeout in ["2s", "10s", "60s"] {
         let mut child = match prompt(&["--timeout", timeout]) {
             Ok(child) => child,

@@ -1,6 +1,6 @@
-//! The reference guest's shell on a virtio console: on each engine, paravirtual and on a bare PC.
+//! The reference guest's shell on a virtio console, on each engine, paravirtual and on a bare PC.
 //!
-//! The other end behaves in turn: it talks, goes away in the middle, does not read. What is absent is said.
+//! The other end converses, disconnects in the middle, or does not read. Missing engines are reported.
 
 #[path = "../src/testing/skip.rs"]
 mod skip;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use skip::skip;
 
-/// A program with a guest, and what both said on standard output and error.
+/// The program with a guest, and the lines of its standard output and error.
 struct Guest {
     child: Child,
     input: Option<ChildStdin>,
@@ -37,12 +37,12 @@ impl Guest {
         Self { child, input, output: BufReader::new(Box::new(output)) }
     }
 
-    /// The line that contains `part`; nothing if there is none to the end.
+    /// Waits for the line that contains `part`; `None` if there is none.
     fn line_with(&mut self, part: &str) -> Option<String> {
         self.output.by_ref().lines().map_while(Result::ok).find(|line| line.contains(part))
     }
 
-    /// Whether the guest has taken the console into use. If not, no guest runs here.
+    /// Waits until the guest uses the console. If this returns false, this machine cannot run the guest.
     fn runs(&mut self) -> bool {
         let mut said = String::new();
         for line in self.output.by_ref().lines().map_while(Result::ok) {
@@ -56,7 +56,7 @@ impl Guest {
         false
     }
 
-    /// Waits for its end, with this status; the rest of what was said.
+    /// Waits for its end, which must have this status. Returns the rest of its output.
     fn ends(mut self, code: i32) -> String {
         let mut rest = String::new();
         self.output.read_to_string(&mut rest).unwrap();
@@ -72,7 +72,7 @@ fn machines() -> impl Iterator<Item = Vec<&'static str>> {
     engines.flat_map(move |engine| builds.map(|build| [&["--engine", engine], build].concat()))
 }
 
-/// A path for a test's socket or file, free at first and when this goes.
+/// A path for a test's socket or file, which is deleted before the test and on drop.
 struct Place(PathBuf);
 
 impl Place {
@@ -92,7 +92,7 @@ impl Drop for Place {
     }
 }
 
-/// Reads until `end`; all of it.
+/// Reads up to and including `end`.
 fn read_until(from: &mut impl Read, end: &str) -> String {
     let (mut seen, mut byte) = (Vec::new(), [0]);
     while !seen.ends_with(end.as_bytes()) {
@@ -104,14 +104,14 @@ fn read_until(from: &mut impl Read, end: &str) -> String {
     String::from_utf8_lossy(&seen).into_owned()
 }
 
-/// Types a command, and waits for the next prompt.
+/// Types a command, and returns the output up to the next prompt.
 fn ask(shell: &mut (impl Read + Write), command: &str) -> String {
     shell.write_all(command.as_bytes()).unwrap();
     shell.write_all(b"\r").unwrap();
     read_until(shell, "> ")
 }
 
-/// Comes to a shell that may be in the middle of something: reads until it is listening.
+/// Gets the prompt of a shell that may still be busy with an earlier command.
 fn greet(shell: &mut (impl Read + Write), word: &str) {
     shell.write_all(word.as_bytes()).unwrap();
     shell.write_all(b"\r").unwrap();
@@ -123,14 +123,14 @@ fn patient(socket: UnixStream) -> UnixStream {
     socket
 }
 
-/// A guest whose console calls a socket of ours, and its prompt.
+/// A guest whose console connects to a socket of the test, after its first prompt.
 fn called(machine: &[&str], place: &Place) -> Option<(Guest, UnixStream)> {
     let listener = UnixListener::bind(&place.0).unwrap();
     let mut guest = Guest::start(machine, &place.option("unix", ""));
     let mut shell = patient(listener.accept().unwrap().0);
     drop(std::fs::remove_file(&place.0));
     guest.runs().then(|| {
-        // From the first byte on: the connection was there before the guest.
+        // All output is here, from the first byte on: the connection was made before the guest started.
         assert_eq!(read_until(&mut shell, "> "), "type `help` for the commands\n> ");
         (guest, shell)
     })
@@ -165,11 +165,11 @@ fn programs_that_come_and_go() {
             let mut shell = patient(UnixStream::connect(&place.0).unwrap());
             greet(&mut shell, word);
             assert!(ask(&mut shell, "mem").contains("\nfree "), "{machine:?}");
-            // Gone while the guest answers.
+            // Disconnects while the guest answers.
             shell.write_all(b"help\rhelp\rhelp\rhelp\r").unwrap();
         }
         let mut shell = patient(UnixStream::connect(&place.0).unwrap());
-        // What the last one left may be half a line.
+        // The previous program may have left half a line.
         greet(&mut shell, "six");
         shell.write_all(b"halt\r").unwrap();
         guest.ends(0);
@@ -178,12 +178,12 @@ fn programs_that_come_and_go() {
 
 fn unread(socket: &UnixStream) -> libc::c_int {
     let mut count = 0;
-    // SAFETY: a descriptor that is open, and an int to fill.
+    // SAFETY: the descriptor is open, and the request fills one int.
     assert_eq!(unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) }, 0);
     count
 }
 
-/// More than the socket and the queue hold: the guest has to wait for the reader, and goes on where it was.
+/// More than the socket and the queue hold: the guest must wait for the reader, and then continues.
 #[test]
 fn a_program_that_does_not_read_for_a_while_misses_nothing() {
     const COMMANDS: usize = 400;
@@ -191,9 +191,9 @@ fn a_program_that_does_not_read_for_a_while_misses_nothing() {
     for machine in machines() {
         let Some((guest, mut shell)) = called(&machine, &place) else { continue };
         let answer = ask(&mut shell, "help");
-        // In one piece, for which a socket has room.
+        // In one piece, which fits into the socket's buffer.
         shell.write_all((String::from("help\r").repeat(COMMANDS) + "halt\r").as_bytes()).unwrap();
-        // The reader is behind, and the guest far from done.
+        // The reader lags behind, and the guest is far from finished.
         while unread(&shell) < 8192 {
             std::thread::yield_now();
         }
@@ -205,14 +205,14 @@ fn a_program_that_does_not_read_for_a_while_misses_nothing() {
     }
 }
 
-/// A guest that waits for a reader can be ended nevertheless.
+/// A guest that waits for a reader can still be ended.
 #[test]
 fn a_program_that_never_reads_does_not_keep_the_guest() {
     let place = Place::new("console-stuck");
     for machine in machines() {
         let Some((mut guest, mut shell)) = called(&machine, &place) else { continue };
         shell.set_nonblocking(true).unwrap();
-        // Until the guest has stopped reading because it waits itself: then so is everything else full.
+        // Until the guest has stopped reading because it waits itself. Then all buffers are full.
         while shell.write(b"help\rhelp\rhelp\rhelp\r").is_ok() {}
         let pid = libc::pid_t::try_from(guest.child.id()).unwrap();
         // SAFETY: kill takes no pointers; `pid` is a child that has not been waited for.
@@ -259,8 +259,8 @@ fn a_shell_on_a_pseudo_terminal_that_is_opened_twice() {
     }
 }
 
-/// A bare PC has four lines for devices: the console shares one with the network interface, which is busy while
-/// something is typed.
+/// A bare PC has four interrupt lines for devices. The console shares one with the network interface, which is busy
+/// during the input.
 #[test]
 fn a_shell_on_a_shared_line() {
     let place = Place::new("console-shared");
@@ -269,7 +269,7 @@ fn a_shell_on_a_shared_line() {
         let Some((guest, mut shell)) = called(&[machine, others].concat(), &place) else { continue };
         for _ in 0..3 {
             shell.write_all(b"bench net-receive-64\r").unwrap();
-            // One by one, as they are typed: an interrupt each, as far as the guest keeps up.
+            // One by one, as typed: each causes an interrupt, as far as the guest keeps up.
             (0..100).for_each(|_| shell.write_all(b"x\r").unwrap());
             assert!(read_until(&mut shell, "> ").contains(" ops=10000 ok=true "));
             for _ in 0..100 {
@@ -281,7 +281,7 @@ fn a_shell_on_a_shared_line() {
     }
 }
 
-/// A file has nothing to type: the console that every guest has still does.
+/// A file gives no input; the standard console still does.
 #[test]
 fn a_shell_into_a_file() {
     let place = Place::new("console-file");
@@ -314,7 +314,7 @@ fn a_full_disk_does_not_stop_the_guest() {
     }
 }
 
-/// In a pipe: what is typed is the virtio console's, and both print.
+/// In a pipe: input goes to the virtio console, and both consoles print.
 #[test]
 fn a_shell_on_standard_input_and_output() {
     for machine in machines() {
@@ -344,7 +344,7 @@ fn a_guest_without_the_device_says_so() {
     assert!(said.contains("test: name=entropy"), "and goes on: {said}");
 }
 
-/// As without the device: output that nobody reads has no use.
+/// The run ends, as it does without the device: nobody reads the output.
 #[test]
 fn a_reader_of_standard_output_that_leaves_ends_the_run() {
     for machine in machines() {
@@ -359,7 +359,7 @@ fn a_reader_of_standard_output_that_leaves_ends_the_run() {
     }
 }
 
-/// A console's file is emptied: not that of a disk.
+/// A console truncates its file, and must not do so to a disk.
 #[test]
 fn a_disk_is_not_taken_for_a_console_s_file() {
     let place = Place::new("console-disk");

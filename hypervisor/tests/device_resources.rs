@@ -1,5 +1,5 @@
-//! A driver may start and reset its device as often as it likes: the host keeps nothing of it. In a program of its
-//! own, because what is counted is the whole process's.
+//! A driver may start and reset its device any number of times without a leak in the host. This is a separate program,
+//! because it counts the resources of the whole process.
 
 #[path = "../src/testing/skip.rs"]
 mod skip;
@@ -33,7 +33,7 @@ impl Interrupt for Interrupts {
 }
 
 impl Interrupts {
-    /// Resets a device, however long that takes.
+    /// Resets a device and waits for the reset to complete.
     fn reset(&self, slot: &mut Slot) {
         loop {
             let seen = *self.0.lock().unwrap();
@@ -50,14 +50,14 @@ fn list(directory: &str) -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.expect("broken test: an entry").path())
 }
 
-/// What the open descriptors are of, in order. One is the listing's own.
+/// The targets of the open descriptors, sorted. One is the listing itself.
 fn descriptors() -> Vec<PathBuf> {
     let mut all: Vec<_> = list("/proc/self/fd").filter_map(|path| fs::read_link(path).ok()).collect();
     all.sort();
     all
 }
 
-/// Starts and resets a device, its rings as the driver left them: empty, or wrong.
+/// Starts and resets a device, with empty or invalid rings.
 fn cycle(slot: &mut Slot, interrupts: &Interrupts, memory: &DeviceMemory, times: u32) {
     let setup = |n: u64| QueueSetup {
         size: 8,
@@ -81,7 +81,7 @@ fn ten_thousand_starts_leave_no_descriptors_and_no_threads() {
         Ok(disk) => devices.extend(disk.into_iter().map(|device| (device, 1000))),
         Err(why) => skip("disk", why),
     }
-    // Whoever first looks in vain for work opens a file for the whole process; when that is depends on the host.
+    // The first poll that finds no work opens a file for the whole process. When that happens depends on the host.
     BusyPoll::default().look(|| false);
     let machine = Arc::new(MachineMemory::new(0, 16, Backing::Anonymous).unwrap());
     let memory = DeviceMemory::new(&machine, &[Region { address: 0, first: Mfn(0), frames: 16 }]).unwrap();
@@ -92,11 +92,11 @@ fn ten_thousand_starts_leave_no_descriptors_and_no_threads() {
         cycle(&mut slot, &interrupts, &memory, 2);
         let (before, threads) = (descriptors(), list("/proc/self/task").count());
         cycle(&mut slot, &interrupts, &memory, times / 2);
-        // An available index that runs ahead of its ring.
+        // An available index that is too far ahead.
         machine.write_obj(Mfn(1).maddr(), &[0xffu8; 4096]).unwrap();
         cycle(&mut slot, &interrupts, &memory, times / 2);
         assert_eq!(before, descriptors(), "descriptors of device type {}", slot.info().kind);
-        // A thread that was waited for may be listed until it has run to its end.
+        // A joined thread may stay listed until the kernel has removed it.
         let began = Instant::now();
         while list("/proc/self/task").count() > threads {
             assert!(began.elapsed() < PATIENCE, "threads of device type {} are left", slot.info().kind);

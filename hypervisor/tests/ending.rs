@@ -1,6 +1,6 @@
-//! The end of a run that somebody asks for comes, whatever the run waits for: `--timeout` and signals.
+//! `--timeout` and signals end a run, whatever it waits for.
 //!
-//! No test here looks at a clock. A run that does not end is killed after [`PATIENCE`], and the test fails.
+//! No test here measures time. A run that does not end is killed after [`PATIENCE`], and the test fails.
 
 #[path = "../src/testing/skip.rs"]
 mod skip;
@@ -27,11 +27,11 @@ fn run(args: &[&str]) -> Command {
 }
 
 fn signal(pid: u32, number: libc::c_int) {
-    // SAFETY: kill takes no pointers; the callers' processes have not been waited for.
+    // SAFETY: kill takes no pointers; the callers have not waited for the process yet.
     assert_eq!(unsafe { libc::kill(libc::pid_t::try_from(pid).unwrap(), number) }, 0);
 }
 
-/// How a program ended, and what it said on standard error if that is piped.
+/// Waits for a program. Returns its status, and its standard error if that is a pipe.
 fn end_of(mut child: Child) -> (ExitStatus, String) {
     let (pid, mut stderr) = (child.id(), child.stderr.take());
     let (told, heard) = channel();
@@ -48,23 +48,23 @@ fn end_of(mut child: Child) -> (ExitStatus, String) {
     (status, said)
 }
 
-/// A pipe that holds a page, for a reader that does not read.
+/// A pipe with the capacity of a page, for a reader that does not read.
 fn small_pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = io::pipe().unwrap();
-    // SAFETY: a descriptor that is open, and a number.
+    // SAFETY: an open descriptor, and a number.
     assert!(unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) } > 0);
     (reader, writer)
 }
 
-/// How many bytes wait in a pipe.
+/// The number of unread bytes in a pipe.
 fn waiting(reader: &PipeReader) -> usize {
     let mut count: libc::c_int = 0;
-    // SAFETY: a descriptor that is open, and the int that this request fills.
+    // SAFETY: an open descriptor, and the int that this request fills.
     assert_eq!(unsafe { libc::ioctl(reader.as_raw_fd(), libc::FIONREAD, &raw mut count) }, 0);
     usize::try_from(count).unwrap()
 }
 
-/// Standard input with more commands than the answers to which fit into a pipe.
+/// Standard input with so many commands that the answers do not fit into a pipe.
 fn many_commands() -> File {
     let mut file = tempfile("commands");
     file.write_all("help\n".repeat(3000).as_bytes()).unwrap();
@@ -84,7 +84,7 @@ fn tempfile(name: &str) -> File {
     file
 }
 
-/// Whether an engine is missing here, which is said.
+/// Whether the machine lacks the engine; reports it.
 fn missing(status: ExitStatus, said: &str) -> bool {
     let missing = status.code() == Some(1) && (said.contains("KVM") || said.contains("process"));
     if missing {
@@ -109,7 +109,7 @@ fn the_time_limit_holds_while_nobody_reads_standard_output() {
     }
 }
 
-/// The end in order, although the words about it have no reader either.
+/// The run ends in order, although nobody reads its message about it, either.
 #[test]
 fn the_time_limit_holds_while_nobody_reads_standard_error() {
     let statistics = path_of("unread.json");
@@ -128,7 +128,7 @@ fn the_time_limit_holds_while_nobody_reads_standard_error() {
     assert!(written.contains("\"whole\""), "the run did not end in order: {written}");
 }
 
-/// At several moments, some of them just before the write that blocks.
+/// Sends the signal at several moments, some of them just before the write that blocks.
 #[test]
 fn no_signal_is_lost_while_nobody_reads_standard_output() {
     for machine in MACHINES {
@@ -149,7 +149,7 @@ fn no_signal_is_lost_while_nobody_reads_standard_output() {
     }
 }
 
-/// The number of a program's thread, once there is one of this name.
+/// Waits until a program has a thread of this name, and returns its ID.
 fn thread_of(child: &mut Child, name: &str) -> Option<libc::pid_t> {
     let tasks = format!("/proc/{}/task", child.id());
     while child.try_wait().unwrap().is_none() {
@@ -164,7 +164,7 @@ fn thread_of(child: &mut Child, name: &str) -> Option<libc::pid_t> {
     None
 }
 
-/// Signals are delivered to any thread: here to one that is not waiting for the reader.
+/// A signal may be delivered to any thread: here to one that does not wait for the reader.
 #[test]
 fn a_signal_that_another_thread_receives_ends_the_wait_of_the_vcpu() {
     for machine in MACHINES {
@@ -179,7 +179,7 @@ fn a_signal_that_another_thread_receives_ends_the_wait_of_the_vcpu() {
         let (pid, call) =
             (libc::pid_t::try_from(child.id()).unwrap(), format!("/proc/{}/syscall", child.id()));
         let write = format!("{} ", libc::SYS_write);
-        // Twice in a row: the thread is in the write that does not end.
+        // Twice in a row: the thread is blocked in write(2).
         let mut before = String::new();
         loop {
             let Ok(now) = std::fs::read_to_string(&call) else {
@@ -193,7 +193,7 @@ fn a_signal_that_another_thread_receives_ends_the_wait_of_the_vcpu() {
             before = now;
             std::thread::sleep(Duration::from_millis(20));
         }
-        // SAFETY: numbers only; the process has not been waited for.
+        // SAFETY: only numbers; the process has not been waited for.
         assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, pid, keyboard, libc::SIGTERM) }, 0);
         let (status, said) = end_of(child);
         assert_eq!(status.code(), Some(128 + libc::SIGTERM), "{machine:?}: {status}: {said}");
@@ -204,9 +204,9 @@ fn a_signal_that_another_thread_receives_ends_the_wait_of_the_vcpu() {
 fn the_time_limit_holds_before_the_guest_runs() {
     let pipe = path_of("unread.pipe");
     let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
-    // SAFETY: a string that ends with zero.
+    // SAFETY: a NUL-terminated string.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
-    // Nobody opens it to read.
+    // Nobody opens it for reading.
     let args = ["--stats-json", pipe.to_str().unwrap()];
     let (status, said) = end_of(run(&[&args[..], &["--timeout", "500ms"]].concat()).spawn().unwrap());
     assert_eq!(status.code(), Some(124), "{status}: {said}");
@@ -214,13 +214,13 @@ fn the_time_limit_holds_before_the_guest_runs() {
     let child = run(&args).spawn().unwrap();
     signal(child.id(), libc::SIGTERM);
     let (status, said) = end_of(child);
-    // So early it may also find the default action still in place.
+    // This early, the signal's default action may still be in place.
     let by_signal = status.code() == Some(128 + libc::SIGTERM) || status.signal() == Some(libc::SIGTERM);
     assert!(by_signal, "{status}: {said}");
     std::fs::remove_file(pipe).unwrap();
 }
 
-/// Nothing can be done about it in order: the program ends all the same, and the guest's process with it.
+/// No orderly end is possible: the program ends nevertheless, and the guest's process with it.
 #[test]
 fn a_guest_process_that_does_not_answer_does_not_hold_up_the_end() {
     let mut child = run(&["--engine", "process", "--timeout", "2s"])
@@ -254,7 +254,7 @@ fn a_guest_process_that_does_not_answer_does_not_hold_up_the_end() {
     assert_eq!(status.code(), Some(124), "{status}: {said}");
     assert!(said.contains("ended hard") && !guest.is_empty(), "{said}");
     for pid in guest {
-        // A zombie, if nobody has reaped it yet: its parent is gone.
+        // It may be a zombie until init reaps it, because its parent has ended.
         let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         while !stat().is_empty() && !stat().contains(") Z ") {
             std::thread::yield_now();

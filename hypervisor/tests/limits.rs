@@ -1,4 +1,4 @@
-//! Limits of the user's shell (ulimit): what they stop is told by the limit's name, and no file is lost to them.
+//! Limits of the user's shell (ulimit): an error names the limit that caused it, and no file is lost.
 
 #[path = "../src/testing/skip.rs"]
 mod skip;
@@ -13,7 +13,7 @@ use skip::skip;
 
 type Resource = libc::__rlimit_resource_t;
 
-/// A directory that goes with the test.
+/// A directory that is deleted on drop.
 struct Place(PathBuf);
 
 impl Place {
@@ -33,7 +33,7 @@ impl Drop for Place {
     }
 }
 
-/// `paravane run` with this typed to the guest.
+/// `paravane run` with this console input.
 fn run(args: &[&str], typed: &str) -> Command {
     let path = std::env::temp_dir().join(format!(
         "paravane-limits-{}-{:?}",
@@ -50,11 +50,11 @@ fn run(args: &[&str], typed: &str) -> Command {
     command
 }
 
-/// Lets the program have that much of a resource. SIGXFSZ has its default action, whatever this test's is.
+/// Limits a resource of the program. SIGXFSZ gets its default action, whatever it is in this process.
 fn limit(command: &mut Command, resource: Resource, most: u64) -> &mut Command {
     let set = move || {
         let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
-        // SAFETY: a live rlimit; both calls are async-signal-safe.
+        // SAFETY: the rlimit is valid; both calls are async-signal-safe.
         unsafe {
             libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
             if libc::setrlimit(resource, &raw const limit) == 0 {
@@ -72,7 +72,7 @@ fn said(output: &Output) -> String {
     format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))
 }
 
-/// Whether there is no engine here.
+/// Whether this machine has no engine.
 fn missing(output: &Output) -> bool {
     let missing = output.status.code() == Some(1) && said(output).contains("no engine works here");
     if missing {
@@ -81,12 +81,12 @@ fn missing(output: &Output) -> bool {
     missing
 }
 
-/// The memory of a guest on the process engine is a file to this limit as well.
+/// This limit also applies to the memory of a guest on the process engine, which is a file.
 const LIMIT: u64 = 1 << 30;
 const NAMED: &str =
     "File too large (os error 27); the limit of file sizes is 1073741824: raise it (ulimit -f)";
 
-/// A file, sparse, that may grow by that much until it has reached the limit.
+/// A sparse file that can grow by `left` bytes before it reaches the limit.
 fn nearly_full(path: &Path, left: u64) -> File {
     let mut file = File::create(path).unwrap();
     file.set_len(LIMIT - left).unwrap();
@@ -154,7 +154,7 @@ fn statistics_of_a_run_that_never_starts_leave_the_file_as_it_was() {
     let (old, new) = (place.file("old.json"), place.file("new.json"));
     std::fs::write(&old, "of yesterday").unwrap();
     for file in [&old, &new] {
-        // Found out when everything was opened.
+        // The run fails after it has opened everything.
         let args = ["--engine", "process", "--transport", "pio", "--stats-json", file.to_str().unwrap()];
         let output = run(&args, "").output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -195,10 +195,10 @@ fn statistics_on_standard_output_follow_what_was_printed() {
     assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{text}");
 }
 
-/// Each limit, from one with which nothing works to one with which everything does.
+/// Tries each limit, from one with which nothing works to one with which everything does.
 #[test]
 fn a_run_that_has_too_few_descriptors_names_the_limit() {
-    // With less, not even the dynamic linker works.
+    // With fewer, even the dynamic linker fails.
     const LEAST: u64 = 8;
     for engine in ["process", "kvm"] {
         if engine == "kvm" && !Path::new("/dev/kvm").exists() {
@@ -209,7 +209,7 @@ fn a_run_that_has_too_few_descriptors_names_the_limit() {
             let mut command = run(&["--engine", engine, "--timeout", "2s"], "halt\n");
             let output = limit(&mut command, libc::RLIMIT_NOFILE, most).output().unwrap();
             let said = said(&output);
-            // A guest that has no input, which is told as well, idles until its time is up.
+            // A guest without input, which is also reported, idles until the time limit.
             let runs = matches!(output.status.code(), Some(0 | 124));
             assert!(
                 runs && !said.contains("os error") || said.contains("(ulimit -n)"),
@@ -226,7 +226,7 @@ fn a_run_that_may_have_no_pending_signals_names_the_limit() {
         let output = limit(&mut command, libc::RLIMIT_SIGPENDING, most).output().unwrap();
         let said = said(&output);
         if output.status.code() == Some(0) || said.contains("/dev/kvm") {
-            // Whoever else runs as this user has given back what it had, or there is no such engine.
+            // Another process of this user has returned its share of the limit, or the engine is missing.
             continue;
         }
         assert!(output.status.code() == Some(1) && said.contains("(ulimit -i)"), "{engine}: {said}");

@@ -1,6 +1,6 @@
-//! What a guest costs the host beyond its own memory: a promise in bytes, kept by counting pages.
+//! The host memory that a guest costs beyond its own: a limit in bytes, checked by counting pages.
 //!
-//! What needs an engine is skipped where this machine lacks it.
+//! Tests are skipped for engines that this machine lacks.
 
 #[path = "../src/testing/skip.rs"]
 mod skip;
@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 
 use skip::skip;
 
-/// The promise, for the reference guest.
+/// The limit, for the reference guest.
 const LIMIT: u64 = 6 << 20;
 
-/// The `memory` object of a run's statistics; nothing where the engine is missing.
+/// The `memory` object in a run's statistics; `None` if the engine is missing.
 fn counted(engine: &str, workload: &str) -> Option<serde_json::Value> {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join(format!("memory-{}-{engine}-{workload}.json", std::process::id()));
@@ -51,10 +51,10 @@ fn a_guest_costs_less_than_6_mib_beyond_its_own_memory() {
             let Some(memory) = counted(engine, workload) else { continue };
             let bytes = |name: &str| memory[name].as_u64().unwrap();
             let (beyond, program) = (bytes("beyond_guest"), bytes("program"));
-            // Code that was not optimised is larger than all the rest; what it does to memory is the same.
+            // Unoptimised code is larger than everything else; it uses the same other memory.
             let cost = if cfg!(debug_assertions) { beyond - program } else { beyond };
             assert!(cost < LIMIT, "{engine}, {workload}: {memory}");
-            // The counting is right: the guest's image and stack exist, and so does our program.
+            // Shows that the counts work: the guest's image and stack exist, and so does our program.
             assert!(bytes("guest") > 128 << 10 && program > 1 << 20 && beyond > program, "{memory}");
         }
     }

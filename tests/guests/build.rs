@@ -1,4 +1,4 @@
-//! Links each test guest where its test wants it.
+//! Links each test guest at the address that its test needs.
 
 use paravane_guest_build::link;
 

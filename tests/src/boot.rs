@@ -16,30 +16,30 @@ use paravane::virtio::Device;
 use crate::machine::{engines, transport};
 use crate::verdict::broken_product;
 
-/// Longer than any guest of ours takes on a slow and busy host; a guest that hangs ends by it.
+/// Ends a guest that hangs. Longer than any test guest takes on a slow and busy host.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How much of a console is shown when a test fails.
+/// The number of bytes of console output that a failed test shows.
 const SHOWN: usize = 2000;
 
-/// What a guest did.
+/// The outcome of a guest.
 pub struct Outcome {
     /// The engine that ran it.
     pub engine: &'static str,
-    /// What it is called.
+    /// The guest's name.
     pub name: String,
     /// How it ended.
     pub end: DomainEnd,
-    /// What it printed.
+    /// Its console output.
     pub text: String,
-    /// Everything else.
+    /// The report of the run.
     pub report: Report,
 }
 
 /// A guest to boot.
 #[derive(Clone, Debug)]
 pub struct Guest<'a> {
-    /// What to call it.
+    /// Its name in messages.
     pub name: &'a str,
     /// Its image.
     pub image: Cow<'static, [u8]>,
@@ -49,16 +49,16 @@ pub struct Guest<'a> {
     pub cmdline: &'a str,
     /// Its memory in bytes.
     pub mem_bytes: u64,
-    /// Makes its virtio devices, for each boot anew.
+    /// Makes its virtio devices, once for each boot.
     pub devices: fn() -> Vec<Box<dyn Device>>,
-    /// What is typed before it starts.
+    /// Console input, available before the guest starts.
     pub input: &'a [u8],
-    /// When to end it if it does not end by itself.
+    /// The time after which a guest is ended that does not end by itself.
     pub deadline: Duration,
 }
 
 impl Guest<'static> {
-    /// `image` with 32 MiB and nothing else.
+    /// `image` with 32 MiB of memory, without command line, devices and input.
     pub fn new(image: impl Into<Cow<'static, [u8]>>) -> Self {
         let image = image.into();
         Self {
@@ -78,7 +78,7 @@ impl Guest<'_> {
     /// Boots it once on each engine.
     ///
     /// # Panics
-    /// When an engine that is there cannot boot it.
+    /// If an engine that this machine has cannot boot it.
     pub fn boot(&self) -> Vec<Outcome> {
         let boot = |&engine| match self.boot_on(engine) {
             Ok(outcome) => outcome,
@@ -90,10 +90,10 @@ impl Guest<'_> {
     /// Boots it once.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     ///
     /// # Panics
-    /// When another engine runs it than the one that was asked for, or it enters the host in another way.
+    /// If it ran on another engine or transport than the one that was asked for.
     pub fn boot_on(&self, engine: EngineChoice) -> Result<Outcome, RunError> {
         let sink = CaptureSink::default();
         let input = ConsoleInput::default();
@@ -117,7 +117,7 @@ impl Guest<'_> {
             deadline: Some(self.deadline),
             on_peek: None,
             count_memory: false,
-            // As `paravane compare` starts its workloads; elsewhere port 0x80 is one like any other.
+            // As `paravane compare` starts its workloads. Without this, port 0x80 has no special meaning.
             marks: self.cmdline.contains("bench="),
             on_stop: None,
         })?;
@@ -139,19 +139,19 @@ impl Guest<'_> {
 }
 
 impl Outcome {
-    /// The guest must have ended like this.
+    /// Checks how the guest ended.
     #[track_caller]
     pub fn must_end(&self, end: &DomainEnd) -> &Self {
         self.must(self.end == *end, format_args!("should have ended with {end:?}"))
     }
 
-    /// The guest must have printed this.
+    /// Checks that the guest printed this.
     #[track_caller]
     pub fn must_print(&self, part: &str) -> &Self {
         self.must(self.text.contains(part), format_args!("should have printed {part:?}"))
     }
 
-    /// Something about the guest must be so; `what` completes "the guest ...".
+    /// Checks a condition; `what` completes "the guest ...".
     #[track_caller]
     pub fn must(&self, holds: bool, what: impl Display) -> &Self {
         if !holds {
@@ -160,7 +160,7 @@ impl Outcome {
         self
     }
 
-    /// The hypervisor must have ended it; why.
+    /// Checks that the hypervisor ended the guest, and returns its reason.
     #[track_caller]
     pub fn must_be_killed(&self) -> &str {
         match &self.end {
@@ -169,7 +169,7 @@ impl Outcome {
         }
     }
 
-    /// What it says of the workload that it was started for, which it must have found right.
+    /// The guest's line about its workload, which must report success.
     #[track_caller]
     pub fn must_have_done(&self, workload: &str) -> (compare::Outcome, Region) {
         self.must_end(&DomainEnd::PowerOff);

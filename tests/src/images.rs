@@ -1,17 +1,17 @@
-//! The smallest kernels: an ELF file around a few bytes of code, for guests that no compiler would make.
+//! Minimal kernels: an ELF file around a few bytes of code, for guests that no compiler would produce.
 
 use paravane_abi::elfnote;
 
-/// Virtual address of pseudo-physical address 0 in every one of them.
+/// The virtual address of pseudo-physical address 0 in each of these kernels.
 pub const VIRT_BASE: u64 = 0x4000_0000;
-/// Where the hypercall page of a paravirtual one is; the code follows.
+/// The address of a paravirtual kernel's hypercall page, which the code follows.
 pub const HYPERCALL_PAGE: u64 = VIRT_BASE + 0x10_0000;
-/// The first instruction.
+/// The address of the first instruction.
 pub const ENTRY: u64 = HYPERCALL_PAGE + 0x1000;
-/// Bytes that may be read, written and executed from [`HYPERCALL_PAGE`] on.
+/// The size of the readable, writable and executable memory from [`HYPERCALL_PAGE`] on, in bytes.
 pub const SIZE: u64 = 0x1_0000;
 
-/// For whom a kernel is.
+/// The interface that a kernel is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Xen's PV interface.
@@ -20,18 +20,18 @@ pub enum Kind {
     Bare,
 }
 
-/// A kernel that consists of `code`, entered at its first byte.
+/// A kernel of only `code`, which is entered at its first byte.
 ///
 /// # Panics
-/// When the code does not fit.
+/// If the code does not fit.
 pub fn kernel(kind: Kind, code: &[u8]) -> Vec<u8> {
     kernel_at(kind, VIRT_BASE, HYPERCALL_PAGE - VIRT_BASE, code)
 }
 
-/// The same linked elsewhere: `code` one page after `virt_base + load`, where the hypercall page is.
+/// The same, linked at another address: the hypercall page at `virt_base + load`, and `code` one page after it.
 ///
 /// # Panics
-/// When the code does not fit.
+/// If the code does not fit.
 pub fn kernel_at(kind: Kind, virt_base: u64, load: u64, code: &[u8]) -> Vec<u8> {
     assert!(code.len() as u64 <= SIZE - 0x1000, "broken test: {} bytes of code", code.len());
     let notes = match kind {
@@ -93,7 +93,7 @@ fn header(entry: u64) -> Vec<u8> {
     .concat()
 }
 
-/// A program header; code may do anything with its own segment.
+/// A program header of a segment that may be read, written and executed.
 fn segment(kind: u32, offset: u64, address: u64, in_file: u64, in_memory: u64) -> Vec<u8> {
     let head = [kind, 7].map(u32::to_le_bytes).concat();
     [head, [offset, address, address, in_file, in_memory, 4].map(le).concat()].concat()

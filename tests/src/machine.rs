@@ -1,10 +1,10 @@
-//! What the tests boot guests on: the engines that this machine has, or those that the environment asks for.
+//! The engines and transports that tests boot guests on: those of this machine, or those that the environment names.
 //!
-//! * `PARAVANE_ENGINES`: names of engines, separated by commas or blanks. Only these are used, and all of them must be
-//!   there.
-//! * `PARAVANE_TRANSPORT`: the way into KVM. The process engine has one way only and is not affected.
+//! * `PARAVANE_ENGINES`: names of engines, separated by commas or blanks. Only these are used, and all of them must
+//!   work here.
+//! * `PARAVANE_TRANSPORT`: the transport on KVM. The process engine has only one and ignores this.
 //!
-//! A name that means nothing ends the test: a run that was asked for must not be another in silence.
+//! An unknown name fails the test, so that no run silently tests something else than it was asked to.
 
 use std::sync::OnceLock;
 
@@ -18,10 +18,10 @@ use crate::verdict::{broken_test, skip};
 const ENGINES: &str = "PARAVANE_ENGINES";
 const TRANSPORT: &str = "PARAVANE_TRANSPORT";
 
-/// The engines that there are.
+/// All engines.
 const ALL: [EngineChoice; 2] = [EngineChoice::Kvm, EngineChoice::Process];
 
-/// The engines that guests are booted on; what this machine has not is skipped, aloud and once.
+/// The engines that guests are booted on. Each one that this machine lacks is reported once as skipped.
 pub fn engines() -> &'static [EngineChoice] {
     static AVAILABLE: OnceLock<Vec<EngineChoice>> = OnceLock::new();
     AVAILABLE.get_or_init(|| {
@@ -39,14 +39,14 @@ pub fn engines() -> &'static [EngineChoice] {
                 skip(engine.name(), why);
                 false
             }
-            // Whatever else goes wrong is for the tests to find.
+            // The tests find any other error.
             _ => true,
         };
         wanted.into_iter().filter(available).collect()
     })
 }
 
-/// How guests on `engine` are to enter the host.
+/// The transport for guests on `engine`.
 pub fn transport(engine: EngineChoice) -> TransportChoice {
     let asked = std::env::var(TRANSPORT).unwrap_or_default();
     let choice = match asked.as_str() {
@@ -58,7 +58,7 @@ pub fn transport(engine: EngineChoice) -> TransportChoice {
     if engine == EngineChoice::Process { TransportChoice::Auto } else { choice }
 }
 
-/// Hardware's KVM is another than software's: only one of them is tested here, and which one is said.
+/// Reports whether KVM has hardware support here: a machine can test KVM either with or without it.
 fn say_which_kvm() {
     match host_kind() {
         HostKind::Hardware => {}

@@ -1,7 +1,7 @@
-//! What became of a test: success, a skip that says why, a broken test, or a broken product.
+//! Verdicts of a test: a skip with its reason, a broken test, or a broken product.
 //!
-//! A failure says which of the two it is, so that whoever reads it knows where to look first. What must be seen
-//! although the test passed (a skip, a count) goes around libtest's capture, to standard error.
+//! A failure says which of the two is broken, so that its reader knows where to look first. Notes that must be seen
+//! even if the test passes (a skip, a count) bypass libtest's capture and go to standard error.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -10,16 +10,16 @@ use std::sync::{Mutex, PoisonError};
 #[path = "../../hypervisor/src/testing/skip.rs"]
 mod skipping;
 
-/// Says something that is to be seen even if the test passes.
+/// Prints a note that is visible even if the test passes.
 pub fn note(what: impl Display) {
-    // A closed standard error loses the note; the verdict does not depend on it.
+    // If standard error is closed the note is lost; the verdict does not depend on it.
     let _ = writeln!(std::io::stderr(), "{what}");
 }
 
-/// Says that `feature` is not there and that what needs it is skipped, once for each reason.
+/// Prints, once for each reason, that tests are skipped because `feature` is missing.
 ///
 /// # Panics
-/// When `PARAVANE_REQUIRE` names the feature.
+/// If `PARAVANE_REQUIRE` names the feature.
 pub fn skip(feature: &str, why: impl Display) {
     static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let skipped = format!("{feature}: {why}");
@@ -30,13 +30,13 @@ pub fn skip(feature: &str, why: impl Display) {
     }
 }
 
-/// The test itself, or the machine that it runs on, is not as it must be.
+/// Fails because of the test itself, or the machine that it runs on.
 #[track_caller]
 pub fn broken_test(why: impl Display) -> ! {
     panic!("broken test: {why}")
 }
 
-/// The system under test did what it must not.
+/// Fails because of the system under test.
 #[track_caller]
 pub fn broken_product(why: impl Display) -> ! {
     panic!("broken product: {why}")

@@ -1,4 +1,4 @@
-//! Kernels made with the SDK do nothing that goes wrong at CPL 3.
+//! Kernels built with the SDK contain no instruction that silently fails at CPL 3.
 
 use paravane::audit::{Effect, Policy, Subject, audit};
 use paravane_tests::guests::{HELLO, HELLO_HIGH};

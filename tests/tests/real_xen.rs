@@ -1,8 +1,8 @@
-//! Our kernels on Xen itself: the ABI is Xen's, and so nothing in them may be ours alone.
+//! The kernels of this repository on Xen itself: the ABI is Xen's, so they must not depend on Paravane.
 //!
-//! Needs `qemu-system-x86_64` (its software emulation is enough) and Xen: a file named by `PARAVANE_XEN`, or
-//! the first `/boot/xen-*.gz` (Debian's `xen-hypervisor-common` and friends). Each image is booted as Xen's
-//! first domain, which a PV image can be without any other software.
+//! Needs `qemu-system-x86_64` (its software emulation is enough) and Xen: the file that `PARAVANE_XEN` names, or the
+//! first `/boot/xen-*.gz` (from Debian's package `xen-hypervisor-common`, for example). Each image is booted as Xen's
+//! first domain, which needs no other software.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -16,21 +16,21 @@ use paravane::image::builtin::PV;
 use paravane_tests::guests::{CONFORMANCE, HELLO, HELLO_HIGH};
 use paravane_tests::verdict::skip;
 
-/// Emulating a whole machine takes its time.
+/// A time limit for the whole emulated machine, far above what it needs.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// An emulated machine; ends with the value.
+/// An emulated machine, which is killed when this is dropped.
 struct Machine(Child);
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may already have ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Xen as QEMU can load it (an ELF file, not compressed), or why there is none.
+/// Xen as an uncompressed ELF file, which QEMU can load, or why there is none.
 fn xen(directory: &Path) -> Result<PathBuf, String> {
     let named = std::env::var_os("PARAVANE_XEN").map(PathBuf::from);
     let installed = || {
@@ -57,10 +57,10 @@ fn is_xen(path: &Path) -> bool {
         .is_some_and(|n| n.starts_with("xen-") && n.ends_with(".gz"))
 }
 
-/// Boots `image` under Xen and returns the first line of its console that begins with `wanted`, and all lines
-/// before it; `None`, aloud, where there is no Xen or no QEMU.
+/// Boots `image` under Xen and returns the first line of its console that begins with `wanted`, and all lines before
+/// it. Where Xen or QEMU is missing, reports a skip and returns `None`.
 fn boot(name: &str, image: &[u8], cmdline: &str, wanted: &str) -> Option<Vec<String>> {
-    // Tests of other packages share the directory above this.
+    // Tests of other packages share the parent directory.
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("real-xen").join(name);
     fs::create_dir_all(&directory).expect("the target directory is ours to write");
     let xen = match xen(&directory) {
@@ -73,7 +73,7 @@ fn boot(name: &str, image: &[u8], cmdline: &str, wanted: &str) -> Option<Vec<Str
     let kernel = directory.join("kernel.elf");
     fs::write(&kernel, image).expect("the target directory is ours to write");
     let mut command = Command::new("qemu-system-x86_64");
-    // QEMU's emulation of IRETQ reads the stack as a supervisor even at CPL 3, which SMAP would forbid.
+    // QEMU's emulation of IRETQ reads the stack with supervisor rights even at CPL 3, which SMAP would forbid.
     command.args(["-accel", "tcg", "-cpu", "max,-smap", "-m", "512", "-display", "none", "-no-reboot"]);
     command.args(["-monitor", "none", "-serial", "stdio", "-kernel"]).arg(xen);
     command.args(["-append", "console=com1 com1=115200,8n1 dom0=pv dom0_mem=64M"]);
@@ -94,7 +94,7 @@ fn read_until(console: impl std::io::Read + Send + 'static, wanted: &str) -> Vec
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let lines = BufReader::new(console).split(b'\n').map_while(Result::ok);
-        // The receiver goes away when it has seen enough.
+        // The receiver is dropped once it has seen the line.
         lines
             .map(|line| String::from_utf8_lossy(&line).trim_end().to_owned())
             .try_for_each(|l| sender.send(l))

@@ -1,6 +1,6 @@
-//! No kernel of ours keeps data below its stack pointer: an upcall's frame may be pushed there.
+//! No kernel here keeps data below its stack pointer, because the frame of an upcall may be pushed there.
 //!
-//! The prebuilt `core` is compiled for programs, whose leaf functions may (System V ABI, 3.2.2).
+//! The prebuilt `core` is compiled for programs, whose leaf functions may do so (System V ABI, 3.2.2).
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, Register};
 use object::{Object, ObjectSection, SectionKind};

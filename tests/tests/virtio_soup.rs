@@ -1,7 +1,7 @@
-//! Hostile drivers of virtio devices: whatever they do, the host survives, and nothing of it is lost or left behind.
+//! Hostile drivers of virtio devices: whatever they do, the host survives, and leaks no threads or descriptors.
 //!
-//! [`servings`](paravane_tests::soup::servings) says how many guests are tried, or for how long. A failure names its
-//! seed. The process is this test's alone, as it counts the process's threads and descriptors.
+//! [`servings`](paravane_tests::soup::servings) determines how many guests are tried, or for how long. A failure names
+//! its seed. The test has a process to itself, because it counts the process's threads and descriptors.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,20 +23,20 @@ use paravane_tests::guests::VIRTIO_SOUP;
 use paravane_tests::soup::servings::{Servings, watched};
 use paravane_tests::verdict::{broken_product, broken_test, note, skip};
 
-/// Guests that are tried on each engine where nobody says how many.
+/// The number of guests on each engine, by default.
 const SEEDS: u64 = 8;
-/// What a guest does to its devices.
+/// The number of steps that a guest makes.
 const STEPS: u64 = 4000;
 const DEADLINE: Duration = Duration::from_secs(2);
 const DISK_BYTES: usize = 1 << 20;
 
-/// The files of the devices: made once, gone with the value.
+/// The files behind the devices; deleted on drop.
 struct Larder {
     directory: PathBuf,
     qcow2: bool,
 }
 
-/// Devices are made by a plain function, which finds their files by this.
+/// The files, for the plain function that makes the devices.
 static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 
 impl Larder {
@@ -58,7 +58,7 @@ impl Larder {
         Self { directory, qcow2 }
     }
 
-    /// What no guest may change is as it was.
+    /// Checks that the files that no guest may change are unchanged.
     fn check(&self, after: &str) {
         let read =
             |name: &str| std::fs::read(self.directory.join(name)).unwrap_or_else(|why| broken_test(why));
@@ -72,7 +72,7 @@ impl Larder {
         }
     }
 
-    /// The image's own tables must be sound; clusters that a killed guest leaked are no damage.
+    /// Checks the tables of a qcow2 image. Clusters that a killed guest leaked are not an error.
     fn check_image(&self) {
         if self.qcow2 {
             let image = self.directory.join("disk.qcow2");
@@ -87,7 +87,7 @@ impl Larder {
 
 impl Drop for Larder {
     fn drop(&mut self) {
-        // A directory that is left behind in the temporary files harms nobody.
+        // A directory that remains among the temporary files harms nobody.
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
@@ -137,13 +137,14 @@ fn boot(engine: EngineChoice, seed: u64) -> Outcome {
     })
 }
 
-/// How many descriptors and threads this process has.
+/// The numbers of descriptors and threads of this process.
 fn held() -> [usize; 2] {
     ["/proc/self/fd", "/proc/self/task"]
         .map(|path| std::fs::read_dir(path).unwrap_or_else(|why| broken_test(why)).count())
 }
 
-/// A thread that was joined is seen in /proc until the kernel has done with it: nothing announces that.
+/// Waits until the numbers are as before: a joined thread stays in /proc until the kernel has removed it, and no event
+/// announces that.
 fn must_hold(before: [usize; 2], after: &str) {
     let start = Instant::now();
     while held() != before {
@@ -155,7 +156,7 @@ fn must_hold(before: [usize; 2], after: &str) {
     }
 }
 
-/// Adds what the guest says of its devices: for each type, requests offered and used.
+/// Adds up what the guest prints about its devices: for each type, the requests offered and used.
 fn count(outcome: &Outcome, sum: &mut BTreeMap<u64, [u64; 2]>) {
     for line in outcome.text.lines().filter(|line| line.starts_with("soup: ")) {
         let field = |key: &str| {
@@ -176,11 +177,11 @@ fn hostile_drivers_harm_nobody_else() {
     let mut sum = BTreeMap::new();
     let (mut guests, mut finished, mut stops) = (0u64, 0u64, 0);
     servings.on_each_engine(|engine, seed| {
-        // What a process keeps for good is made by its first guest.
+        // The first guest makes what the process then keeps.
         let held = *before.entry(engine.name()).or_insert_with(|| {
             boot(engine, seed);
-            // Busy polling opens a file for the whole program when somebody first looks in vain: now, and not at
-            // whatever time a busy host has that happen.
+            // Busy polling opens a file for the whole program when a poll first finds nothing. This opens it now, not
+            // at a time that depends on the host's load.
             BusyPoll::default().look(|| false);
             held()
         });
@@ -207,7 +208,7 @@ fn hostile_drivers_harm_nobody_else() {
          requests offered and used by type: {sum:?}",
         servings.first
     ));
-    // A soup that is never stirred shows nothing.
+    // If devices do no work, the test shows nothing.
     let kinds: Vec<u64> = sum.keys().copied().collect();
     if guests > 0 && (kinds != [1, 2, 3, 4, 19] || stops < guests) {
         broken_test(format_args!("devices were left in peace: {stops} stops; {sum:?}"));

@@ -1,8 +1,8 @@
-//! A virtual machine in as few KVM calls as there can be: what every program on KVM pays.
+//! A virtual machine with the fewest possible KVM calls: the cost that every program on KVM has.
 //!
-//! It knows two ways to leave CPL 3: an `OUT` that the I/O bitmap allows, and a fault whose IDT stub makes
-//! that `OUT`. Registers travel in the shared page, as in the engine. Nothing of the engine's is used here,
-//! or the comparison would be of the engine with itself.
+//! Its guest can exit from CPL 3 in two ways: by an `OUT` that the I/O bitmap allows, and by a fault whose IDT stub
+//! makes that `OUT`. Registers are passed in the shared page (`kvm_run`), as in the engine. It uses no code of the
+//! engine, which would otherwise be compared with itself.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region
 use kvm_ioctls::{Kvm, SyncReg, VcpuExit, VcpuFd, VmFd};
 use paravane::machine::memory::{Backing, MachineMemory, Maddr, Mfn};
 
-/// Page-table levels 4 to 1 have the first frames; they map what follows, and themselves, where it is.
+/// The page tables of levels 4 to 1 are in the first frames; they map themselves and what follows one to one.
 const TABLES: u64 = 4;
 const USER_CODE: u64 = 0x4000;
 const GATE_CODE: u64 = 0x5000;
@@ -35,7 +35,7 @@ const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const ACCESSED_DIRTY: u64 = 3 << 5;
 
-/// The least machine.
+/// The smallest virtual machine.
 pub struct Floor {
     vcpu: VcpuFd,
     _vm: VmFd,
@@ -45,7 +45,7 @@ pub struct Floor {
 type Failure = Box<dyn std::error::Error>;
 
 impl Floor {
-    /// Makes it; its guest is about to leave by `OUT` for ever.
+    /// Makes the machine. Its guest then executes `OUT` in an endless loop.
     pub fn new() -> Result<Self, Failure> {
         let kvm = Kvm::new()?;
         let vm = kvm.create_vm()?;
@@ -58,7 +58,7 @@ impl Floor {
             memory_size: memory.len(),
             userspace_addr: memory.host_address(),
         };
-        // SAFETY: the memory lives in the structure that this returns, and is unmapped after the VM is gone.
+        // SAFETY: the returned structure holds the memory, which is unmapped only after the VM has been dropped.
         unsafe { vm.set_user_memory_region(region) }?;
         let mut vcpu = vm.create_vcpu(0)?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
@@ -109,7 +109,7 @@ impl Floor {
         Ok(start.elapsed())
     }
 
-    /// Goes on at CPL 3.
+    /// Sets up execution at CPL 3 at this address.
     fn resume_at(&mut self, rip: u64) {
         let shared = self.vcpu.sync_regs_mut();
         shared.regs = kvm_regs { rip, rflags: 0x202, rax: shared.regs.rax, ..kvm_regs::default() };
@@ -133,7 +133,7 @@ fn fill(memory: &MachineMemory) -> Result<(), Failure> {
     memory.write(Maddr(CALLS.0), &CALLS.1)?;
     memory.write(Maddr(FAULTS.0), &FAULTS.1)?;
     memory.write(Maddr(GATE_CODE), &[0xe6, PORT])?;
-    // The GDT as Linux has it, see the engine's; the TSS's limit leaves room for one open port.
+    // Linux's GDT, as in the engine; the TSS's limit includes the bitmap of one open port.
     for (selector, descriptor) in [
         (0x10, 0x00af_9b00_0000_ffff),
         (0x18, 0x00cf_9300_0000_ffff),

@@ -1,25 +1,25 @@
-//! What the benchmarks share: their arguments, their statistics, and the floor that they compare against.
+//! What the benchmarks share: arguments, statistics, and the floor that they compare with.
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
 pub mod floor;
 
-/// What a benchmark was asked for.
+/// The arguments of a benchmark.
 pub struct Options {
-    /// How often each thing is measured.
+    /// The number of measurements of each subject.
     pub rounds: usize,
-    /// Raw data for programs instead of a table for people.
+    /// Whether to print JSON instead of a table.
     pub json: bool,
 }
 
 impl Options {
-    /// From the command line; says how it is used and ends the process where that cannot be understood.
+    /// Parses the command line. After a mistake, prints the usage and ends the process.
     pub fn parse(bench: &str, rounds: usize) -> Self {
         let mut options = Self { rounds, json: false };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--json" => options.json = true,
-                // Added by `cargo bench` itself.
+                // `cargo bench` adds this.
                 "--bench" => {}
                 "--rounds" => match arguments.next().and_then(|n| n.parse().ok()) {
                     Some(rounds @ 1..) => options.rounds = rounds,
@@ -37,7 +37,7 @@ fn usage(bench: &str, mistake: &str) -> ! {
     std::process::exit(2)
 }
 
-/// The median; not a number for an empty series.
+/// The median; NaN for an empty series.
 pub fn median(series: &[f64]) -> f64 {
     let mut sorted = series.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -49,7 +49,7 @@ pub fn median(series: &[f64]) -> f64 {
     }
 }
 
-/// The least; infinite for an empty series.
+/// The smallest value; infinite for an empty series.
 pub fn least(series: &[f64]) -> f64 {
     series.iter().copied().fold(f64::INFINITY, f64::min)
 }

@@ -1,5 +1,5 @@
-//! In a container: no privileges, no /dev/kvm, and a seccomp profile as container engines give one by default. What works
-//! there must work; where the profile forbids what guest processes need, what is missing is named.
+//! In a container: no privileges, no /dev/kvm, and a seccomp profile as container engines give one by default. What
+//! works there must work; where the profile forbids what guest processes need, what is missing is named.
 
 use std::io;
 use std::os::unix::process::CommandExt;

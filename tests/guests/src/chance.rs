@@ -1,4 +1,4 @@
-//! Random numbers that a seed determines.
+//! Pseudo-random numbers, determined by a seed.
 
 /// The generator of Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
 pub(crate) struct Chance(u64);
@@ -8,7 +8,7 @@ impl Chance {
         Self(seed)
     }
 
-    /// Any number.
+    /// A number of 64 bits.
     pub(crate) const fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -31,7 +31,7 @@ impl Chance {
         choices[self.below(N as u64) as usize]
     }
 
-    /// `right`, or once in `n` times something else.
+    /// `right`, or (once in `n` times) something else.
     pub(crate) const fn nearly(&mut self, n: u64, right: u64) -> u64 {
         if !self.once_in(n) {
             return right;

@@ -1,4 +1,4 @@
-//! Ways for a kernel to end, one for each `test=NAME`.
+//! Ways in which a kernel can end; `test=NAME` on the command line selects one.
 
 use core::arch::asm;
 
@@ -38,7 +38,7 @@ fn spin() -> ! {
     }
 }
 
-/// Waits for what never comes: no port is unmasked.
+/// Waits for ever: no port is unmasked, so no event arrives.
 fn block() -> ! {
     let outcome = event::install();
     assert!(outcome.is_ok(), "event callback: {outcome:?}");
@@ -52,12 +52,12 @@ fn block() -> ! {
 /// Reads the last page of the lower half, where nothing is mapped.
 fn touch_nothing() -> ! {
     let nowhere = 0x7fff_ffff_f000 as *const u64;
-    // SAFETY: it faults; that is the point.
+    // SAFETY: the read faults, as intended.
     let value = unsafe { nowhere.read_volatile() };
     panic!("there is something at {nowhere:?}: {value:#x}")
 }
 
-/// Goes on pushing until there is no stack left, with a handler that needs one.
+/// Pushes until the stack is exhausted; the page-fault handler needs a stack, too.
 fn overflow() -> ! {
     let outcome = trap::install();
     assert!(outcome.is_ok(), "trap handlers: {outcome:?}");

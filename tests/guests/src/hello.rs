@@ -2,7 +2,7 @@
 
 use paravane_guest::{Boot, power, println};
 
-/// The kernel of both `hello` images.
+/// The entry point of both `hello` images.
 pub fn main(boot: Boot) -> ! {
     println!("hello from {:#x}: {}", boot.memory().virt_base(), boot.cmdline().text());
     power::power_off()

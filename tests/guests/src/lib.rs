@@ -1,4 +1,4 @@
-//! What the test guests do. Kernels: there is nothing in here for a host.
+//! The kernels of the test guests. Nothing here is meant for host programs.
 #![cfg_attr(not(test), no_std)]
 
 #[cfg(guest)]

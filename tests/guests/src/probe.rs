@@ -1,4 +1,4 @@
-//! Touching memory that may not be there: the fault is the answer.
+//! Accesses to memory that may not be mapped. A probe reports the fault, if there was one.
 
 use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -9,16 +9,16 @@ use paravane_guest::trap::{self, TrapFrame};
 /// Address and error code of the last fault of a probe.
 static ADDRESS: AtomicU64 = AtomicU64::new(0);
 
-/// What a probe met.
+/// The fault of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageFault {
-    /// Where.
+    /// The address that faulted (CR2).
     pub address: u64,
-    /// Why: `PFEC_*`.
+    /// The error code, bits `PFEC_*`.
     pub error_code: u64,
 }
 
-/// Takes over page faults.
+/// Installs the page-fault handler that probes need.
 pub fn install() {
     trap::set_handler(TRAP_PAGE_FAULT, Some(page_fault));
 }
@@ -26,7 +26,7 @@ pub fn install() {
 /// Reads a word.
 pub fn read(va: u64) -> Result<u64, PageFault> {
     let mut value = 0;
-    // SAFETY: a fault is recovered from; what is read is only looked at.
+    // SAFETY: the handler recovers from a fault; any bits that are read are a valid `u64`.
     let fault = unsafe { probe_read(va, &mut value) };
     outcome(fault).map(|()| value)
 }
@@ -34,18 +34,18 @@ pub fn read(va: u64) -> Result<u64, PageFault> {
 /// Writes a word.
 ///
 /// # Safety
-/// Nothing else may rely on what is at `va`, if something is mapped there.
+/// If `va` is mapped, nothing else relies on the memory there.
 pub unsafe fn write(va: u64, value: u64) -> Result<(), PageFault> {
-    // SAFETY: a fault is recovered from; the rest is the caller's promise.
+    // SAFETY: the handler recovers from a fault; the caller promises the rest.
     outcome(unsafe { probe_write(va, value) })
 }
 
 /// Executes the code at `va`, which must be a `ret`.
 ///
 /// # Safety
-/// If `va` can be executed at all, a `ret` is there.
+/// If `va` is executable, there is a `ret` at it.
 pub unsafe fn execute(va: u64) -> Result<(), PageFault> {
-    // SAFETY: a fault is recovered from; the rest is the caller's promise.
+    // SAFETY: the handler recovers from a fault; the caller promises the rest.
     outcome(unsafe { probe_execute(va) })
 }
 
@@ -75,7 +75,7 @@ unsafe extern "C" fn probe_execute(va: u64) -> u64 {
     naked_asm!("xor eax, eax", "jmp rdi")
 }
 
-/// Makes the probe return at once, with the fault.
+/// The page-fault handler: makes the probe return at once and report the fault.
 fn page_fault(frame: &mut TrapFrame) {
     let address = frame.fault_address();
     let probes = [probe_read as *const () as u64, probe_write as *const () as u64];

@@ -1,11 +1,11 @@
-//! Checks, and the line that each prints: `test: name=GROUP/NAME ok=true|false got=... want=...`.
+//! Checks. Each prints a line `test: name=GROUP/NAME ok=true|false got=... want=...`.
 
 use core::fmt::Debug;
 
 use paravane_guest::abi::Errno;
 use paravane_guest::println;
 
-/// Counts checks.
+/// Runs checks and counts them.
 pub struct Suite {
     group: &'static str,
     run: u32,
@@ -13,36 +13,36 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// No check yet.
+    /// A suite without checks.
     pub const fn new() -> Self {
         Self { group: "", run: 0, failed: 0 }
     }
 
-    /// Names the checks that follow.
+    /// Sets the group of the checks that follow.
     pub fn group(&mut self, group: &'static str) {
         self.group = group;
     }
 
-    /// What is, against what should be.
+    /// Checks that `got` equals `want`.
     pub fn equal<T: Debug + PartialEq>(&mut self, name: &str, got: T, want: T) {
         let ok = got == want;
         self.count(ok);
         println!("test: name={}/{name} ok={ok} got={got:?} want={want:?}", self.group);
     }
 
-    /// A call that must fail, with whatever error: the ABI does not say which.
+    /// Checks that a call failed. For calls whose error number the ABI leaves open.
     pub fn refused<T: Debug>(&mut self, name: &str, got: Result<T, Errno>) {
         let ok = got.is_err();
         self.count(ok);
         println!("test: name={}/{name} ok={ok} got={got:?} want=Err(any)", self.group);
     }
 
-    /// Something that must be so.
+    /// Checks a condition.
     pub fn holds(&mut self, name: &str, got: bool) {
         self.equal(name, got, true);
     }
 
-    /// The last line; true when all checks passed.
+    /// Prints the last line, with the counts; true if all checks passed.
     pub fn finish(&self, name: &str) -> bool {
         let ok = self.failed == 0;
         println!("test: name={name} ok={ok} run={} failed={}", self.run, self.failed);

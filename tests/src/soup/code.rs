@@ -1,4 +1,4 @@
-//! Machine code that every such kernel has, and how instructions are written.
+//! The machine code that every random kernel has, and how instructions are encoded.
 
 use paravane_abi::grant::{GNTTABOP_SETUP_TABLE, GnttabSetupTable};
 use paravane_abi::hypercall as nr;
@@ -9,18 +9,18 @@ use zerocopy::IntoBytes;
 
 use super::*;
 
-/// `mov REG, value`, by the register's number in instructions.
+/// `mov REG, value`, by the register's number in the encoding.
 pub(super) fn load(register: u8, value: u64) -> Vec<u8> {
     let prefix = if register < 8 { 0x48 } else { 0x49 };
     [&[prefix, 0xb8 | register & 7][..], &value.to_le_bytes()].concat()
 }
 
-/// An address in the image as instructions hold it: they sign-extend 32 bits.
+/// An address in the image as instructions encode it: 32 bits, sign-extended.
 pub(super) fn short(offset: u64) -> [u8; 4] {
     u32::try_from(ENTRY + offset).expect("the image is below 2 GiB").to_le_bytes()
 }
 
-// Numbers of registers in instructions (SDM vol. 2, table 2-2).
+// Register numbers in instruction encodings (SDM vol. 2, table 2-2).
 pub(super) const RAX: u8 = 0;
 pub(super) const RCX: u8 = 1;
 pub(super) const RDX: u8 = 2;
@@ -33,7 +33,7 @@ pub(super) const R9: u8 = 9;
 pub(super) const R10: u8 = 10;
 pub(super) const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
-/// The argument of `GNTTABOP_setup_table`: one frame, whose number comes behind it.
+/// The argument of `GNTTABOP_setup_table`: one frame, whose number is stored right behind the structure.
 pub(super) fn setup_table() -> Vec<u8> {
     let setup = GnttabSetupTable {
         dom: domid::DOMID_SELF,
@@ -44,7 +44,8 @@ pub(super) fn setup_table() -> Vec<u8> {
     setup.as_bytes().to_vec()
 }
 
-/// Registers the handlers, makes the kernel's tables the user's too, grants a few pages, and goes to the first step.
+/// Registers the handlers, makes the kernel's root table the user root too, grants a few pages, and jumps to the first
+/// step.
 pub(super) fn prologue(frame_base: u64, grant_table: u64) -> Vec<u8> {
     let [pt_base] =
         [std::mem::offset_of!(StartInfo, pt_base)].map(|at| u8::try_from(at).expect("a short way"));
@@ -95,8 +96,8 @@ pub(super) fn prologue(frame_base: u64, grant_table: u64) -> Vec<u8> {
     [&start[..], &[0xe9], &jump].concat()
 }
 
-/// A handler with so many words between r11 and rip in its frame: returns to the next step, in the
-/// kernel and on its stack.
+/// A handler whose frame has `words` words between r11 and rip. It returns to the next step, in kernel mode and on the
+/// kernel's stack.
 pub(super) fn handler(words: u8) -> Vec<u8> {
     [
         // pop rcx; pop r11; add rsp, 8 * words; mov rax, [NEXT]
@@ -105,9 +106,9 @@ pub(super) fn handler(words: u8) -> Vec<u8> {
         // mov [rsp], rax; mov qword ptr [rsp + 24], STACK
         &[0x48, 0x89, 0x04, 0x24, 0x48, 0xc7, 0x44, 0x24, 0x18],
         &short(STACK),
-        // mov word ptr [rsp + 8], 0xe030; mov word ptr [rsp + 32], 0xe02b: the kernel's, whoever was interrupted
+        // mov word ptr [rsp + 8], 0xe030; mov word ptr [rsp + 32], 0xe02b: the kernel's selectors, in either mode
         &[0x66, 0xc7, 0x44, 0x24, 0x08, 0x30, 0xe0, 0x66, 0xc7, 0x44, 0x24, 0x20, 0x2b, 0xe0],
-        // mov qword ptr [rsp + 16], 2: an event that nobody takes must not come again and again
+        // mov qword ptr [rsp + 16], 2: events stay masked, or a pending one would be delivered for ever
         &[0x48, 0xc7, 0x44, 0x24, 0x10, 0x02, 0x00, 0x00, 0x00],
         // push 0; push rcx; push r11; push rax; mov eax, iret
         &[0x6a, 0x00, 0x51, 0x41, 0x53, 0x50, 0xb8, nr::IRET as u8, 0, 0, 0],
@@ -127,7 +128,7 @@ pub(super) fn trap_table() -> Vec<u8> {
     (0..32).chain(0x80..0x82).map(entry).chain([end]).flatten().collect()
 }
 
-/// `SCHEDOP_shutdown` for the reason 0.
+/// `SCHEDOP_shutdown` with reason 0.
 pub(super) fn power_off() -> Vec<u8> {
     let stack = load(RSP, ENTRY + STACK);
     // push 0; mov rsi, rsp

@@ -1,8 +1,8 @@
-//! Kernels that do what no kernel would: random hypercalls and instructions, with arguments that are nearly right.
+//! Random kernels: hypercalls and instructions with arguments that are nearly right.
 //!
-//! A kernel is determined by its seed. It is a row of steps, each of which makes one call or executes one
-//! instruction with registers of its choice; whatever a step runs into, the handlers go on with the next one. What
-//! the steps do to the kernel itself (they may well overwrite it) is part of the game.
+//! A seed determines a kernel. It is a sequence of steps, each of which sets registers and makes one hypercall or
+//! executes one instruction. After an exception, the handlers go on with the next step. Steps may damage the kernel
+//! itself, overwrite it for example; this is intended.
 
 mod code;
 pub mod servings;
@@ -18,16 +18,16 @@ use self::code::{handler, power_off, prologue, setup_table, trap_table};
 use crate::images::{ENTRY, Kind, SIZE, VIRT_BASE, kernel};
 use crate::random::SplitMix64;
 
-/// Steps of a kernel.
+/// The number of steps in a kernel.
 pub const STEPS: u64 = 256;
 const STEP_BYTES: usize = 128;
 
-/// Offsets from [`ENTRY`]: handlers, the first step, then what the arguments point into.
+/// Offsets from [`ENTRY`]: handlers, the first step, then memory that arguments point to.
 const PLAIN: u64 = 0x200;
 const WITH_ERROR: u64 = 0x280;
 const FAILSAFE: u64 = 0x300;
 const FIRST: u64 = 0x380;
-/// Elements of grant operations, so many for each; entries of the grant table, and where it is mapped.
+/// The elements of grant operations, the entries of the grant table, and the address at which the table is mapped.
 const ELEMENTS: u64 = 0xa000;
 const ELEMENTS_EACH: u64 = 4;
 const ELEMENT_BYTES: u64 = 40;
@@ -48,11 +48,11 @@ const _: () = assert!(ELEMENTS + GRANT_OPS * ELEMENTS_EACH * ELEMENT_BYTES <= GR
 const _: () =
     assert!(GRANTS + GRANT_ENTRIES * 8 <= SETUP && SETUP + 0x80 <= TRAPS && DATA + DATA_BYTES < STACK);
 
-/// Bytes of memory for a kernel of this kind.
+/// The memory size of a random kernel, in bytes.
 pub const MEMORY: u64 = 8 << 20;
 const PAGES: u64 = MEMORY / addr::PAGE_SIZE;
 
-/// The kernel of a seed.
+/// The kernel for a seed.
 pub fn soup(seed: u64) -> Vec<u8> {
     let layout = HypervisorLayout::new(PAGES, 0);
     let (frame_base, shared) = (layout.hypervisor_frames(), layout.shared());
@@ -78,7 +78,7 @@ pub fn soup(seed: u64) -> Vec<u8> {
     kernel(Kind::Pv, &code)
 }
 
-/// Puts bytes at an offset; what was skipped is NOPs.
+/// Puts bytes at an offset and fills the gap before it with NOPs.
 fn put(code: &mut Vec<u8>, at: u64, bytes: &[u8]) {
     let at = at as usize;
     assert!(code.len() <= at, "broken test: the parts of the kernel overlap at {at:#x}");
@@ -86,10 +86,10 @@ fn put(code: &mut Vec<u8>, at: u64, bytes: &[u8]) {
     code.extend_from_slice(bytes);
 }
 
-/// Draws everything that is left to chance.
+/// Makes all random choices.
 struct Cook {
     random: SplitMix64,
     frame_base: u64,
-    /// Frames of the hypervisor that the kernel may map.
+    /// Frames of the hypervisor's that the kernel may map.
     shared: Range<u64>,
 }

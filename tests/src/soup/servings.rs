@@ -1,9 +1,9 @@
-//! How many seeds a soup tries, or for how long: what the environment says.
+//! How many seeds a random test tries, or for how long, as the environment says.
 //!
 //! * `PARAVANE_SOUP_FIRST`: the first seed.
-//! * `PARAVANE_SOUP_SEEDS`: how many seeds are tried on each engine.
-//! * `PARAVANE_SOUP_SECONDS`: in place of a number of seeds, how long each engine gets new seeds. The engines are tried
-//!   one after the other, so that a run takes this long times the number of engines.
+//! * `PARAVANE_SOUP_SEEDS`: the number of seeds for each engine.
+//! * `PARAVANE_SOUP_SECONDS`: instead of a number of seeds, the time for each engine. The engines are tested one after
+//!   the other, so that a run takes this time for each of them.
 
 use std::ops::Range;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -15,22 +15,22 @@ use crate::boot::PATIENCE;
 use crate::machine::engines;
 use crate::verdict::{broken_product, broken_test};
 
-/// What is asked for.
+/// The seeds to try.
 #[derive(Clone, Debug)]
 pub struct Servings {
     /// The first seed.
     pub first: u64,
-    /// How many seeds for each engine.
+    /// The number of seeds for each engine.
     seeds: u64,
-    /// How long for each engine, whatever the number of seeds.
+    /// The time for each engine; overrides the number of seeds.
     time: Option<Duration>,
 }
 
 impl Servings {
-    /// What the environment asks for, or `seeds` for each engine.
+    /// As the environment says; by default `seeds` for each engine.
     ///
     /// # Panics
-    /// When a variable is no number.
+    /// If a variable is not a number.
     pub fn asked_for(seeds: u64) -> Self {
         Self {
             first: number("PARAVANE_SOUP_FIRST").unwrap_or(1),
@@ -39,7 +39,7 @@ impl Servings {
         }
     }
 
-    /// Tries seeds on one engine after the other. Each begins with the first seed, so that it can be tried again.
+    /// Tries seeds on one engine after the other. Each begins with the first seed, so that a run can be repeated.
     pub fn on_each_engine(&self, mut serve: impl FnMut(EngineChoice, u64)) {
         for &engine in engines() {
             let start = Instant::now();
@@ -63,17 +63,17 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| broken_test(format_args!("{variable}={text} is not a number"))))
 }
 
-/// Does `work` in a thread of its own, and fails with `name` if it panics or does not come back.
+/// Runs `work` in a new thread, and fails with `name` if it panics or does not return in time.
 ///
 /// # Panics
-/// Then.
+/// In these two cases.
 pub fn watched<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, ended) = mpsc::channel();
-    // Nobody listens any more if this took too long.
+    // After the time limit the receiver is gone.
     let host = std::thread::spawn(move || drop(done.send(work())));
     match ended.recv_timeout(PATIENCE) {
         Ok(result) => {
-            // The thread is gone before the next begins: what is counted later does not include it.
+            // Waits for the thread's end, so that later counts of threads do not include it.
             let _ = host.join();
             result
         }

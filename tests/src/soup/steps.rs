@@ -1,11 +1,11 @@
-//! Steps: a call, a return, or an instruction, with registers drawn for it.
+//! Steps: a hypercall, a return, or an instruction, with random registers.
 
 use paravane_abi::hypercall as nr;
 
 use super::code::{R8, R9, R10, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SYSCALL, load, short};
 use super::*;
 
-/// Calls, and the operations that are drawn for them. Not among them: what ends or stops the guest by itself.
+/// Hypercalls and their operations, without those that always end or stop the guest.
 const CALLS: &[(u64, u64)] = &[
     (nr::MMU_UPDATE, 0),
     (nr::MMU_UPDATE, 0),
@@ -40,11 +40,11 @@ const CALLS: &[(u64, u64)] = &[
     (nr::HVM_OP, 7),
 ];
 
-/// Calls that take the handlers away, or the stack below them: few kernels live on for long.
+/// Hypercalls that remove the handlers or their stack: few kernels survive them for long.
 const FATAL: &[(u64, u64)] =
     &[(nr::SET_TRAP_TABLE, 0), (nr::STACK_SWITCH, 0), (nr::SET_CALLBACKS, 0), (nr::CALLBACK_OP, 3)];
 
-/// Instructions that a kernel might use, and some that nobody should. Registers are drawn before.
+/// Instructions that a kernel might use, and some that it should not. They use random register values.
 const INSTRUCTIONS: &[&[u8]] = &[
     &[0xfa],
     &[0xfb],
@@ -93,7 +93,7 @@ const INSTRUCTIONS: &[&[u8]] = &[
 ];
 
 impl Cook {
-    /// One step, after which comes the one at `next`.
+    /// One step, followed by the one at `next`.
     pub(super) fn step(&mut self, next: u64) -> Vec<u8> {
         let note = [
             &[0x48, 0xc7, 0x04, 0x25][..],
@@ -122,7 +122,7 @@ impl Cook {
             args[0] = self.address();
         }
         match number {
-            // Lists: mostly short, of the domain's own.
+            // Lists: mostly short, and for this domain.
             nr::MMU_UPDATE | nr::MMUEXT_OP => {
                 args[1] = self.count();
                 args[2] = if self.random.below(2) == 0 { 0 } else { self.address() };
@@ -146,7 +146,7 @@ impl Cook {
         registers.chain(load(RAX, number)).chain(SYSCALL).collect()
     }
 
-    /// Pushes a frame and returns by it.
+    /// Pushes a frame and makes the `iret` hypercall.
     fn iret(&mut self) -> Vec<u8> {
         let selector = [0x33, 0x2b, 0xe033, 0xe030, 0xe02b, 0, 0x10];
         let frame = [
@@ -168,7 +168,7 @@ impl Cook {
     fn instruction(&mut self) -> Vec<u8> {
         let pointer = if self.random.below(2) == 0 { self.mapped() } else { self.value() };
         let few = self.random.below(64);
-        // mov ecx, few: counts, and numbers of MSRs.
+        // mov ecx, small: counts, and numbers of MSRs.
         let msr = self.random.one_of(&[
             0xc000_0080,
             0xc000_0100,

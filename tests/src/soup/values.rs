@@ -1,4 +1,4 @@
-//! Values that arguments may have: right, nearly right, and wrong.
+//! Argument values: right, nearly right, and wrong.
 
 use paravane_abi::grant::*;
 use paravane_abi::{addr, domid, pte};
@@ -8,7 +8,7 @@ use super::*;
 use crate::images::HYPERCALL_PAGE;
 
 impl Cook {
-    /// A number that something in the ABI could be.
+    /// A number that could have a meaning in the ABI.
     pub(super) fn value(&mut self) -> u64 {
         match self.random.below(12) {
             0..3 => self.random.below(16),
@@ -19,13 +19,13 @@ impl Cook {
             7 => self.slot(),
             8 => self.entry(),
             9 => self.mapped(),
-            // Pairs of small numbers, for structures of shorter fields.
+            // Pairs of small numbers, for structures with 32-bit fields.
             10 => self.random.below(16) << 32 | self.domain() << 16 | self.random.below(16),
             _ => self.random.any() >> self.random.below(64),
         }
     }
 
-    /// An element of a grant operation, as likely as not one that makes sense.
+    /// An element of a grant operation; about every second one makes sense.
     pub(super) fn element(&mut self, op: u64) -> Vec<u8> {
         let (r, handle) = (self.random.below(GRANT_ENTRIES) as u32, self.random.below(4) as u32);
         let dom = self.random.one_of(&[1, 1, 1, domid::DOMID_SELF, 0]);
@@ -69,7 +69,7 @@ impl Cook {
         bytes
     }
 
-    /// The first entries of the grant table, most of them grants of free pages to the kernel itself.
+    /// The first entries of the grant table, most of which grant free pages to the kernel itself.
     pub(super) fn grants(&mut self) -> Vec<u8> {
         let entry = |_| {
             let flags = self.random.one_of(&[1, 1, 1, 1 | GTF_READONLY, GTF_ACCEPT_TRANSFER, 0, 0xffff]);
@@ -89,7 +89,7 @@ impl Cook {
         if self.random.below(4) > 0 { domid::DOMID_SELF.into() } else { self.random.one_of(&others) }
     }
 
-    /// Where a structure might be.
+    /// The address of a structure, perhaps.
     pub(super) fn address(&mut self) -> u64 {
         let wrong = [
             0,
@@ -106,13 +106,13 @@ impl Cook {
         }
     }
 
-    /// An address in the initial mapping, often one with nothing of the kernel's own.
+    /// An address in the initial mapping, often one that the kernel does not use.
     pub(super) fn mapped(&mut self) -> u64 {
         let page = self.page();
         VIRT_BASE + page * addr::PAGE_SIZE + self.random.below(512) * 8
     }
 
-    /// A page: a free one, or from the end of the image on, where lists, tables and the stack are.
+    /// A page: a free one, or one after the image, where lists, tables and the stack are.
     pub(super) fn page(&mut self) -> u64 {
         let image_end = (HYPERCALL_PAGE + SIZE - VIRT_BASE) / addr::PAGE_SIZE;
         match self.random.below(4) {

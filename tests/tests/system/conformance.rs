@@ -1,4 +1,4 @@
-//! The conformance guest: every hypercall answers as `docs/abi.md` says, right or wrong as the call may be.
+//! The conformance guest: every hypercall, correct or not, answers as `docs/abi.md` says.
 
 use paravane::engine::kvm::{HostKind, host_kind};
 use paravane::machine::end::DomainEnd;
@@ -6,7 +6,7 @@ use paravane_tests::boot::{Guest, Outcome};
 use paravane_tests::guests::CONFORMANCE;
 use paravane_tests::verdict::note;
 
-/// Attacks on page tables that must be among the checks, so that none is lost by renaming or forgetting.
+/// Attacks on page tables that must be among the checks, so that none gets lost.
 const ATTACKS: [&str; 24] = [
     "tables/l1-table-writable",
     "tables/l4-table-writable",
@@ -38,7 +38,7 @@ fn checks(outcome: &Outcome) -> impl Iterator<Item = &str> {
     outcome.text.lines().filter(|line| line.starts_with("test: name=") && line.contains('/'))
 }
 
-/// What only some engines can make true of CPUID, CR4 and XCR0: on hardware KVM it must be.
+/// What only some engines can do for CPUID, CR4 and XCR0. Hardware KVM must do it.
 fn features(outcome: &Outcome) {
     let lines: Vec<_> = outcome.text.lines().filter(|line| line.starts_with("features: ")).collect();
     let hardware = outcome.engine == "kvm" && host_kind() == HostKind::Hardware;

@@ -1,4 +1,4 @@
-//! Virtio devices from the guest's side: found, set up in one call, used, and missed where they are not there.
+//! Virtio devices as the guest sees them: found, set up by one hypercall, used, or reported as missing.
 
 use paravane::compare::Needs;
 use paravane::ledger::{Cause, MmioDevice, VirtioRegister};
@@ -28,7 +28,7 @@ fn disk() -> Vec<Box<dyn Device>> {
     Needs::Disk.provide().unwrap_or_else(|why| broken_test(why))
 }
 
-/// Both builds of the reference guest with devices, on each engine.
+/// Boots both builds of the reference guest with devices, on each engine.
 fn boot(cmdline: &str, devices: fn() -> Vec<Box<dyn Device>>) -> Vec<(&'static str, Outcome)> {
     let guest = |(name, image)| Guest { name, cmdline, devices, mem_bytes: 64 << 20, ..Guest::new(image) };
     BUILDS.into_iter().flat_map(|build| guest(build).boot().into_iter().map(move |o| (build.0, o))).collect()
@@ -41,7 +41,7 @@ fn entropy_is_drawn() {
     }
 }
 
-/// A driver that breaks the rules stops its own device, can have it back, and is told on.
+/// A driver that breaks the rules stops its own device and can reset it; the report counts such stops.
 #[test]
 fn a_device_that_is_misused_stops_and_its_stops_are_counted() {
     for (_, outcome) in
@@ -78,7 +78,7 @@ fn several_devices_are_told_apart() {
     }
 }
 
-/// The headline: one exit, or a register at a time.
+/// One exit, against one for each register access.
 #[test]
 fn a_network_interface_is_set_up_by_one_hypercall_or_by_dozens_of_traps() {
     for (build, outcome) in boot("bench=net-setup", network) {
@@ -110,7 +110,7 @@ fn a_disk_is_set_up_by_one_hypercall_or_by_dozens_of_traps() {
     }
 }
 
-/// Every block is right: the guest compares them all.
+/// The guest checks every block that it reads.
 #[test]
 fn a_deep_queue_needs_few_traps_for_each_read() {
     for (_, outcome) in boot("bench=block-read-qd1", disk) {
@@ -124,7 +124,7 @@ fn a_deep_queue_needs_few_traps_for_each_read() {
     }
 }
 
-/// Every frame arrives, and is right: the guest compares what the peer counted, and every number.
+/// Every frame arrives intact: the guest compares the peer's counts, and the number in each frame.
 #[test]
 fn frames_are_exchanged_with_fewer_traps_than_frames() {
     for workload in ["net-send-64", "net-send-1500", "net-receive-64", "net-receive-1500"] {
@@ -132,7 +132,7 @@ fn frames_are_exchanged_with_fewer_traps_than_frames() {
             let (said, region) = outcome.must_have_done(workload);
             let table = paravane::ledger::exit_table(&region);
             outcome.must(said.ops == 10_000, "should have exchanged 10000 frames");
-            // By registers there is more than one for each interrupt, and a host that is busy has many.
+            // A bare guest takes several traps for each interrupt, and a busy host causes many interrupts.
             let few = build != "pv" || own_traps(&region) < said.ops;
             outcome.must(few, format_args!("should have trapped less:\n{table}"));
         }

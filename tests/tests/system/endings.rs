@@ -1,4 +1,4 @@
-//! How guests end, by their own will or not, and that the host goes on afterwards.
+//! How guests end, intentionally or not, and that the host survives it.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use paravane_tests::verdict::broken_product;
 
 use crate::reference::BUILDS;
 
-/// Long enough for a guest to get where it hangs.
+/// Long enough for a guest to reach the point where it hangs.
 const HANG: Duration = Duration::from_millis(500);
-/// The same on a host that has much else to do.
+/// The same for a guest that gets further on a busy host.
 const LONG_HANG: Duration = Duration::from_secs(20);
 
-/// The host is alive: the next guest in the same process is as well as the first.
+/// Checks that the host survived: another guest in the same process runs as well as the first.
 fn host_is_alive() {
     for outcome in Guest::new(HELLO).boot() {
         outcome.must_end(&DomainEnd::PowerOff).must_print("hello from 0x40000000");
     }
 }
 
-/// What the guest `endings` does when told `test=name`.
+/// The outcome of the guest `endings` with `test=name`.
 fn ending(name: &str, deadline: Duration) -> Vec<Outcome> {
     let cmdline = format!("test={name}");
     let boot =
@@ -43,7 +43,7 @@ fn ending(name: &str, deadline: Duration) -> Vec<Outcome> {
     outcomes
 }
 
-/// What both builds of the reference guest do when told `test=name`.
+/// The outcomes of both builds of the reference guest with `test=name`.
 fn reference(name: &str, deadline: Duration) -> Vec<Outcome> {
     let cmdline = format!("test={name}");
     let boot = |(name, image): (&'static str, &'static [u8])| {
@@ -79,7 +79,7 @@ fn a_kernel_in_the_upper_half_boots_where_there_is_one() {
     }
 }
 
-/// As an operating-systems course links its kernels, and GRUB is linked.
+/// Linked as kernels of operating-systems courses are, and GRUB.
 #[test]
 fn a_kernel_at_1_mib_with_virt_base_0_runs_on_every_engine() {
     for kind in [Kind::Pv, Kind::Bare] {
@@ -90,7 +90,7 @@ fn a_kernel_at_1_mib_with_virt_base_0_runs_on_every_engine() {
     }
 }
 
-/// Below what a process may map, and in what of the lower half a process keeps for itself.
+/// At addresses below those that a process may map, and at those that the process engine keeps for itself.
 #[test]
 fn a_kernel_runs_where_it_is_linked_or_is_refused_before_it_starts() {
     for (virt_base, load) in
@@ -110,7 +110,7 @@ fn a_kernel_runs_where_it_is_linked_or_is_refused_before_it_starts() {
     }
 }
 
-/// Where there is KVM, `auto` takes it for a kernel that a process cannot be.
+/// For a kernel that the process engine cannot map, `auto` takes KVM where it is available.
 #[test]
 fn auto_takes_the_engine_that_can_map_the_kernel() {
     if !engines().contains(&EngineChoice::Kvm) {
@@ -182,7 +182,7 @@ fn a_guest_that_never_ends_can_be_ended() {
     }
 }
 
-/// Code that asks for `SCHEDOP_shutdown` with `reason`.
+/// Code that makes `SCHEDOP_shutdown` with `reason`.
 fn shutdown(reason: u8) -> [u8; 18] {
     // mov eax, sched_op; mov edi, SCHEDOP_shutdown; push reason; mov rsi, rsp; syscall; hlt
     [0xb8, 29, 0, 0, 0, 0xbf, 2, 0, 0, 0, 0x6a, reason, 0x48, 0x89, 0xe6, 0x0f, 0x05, 0xf4]

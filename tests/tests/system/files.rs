@@ -1,4 +1,4 @@
-//! Files that are no kernels, or damaged ones: refused with a message, and the host goes on.
+//! Files that are not kernels, and damaged kernels: refused with a message, and the host survives.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use paravane_tests::machine::engines;
 use paravane_tests::random::SplitMix64;
 use paravane_tests::verdict::{broken_product, skip};
 
-/// A file that must be refused on every engine; the message.
+/// Checks that a file is refused on every engine. Returns the message.
 fn refusal(name: &str, file: impl Into<Cow<'static, [u8]>>) -> String {
     let guest = Guest { name, ..Guest::new(file) };
     let mut message = String::new();
@@ -98,7 +98,7 @@ fn kernels_that_are_cut_off() {
                 match guest.boot_on(engine) {
                     Err(RunError::Image { .. }) => {}
                     Err(other) => broken_product(format_args!("{name} cut to {length} bytes: {other}")),
-                    // What is lost may have been symbols only, which nothing needs.
+                    // The part that was cut off may hold only symbols, which a boot does not need.
                     Ok(outcome) => drop(outcome.must_end(&DomainEnd::PowerOff).must_print("ok=true")),
                 }
             }

@@ -1,7 +1,7 @@
-//! The whole system, from an image to what its guest did: every image on every engine that is there.
+//! The whole system, from an image to the outcome of its guest: every image on every engine of this machine.
 //!
-//! A failure says whether the product or the test is broken (`paravane_tests::verdict`). Nothing here sleeps or
-//! knows how long something takes; deadlines only keep a hang from lasting.
+//! A failure says whether the product or the test is broken (`paravane_tests::verdict`). No test sleeps or expects
+//! something to take a certain time; time limits only end hangs.
 
 mod conformance;
 mod devices;

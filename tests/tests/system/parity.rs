@@ -1,4 +1,4 @@
-//! An engine runs code and maps pages, nothing else: the same work takes the same traps on each.
+//! The same work takes the same traps on every engine, because an engine only runs code and maps pages.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use paravane_tests::verdict::{broken_product, skip};
 
 use crate::reference::BUILDS;
 
-/// Workloads whose traps do not depend on time: with timers, a late one needs no waiting.
+/// Workloads whose traps do not depend on time. (With timers they do: for a late timer the guest need not wait.)
 const TIMELESS: [&str; 4] = ["null-call", "console-4k", "map-512", "address-space"];
 
-/// Traps by cause; kicks are the host's doing.
+/// Traps by cause, without kicks, which the host causes.
 fn traps(region: &Region) -> BTreeMap<String, u64> {
     let own = region.exits.iter().filter(|row| row.cause != Cause::Kick);
     own.map(|row| (row.cause.to_string(), row.count)).collect()

@@ -1,4 +1,4 @@
-//! The reference guest, both builds: it boots, checks its machine, and talks.
+//! Both builds of the reference guest: they boot, check their machine, and converse on the console.
 
 use paravane::image::GuestKind;
 use paravane::image::builtin::{BARE, PV};
@@ -7,7 +7,7 @@ use paravane::machine::end::DomainEnd;
 use paravane::technique::TECHNIQUES;
 use paravane_tests::boot::Guest;
 
-/// Both builds of the reference guest, with the names that they have for their machines.
+/// Both builds of the reference guest, with the names of their machines.
 pub const BUILDS: [(&str, &[u8]); 2] = [("pv", PV), ("bare", BARE)];
 
 /// Each technique runs the reference guest when it is asked for by name.
@@ -46,7 +46,7 @@ fn guests() -> [Guest<'static>; 2] {
     BUILDS.map(|(name, image)| Guest { name, ..Guest::new(image) })
 }
 
-/// A test that the guest makes of its machine (`guest-kernel/src/selftest/mod.rs`).
+/// Runs one of the guest's tests of its machine (`guest-kernel/src/selftest/mod.rs`).
 fn selftest(name: &str, input: &[u8]) {
     let cmdline = format!("test={name}");
     for guest in guests() {
@@ -85,7 +85,7 @@ fn registers_survive_interrupts() {
 
 #[test]
 fn what_is_typed_arrives_in_order() {
-    // More than the console ring holds of input (1024 bytes, public/io/console.h) or a UART's FIFO.
+    // More input than the console ring (1024 bytes, public/io/console.h) or a UART's FIFO holds.
     let lines: Vec<String> = (0..100).map(|i| format!("line {i} of a hundred")).collect();
     let input = format!("{}\nquit\n", lines.join("\n"));
     for guest in guests() {

@@ -1,7 +1,7 @@
-//! Random kernels: whatever they do, the host survives and says how they ended.
+//! Random kernels: whatever they do, the host survives and reports how they ended.
 //!
-//! [`servings`](paravane_tests::soup::servings) says how many kernels are tried, or for how long. A failure names its
-//! seed.
+//! [`servings`](paravane_tests::soup::servings) determines how many kernels are tried, or for how long. A failure names
+//! its seed.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use paravane_tests::soup::servings::{Servings, watched};
 use paravane_tests::soup::{MEMORY, STEPS, soup};
 use paravane_tests::verdict::{broken_product, broken_test, note};
 
-/// Kernels that are tried where nobody says how many.
+/// The number of kernels on each engine, by default.
 const SEEDS: u64 = 48;
-/// A kernel that loops or waits for ever is ended after this long.
+/// Ends a kernel that loops or waits for ever.
 const DEADLINE: Duration = Duration::from_millis(150);
 
-/// Boots a kernel, and does not wait for ever for the host to come back.
+/// Boots a kernel, and fails if the host does not return in time.
 fn boot(engine: EngineChoice, seed: u64) -> Outcome {
     let name = format!("soup of seed {seed} on {}", engine.name());
     watched(&name.clone(), move || {
@@ -55,7 +55,7 @@ fn random_kernels_end_alone() {
          {exits} exits",
         servings.first
     ));
-    // A soup that is never stirred shows nothing. A slow host does not get far with one, either.
+    // If no kernel gets anywhere, the test shows nothing. On a slow host they do not get far, either.
     if exits < kernels * STEPS / 32 {
         broken_test(format_args!("{exits} exits of {kernels} kernels: they end too early"));
     }

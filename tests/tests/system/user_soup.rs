@@ -1,7 +1,7 @@
-//! Random user programs: whatever they do, their kernel survives, and so does the run.
+//! Random user programs: whatever they do, their kernel and the host survive.
 //!
-//! [`servings`](paravane_tests::soup::servings) says how many guests are tried, or for how long. A failure names its
-//! seed, and the guest the number of the program.
+//! [`servings`](paravane_tests::soup::servings) determines how many guests are tried, or for how long. A failure names
+//! its seed, and the guest prints the number of the program.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use paravane_tests::guests::USER_SOUP;
 use paravane_tests::soup::servings::{Servings, watched};
 use paravane_tests::verdict::{broken_product, broken_test, note};
 
-/// Guests that are tried on each engine where nobody says how many.
+/// The number of guests on each engine, by default.
 const SEEDS: u64 = 6;
-/// Programs that a guest runs.
+/// The number of programs that a guest runs.
 const PROGRAMS: u64 = 500;
-/// A guest that hangs is ended after this long: far more than it takes.
+/// Ends a guest that hangs: far longer than a guest needs.
 const DEADLINE: Duration = PATIENCE;
 
 fn boot(engine: EngineChoice, seed: u64) -> Outcome {
@@ -30,7 +30,7 @@ fn boot(engine: EngineChoice, seed: u64) -> Outcome {
     })
 }
 
-/// The number of this name in the guest's last line.
+/// The number with this name in the guest's last line.
 fn counted(outcome: &Outcome, what: &str) -> u64 {
     let mut words = outcome.text.lines().filter_map(|line| line.strip_prefix("user-soup: "));
     let count = words.next_back().and_then(|line| {
@@ -56,7 +56,7 @@ fn random_user_programs_harm_no_kernel() {
     let counts = sums.map(|(what, sum)| format!("{sum} {what}")).join(", ");
     note(format_args!("user soup: {guests} guests from seed {} on: {counts}", servings.first));
     let [programs, ways @ ..] = sums.map(|(_, sum)| sum);
-    // A soup that is never stirred shows nothing: programs end in every way that there is.
+    // The test only shows something if programs end in every possible way.
     if programs != guests * PROGRAMS || ways.contains(&0) {
         broken_test(format_args!("too little came of the programs: {counts}"));
     }

@@ -1,4 +1,4 @@
-//! The workloads: right results, and the number of traps that each technique may take.
+//! The workloads of `compare`: correct results, and the number of traps that each technique may take.
 
 use paravane::compare::Needs;
 use paravane::image::builtin::{BARE, PV};
@@ -6,7 +6,7 @@ use paravane::ledger::{Cause, MmioDevice, PortDevice, PrivOp, Region, VirtioRegi
 use paravane::virtio::Device;
 use paravane_tests::boot::Guest;
 
-/// How often the guest left the CPU for causes of its own: kicks are the host's doing.
+/// The number of exits that the guest caused itself, that is without kicks.
 pub fn own_traps(region: &Region) -> u64 {
     region.exits.iter().filter(|row| row.cause != Cause::Kick).map(|row| row.count).sum()
 }
@@ -15,7 +15,7 @@ pub fn count(region: &Region, cause: Cause) -> u64 {
     region.exits.iter().filter(|row| row.cause == cause).map(|row| row.count).sum()
 }
 
-/// What one technique needs on each engine; `check` sees what was measured and how many operations there were.
+/// Measures one technique on each engine; `check` gets the measurement and the number of operations.
 fn measure(image: &'static [u8], workload: &str, check: impl Fn(&Region, u64) -> bool) {
     measure_with(Vec::new, image, workload, check);
 }
@@ -58,8 +58,8 @@ fn console_4k() {
     });
 }
 
-/// A kick and a wait by hypercalls, and by registers an interrupt besides; a busy host wakes the guest for nothing now
-/// and then. No machine needs a trap for a byte.
+/// A paravirtual guest makes a hypercall for each kick and each wait; a bare one also takes an interrupt. A busy host
+/// sometimes wakes the guest without need. Neither needs a trap for each byte.
 #[test]
 fn console_virtio_4k() {
     let device = || Needs::Console.provide().unwrap();
@@ -80,7 +80,7 @@ fn map_512() {
 
 #[test]
 fn map_4096() {
-    // Three batches; what does not fit into one multicall of the guest's travels in another.
+    // Three batches; a batch that exceeds the guest's multicall list takes another multicall.
     measure(PV, "map-4096", |region, ops| ops == 4096 && own_traps(region) <= 3 * 4096 / 64);
     measure(BARE, "map-4096", |region, ops| count(region, Cause::PageTableStore) >= ops);
 }
@@ -95,7 +95,7 @@ fn address_space() {
 
 #[test]
 fn timer_1000() {
-    // Two calls each, to set the timer and to wait; one that is late has nothing to wait for.
+    // Two hypercalls each, to set the timer and to wait; for a late timer the guest need not wait.
     measure(PV, "timer-1000", |region, ops| {
         let traps = own_traps(region);
         ops == 1000 && (ops..=2 * ops + ops / 10).contains(&traps)

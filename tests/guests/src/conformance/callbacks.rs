@@ -15,12 +15,12 @@ use super::calls::NOWHERE;
 use super::raw::{does, nowhere, raw};
 
 const NOT_CANONICAL: u64 = 1 << 47;
-/// An address that a handler could have. None that is registered here is ever entered.
+/// A valid address for a handler. The handlers that are registered here are never entered.
 const SOMEWHERE: u64 = 0x1000;
 
 static NMIS: AtomicU32 = AtomicU32::new(0);
 
-// SAFETY: a page of the image, of which only the address is taken.
+// SAFETY: this is a page of the image, and only its address is used.
 unsafe extern "C" {
     /// The page that the hypervisor fills.
     static hypercall_page: u8;
@@ -66,7 +66,7 @@ fn types(bench: &mut Bench) {
         does(CALLBACK_OP, CALLBACKOP_REGISTER, op)
     };
     let unregister = |kind| does(CALLBACK_OP, CALLBACKOP_UNREGISTER, CallbackUnregister { kind, _unused: 0 });
-    // What the event callback is stays as it is: checks run with it.
+    // The event callback stays unchanged, because other checks need it.
     for (name, kind) in [
         ("failsafe", CALLBACKTYPE_FAILSAFE),
         ("syscall", CALLBACKTYPE_SYSCALL),

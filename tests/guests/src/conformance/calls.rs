@@ -1,4 +1,4 @@
-//! Calls that touch nothing but their arguments.
+//! Hypercalls that only access their arguments.
 
 use paravane_guest::abi::Errno;
 use paravane_guest::abi::console::CONSOLEIO_WRITE;
@@ -16,7 +16,7 @@ use crate::suite::Suite;
 /// An address at which nothing is mapped.
 pub(super) const NOWHERE: u64 = 0x7fff_ffff_f000;
 
-/// Makes a call whose arguments, if they are addresses at all, are `NOWHERE`.
+/// Makes a hypercall, with `NOWHERE` for every argument that is an address.
 fn harmless<const N: usize>(number: u64, args: [u64; N]) -> Result<u64, Errno> {
     // SAFETY: nothing can be read or written there.
     unsafe { call(number, args) }
@@ -43,7 +43,7 @@ pub(super) fn console(bench: &mut Bench) {
     let suite = &mut bench.suite;
     suite.refused("unknown-command", harmless(CONSOLE_IO, [99, 1, NOWHERE]));
     suite.refused("write-nowhere", harmless(CONSOLE_IO, [u64::from(CONSOLEIO_WRITE), 1, NOWHERE]));
-    // Through the ring, more than it holds at once: a line of 3000 characters must arrive whole.
+    // More than the ring holds at once: a line of 3000 characters must arrive complete.
     for _ in 0..30 {
         let part = "0123456789".repeat_into_line();
         paravane_guest::console::write(&part);
@@ -51,24 +51,24 @@ pub(super) fn console(bench: &mut Bench) {
     paravane_guest::println!();
 }
 
-/// More calls than a hypervisor makes without looking whether something else is to be done: it has the call
-/// issued again with the rest.
+/// A list that is longer than a hypervisor executes without a check for other work: it then has the multicall issued
+/// again with the rest.
 fn long_list(suite: &mut Suite) {
     const CALLS: usize = 1000;
     static mut LIST: [MulticallEntry; CALLS] = [entry(0, [0; 6]); CALLS];
     let list = &raw mut LIST;
-    // SAFETY: nothing else refers to the list, and a kernel of one vCPU runs this once.
+    // SAFETY: there is no other reference to the list, and a kernel with one vCPU runs this once.
     let list = unsafe { &mut *list };
     *list = [entry(XEN_VERSION, [u64::from(XENVER_PAGESIZE), 0, 0, 0, 0, 0]); CALLS];
-    // SAFETY: a list of calls without addresses.
+    // SAFETY: the calls in the list take no addresses.
     let made = unsafe { call(MULTICALL, [list.as_mut_ptr() as u64, CALLS as u64]) };
     suite.equal("long-list", made, Ok(0));
-    // SAFETY: an initialised entry, which the hypervisor has written to.
+    // SAFETY: the entry is initialised; the hypervisor may have written to it.
     let result = |call: &MulticallEntry| unsafe { (&raw const call.result).read_volatile() };
     suite.equal("long-list-is-made-to-its-end", list.iter().filter(|c| result(c) == 4096).count(), CALLS);
 }
 
-/// A hundred characters.
+/// A line of a hundred characters.
 trait RepeatIntoLine {
     fn repeat_into_line(&self) -> [u8; 100];
 }
@@ -92,10 +92,10 @@ pub(super) fn multicall(bench: &mut Bench) {
         entry(SCHED_OP, [u64::from(SCHEDOP_YIELD), 0, 0, 0, 0, 0]),
         entry(XEN_VERSION, [u64::from(XENVER_VERSION), 0, 0, 0, 0, 0]),
     ];
-    // SAFETY: calls without addresses, but for one that nothing is at.
+    // SAFETY: the calls take no addresses, except for one that is not mapped.
     let made = unsafe { call(MULTICALL, [calls.as_mut_ptr() as u64, calls.len() as u64]) };
     suite.equal("list", made, Ok(0));
-    // SAFETY: initialised entries, which the hypervisor has written to.
+    // SAFETY: the entries are initialised; the hypervisor may have written to them.
     let results = calls.each_ref().map(|c| Errno::from_rax(unsafe { (&raw const c.result).read_volatile() }));
     suite.equal("result-of-each", results[0], Ok(4096));
     suite.refused("unknown-call-within", results[1]);

@@ -1,4 +1,4 @@
-//! What a kernel need not ask for: instructions that trap, and do what they would on its own machine, or do not.
+//! Privileged instructions that the hypervisor completes for a kernel, and those that it refuses.
 
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use super::calls::NOWHERE;
 use super::raw::{does, raw};
 use crate::probe;
 
-/// Where a trapped instruction goes on, and the exception that it raised.
+/// The address at which a trapped instruction continues, and the exception that it raised.
 pub(super) static RESUME: AtomicU64 = AtomicU64::new(0);
 pub(super) static RAISED: AtomicU64 = AtomicU64::new(NONE);
 pub(super) const NONE: u64 = u64::MAX;
@@ -34,11 +34,11 @@ pub(super) fn note(frame: &mut TrapFrame) {
     frame.rip = RESUME.load(Ordering::Relaxed);
 }
 
-/// Executes instructions; the exception of the first that raises one, at which it ends.
+/// Executes instructions up to the first that raises an exception, which it returns.
 macro_rules! attempt {
     ($code:literal $(, $($operands:tt)+)?) => {{
         RAISED.store(NONE, core::sync::atomic::Ordering::Relaxed);
-        // SAFETY: what is named as an operand is all that the callers' instructions change, if they do not trap.
+        // SAFETY: the instructions of the callers change only the operands that are named, or trap.
         unsafe {
             asm!(
                 "lea {resume}, [rip + 77f]",
@@ -72,7 +72,7 @@ pub(super) fn run(bench: &mut Bench) {
     lazy_fpu(bench);
 }
 
-/// CPUID behind the hypervisor's prefix; EAX, EBX, ECX, EDX go to `result`.
+/// CPUID with Xen's emulation prefix; stores EAX, EBX, ECX, EDX in `result`.
 #[unsafe(naked)]
 unsafe extern "C" fn forced_cpuid(leaf: u32, index: u32, result: *mut [u32; 4]) {
     naked_asm!(
@@ -91,15 +91,15 @@ unsafe extern "C" fn forced_cpuid(leaf: u32, index: u32, result: *mut [u32; 4]) 
     )
 }
 
-/// EAX, EBX, ECX, EDX of a leaf (its index 0), as the hypervisor has them.
+/// EAX, EBX, ECX, EDX of a leaf (sub-leaf 0), as the hypervisor shows them.
 pub(super) fn forced(leaf: u32) -> [u32; 4] {
     forced_sub(leaf, 0)
 }
 
-/// CPUID behind the hypervisor's prefix, of a sub-leaf.
+/// CPUID of a sub-leaf, with Xen's emulation prefix.
 pub(super) fn forced_sub(leaf: u32, index: u32) -> [u32; 4] {
     let mut result = [0; 4];
-    // SAFETY: writes to its argument alone.
+    // SAFETY: it writes only to its argument.
     unsafe { forced_cpuid(leaf, index, &raw mut result) };
     result
 }
@@ -184,7 +184,7 @@ fn model_registers(bench: &mut Bench) {
         suite.equal("write-base-not-canonical", write_register(number, 1 << 47), PROTECTION);
     }
     let (fs, gs): (u64, u64);
-    // SAFETY: both bases are the address of a word.
+    // SAFETY: both bases become the address of a word.
     unsafe { asm!("mov {}, fs:[0]", "mov {}, gs:[0]", out(reg) fs, out(reg) gs, options(readonly, nostack)) };
     suite.equal("bases-are-loaded", (fs, gs), (WORD, WORD));
     suite.equal("user-base-by-call", raw(SET_SEGMENT_BASE, [SEGBASE_GS_USER.into(), 64]), Ok(0));
@@ -198,7 +198,7 @@ fn model_registers(bench: &mut Bench) {
     suite.equal("write-no-such-register", write_register(0x1234_5678, 0), PROTECTION);
 }
 
-/// A port that no domain of this kind owns.
+/// A port that no unprivileged domain owns.
 const PORT: u16 = 0x44;
 /// The counter of the PIT's channel 2.
 const PIT_CHANNEL_2: u16 = 0x42;
@@ -222,7 +222,7 @@ fn ports(bench: &mut Bench) {
             PROTECTION,
         );
     }
-    // Paravane's own marks go to this port, in runs that are measured only.
+    // Paravane uses this port for its marks, but only in runs that are measured.
     if !privileged {
         suite.equal("out-80-without-privilege", attempt!("out 0x80, al", in("al") 0_u8), PROTECTION);
     }
@@ -255,7 +255,7 @@ fn ports(bench: &mut Bench) {
         let strings = attempt!(
             "rep insb", in("dx") PORT, inout("rdi") bytes.as_mut_ptr() => _, inout("rcx") bytes.len() => _
         );
-        // SAFETY: initialised, and written to by the instruction above.
+        // SAFETY: the buffer is initialised; the instruction above wrote to it.
         suite.equal("in-string", (strings, unsafe { (&raw const bytes).read_volatile() }), (NONE, [0xff; 4]));
         suite.equal("no-privilege-again", level(0), Ok(0));
         opened(bench);
@@ -267,7 +267,7 @@ fn ports(bench: &mut Bench) {
     );
 }
 
-/// Ports that the guest's bitmap lets through.
+/// Ports that the guest's bitmap allows.
 fn opened(bench: &mut Bench) {
     static OPEN: [u8; 16] =
         [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x03, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
@@ -283,7 +283,7 @@ fn opened(bench: &mut Bench) {
     suite.equal("no-bitmap", (map(0, 0), input().0), (Ok(0), PROTECTION));
 }
 
-/// There are calls for what these do.
+/// Instructions that hypercalls stand in for.
 fn refused(bench: &mut Bench) {
     let suite = &mut bench.suite;
     let table = [0_u64; 2];
@@ -310,10 +310,10 @@ fn time_stamps(bench: &mut Bench) {
     suite.equal("rdtsc", (first, second, after > before), (NONE, NONE, true));
 }
 
-/// A page with an L1 table of its own.
+/// The address of a page with its own L1 table.
 const PLACE: u64 = 0x3c_0000_0000;
 
-/// Stores to page tables, with the assistance and without.
+/// Stores to page tables, with and without the writable page tables assist.
 fn page_table_stores(bench: &mut Bench) {
     let space = bench.mmu.kernel_space();
     let (Some(page), Some(other)) = (bench.frames.take(), bench.frames.take()) else {
@@ -332,7 +332,7 @@ fn page_table_stores(bench: &mut Bench) {
         (memory.va(table) + table_index(PLACE, 1) as u64 * 8, memory.va(space.root()) + 300 * 8);
     let (old, new, own) = (mfn(page), mfn(other), mfn(table));
     let flags = pte::PRESENT | pte::RW | pte::USER | pte::ACCESSED | pte::DIRTY;
-    // SAFETY: both pages are this check's, and so is the entry.
+    // SAFETY: both pages and the entry belong to this check.
     let store = |at, entry| unsafe { probe::write(at, entry) }.map_err(|fault| fault.error_code);
     let denied = Err(u64::from(PFEC_PRESENT | PFEC_WRITE));
     let flush = || raw(UPDATE_VA_MAPPING, [PLACE, pte::make(new, flags), 2]);
@@ -344,7 +344,7 @@ fn page_table_stores(bench: &mut Bench) {
     let assist = |command: u32| raw(VM_ASSIST, [command.into(), VMASST_TYPE_WRITABLE_PAGETABLES.into()]);
     suite.equal("assist-off", assist(VMASST_CMD_DISABLE), Ok(0));
     if paravane {
-        // Xen 4.17 does not ask whether the assistance is on.
+        // Xen 4.17 does not check whether the assist is enabled.
         suite.equal("store-unassisted", store(slot, pte::make(new, flags)), denied);
     }
     suite.equal("assist-on", assist(VMASST_CMD_ENABLE), Ok(0));
@@ -370,8 +370,8 @@ fn page_table_stores(bench: &mut Bench) {
 
 static NO_MATH: AtomicU32 = AtomicU32::new(0);
 
-/// #NM at the first use of the FPU, once, where the engine can have it raised. Where not, the FPU is usable, and
-/// CR0 goes on saying what the guest set.
+/// One #NM at the first use of the FPU, on engines that can raise it. On others the FPU is usable, and CR0 still reads
+/// as the guest set it.
 fn lazy_fpu(bench: &mut Bench) {
     fn arrived(_: &mut TrapFrame) {
         NO_MATH.fetch_add(1, Ordering::Relaxed);
@@ -380,7 +380,7 @@ fn lazy_fpu(bench: &mut Bench) {
     set_handler(TRAP_NO_DEVICE, Some(arrived));
     let read_cr0 = || {
         let cr0: u64;
-        // SAFETY: emulated, and changes nothing.
+        // SAFETY: the instruction is emulated and changes nothing.
         unsafe { asm!("mov {}, cr0", out(reg) cr0) };
         cr0 & TS
     };
@@ -388,7 +388,7 @@ fn lazy_fpu(bench: &mut Bench) {
     for outcome in &mut outcomes {
         let switched = raw(FPU_TASKSWITCH, [1]);
         let before = read_cr0();
-        // SAFETY: names what it changes.
+        // SAFETY: the operands name everything that it changes.
         unsafe { asm!("movd xmm0, eax", "paddd xmm0, xmm0", out("xmm0") _) };
         *outcome = (switched.map_or(1, |zero| zero), before, read_cr0());
         let _ = raw(FPU_TASKSWITCH, [0]);
@@ -396,7 +396,7 @@ fn lazy_fpu(bench: &mut Bench) {
     set_handler(TRAP_NO_DEVICE, None);
     let suite = &mut bench.suite;
     let raised = NO_MATH.load(Ordering::Relaxed);
-    // The hypercall path may use vector registers itself: what came of the trap is asked of CR0.
+    // The hypercall path may use vector registers itself, so CR0 shows the effect of the trap.
     let lazy = outcomes.map(|(_, _, after)| after == 0);
     suite.equal("task-switched", outcomes.map(|(switched, ..)| switched), [0; 2]);
     suite.equal("no-math-comes-as-often-as-ts-goes", raised >= u32::from(lazy[0]) + u32::from(lazy[1]), true);

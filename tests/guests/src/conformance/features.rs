@@ -1,7 +1,7 @@
-//! What CPUID shows, and whether the processor agrees: XCR0, CR4, and natively visible features.
+//! The features that CPUID shows, and whether the processor has them: XCR0, CR4, and what CPUID shows natively.
 //!
-//! The first group: CR4 is as the domain found it. What only some engines can make true is printed for the host's side
-//! of this test, which knows the engine (`features: NAME=VALUE`); the rest is checked here.
+//! This group runs first, while CR4 is as at the domain's start. Properties that only some engines have are printed
+//! (`features: NAME=VALUE`) for the host's side of this test, which knows the engine; all others are checked here.
 
 use core::arch::x86_64::__cpuid_count;
 use core::arch::{asm, naked_asm};
@@ -20,7 +20,7 @@ use super::emulation::{NONE, PROTECTION, RAISED, RESUME, UNDEFINED, attempt, for
 const OSXSAVE: u64 = 1 << 18;
 const FSGSBASE: u64 = 1 << 16;
 const EXTENDED_STATE: u32 = 0xd;
-/// EDX of leaf 1.
+/// Bits in EDX of leaf 1.
 const APIC: u32 = 1 << 9;
 
 pub(super) fn run(bench: &mut Bench) {
@@ -35,12 +35,12 @@ pub(super) fn run(bench: &mut Bench) {
     }
 }
 
-/// Whether `shown` has one of the bits with these numbers.
+/// Whether `shown` has any of the bits with these numbers.
 fn any(shown: u32, numbers: &[u32]) -> bool {
     numbers.iter().any(|number| shown >> number & 1 != 0)
 }
 
-/// What no PV guest is shown, on Xen or here; and what the instruction alone shows beyond the prefix.
+/// Features that no PV guest is shown, on Xen or here; and those that only CPUID without the prefix shows.
 fn hidden(bench: &mut Bench) {
     let suite = &mut bench.suite;
     suite.holds("no-vmx-smx-pcid", !any(forced_sub(1, 0)[2], &[5, 6, 17]));
@@ -57,7 +57,7 @@ fn hidden(bench: &mut Bench) {
         let native = __cpuid_count(leaf, index);
         let shown = forced_sub(leaf, index);
         let native = match (leaf, index) {
-            // KVM sets the APIC's bit by the APIC's own register, which is set because it always was.
+            // KVM derives the APIC's bit from APIC_BASE, which is enabled after a reset.
             (1, _) => [0, 0, native.ecx, native.edx & !APIC],
             (7, 0) => [0, native.ebx, native.ecx, native.edx],
             (0x8000_0001, _) => [0, 0, native.ecx, native.edx],
@@ -79,7 +79,7 @@ fn by_cr4(bench: &mut Bench) {
     let suite = &mut bench.suite;
     let (mut cr4, mut base) = (0_u64, 0_u64);
     suite.equal("read-cr4", attempt!("mov {v}, cr4", v = out(reg) cr4), NONE);
-    // PAE, MCE, OSFXSR and OSXMMEXCPT; nothing yet of what a kernel may choose, and still OSXSAVE in CPUID.
+    // PAE, MCE, OSFXSR and OSXMMEXCPT; none of the bits that a kernel may choose, and yet OSXSAVE in CPUID.
     suite.equal("cr4-at-first", cr4, 0x660);
     let [xsave, osxsave] = [26, 27].map(|bit| forced_sub(1, 0)[2] >> bit & 1);
     suite.equal("osxsave-goes-with-xsave", osxsave, xsave);
@@ -96,7 +96,7 @@ fn by_cr4(bench: &mut Bench) {
     suite.equal("clear-fsgsbase", attempt!("mov cr4, {v}", v = in(reg) cr4), NONE);
 }
 
-/// Words of the widest registers that there are.
+/// The number of words in the widest registers.
 const WORDS: usize = 32 * 8;
 static ARRIVED: AtomicU32 = AtomicU32::new(0);
 
@@ -104,7 +104,7 @@ fn arrived(_: Port) {
     ARRIVED.store(1, Ordering::Relaxed);
 }
 
-/// Every vector register keeps its value across hypercalls of a handler and the upcall that enters it.
+/// Every vector register keeps its value across an upcall, and the hypercalls of its handler.
 fn vectors(bench: &mut Bench, state: u64) {
     let (hold, words): (unsafe extern "C" fn(_, _), usize) = match state {
         _ if state & 0xe0 != 0 => (hold_zmm, WORDS),
@@ -119,7 +119,7 @@ fn vectors(bench: &mut Bench, state: u64) {
     event::enable();
     bench.suite.holds("vector-timer", timer.is_ok() && set.is_ok());
     if let (Ok(port), Ok(())) = (timer, set) {
-        // SAFETY: there are as many words as the registers take, which are there and switched on; the timer is set.
+        // SAFETY: the array has room for the registers, which exist and are enabled; the timer is set.
         unsafe { hold(values.as_mut_ptr(), ARRIVED.as_ptr()) };
         let _ = event::close(port);
     }
@@ -127,7 +127,7 @@ fn vectors(bench: &mut Bench, state: u64) {
     bench.suite.equal("vector-words-kept", same, words);
 }
 
-/// Loads all registers, clears what they were loaded from, waits for a word to change, and stores them.
+/// Loads all registers, clears the memory that they were loaded from, waits for a word to change, and stores them.
 #[unsafe(naked)]
 unsafe extern "C" fn hold_zmm(_values: *mut u64, _until: *mut u32) {
     naked_asm!(
@@ -148,7 +148,7 @@ unsafe extern "C" fn hold_zmm(_values: *mut u64, _until: *mut u32) {
     )
 }
 
-/// As [`hold_zmm`] with half as many registers of half the width.
+/// Like [`hold_zmm`], with half as many registers of half the width.
 #[unsafe(naked)]
 unsafe extern "C" fn hold_ymm(_values: *mut u64, _until: *mut u32) {
     naked_asm!(
@@ -179,7 +179,7 @@ fn write_xcr0(value: u64) -> u64 {
     attempt!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32)
 }
 
-/// XCR0, its sizes in CPUID, and the rules of XSETBV.
+/// XCR0, the sizes that CPUID reports for it, and the rules of XSETBV.
 fn by_xcr0(bench: &mut Bench) {
     let paravane = bench.paravane;
     let suite = &mut bench.suite;

@@ -1,4 +1,4 @@
-//! `grant_table_op`: a table of its own, grants to itself, and what is refused.
+//! `grant_table_op`: the domain's table, grants to itself, and refused operations.
 
 use paravane_guest::abi::addr::table_index;
 use paravane_guest::abi::domid::{DOMID_SELF, DomId};
@@ -16,34 +16,34 @@ use super::calls::NOWHERE;
 use super::raw::{does, op, raw};
 use crate::probe;
 
-/// Where the table, a granted page and a replacement are mapped: one L1 table's.
+/// The addresses of the table, a granted page and a replacement, which share an L1 table.
 const TABLE: u64 = 0x28_0000_0000;
 const WINDOW: u64 = TABLE + 4096;
 const SPARE: u64 = TABLE + 2 * 4096;
-/// Entries that are the checks'; those below are reserved.
+/// The entries that the checks use; those below are reserved.
 const R: u32 = GNTTAB_NR_RESERVED_ENTRIES;
 
-/// What the checks play with.
+/// The memory that the checks use.
 struct Pieces {
-    /// This domain, by its number.
+    /// This domain's number.
     dom: DomId,
-    /// Two pages of ordinary memory and the L1 table, as frames.
+    /// The frames of two pages of ordinary memory, and of the L1 table.
     page: u64,
     other: u64,
     table: u64,
-    /// Where the two pages are in the direct map.
+    /// The addresses of the two pages in the direct map.
     page_va: u64,
     other_va: u64,
 }
 
-/// One element; its outcome, and what it became.
+/// Makes an operation on one element. Returns its result, and the element afterwards.
 fn grant<T: Copy>(command: u32, mut element: T) -> (Result<u64, Errno>, T) {
     let outcome = raw(GRANT_TABLE_OP, [command.into(), &raw mut element as u64, 1]);
-    // SAFETY: initialised, and perhaps written to by the hypervisor, in whose structures any bits are fine.
+    // SAFETY: the structure is initialised. The hypervisor may have written to it; any bits are valid.
     (outcome, unsafe { (&raw const element).read_volatile() })
 }
 
-/// The number by which others know this domain: an unbound port for oneself tells.
+/// This domain's number, which the status of an unbound port for DOMID_SELF shows.
 fn own_number() -> DomId {
     let port = EvtchnAllocUnbound { dom: DOMID_SELF, remote_dom: DOMID_SELF, port: 0 };
     let (_, port) = op(EVENT_CHANNEL_OP, EVTCHNOP_ALLOC_UNBOUND, port);
@@ -115,7 +115,7 @@ fn versions(bench: &mut Bench) {
     suite.equal("no-status-frames", frames(DOMID_SELF, 0), (Ok(0), GNTST_OKAY));
     suite.equal("status-frames-of-no-domain", frames(9999, 0), (Ok(0), GNTST_BAD_DOMAIN));
     if paravane {
-        // A Xen that was not told otherwise offers it.
+        // Xen offers it by default.
         suite.equal("version-2", (set(2).0, set(2).1.version), (Err(Errno::ENOSYS), 1));
         suite.equal("get-version-of-domain-0", get(0).0, Err(Errno::EPERM));
         suite.equal("status-frames-of-domain-0", frames(0, 0), (Ok(0), GNTST_PERMISSION_DENIED));
@@ -159,21 +159,21 @@ fn tables(bench: &mut Bench) -> bool {
     suite.equal("map-the-table", raw(UPDATE_VA_MAPPING, [TABLE, entry, UVMF_INVLPG]), Ok(0));
     let console = probe::read(TABLE);
     if !privileged {
-        // A domain builder's entry: it is domain 0 that may use the console's page.
+        // The domain builder's entry: domain 0 may use the console's page.
         suite.holds("console-is-granted", console.is_ok_and(|word| word as u16 & 3 == GTF_PERMIT_ACCESS));
     }
     console.is_ok()
 }
 
-/// The entry `r`, as flags.
+/// The flags of entry `r`.
 fn flags(r: u32) -> u16 {
     probe::read(TABLE + u64::from(r) * 8).map_or(0xffff, |word| word as u16)
 }
 
-/// Writes an entry; the flags come with it, as no other processor looks.
+/// Writes an entry with its flags at once: no other processor reads it meanwhile.
 fn offer(r: u32, flags: u16, dom: DomId, frame: u64) {
     let word = frame << 32 | u64::from(dom) << 16 | u64::from(flags);
-    // SAFETY: the table is this module's.
+    // SAFETY: the table belongs to this module.
     let _ = unsafe { probe::write(TABLE + u64::from(r) * 8, word) };
 }
 
@@ -195,7 +195,7 @@ fn unmap(host_addr: u64, dev_bus_addr: u64, handle: GrantHandle) -> i16 {
 
 fn mappings(bench: &mut Bench, p: &Pieces) {
     let suite = &mut bench.suite;
-    // SAFETY: the page is this module's.
+    // SAFETY: the page belongs to this module.
     suite.equal("fill", unsafe { probe::write(p.page_va, 77) }, Ok(()));
     offer(R, GTF_PERMIT_ACCESS, p.dom, p.page);
     let write = map(WINDOW, R, GNTMAP_HOST_MAP, p.dom);
@@ -259,7 +259,7 @@ fn refused_mappings(bench: &mut Bench, p: &Pieces) {
     suite.equal("unmap-it", unmap(WINDOW, 0, read_only.handle), GNTST_OKAY);
 }
 
-/// A mapping for processors and devices ends by halves.
+/// A mapping for both processors and devices is unmapped for each of them separately.
 fn halves(bench: &mut Bench, p: &Pieces) {
     let suite = &mut bench.suite;
     offer(R, GTF_PERMIT_ACCESS, p.dom, p.page);
@@ -296,7 +296,7 @@ fn replaced(bench: &mut Bench, p: &Pieces) {
         let entry = pte::make(mfn, pte::PRESENT | pte::RW | pte::USER | pte::ACCESSED | pte::DIRTY);
         raw(UPDATE_VA_MAPPING, [va, entry, UVMF_INVLPG])
     };
-    // SAFETY: the page is this module's.
+    // SAFETY: the page belongs to this module.
     suite.equal("fill-the-other", unsafe { probe::write(p.other_va, 55) }, Ok(()));
     suite.equal("map-the-other", set(SPARE, p.other), Ok(0));
     let mapped = map(WINDOW, R, GNTMAP_HOST_MAP, p.dom);
@@ -312,7 +312,7 @@ fn replaced(bench: &mut Bench, p: &Pieces) {
     suite.equal("unmap-the-other", raw(UPDATE_VA_MAPPING, [WINDOW, 0, UVMF_INVLPG]), Ok(0));
 }
 
-/// A frame that is granted and mapped for writing stays ordinary memory.
+/// A frame that is granted and mapped for writing cannot become anything but ordinary memory.
 fn kept(bench: &mut Bench, p: &Pieces) {
     use paravane_guest::abi::hypercall::MMUEXT_OP;
     use paravane_guest::abi::mmu::{MMUEXT_PIN_L1_TABLE, MMUEXT_UNPIN_TABLE, MmuextOp};
@@ -324,7 +324,7 @@ fn kept(bench: &mut Bench, p: &Pieces) {
     };
     let own = |flags| raw(UPDATE_VA_MAPPING, [p.page_va, pte::make(p.page, flags), UVMF_INVLPG]);
     let read_only = pte::PRESENT | pte::USER | pte::ACCESSED;
-    // SAFETY: the page is this module's.
+    // SAFETY: the page belongs to this module.
     suite.equal("empty", unsafe { probe::write(p.page_va, 0) }, Ok(()));
     let mapped = map(WINDOW, R, GNTMAP_HOST_MAP, p.dom);
     suite.equal("protect", own(read_only), Ok(0));
@@ -346,7 +346,7 @@ fn copies(bench: &mut Bench, p: &Pieces) {
     let suite = &mut bench.suite;
     offer(R, GTF_PERMIT_ACCESS, p.dom, p.page);
     offer(R + 1, GTF_PERMIT_ACCESS | GTF_READONLY, p.dom, p.other);
-    // SAFETY: the page is this module's.
+    // SAFETY: the page belongs to this module.
     suite.equal("fill-source", unsafe { probe::write(p.other_va, 0x1234) }, Ok(()));
     let side = |u, domid, offset| GnttabCopyPtr { u, domid, offset, _pad: 0 };
     let run = |op: GnttabCopy| {
@@ -434,7 +434,7 @@ fn caches(bench: &mut Bench, p: &Pieces) {
     }
 }
 
-/// A frame comes back by an entry that accepts it.
+/// A transferred frame returns by an entry that accepts it.
 fn transfers(bench: &mut Bench) {
     let (dom, Some(pfn)) = (own_number(), bench.frames.take()) else { return };
     let memory = bench.mmu.memory();
@@ -493,7 +493,7 @@ fn arguments(bench: &mut Bench) {
     static mut LONG: [GnttabSwapGrantRef; 600] =
         [GnttabSwapGrantRef { ref_a: u32::MAX, ref_b: 0, status: 99, _pad: 0 }; 600];
     let made = raw(GRANT_TABLE_OP, [GNTTABOP_SWAP_GRANT_REF.into(), (&raw mut LONG) as u64, 600]);
-    // SAFETY: only the hypervisor writes to it, and it reads as any bits.
+    // SAFETY: only the hypervisor writes to it, and any bits are valid.
     let list = unsafe { (&raw const LONG).read_volatile() };
     let answered = list.iter().filter(|op| op.status == GNTST_BAD_GNTREF).count();
     suite.equal("long-list", (made, answered), (Ok(0), 600));

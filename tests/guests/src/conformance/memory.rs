@@ -1,4 +1,4 @@
-//! `memory_op`, and the tables of frames.
+//! `memory_op`, and the tables of frame numbers.
 
 use paravane_guest::abi::Errno;
 use paravane_guest::abi::addr::MACH2PHYS_VIRT_START;
@@ -22,7 +22,7 @@ pub(super) fn run(bench: &mut Bench) {
     suite.equal("current-reservation", memory::current_reservation(), Ok(pages));
     suite.holds("maximum-reservation", memory::maximum_reservation().is_ok_and(|most| most >= pages));
     suite.equal("p2m-and-m2p-agree", (0..pages).filter(|p| round_trip(&all, *p)).count() as u64, pages);
-    // SAFETY: nothing can be written there.
+    // SAFETY: the hypervisor cannot write there.
     let nowhere = unsafe { call(MEMORY_OP, [u64::from(XENMEM_MACHPHYS_MAPPING), NOWHERE]) };
     suite.equal("argument-nowhere", nowhere, Err(Errno::EFAULT));
     // SAFETY: as above.
@@ -31,16 +31,16 @@ pub(super) fn run(bench: &mut Bench) {
     // SAFETY: as above.
     suite.equal("unknown-operation", unsafe { call(MEMORY_OP, [63, NOWHERE]) }, Err(Errno::ENOSYS));
     let m2p = memory::machphys_mapping().map(|m| m.v_start).unwrap_or_default();
-    // SAFETY: if it is not refused, the same value is written back.
+    // SAFETY: if the write is not refused, it writes the same value.
     let written = probe::read(m2p).and_then(|value| unsafe { probe::write(m2p, value) });
     suite.holds("m2p-is-read-only", written.is_err());
     m2p_where_xen_has_it(bench);
     let suite = &mut bench.suite;
-    // SAFETY: not a frame.
+    // SAFETY: this is not a frame number.
     suite.holds("no-frame-is-not-freed", unsafe { free(u64::MAX >> 12) } != Ok(1));
 }
 
-/// The machine-to-physical table at the address that Xen's headers have for it, for guests that do not ask.
+/// The machine-to-physical table at the address in Xen's headers, for guests that do not ask for the address.
 fn m2p_where_xen_has_it(bench: &mut Bench) {
     let memory = bench.mmu.memory();
     let pfn = bench.boot.root();
@@ -49,7 +49,7 @@ fn m2p_where_xen_has_it(bench: &mut Bench) {
     let suite = &mut bench.suite;
     suite.equal("m2p-at-xens-address", probe::read(entry), Ok(pfn.0));
     let (mut half, mut equal) = (0_u32, 0_u8);
-    // SAFETY: reads the table, as the check above did.
+    // SAFETY: this reads the table, as the check above did.
     unsafe {
         core::arch::asm!(
             "movzx {half:e}, word ptr [{entry}]",
@@ -63,7 +63,7 @@ fn m2p_where_xen_has_it(bench: &mut Bench) {
         );
     }
     suite.equal("m2p-by-other-loads", (u64::from(half), equal), (pfn.0 & 0xffff, 1));
-    // SAFETY: if it is not refused, the same value is written back.
+    // SAFETY: if the write is not refused, it writes the same value.
     let written = unsafe { probe::write(entry, pfn.0) };
     let code = u64::from(PFEC_PRESENT | PFEC_WRITE | PFEC_USER);
     let denied = |fault: probe::PageFault| (fault.address, fault.error_code | u64::from(PFEC_USER));
@@ -74,10 +74,10 @@ fn round_trip(memory: &paravane_guest::memory::Memory, pfn: u64) -> bool {
     memory.mfn(Pfn(pfn)).and_then(|mfn| memory.pfn(mfn)) == Some(Pfn(pfn))
 }
 
-/// Gives a frame back to the hypervisor; how many it took.
+/// Returns a frame to the hypervisor. The result is the number of frames that it took.
 ///
 /// # Safety
-/// Nothing uses the frame.
+/// The frame must be unused.
 unsafe fn free(mfn: u64) -> Result<u64, Errno> {
     let frames = [mfn];
     let op = XenMemoryReservation {
@@ -86,6 +86,6 @@ unsafe fn free(mfn: u64) -> Result<u64, Errno> {
         domid: DOMID_SELF,
         ..Default::default()
     };
-    // SAFETY: the structure of this operation; the rest is the caller's promise.
+    // SAFETY: the structure is the one of this operation; the caller promises the rest.
     unsafe { call(MEMORY_OP, [u64::from(XENMEM_DECREASE_RESERVATION), &raw const op as u64]) }
 }

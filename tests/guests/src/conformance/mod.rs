@@ -1,7 +1,7 @@
-//! Every family of hypercalls, right and wrong, against the ABI (`docs/abi.md`).
+//! Every family of hypercalls, with correct and incorrect arguments, against the ABI (`docs/abi.md`).
 //!
-//! `test=GROUP` runs one group. A check prints its line; the last line counts. All of it holds on Xen too, where
-//! the image boots as any PV domain; the few checks that do not apply to a privileged one are left out there.
+//! `test=GROUP` runs one group. Each check prints a line; the last line has the counts. The checks hold on Xen too,
+//! where the image boots as any PV domain; the few that do not apply to a privileged domain are left out there.
 
 mod callbacks;
 mod calls;
@@ -35,15 +35,15 @@ use paravane_guest::{Boot, event, power, trap};
 use crate::probe;
 use crate::suite::Suite;
 
-/// What a group gets to work with.
+/// What the groups share.
 pub struct Bench {
     suite: Suite,
     boot: Boot,
     mmu: Mmu<'static>,
     frames: BootFrames,
-    /// Whether this is a domain that may use the machine's own memory and devices: Xen's first.
+    /// Whether this domain may use the machine's own memory and devices, as Xen's first domain may.
     privileged: bool,
-    /// Whether the hypervisor is Paravane, for what it promises beyond the ABI.
+    /// Whether the hypervisor is Paravane, for checks of its promises beyond the ABI.
     paravane: bool,
 }
 
@@ -74,11 +74,11 @@ const GROUPS: &[Group] = &[
     ("sched", sched::run),
     ("vcpu", vcpu::run),
     ("reservation", reservation::run),
-    // The last: what it changes stays changed.
+    // This group is last, because its changes cannot be undone.
     ("vcpu-info", vcpu::info),
 ];
 
-/// The kernel of `conformance`.
+/// The entry point of `conformance`.
 pub fn main(boot: Boot) -> ! {
     let installed = trap::install().and_then(|()| event::install());
     assert!(installed.is_ok(), "handlers: {installed:?}");
@@ -86,7 +86,7 @@ pub fn main(boot: Boot) -> ! {
     let mmu = boot.mmu();
     let [_, free] = boot.free_frames();
     let mapped = mmu.direct_map_end(paravane_guest::memory::Pfn(free.start)).0;
-    // SAFETY: free, mapped, and used by nothing but this source.
+    // SAFETY: the frames are free, mapped, and used only by this source.
     let frames = unsafe { BootFrames::new(free.start..mapped) };
     let only = boot.cmdline().get("test");
     let privileged = boot.start_info().flags & SIF_PRIVILEGED != 0;

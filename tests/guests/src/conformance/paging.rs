@@ -1,4 +1,4 @@
-//! Page tables by the SDK: the right mappings, in the number of transitions that it promises.
+//! Page tables by the SDK: correct mappings, with the number of hypercalls that it promises.
 
 use paravane_guest::memory::Pfn;
 use paravane_guest::paging::{FrameSource, PageFlags};
@@ -10,7 +10,7 @@ use crate::probe;
 const PAGES: usize = 512;
 const BASE: u64 = 0x20_0000_0000;
 
-/// The address of page `i`: 64 pages in each of eight spans of 2 MiB, not in order.
+/// The address of page `i`: 64 pages in each of eight regions of 2 MiB, not in order.
 const fn address(i: usize) -> u64 {
     BASE + (i % 8) as u64 * (2 << 20) + (i as u64 * 37 % 512) * 4096
 }
@@ -32,7 +32,7 @@ pub(super) fn run(bench: &mut Bench) {
     everything(bench);
 }
 
-/// Transitions that `f` makes.
+/// The number of hypercalls that `f` makes.
 fn transitions(bench: &mut Bench, f: impl FnOnce(&mut Bench) -> bool) -> (bool, u64) {
     let before = bench.mmu.queue().stats().transitions();
     let ok = f(bench);
@@ -49,7 +49,7 @@ fn scattered(bench: &mut Bench, pool: &[Pfn; 64]) {
     let memory = bench.mmu.memory();
     let right = |i: &usize| {
         let value = *i as u64 | 0xabcd_0000_0000_0000;
-        // SAFETY: the pages and their frames are this test's.
+        // SAFETY: the pages and their frames belong to this test.
         let written = unsafe { probe::write(address(*i), value) };
         written.is_ok() && probe::read(memory.va(frame(pool, *i))) == Ok(value)
     };
@@ -67,7 +67,7 @@ fn scattered(bench: &mut Bench, pool: &[Pfn; 64]) {
         (0..PAGES).filter(|i| probe::read(address(*i)).is_ok()).count(),
         PAGES,
     );
-    // SAFETY: whatever is there, it faults or returns: the pages hold no code, and may not be executed.
+    // SAFETY: the pages hold no code and are not executable, so that the call faults or returns.
     bench.suite.holds("none-is-executable", unsafe { probe::execute(address(0)) }.is_err());
     let unmapped = transitions(bench, |b| {
         (0..PAGES).all(|i| space.unmap(&mut b.mmu, address(i)).is_ok()) && b.mmu.flush().is_ok()
@@ -114,7 +114,7 @@ fn spaces(bench: &mut Bench, pool: &[Pfn; 64]) {
     });
     bench.suite.equal("new-map-switch-in-one-transition", switched, (true, 1));
     let Some(space) = made else { return };
-    // SAFETY: the page is this test's.
+    // SAFETY: the page belongs to this test.
     bench.suite.equal("own-page-is-there", unsafe { probe::write(place, 9) }, Ok(()));
     let destroyed = transitions(bench, |b| kernel.switch(&mut b.mmu).is_ok());
     bench.suite.equal("switch-back-in-one-transition", destroyed, (true, 1));
@@ -122,13 +122,13 @@ fn spaces(bench: &mut Bench, pool: &[Pfn; 64]) {
     let destroyed = transitions(bench, |b| space.destroy(&mut b.mmu, &mut b.frames, &kernel).is_ok());
     bench.suite.equal("destroy-in-one-transition", destroyed, (true, 1));
     let tables = before.start..bench.frames.remaining().start;
-    // SAFETY: the frames were this test's tables.
+    // SAFETY: the frames were tables of this test.
     let writable =
         tables.clone().all(|pfn| unsafe { probe::write(bench.mmu.memory().va(Pfn(pfn)), 1) }.is_ok());
     bench.suite.holds("tables-are-ordinary-frames-again", writable);
 }
 
-/// The rest of memory.
+/// The remaining memory, beyond the initial mapping.
 fn everything(bench: &mut Bench) {
     let memory = bench.mmu.memory();
     let mapped = bench.mmu.direct_map_end(Pfn(bench.frames.remaining().start));
@@ -136,7 +136,7 @@ fn everything(bench: &mut Bench) {
     let extended = transitions(bench, |b| b.mmu.extend_direct_map(&mut b.frames, mapped..all).is_ok());
     bench.suite.equal("direct-map-in-one-transition", extended, (true, u64::from(mapped != all)));
     bench.suite.equal("direct-map-is-complete", bench.mmu.direct_map_end(mapped), all);
-    // SAFETY: free frames that were not even mapped before.
+    // SAFETY: the frames are free and were not mapped before.
     let touched =
         (mapped.0..all.0).filter(|p| unsafe { probe::write(memory.va(Pfn(*p)), *p) }.is_ok()).count();
     let kept = (mapped.0..all.0).filter(|p| probe::read(memory.va(Pfn(*p))) == Ok(*p)).count();

@@ -1,4 +1,4 @@
-//! `physdev_op`: I/O privilege, and interrupts of devices that are not the guest's.
+//! `physdev_op`: I/O privilege, and interrupts of devices that the guest does not own.
 
 use paravane_guest::abi::Errno;
 use paravane_guest::abi::domid::DOMID_SELF;
@@ -50,7 +50,7 @@ pub(super) fn run(bench: &mut Bench) {
     devices(bench);
 }
 
-/// Whoever has devices may do all of this to them.
+/// Operations that only a domain with devices may make.
 fn devices(bench: &mut Bench) {
     let suite = &mut bench.suite;
     let status = |irq| op(PHYSDEV_OP, PHYSDEVOP_IRQ_STATUS_QUERY, PhysdevIrqStatusQuery { irq, flags: 0 });

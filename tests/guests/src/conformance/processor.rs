@@ -1,4 +1,4 @@
-//! Descriptor tables, segment bases, debug registers, assistances, stacks, CR0.TS.
+//! Descriptor tables, segment bases, debug registers, VM assists, stacks, CR0.TS.
 
 use core::arch::asm;
 
@@ -18,10 +18,10 @@ use super::Bench;
 use super::calls::NOWHERE;
 use super::raw::raw;
 
-/// The first address that cannot be one.
+/// The first address that is not canonical.
 const NOT_CANONICAL: u64 = 1 << 47;
 const KERNEL_CODE: u64 = 0x00af_9b00_0000_ffff;
-/// A task-state segment, which only a hypervisor has.
+/// The descriptor of a task-state segment, which a guest may not have.
 const TASK_STATE: u64 = 0x0000_8900_0000_0000;
 /// A page's entry in a guest kernel's direct map.
 const READ_ONLY: u64 = pte::PRESENT | pte::USER | pte::ACCESSED;
@@ -34,7 +34,7 @@ pub(super) fn run(bench: &mut Bench) {
     assistances(bench);
     let suite = &mut bench.suite;
     suite.equal("stack-switch", raw(STACK_SWITCH, [FLAT_KERNEL_SS.into(), 0]), Ok(0));
-    // The handler finds CR0.TS clear and returns; what follows the call may use vector registers already.
+    // The handler finds CR0.TS clear and returns; code after the call may already use vector registers.
     set_handler(TRAP_NO_DEVICE, Some(|_| {}));
     let switched = raw(FPU_TASKSWITCH, [1]);
     let not_switched = raw(FPU_TASKSWITCH, [0]);
@@ -51,7 +51,7 @@ fn descriptors(bench: &mut Bench) {
     let ((va, mfn), (_, used), root) = (place(page), place(other), place(bench.boot.root()).1);
     let set = |frames: &[u64], entries: u64| raw(SET_GDT, [frames.as_ptr() as u64, entries]);
     let store = |at: u64, descriptor: u64| raw(UPDATE_DESCRIPTOR, [at, descriptor]);
-    // SAFETY: a free frame that is this check's, mapped writable.
+    // SAFETY: the frame is free, mapped writable, and belongs to this check.
     let words = unsafe { core::slice::from_raw_parts_mut(va as *mut u64, 512) };
     words.fill(0);
     let suite = &mut bench.suite;
@@ -65,7 +65,7 @@ fn descriptors(bench: &mut Bench) {
     suite.equal("gdt", set(&[mfn], 512), Ok(0));
     suite.equal("gdt-is-not-writable-now", protect(WRITABLE), Err(Errno::EBUSY));
     suite.equal("descriptor", store(mfn * 4096 + 8, KERNEL_CODE), Ok(0));
-    // The hypervisor may have set the accessed bit, and has set the privilege level to the guest's.
+    // The hypervisor may have set the accessed bit, and has set the privilege level to that of guests.
     let stored = crate::probe::read(va + 8).map(|word| word & !(3 << 45));
     suite.equal("descriptor-is-stored", stored, Ok(KERNEL_CODE));
     suite.equal("descriptor-task-state", store(mfn * 4096 + 8, TASK_STATE), Err(Errno::EINVAL));
@@ -86,7 +86,7 @@ fn bases(bench: &mut Bench) {
         suite.equal("base-not-canonical", set(which, NOT_CANONICAL), Err(Errno::EINVAL));
     }
     let (fs, gs): (u64, u64);
-    // SAFETY: both bases are the address of a word.
+    // SAFETY: both bases become the address of a word.
     unsafe { asm!("mov {}, fs:[0]", "mov {}, gs:[0]", out(reg) fs, out(reg) gs, options(readonly, nostack)) };
     suite.equal("bases-are-loaded", (fs, gs), (WORD, WORD));
     suite.equal("base-of-nothing", set(4, 0), Err(Errno::EINVAL));
@@ -117,7 +117,7 @@ fn debug_registers(bench: &mut Bench) {
     suite.equal("general-detect", set(7, 1 << 13), Err(Errno::EPERM));
     suite.equal("breakpoint-on-ports", set(7, 0x2_0001), Err(Errno::EPERM));
     let cr4: u64;
-    // SAFETY: emulated; CR4.DE is about debug registers alone, and is put back below.
+    // SAFETY: the instruction is emulated; CR4.DE only affects debug registers, and is restored below.
     unsafe { asm!("mov {v}, cr4", "or {v}, 8", "mov cr4, {v}", "xor {v}, 8", v = out(reg) cr4) };
     suite.equal("breakpoint-on-ports-with-de", (set(7, 0x2_0302), get(7)), (Ok(0), Ok(0x2_0702)));
     suite.equal("no-other-number-with-de", (get(4), get(5)), (Err(Errno::ENODEV), Err(Errno::ENODEV)));

@@ -1,4 +1,4 @@
-//! Hypercalls as the ABI has them: a number, and a structure where the call wants its address.
+//! Hypercalls as the ABI defines them: a number and arguments, among them addresses of structures.
 
 use paravane_guest::abi::Errno;
 use paravane_guest::abi::hypercall::VCPU_OP;
@@ -6,25 +6,25 @@ use paravane_guest::hypercall::call;
 
 use super::calls::NOWHERE;
 
-/// Makes a call whose arguments do no harm, whether they are taken or refused.
+/// Makes a hypercall whose arguments do no harm, whether it accepts or refuses them.
 pub(super) fn raw<const N: usize>(number: u64, args: [u64; N]) -> Result<u64, Errno> {
-    // SAFETY: the checks name only places that are their own, and undo what would outlive them.
+    // SAFETY: the checks only name memory of their own, and undo what would outlive them.
     unsafe { call(number, args) }
 }
 
-/// An operation whose structure is not there.
+/// An operation whose structure is not mapped.
 pub(super) fn nowhere(number: u64, command: u32) -> Result<u64, Errno> {
     raw(number, [command.into(), NOWHERE])
 }
 
-/// An operation with its structure; what came of it, and the structure afterwards.
+/// Makes an operation with its structure. Returns its result, and the structure afterwards.
 pub(super) fn op<T: Copy>(number: u64, command: u32, mut value: T) -> (Result<u64, Errno>, T) {
     let outcome = raw(number, [command.into(), &raw mut value as u64]);
-    // SAFETY: initialised, and perhaps written to by the hypervisor, in whose structures any bits are fine.
+    // SAFETY: the structure is initialised. The hypervisor may have written to it; any bits are valid.
     (outcome, unsafe { (&raw const value).read_volatile() })
 }
 
-/// As [`op`], for what only the outcome is of interest of.
+/// Like [`op`], but returns only the result.
 pub(super) fn does<T: Copy>(number: u64, command: u32, value: T) -> Result<u64, Errno> {
     op(number, command, value).0
 }

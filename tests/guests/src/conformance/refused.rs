@@ -1,4 +1,4 @@
-//! Calls that are not for a guest without privileges, or for none at all.
+//! Hypercalls that an unprivileged guest, or any PV guest, may not make.
 
 use paravane_guest::abi::Errno;
 use paravane_guest::abi::domid::{DOMID_IO, DOMID_SELF};
@@ -40,7 +40,7 @@ pub(super) fn run(bench: &mut Bench) {
     ];
     for (name, number, errno) in calls {
         let made = raw(number, [NOWHERE, NOWHERE, NOWHERE]);
-        // Xen may look at an argument first, and at what its first domain may do.
+        // Xen may check an argument first, and gives its first domain more rights.
         if paravane {
             suite.equal(name, made, Err(errno));
         } else {
@@ -57,7 +57,7 @@ pub(super) fn run(bench: &mut Bench) {
         suite.equal(name, raw(number, [NOWHERE, NOWHERE]), Err(Errno::ENOSYS));
     }
     if !bench.privileged {
-        // Who has the machine may unload what is not loaded.
+        // A privileged domain may unload an image that is not loaded.
         bench.suite.refused("kexec-op", raw(KEXEC_OP, [NOWHERE, NOWHERE]));
     }
     hvm(bench);
@@ -74,7 +74,7 @@ fn hvm(bench: &mut Bench) {
 }
 
 fn other_domains(bench: &mut Bench) {
-    // Nothing is mapped there, and nothing stays nothing.
+    // Nothing is mapped there, before and after.
     let set = |domain: u16| raw(UPDATE_VA_MAPPING_OTHERDOMAIN, [NOWHERE, 0, 0, domain.into()]);
     let suite = &mut bench.suite;
     suite.equal("mapping-of-no-domain", set(9), Err(Errno::ESRCH));

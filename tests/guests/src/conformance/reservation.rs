@@ -1,4 +1,4 @@
-//! `memory_op`: frames given back, taken and exchanged, and questions that a guest may ask or not.
+//! `memory_op`: frames that are returned, taken and exchanged, and queries that a guest may or may not make.
 
 use paravane_guest::abi::Errno;
 use paravane_guest::abi::addr::INVALID_M2P_ENTRY;
@@ -17,7 +17,7 @@ use super::calls::NOWHERE;
 use super::raw::{does, nowhere, op, raw};
 use crate::probe;
 
-/// Pages that are played with; a power of two.
+/// The number of pages that the checks use; a power of two.
 const PAGES: usize = 4;
 const WRITABLE: u64 = pte::PRESENT | pte::USER | pte::ACCESSED | pte::RW | pte::DIRTY;
 
@@ -41,13 +41,13 @@ fn exchange(from: XenMemoryReservation, to: XenMemoryReservation) -> (Result<u64
     (outcome, x.nr_exchanged)
 }
 
-/// What may have been written to by the hypervisor.
+/// Reads numbers that the hypervisor may have written to.
 fn reread(numbers: &[u64; PAGES]) -> [u64; PAGES] {
-    // SAFETY: initialised numbers.
+    // SAFETY: the numbers are initialised.
     unsafe { (&raw const *numbers).read_volatile() }
 }
 
-/// Pages without their frames' mappings, and where things are.
+/// The pages, whose frames are not mapped, and addresses that the checks use.
 struct Pages {
     pfns: [u64; PAGES],
     va: [u64; PAGES],
@@ -55,7 +55,7 @@ struct Pages {
 }
 
 impl Pages {
-    /// The pages follow each other, and so do their frames on a hypervisor that gives a domain one piece.
+    /// The pages are consecutive, and so are their frames on a hypervisor that gives a domain contiguous memory.
     fn take(bench: &mut Bench) -> Option<Self> {
         let all = bench.mmu.memory();
         let mut first = bench.frames.take()?;
@@ -74,24 +74,24 @@ impl Pages {
         self.va.iter().filter(|va| raw(UPDATE_VA_MAPPING, [**va, 0, UVMF_INVLPG]) == Ok(0)).count()
     }
 
-    /// Puts frames behind the pages again, and tells the table of frames.
+    /// Gives the pages frames again, and updates the physical-to-machine table.
     fn map(&mut self, bench: &Bench, mfns: [u64; PAGES]) -> usize {
         let table = bench.boot.start_info().mfn_list as *mut u64;
         self.mfns = mfns;
         let both = self.va.iter().zip(self.pfns).zip(mfns);
         both.filter(|((va, pfn), mfn)| {
-            // SAFETY: the page is this check's, and within the table.
+            // SAFETY: the page belongs to this check and is within the table.
             unsafe { table.add(*pfn as usize).write_volatile(*mfn) };
             raw(UPDATE_VA_MAPPING, [**va, pte::make(*mfn, WRITABLE), UVMF_INVLPG]) == Ok(0)
         })
         .count()
     }
 
-    /// Whether the frames are there, writable and this guest's pages.
+    /// Whether the frames are writable and belong to these pages of the guest.
     fn are_ours(&self, bench: &Bench) -> bool {
         let all = bench.mmu.memory();
         self.va.iter().zip(self.pfns).zip(self.mfns).all(|((va, pfn), mfn)| {
-            // SAFETY: the page is this check's.
+            // SAFETY: the page belongs to this check.
             unsafe { probe::write(*va, pfn) }.is_ok()
                 && probe::read(*va) == Ok(pfn)
                 && all.pfn(Mfn(mfn)) == Some(Pfn(pfn))
@@ -108,15 +108,15 @@ pub(super) fn run(bench: &mut Bench) {
     crossing(bench, &mut pages);
 }
 
-/// Room for a number that lies in two pages.
+/// Memory for a number that crosses a page boundary.
 #[repr(align(4096))]
 struct TwoPages(#[expect(dead_code, reason = "only its address is taken")] [u8; 8192]);
 static mut TWO_PAGES: TwoPages = TwoPages([0; 8192]);
 
-/// A result that runs into a page which cannot be written: nothing is done, and no frame is lost.
+/// If a result would extend into a page that is not writable, nothing happens and no frame is lost.
 fn crossing(bench: &mut Bench, pages: &mut Pages) {
     if !bench.paravane {
-        // Xen looks at where the number begins, and gives frames that it cannot tell of.
+        // Xen only checks the start of the number, and gives frames whose numbers it cannot return.
         return;
     }
     let start = &raw mut TWO_PAGES as u64;
@@ -124,7 +124,7 @@ fn crossing(bench: &mut Bench, pages: &mut Pages) {
     let translated = bench.mmu.kernel_space().translate(&bench.mmu, second);
     let Some((Mfn(frame), _)) = translated else { return bench.suite.holds("two-pages", false) };
     let at = second - 4;
-    // SAFETY: room of this check's own.
+    // SAFETY: the memory belongs to this check.
     unsafe { (at as *mut u64).write_unaligned(pages.pfns[0]) };
     let one = XenMemoryReservation { extent_start: at, nr_extents: 1, ..list(&pages.pfns, 0) };
     let suite = &mut bench.suite;
@@ -161,7 +161,7 @@ fn give_and_take(bench: &mut Bench, pages: &mut Pages) {
     bench.suite.equal("reservation-is-less", memory::current_reservation(), less);
     let m2p = memory::machphys_mapping().map_or(0, |m| m.v_start);
     if bench.paravane {
-        // On Xen such a frame may be anybody's by now.
+        // On Xen another domain may own such a frame by now.
         bench.suite.equal("frame-is-no-page", probe::read(m2p + pages.mfns[0] * 8), Ok(INVALID_M2P_ENTRY));
         let map = raw(UPDATE_VA_MAPPING, [pages.va[0], pte::make(pages.mfns[0], WRITABLE), UVMF_INVLPG]);
         bench.suite.refused("frame-cannot-be-mapped", map);
@@ -225,7 +225,7 @@ fn mistakes(bench: &mut Bench, pages: &Pages) {
             XenMemoryReservation { nr_extents: 0, ..fine },
             XenMemoryReservation { extent_order: 99, ..fine },
         ] {
-            // Xen reads the flags only where frames are to be had.
+            // Xen reads the flags only if there are free frames.
             if bad.mem_flags == 0 || command != XENMEM_DECREASE_RESERVATION {
                 suite.equal("reservation-does-nothing", change(command, bad), Ok(0));
             }

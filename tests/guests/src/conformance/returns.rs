@@ -1,4 +1,4 @@
-//! `iret` by the hypercall page's entry, as a kernel that was not written with the SDK makes it.
+//! `iret` through the entry in the hypercall page, as kernels that do not use the SDK make it.
 
 use core::arch::naked_asm;
 
@@ -7,13 +7,13 @@ use paravane_guest::event;
 
 use super::Bench;
 
-// SAFETY: a page of the image, of which only the address is taken.
+// SAFETY: this is a page of the image, and only its address is used.
 unsafe extern "C" {
     /// The page that the hypervisor fills.
     static hypercall_page: u8;
 }
 
-/// Flags of a kernel that takes events and CF, which shows that they are loaded.
+/// Flags with interrupts enabled, and with CF, which shows that the flags are loaded.
 const FLAGS: u64 = 0x203;
 /// FLAT_KERNEL_CS64 and FLAT_KERNEL_SS64 with the privilege level cleared: a kernel's (public/arch-x86/xen-x86_64.h).
 const KERNEL_CS: u64 = 0xe030;
@@ -22,12 +22,12 @@ const KERNEL_SS: u64 = 0xe028;
 pub(super) fn run(bench: &mut Bench) {
     let suite = &mut bench.suite;
     event::disable();
-    // SAFETY: it saves what is its caller's, and comes back.
+    // SAFETY: it preserves the registers that a function must preserve, and returns.
     suite.equal("registers-and-flags", unsafe { return_by_page() }, 0);
     suite.holds("events-as-the-flags-say", event::is_enabled());
 }
 
-/// Leaves by `iret` for its own end; which of rcx, r11, rax, CF (bits 0 to 3) are not as they were before it.
+/// Makes an `iret` to its own end. Returns which of rcx, r11, rax, CF (bits 0 to 3) differ afterwards.
 #[unsafe(naked)]
 unsafe extern "C" fn return_by_page() -> u64 {
     naked_asm!(
@@ -38,7 +38,7 @@ unsafe extern "C" fn return_by_page() -> u64 {
         "push {cs}",
         "lea rax, [rip + 2f]",
         "push rax",
-        // The frame's own flags: none. The entry pushes the other three registers.
+        // The frame's flags word is 0. The entry pushes the other three registers.
         "push 0",
         "mov ecx, 0x1111",
         "mov r11d, 0x2222",

@@ -1,4 +1,4 @@
-//! `sched_op` but for waiting (`events`) and ending, and the rest of `xen_version` and `event_channel_op`.
+//! `sched_op` except for waiting (see `events`) and shutdown, and the rest of `xen_version` and `event_channel_op`.
 
 use paravane_guest::abi::Errno;
 use paravane_guest::abi::domid::DOMID_SELF;
@@ -17,11 +17,11 @@ pub(super) fn run(bench: &mut Bench) {
     suite.equal("compat-poll", raw(SCHED_OP_COMPAT, [SCHEDOP_POLL.into(), 0]), Err(Errno::ENOSYS));
     let watch = |id, timeout| does(SCHED_OP, SCHEDOP_WATCHDOG, SchedWatchdog { id, timeout });
     if paravane {
-        // Xen 4.17 starts one that fires at once.
+        // Xen 4.17 starts a watchdog that fires at once.
         suite.equal("watchdog-of-no-time", watch(0, 0), Err(Errno::EINVAL));
     }
     suite.equal("watchdogs", (watch(0, 9999), watch(0, 9999)), (Ok(1), Ok(2)));
-    // Xen 4.17 returns this one error as a number of 32 bits.
+    // Xen 4.17 returns this error as a 32-bit number.
     let many = watch(0, 9999).or_else(|errno| Ok::<_, Errno>(errno.to_rax())).map(|rax| rax as u32);
     suite.equal("watchdog-too-many", many, Ok(Errno::ENOSPC.to_rax() as u32));
     suite.equal("watchdog-is-fed", watch(2, 9998), Ok(0));

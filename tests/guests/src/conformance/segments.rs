@@ -1,7 +1,7 @@
-//! Selectors: the hypervisor's flat ones, and those of the kernel's own descriptor table.
+//! Selectors: the hypervisor's flat ones, and those of the kernel's descriptor table.
 //!
-//! The values are those of Xen 4.17. Where the processor runs on the host's descriptor table (see "Selectors" in
-//! `docs/abi.md`), some cannot be had: [`ON_THE_HOSTS_TABLE`] declares what comes instead, and any third answer fails.
+//! The values are those of Xen 4.17. Where the processor uses the host's descriptor table (see "Selectors" in
+//! `docs/abi.md`), some are impossible: [`ON_THE_HOSTS_TABLE`] lists the results there; any other result fails.
 
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -19,12 +19,12 @@ use super::Bench;
 use super::raw::raw;
 use crate::suite::Suite;
 
-/// What a sequence of instructions came to.
+/// The result of a sequence of instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// It left this in EAX.
+    /// The value in EAX at its end.
     Is(u64),
-    /// It raised this exception, with this error code.
+    /// An exception, with its error code.
     Raises(u64, u64),
 }
 use Outcome::{Is, Raises};
@@ -34,9 +34,8 @@ const STACK_ERROR: u64 = TRAP_STACK_ERROR as u64;
 const PROTECTION: u64 = TRAP_GP_FAULT as u64;
 const PAGE_FAULT: u64 = TRAP_PAGE_FAULT as u64;
 
-/// What a software KVM and the process engine answer instead: the host's own CS and SS, and of DS, ES, FS and GS what
-/// was there before a load that had to be carried out by the hypervisor; the host's 0x2b and 0x33 are there, and
-/// flat.
+/// The results on a software KVM and the process engine: CS and SS read as the host's; after a load that the hypervisor
+/// completed, DS, ES, FS and GS read as before the load; the host's 0x2b and 0x33 exist, and are flat.
 const ON_THE_HOSTS_TABLE: [(&str, Outcome); 19] = [
     ("read-cs", Is(0x33)),
     ("read-ss", Is(0x2b)),
@@ -63,8 +62,8 @@ const HOSTS_CS: u64 = 0x33;
 const FLAT_CS: u64 = FLAT_RING3_CS64 as u64;
 const FLAT_SS: u64 = FLAT_RING3_SS64 as u64;
 
-/// Selectors of the kernel's own table: flat data; data with a base, at a selector that Linux has and at one that it
-/// has not; absent data; data of privilege level 0; 64-bit code.
+/// Selectors of the kernel's table: flat data; data with a base, at a selector that Linux uses and at one that it does
+/// not; data that is not present; data of privilege level 0; 64-bit code.
 const DATA: u64 = 0x2b;
 const BASED: u64 = 0x33;
 const ABSENT: u64 = 0x3b;
@@ -72,7 +71,7 @@ const PRIVILEGED: u64 = 0x43;
 const CODE: u64 = 0x4b;
 const BASED_TOO: u64 = 0x53;
 
-/// Where the bases point.
+/// The words that the bases point to.
 static WORDS: [u64; 2] = [0x1111, 0x2222];
 
 /// The exception that ended a sequence, and the code selector in its frame.
@@ -89,7 +88,7 @@ fn note(frame: &mut TrapFrame) {
     frame.rsp = STACK.load(Ordering::Relaxed);
 }
 
-/// A sequence: it gets its argument in RDI, leaves its result in RAX, and may change what a function may.
+/// A sequence: gets its argument in RDI, leaves its result in RAX, and may change the registers that a function may.
 type Sequence = unsafe extern "C" fn(u64) -> u64;
 
 #[unsafe(naked)]
@@ -120,7 +119,7 @@ unsafe extern "C" fn sequence_ended() {
 
 fn outcome(sequence: Sequence, argument: u64) -> Outcome {
     RAISED.store(NONE, Ordering::Relaxed);
-    // SAFETY: the sequences below change segment registers, which flat code does not notice, and what functions may.
+    // SAFETY: the sequences change only segment registers, which flat code ignores, and what functions may change.
     let value = unsafe { run_sequence(sequence, argument) };
     match RAISED.load(Ordering::Relaxed) {
         NONE => Is(value),
@@ -128,7 +127,7 @@ fn outcome(sequence: Sequence, argument: u64) -> Outcome {
     }
 }
 
-/// A [`Sequence`] of these instructions.
+/// Defines a [`Sequence`] of these instructions.
 macro_rules! sequence {
     ($($line:literal),* $(,)?) => {{
         #[unsafe(naked)]
@@ -139,7 +138,7 @@ macro_rules! sequence {
     }};
 }
 
-/// Checks, on the table that there is.
+/// Checks a result, against the table that the processor uses.
 struct Selectors<'a> {
     suite: &'a mut Suite,
     hosts: bool,
@@ -167,7 +166,7 @@ fn far_return() -> Sequence {
     sequence!("push rdi", "lea rax, [rip + 2f]", "push rax", "retfq", "2:", "mov eax, cs", "ret")
 }
 
-/// IRETQ to the next instruction, as a handler that was entered by a frame of the hypervisor's returns; then reads CS.
+/// IRETQ to the next instruction, as a handler returns from a frame that the hypervisor made; then reads CS.
 fn interrupt_return() -> Sequence {
     sequence!(
         "mov rax, rsp",
@@ -204,7 +203,7 @@ pub(super) fn run(bench: &mut Bench) {
     }
 }
 
-/// The hypervisor's selectors, without a table of one's own.
+/// The hypervisor's selectors, while the kernel has no table of its own.
 fn flat(s: &mut Selectors<'_>) {
     s.check("read-cs", sequence!("mov eax, cs", "ret"), 0, Is(FLAT_CS));
     s.check("read-ss", sequence!("mov eax, ss", "ret"), 0, Is(FLAT_SS));
@@ -234,14 +233,14 @@ fn flat(s: &mut Selectors<'_>) {
     s.check("iretq-level-0", unchanged, 0xe030, Raises(PROTECTION, 0xe030));
 }
 
-/// A table of one's own.
+/// The selectors of a table of the kernel's own.
 fn own(bench: &mut Bench, hosts: bool) {
     let memory = bench.mmu.memory();
     let Some(page) = bench.frames.take() else { return bench.suite.holds("set-up", false) };
     let (va, mfn) = (memory.va(page), memory.mfn(page).map_or(0, |mfn| mfn.0));
     let base = &raw const WORDS as u64;
     let based = 0x00cf_f300_0000_ffff | (base & 0xff_ffff) << 16 | (base >> 24) << 56;
-    // SAFETY: a free frame that is this check's, mapped writable.
+    // SAFETY: the frame is free, mapped writable, and belongs to this check.
     let words = unsafe { core::slice::from_raw_parts_mut(va as *mut u64, 512) };
     words.fill(0);
     for (selector, descriptor) in [
@@ -261,7 +260,7 @@ fn own(bench: &mut Bench, hosts: bool) {
     bench.suite.equal("table-read-only", protect(flags), Ok(0));
     bench.suite.equal("table", raw(SET_GDT, [[mfn].as_ptr() as u64, 512]), Ok(0));
     by_own_table(&mut Selectors { suite: &mut bench.suite, hosts });
-    // SAFETY: null selectors, which 64-bit code has from the start.
+    // SAFETY: null selectors, which 64-bit code starts with.
     unsafe { asm!("mov ds, {0:e}", "mov es, {0:e}", "mov fs, {0:e}", "mov gs, {0:e}", in(reg) 0) };
     bench.suite.equal("no-table", raw(SET_GDT, [0, 0]), Ok(0));
     bench.suite.equal("table-writable", protect(flags | pte::RW | pte::DIRTY), Ok(0));

@@ -1,6 +1,6 @@
-//! Page tables by hand: what `mmu_update`, `mmuext_op` and `update_va_mapping` must refuse.
+//! Page tables without the SDK: what `mmu_update`, `mmuext_op` and `update_va_mapping` must refuse.
 //!
-//! None of the refused updates would do harm to this kernel if it were accepted, except to its trust.
+//! An update that is wrongly accepted here does not damage this kernel.
 
 use paravane_guest::abi::addr::table_index;
 use paravane_guest::abi::domid::{DOMID_SELF, DomId};
@@ -15,16 +15,16 @@ use super::Bench;
 use super::calls::NOWHERE;
 use crate::probe;
 
-/// A page of the lower half that nothing else here uses, with a table of its own.
+/// The address of a page in the lower half that no other check uses, with its own table.
 const PLACE: u64 = 0x10_0000_0000;
 
-/// Makes updates; how many were done, and how it ended.
+/// Makes updates. Returns how many were done, and the result.
 fn updates(list: &[MmuUpdate], owner: DomId) -> (u32, Result<u64, Errno>) {
     let mut done = 0_u32;
     let args = [list.as_ptr() as u64, list.len() as u64, &raw mut done as u64, u64::from(owner)];
     // SAFETY: the callers' updates are refused, or change entries of `PLACE` only.
     let outcome = unsafe { call(MMU_UPDATE, args) };
-    // SAFETY: initialised, and written to by the hypervisor.
+    // SAFETY: the number is initialised; the hypervisor may have written to it.
     (unsafe { (&raw const done).read_volatile() }, outcome)
 }
 
@@ -46,7 +46,7 @@ fn va_mapping(va: u64, entry: u64) -> Result<u64, Errno> {
 const READ_ONLY: u64 = pte::PRESENT | pte::USER | pte::ACCESSED;
 const WRITABLE: u64 = READ_ONLY | pte::RW | pte::DIRTY;
 
-/// Machine addresses and frames that the checks play with.
+/// Machine addresses and frames that the checks use.
 struct Pieces {
     /// The L1 entry of `PLACE`.
     entry: u64,
@@ -88,7 +88,7 @@ pub(super) fn run(bench: &mut Bench) {
 
 fn accepted(bench: &mut Bench, p: &Pieces) {
     let suite = &mut bench.suite;
-    // SAFETY: the page is this test's.
+    // SAFETY: the page belongs to this test.
     suite.equal("write", unsafe { probe::write(PLACE, 77) }, Ok(()));
     suite.equal("read-only", update(p.entry, pte::make(p.page, READ_ONLY)), Ok(0));
     suite.equal("invlpg", extended(MMUEXT_INVLPG_LOCAL, PLACE), Ok(0));
@@ -158,12 +158,12 @@ fn arguments(bench: &mut Bench, p: &Pieces) {
     if !privileged {
         suite.equal("domain-0", updates(&[good], 0).1, Err(Errno::EPERM));
     }
-    // SAFETY: no call is made for the tables of a domain that does not exist.
+    // SAFETY: a domain that does not exist has no tables to change.
     let tables_of_nobody = unsafe { call(MMU_UPDATE, [NOWHERE, 1, 0, 0x7001 << 16 | 0x7ff0]) };
     suite.equal("tables-of-no-domain", tables_of_nobody, Err(Errno::ESRCH));
     suite.refused("entry-in-hypervisor-frame", update(8, good.val));
     suite.refused("entry-nowhere", update(!7, good.val));
-    // SAFETY: nothing can be read there.
+    // SAFETY: the hypervisor cannot read there.
     suite.equal("list-nowhere", unsafe { call(MMU_UPDATE, [NOWHERE, 1, 0, 0x7ff0]) }, Err(Errno::EFAULT));
     let m2p = update(p.page << 12 | MMU_MACHPHYS_UPDATE, 5);
     suite.equal("machphys-update", m2p, Ok(0));
@@ -182,7 +182,7 @@ pub(super) fn pins(bench: &mut Bench) {
     };
     let memory = bench.mmu.memory();
     let mfn = memory.mfn(page).map_or(0, |m| m.0);
-    // SAFETY: the frames are this test's.
+    // SAFETY: the frames belong to this test.
     let ready = unsafe {
         bench.mmu.clear(page);
         bench.mmu.clear(other);
@@ -205,14 +205,14 @@ pub(super) fn pins(bench: &mut Bench) {
     suite.equal("unpin", extended(MMUEXT_UNPIN_TABLE, mfn), Ok(0));
     suite.refused("unpin-twice", extended(MMUEXT_UNPIN_TABLE, mfn));
     suite.equal("write-access-after", va_mapping(memory.va(page), writable), Ok(0));
-    // SAFETY: the page is this test's.
+    // SAFETY: the page belongs to this test.
     suite.equal("write-after", unsafe { probe::write(memory.va(page), 1) }, Ok(()));
     suite.refused("new-baseptr-to-a-page", extended(MMUEXT_NEW_BASEPTR, mfn));
     suite.refused("pin-hypervisor-frame", extended(MMUEXT_PIN_L1_TABLE, 0));
     suite.refused("pin-no-frame", extended(MMUEXT_PIN_L4_TABLE, u64::MAX >> 12));
 }
 
-/// Says which page a frame is.
+/// Sets a frame's entry in the machine-to-physical table.
 pub(super) fn machphys(mfn: u64, pfn: u64) -> Result<u64, Errno> {
     update(mfn << 12 | MMU_MACHPHYS_UPDATE, pfn)
 }

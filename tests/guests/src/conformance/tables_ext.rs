@@ -1,4 +1,4 @@
-//! `mmuext_op` on pages and on what does not exist.
+//! `mmuext_op` on pages, and on frames, domains and operations that do not exist.
 
 use paravane_guest::abi::Errno;
 use paravane_guest::abi::hypercall::MMUEXT_OP;
@@ -32,6 +32,6 @@ pub(super) fn run(
     suite.refused("new-user-baseptr-to-a-page", extended(MMUEXT_NEW_USER_BASEPTR, page));
     suite.equal("no-user-baseptr", extended(MMUEXT_NEW_USER_BASEPTR, 0), Ok(0));
     suite.equal("same-baseptr", extended(MMUEXT_NEW_BASEPTR, root), Ok(0));
-    // SAFETY: nothing can be read there.
+    // SAFETY: the hypervisor cannot read there.
     suite.equal("list-nowhere", unsafe { call(MMUEXT_OP, [NOWHERE, 1, 0, 0x7ff0]) }, Err(Errno::EFAULT));
 }

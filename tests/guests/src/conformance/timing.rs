@@ -31,7 +31,7 @@ pub(super) fn run(bench: &mut Bench) {
     suite.equal("vcpu-0-is-up", vcpu::is_up(0), Ok(true));
     suite.equal("vcpu-8191", vcpu::is_up(8191), Err(Errno::ENOENT));
     let past = vcpu::set_singleshot_timer(0, 1, true);
-    // Xen has come to ignore the flag.
+    // Newer versions of Xen ignore the flag.
     suite.holds("past-when-asked", matches!(past, Ok(()) | Err(Errno::ETIME)));
     suite.refused("of-another-vcpu", vcpu::set_singleshot_timer(1, 1, false));
     suite.equal("stop-periodic", vcpu::stop_periodic_timer(0), Ok(()));
@@ -46,7 +46,7 @@ pub(super) fn run(bench: &mut Bench) {
     }
 }
 
-/// Sets a timer to a millisecond from now and waits for it.
+/// Sets a timer that fires after a millisecond, and waits for it.
 fn fires(bench: &mut Bench, name: &str, set: impl Fn(u64) -> Result<(), Errno>) {
     FIRED.store(0, Ordering::Relaxed);
     event::disable();
@@ -60,9 +60,9 @@ fn fires(bench: &mut Bench, name: &str, set: impl Fn(u64) -> Result<(), Errno>) 
     bench.suite.equal(name, (outcome, FIRED.load(Ordering::Relaxed), on_time), (Ok(()), 1, true));
 }
 
-/// A timer that was stopped does not fire while a later one is waited for.
+/// A stopped timer does not fire while the guest waits for a later one.
 fn stopped(bench: &mut Bench) {
-    // One that the host let the guest stop too late shows nothing: then once more, with more time.
+    // If a busy host delayed the stop too long, the check shows nothing: it is repeated with more time.
     for patience in [50, 500, 5000].map(|ms| ms * MILLISECOND) {
         FIRED.store(0, Ordering::Relaxed);
         let deadline = time::now() + patience;

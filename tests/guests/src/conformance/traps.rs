@@ -1,4 +1,4 @@
-//! Exceptions and upcalls: what handlers see, and that interrupted code never knows.
+//! Exceptions and upcalls: what handlers see, and that interrupted code does not notice them.
 
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use crate::probe::{self, PageFault};
 static SEEN: AtomicU64 = AtomicU64::new(u64::MAX);
 static ENABLED: AtomicU32 = AtomicU32::new(0);
 
-/// Notes the vector and skips an instruction of two bytes; INT3 is behind us already.
+/// Records the vector and skips an instruction of two bytes, except after INT3, a trap.
 fn note(frame: &mut TrapFrame) {
     SEEN.store(frame.vector, Ordering::Relaxed);
     ENABLED.store(u32::from(event::is_enabled()), Ordering::Relaxed);
@@ -71,9 +71,9 @@ fn page_faults(bench: &mut Bench) {
     let suite = &mut bench.suite;
     let fault = |code: u32| Err(PageFault { address: NOWHERE, error_code: u64::from(code) });
     suite.equal("read-nothing", probe::read(NOWHERE), fault(0).map(|()| 0));
-    // SAFETY: nothing is there.
+    // SAFETY: nothing is mapped there.
     suite.equal("write-nothing", unsafe { probe::write(NOWHERE, 1) }, fault(PFEC_WRITE));
-    // SAFETY: nothing is there.
+    // SAFETY: nothing is mapped there.
     let executed = unsafe { probe::execute(NOWHERE) };
     let without_fetch = executed.map_err(|f| f.error_code & !u64::from(PFEC_FETCH));
     suite.equal("execute-nothing", without_fetch, Err(0));
@@ -87,9 +87,9 @@ fn page_faults(bench: &mut Bench) {
 
 static FIRED: AtomicU32 = AtomicU32::new(0);
 
-/// Clobbers vector registers, as handlers may.
+/// Overwrites vector registers, as handlers may.
 fn fire(_: Port) {
-    // SAFETY: names what it changes.
+    // SAFETY: the operands name everything that it changes.
     unsafe { asm!("pcmpeqd xmm0, xmm0", "pcmpeqd xmm15, xmm15", out("xmm0") _, out("xmm15") _) };
     FIRED.fetch_add(1, Ordering::Relaxed);
 }
@@ -103,7 +103,7 @@ fn upcalls(bench: &mut Bench) {
             println!("set_timer: {errno}");
             break;
         }
-        // SAFETY: it reads the flag, and puts the registers that are its caller's back.
+        // SAFETY: it reads the flag, and restores the registers that a function must preserve.
         changed |= unsafe { spin_with_patterns(FIRED.as_ptr()) };
     }
     bench.suite.equal("upcalls-change-no-register", changed & 3, 0);
@@ -113,7 +113,7 @@ fn upcalls(bench: &mut Bench) {
     let _ = event::close(port);
 }
 
-/// Fills the registers with patterns, spins until the flag is set by an upcall, and says which changed.
+/// Fills the registers with patterns, spins until an upcall sets the flag, and returns which changed.
 ///
 /// Bit 0: a general register; bit 1: a vector register; bit 2: the red zone.
 #[unsafe(naked)]
@@ -148,7 +148,7 @@ unsafe extern "C" fn spin_with_patterns(flag: *const u32) -> u64 {
         "pause",
         "cmp dword ptr [rdi], 0",
         "je 2b",
-        // Sum up how far each register is from its pattern.
+        // Add up the difference of each register from its pattern.
         "sub rbx, rax",
         "sub rcx, rax",
         "sub rdx, rax",

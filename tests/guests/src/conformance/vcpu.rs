@@ -1,4 +1,4 @@
-//! `vcpu_op` in full, but for the timers' firing (`timing`) and NMIs (`callbacks`).
+//! All of `vcpu_op`, except for the firing of timers (see `timing`) and NMIs (see `callbacks`).
 
 use paravane_guest::abi::Errno;
 use paravane_guest::abi::addr::HYPERVISOR_VIRT_START;
@@ -13,7 +13,7 @@ use super::Bench;
 use super::calls::NOWHERE;
 use super::raw::{raw, vcpu};
 
-/// Addresses at which a guest can have nothing.
+/// Addresses at which a guest cannot map memory.
 const NOT_THE_GUESTS: [u64; 2] = [1 << 47, HYPERVISOR_VIRT_START];
 const MILLISECOND: u64 = 1_000_000;
 
@@ -29,7 +29,7 @@ pub(super) fn run(bench: &mut Bench) {
 }
 
 fn life(bench: &mut Bench) {
-    /// A vcpu_guest_context (public/arch-x86/xen.h) of 5168 bytes and more.
+    /// A buffer for a `vcpu_guest_context` (public/arch-x86/xen.h), which has 5168 bytes.
     static CONTEXT: [u64; 1024] = [0; 1024];
     let (context, privileged) = (CONTEXT.as_ptr() as u64, bench.privileged);
     let suite = &mut bench.suite;
@@ -70,7 +70,7 @@ fn timers(bench: &mut Bench) {
 fn run_states(bench: &mut Bench) {
     static mut COPY: VcpuRunstateInfo =
         VcpuRunstateInfo { state: -1, _pad: 0, state_entry_time: 0, time: [0; RUNSTATE_COUNT] };
-    // SAFETY: only the hypervisor writes to it, and it reads as any bits.
+    // SAFETY: only the hypervisor writes to it, and any bits are valid.
     let copy = || unsafe { (&raw const COPY).read_volatile() };
     let suite = &mut bench.suite;
     let (asked, first) = vcpu(VCPUOP_GET_RUNSTATE_INFO, VcpuRunstateInfo::default());
@@ -107,14 +107,14 @@ fn time_area(bench: &mut Bench) {
         suite.equal("time-area-not-the-guests", area(addr), Err(Errno::EFAULT));
     }
     suite.equal("time-area", area(&raw const COPY as u64), Ok(0));
-    // SAFETY: only the hypervisor writes to it, and it reads as any bits.
+    // SAFETY: only the hypervisor writes to it, and any bits are valid.
     let copy = unsafe { (&raw const COPY).read_volatile() };
     suite.holds("time-is-copied", copy.tsc_to_system_mul != 0 && copy.version.is_multiple_of(2));
     suite.equal("time-area-ends", area(0), Ok(0));
 }
 
-/// `register_vcpu_info`. What it moves is moved for good, and the kernel's own view of it stays behind: nothing
-/// may wait for an event after this.
+/// `register_vcpu_info`. It moves the structure for good, while the kernel goes on using the old address: nothing may
+/// wait for an event after this.
 pub(super) fn info(bench: &mut Bench) {
     let Some(page) = bench.frames.take() else { return bench.suite.holds("set-up", false) };
     let memory = bench.mmu.memory();
@@ -127,13 +127,13 @@ pub(super) fn info(bench: &mut Bench) {
     suite.equal("in-a-page-table", register(mfn(bench.boot.root()), 0), Err(Errno::EINVAL));
     suite.equal("in-no-frame", register(u64::MAX >> 12, 0), Err(Errno::EINVAL));
     if bench.paravane {
-        // Before Xen 4.15 these were EINVAL.
+        // Before Xen 4.15 the error was EINVAL.
         suite.equal("beyond-its-frame-by-a-word", register(mfn(page), 4040), Err(Errno::ENXIO));
         suite.equal("unaligned", register(mfn(page), 4), Err(Errno::ENXIO));
     }
     suite.equal("register", register(mfn(page), 64), Ok(0));
     suite.equal("register-again", register(mfn(page), 128), Err(Errno::EINVAL));
-    // SAFETY: a frame of this check's, in which the structure fits; it reads as any bits.
+    // SAFETY: the frame belongs to this check, and the structure fits; any bits are valid.
     let moved = unsafe { ((memory.va(page) + 64) as *const VcpuInfo).read_volatile() };
     suite.equal("events-stay-masked", moved.evtchn_upcall_mask, 1);
     suite.equal(

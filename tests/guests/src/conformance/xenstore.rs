@@ -1,4 +1,4 @@
-//! The xenstore: the ring in pieces, and answers that Xen's own store gives, too.
+//! The xenstore: messages written in pieces, and replies that are the same as those of Xen's own store.
 
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -13,9 +13,9 @@ use paravane_guest::memory::Mfn;
 
 use super::Bench;
 
-/// Far more often than a store that is alive lets anybody wait.
+/// The number of tries before the store counts as dead; far more than a working one needs.
 const TURNS: usize = 1_000_000;
-/// More than any payload here.
+/// Longer than any payload in these checks.
 const PAYLOAD: usize = 256;
 
 /// A message from the store; longer payloads are cut off.
@@ -32,7 +32,7 @@ impl Message {
     }
 }
 
-/// The ring, which the store writes to at any time.
+/// The ring, which the store may write to at any time.
 struct Store {
     ring: *mut XenstoreDomainInterface,
     port: Port,
@@ -42,7 +42,7 @@ struct Store {
 
 impl Store {
     fn index(&self, field: *mut u32) -> &AtomicU32 {
-        // SAFETY: one of the page's indices: mapped for ever, aligned, accessed as an atomic only.
+        // SAFETY: the page's indices are always mapped, aligned, and only accessed as atomics.
         unsafe { AtomicU32::from_ptr(field) }
     }
 
@@ -61,11 +61,11 @@ impl Store {
     }
 
     fn notify(&self) {
-        // The port came with the ring: it cannot be wrong while the domain lives.
+        // The port belongs to the ring and is valid while the domain lives.
         let _ = event::send(self.port);
     }
 
-    /// Waits until something holds; false if it never does.
+    /// Waits until a condition holds; false if it never does.
     fn until(&self, mut holds: impl FnMut(&Self) -> bool) -> bool {
         (0..TURNS).any(|_| {
             let now = holds(self);
@@ -76,13 +76,13 @@ impl Store {
         })
     }
 
-    /// Puts bytes, of which there is room for all, into the ring, and waits for the store to take them.
+    /// Puts bytes into the ring, which must have room for them, and waits for the store to take them.
     fn put(&self, bytes: &[u8]) -> bool {
         let [prod, cons, ..] = self.indices();
         let start = prod.load(Ordering::Relaxed);
         for (n, byte) in (0..).zip(bytes) {
             let at = start.wrapping_add(n) as usize % XENSTORE_RING_SIZE;
-            // SAFETY: the page is mapped, and the place lies within the ring.
+            // SAFETY: the page is mapped, and the index is within the ring.
             unsafe { (&raw mut (*self.ring).req).cast::<u8>().add(at).write_volatile(*byte) };
         }
         let end = start.wrapping_add(bytes.len() as u32);
@@ -99,7 +99,7 @@ impl Store {
                 return false;
             }
             let place = at as usize % XENSTORE_RING_SIZE;
-            // SAFETY: the page is mapped, and the place lies within the ring.
+            // SAFETY: the page is mapped, and the index is within the ring.
             *byte = unsafe { (&raw const (*self.ring).rsp).cast::<u8>().add(place).read_volatile() };
             fence(Ordering::Release);
             cons.store(at.wrapping_add(1), Ordering::Release);
@@ -121,7 +121,7 @@ impl Store {
         Some(message)
     }
 
-    /// Sends a request, head and payload apart, and waits for its reply.
+    /// Sends a request, header and payload separately, and waits for its reply.
     fn ask(&mut self, kind: u32, tx_id: u32, payload: &str) -> Option<Message> {
         let head = XsdSockmsg { kind, req_id: 7, tx_id, len: payload.len() as u32 };
         let words = [head.kind, head.req_id, head.tx_id, head.len].map(u32::to_ne_bytes);
@@ -145,7 +145,7 @@ impl Store {
 
 pub(super) fn run(bench: &mut Bench) {
     let (info, memory) = (bench.boot.start_info(), bench.boot.memory());
-    // The first domain may be there before its store, and may do more than others.
+    // Xen's first domain may run before its store does, and has more rights than others.
     if bench.privileged {
         return;
     }
@@ -202,7 +202,7 @@ fn nodes(bench: &mut Bench, store: &mut Store) {
     expect("gone", (XS_READ, 0, "data/paravane/a\0"), Err("ENOENT\0"));
     let perms = store.ask(XS_GET_PERMS, 0, "memory/target\0");
     bench.suite.holds("perms", perms.is_some_and(|perms| perms.text().starts_with("n0\0r")));
-    // Far more than the rings hold.
+    // Many more bytes than the rings hold.
     let alive = (0..200).all(|_| store.ask(XS_READ, 0, "domid\0").is_some_and(|reply| reply.kind == XS_READ));
     bench.suite.holds("rings-wrap", alive);
 }

@@ -1,11 +1,13 @@
-//! A kernel that runs random user programs and survives them: `seed=N` determines the programs, `programs=N` how many.
+//! A kernel that runs random user programs and survives them. `seed=N` determines the programs, `programs=N` their
+//! number.
 //!
-//! Each program is one page of code, random instructions and random bytes, in an address space without the kernel. It
-//! ends by its first trap, system call or event. What must hold then: only what CPL 3 can raise by itself arrived, from
-//! user mode, on the kernel's stack, with the kernel's own base; and the kernel's memory is as it was.
+//! Each program is one page of random instructions and random bytes, in an address space that does not map the kernel.
+//! It ends with its first trap, system call or event. Then the kernel checks that CPL 3 can raise this by itself, that
+//! the entry came from user mode, on the kernel's stack and with the kernel's GS base, and that its own memory is
+//! unchanged.
 //!
-//! No program is given the selector of 32-bit code: a software KVM cannot run such code, and a guest that gets there
-//! dies (docs/abi.md, "Deviations"). Random bytes and unaligned pointers can still make one, hardly ever.
+//! No program gets the selector of 32-bit code: a software KVM cannot run such code, and ends a guest that enters it
+//! (docs/abi.md, "Deviations"). Random bytes and unaligned pointers can still produce the selector, but hardly ever do.
 
 mod entry;
 mod program;
@@ -30,17 +32,17 @@ use self::entry::{BY_EVENT, BY_SYSCALL, Entry, KERNEL};
 use self::program::{CODE, DATA, DATA_PAGES, Pointers};
 use crate::chance::Chance;
 
-/// How long a program may run, in nanoseconds.
+/// The time that a program may run, in nanoseconds.
 const TIME: u64 = 2_000_000;
 /// Bit 2 of a page fault's error code: user mode.
 const USER_MODE: u64 = 1 << 2;
 /// Words that no program may change.
 const CANARIES: usize = 512;
 static CANARY: [AtomicU64; CANARIES] = [const { AtomicU64::new(0) }; CANARIES];
-/// What the kernel has at GS:0.
+/// The kernel's word at GS:0.
 static KERNEL_WORD: AtomicU64 = AtomicU64::new(0x006b_6565_7021);
 
-/// What came of the programs.
+/// How the programs ended.
 #[derive(Default)]
 struct Tally {
     faults: u64,
@@ -69,7 +71,7 @@ pub fn main(boot: Boot) -> ! {
     let mut tally = Tally::default();
     let kernel = Pointers { kernel: &raw const CANARY as u64, stack: KERNEL.top(), table: memory.table };
     for n in 0..programs {
-        // SAFETY: both pages are mapped, and used by programs alone, of which none runs.
+        // SAFETY: both pages are mapped and used only by programs, none of which runs now.
         unsafe { program::write(&mut chance, memory.code, memory.data, &kernel) };
         let started = vcpu::set_timer(time::now() + TIME);
         assert!(started.is_ok(), "timer: {started:?}");
@@ -79,7 +81,7 @@ pub fn main(boot: Boot) -> ! {
         check(&entry, &mut tally).unwrap_or_else(|what| {
             panic!("user soup: program {n} of seed {seed}: {what}: {entry:x?}");
         });
-        // Takes the timer's event, if it came: nothing else is unmasked, so no upcall follows.
+        // Consumes the timer's event, if it came. Nothing else is unmasked, so no upcall follows.
         event::enable();
         event::disable();
     }
@@ -90,14 +92,14 @@ pub fn main(boot: Boot) -> ! {
     power::power_off()
 }
 
-/// Turns on what programs may then execute natively: their bases, and their vector state.
+/// Enables instructions that programs may then execute natively: those that set bases, and XSAVE's.
 fn allow_instructions() {
     const OSXSAVE: u64 = 1 << 18;
     const FSGSBASE: u64 = 1 << 16;
     let [leaf_1, leaf_7] = [1, 7].map(|leaf| core::arch::x86_64::__cpuid_count(leaf, 0));
     let offered = [(OSXSAVE, leaf_1.ecx >> 26 & 1), (FSGSBASE, leaf_7.ebx & 1)];
     let bits = offered.iter().filter(|(_, has)| *has == 1).fold(0, |bits, (bit, _)| bits | bit);
-    // SAFETY: turns instructions on, of which the kernel uses none.
+    // SAFETY: this enables instructions that the kernel does not use.
     unsafe { asm!("mov {v}, cr4", "or {v}, {bits}", "mov cr4, {v}", v = out(reg) _, bits = in(reg) bits) };
 }
 
@@ -105,7 +107,7 @@ fn canary(n: u64) -> u64 {
     n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0xca9a_71e5
 }
 
-/// Whether what entered the kernel is what a user program can cause, and the kernel is unharmed.
+/// Checks that a user program can cause this entry, and that the kernel is unharmed.
 fn check(entry: &Entry, tally: &mut Tally) -> Result<(), &'static str> {
     let changed = CANARY.iter().zip(0..).any(|(word, n)| word.load(Ordering::Relaxed) != canary(n));
     if changed {
@@ -133,20 +135,20 @@ fn check(entry: &Entry, tally: &mut Tally) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Where the kernel finds the programs' pages.
+/// The addresses at which the kernel finds the programs' pages.
 struct ProgramMemory {
     code: u64,
     data: u64,
-    /// The table at the root of the programs' space.
+    /// The root table of the programs' address space.
     table: u64,
 }
 
-/// An address space with a page of code and some of data, and nothing of the kernel's.
+/// Makes an address space with a page of code and some of data, and without the kernel's pages.
 fn make_space(boot: &Boot) -> ProgramMemory {
     let mut mmu: Mmu<'static> = boot.mmu();
     let [_, free] = boot.free_frames();
     let mapped = mmu.direct_map_end(Pfn(free.start)).0;
-    // SAFETY: free, mapped, and used by nothing but this source.
+    // SAFETY: the frames are free, mapped, and used only by this source.
     let mut frames = unsafe { BootFrames::new(free.start..mapped) };
     let kernel = mmu.kernel_space();
     let space = AddressSpace::new(&mut mmu, &mut frames, &kernel).expect("a space");
@@ -165,7 +167,7 @@ fn make_space(boot: &Boot) -> ProgramMemory {
     mmu.flush().expect("tables");
     let root = mmu.mfn(space.root()).expect("a root").0;
     let op = MmuextOp { cmd: MMUEXT_NEW_USER_BASEPTR, arg1: root, ..MmuextOp::default() };
-    // SAFETY: the tables are a space's, which is never destroyed.
+    // SAFETY: the tables belong to an address space that is never destroyed.
     let set = unsafe { call(MMUEXT_OP, [&raw const op as u64, 1, 0, DOMID_SELF.into()]) };
     assert!(set.is_ok(), "user tables: {set:?}");
     let memory = mmu.memory();

@@ -5,25 +5,25 @@ use paravane_guest::abi::trap::IretContext;
 
 use crate::chance::Chance;
 
-/// Where a program's code is, in a slot of the root that the kernel has no part of.
+/// The address of a program's code, in a slot of the root table that the kernel does not use.
 pub const CODE: u64 = 1 << 39;
-/// Where its data is, with its stack in the middle.
+/// The address of its data, with its stack in the middle.
 pub const DATA: u64 = CODE + 0x10_0000;
 pub const DATA_PAGES: u64 = 4;
 const PAGE: usize = 4096;
-/// Room for one instruction of the longest kind and the ending.
+/// Bytes kept free for one more instruction of the longest kind, and the ending.
 const LAST: usize = PAGE - 32;
 
-/// Addresses of the kernel's that programs try.
+/// Addresses of the kernel that programs try to access.
 pub struct Pointers {
     pub kernel: u64,
     pub stack: u64,
     pub table: u64,
 }
 
-/// Instructions, or rows of them, that a kernel or an engine must not be hurt by. Operands in memory are at RAX.
+/// Instructions and sequences that must not harm a kernel or an engine. Memory operands are at RAX.
 const PICKS: &[&[u8]] = &[
-    // Privileged, and what is near it.
+    // Privileged instructions, and similar ones.
     &[0xfa],
     &[0xfb],
     &[0xf4],
@@ -51,7 +51,7 @@ const PICKS: &[&[u8]] = &[
     &[0x0f, 0x00, 0xd0],
     &[0x0f, 0x00, 0xc8],
     &[0x48, 0x0f, 0x07],
-    // Ports: the exit port, that of marks, others; all widths, strings, repetitions.
+    // Ports: the exit port, the port of marks, others; all widths, strings, repetitions.
     &[0xe4, 0x7e],
     &[0xe5, 0x7e],
     &[0x66, 0xe5, 0x7e],
@@ -73,7 +73,7 @@ const PICKS: &[&[u8]] = &[
     &[0xba, 0x7e, 0, 0, 0, 0xf2, 0x6d],
     &[0xec],
     &[0xef],
-    // Into the kernel.
+    // Entries into the kernel.
     &[0x0f, 0x05],
     &[0x0f, 0x34],
     &[0xcd, 0x80],
@@ -129,7 +129,7 @@ const PICKS: &[&[u8]] = &[
     &[0xd9, 0xe8, 0xd9, 0xee, 0xde, 0xf9, 0x9b],
     &[0xdd, 0x20],
     &[0x66, 0x0f, 0x5e, 0xc0],
-    // Machine checks of sense: identification, time, hints, transactions, guests.
+    // Identification, time, hints, transactions, virtualization.
     &[0x0f, 0xa2],
     &[0x0f, 0x31],
     &[0x0f, 0x01, 0xf9],
@@ -142,7 +142,7 @@ const PICKS: &[&[u8]] = &[
     &[0xc7, 0xf8, 0, 0, 0, 0],
     &[0x0f, 0xae, 0x38],
     &[0xf3, 0x90],
-    // Memory, and loops without an end.
+    // Memory, and endless loops.
     &[0x48, 0x8b, 0x18],
     &[0x48, 0x89, 0x18],
     &[0xf0, 0x48, 0xff, 0x00],
@@ -176,7 +176,7 @@ const MOVES: [[u8; 2]; 15] = [
     [0x49, 0xbf],
 ];
 
-/// A program in the making.
+/// A program that is being written.
 struct Code {
     bytes: [u8; PAGE],
     len: usize,
@@ -208,9 +208,9 @@ pub unsafe fn write(chance: &mut Chance, code: u64, data: u64, kernel: &Pointers
             pick(chance, kernel, &mut program);
         }
     }
-    // What has done no harm by now says so.
+    // A program that gets this far ends with a system call.
     program.add(&[0x0f, 0x05]);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises this.
     unsafe {
         (code as *mut [u8; PAGE]).write_volatile(program.bytes);
         for n in 0..DATA_PAGES * 512 {
@@ -221,20 +221,20 @@ pub unsafe fn write(chance: &mut Chance, code: u64, data: u64, kernel: &Pointers
 
 fn pick(chance: &mut Chance, kernel: &Pointers, program: &mut Code) {
     match chance.below(8) {
-        // Any bytes at all.
+        // Random bytes.
         0 => program.add(&chance.any().to_le_bytes()[..1 + chance.below(7) as usize]),
-        // Another pointer for the next operand.
+        // A new pointer for the next operand.
         1 | 2 => {
             program.add(&MOVES[0]);
             program.add(&value(chance, kernel).to_le_bytes());
         }
-        // A prefix that may or may not belong there.
+        // A prefix, which may be invalid there.
         3 => program.add(&[chance.one_of([0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x48, 0x64, 0x65]) as u8]),
         _ => program.add(PICKS[chance.below(PICKS.len() as u64) as usize]),
     }
 }
 
-/// What a register or a word of data holds. As a selector it is none of 32-bit code, the host's or Xen's.
+/// The value of a register or a word of data. As a selector it never names 32-bit code, the host's or Xen's.
 fn value(chance: &mut Chance, kernel: &Pointers) -> u64 {
     loop {
         let value = any_value(chance, kernel);

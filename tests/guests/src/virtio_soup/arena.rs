@@ -1,4 +1,4 @@
-//! The memory that devices are given.
+//! The memory that devices may access.
 
 use core::cell::UnsafeCell;
 
@@ -22,7 +22,7 @@ unsafe impl Sync for Arena {}
 
 static ARENA: Arena = Arena(UnsafeCell::new([0; BYTES as usize]));
 
-/// Where it is.
+/// The virtual address of the arena.
 pub(super) fn address() -> u64 {
     ARENA.0.get().addr() as u64
 }
@@ -32,7 +32,7 @@ pub(super) const fn place(n: u64) -> u64 {
     n % PLACES * PLACE_PAGES * PAGE_SIZE
 }
 
-/// Writes bytes at an offset; what lies past the end is left out.
+/// Writes bytes at an offset. Bytes past the end of the arena are dropped.
 pub(super) fn write(at: u64, bytes: &[u8]) {
     for (at, byte) in (at..BYTES).zip(bytes) {
         // SAFETY: `at` is below the arena's length.
@@ -43,7 +43,7 @@ pub(super) fn write(at: u64, bytes: &[u8]) {
 /// Reads two bytes at an offset that is aligned and within the arena.
 pub(super) fn read_u16(at: u64) -> u16 {
     assert!(at < BYTES && at.is_multiple_of(2), "{at:#x} is not in the arena");
-    // SAFETY: tested above.
+    // SAFETY: `at` was checked above.
     unsafe { ARENA.0.get().cast::<u8>().add(at as usize).cast::<u16>().read_volatile() }
 }
 

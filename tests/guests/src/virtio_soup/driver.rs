@@ -1,4 +1,4 @@
-//! One device and what is done to it.
+//! A driver of one device, which makes random use of it, right and wrong.
 
 use paravane_guest::abi::addr::PAGE_SIZE;
 use paravane_guest::abi::event::{EVTCHNOP_SEND, EvtchnSend};
@@ -15,20 +15,20 @@ use super::arena::{self, BYTES, DEVICE_BASE, place};
 use super::request::{DESCRIPTOR, INDIRECT, MOST, NEXT, request};
 use crate::chance::Chance;
 
-/// Queues of a device that are used.
+/// The number of queues of a device that are used.
 const QUEUES: usize = 4;
 /// `VIRTIO_F_VERSION_1`, `VIRTIO_F_INDIRECT_DESC`, `DEVICE_NEEDS_RESET`.
 const VERSION_1: u64 = 1 << 32;
 const INDIRECT_DESC: u64 = 1 << 28;
 const NEEDS_RESET: u32 = 0x40;
 
-/// A queue as it was set up last.
+/// A queue as the driver last set it up.
 #[derive(Clone, Copy, Default)]
 struct Ring {
     place: u64,
     size: u64,
     port: u32,
-    /// What was made available since, and the used index that was seen last.
+    /// The available index, and the used index that was last seen.
     next: u16,
     used: u16,
 }
@@ -36,22 +36,22 @@ struct Ring {
 /// A device's driver.
 pub struct Driver {
     id: u32,
-    /// What the host says of the device.
+    /// The host's description of the device.
     pub(super) entry: VirtioEntry,
-    /// Activations that succeeded, requests offered, and requests used.
+    /// Counts of successful activations, offered requests and used requests.
     pub(super) activations: u64,
     pub(super) offered: u64,
     pub(super) used: u64,
     rings: [Ring; QUEUES],
     features: u64,
     active: bool,
-    /// The arena's first frame, and frames that devices must not have.
+    /// The arena's first frame, and frames that devices must not access.
     first: u64,
     table: u64,
 }
 
 impl Driver {
-    /// For the device with this id, if there is one.
+    /// The driver of the device with this id, if there is such a device.
     pub(super) fn new(id: u32, boot: &Boot) -> Option<Self> {
         let mut op = VirtioDescribe { device: id, ..VirtioDescribe::default() };
         if !virtio_op(VIRTIOP_DESCRIBE, &mut op) {
@@ -76,7 +76,7 @@ impl Driver {
         })
     }
 
-    /// Does something to the device.
+    /// Makes one random step with the device.
     pub(super) fn step(&mut self, chance: &mut Chance) {
         if !self.active || chance.once_in(64) {
             self.activate(chance);
@@ -88,7 +88,7 @@ impl Driver {
             4..8 if self.needs_reset() => self.reset(),
             8 | 9 => sched::yield_now(),
             10 => {
-                // The answer does not matter: the time is all that is wanted.
+                // The result does not matter: this only lets time pass.
                 let _ = sched::poll(&[], time::now().saturating_add(100_000));
             }
             _ => self.offer(chance),
@@ -103,12 +103,12 @@ impl Driver {
         status & NEEDS_RESET != 0
     }
 
-    /// Counts what devices have used since it was counted last.
+    /// Adds what the device has used since the last count.
     pub(super) fn count_used(&mut self) {
         for ring in self.rings.iter_mut().filter(|ring| ring.size > 0) {
             let used = arena::read_u16(ring.place + 2 * PAGE_SIZE + 2);
             let new = used.wrapping_sub(ring.used);
-            // More than the ring has entries is what this kernel itself wrote there.
+            // A difference larger than the ring was written by this kernel itself.
             self.used += if u64::from(new) <= ring.size { u64::from(new) } else { 0 };
             ring.used = used;
         }
@@ -156,7 +156,7 @@ impl Driver {
         }
     }
 
-    /// The arena in two parts, nearly always.
+    /// The two parts of the arena, nearly always.
     fn regions(&self, chance: &mut Chance) -> [VirtioRegion; 2] {
         let pages = BYTES / PAGE_SIZE;
         let cut = 1 + chance.below(pages - 1);
@@ -176,7 +176,7 @@ impl Driver {
         }
     }
 
-    /// Writes anything anywhere in the queues' areas and buffers, while the device may be at work on them.
+    /// Writes random values to the queues and buffers, perhaps while the device uses them.
     fn scribble(&mut self, chance: &mut Chance) {
         self.count_used();
         let ring = self.rings[chance.below(QUEUES as u64) as usize];
@@ -204,7 +204,7 @@ impl Driver {
             buffer: &raw mut bytes as u64,
             ..VirtioConfig::default()
         };
-        // What is answered does not matter to this kernel: the host is to live on.
+        // The result does not matter to this kernel: the test is whether the host survives.
         match chance.below(4) {
             0 => virtio_op(VIRTIOP_CONFIG_READ, &mut op),
             1 => virtio_op(VIRTIOP_CONFIG_WRITE, &mut op),
@@ -219,7 +219,7 @@ impl Driver {
         let n = chance.below(u64::from(self.entry.queues).clamp(1, QUEUES as u64));
         let ring = self.rings[n as usize];
         let outstanding = u64::from(ring.next.wrapping_sub(ring.used));
-        // A full ring is waited for, nearly always.
+        // If the ring is full, waits for the device, nearly always.
         if ring.size < MOST as u64 || (outstanding + MOST as u64 > ring.size && !chance.once_in(64)) {
             return;
         }
@@ -240,7 +240,7 @@ impl Driver {
         }
     }
 
-    /// Writes the descriptors of a request from `slot` on, or a table of them; the head.
+    /// Writes the descriptors of a request, from `slot` on or as an indirect table. Returns the head.
     fn describe(
         &self,
         chance: &mut Chance,
@@ -254,7 +254,7 @@ impl Driver {
         for (n, buffer) in (0u64..).zip(buffers) {
             let last = n + 1 == buffers.len() as u64;
             let flags = buffer.flags ^ if last { 0 } else { NEXT };
-            // A loop, or an index out of range, now and then.
+            // Now and then a loop, or an index out of range.
             let next = chance.nearly(128, base + n + 1);
             write_descriptor(at + n * DESCRIPTOR, buffer.address, buffer.len, flags, next);
         }
@@ -274,13 +274,13 @@ fn write_descriptor(at: u64, address: u64, len: u64, flags: u64, next: u64) {
     arena::write(at + 14, &(next as u16).to_le_bytes());
 }
 
-/// An operation on devices; whether it succeeded.
+/// Makes an operation on devices; true if it succeeded.
 fn virtio_op<T>(op: u32, argument: &mut T) -> bool {
     operate(PARAVANE_VIRTIO_OP, op, argument)
 }
 
 fn operate<T>(number: u64, op: u32, argument: &mut T) -> bool {
-    // SAFETY: the structure of this operation. Devices may be given frames that they spoil: that is the kernel's own
-    // loss, and part of the test.
+    // SAFETY: the structure is the one of this operation. A device may then overwrite frames of this kernel, which is
+    // part of the test and harms nobody else.
     unsafe { call(number, [u64::from(op), &raw mut *argument as u64]) }.is_ok()
 }

@@ -1,4 +1,4 @@
-//! A driver of every virtio device that does what no driver should: `seed=N` determines what, `steps=N` how much.
+//! A misbehaving driver for every virtio device. `seed=N` determines its steps, `steps=N` their number.
 //!
 //! Most of what it does is nearly right, so that the devices get work and stop in the middle of it. Rings, buffers and
 //! tables of all devices are in one arena, which is all that the devices see unless an activation names other frames.
@@ -12,10 +12,10 @@ use paravane_guest::{Boot, power, println};
 use self::driver::Driver;
 use crate::chance::Chance;
 
-/// Devices that are driven at most.
+/// The largest number of devices that are driven.
 const DEVICES: usize = 8;
 
-/// The kernel.
+/// The entry point.
 pub fn main(boot: Boot) -> ! {
     let number = |key| boot.cmdline().get(key).and_then(|text| text.parse().ok()).unwrap_or(1);
     let (seed, steps): (u64, u64) = (number("seed"), number("steps"));

@@ -1,4 +1,4 @@
-//! Requests: chains of buffers as a device of each type expects them, nearly.
+//! Requests: chains of buffers that are nearly what a device of each type expects.
 
 use super::arena::{self, BUFFERS, BYTES, DEVICE_BASE};
 use crate::chance::Chance;
@@ -10,10 +10,10 @@ pub(super) const INDIRECT: u64 = 4;
 /// Bytes of a descriptor.
 pub(super) const DESCRIPTOR: u64 = 16;
 
-/// Buffers of a request at most.
+/// The largest number of buffers in a request.
 pub(super) const MOST: usize = 8;
 
-/// A buffer: its address as the device knows it, its length, and whether the device writes to it.
+/// A buffer: its device address, its length, and whether the device may write to it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Buffer {
     pub(super) address: u64,
@@ -41,14 +41,14 @@ impl Request {
         }
     }
 
-    /// Adds a buffer with these bytes in it, for the device to read.
+    /// Adds a device-readable buffer with these bytes.
     fn says(&mut self, chance: &mut Chance, bytes: &[u8]) {
         let buffer = somewhere(chance, bytes.len() as u64);
         arena::write(buffer.address - DEVICE_BASE, bytes);
         self.push(buffer);
     }
 
-    /// Adds up to four buffers of up to `most` bytes, in multiples of `unit`.
+    /// Adds up to four buffers, each of up to `most` bytes, in multiples of `unit`.
     fn data(&mut self, chance: &mut Chance, unit: u64, most: u64, flags: u64) {
         for _ in 0..=chance.below(4) {
             let len = unit * (1 + chance.below(most / unit));
@@ -62,7 +62,7 @@ fn somewhere(chance: &mut Chance, len: u64) -> Buffer {
     Buffer { address: DEVICE_BASE + BUFFERS + chance.below(BYTES - BUFFERS - len), len, flags: 0 }
 }
 
-/// A request to a queue of a device of this type, of which one in eight has something wrong.
+/// A request for a queue of a device of this type. One in eight has a fault.
 pub(super) fn request(chance: &mut Chance, kind: u32, queue: u64) -> Request {
     let mut request = Request::default();
     match (kind, queue) {

@@ -1,15 +1,15 @@
-//! Copy on write: what a process writes after a fork, nobody else sees.
+//! Copy on write: no other process sees what a process writes after a fork.
 
 use crate::random::{Random, compare};
 use crate::sys::{self, Mapping};
 use crate::{Outcome, spoils};
 
-/// Pages that are shared until somebody writes.
+/// The number of pages that processes share until one writes.
 const PAGES: usize = 48;
-/// Processes that write at once.
+/// The number of processes that write at the same time.
 const CHILDREN: u64 = 3;
 
-/// Forks processes that overwrite some pages of a mapping, and checks theirs and the parent's.
+/// Forks processes that overwrite some pages of a mapping, and checks their copies and the parent's.
 pub fn run(random: &mut Random) -> Outcome {
     let mut memory = Mapping::new(PAGES, libc::MAP_PRIVATE)?;
     let seed = random.next();
@@ -20,7 +20,7 @@ pub fn run(random: &mut Random) -> Outcome {
         let mut random = Random::new(seed ^ (child + 1));
         children.push(sys::fork(|| i32::from(overwrite(&mut memory, &expected, &mut random).is_err()))?);
     }
-    // The parent writes, too, while its children look.
+    // The parent writes, too, while its children read.
     let page = random.below(PAGES as u64) as usize * sys::PAGE;
     memory.bytes()[page..page + sys::PAGE].fill(0x5a);
     for child in children {

@@ -1,16 +1,16 @@
-//! Programs that are started anew: arguments, environment and a page-aligned image arrive whole.
+//! Starting programs: arguments, environment and the program's image arrive intact.
 
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::random::{Random, SUM, checksum};
 use crate::{Outcome, spoils};
 
-/// The first argument of a program that is to print the sum of what it was given.
+/// The first argument of a program that prints the checksum of its arguments and environment.
 const CHILD: &str = "--sum";
-/// A variable of its environment.
+/// A variable in its environment.
 const VARIABLE: &str = "TORTURE_TEXT";
 
-/// Starts this program again with long arguments, and compares the sum that it makes of them.
+/// Starts this program again with long arguments, and checks the checksum that it prints.
 pub fn run(random: &mut Random) -> Outcome {
     let text = |random: &mut Random, len: u64| -> String {
         (0..random.below(len)).map(|_| char::from(b'a' + random.below(26) as u8)).collect()
@@ -44,7 +44,7 @@ fn sum(arguments: &[String], variable: &str) -> u64 {
     arguments.iter().fold(checksum(SUM, variable.as_bytes()), |sum, text| checksum(sum, text.as_bytes()))
 }
 
-/// What the program that [`run`] starts does; `None` if this is another one.
+/// The main function of the program that [`run`] starts; `None` if this is not that program.
 pub fn as_child(arguments: &[String]) -> Option<ExitCode> {
     let (CHILD, arguments) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest))? else {
         return None;

@@ -1,17 +1,17 @@
 //! Finds out whether a Linux, in a guest, keeps its programs' registers and memory apart.
 //!
-//! Several processes at once do in turn, in an order of their own, what each module here does; each checks every byte
-//! of its own result. The last line says what became of it:
+//! Several processes run the checks of the modules here at the same time, each in its own order. Each check compares
+//! every byte of its result. The last line has the verdict:
 //!
 //! ```text
 //! torture: pass: copies 40, exec 12, ... in 100 s, vectors of 64 bytes
 //! torture: FAIL: vectors: register 17 holds ... instead of ...
 //! ```
 //!
-//! usage: `torture SECONDS [PROCESSES]`. Exit status: 0 if nothing was wrong, 1 if anything was, 2 for wrong arguments.
+//! usage: `torture SECONDS [PROCESSES]`. Exit status: 0 if every check passed, 1 if any failed, 2 for wrong arguments.
 //!
-//! `TORTURE_SPOIL=NAME` has the check of that name alter one byte of what it is about to look at: it must then fail.
-//! The tests do that, so that no check here can pass whatever it sees.
+//! `TORTURE_SPOIL=NAME` makes the check of that name alter one byte of the data that it is about to compare: it must
+//! then fail. The tests do this for each check, so that no check can pass whatever it sees.
 
 mod copies;
 mod exec;
@@ -30,16 +30,16 @@ use std::time::{Duration, Instant};
 
 use random::Random;
 
-/// What went wrong, for the verdict.
+/// Why a check failed, for the verdict.
 type Outcome = Result<(), String>;
 
-/// One thing to do over and over.
+/// One check, which is repeated.
 struct Check {
     name: &'static str,
     run: fn(&mut Random) -> Outcome,
 }
 
-/// All of them.
+/// All checks.
 const CHECKS: &[Check] = &[
     Check { name: "vectors", run: vectors::run },
     Check { name: "copies", run: copies::run },
@@ -51,7 +51,7 @@ const CHECKS: &[Check] = &[
     Check { name: "numbers", run: numbers::run },
 ];
 
-/// Whether the check `name` is to spoil what it looks at.
+/// Whether the check `name` must spoil its data.
 fn spoils(name: &str) -> bool {
     std::env::var("TORTURE_SPOIL").is_ok_and(|wanted| wanted == name)
 }

@@ -1,4 +1,4 @@
-//! Mappings that are protected, moved, grown and given back.
+//! Mappings that are protected, moved, resized and discarded.
 
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
@@ -8,14 +8,14 @@ use crate::random::{Random, compare};
 use crate::sys::{self, Mapping, PAGE};
 use crate::{Outcome, spoils};
 
-/// Pages of the mapping that is worked on.
+/// The number of pages of the mapping.
 const PAGES: usize = 32;
 
-/// The page that may fault, and how often it did.
+/// The address of the page that may fault, and the number of its faults.
 static GUARDED: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 static FAULTS: AtomicUsize = AtomicUsize::new(0);
 
-/// Works on a mapping of known content.
+/// Protects, resizes and discards a mapping of known content.
 pub fn run(random: &mut Random) -> Outcome {
     let mut memory = Mapping::new(PAGES, MAP_PRIVATE)?;
     random.fill(memory.bytes());
@@ -38,12 +38,12 @@ fn protect(memory: &mut Mapping, random: &mut Random) -> Outcome {
     let at = memory.address(page * PAGE + random.below(PAGE as u64) as usize);
     sys::handle(libc::SIGSEGV, on_fault)?;
     for (prot, write) in [(PROT_READ, true), (PROT_NONE, false)] {
-        // SAFETY: nobody but this thread has the mapping, and it is allowed now.
+        // SAFETY: only this thread has the mapping, and the access is allowed now.
         let byte = unsafe { at.read_volatile() };
         memory.protect(page, 1, prot)?;
         GUARDED.store(memory.address(page * PAGE), Ordering::Relaxed);
         FAULTS.store(0, Ordering::Relaxed);
-        // SAFETY: mapped; the access faults, and is made again when the handler has allowed it.
+        // SAFETY: the page is mapped; the access faults and is repeated once the handler has allowed it.
         unsafe {
             if write {
                 at.write_volatile(byte);
@@ -61,7 +61,7 @@ fn protect(memory: &mut Mapping, random: &mut Random) -> Outcome {
     Ok(())
 }
 
-/// Allows the page that is guarded; ends the process for any other fault.
+/// The SIGSEGV handler: allows access to the guarded page; any other fault ends the process.
 extern "C" fn on_fault(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
     // SAFETY: the kernel passes a valid `siginfo_t` of a fault, which has an address.
     let address = unsafe { (*info).si_addr() } as usize;
@@ -91,7 +91,7 @@ fn move_about(memory: &mut Mapping, expected: &mut [u8], random: &mut Random) ->
     compare("a moved mapping", memory.bytes(), expected)
 }
 
-/// Gives pages back: they are zeroes.
+/// Discards pages: they read as zeroes afterwards.
 fn discard(memory: &mut Mapping, expected: &mut [u8], random: &mut Random) -> Outcome {
     let first = random.below(PAGES as u64 - 4) as usize;
     memory.discard(first, 3)?;
@@ -103,7 +103,7 @@ fn discard(memory: &mut Mapping, expected: &mut [u8], random: &mut Random) -> Ou
     Ok(())
 }
 
-/// What a child writes into shared memory, the parent reads.
+/// The parent reads what a child writes to shared memory.
 fn shared(random: &mut Random) -> Outcome {
     let mut memory = Mapping::new(4, MAP_SHARED)?;
     let seed = random.next();

@@ -1,12 +1,12 @@
-//! Floating point: the same calculation gives the same bits, whoever else calculates meanwhile.
+//! Floating point: the same calculation gives the same bits, whatever other processes calculate meanwhile.
 
 use crate::random::Random;
 use crate::{Outcome, spoils, sys};
 
-/// Steps of a calculation, long enough for the processor to be taken away meanwhile.
+/// The number of steps of a calculation: enough for the kernel to preempt it.
 const STEPS: u32 = 60_000;
 
-/// Calculates twice, once with other processes that round otherwise, and compares bits.
+/// Calculates twice, once beside processes with another rounding mode, and compares the bits.
 pub fn run(random: &mut Random) -> Outcome {
     let start = random.below(1000) as f64 / 7.0;
     let alone = calculate(start);
@@ -29,7 +29,7 @@ pub fn run(random: &mut Random) -> Outcome {
     }
 }
 
-/// A chain in which every step depends on all bits of the one before.
+/// A calculation in which every step depends on all bits of the previous one.
 fn calculate(start: f64) -> f64 {
     (1..STEPS).fold(start, |x, n| (x * 1.000_001 + f64::from(n).sqrt() / 3.0).sqrt() + x / 3.0)
 }

@@ -1,4 +1,4 @@
-//! Pipelines: bytes go through three processes and arrive complete, in order and changed as they should be.
+//! Pipelines: bytes pass through three processes and arrive complete, in order and correctly changed.
 
 use std::fs::File;
 use std::io::{Read, Write, pipe};
@@ -44,7 +44,7 @@ pub fn run(random: &mut Random) -> Outcome {
     Ok(())
 }
 
-/// A pipe whose ends the next child gets; each child gets those that it was handed, by `drop` of the parent's.
+/// A pipe between two children. The parent drops each end once the child that needs it exists.
 fn ends() -> Result<(File, File), String> {
     let (reader, writer) = pipe().map_err(|e| format!("pipe: {e}"))?;
     Ok((File::from(OwnedFd::from(reader)), File::from(OwnedFd::from(writer))))

@@ -1,11 +1,11 @@
-//! Numbers that look random, the same for the same seed: what is written can be made again to be compared.
+//! Pseudo-random numbers. A seed reproduces them, so that written data can be generated again for comparison.
 
 /// An xorshift64* generator.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// One that begins at `seed`.
+    /// A generator with this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
@@ -31,7 +31,7 @@ impl Random {
         }
     }
 
-    /// So many bytes.
+    /// `len` bytes.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.fill(&mut bytes);
@@ -39,15 +39,15 @@ impl Random {
     }
 }
 
-/// A sum in which the order of bytes counts (FNV-1a, 64 bits).
+/// A checksum that depends on the order of the bytes (FNV-1a, 64 bits).
 pub fn checksum(sum: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(sum, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Where a [`checksum`] begins.
+/// The start value of a [`checksum`].
 pub const SUM: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// Says where two pieces of memory first differ.
+/// Reports where two pieces of memory first differ.
 pub fn compare(what: &str, found: &[u8], expected: &[u8]) -> Result<(), String> {
     if found == expected {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Signals: each that is sent is handled, on a stack that the interrupted function finds as it left it.
+//! Signals: each that is sent is handled, and the interrupted function finds its stack and registers unchanged.
 
 use std::io::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,12 +8,12 @@ use libc::{c_int, c_void};
 use crate::random::{Random, SUM, checksum};
 use crate::{Outcome, spoils, sys};
 
-/// Signals that one check sends to itself and to a child.
+/// The number of signals that one check sends to itself and to a child.
 const COUNT: u64 = 200;
 
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 
-/// Sends signals while sums are made on the stack.
+/// Sends signals while the process computes checksums on its stack.
 pub fn run(random: &mut Random) -> Outcome {
     sys::handle(libc::SIGUSR1, on_signal)?;
     sys::handle(libc::SIGALRM, on_signal)?;
@@ -23,7 +23,7 @@ pub fn run(random: &mut Random) -> Outcome {
     sys::every(sys::PERIOD);
     let mut wrong = 0;
     for sent in 0..COUNT {
-        // SAFETY: sends a signal that is handled to this very thread.
+        // SAFETY: sends this thread a signal that it handles.
         if unsafe { libc::raise(libc::SIGUSR1) } != 0 {
             sys::every(0);
             return Err(format!("raise: {}", Error::last_os_error()));
@@ -43,7 +43,7 @@ pub fn run(random: &mut Random) -> Outcome {
 }
 
 extern "C" fn on_signal(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
-    // Uses the stack and the registers that the interrupted sum uses.
+    // Uses the stack and the registers that the interrupted checksum uses.
     let noise: [u64; 64] = std::array::from_fn(|n| n as u64);
     let sum = noise.iter().fold(0u64, |sum, n| sum.wrapping_mul(31).wrapping_add(*n));
     std::hint::black_box(sum);

@@ -1,4 +1,4 @@
-//! The processes that do the checks at the same time.
+//! The processes that run the checks at the same time.
 
 use std::time::Instant;
 
@@ -6,10 +6,10 @@ use crate::random::Random;
 use crate::sys::{self, Mapping};
 use crate::{Check, Outcome};
 
-/// Bytes that a process has for what went wrong.
+/// The number of bytes for a process's failure message.
 const WORDS: usize = 512;
 
-/// Runs the checks in `processes` processes, each at least once and until the time; how often each was done.
+/// Runs the checks in `processes` processes until the time is up, each at least once. Returns how often each ran.
 pub fn run(checks: &[Check], processes: u64, until: Instant) -> Result<Vec<u64>, String> {
     let mut team = Vec::new();
     for member in 0..processes {

@@ -1,4 +1,4 @@
-//! Threads: each has its own thread-local memory (FS), and what one adds under a lock is not lost.
+//! Threads: each has its own thread-local memory (FS), and no addition under a lock is lost.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex};
 use crate::random::Random;
 use crate::{Outcome, spoils, sys};
 
-/// Threads at a time.
+/// The number of threads.
 const THREADS: u64 = 4;
-/// What each adds.
+/// The number of additions by each thread.
 const STEPS: u64 = 64;
 
 thread_local! {
     static OWN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// In a process of its own, because a process with threads must not fork.
+/// Runs the check in a child process, because a process with threads must not fork.
 pub fn run(random: &mut Random) -> Outcome {
     let seed = random.next();
     match sys::wait(sys::fork(|| i32::from(count(seed).is_err()))?)? {
@@ -41,7 +41,7 @@ fn count(seed: u64) -> Outcome {
     if sum == total { Ok(()) } else { Err(format!("{sum} instead of {total}")) }
 }
 
-/// Adds numbers to a sum of the thread's own and to the shared one, giving the processor away in between.
+/// Adds numbers to a thread-local sum and to the shared one, and yields the processor in between.
 fn add(shared: &Mutex<u64>, seed: u64) -> u64 {
     let mut random = Random::new(seed);
     for _ in 0..STEPS {

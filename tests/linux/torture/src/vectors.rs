@@ -1,4 +1,4 @@
-//! Vector registers, the widest that the processor and XCR0 offer, across system calls, switches and signals.
+//! Vector registers, the widest that the processor and XCR0 offer, across system calls, task switches and signals.
 
 use std::arch::global_asm;
 
@@ -9,15 +9,15 @@ use crate::{Outcome, spoils, sys};
 
 /// Bytes of all registers: 32 of 64 bytes and seven masks at most.
 const BYTES: usize = 32 * 64 + 7 * 8;
-/// How often the processor is given away and a signal sent while the registers are full, and how many turns of a loop
-/// they are kept each time.
+/// While the registers are full: how often the process yields and sends a signal, and for how many turns of a loop it
+/// then waits.
 const ROUNDS: u64 = 20;
 const TURNS: u64 = 20_000;
 
-/// Fills registers from `load`, waits as long as told, and stores them at `store`: see `kept!`.
+/// Loads the registers from `load`, waits, and stores them at `store`: see `kept!`.
 type Keep = unsafe extern "sysv64" fn(load: *const u8, store: *mut u8, turns: u64, rounds: u64, pid: u32);
 
-/// Bytes of the widest register that may be used.
+/// The size of the widest usable register, in bytes.
 pub fn width() -> usize {
     kind().0
 }
@@ -33,8 +33,8 @@ fn kind() -> (usize, usize, Keep) {
     }
 }
 
-/// Fills all registers, and compares them after system calls, switches to others that do the same, and signals whose
-/// handler fills them with something else.
+/// Fills all registers, and compares them after system calls, switches to processes that do the same, and signals
+/// whose handler overwrites the registers.
 pub fn run(random: &mut Random) -> Outcome {
     let (_, len, keep) = kind();
     let before = random.bytes(BYTES);
@@ -42,8 +42,8 @@ pub fn run(random: &mut Random) -> Outcome {
     sys::handle(libc::SIGUSR1, on_signal)?;
     sys::handle(libc::SIGALRM, on_signal)?;
     sys::every(sys::PERIOD);
-    // SAFETY: the function is that of a kind of register which the processor has; it reads and writes `len` bytes, and
-    // vector registers are a caller's to lose by this calling convention.
+    // SAFETY: the processor has the registers that this function uses; it reads and writes `len` bytes, and this
+    // calling convention lets a function change all vector registers.
     unsafe { keep(before.as_ptr(), after.as_mut_ptr(), TURNS, ROUNDS, std::process::id()) };
     sys::every(0);
     if spoils("vectors") {
@@ -56,14 +56,14 @@ extern "C" fn on_signal(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     let (_, _, keep) = kind();
     let other = [0xa5; BYTES];
     let mut after = [0; BYTES];
-    // SAFETY: as in `run`; the kernel restores the interrupted registers.
+    // SAFETY: as in `run`; the kernel restores the interrupted code's registers.
     unsafe { keep(other.as_ptr(), after.as_mut_ptr(), 1, 0, 0) };
     std::hint::black_box(after);
 }
 
 /// The body of a function of type [`Keep`]: loads, waits, stores.
 ///
-/// Arguments: rdi, rsi, rdx, rcx, r8. SYSCALL loses rax, rcx and r11; 24 is `sched_yield`, 62 is `kill`, 10 SIGUSR1.
+/// Arguments: rdi, rsi, rdx, rcx, r8. SYSCALL overwrites rax, rcx and r11; 24 is `sched_yield`, 62 `kill`, 10 SIGUSR1.
 macro_rules! kept {
     ($name:literal, $load:literal, $store:literal) => {
         global_asm!(
@@ -132,7 +132,7 @@ kept!(
      .endr"
 );
 
-// SAFETY: the three that `kept!` assembles above, each with these arguments and nothing returned.
+// SAFETY: `kept!` assembles these three functions above, with these arguments and without a return value.
 unsafe extern "sysv64" {
     fn paravane_torture_keep_zmm(load: *const u8, store: *mut u8, turns: u64, rounds: u64, pid: u32);
     fn paravane_torture_keep_ymm(load: *const u8, store: *mut u8, turns: u64, rounds: u64, pid: u32);

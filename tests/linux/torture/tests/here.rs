@@ -1,4 +1,4 @@
-//! The program on this machine's own Linux: it passes, and every check can fail.
+//! Runs the program on this machine's own Linux: it passes, and every check can fail.
 
 use std::process::{Command, Output};
 
