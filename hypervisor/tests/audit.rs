@@ -124,7 +124,7 @@ fn a_declared_one_is_listed_with_its_reason() {
 }
 
 #[test]
-fn the_paravirtual_guest_has_none_that_matter() {
+fn the_paravirtual_guest_has_no_finding_that_matters() {
     for args in [&[][..], &["--deny", "silent,mixed"]] {
         let (audit, status) = json(args);
         assert_eq!((&audit["matter"], status), (&0.into(), Some(0)), "{audit:#}");
@@ -134,7 +134,7 @@ fn the_paravirtual_guest_has_none_that_matter() {
 }
 
 #[test]
-fn the_bare_guest_traps_and_nothing_else_matters_to_it() {
+fn instructions_that_trap_are_findings_if_denied() {
     let (audit, status) = json(&["--bare", "--deny", "traps"]);
     assert_eq!(status, Some(1));
     assert!(audit["matter"].as_u64() > Some(10));
@@ -143,7 +143,7 @@ fn the_bare_guest_traps_and_nothing_else_matters_to_it() {
 }
 
 #[test]
-fn what_matters_is_the_callers_choice() {
+fn deny_and_allow_decide_which_findings_matter() {
     let program = this_program();
     let matter = |args: &[&str]| json(&[&[program.as_str()], args].concat()).0["matter"].as_u64().unwrap();
     let silent = matter(&[]);
@@ -223,7 +223,7 @@ fn a_file_without_code_cannot_be_audited() {
 }
 
 #[test]
-fn what_cannot_be_audited_is_no_finding() {
+fn an_audit_that_fails_has_status_2() {
     for file in ["/nonexistent/kernel", "/etc/passwd"] {
         let output = audit(&[file]);
         assert_eq!(output.status.code(), Some(2));

@@ -86,7 +86,7 @@ fn messages_show_no_control_or_bidirectional_characters_of_paths() {
 }
 
 #[test]
-fn devices_that_cannot_be_had_say_what_to_do() {
+fn errors_about_unavailable_devices_have_a_remedy() {
     for (args, part) in [
         (&["run", "--net", "unix=/nonexistent/wire"][..], "start the program that listens there first"),
         (&["run", "--net", "unix=/nonexistent/wire,server"], "in a directory that exists and is yours"),
@@ -153,7 +153,7 @@ fn files_that_cannot_be_used_are_named() {
 }
 
 #[test]
-fn something_that_is_no_kernel_is_refused() {
+fn a_file_that_is_not_a_kernel_is_refused() {
     let output = output(&["run", "/etc/passwd"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(!text(&output.stderr).contains("panicked"));
@@ -253,7 +253,7 @@ fn signals_end_the_guest_in_order() {
 }
 
 #[test]
-fn a_guest_that_came_to_a_bad_end_leaves_its_registers() {
+fn the_registers_of_a_killed_guest_are_printed() {
     for (args, line, code) in [(&["--stats"][..], "panic\n", 3), (&["--stats", "--bare"], "panic\n", 3)] {
         let Some(mut child) = guest(args) else { return };
         type_to(&mut child, line);

@@ -222,7 +222,7 @@ fn a_program_that_never_reads_does_not_keep_the_guest() {
 }
 
 #[test]
-fn a_panic_is_heard_on_both_consoles() {
+fn a_panic_is_printed_on_both_consoles() {
     let place = Place::new("console-panic");
     for machine in machines() {
         let Some((guest, mut shell)) = called(&machine, &place) else { continue };
@@ -361,7 +361,7 @@ fn a_reader_of_standard_output_that_leaves_ends_the_run() {
 
 /// A console truncates its file, and must not do so to a disk.
 #[test]
-fn a_disk_is_not_taken_for_a_console_s_file() {
+fn a_disk_is_not_accepted_as_a_console_file() {
     let place = Place::new("console-disk");
     std::fs::write(&place.0, "precious").unwrap();
     let disk = place.0.to_str().unwrap();

@@ -124,7 +124,7 @@ fn statistics_over_the_limit_of_file_sizes_are_an_error() {
 }
 
 #[test]
-fn a_console_s_file_over_the_limit_of_file_sizes_is_told_and_the_guest_goes_on() {
+fn a_console_file_over_the_limit_of_file_sizes_is_reported_and_the_guest_goes_on() {
     let place = Place::new("console");
     drop(nearly_full(&place.file("console"), 10));
     let console = format!("file={},append", place.file("console").display());

@@ -1,4 +1,4 @@
-//! The program on a terminal: raw while the guest has it, as it was afterwards, whatever happened.
+//! The program on a terminal: raw while the guest runs, and restored afterwards, however the program ends.
 
 #[path = "../src/testing/skip.rs"]
 mod skip;
@@ -11,11 +11,11 @@ use std::process::{Child, Command, ExitStatus};
 
 use skip::skip;
 
-/// A guest on a terminal of its own.
+/// A guest on its own pseudo-terminal.
 struct OnTerminal {
-    /// The user's side.
+    /// The user's side of the pseudo-terminal.
     user: File,
-    /// The program's side, kept open for its modes to be read.
+    /// The program's side, kept open so that the test can read its modes.
     terminal: OwnedFd,
     child: Child,
     before: Modes,
@@ -23,7 +23,7 @@ struct OnTerminal {
 
 type Modes = [libc::tcflag_t; 4];
 
-/// Starts the reference guest; nothing where no guest can run.
+/// Starts the reference guest; `None` if this machine cannot run guests.
 fn guest() -> Option<OnTerminal> {
     guest_with(&[])
 }
@@ -39,7 +39,7 @@ fn guest_with(options: &[&str]) -> Option<OnTerminal> {
     Some(guest)
 }
 
-/// Starts the program, a signal ignored if one is given, on a terminal that is `prepared` before.
+/// Starts the program on a terminal after `prepare`, with a signal ignored if one is given.
 fn start(options: &[&str], ignored: Option<libc::c_int>, prepare: fn(&OwnedFd)) -> OnTerminal {
     let (user, terminal) = open_pty();
     resize(&user, 80, 24);
@@ -49,7 +49,7 @@ fn start(options: &[&str], ignored: Option<libc::c_int>, prepare: fn(&OwnedFd)) 
     command.args(["run", "--timeout", "60s"]).args(options);
     let side = || terminal.try_clone().unwrap();
     command.stdin(side()).stdout(side()).stderr(side());
-    // SAFETY: signal, setsid and ioctl are async-signal-safe, as is making an error of errno; standard input is open.
+    // SAFETY: signal, setsid, ioctl and reading errno are async-signal-safe; standard input is open.
     unsafe {
         command.pre_exec(move || {
             if let Some(number) = ignored {
@@ -81,7 +81,7 @@ impl OnTerminal {
 
     fn signal(&self, number: libc::c_int) {
         let pid = libc::pid_t::try_from(self.child.id()).unwrap();
-        // SAFETY: kill takes no pointers; `pid` is a child that has not been waited for.
+        // SAFETY: kill takes no pointers; the child `pid` has not been waited for.
         assert_eq!(unsafe { libc::kill(pid, number) }, 0);
     }
 
@@ -92,7 +92,7 @@ impl OnTerminal {
     /// Waits until it is stopped.
     fn wait_for_stop(&self) {
         let pid = libc::id_t::from(self.child.id());
-        // SAFETY: an all-zero siginfo is valid room for the answer; the child exists. WNOWAIT leaves it to `wait`.
+        // SAFETY: an all-zero siginfo is valid, and the call fills it; the child exists. WNOWAIT leaves it to `wait`.
         let stopped = unsafe {
             let mut info = std::mem::zeroed();
             libc::waitid(libc::P_PID, pid, &mut info, libc::WSTOPPED | libc::WNOWAIT)
@@ -116,19 +116,19 @@ fn open_pty() -> (File, OwnedFd) {
     // SAFETY: two ints to fill; the name, modes and size are optional.
     let result = unsafe { libc::openpty(&mut user, &mut terminal, null, null.cast(), null.cast()) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    // SAFETY: both were just opened for us.
+    // SAFETY: both descriptors are new, so nothing else owns them.
     unsafe { (File::from_raw_fd(user), OwnedFd::from_raw_fd(terminal)) }
 }
 
 fn resize(user: &File, columns: u16, rows: u16) {
     let size = libc::winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: a descriptor that is open, and what this request takes.
+    // SAFETY: an open descriptor, and the structure that this request takes.
     assert_eq!(unsafe { libc::ioctl(user.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
 }
 
-/// As a shell makes its terminal when a job of its has stopped.
+/// Sets the modes that a shell sets after one of its jobs has stopped.
 fn make_cooked(terminal: &OwnedFd) {
-    // SAFETY: an all-zero termios is valid room for tcgetattr; then it is a whole one.
+    // SAFETY: an all-zero termios is valid, and tcgetattr fills it.
     unsafe {
         let mut modes = std::mem::zeroed::<libc::termios>();
         assert_eq!(libc::tcgetattr(terminal.as_raw_fd(), &raw mut modes), 0);
@@ -140,7 +140,7 @@ fn make_cooked(terminal: &OwnedFd) {
 fn modes(terminal: &OwnedFd) -> Modes {
     // SAFETY: an all-zero termios is valid, and tcgetattr fills it.
     let (mut t, fd) = (unsafe { std::mem::zeroed::<libc::termios>() }, terminal.as_raw_fd());
-    // SAFETY: `t` is room for a termios.
+    // SAFETY: `t` is a valid termios.
     assert_eq!(unsafe { libc::tcgetattr(fd, &mut t) }, 0);
     [t.c_iflag, t.c_oflag, t.c_cflag, t.c_lflag]
 }
@@ -184,23 +184,24 @@ fn a_guest_that_panics_restores_the_terminal() {
 }
 
 #[test]
-fn stopping_gives_the_terminal_back_for_the_while() {
+fn a_stopped_program_returns_the_terminal_until_it_continues() {
     let Some(mut guest) = guest() else { return };
     guest.signal(libc::SIGTSTP);
     guest.wait_for_stop();
     assert_eq!(modes(&guest.terminal), guest.before);
     guest.signal(libc::SIGCONT);
     guest.type_keys(b"\r");
-    // The guest echoes and prompts; had the terminal not been made raw again, it would have echoed as well.
+    // Only the guest echoes; if the terminal were not raw again, it would echo as well.
     guest.read_until(&["> "]);
     assert!(guest.is_raw());
     guest.type_keys(b"halt\r");
     guest.ends_with(0);
 }
 
-/// SIGSTOP leaves no time to restore the terminal: the shell sets its own modes, and knows nothing of the guest's.
+/// SIGSTOP leaves no time to restore the terminal: the shell sets its own modes, and the program must set raw ones
+/// again.
 #[test]
-fn a_program_that_was_stopped_hard_has_its_terminal_raw_again() {
+fn the_terminal_is_raw_again_after_sigstop() {
     let Some(mut guest) = guest() else { return };
     guest.signal(libc::SIGSTOP);
     guest.wait_for_stop();
@@ -213,7 +214,7 @@ fn a_program_that_was_stopped_hard_has_its_terminal_raw_again() {
     guest.ends_with(0);
 }
 
-/// What ends a program by default, and can be handled.
+/// The signals that end a program by default and can be handled.
 fn ending_signals() -> impl Iterator<Item = libc::c_int> {
     let others = [
         libc::SIGKILL,
@@ -225,20 +226,20 @@ fn ending_signals() -> impl Iterator<Item = libc::c_int> {
         libc::SIGCHLD,
         libc::SIGURG,
         libc::SIGWINCH,
-        // A file over its limit is an error of the write.
+        // A write past the limit on file sizes is an error instead.
         libc::SIGXFSZ,
-        // The engines' kicks.
+        // The engines use it for kicks.
         libc::SIGRTMIN() + 2,
         libc::SIGRTMIN() + 6,
     ];
-    // Those between the two are the C library's own.
+    // The C library reserves those in between.
     (1..=libc::SIGSYS)
         .chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
         .filter(move |number| !others.contains(number))
 }
 
 #[test]
-fn every_signal_that_ends_the_program_restores_the_terminal_and_is_its_end() {
+fn every_signal_that_ends_the_program_restores_the_terminal_first() {
     const IN_ORDER: [i32; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];
     for number in ending_signals() {
         let Some(guest) = guest() else { return };
@@ -254,7 +255,7 @@ fn every_signal_that_ends_the_program_restores_the_terminal_and_is_its_end() {
 }
 
 #[test]
-fn what_was_ignored_stays_ignored() {
+fn an_ignored_signal_stays_ignored() {
     for number in [libc::SIGHUP, libc::SIGUSR1, libc::SIGALRM, libc::SIGRTMIN() + 10] {
         let mut guest = start(&[], Some(number), |_| {});
         if !guest.read_until(&["> ", "paravane: "]).ends_with("> ") {
@@ -268,9 +269,9 @@ fn what_was_ignored_stays_ignored() {
     }
 }
 
-/// Nobody reads the terminal, and the guest waits for it in the middle of a write.
+/// Nobody reads the terminal, and the guest waits in the middle of a write.
 #[test]
-fn a_terminal_that_stands_still_can_be_left() {
+fn a_blocked_terminal_can_be_left() {
     for machine in [&["--engine", "process"][..], &["--engine", "kvm"], &["--bare"]] {
         let Some(mut guest) = guest_with(machine) else { continue };
         for _ in 0..300 {
@@ -281,9 +282,9 @@ fn a_terminal_that_stands_still_can_be_left() {
     }
 }
 
-/// As with Ctrl-S before the first word: the thread that sees Ctrl-A x is not put off until after it.
+/// As after Ctrl-S before the first output: Ctrl-A x still works, although the program waits for the terminal.
 #[test]
-fn a_terminal_that_stood_still_before_the_guest_ran_can_be_left() {
+fn a_terminal_that_blocked_before_the_guest_ran_can_be_left() {
     for machine in [&["--engine", "process"][..], &["--engine", "kvm"]] {
         if guest_with(machine).map(|mut guest| guest.child.kill()).is_none() {
             continue;
@@ -300,7 +301,7 @@ fn a_terminal_that_stood_still_before_the_guest_ran_can_be_left() {
     }
 }
 
-/// The same with the shell on a virtio console.
+/// The same for a shell on a virtio console.
 const VIRTIO: [&str; 4] = ["--console", "stdio", "--cmdline", "console=virtio"];
 
 #[test]
@@ -310,7 +311,7 @@ fn a_virtio_console_on_the_terminal_has_its_keys_and_its_size() {
         assert!(guest.is_raw());
         for (columns, rows) in [(132, 50), (1, 1), (80, 24)] {
             resize(&guest.user, columns, rows);
-            // The signal is under way; the shell is asked until the size has arrived.
+            // The signal takes its time; this asks the shell until the size has arrived.
             let wanted = format!("virtio, {columns} columns, {rows} rows");
             loop {
                 guest.type_keys(b"console\r");
@@ -337,11 +338,11 @@ fn a_virtio_console_on_the_terminal_can_be_left() {
     guest.ends_with(128 + libc::SIGTERM);
 }
 
-/// Nobody reads the terminal: the guest waits, and so would whoever writes to it like to a file.
+/// Nobody reads the terminal: the guest waits, and a thread that writes to the terminal like to a file would block.
 #[test]
-fn a_virtio_console_on_a_terminal_that_stands_still_can_be_left() {
+fn a_virtio_console_on_a_blocked_terminal_can_be_left() {
     let Some(mut guest) = guest_with(&VIRTIO) else { return };
-    // Far more answers than a terminal and the queue hold.
+    // Many more answers than the terminal and the queue hold.
     for _ in 0..300 {
         guest.type_keys(b"help\r");
     }

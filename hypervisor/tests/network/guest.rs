@@ -1,4 +1,4 @@
-//! A guest in a process of its own, and a conversation with it.
+//! A guest in its own process, and its console.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use super::skip;
 
-/// A guard against hangs: longer than any guest here takes.
+/// A guard against hangs: longer than any guest of these tests takes.
 const PATIENCE: &str = "120s";
 
 /// A guest.
@@ -57,18 +57,18 @@ impl Guest {
         Self { child, what, stdin, stdout, said: String::new() }
     }
 
-    /// Types something.
+    /// Types text.
     pub fn type_in(&mut self, text: &str) {
         let Some(stdin) = &mut self.stdin else { panic!("broken test: its input is closed") };
         stdin.write_all(text.as_bytes()).unwrap_or_else(|e| panic!("broken product: it is gone: {e}"));
     }
 
-    /// Its input, which is to stay open, out of the way of [`Guest::finish`].
+    /// Takes its input, so that [`Guest::finish`] does not close it.
     pub fn keep_input(&mut self) -> Option<ChildStdin> {
         self.stdin.take()
     }
 
-    /// Waits for a line with `part`; all of the line. None at the end of everything.
+    /// Waits for a line with `part`, and returns the line; `None` at the end of the output.
     pub fn line_with(&mut self, part: &str) -> Option<String> {
         loop {
             let mut line = Vec::new();
@@ -84,7 +84,7 @@ impl Guest {
         }
     }
 
-    /// As [`Guest::line_with`], of a line that must come.
+    /// Like [`Guest::line_with`], but fails if there is no such line.
     #[track_caller]
     pub fn must_say(&mut self, part: &str) -> String {
         match self.line_with(part) {
@@ -99,7 +99,7 @@ impl Guest {
         }
     }
 
-    /// Waits for its end: its status, and what it said on standard error.
+    /// Waits for its end. Returns its status and its standard error.
     pub fn finish(&mut self) -> (ExitStatus, String) {
         self.stdin = None;
         let mut rest = String::new();
@@ -112,7 +112,7 @@ impl Guest {
         (self.child.wait().unwrap_or_else(|e| panic!("broken test: {e}")), error)
     }
 
-    /// Types `text`, after which it must end well and have nothing to complain of.
+    /// Types `text`, after which the guest must end with success and without error messages.
     #[track_caller]
     pub fn end(mut self, text: &str) {
         self.type_in(text);
@@ -126,7 +126,7 @@ impl Guest {
 }
 
 impl Drop for Guest {
-    /// After a failure nothing is left running.
+    /// Leaves no process running after a failure.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

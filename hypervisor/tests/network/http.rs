@@ -1,4 +1,4 @@
-//! A browser, and what drives the guest's sink and source.
+//! An HTTP client, and clients of the guest's sink and source services.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ pub fn connect(to: SocketAddr) -> TcpStream {
     stream
 }
 
-/// The answer to a request for `path`, to its end.
+/// The whole answer to a request for `path`.
 pub fn fetch(from: SocketAddr, path: &str) -> String {
     let mut stream = connect(from);
     write!(stream, "GET {path} HTTP/1.1\r\nHost: guest\r\n\r\n").unwrap();
@@ -24,7 +24,7 @@ pub fn fetch(from: SocketAddr, path: &str) -> String {
     answer
 }
 
-/// The byte at a place of the stream that the guest's source sends, and that these tests send to its sink.
+/// The byte at an offset in the stream that the guest's source sends, and that these tests send to its sink.
 pub fn byte_at(place: u64) -> u8 {
     (place % 251) as u8
 }
@@ -34,15 +34,15 @@ pub fn stream_of(len: u64) -> Vec<u8> {
     (0..len).map(byte_at).collect()
 }
 
-/// Sends the sink at `sink` so many bytes; what the page at `page` says of it must be right.
+/// Sends `len` bytes to the sink at `sink`, and checks what the page at `page` reports.
 pub fn fill_sink(sink: SocketAddr, page: SocketAddr, len: u64) {
     let bytes = stream_of(len);
     let mut stream = connect(sink);
     stream.write_all(&bytes).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
-    // The guest closes when it has taken everything.
+    // The guest closes the connection once it has received everything.
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
-    // The sums of services.rs.
+    // The checksums of services.rs.
     let (a, b) = bytes.iter().fold((0u64, 0u64), |(a, b), byte| {
         let a = a.wrapping_add((*byte).into());
         (a, b.wrapping_add(a))
@@ -52,8 +52,8 @@ pub fn fill_sink(sink: SocketAddr, page: SocketAddr, len: u64) {
     assert!(page.contains(&wanted), "broken product: {wanted:?} is not in\n{page}");
 }
 
-/// Takes so many bytes from the source, each of which must be right. It says something first, which the source does not
-/// care for: passt, before a repair of 2023, did not complete the handshake of a connection whose caller keeps silent.
+/// Receives and checks `len` bytes from the source. It first sends something, which the source ignores: passt, before a
+/// fix in 2023, did not complete the handshake of a connection whose client sends nothing.
 pub fn drain_source(source: SocketAddr, len: u64) {
     let mut stream = connect(source);
     stream.write_all(b"?").unwrap();

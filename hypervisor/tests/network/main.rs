@@ -1,9 +1,9 @@
-//! The reference guest, both builds on every engine, on networks of all kinds: what it is asked, what it asks, and what
-//! it says when the other end goes away.
+//! Both builds of the reference guest, on every engine and every kind of network: as a server, as a client, and when
+//! the other end disappears.
 //!
-//! The guest is a program of its own here, as users run it, so that it can be killed and so that what it says is seen.
-//! What a machine lacks is skipped, with the reason; `PARAVANE_REQUIRE` names what must not be (`tap`, `passt`).
-//! Nothing sleeps: each step waits for a line of the guest's or a byte of the network.
+//! The guest runs in its own process, as users run it, so that tests can kill it and see its messages. Tests of
+//! features that the machine lacks are skipped with the reason, unless `PARAVANE_REQUIRE` names the feature (`tap`,
+//! `passt`). Nothing sleeps: each step waits for a line of the guest or a byte from the network.
 
 mod guest;
 mod http;

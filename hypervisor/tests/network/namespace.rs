@@ -1,7 +1,7 @@
-//! A network namespace of a test's own, with a TAP interface in it.
+//! A new network namespace for a test, with a TAP interface in it.
 //!
-//! A namespace that needs no privileges comes with a user namespace, which only a process with one thread can enter. So
-//! the test runs once more in a process of its own, which enters before it executes this program.
+//! Without privileges, this needs a user namespace, which only a single-threaded process can enter. So the test runs a
+//! second time, in a child process that enters the namespace before it executes this program.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
@@ -13,12 +13,12 @@ use std::process::{Command, Stdio};
 
 use super::skip;
 
-/// Set in the process that is in the namespace.
+/// The environment variable that marks the process in the namespace.
 const INSIDE: &str = "PARAVANE_TEST_NAMESPACE";
 const CLONE_DEVICE: &str = "/dev/net/tun";
-/// The interface.
+/// The interface's name.
 pub const TAP: &str = "pvtest0";
-/// The host's address on it, and the guest's.
+/// The addresses of the host and the guest on it.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 2);
 const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
@@ -27,7 +27,7 @@ pub fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Runs `test`, whose name with its module is `name`, in a namespace with a TAP interface; or says why it cannot.
+/// Runs `test`, whose name with its module is `name`, in a namespace with a TAP interface, or reports a skip.
 pub fn with_tap(name: &str, test: impl FnOnce(&Tap)) {
     if std::env::var_os(INSIDE).is_some() {
         match Tap::make() {
@@ -51,9 +51,9 @@ pub fn with_tap(name: &str, test: impl FnOnce(&Tap)) {
     assert!(output.status.success() && said.contains("1 passed"), "{name} in its namespace:\n{said}");
 }
 
-/// Enters a network namespace, by way of a user namespace if need be.
+/// Enters a new network namespace, inside a new user namespace if necessary.
 fn enter() -> io::Result<()> {
-    // SAFETY: numbers only, here and in the next three.
+    // SAFETY: only numbers, here and in the next three.
     if check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).is_ok() {
         return Ok(());
     }
@@ -66,13 +66,13 @@ fn enter() -> io::Result<()> {
     write_to(c"/proc/self/gid_map", format_args!("0 {group} 1"))
 }
 
-/// Writes to a file of /proc without allocating, as between fork and exec nobody may.
+/// Writes to a file in /proc without allocating, because between fork and exec that is not allowed.
 fn write_to(path: &CStr, text: std::fmt::Arguments<'_>) -> io::Result<()> {
     let mut bytes = [0; 64];
     let mut cursor = io::Cursor::new(&mut bytes[..]);
     cursor.write_fmt(text)?;
     let len = cursor.position();
-    // SAFETY: the path ends with NUL, the bytes are live and at least `len`.
+    // SAFETY: the path ends with NUL, and the buffer has at least `len` bytes.
     unsafe {
         let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         check(fd)?;
@@ -103,12 +103,12 @@ impl Request {
         Self::new(&[&(libc::AF_INET as u16).to_ne_bytes()[..], &[0; 2], &address.octets()].concat())
     }
     fn call(&mut self, fd: &impl AsRawFd, what: libc::c_ulong) -> io::Result<()> {
-        // SAFETY: every request here takes a `struct ifreq`, which `Request` is as long as.
+        // SAFETY: every request here takes a `struct ifreq`, and `Request` has its layout.
         check(unsafe { libc::ioctl(fd.as_raw_fd(), what as _, std::ptr::from_mut(self)) })
     }
 }
 
-/// A TAP interface that stays until it is deleted, or the namespace goes.
+/// A TAP interface that exists until it is deleted, or the namespace ends.
 pub struct Tap;
 
 impl Tap {
@@ -126,7 +126,7 @@ impl Tap {
         Ok(Self)
     }
 
-    /// After [`Tap::delete`].
+    /// Makes the interface again after [`Tap::delete`].
     pub fn make_again(&self) {
         Self::make().unwrap_or_else(|e| panic!("broken test: no interface a second time: {e}"));
     }
@@ -138,10 +138,10 @@ impl Tap {
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
         assert_ne!(index, 0, "broken test: {}", io::Error::last_os_error());
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: makes a descriptor out of numbers.
+        // SAFETY: takes only numbers, and returns a new descriptor.
         let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) };
         check(fd).unwrap();
-        // SAFETY: nobody else has it.
+        // SAFETY: the descriptor is new, so nothing else owns it.
         let mut netlink = unsafe { File::from_raw_fd(fd) };
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
         let header =

@@ -1,4 +1,4 @@
-//! Two guests back to back, over a socket.
+//! Two guests that are connected over a socket.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use super::guest::{Guest, everywhere};
 const SERVER: &str = "10.8.0.1";
 const CLIENT: &str = "10.8.0.2";
 
-/// A place for a socket, gone with the test.
+/// A path for a socket, deleted on drop.
 struct Wire(PathBuf);
 
 impl Wire {
@@ -21,10 +21,10 @@ impl Wire {
         let net = format!("unix={}{server}", self.0.display());
         Guest::start(options, &["--net", &net, "--cmdline", &format!("ip={address}/24")])
     }
-    /// Two guests, of which the first serves.
+    /// Two guests, of which the first runs servers.
     fn guests(&self, options: &[&str]) -> [Guest; 2] {
         let mut server = self.guest(options, SERVER);
-        // The socket is there when the guest is.
+        // The socket exists once the guest runs.
         server.must_say("type `help`");
         server.type_in("serve\n");
         server.must_say("net: the link is down");
@@ -41,7 +41,7 @@ impl Drop for Wire {
     }
 }
 
-/// `who`, at its shell, pings and browses `whom`, who serves.
+/// `who`, from its shell, pings `whom` and fetches its page.
 fn visit(who: &mut Guest, whom: &str) {
     who.type_in(&format!("ping {whom} 5\nfetch {whom}\n"));
     who.must_say(&format!("ping: target={whom} sent=5 received=5"));
@@ -74,7 +74,7 @@ fn one_is_killed_and_the_other_goes_on_and_meets_the_next() {
         let wire = Wire::new(&format!("kill-{number}"));
         let [mut server, mut client] = wire.guests(options);
         for _ in 0..2 {
-            // In the middle of what it does.
+            // In the middle of its work.
             client.type_in(&format!("ping {SERVER} 60000\n"));
             client.must_say("number 10 after");
             client.child.kill().unwrap();
@@ -84,7 +84,7 @@ fn one_is_killed_and_the_other_goes_on_and_meets_the_next() {
             server.must_say("net: the link is up");
             visit(&mut client, SERVER);
         }
-        // The other way round: without a server there is nobody to come back to.
+        // The other way round: without a server, there is nothing to reconnect to.
         client.type_in("serve\n");
         client.must_say("net: address");
         server.child.kill().unwrap();

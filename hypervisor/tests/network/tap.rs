@@ -1,4 +1,4 @@
-//! Over a TAP interface, in a network namespace of the test's own.
+//! Over a TAP interface, in a new network namespace.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -16,7 +16,7 @@ fn guest_at(port: u16) -> SocketAddr {
     (GUEST, port).into()
 }
 
-/// Starts the shell of a guest with the interface, and with more options.
+/// Starts a guest's shell with the interface and more options.
 fn shell(options: &[&str], more: &[&str]) -> Guest {
     let net = format!("tap={TAP}");
     Guest::start(options, &[&["--net", &net][..], more].concat())
@@ -40,11 +40,11 @@ fn the_guest_and_the_host_ping_each_other() {
             guest.must_say(&format!("ping: target={HOST} sent=5 received=5"));
             guest.type_in("serve\n");
             guest.must_say(&format!("net: address {GUEST}/24"));
-            // Nothing, an odd length, and all that fits into a frame.
+            // No data, an odd length, and the most that fits into a frame.
             icmp::ping(GUEST, &[0, 1, 56, 1472]);
             guest.type_in("\x03");
             guest.must_say("net: done");
-            // Nobody has this address, and typing ahead of Ctrl-C does not matter.
+            // Nobody has this address. Ctrl-C may be typed ahead.
             guest.type_in("ping 10.7.0.99 1000\nmem\x03");
             guest.must_say("received=0");
             guest.type_in("ping 10.7.0\nping\nping 10.7.0.1 0\n");
@@ -71,7 +71,7 @@ fn pages_and_streams_are_right_to_the_last_byte() {
             }
             fill_sink(guest_at(9), guest_at(80), 4 * MIB + 1);
             drain_source(guest_at(19), 4 * MIB + 1);
-            // Both at a time.
+            // Both at the same time.
             let source = thread::spawn(|| drain_source(guest_at(19), MIB));
             assert!(fetch(guest_at(80), "/other").starts_with("HTTP/1.1 404 "));
             source.join().unwrap();
@@ -100,7 +100,7 @@ fn the_guest_fetches_a_page_of_the_host() {
             drop(stream);
             guest.must_say("fetch: a line of the page");
             guest.must_say(&format!("fetch: target={HOST}:{port} bytes={} complete=true", page.len()));
-            // Nobody listens there.
+            // No server listens there.
             guest.type_in(&format!("fetch {HOST}:1\n"));
             guest.must_say("bytes=0 complete=false");
             guest.end("halt\n");
@@ -129,7 +129,7 @@ fn dhcp_gives_the_guest_an_address() {
     });
 }
 
-/// The interface goes while bytes flow. The guest says so, and goes on; so do its other devices.
+/// The interface disappears during a transfer. The guest reports it and goes on, and so do its other devices.
 #[test]
 fn an_interface_that_vanishes_is_a_link_that_is_down() {
     with_tap("tap::an_interface_that_vanishes_is_a_link_that_is_down", |tap| {
@@ -154,11 +154,11 @@ fn an_interface_that_vanishes_is_a_link_that_is_down() {
     });
 }
 
-/// The least of a DHCP server (RFC 2131): it gives everybody the address that it is told to.
+/// A minimal DHCP server (RFC 2131), which gives every client the same address.
 mod dhcp {
     use super::*;
 
-    /// Where the fields of a message are, and where its options begin.
+    /// The offsets of the fields in a message, and of its options.
     const XID: std::ops::Range<usize> = 4..8;
     const CHADDR: std::ops::Range<usize> = 28..44;
     const OPTIONS: usize = 240;
@@ -168,7 +168,7 @@ mod dhcp {
         let socket = UdpSocket::bind("0.0.0.0:67").unwrap();
         socket.set_broadcast(true).unwrap();
         let (name, len) = (TAP.as_ptr().cast(), TAP.len() as u32);
-        // SAFETY: the name is live and as long as is said.
+        // SAFETY: the name is valid, and the length is its own.
         let bound = unsafe {
             libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name, len)
         };
@@ -189,13 +189,13 @@ mod dhcp {
         }
     }
 
-    /// Answers until a request was granted.
+    /// Answers until it has granted a request.
     pub fn lease(socket: &UdpSocket, address: Ipv4Addr) {
         let mut message = [0; 2048];
         loop {
             let (len, _) = socket.recv_from(&mut message).unwrap();
             let message = &message[..len];
-            // DISCOVER is answered by OFFER, REQUEST by ACK.
+            // The reply to DISCOVER is OFFER, to REQUEST ACK.
             let answer = match kind(message) {
                 Some(1) => 2,
                 Some(3) => 5,

@@ -1,4 +1,4 @@
-//! On the host's network, by passt, which needs no privileges.
+//! On the host's network through passt, which needs no privileges.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
@@ -10,7 +10,7 @@ use super::skip;
 
 const MIB: u64 = 1 << 20;
 
-/// Ports of this host that nobody listens on at this moment.
+/// Free ports of this host.
 fn free_ports<const N: usize>() -> [u16; N] {
     let listeners: [_; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
@@ -20,7 +20,7 @@ fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// Whether passt can be started, and finds a network here; what it lacks is said.
+/// Whether passt works on this machine; otherwise reports the reason.
 fn works() -> bool {
     let Some(options) = everywhere().first() else { return false };
     let mut guest = Guest::start(options, &["--net", "user", "--cmdline", "serve"]);
@@ -34,11 +34,11 @@ fn works() -> bool {
     works
 }
 
-/// The one child of a process that is called passt.
+/// The child of a process that is called passt.
 fn passt_of(parent: u32) -> Option<i32> {
     let stat_of = |entry: std::fs::DirEntry| std::fs::read_to_string(entry.path().join("stat")).ok();
     let stats = std::fs::read_dir("/proc").unwrap().filter_map(|entry| stat_of(entry.ok()?));
-    // proc(5): number, name in parentheses, state, parent.
+    // proc(5): process ID, name in parentheses, state, parent.
     let mut found = stats.filter_map(|stat| {
         let (number, rest) = stat.split_once(" (")?;
         let (name, rest) = rest.rsplit_once(") ")?;
@@ -48,19 +48,19 @@ fn passt_of(parent: u32) -> Option<i32> {
     found.next()
 }
 
-/// Something that becomes readable when a process ends.
+/// A descriptor that becomes readable when a process ends.
 fn end_of(process: i32) -> std::os::fd::OwnedFd {
-    // SAFETY: numbers only.
+    // SAFETY: only numbers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) };
     assert!(fd >= 0, "broken test: {}", std::io::Error::last_os_error());
-    // SAFETY: nobody else has it.
+    // SAFETY: the descriptor is new, so nothing else owns it.
     unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as i32) }
 }
 
 fn wait_for(end: &std::os::fd::OwnedFd) {
     use std::os::fd::AsRawFd;
     let mut fd = libc::pollfd { fd: end.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one live pollfd.
+    // SAFETY: one valid pollfd.
     let count = unsafe { libc::poll(&mut fd, 1, 60_000) };
     assert_eq!(count, 1, "broken product: passt is left behind");
 }
@@ -88,13 +88,13 @@ fn pages_and_streams_pass() {
     }
 }
 
-/// passt says so before the guest has waited for an address for long, whether it was ever going to ask for one or not.
+/// passt reports the error early, whether or not the guest asks for an address.
 #[test]
 fn a_port_that_passt_cannot_have_ends_the_run() {
     if !works() {
         return;
     }
-    // No port has this number.
+    // This number is out of range.
     let net = "user,tcp=99999:80";
     for options in everywhere() {
         for cmdline in ["serve", ""] {
@@ -121,7 +121,7 @@ fn a_passt_that_is_killed_is_a_link_that_is_down() {
         let mut guest = Guest::start(options, &["--net", "user", "--cmdline", "serve"]);
         guest.must_say("net: address");
         let passt = passt_of(guest.child.id()).unwrap();
-        // SAFETY: our grandchild, which its parent has not reaped while it runs.
+        // SAFETY: it is a grandchild, which still runs and has not been reaped.
         assert_eq!(unsafe { libc::kill(passt, libc::SIGKILL) }, 0);
         guest.must_say("net: the link is down");
         guest.type_in("\x04");
@@ -143,7 +143,7 @@ fn passt_ends_with_the_program_however_that_ends() {
             let mut guest = Guest::start(options, &["--net", "user", "--cmdline", "serve"]);
             guest.must_say("net: address");
             let end = end_of(passt_of(guest.child.id()).unwrap());
-            // SAFETY: our child, which is not reaped yet.
+            // SAFETY: it is a child that has not been reaped.
             assert_eq!(unsafe { libc::kill(guest.child.id() as i32, signal) }, 0);
             let (status, error) = guest.finish();
             assert!(

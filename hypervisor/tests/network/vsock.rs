@@ -1,4 +1,4 @@
-//! Sockets between a guest and programs of the host.
+//! Sockets between a guest and programs on the host.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -14,7 +14,7 @@ use super::http::stream_of;
 const PATIENCE: Duration = Duration::from_secs(60);
 const ECHO_PORT: u32 = 7;
 
-/// Where a guest's sockets are; they go with the test.
+/// The path of a guest's sockets, which are deleted on drop.
 struct Place(PathBuf);
 
 impl Place {
@@ -38,14 +38,14 @@ impl Place {
         guest.must_say("type `help`");
         guest
     }
-    /// A guest that echoes.
+    /// A guest that runs the echo server.
     fn echo(&self, options: &[&str]) -> Guest {
         let mut guest = self.guest(options);
         guest.type_in("vsock\n");
         guest.must_say("vsock: address 42, echo on port 7");
         guest
     }
-    /// A program that has asked for a port of the guest.
+    /// A connection that has asked for a port of the guest.
     fn ask(&self, port: u32) -> BufReader<UnixStream> {
         let mut socket = UnixStream::connect(&self.0).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -53,7 +53,7 @@ impl Place {
         writeln!(socket, "CONNECT {port}").unwrap();
         BufReader::new(socket)
     }
-    /// A program that was let in.
+    /// A connection that the guest has accepted.
     fn call(&self) -> BufReader<UnixStream> {
         let mut socket = self.ask(ECHO_PORT);
         let mut line = String::new();
@@ -69,7 +69,7 @@ impl Drop for Place {
     }
 }
 
-/// Each engine and build, with a place of its own.
+/// Runs a test on each engine and build, each with its own path.
 fn each(name: &str, test: impl Fn(&Place, &[&str])) {
     for (number, options) in everywhere().iter().enumerate() {
         test(&Place::new(&format!("{name}-{number}")), options);
@@ -82,7 +82,7 @@ fn stop(mut guest: Guest) {
     guest.end("halt\n");
 }
 
-/// More than all buffers on the way hold, both ways at once, and half closed before the last byte is back.
+/// More than all buffers on the way hold, in both directions at once, and half closed before the last byte returns.
 #[test]
 fn the_guest_echoes_to_the_last_byte() {
     each("echo", |place, options| {
@@ -110,12 +110,12 @@ fn the_guest_echoes_to_the_last_byte() {
 }
 
 #[test]
-fn who_does_not_read_holds_up_nobody_else() {
+fn a_connection_that_is_not_read_does_not_block_the_others() {
     each("slow", |place, options| {
         let guest = place.echo(options);
         let slow = place.call();
         slow.get_ref().set_nonblocking(true).unwrap();
-        // Until nothing moves any more: each hand-over of another's byte shows that the guest has had its turn.
+        // Until nothing moves any more: each echo on the other connection shows that the guest has had its turn.
         let mut turns = 0;
         while turns < 20 {
             turns = if slow.get_ref().write(&[1; 0x1_0000]).is_ok() { 0 } else { turns + 1 };
@@ -130,7 +130,7 @@ fn who_does_not_read_holds_up_nobody_else() {
 }
 
 #[test]
-fn a_hundred_callers_at_a_time_and_one_who_is_not_wanted() {
+fn a_hundred_connections_at_once_and_one_to_a_closed_port() {
     each("many", |place, options| {
         let guest = place.echo(options);
         let mut sockets: Vec<_> = (0..100).map(|_| place.call()).collect();
@@ -142,15 +142,15 @@ fn a_hundred_callers_at_a_time_and_one_who_is_not_wanted() {
             socket.read_exact(&mut byte).unwrap();
             assert_eq!(byte, [number]);
         }
-        // Gone without a word, half of them.
+        // Half of them disconnect without notice.
         sockets.truncate(50);
-        // Nobody listens at this port: the connection ends.
+        // No server listens at this port, so the connection ends.
         assert_eq!(place.ask(ECHO_PORT + 1).read(&mut [0]).unwrap(), 0);
         let mut last = place.call();
         last.get_mut().write_all(b"!").unwrap();
         last.read_exact(&mut [0]).unwrap();
         stop(guest);
-        // The guest and its device are gone.
+        // The guest and its device have ended.
         for socket in &mut sockets {
             assert_eq!(socket.read(&mut [0]).unwrap(), 0);
         }
@@ -161,14 +161,14 @@ fn a_hundred_callers_at_a_time_and_one_who_is_not_wanted() {
 fn the_guest_calls_the_host() {
     each("call", |place, options| {
         let mut guest = place.guest(options);
-        // Nobody listens, and then somebody does.
+        // First nobody listens, then a listener appears.
         guest.type_in("vsock 9 hello\n");
         guest.must_say("vsock: refused");
         let listener = UnixListener::bind(place.of_port(9)).unwrap();
         guest.type_in("vsock 9 hello\n");
         let (mut socket, _) = listener.accept().unwrap();
         let mut said = String::new();
-        // The guest says that it has no more to say, and still listens.
+        // The guest shuts down its sending direction, and still receives.
         socket.read_to_string(&mut said).unwrap();
         assert_eq!(said, "hello\n");
         let answer: String = (0..5000).map(|line| format!("answer {line}\n")).collect();
@@ -177,7 +177,7 @@ fn the_guest_calls_the_host() {
         guest.must_say("answer 0");
         guest.must_say("answer 4999");
         guest.must_say("vsock: the host has no more to say");
-        // The socket's file goes: nobody is there.
+        // The socket's file is removed, so that nobody listens.
         std::fs::remove_file(place.of_port(9)).unwrap();
         guest.type_in("vsock 9 hello\n");
         guest.must_say("vsock: refused");
@@ -193,7 +193,7 @@ fn a_guest_that_is_killed_hangs_up() {
         guest.child.kill().unwrap();
         guest.finish();
         assert_eq!(socket.read(&mut [0]).unwrap(), 0);
-        // The next one takes the same socket.
+        // The next guest uses the same socket.
         let guest = place.echo(options);
         let mut socket = place.call();
         socket.get_mut().write_all(b"again").unwrap();

@@ -1,12 +1,12 @@
-//! In a container: no privileges, no /dev/kvm, and a seccomp profile as container engines give one by default. What
-//! works there must work; where the profile forbids what guest processes need, what is missing is named.
+//! In a container: no privileges, no /dev/kvm, and a seccomp profile like the default one of container engines. The
+//! process engine must work there. If a profile forbids a call that guest processes need, the error names the call.
 
 use std::io;
 use std::os::unix::process::CommandExt;
 
 use super::{Ran, engines, paravane, ran, skip};
 
-/// Calls that the default profiles of container engines refuse to a container without capabilities.
+/// System calls that the default profiles of container engines refuse to containers without capabilities.
 const DENIED: &[libc::c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -42,8 +42,8 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_userfaultfd,
 ];
 
-/// The program under a filter that answers `denied` with EPERM and clone3 with ENOSYS, as a process that can gain no
-/// privileges.
+/// Runs the program under a seccomp filter that fails `denied` with EPERM and clone3 with ENOSYS, and with
+/// `no_new_privs`.
 fn under(denied: &[libc::c_long], args: &[&str]) -> Ran {
     let op = |code: u32, k: u32, jt: u8| libc::sock_filter { code: code as u16, jt, jf: 0, k };
     let equal = |nr: libc::c_long, jt| op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, nr as u32, jt);
@@ -58,14 +58,14 @@ fn under(denied: &[libc::c_long], args: &[&str]) -> Ran {
     let mut command = paravane(env!("CARGO_BIN_EXE_paravane"), args);
     let confine = move || {
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-        // SAFETY: system calls only; the program lives in `filter`, which the closure owns.
+        // SAFETY: makes only system calls; the closure owns `filter`, which holds the filter program.
         let done = unsafe {
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
                 && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
         };
         if done { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
-    // SAFETY: `confine` makes system calls only.
+    // SAFETY: `confine` only makes system calls.
     unsafe { command.pre_exec(confine) };
     match ran(command, b"") {
         Ok(ran) => ran,
@@ -74,7 +74,7 @@ fn under(denied: &[libc::c_long], args: &[&str]) -> Ran {
 }
 
 #[test]
-fn a_container_s_default_profile_is_enough() {
+fn the_default_profile_of_containers_is_enough() {
     if !engines().contains(&"process") {
         return skip("process", "the engine does not work here");
     }

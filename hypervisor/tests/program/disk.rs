@@ -1,4 +1,4 @@
-//! What a guest has flushed is the host's, whatever becomes of the program: killed in the middle of a write load.
+//! Data that a guest has flushed survives if the program is killed in the middle of a write load.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -8,11 +8,11 @@ use super::{everywhere, paravane, run};
 
 pub const BLOCK: usize = 4096;
 pub const BLOCKS: usize = 512;
-/// Requests that the guest has under way at a time: what comes after the last flush may be anything.
+/// The number of requests that the guest has in flight: blocks after the last flush may have any content.
 pub const BATCH: usize = 32;
 pub const SEED: u64 = 77;
 
-/// A disk that goes with the test.
+/// A disk that is deleted on drop.
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
@@ -33,7 +33,7 @@ impl Drop for Scratch {
     }
 }
 
-/// The word at `index` of a disk that the reference guest filled with this seed (guest-kernel, `pattern.rs`).
+/// The word at `index` on a disk that the reference guest filled with this seed (guest-kernel, `pattern.rs`).
 fn word(seed: u64, index: u64) -> u64 {
     (index ^ seed.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index >> 7)
 }
@@ -43,13 +43,13 @@ pub fn holds(disk: &[u8], block: usize, seed: u64) -> bool {
     words.zip((block * BLOCK / 8) as u64..).all(|(bytes, index)| bytes == word(seed, index).to_le_bytes())
 }
 
-/// `block-verify: round=R flushed=N`.
+/// Parses `block-verify: round=R flushed=N`.
 fn flushed(line: &str) -> Option<(u64, usize)> {
     let (round, flushed) = line.trim_end().strip_prefix("block-verify: round=")?.split_once(" flushed=")?;
     Some((round.parse().ok()?, flushed.parse().ok()?))
 }
 
-/// Kills a guest that has flushed `after` times, and returns the last flush that it told of.
+/// Kills a guest after `after` flushes, and returns the last flush that it printed.
 pub fn killed_after(options: &[&str], disk: &Scratch, after: usize) -> (u64, usize) {
     let cmdline = format!("test=block-verify seed={SEED} rounds=100000 blocks={BLOCKS}");
     let mut args = options.to_vec();
@@ -58,7 +58,7 @@ pub fn killed_after(options: &[&str], disk: &Scratch, after: usize) -> (u64, usi
     let mut child = started.unwrap_or_else(|e| panic!("broken test: the program cannot be run: {e}"));
     let out = child.stdout.take().unwrap_or_else(|| panic!("broken test: no standard output"));
     let (mut last, mut count) = (None, 0);
-    // To the end: what it said before it was killed is still to be read.
+    // Reads to the end, to get everything that it printed before it was killed.
     for line in BufReader::new(out).lines().map_while(Result::ok) {
         let Some(flush) = flushed(&line) else { continue };
         last = Some(flush);
@@ -79,7 +79,7 @@ fn what_was_flushed_survives_sigkill() {
             let disk = Scratch::new("kill");
             let (round, count) = killed_after(&options, &disk, after);
             let found = std::fs::read(&disk.0).unwrap_or_else(|e| panic!("broken test: {e}"));
-            // After a whole round the next one begins at the first block.
+            // After a complete round, the next one begins at the first block.
             let begun = if count == BLOCKS { BATCH } else { 0 };
             for block in begun..count {
                 assert!(
@@ -87,7 +87,7 @@ fn what_was_flushed_survives_sigkill() {
                     "broken product: block {block} of round {round} is lost, flushed to {count}, with {options:?}"
                 );
             }
-            // What is not overwritten yet is as the round before left it.
+            // Blocks that this round has not reached are as the previous round left them.
             for block in (count + BATCH..BLOCKS).filter(|_| round > 0) {
                 assert!(
                     holds(&found, block, SEED + round - 1),
@@ -99,7 +99,7 @@ fn what_was_flushed_survives_sigkill() {
 }
 
 #[test]
-fn a_disk_that_is_not_there_or_in_use_is_said_to_be() {
+fn a_missing_disk_and_one_in_use_are_reported() {
     run(&["--disk", "/nonexistent/disk"], b"").must_end(1).must_say("cannot open disk /nonexistent/disk");
     let disk = Scratch::new("lock");
     let held = File::open(&disk.0).unwrap_or_else(|e| panic!("broken test: {e}"));

@@ -1,4 +1,4 @@
-//! A disk that fails under its guest: the guest is told, says so, and goes on; so does the program.
+//! Disks that fail while a guest uses them: the guest gets and prints an error, and guest and program go on.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -10,7 +10,7 @@ use super::{PATIENCE, everywhere, paravane, run, skip};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_paravane");
 
-/// The reference guest's shell, and what it says of its disk.
+/// The reference guest's shell, and its disk commands.
 struct Session {
     child: Child,
     lines: std::io::Lines<BufReader<ChildStdout>>,
@@ -29,7 +29,7 @@ impl Session {
         Self::begin(paravane(PROGRAM, &[options, &["--disk", disk]].concat()))
     }
 
-    /// What the guest answers to `disk COMMAND`.
+    /// The guest's answer to `disk COMMAND`.
     fn disk(&mut self, command: &str) -> String {
         let typed = self.child.stdin.as_mut().map(|stdin| writeln!(stdin, "disk {command}"));
         assert!(matches!(typed, Some(Ok(()))), "broken product: it does not listen any more: {}", self.what);
@@ -44,7 +44,7 @@ impl Session {
         assert_eq!(said, answer, "broken product: disk {command}, with {}", self.what);
     }
 
-    /// The guest is well, and ends when it is asked to; the program has nothing to complain of.
+    /// Ends the guest, which must still work; the program must not have printed errors.
     fn end(mut self) {
         let typed = self.child.stdin.take().map(|mut stdin| writeln!(stdin, "halt"));
         assert!(matches!(typed, Some(Ok(()))), "broken product: it does not listen any more");
@@ -82,8 +82,8 @@ fn an_image_that_is_cut_short() {
     }
 }
 
-/// A qcow2 image of which only the header was copied. The first write of the guest would be put over it, and end the
-/// program.
+/// A qcow2 image of which only the header was copied. Unchecked, the guest's first write would overwrite the header and
+/// end the program.
 #[test]
 fn a_qcow2_image_whose_copy_stopped_early() {
     let mut header = [0u8; 72];
@@ -149,7 +149,7 @@ fn a_disk_that_is_only_read() {
 }
 
 #[test]
-fn requests_past_the_end_and_none_for_any_sector() {
+fn requests_past_the_end_and_for_no_sectors() {
     for options in everywhere() {
         let disk = Scratch::new("end");
         let mut guest = Session::on(&options, disk.path());
@@ -165,8 +165,8 @@ fn requests_past_the_end_and_none_for_any_sector() {
     }
 }
 
-/// No file may be longer than this, and the disk is: the kernel's answer to whoever writes there is EFBIG, and a signal
-/// that ends programs.
+/// The disk is longer than the limit on file sizes: for writes past the limit, the kernel returns EFBIG and sends a
+/// signal that ends programs.
 #[test]
 fn a_file_that_may_not_grow() {
     const LIMIT: u64 = 128 << 20;
@@ -176,7 +176,7 @@ fn a_file_that_may_not_grow() {
             if format == "raw" {
                 File::options().write(true).open(&disk.0).unwrap().set_len(LIMIT * 2).unwrap();
             } else if has_qemu_img() {
-                // Every cluster has its place in the file, which is longer than the limit.
+                // Every cluster is allocated in the file, which is longer than the limit.
                 let size = (LIMIT * 2).to_string();
                 let args =
                     ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", disk.path(), &size];
@@ -195,10 +195,10 @@ fn a_file_that_may_not_grow() {
     }
 }
 
-/// A program that writes no file past `limit`.
+/// The program, with this limit on file sizes in bytes.
 fn limited(args: &[&str], limit: u64) -> Command {
     let mut command = paravane(PROGRAM, args);
-    // SAFETY: setrlimit(2) may be called between fork and exec.
+    // SAFETY: setrlimit(2) is async-signal-safe, and may be called between fork and exec.
     unsafe {
         command.pre_exec(move || {
             let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
@@ -211,7 +211,7 @@ fn limited(args: &[&str], limit: u64) -> Command {
     command
 }
 
-/// A file system of a few blocks, in a mount namespace of its own; `prepare` makes the disk `$d` in it.
+/// Runs the program in a mount namespace with a small file system, in which `prepare` makes the disk `$d`.
 fn on_a_small_file_system(options: &[&str], size: &str, prepare: &str, after: &str) -> Command {
     let script = format!(
         "set -e; mount -t tmpfs -o size={size} none /mnt; d=/mnt/disk; {prepare}; \
@@ -233,14 +233,14 @@ fn can_mount() -> bool {
     can
 }
 
-/// Writes one sector in `step` until there is no room; how many there were.
+/// Writes one of every `step` sectors until the file system is full. Returns how many were written.
 fn fill_up(guest: &mut Session, step: u64, most: u64) -> u64 {
     let full = (0..most).find(|n| guest.disk(&format!("write {}", n * step)) == ERROR);
     full.unwrap_or_else(|| panic!("broken test: the disk is not full after {most} writes"))
 }
 
 #[test]
-fn a_host_without_room() {
+fn a_full_file_system() {
     if !can_mount() {
         return;
     }
@@ -258,9 +258,9 @@ fn a_host_without_room() {
     }
 }
 
-/// Clusters that are discarded are there for others, and a host without room does the image no harm.
+/// Discarded clusters can be used again, and a full file system does not damage the image.
 #[test]
-fn a_host_without_room_for_a_qcow2_image() {
+fn a_full_file_system_under_a_qcow2_image() {
     if !can_mount() || !has_qemu_img() {
         return;
     }
@@ -288,7 +288,7 @@ pub fn has_qemu_img() -> bool {
     there
 }
 
-/// A block device over a file, which goes when this does.
+/// A loop device over a file, detached on drop.
 struct Loop(String);
 
 impl Drop for Loop {
@@ -297,7 +297,7 @@ impl Drop for Loop {
     }
 }
 
-/// The kernel's own I/O error: a block device whose storage is gone.
+/// An I/O error from the kernel: a block device whose storage has disappeared.
 #[test]
 fn a_device_that_fails() {
     for options in everywhere() {

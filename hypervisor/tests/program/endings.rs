@@ -7,7 +7,7 @@ use paravane::image::builtin::{BARE, PV};
 use super::{everywhere, run};
 
 #[test]
-fn how_the_guest_ends_is_told() {
+fn how_the_guest_ended_is_reported() {
     let endings = [
         ("test=paging", PATIENT, 0, None),
         ("bench=nosuch", PATIENT, 3, Some("paravane: the guest crashed")),
@@ -46,7 +46,7 @@ fn a_conversation_over_a_pipe() {
 }
 
 #[test]
-fn more_is_typed_than_a_guest_holds_at_once() {
+fn more_input_than_a_guest_buffers() {
     let lines: Vec<String> = (0..300).map(|i| format!("line {i}")).collect();
     let typed = format!("{}\nquit\n", lines.join("\n"));
     for options in everywhere() {
@@ -57,9 +57,10 @@ fn more_is_typed_than_a_guest_holds_at_once() {
     }
 }
 
-/// A user hears why a device stopped; of one that stops again and again only now and then, and how often in the end.
+/// The program reports why a device stopped. For one that stops repeatedly it limits the messages, and prints the
+/// number of stops at the end.
 #[test]
-fn a_device_that_stops_is_told_of_without_a_flood() {
+fn stops_of_a_device_are_reported_without_a_flood() {
     let told = "paravane: virtio rng 0: queue 0: an entropy request with bytes for the device to read; \
                 the device is stopped until the guest resets it";
     for options in everywhere() {
@@ -74,7 +75,7 @@ fn a_device_that_stops_is_told_of_without_a_flood() {
     }
 }
 
-/// A file that is gone with the value.
+/// A file that is deleted on drop.
 struct Temporary(PathBuf);
 
 impl Temporary {
@@ -89,13 +90,13 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // It is in the directory for what may be left behind.
+        // The file is in the directory for temporary files and may stay there if this fails.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
 #[test]
-fn a_file_that_is_no_kernel_is_named_with_what_is_wrong() {
+fn an_error_about_a_file_that_is_not_a_kernel_has_its_name_and_the_reason() {
     let mut other_machine = PV.to_vec();
     other_machine[18] = 183;
     let mut half = BARE.to_vec();

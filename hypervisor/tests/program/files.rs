@@ -1,5 +1,5 @@
-//! What is on a disk: what the guest writes is in the host's file, and what the host put into a file system the guest
-//! reads.
+//! Contents of a disk: the host's file has what the guest writes, and the guest reads files that the host put into a
+//! file system.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use super::disk::{BLOCKS, SEED, Scratch, holds};
 use super::{everywhere, run, skip};
 
 #[test]
-fn what_was_written_is_read_back_and_is_in_the_file() {
+fn written_data_is_read_back_and_is_in_the_file() {
     let cmdline = format!("test=block-verify seed={SEED} rounds=2 blocks={BLOCKS}");
     for options in everywhere() {
         let disk = Scratch::new("verify");
@@ -21,14 +21,14 @@ fn what_was_written_is_read_back_and_is_in_the_file() {
     }
 }
 
-/// A folder that goes with the test.
+/// A folder that is deleted on drop.
 struct Folder(PathBuf);
 
 impl Folder {
-    /// With a file in a folder in it, and a longer one.
+    /// Makes the folder, with a longer file, and one in a subfolder.
     fn new() -> Self {
         let path = std::env::temp_dir().join(format!("paravane-program-{}-folder", std::process::id()));
-        // More than the blocks that an inode of ext2 names itself.
+        // More than the blocks that an inode of ext2 can address directly.
         let numbers: String = (0..3500).map(|n| format!("{n}\n")).collect();
         let made = std::fs::create_dir_all(path.join("sub"))
             .and_then(|()| std::fs::write(path.join("sub/greeting"), "hello from a file\n"))
@@ -44,7 +44,7 @@ impl Drop for Folder {
     }
 }
 
-/// Makes a file system of these files; whether that could be done.
+/// Makes a file system with these files; false if the tool is missing.
 fn make_file_system(kind: &str, files: &Path, disk: &Scratch) -> bool {
     let paths = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let made = Command::new("mke2fs")

@@ -1,5 +1,5 @@
-//! What a guest flushed is on the host's disk, and not only in its page cache; a qcow2 image is right whenever the
-//! program is killed.
+//! Data that a guest flushed is on the host's disk, not only in its page cache; a qcow2 image is consistent whenever
+//! the program is killed.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,24 +10,25 @@ use super::disk::{BATCH, BLOCK, BLOCKS, SEED, Scratch, holds, killed_after};
 use super::disk_errors::has_qemu_img;
 use super::{everywhere, run, skip};
 
-/// Pages of blocks of a file that are not yet on its disk, by cachestat(2); `None`: this kernel does not tell.
+/// The number of pages in a range of blocks that are not on the host's disk yet, by cachestat(2); `None` if the kernel
+/// lacks this call.
 fn unsynced_in(disk: &Scratch, blocks: Range<usize>) -> Option<u64> {
     const CACHESTAT: libc::c_long = 451;
     let file = File::open(&disk.0).unwrap();
-    // Offset and length; then cache, dirty, writeback, evicted, recently evicted.
+    // Offset and length; then the counts of cached, dirty, writeback, evicted and recently evicted pages.
     let range = [blocks.start, blocks.len()].map(|n| (n * BLOCK) as u64);
     let mut found = [0u64; 5];
-    // SAFETY: a descriptor and two arrays of what the call reads and writes (linux/mman.h).
+    // SAFETY: an open descriptor, and two arrays with the layouts that the call reads and writes (linux/mman.h).
     let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), found.as_mut_ptr(), 0) };
     (result == 0).then(|| found[1] + found[2])
 }
 
 fn unsynced(disk: &Scratch) -> Option<u64> {
-    // A length of 0 is all of the file.
+    // A length of 0 means the whole file.
     unsynced_in(disk, 0..0)
 }
 
-/// Whether what was written can be told from what was synced: not on a tmpfs.
+/// Whether written and synced data can be told apart here, which is impossible on a tmpfs.
 fn can_tell() -> bool {
     use std::os::unix::fs::FileExt;
     let disk = Scratch::new("control");
@@ -42,7 +43,7 @@ fn can_tell() -> bool {
     can
 }
 
-/// Makes it an image of small clusters, so that a write load allocates many.
+/// Makes a qcow2 image with small clusters, so that a write load allocates many.
 fn make_qcow2(disk: &Scratch) {
     let size = (BLOCK * BLOCKS).to_string();
     let args = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", disk.path(), &size];
@@ -50,7 +51,7 @@ fn make_qcow2(disk: &Scratch) {
     assert!(made.is_ok_and(|made| made.success()), "broken test: qemu-img makes no image");
 }
 
-/// The guest writes all of its disk, flushes, and ends: nothing of it is still to be written.
+/// The guest writes its whole disk, flushes, and ends: no page remains dirty.
 #[test]
 fn what_was_flushed_is_on_the_disk() {
     if !can_tell() {
@@ -76,7 +77,7 @@ fn what_was_flushed_is_on_the_disk() {
     }
 }
 
-/// Killed in the middle of a write load, which leaves its page cache as it was: what had been flushed was not in it.
+/// Killed in the middle of a write load, which does not change the page cache: no flushed page is dirty.
 #[test]
 fn what_was_flushed_before_sigkill_is_on_the_disk() {
     if !can_tell() {
@@ -97,7 +98,7 @@ fn what_was_flushed_before_sigkill_is_on_the_disk() {
     }
 }
 
-/// Killed in the middle of a write load, an image may have lost room and nothing else.
+/// Killed in the middle of a write load, an image may have leaked clusters, but no data is lost.
 #[test]
 fn a_qcow2_image_survives_sigkill() {
     if !has_qemu_img() {
@@ -110,7 +111,7 @@ fn a_qcow2_image_survives_sigkill() {
             let (round, count) = killed_after(&options, &disk, after);
             let check =
                 Command::new("qemu-img").args(["check", "-f", "qcow2", disk.path()]).output().unwrap();
-            // 0: all is well; 3: leaked clusters (qemu-img(1)).
+            // 0: no errors; 3: only leaked clusters (qemu-img(1)).
             let right = matches!(check.status.code(), Some(0 | 3));
             let said = String::from_utf8_lossy(&check.stdout);
             assert!(right, "broken product: after {after} flushes, with {options:?}: {said}");

@@ -1,7 +1,7 @@
-//! The program as a whole, run as its users run it: how it ends, what it says, and where KVM is out of reach.
+//! The program as its users run it: exit statuses, messages, disks, limits, and machines without KVM.
 //!
-//! Failures begin with "broken product" or "broken test"; what this machine lacks is skipped, past the harness's
-//! capture.
+//! Failures begin with "broken product" or "broken test". Tests of features that the machine lacks are skipped, with a
+//! line that bypasses the harness's capture.
 
 mod container;
 mod disk;
@@ -20,10 +20,10 @@ use std::process::{Command, Stdio};
 
 use skip::skip;
 
-/// How long a guest may take that ends by itself: a guard against hangs.
+/// The time limit for a guest that ends by itself: a guard against hangs.
 const PATIENCE: &str = "60s";
 
-/// What the program did.
+/// The outcome of the program.
 #[derive(Debug)]
 struct Ran {
     command: String,
@@ -44,7 +44,7 @@ fn paravane(program: &str, args: &[&str]) -> Command {
 fn ran(mut command: Command, typed: &[u8]) -> std::io::Result<Ran> {
     let mut child = command.spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that ends before it has read everything is judged by how it ends.
+        // If the program ends before it has read everything, its end decides about success.
         let _ = stdin.write_all(typed);
     }
     let output = child.wait_with_output()?;
@@ -81,7 +81,7 @@ impl Ran {
         self.must(self.out.contains(part), format_args!("should have printed {part:?}"))
     }
 
-    /// On standard error, in one line.
+    /// Checks for `part` in one line on standard error.
     #[track_caller]
     fn must_say(&self, part: &str) -> &Self {
         let said = self.err.lines().any(|line| line.contains(part));
@@ -92,7 +92,7 @@ impl Ran {
     }
 }
 
-/// The engines that work here; `auto` is left out.
+/// The engines that work on this machine, without `auto`.
 fn engines() -> Vec<&'static str> {
     let works = |engine: &&str| {
         let ran = run(&["--engine", engine, "--cmdline", "test=paging"], b"");
@@ -105,7 +105,7 @@ fn engines() -> Vec<&'static str> {
     ["kvm", "process"].into_iter().filter(works).collect()
 }
 
-/// Options for both built-in guests on every engine that works here.
+/// Options for both built-in guests on every engine that works on this machine.
 fn everywhere() -> Vec<Vec<&'static str>> {
     let both = |engine| [vec!["--engine", engine], vec!["--engine", engine, "--bare"]];
     engines().into_iter().flat_map(both).collect()

@@ -1,5 +1,4 @@
-//! Limits on memory, and guests that are larger than the host: an error that says what to do, never a death of the
-//! program.
+//! Limits on memory, and guests that are larger than the host: an error with a remedy, and never a crash.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -9,11 +8,11 @@ use super::{Ran, paravane, ran, run};
 
 const MIB: u64 = 1 << 20;
 
-/// The program with at most so many bytes of address space, as by `ulimit -v`.
+/// Runs the program with this limit on its address space, as by `ulimit -v`.
 fn limited(bytes: u64, args: &[&str]) -> Ran {
     let mut command: Command = paravane(env!("CARGO_BIN_EXE_paravane"), args);
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-    // SAFETY: setrlimit reads its argument and makes a system call only.
+    // SAFETY: setrlimit only reads its argument and makes a system call.
     unsafe {
         command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_AS, &limit) {
             0 => Ok(()),
@@ -23,8 +22,8 @@ fn limited(bytes: u64, args: &[&str]) -> Ran {
     ran(command, b"").unwrap_or_else(|error| panic!("broken test: the program cannot be run: {error}"))
 }
 
-/// 16 TiB once meant 64 GiB of lists, written before anybody asked whether they fit. The limit is for a host that has
-/// so much: it stops there too.
+/// 16 TiB once caused 64 GiB of tables to be written without a check that they fit. The limit on address space makes
+/// the test safe, and meaningful, on a host with that much memory.
 #[test]
 fn a_guest_far_larger_than_the_host_is_refused() {
     for engine in super::engines() {
@@ -33,9 +32,9 @@ fn a_guest_far_larger_than_the_host_is_refused() {
     }
 }
 
-/// The process engine's tables once ended the program where memory was short.
+/// Allocating the process engine's tables once aborted the program when memory was short.
 #[test]
-fn no_limit_on_memory_ends_the_program_without_a_word() {
+fn every_memory_limit_is_enough_or_reported() {
     let least = (8..64).map(|n| n * 4 * MIB).find(|bytes| limited(*bytes, &["/nonexistent"]).code == Some(1));
     let least = least.expect("broken test: the program does not even complain");
     let mut started = false;
@@ -50,9 +49,9 @@ fn no_limit_on_memory_ends_the_program_without_a_word() {
     assert!(started, "200 MiB more than it takes to complain are enough for a guest of 32 MiB");
 }
 
-/// Each was read until the host had no memory left.
+/// Each of these was once read until the host ran out of memory.
 #[test]
-fn inputs_without_an_end_are_named() {
+fn endless_inputs_are_refused_by_name() {
     for args in [&["/dev/zero"][..], &["--initrd", "/dev/zero"]] {
         run(args, b"").must_end(1).must_say("it is a character device; copy what you want of it to a file");
     }

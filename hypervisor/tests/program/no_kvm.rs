@@ -1,5 +1,5 @@
-//! Where /dev/kvm is missing or may not be opened, as in containers and CI jobs: what is said, and that the
-//! other engine steps in.
+//! Machines where /dev/kvm is missing or may not be opened, as in containers and CI jobs: the messages, and the choice
+//! of the process engine.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,11 +13,11 @@ use super::{Ran, paravane, ran, skip};
 const NOBODY: u32 = 65534;
 const KVM: &str = "/dev/kvm";
 
-/// The program, which anybody may run whatever directory it is in: by the open file.
+/// The program's open file, by which other users can run it, wherever it is.
 struct Program(File);
 
 impl Program {
-    /// Nothing where it was built for nobody else, as with umask 077.
+    /// `None` if other users may not execute it, as after a build with umask 077.
     fn open() -> Option<Self> {
         let opened = File::open(env!("CARGO_BIN_EXE_paravane")).and_then(|file| Ok((file.metadata()?, file)));
         match opened {
@@ -30,18 +30,18 @@ impl Program {
         }
     }
 
-    /// To be spawned while `self` lives.
+    /// A command, which must be spawned while `self` lives.
     fn command(&self, args: &[&str]) -> Command {
         paravane(&format!("/proc/self/fd/{}", self.0.as_raw_fd()), args)
     }
 }
 
 fn is_root() -> bool {
-    // SAFETY: no arguments, cannot fail.
+    // SAFETY: it takes no arguments and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }
 
-/// The program run by someone who may not open /dev/kvm; nothing where that cannot be had.
+/// Runs the program as a user who may not open /dev/kvm; `None` if the test cannot arrange that.
 fn without_permission(args: &[&str]) -> Option<Ran> {
     let metadata = fs::metadata(KVM).map_err(|error| skip("kvm", format_args!("{KVM}: {error}"))).ok()?;
     if !is_root() {
@@ -60,17 +60,17 @@ fn without_permission(args: &[&str]) -> Option<Ran> {
     let program = Program::open()?;
     let mut command = program.command(args);
     if is_root() {
-        // Supplementary groups go with it.
+        // This drops supplementary groups, too.
         command.uid(NOBODY).gid(NOBODY);
     }
     Some(finished(command))
 }
 
-/// The program run where /dev is empty; nothing where that may not be arranged.
+/// Runs the program with an empty /dev; `None` if the test cannot arrange that.
 fn without_device(args: &[&str]) -> Option<Ran> {
     let mut command = paravane(env!("CARGO_BIN_EXE_paravane"), args);
     let namespaces = if is_root() { libc::CLONE_NEWNS } else { libc::CLONE_NEWNS | libc::CLONE_NEWUSER };
-    // SAFETY: `hide_devices` makes system calls only.
+    // SAFETY: `hide_devices` only makes system calls.
     unsafe { command.pre_exec(move || hide_devices(namespaces)) };
     match ran(command, b"") {
         Ok(ran) => Some(ran),
@@ -81,7 +81,7 @@ fn without_device(args: &[&str]) -> Option<Ran> {
     }
 }
 
-/// Mounts an empty file system over /dev, for this process only.
+/// Mounts an empty file system over /dev, in a mount namespace of this process.
 fn hide_devices(namespaces: libc::c_int) -> io::Result<()> {
     let done = |result: libc::c_int| match result {
         0 => Ok(()),
@@ -104,27 +104,27 @@ fn finished(command: Command) -> Ran {
     }
 }
 
-/// Both ways of not having it.
+/// Runs the program without permission for /dev/kvm, and without /dev/kvm.
 fn everyhow(args: &[&str]) -> impl Iterator<Item = Ran> {
     [without_permission(args), without_device(args)].into_iter().flatten()
 }
 
 #[test]
-fn no_permission_is_told_with_what_to_do() {
+fn missing_permission_is_reported_with_a_remedy() {
     if let Some(ran) = without_permission(&["--engine", "kvm"]) {
         ran.must_end(1).must_say("cannot open /dev/kvm: permission denied; add yourself to the kvm group");
     }
 }
 
 #[test]
-fn no_device_is_told_with_what_to_do() {
+fn a_missing_device_is_reported_with_a_remedy() {
     if let Some(ran) = without_device(&["--engine", "kvm"]) {
         ran.must_end(1).must_say("there is no /dev/kvm");
     }
 }
 
 #[test]
-fn processes_step_in() {
+fn auto_takes_the_process_engine() {
     if !super::engines().contains(&"process") {
         return;
     }
@@ -139,7 +139,7 @@ fn processes_step_in() {
 }
 
 #[test]
-fn with_no_engine_at_all_both_reasons_are_told() {
+fn without_any_engine_both_reasons_are_reported() {
     if !is_root() {
         return skip("no-kvm", "only root may become somebody without processes");
     }
