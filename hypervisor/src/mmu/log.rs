@@ -1,13 +1,13 @@
-//! What a domain's page tables went through, for all of its virtual CPUs.
+//! A domain's log of page-table writes, which all of its virtual CPUs read.
 //!
-//! Whoever changes an entry of a page table stores it in machine memory and then notes it here. Each virtual CPU has a
-//! [`Cursor`] into the log and reads on from there before it enters the guest, so that an engine that caches
-//! translations (a shadow-paging KVM, a mirror of mappings in a process) learns of every change once.
+//! Code that changes a page-table entry stores it in machine memory and then notes it here. Each virtual CPU has a
+//! [`Cursor`] into the log, and reads from there to the end before it enters the guest. So an engine that caches
+//! translations (a shadow-paging KVM, a process with a mirror of the mappings) learns of every change once.
 //!
-//! Capacity is fixed when the log is made. A reader that falls further behind than that learns that all it has cached
-//! is stale, so that nothing here allocates later and nothing that a guest does makes it grow.
+//! Capacity is fixed when the log is made: nothing here allocates later, and no guest can make it grow. A reader that
+//! falls further behind learns that everything it has cached is stale.
 //!
-//! What may not be done here: knowing who reads, or what a reader does with it.
+//! Code here may not depend on the readers, or on what they do with the log.
 
 use crate::machine::memory::{Maddr, Mfn};
 
@@ -16,9 +16,9 @@ use crate::machine::memory::{Maddr, Mfn};
 pub struct PteWrite {
     /// Machine address of the entry, 8-byte aligned.
     pub entry: Maddr,
-    /// What it held before.
+    /// The old value.
     pub old: u64,
-    /// What it holds now.
+    /// The new value.
     pub new: u64,
     /// Level of the table that holds it: 1..=4.
     pub level: u8,
@@ -29,13 +29,13 @@ pub struct PteWrite {
 pub struct TableLog {
     writes: Ring<PteWrite>,
     reused: Ring<Mfn>,
-    /// How often everything was declared stale.
+    /// The number of times that everything was declared stale.
     epoch: u64,
-    /// How often a flush of every virtual CPU was asked for.
+    /// The number of requests to flush every virtual CPU.
     flushes: u64,
 }
 
-/// How far a virtual CPU has read.
+/// A virtual CPU's position in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
     writes: u64,
@@ -44,10 +44,10 @@ pub struct Cursor {
     flushes: u64,
 }
 
-/// What a virtual CPU has not read yet.
+/// The part of the log that a virtual CPU has not read yet.
 #[derive(Clone, Copy, Debug)]
 pub enum Unread<'a> {
-    /// All that was ever cached of any page table is stale, and so is every translation.
+    /// Everything that was cached of any page table is stale, and so is every translation.
     Stale,
     /// Single changes.
     Changes {
@@ -55,7 +55,7 @@ pub enum Unread<'a> {
         writes: Since<'a, PteWrite>,
         /// Frames that became page tables again, see [`TableLog::reused_table`].
         reused: Since<'a, Mfn>,
-        /// Whether every cached translation must go.
+        /// Whether every cached translation must be flushed.
         flush: bool,
     },
 }
@@ -72,23 +72,22 @@ impl Default for TableLog {
 }
 
 impl TableLog {
-    /// By how many entry writes a reader may fall behind before everything is stale for it.
+    /// The number of entry writes by which a reader may fall behind before everything is stale for it.
     pub const CAPACITY: usize = 4096;
-    /// By how many reused tables a reader may fall behind before everything is stale for it.
+    /// The number of reused tables by which a reader may fall behind before everything is stale for it.
     pub const REUSED_CAPACITY: usize = 256;
 
-    /// Notes that an entry was written (the value is in machine memory already).
+    /// Notes that an entry was written. The value is already in machine memory.
     pub fn wrote(&mut self, write: PteWrite) {
         if write.old != write.new {
             self.writes.push(write);
         }
     }
 
-    /// Notes that a frame is a page table again, after a time as something else.
+    /// Notes that a frame is a page table again, after a different use.
     ///
-    /// In between the host may have written to it without a note here (a device's data, a cleared page), and the
-    /// entries that it holds as it becomes a table are not noted one by one: what an engine remembers of this
-    /// frame as a table from before must go.
+    /// In between, the host may have written to it without a note here (a device's data, a cleared page), and its
+    /// present entries are not noted one by one. An engine must forget what it knows about this frame as a table.
     pub fn reused_table(&mut self, table: Mfn) {
         self.reused.push(table);
     }
@@ -98,12 +97,12 @@ impl TableLog {
         self.flushes += 1;
     }
 
-    /// Declares everything stale that was ever cached of any page table.
+    /// Declares everything stale that was cached of any page table.
     pub fn invalidate_all(&mut self) {
         self.epoch += 1;
     }
 
-    /// What a reader at `cursor` has not read.
+    /// The part of the log that a reader at `cursor` has not read.
     pub fn since(&self, cursor: &Cursor) -> Unread<'_> {
         let changes = (self.writes.since(cursor.writes), self.reused.since(cursor.reused));
         match changes {
@@ -114,7 +113,7 @@ impl TableLog {
         }
     }
 
-    /// The place past everything that is in the log.
+    /// The position at the end of the log.
     pub fn end(&self) -> Cursor {
         let (writes, reused) = (self.writes.end, self.reused.end);
         Cursor { writes, reused, epoch: self.epoch, flushes: self.flushes }
@@ -126,7 +125,7 @@ impl TableLog {
 struct Ring<T> {
     items: Vec<T>,
     capacity: usize,
-    /// How many were ever pushed.
+    /// The number of items that were ever pushed.
     end: u64,
 }
 
@@ -145,7 +144,7 @@ impl<T> Ring<T> {
         self.end += 1;
     }
 
-    /// Those from number `from` on; `None` if some of them are gone.
+    /// The items from number `from` on; `None` if some of them have been overwritten.
     fn since(&self, from: u64) -> Option<Since<'_, T>> {
         let count = usize::try_from(self.end.checked_sub(from)?).ok().filter(|n| *n <= self.capacity)?;
         let first = self.place(from);
@@ -157,12 +156,12 @@ impl<T> Ring<T> {
     }
 
     fn place(&self, number: u64) -> usize {
-        // Less than the capacity, which is a usize.
+        // This is less than the capacity, which is a usize.
         (number % self.capacity as u64) as usize
     }
 }
 
-/// Items of the log in order, which may be in two pieces.
+/// Items of the log in order, in up to two slices.
 #[derive(Debug)]
 pub struct Since<'a, T> {
     older: &'a [T],
@@ -182,15 +181,15 @@ impl<'a, T> Since<'a, T> {
     pub const fn none() -> Self {
         Self { older: &[], newer: &[] }
     }
-    /// All of them, in order.
+    /// All items, in order.
     pub fn iter(&self) -> impl Iterator<Item = &'a T> + Clone + use<'a, T> {
         self.older.iter().chain(self.newer)
     }
-    /// The item `index` after the first.
+    /// The item at `index` from the first.
     pub fn get(&self, index: usize) -> Option<&'a T> {
         self.older.get(index).or_else(|| self.newer.get(index.checked_sub(self.older.len())?))
     }
-    /// Whether there are none.
+    /// Whether there are no items.
     pub fn is_empty(&self) -> bool {
         self.older.is_empty() && self.newer.is_empty()
     }

@@ -1,14 +1,14 @@
 //! Guests' page tables.
 //!
-//! * [`direct`]: a paravirtual guest's own tables, which translate as they are because every change is validated.
-//! * [`shadow`]: what a bare guest's tables mean, kept in tables that the guest does not see.
+//! * [`direct`]: a paravirtual guest's own tables. The processor uses them directly, because every change is validated.
+//! * [`shadow`]: tables that the guest does not see, derived from those of a bare guest.
 //! * [`log`], [`space`]: the domain's log of table writes for all virtual CPUs, and the address space of one.
 //!
 //! All of it runs on a vCPU's thread; nothing is signal-safe.
 //!
-//! A table frame is touched through [`crate::machine::memory::MachineMemory`] only, and every entry that changes is
-//! noted in the domain's [`log::TableLog`]. What may not be done here: knowing a hypercall's calling convention,
-//! or which engine runs.
+//! Table frames are only accessed through [`crate::machine::memory::MachineMemory`], and every entry that changes is
+//! noted in the domain's [`log::TableLog`]. Code here may not depend on the calling convention of hypercalls, or on the
+//! engine.
 
 #![forbid(unsafe_code)]
 

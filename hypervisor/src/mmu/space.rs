@@ -1,7 +1,7 @@
-//! The address space of one virtual CPU, and what else of its privileged state an engine makes true.
+//! The address space of one virtual CPU, and other privileged state that an engine must establish.
 //!
-//! Plain data: set by the layers that know what a guest asked for, read by the engine before it enters. It also holds
-//! the virtual CPU's cursor into its domain's [`TableLog`].
+//! This is plain data: the layers that handle the guest's requests set it, and the engine reads it before it enters. It
+//! also has the virtual CPU's cursor into its domain's [`TableLog`].
 
 use paravane_abi::segment::GDT_FRAMES;
 
@@ -12,21 +12,21 @@ use crate::x86::control::cr4;
 /// The frames of a guest's descriptor table, in order.
 pub type GdtFrames = [Option<Mfn>; GDT_FRAMES];
 
-/// What CR4 and XCR0 let a guest's code execute.
+/// The bits of CR4 and XCR0 that determine which instructions a guest's code can execute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowed {
-    /// Of CR4 the bits TSD, FSGSBASE and OSXSAVE; the engine sets the rest.
+    /// CR4, of which only the bits TSD, FSGSBASE and OSXSAVE count; the engine sets the others.
     pub cr4: u64,
-    /// XCR0, of which an engine leaves out what it does not have. It counts while `cr4` has OSXSAVE.
+    /// XCR0, of which an engine ignores the bits that it lacks. It only counts while `cr4` has OSXSAVE.
     pub xcr0: u64,
 }
 
 impl Allowed {
-    /// All that the engine has.
+    /// Everything that the engine offers.
     pub const ALL: Self = Self { cr4: cr4::FSGSBASE | cr4::OSXSAVE, xcr0: u64::MAX };
 }
 
-/// How much of what a CPU may have cached of translations must go.
+/// Which cached translations of a CPU must be flushed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Flush {
     /// Nothing.
@@ -34,7 +34,7 @@ pub enum Flush {
     None,
     /// The translation of one linear address.
     Page(u64),
-    /// All of them.
+    /// All translations.
     All,
 }
 
@@ -51,10 +51,10 @@ pub struct VcpuSpace {
     read: Cursor,
 }
 
-/// What an engine must see to before it enters.
+/// What an engine must apply before it enters.
 #[derive(Clone, Copy, Debug)]
 pub struct Pending<'a> {
-    /// All that it has cached of any page table is stale, whatever `writes` says.
+    /// Everything that it has cached of any page table is stale, even if `writes` is empty.
     pub stale: bool,
     /// Entries that were written since the last entry, in order; none when all is stale.
     pub writes: Since<'a, PteWrite>,
@@ -79,7 +79,7 @@ impl VcpuSpace {
         }
     }
 
-    /// What an engine must see to before it enters.
+    /// What an engine must apply before it enters.
     pub fn pending<'a>(&self, log: &'a TableLog) -> Pending<'a> {
         match log.since(&self.read) {
             Unread::Stale => {
@@ -91,14 +91,14 @@ impl VcpuSpace {
         }
     }
 
-    /// For the engine, once it has seen to all that was [pending](Self::pending).
+    /// The engine calls this once it has applied everything that was [pending](Self::pending).
     pub fn caught_up(&mut self, log: &TableLog) {
         self.read = log.end();
         self.flush = Flush::None;
         self.gdt_is_new = false;
     }
 
-    /// Asks that this virtual CPU's cached translations be dropped, merging with what was asked before.
+    /// Requests a flush of this virtual CPU's cached translations, merged with earlier requests.
     pub fn flush(&mut self, scope: Flush) {
         self.flush = match (self.flush, scope) {
             (a, Flush::None) => a,
@@ -121,7 +121,7 @@ impl VcpuSpace {
 
     /// Sets or clears CR0.TS: while it is set, the use of x87 or vector state raises #NM.
     ///
-    /// An engine that cannot make it so ignores this: the guest then finds the state usable, and never traps.
+    /// An engine that cannot do this ignores it: the guest then finds the state usable, and never traps.
     pub fn set_task_switched(&mut self, set: bool) {
         self.task_switched = set;
     }
@@ -131,20 +131,20 @@ impl VcpuSpace {
         self.task_switched
     }
 
-    /// Sets what instructions can be executed; at first all that the engine has.
+    /// Sets which instructions can be executed; initially all that the engine offers.
     ///
-    /// An engine that cannot make it so ignores this: more can then be executed than should be.
+    /// An engine that cannot do this ignores it: the guest can then execute more than was allowed.
     pub fn set_allowed(&mut self, allowed: Allowed) {
         self.allowed = allowed;
     }
 
-    /// What instructions can be executed.
+    /// Which instructions can be executed.
     pub fn allowed(&self) -> Allowed {
         self.allowed
     }
 
-    /// Sets the frames that hold the guest's descriptors. They hold nothing that gives more rights than CPL 3 has, and
-    /// nobody but the hypervisor stores to them until they are replaced.
+    /// Sets the frames that hold the guest's descriptors. No descriptor in them gives more rights than CPL 3 has, and
+    /// only the hypervisor stores to them until they are replaced.
     pub fn set_gdt(&mut self, frames: GdtFrames) {
         self.gdt = frames;
         self.gdt_is_new = true;
@@ -155,14 +155,15 @@ impl VcpuSpace {
         &self.gdt
     }
 
-    /// Whether the engine has not heard of [`VcpuSpace::gdt`] yet.
+    /// Whether the engine has not applied [`VcpuSpace::gdt`] yet.
     pub fn gdt_is_new(&self) -> bool {
         self.gdt_is_new
     }
 
-    /// Says whether a user program of the guest's runs from now on, or its kernel.
+    /// Sets whether a user program of the guest runs from now on, or its kernel.
     ///
-    /// Both run at CPL 3. An engine lets a user program do less to what it shares with it: see [`crate::engine`].
+    /// Both run at CPL 3. An engine gives a user program fewer rights to the resources that they share: see
+    /// [`crate::engine`].
     pub fn set_user_mode(&mut self, user: bool) {
         self.user = user;
     }

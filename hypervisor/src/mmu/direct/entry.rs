@@ -1,6 +1,6 @@
 //! Which bits a guest may put into a page-table entry, and which the hypervisor puts there.
 //!
-//! Pure functions of one word. What an entry points at is the frame table's affair.
+//! Pure functions of one word. The frame table deals with the frames that entries refer to.
 //! Facts: public/xen.h (the comment on MMU_NORMAL_PT_UPDATE) and SDM vol. 3, tables 4-14 to 4-20.
 
 use paravane_abi::pte;
@@ -8,14 +8,14 @@ use paravane_abi::pte;
 use super::frame::Level;
 use crate::machine::memory::{Maddr, Mfn};
 
-/// Marks a leaf that the guest's kernel wanted for itself: its US bit had to be set all the same, because on
-/// x86-64 the kernel too runs at CPL 3. The first of the bits that the processor leaves to software.
+/// Marks a leaf that the guest's kernel made without US. US is set nevertheless, because on x86-64 the kernel, too,
+/// runs at CPL 3. This is the first of the bits that the processor leaves to software.
 pub const GUEST_KERNEL: u64 = 1 << 52;
 
-/// The host decides about caching, and bit 7 would be a superpage or a PAT index.
+/// Not allowed: the host decides about caching, and bit 7 would make a superpage or a PAT index.
 const NEVER: u64 = pte::PWT | pte::PCD | pte::PSE;
 
-/// Bits that may change without a change of what an entry refers to or allows.
+/// Bits that affect neither what an entry refers to nor what it allows.
 const SAME_REFERENCE: u64 = !(pte::PRESENT | pte::RW | pte::ADDR_MASK);
 
 /// The frame that an entry names.
@@ -27,13 +27,13 @@ pub const fn target(entry: u64) -> Mfn {
 pub const fn has_forbidden_bits(entry: u64, level: Level) -> bool {
     let forbidden = match level {
         Level::L1 => NEVER,
-        // Above L1, G is reserved in an L4 entry and means nothing else.
+        // Above L1, G is reserved in an L4 entry and ignored in others.
         _ => NEVER | pte::GLOBAL,
     };
     entry & forbidden != 0
 }
 
-/// What is stored for a present entry that the guest asked for.
+/// The entry that is stored for a present entry that the guest asked for.
 ///
 /// US is forced: without it CPL 3, where everything of a guest runs, could not use the page. G is dropped: the
 /// kernel's and the user's address space differ only in their roots, so no translation may outlive its root.

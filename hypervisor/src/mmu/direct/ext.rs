@@ -18,8 +18,7 @@ use crate::mmu::log::TableLog;
 use crate::mmu::space::{Flush, VcpuSpace};
 
 impl DirectPaging {
-    /// Takes over the page tables that a domain is started with: validates and pins `root` and makes it the
-    /// boot vCPU's.
+    /// Adopts the page tables that a domain starts with: validates and pins `root`, and makes it the boot vCPU's root.
     pub fn pin_initial(
         &mut self,
         memory: &MachineMemory,
@@ -55,8 +54,8 @@ impl DirectPaging {
 
     /// One operation of `mmuext_op`, for the calling domain's own frames and the calling vCPU.
     ///
-    /// Flushes reach this vCPU; the caller passes on those of other vCPUs. The bitmap of the MULTI flavours is not
-    /// read: flushing more than was asked for is always right.
+    /// Flushes affect this vCPU; the caller passes on those of other vCPUs. The bitmap of the MULTI flavours is not
+    /// read, because flushing more than requested is always correct.
     pub fn mmuext_one(
         &mut self,
         memory: &MachineMemory,
@@ -168,7 +167,7 @@ impl Pass<'_> {
         })
     }
 
-    /// Frame 0, which is never the guest's, takes the user root away.
+    /// Frame 0, which a guest never owns, removes the user root.
     fn new_user_root(&mut self, tables: &mut VcpuTables, mfn: Mfn) -> Result<(), Stop> {
         let new = Some(mfn).filter(|mfn| mfn.0 != 0);
         if new == tables.user {
@@ -185,7 +184,7 @@ impl Pass<'_> {
         })
     }
 
-    /// Lets `write` store to a frame that the guest may write, and to no other.
+    /// Calls `write` for a frame that the guest may write to, and fails for any other.
     fn fill(&mut self, mfn: Mfn, write: impl FnOnce(&MachineMemory) -> Result<(), Stop>) -> Result<(), Stop> {
         self.begin(None)?;
         self.hold(mfn, FrameType::Writable).ok_or(Errno::EINVAL)?;

@@ -1,10 +1,10 @@
 //! The frame table: for every machine frame its owner, its type and its reference counts.
 //!
-//! This is the counting and nothing else: it reads no page table and knows no error number. Two counts are
-//! kept of each frame. A *reference* keeps the frame the guest's: every entry that maps it or links it, every
-//! CPU that walks it, every pin holds one. A *type reference* also keeps it what it is: writable mappings,
-//! links to tables, pins, CR3 and descriptor tables hold one. Only a frame without type references may
-//! change its type, and that rule is what keeps page tables out of the guest's hands.
+//! This file only counts: it reads no page table and knows no error number. Each frame has two counts. A *reference*
+//! keeps the guest's ownership of the frame: every entry that maps or links it, every CPU that walks it, and every pin
+//! holds one. A *type reference* also keeps its type: writable mappings, links to tables, pins, CR3 and descriptor
+//! tables hold one. Only a frame without type references may change its type. This rule keeps a guest from writing to
+//! page tables.
 
 use crate::host::zeroed::{NoMemory, zeroed};
 use crate::machine::memory::Mfn;
@@ -20,7 +20,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// 1..=4, as the rest of the program counts them.
+    /// The level as a number, 1..=4, as in the rest of the program.
     pub const fn number(self) -> u8 {
         match self {
             Self::L1 => 1,
@@ -29,7 +29,7 @@ impl Level {
             Self::L4 => 4,
         }
     }
-    /// The level of the tables that this one's entries link; `None` where they map pages.
+    /// The level of the tables that this one's entries link; `None` if they map pages.
     pub const fn below(self) -> Option<Self> {
         match self {
             Self::L1 => None,
@@ -40,10 +40,10 @@ impl Level {
     }
 }
 
-/// What a frame is used as. It stays what it last was until it becomes something else.
+/// The use of a frame. A frame without type references keeps its last type until it gets another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameType {
-    /// Never anything but read.
+    /// Only read so far.
     None,
     /// Ordinary memory, mapped writable somewhere.
     Writable,
@@ -53,16 +53,16 @@ pub enum FrameType {
     Table(Level),
 }
 
-/// Whose a frame is, and so what a guest may do with it.
+/// The owner of a frame, which determines what a guest may do with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// The guest's own memory.
     Guest,
-    /// The hypervisor's, or without an owner: the guest may not name it.
+    /// Memory of the hypervisor's, or without an owner, which the guest may not use.
     Hypervisor,
-    /// The hypervisor's, and the guest may map it for reading and writing (the shared info page).
+    /// Memory of the hypervisor's that the guest may map for reading and writing (the shared info page).
     Shared,
-    /// The hypervisor's, and the guest may map it for reading (the M2P).
+    /// Memory of the hypervisor's that the guest may map for reading (the M2P).
     ReadOnly,
 }
 
@@ -80,20 +80,20 @@ const PARKED: u64 = 1 << 60;
 const OWNER_SHIFT: u32 = 61;
 const OWNER_MASK: u64 = 0b11 << OWNER_SHIFT;
 
-/// One frame's account, in one word. All zeroes is a frame of the guest that nobody uses.
+/// One frame's owner, type and counts, in one word. All zeroes is a frame of the guest without references.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frame(u64);
 
 impl Frame {
-    /// How many references there are.
+    /// The number of references.
     pub const fn refs(self) -> u64 {
         self.0 & COUNT_MAX
     }
-    /// How many of them need the frame to stay what it is.
+    /// The number of type references among them.
     pub const fn type_refs(self) -> u64 {
         (self.0 >> COUNT_BITS) & COUNT_MAX
     }
-    /// What the frame is, or last was.
+    /// The present type, or the last one.
     pub const fn kind(self) -> FrameType {
         match (self.0 & TYPE_MASK) >> TYPE_SHIFT {
             1 => FrameType::Table(Level::L1),
@@ -105,11 +105,11 @@ impl Frame {
             _ => FrameType::None,
         }
     }
-    /// What the frame is held to be: its type while there are type references, else nothing.
+    /// The type that is held: the frame's type while there are type references, otherwise `None`.
     pub const fn held_as(self) -> Option<FrameType> {
         if self.type_refs() == 0 { None } else { Some(self.kind()) }
     }
-    /// Whether the content was checked against the type; of use while the type is held.
+    /// Whether the contents have been validated for the type. Only meaningful while the type is held.
     pub const fn validated(self) -> bool {
         self.0 & VALIDATED != 0
     }
@@ -117,7 +117,7 @@ impl Frame {
     pub const fn pinned(self) -> bool {
         self.0 & PINNED != 0
     }
-    /// Whether an engine may remember it as a page table from before.
+    /// Whether an engine may remember it from an earlier use as a page table.
     pub const fn was_table(self) -> bool {
         self.0 & WAS_TABLE != 0
     }
@@ -125,7 +125,7 @@ impl Frame {
     pub const fn parked(self) -> bool {
         self.0 & PARKED != 0
     }
-    /// Whose it is.
+    /// The owner.
     pub const fn owner(self) -> Owner {
         match (self.0 & OWNER_MASK) >> OWNER_SHIFT {
             0 => Owner::Guest,
@@ -142,7 +142,7 @@ impl Frame {
         let compatible = (type_refs == 0) | (self.0 & (TYPE_MASK | VALIDATED) == IS);
         (self.0 & OWNER_MASK == 0) & (refs != COUNT_MAX) & (type_refs != COUNT_MAX) & compatible
     }
-    /// The account of such a frame once it is held so.
+    /// The value of such a frame once it is held as writable memory.
     const fn as_writable(self) -> Self {
         Self((self.0 & !TYPE_MASK | WRITABLE << TYPE_SHIFT | VALIDATED) + (REF + TYPE_REF))
     }
@@ -161,19 +161,19 @@ impl Frame {
     }
 }
 
-/// What taking a type reference amounted to.
+/// The effect of taking a type reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hold {
-    /// The frame was that already: nothing is left to do.
+    /// The frame already had this type: nothing is left to do.
     Again,
-    /// The frame became that now; before, it was last used as this.
+    /// The frame got this type now; this was its last type before.
     First(FrameType),
 }
 
 /// Every machine frame's [`Frame`].
 #[derive(Debug)]
 pub(super) struct FrameTable {
-    // Zeroed by the allocator, so that a frame which is never used costs no memory.
+    // The allocator zeroes it, so that unused frames cost no memory.
     words: Vec<u64>,
 }
 
@@ -185,11 +185,11 @@ impl FrameTable {
     pub(super) fn len(&self) -> u64 {
         self.words.len() as u64
     }
-    /// The account of `mfn`, if there is such a frame.
+    /// The state of `mfn`, if there is such a frame.
     pub(super) fn get(&self, mfn: Mfn) -> Option<Frame> {
         self.words.get(usize::try_from(mfn.0).ok()?).copied().map(Frame)
     }
-    /// The account of `mfn`, if the guest owns it.
+    /// The state of `mfn`, if the guest owns it.
     pub(super) fn guest(&self, mfn: Mfn) -> Option<Frame> {
         self.get(mfn).filter(|f| f.owner() == Owner::Guest)
     }
@@ -210,10 +210,10 @@ impl FrameTable {
             *word = word.saturating_sub(REF);
         }
     }
-    /// Takes a reference and a type reference to a frame of the guest, making it `kind` when it is free to change.
+    /// Takes a reference and a type reference to a frame of the guest, and makes it `kind` if it may change its type.
     ///
-    /// `None` when the frame is not the guest's, is held as something else, or a count is full. A frame that
-    /// just became a table or a descriptor page is not validated yet: the caller does that next.
+    /// `None` if the guest does not own the frame, another type is held, or a count is full. A frame that just became a
+    /// table or a descriptor page is not validated yet: the caller must do that next.
     pub(super) fn hold(&mut self, mfn: Mfn, kind: FrameType) -> Option<Hold> {
         let frame = self.guest(mfn)?;
         if frame.refs() == COUNT_MAX || frame.type_refs() == COUNT_MAX {
@@ -231,10 +231,10 @@ impl FrameTable {
         *self.word(mfn)? = taken.0;
         Some(hold)
     }
-    /// [`FrameTable::hold`] for `count` frames that follow one another, as writable memory: all of them, or none.
+    /// [`FrameTable::hold`] for `count` consecutive frames, as writable memory: all of them, or none.
     ///
-    /// Returns whether one of them was last used as something that a CPU may have cached. Much cheaper by the frame
-    /// than one after the other, because neither loop branches on what it finds.
+    /// Returns whether one of them had a last type that a CPU may have cached. This is much cheaper than holding each
+    /// frame, because neither loop branches on the state of a frame.
     pub(super) fn hold_writable(&mut self, first: Mfn, count: u64) -> Option<bool> {
         let run = self.run(first, count)?;
         if !run.iter().all(|&word| Frame(word).can_be_writable()) {
@@ -248,7 +248,7 @@ impl FrameTable {
         }
         Some(was_other)
     }
-    /// [`FrameTable::release`] for `count` frames that follow one another and are all held.
+    /// [`FrameTable::release`] for `count` consecutive frames, which must all be held.
     pub(super) fn release_run(&mut self, first: Mfn, count: u64) {
         for word in self.run(first, count).into_iter().flatten() {
             debug_assert!(
@@ -375,7 +375,7 @@ mod tests {
         }
     }
 
-    /// An account with counts that are none, few or full more often than not.
+    /// A frame whose counts are mostly zero, small or full.
     fn account() -> impl Strategy<Value = u64> {
         let count = || prop_oneof![4 => 0u64..3, 1 => COUNT_MAX - 2..=COUNT_MAX, 1 => 0..=COUNT_MAX];
         let rest = prop_oneof![1 => any::<u64>(), 3 => any::<u64>().prop_map(|word| word & !OWNER_MASK)];
@@ -386,7 +386,7 @@ mod tests {
     }
 
     proptest! {
-        /// A run of frames is held as each of them would be, or not at all.
+        /// Holding consecutive frames has the effect of holding each of them, or none.
         #[test]
         fn a_run_is_its_frames(words in prop::collection::vec(account(), 1..6), first in 0u64..6, count in 0u64..7) {
             let mut run = FrameTable { words };

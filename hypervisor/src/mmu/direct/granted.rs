@@ -13,7 +13,7 @@ use crate::mmu::log::TableLog;
 use crate::x86::walk;
 use crate::x86::walk::MachineTables;
 
-/// Which L1 entry is meant.
+/// The L1 entry for a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The one of a linear address, in the address space that the CPU uses.
@@ -22,17 +22,17 @@ pub enum Place {
     Entry(u64),
 }
 
-/// A frame, as a grant lets it be used.
+/// A frame, with the rights that a grant gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Granted {
-    /// Which.
+    /// The frame.
     pub frame: Mfn,
-    /// For writing too.
+    /// Whether it may also be written.
     pub writable: bool,
 }
 
 impl Granted {
-    /// The bits of an entry that say so.
+    /// The bits of an entry with these rights.
     fn entry(self) -> u64 {
         let entry = pte::make(self.frame.0, pte::PRESENT);
         if self.writable { entry | pte::RW } else { entry }
@@ -40,7 +40,7 @@ impl Granted {
 }
 
 impl DirectPaging {
-    /// Makes a frame of the hypervisor's one that the guest may map, for reading and writing.
+    /// Lets the guest map a frame of the hypervisor's for reading and writing.
     pub fn share(&mut self, mfn: Mfn) {
         self.frames.set_owner(mfn, Owner::Shared);
     }
@@ -95,7 +95,7 @@ impl DirectPaging {
                 }
                 let moved = memory.load_u64(from)?;
                 self.pass(memory, log).update_l1(at, moved)?;
-                // Not interrupted: an L1 entry leaves nothing to take down.
+                // This cannot be interrupted: removing an L1 entry leaves no further work.
                 self.pass(memory, log).update_l1(from, 0)?;
             }
         }

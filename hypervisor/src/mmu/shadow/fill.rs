@@ -1,4 +1,4 @@
-//! Looking up what the guest's tables say, and giving the shadow what it lacked.
+//! Walks the guest's tables, and adds missing entries to the shadow.
 //!
 //! A lookup does what a CPU's page walk does to the guest's own tables: it sets accessed and dirty bits.
 //! What may not be done here: deciding whether the guest must see a fault; the lookup's result says that.
@@ -16,7 +16,7 @@ use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::walk;
 use crate::x86::walk::{Access, PseudoPhysicalTables, Translation, WalkFault};
 
-/// Why the guest may not do what it tried.
+/// Why an access is not allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LookupError {
     /// A page fault with this error code.
@@ -25,7 +25,7 @@ pub enum LookupError {
     NotCanonical,
 }
 
-/// Where an allowed access leads.
+/// The result of an allowed access.
 #[derive(Clone, Copy, Debug)]
 pub struct Lookup {
     translation: Translation,
@@ -37,7 +37,7 @@ impl Lookup {
     pub fn maddr(&self) -> Option<Maddr> {
         self.translation.maddr
     }
-    /// The address in the guest's own terms.
+    /// The guest-physical address.
     pub fn physical(&self) -> u64 {
         self.translation.physical
     }
@@ -55,12 +55,12 @@ impl Lookup {
     }
 }
 
-/// What a fill came to.
+/// The result of a fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
     /// The shadow now allows the access.
     Filled,
-    /// It already did: the CPU had an old translation, which the engine was asked to drop.
+    /// The shadow already allowed it: the CPU had a stale translation, and the engine was asked to flush it.
     Spurious,
 }
 
@@ -120,7 +120,7 @@ impl Shadow {
         self.drop_all(mem, log);
         self.enter_root(mem, log, space, view);
         let Some(root) = self.roots.current() else { return Fill::Spurious };
-        // An empty pool has what one page needs (`Shadow::MIN_FRAMES`).
+        // An empty pool has enough frames for one page (`Shadow::MIN_FRAMES`).
         self.try_fill(mem, log, root, va, found).map_or(Fill::Spurious, |changes| changes.conclude(space, va))
     }
 

@@ -1,4 +1,4 @@
-//! Shadow page tables: what a bare guest's own tables mean, in machine addresses and at CPL 3.
+//! Shadow page tables: a bare guest's tables, translated to machine addresses and to CPL 3.
 //!
 //! The CPU walks shadow tables, never the guest's. A guest table that a shadow derives from is mapped
 //! read-only, so that every store to it traps and the shadow is brought up to date in the same step: the two
@@ -16,8 +16,8 @@
 //!
 //! L4 slots 256..=271 of every root are the hypervisor's; a guest cannot use linear addresses there.
 //!
-//! What may not be done here: changing a shadow entry other than through `Shadow::set_entry`, which keeps
-//! the reverse maps and tells the engine; deciding what a fault means to the guest.
+//! Code here may change shadow entries only through `Shadow::set_entry`, which maintains the reverse maps and notifies
+//! the engine. It may not decide what a fault means to the guest.
 //!
 //! The idea is that of any shadowing hypervisor; the terms follow Intel SDM vol. 3, 4.5 to 4.10.
 

@@ -1,10 +1,10 @@
-//! The shadow's frames, what each one shadows, and who refers to whom.
+//! The shadow's frames, what each one shadows, and the reverse maps of references.
 //!
 //! Two reverse maps share one kind of list ([`Links`]): from a shadow table to the shadow entries that refer
 //! to it (its parents), and from a guest frame to the shadow leaves that map it writable. All arrays are
 //! sized when the domain is made; untouched parts of them cost no memory, and nothing here allocates later.
 //!
-//! What may not be done here: reading or writing an entry.
+//! Code here may not read or write an entry.
 
 use std::ops::Range;
 
@@ -85,7 +85,7 @@ pub(super) struct Pool {
     derived: Vec<Handle>,
     /// By guest frame: the leaves that map it writable.
     writers: Vec<Link>,
-    /// By guest frame: trapped stores since it last served as a table.
+    /// By guest frame: the number of trapped stores since its last use as a table.
     stores: Vec<u16>,
 }
 

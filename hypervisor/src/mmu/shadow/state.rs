@@ -14,8 +14,8 @@ use crate::machine::memory::{MachineMemory, Maddr, Mfn};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 
-/// How many shadow frames serve a guest of `guest_frames` well: enough for two views of all its memory, and
-/// some address spaces besides. A guest that needs more still runs, with refills.
+/// The recommended number of shadow frames for a guest of `guest_frames`: enough for two views of all its memory, and
+/// some more address spaces. A guest that needs more still runs, with refills.
 pub const fn frames_for(guest_frames: u64) -> u64 {
     512 + guest_frames / 64
 }
@@ -42,7 +42,7 @@ pub enum NoShadow {
     /// It was given too few frames to work in.
     #[error("{0} frames are too few for shadow page tables; give them at least {min}", min = Shadow::MIN_FRAMES)]
     TooFewFrames(u64),
-    /// The host has no memory for its book.
+    /// The host has no memory for the shadow's bookkeeping.
     #[error(transparent)]
     Memory(#[from] NoMemory),
 }
@@ -98,7 +98,7 @@ impl Shadow {
     /// starts anew.
     pub(super) fn drop_all(&mut self, mem: &MachineMemory, log: &mut TableLog) {
         for frame in self.pool.touched_frames() {
-            // Ours, so that it is there.
+            // This frame is one of the shadow's own, so it exists.
             let _ = mem.zero_frame(Mfn(frame));
         }
         self.pool.reset();

@@ -1,4 +1,4 @@
-//! Stores into guest memory that the hypervisor makes on the guest's behalf, and what they mean to the shadow.
+//! Stores into guest memory that the hypervisor makes on the guest's behalf, and their effect on the shadow.
 //!
 //! Every such store goes through [`Shadow::store`], whether it is an emulated instruction or a pushed frame:
 //! if it hits a table in use, the shadow entries that derive from it follow at once.
@@ -18,7 +18,7 @@ use crate::mmu::log::TableLog;
 /// Two for each entry: a kernel may write a whole table before it uses it, or clear one that it will use again;
 /// one that goes on has made the frame into something else. Dropping a shadow is always correct.
 const IDLE_STORES: u16 = 1024;
-/// What a store that is not a whole, aligned entry counts for: tables are seldom written so.
+/// The weight of a store that is not a whole, aligned entry: tables are rarely written like this.
 const ODD_STORE: u16 = 128;
 
 impl Shadow {
@@ -83,7 +83,7 @@ impl Shadow {
 
     /// What entry `slot` of `table` must be, now that the guest's is `guest`.
     ///
-    /// Never less strict than the guest's; filled at once where that takes no new table.
+    /// It is never less strict than the guest's, and is filled at once if that takes no new table.
     fn derived_entry(&self, mem: &MachineMemory, table: u32, slot: u64, guest: u64) -> u64 {
         let Table { level, view, .. } = *self.pool.table(table);
         let old = self.load(mem, table, slot);

@@ -109,8 +109,8 @@ impl Shadow {
 
     /// Empties and gives back a table that no entry refers to, and what only it referred to.
     ///
-    /// The flush is not the guest's business but ours: a CPU must not walk a frame by a stale reference
-    /// once it serves another level.
+    /// The flush is needed for the shadow itself, not for the guest: a CPU must not walk a frame by a stale reference
+    /// once the frame serves another level.
     pub(super) fn free_table(&mut self, mem: &MachineMemory, log: &mut TableLog, table: u32) {
         self.clear_table(mem, log, table, |_| true);
         self.pool.give(table);
@@ -147,7 +147,7 @@ impl Shadow {
                 self.roots.forget(table);
                 self.free_table(mem, log, table);
             } else {
-                // The last parent's going frees the table.
+                // Removing the last parent entry frees the table.
                 while let Some((parent, slot)) = self.parent_of(table, pfn) {
                     self.set_entry(mem, log, parent, slot, 0);
                 }
