@@ -1,8 +1,10 @@
 //! The domain builder: an image and a configuration become memory contents and a first vCPU state.
 //!
-//! What is common to both kinds of image is here; what differs is in `pv_builder` and
-//! `bare_builder`. Machine memory is fresh and therefore zero: nothing is cleared, everything is
-//! written once and in bulk, because all of this happens before a guest's first instruction.
+//! What both kinds of image have in common is here; what differs is in [`pv`] and [`bare`]. Machine memory is fresh and
+//! therefore zero: nothing is cleared, and everything is written once and in bulk, because all of this happens before
+//! the guest's first instruction.
+//!
+//! Runs on the thread that becomes the virtual CPU's. Not signal-safe. May not be done here: knowing an engine.
 
 #![forbid(unsafe_code)]
 
@@ -66,10 +68,10 @@ pub enum BuildError {
         /// Its length.
         len: usize,
     },
-    /// The command line would end early.
+    /// The command line contains a zero byte, which would end it early.
     #[error("the command line contains a zero byte, which ends it for the guest; remove it")]
     CmdlineZero,
-    /// The kernel is linked where it cannot be.
+    /// The kernel is linked at addresses that it cannot have.
     #[error(
         "{bytes:#x} bytes at virtual address {va:#x} cannot be mapped on this engine; link the kernel \
          elsewhere (VIRT_BASE 0x40000000 works everywhere), or use an engine that can map them"
@@ -80,7 +82,7 @@ pub enum BuildError {
         /// Its length.
         bytes: u64,
     },
-    /// The image cannot run without something that is not there.
+    /// The image requires a feature that is not offered.
     #[error("the image requires the feature \"{0}\", which is not offered; build it without")]
     Feature(&'static str),
     /// A write went outside the guest's frames: the plan and the memory do not match.
@@ -235,8 +237,8 @@ impl Allocator {
 
 /// Copies the image's segments to where they belong: the one copy that is made of them.
 ///
-/// Its boot stack and first variables are among the zeroes that follow a segment's bytes, and a fault of KVM's on a page
-/// that the host has no memory for yet is several times as dear: the first [`POPULATE`] bytes of them are there already.
+/// The boot stack and the first variables are among the zeroes that follow a segment's bytes. A fault of KVM's on a
+/// page that has no memory yet costs several times as much, so the first [`POPULATE`] bytes of them are populated.
 fn load_segments(guest: GuestFrames<'_>, image: &Image<'_>) -> Result<(), BadMachineAddress> {
     for segment in image.segments() {
         let bytes = image.segment_bytes(segment);

@@ -1,9 +1,8 @@
-//! Files that a command is given: their kind, size and first bytes are looked at before the rest is read, and never
-//! is more read than there is room for.
+//! Files that a command is given. Kind, size and first bytes are checked before the rest is read, and no more is read
+//! than there is room for.
 //!
-//! What is not a regular file (a pipe, a process substitution) is read as far as there is room. What may not be done
-//! here: judging what a file says; a file that cannot be an image is handed on as far as it was read, for that
-//! judgement.
+//! A pipe or a process substitution is read as far as there is room. What may not be done here: judging the contents. A
+//! file that cannot be an image is handed on as far as it was read; the image reader then says what is wrong with it.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,7 +1,7 @@
-//! A device that turns out not to be had when the guest may already be running.
+//! A device that fails to come up when the guest may already be running.
 //!
-//! What is behind a device may take longer to fail than a guest takes to start, and nobody waits for it. When it does
-//! fail the run ends as one that could not be started, with the reason.
+//! A back end may take longer to fail than a guest takes to start, and the start does not wait for it. When it fails,
+//! the run ends like one that could not be started, with the reason.
 
 use std::sync::{Arc, OnceLock};
 

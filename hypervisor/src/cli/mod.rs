@@ -1,7 +1,10 @@
-//! The command line: arguments to a `Config`, a report to text and an exit status; nothing else.
+//! The program: it turns arguments into a `Config`, and a report into text and an exit status.
 //!
-//! No meaning of a guest's doing lives here. What a command says goes to standard output, what it says about
-//! itself to standard error.
+//! A command's result goes to standard output; messages about the command itself go to standard error. `signals` and
+//! `ending` run in signal handlers and are signal-safe; everything else runs on the main thread, and `input` on a
+//! thread of its own.
+//!
+//! What may not be done here: deciding what an action of a guest means.
 
 mod audit;
 mod compare;

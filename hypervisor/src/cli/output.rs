@@ -1,4 +1,4 @@
-//! From the guest to standard output: unbuffered, in order, nothing lost without a word.
+//! From the guest to standard output: unbuffered, in order, and with a message if anything is lost.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};

@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal, Write};
 /// The line. Dropping it removes it.
 #[derive(Debug)]
 pub(super) struct ProgressLine<W: Write> {
-    /// Where to, if anybody looks.
+    /// The terminal, if standard error is one.
     to: Option<W>,
 }
 
@@ -21,7 +21,7 @@ impl ProgressLine<io::Stderr> {
 }
 
 impl<W: Write> ProgressLine<W> {
-    /// Says what is being done now, and how much was before.
+    /// Shows what is being done now, and how much has been done.
     pub(super) fn show(&mut self, done: usize, total: usize, what: &str) {
         if let Some(to) = &mut self.to {
             // Progress that cannot be shown is no reason to stop.

@@ -20,7 +20,7 @@ pub struct HostFacts {
     pub kvm_module: Option<&'static str>,
     /// What the kernel's own clock is made of.
     pub clocksource: Option<String>,
-    /// How many tasks wanted a CPU at a time, over the last minute.
+    /// The load average of the last minute.
     pub load: Option<f64>,
 }
 
@@ -28,7 +28,7 @@ pub struct HostFacts {
 const KVM_MODULES: [&str; 3] = ["kvm_pvm", "kvm_intel", "kvm_amd"];
 
 impl HostFacts {
-    /// Looks.
+    /// Reads them from /proc and /sys.
     pub fn gather() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {

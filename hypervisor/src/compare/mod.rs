@@ -5,6 +5,8 @@
 //! happened between the marks. Which techniques there are is said by
 //! [`TECHNIQUES`](crate::technique::TECHNIQUES); here they have nothing but names.
 //!
+//! Runs on one thread, which becomes the virtual CPU's of each guest in turn. Not signal-safe.
+//!
 //! What may not be done here: treating one technique, workload or host specially, or printing a number that was
 //! not measured in this run.
 

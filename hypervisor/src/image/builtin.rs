@@ -1,7 +1,7 @@
 //! The reference guest's images, built from this very source tree by `build.rs`.
 //!
-//! One kernel, compiled twice with the same flags: only its machine layer differs. Nothing but the bytes is
-//! here; `domain` reads them like any other image.
+//! One kernel, compiled twice with the same flags: only its machine layer differs. Only the bytes are
+//! here; they are read like any other image.
 
 /// The kernel that asks: hypercalls, event channels, direct paging.
 pub static PV: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pv-guest-kernel.elf"));

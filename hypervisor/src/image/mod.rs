@@ -1,8 +1,9 @@
 //! Images: what kind of kernel a file holds, and what of it goes where.
 //!
-//! An image is a static ELF64 executable for x86-64 that says by its notes how it wants to be started. A
-//! file is a stranger's: every offset and address in it is checked here, once, and the builders rely on it.
-//! Nothing here touches a domain's memory.
+//! An image is a static ELF64 executable for x86-64 whose notes say how it wants to be started. The file is not
+//! trusted: every offset and address in it is checked here, once, and the builders rely on that.
+//!
+//! Runs on any thread. Not signal-safe. May not be done here: touching a domain's memory.
 
 #![forbid(unsafe_code)]
 
@@ -33,15 +34,15 @@ use notes::{BARE_PROTOCOL, BareNotes, NoteError, Notes, XenNotes};
 pub type Header = FileHeader64<LittleEndian>;
 type Segments<'a> = &'a [<Header as FileHeader>::ProgramHeader];
 
-/// Past this no machine has memory; below it, page arithmetic cannot overflow.
+/// No machine has memory above this address. Below it, page arithmetic cannot overflow.
 const LARGEST_ADDRESS: u64 = 1 << 46;
 
 /// How an image wants to be started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageKind {
-    /// A paravirtual kernel: it asks.
+    /// A paravirtual kernel: it makes hypercalls.
     Pv(Box<XenNotes>),
-    /// A kernel for a bare machine: it trips, and is emulated.
+    /// A kernel for a bare machine: its privileged instructions trap and are emulated.
     Bare(BareNotes),
 }
 

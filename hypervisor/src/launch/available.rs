@@ -1,19 +1,18 @@
 //! How much memory the host can still give, asked before much of it is written.
 //!
 //! The builder writes 16 bytes for each page of a guest's memory (the list of frames and the machine-to-physical
-//! table), and the files that the guest is given. Those pages belong to a memfd, or are touched before the host has
-//! reason to say no: without this the out-of-memory killer would answer, and it might choose another program.
+//! table), and the files that the guest is given. Nothing refuses those pages when there are too many: without this
+//! check the out-of-memory killer would act, and it might choose another program.
 //!
 //! Limits of control groups count as well: this process's own group and all above it, version 1 or 2. What may not be
-//! done here: refusing what is merely promised. A guest may be given more memory than there is; it is only not
-//! written at once.
+//! done here: refusing memory that is not written before the guest starts. A guest may be given more than the host has.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::text::{printable, units};
 
-/// Up to this nobody is asked: writing so much takes longer than 50 times what the question does.
+/// Up to this many bytes the host is not asked: writing them takes more than 50 times as long as asking.
 pub const UNASKED: u64 = 8 << 20;
 
 /// The host has too little memory for what is written before the guest starts.

@@ -5,7 +5,10 @@
 //! measured with marks ([`MARK_BEGIN`], [`MARK_END`]); what happened between them is kept apart, so that a
 //! [`Region`] is exact rather than a difference of sums.
 //!
-//! What may not be done here: recording something that allocates, formats, logs or locks. Reading may.
+//! Recording runs on a virtual CPU's thread, on the exit path; reading, anywhere, once the domain has ended or while
+//! its virtual CPU waits. Not signal-safe.
+//!
+//! What may not be done here: allocating, formatting, logging or locking while recording. Reading may.
 
 #![forbid(unsafe_code)]
 
@@ -51,15 +54,15 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// An empty ledger; all the memory that it will ever need.
+    /// An empty ledger, with all the memory that it will ever need.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Counts one exit and the `ns` nanoseconds between the guest's leaving and its being entered again.
     ///
-    /// Leave out what the guest chose to sleep: that is neither its work nor the host's. The exit of a mark
-    /// itself never belongs to a region.
+    /// `ns` must not contain the time for which the guest chose to sleep: that is neither its work nor the host's. The
+    /// exit of a mark never belongs to a region.
     pub fn record(&mut self, cause: Cause, ns: u64) {
         let is_mark = matches!(cause, Cause::PortOut(PortDevice::Mark));
         let account = if is_mark { &mut self.outside } else { self.current() };

@@ -1,4 +1,4 @@
-//! What the exits of a paravirtual guest mean.
+//! Paravirtualization: what the exits of a kernel mean that asks by hypercalls. The calls are in [`crate::pv`].
 
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;

@@ -1,4 +1,4 @@
-//! What the exits of a bare guest mean: `emulate` knows; this is the loop's view of it.
+//! Trap-and-emulate: a bare kernel at CPL 3, whose privileged instructions trap and are emulated by [`crate::bare`].
 
 use std::sync::Arc;
 
