@@ -11,7 +11,7 @@ use crate::command::Outcome;
 use crate::generated::{self, cannot};
 
 const PAGE: &str = "docs/advisories.md";
-/// Where tests are that the page may name.
+/// The folders with tests that the page may name.
 const FOLDERS: [&str; 3] = ["hypervisor/src", "hypervisor/tests", "tests"];
 
 /// The check.
@@ -29,12 +29,12 @@ pub(crate) fn check(with: &Run) -> Outcome {
     generated::part(with, PAGE, &index(&page, &sources), "advisories")
 }
 
-/// What the page may name.
+/// The names that the page may use.
 #[derive(Default)]
 struct Sources {
     /// Each function, with its file.
     functions: BTreeMap<String, String>,
-    /// Functions that are tests, or that other code names: the cases that a harness runs.
+    /// Functions that are tests, or cases of a harness, which other code names.
     run: BTreeSet<String>,
     /// Numbers of advisories that comments and messages name.
     named: BTreeSet<u32>,
@@ -79,7 +79,7 @@ impl Sources {
     }
 }
 
-/// The first word of what is left of a line.
+/// The first word in the rest of a line.
 fn word(rest: &str) -> &str {
     let rest = rest.trim_start();
     let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
@@ -189,7 +189,7 @@ mod tests {
         let page = "| XSA-20, XSA-1 | a | b | `xsa_1_is_tried`, `case` |\n";
         let rows = "| XSA-1 | `case` | `a.rs` |\n| XSA-1 | `xsa_1_is_tried` | `a.rs` |\n| XSA-20 | `case` | `a.rs` |\n";
         assert!(index(page, &of(SOURCE)).ends_with(rows), "{}", index(page, &of(SOURCE)));
-        // What is generated is not read as rows again.
+        // The generated index is not read as rows.
         assert_eq!(super::rows(rows).len(), 0);
     }
 }

@@ -1,5 +1,5 @@
-//! The book: every page is in its table of contents, no link is dead, every file that is named exists, and mdBook builds
-//! it.
+//! The book: its table of contents has every page, no link is dead, every file that a page names exists, and mdBook
+//! builds it.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::markdown::{Page, anchors, code_spans, links, pages};
 
 /// The version that builds the book.
 const MDBOOK: &str = "0.5.4";
-/// Where cargo installs it. No other package manager of a new machine has it.
+/// The folder in which cargo installs mdBook, which the package managers of most machines lack.
 const TOOLS: &str = "target/tools";
 const SUMMARY: &str = "docs/SUMMARY.md";
 
@@ -30,7 +30,7 @@ pub(crate) fn check(with: &Run) -> Outcome {
     run(program(&with.root, mdbook).arg("build"))
 }
 
-/// Pages that the table of contents lacks, links that lead nowhere, and names of files that do not exist.
+/// Pages that the table of contents lacks, dead links, and names of files that do not exist.
 fn faults(pages: &[Page], root: &Path) -> Vec<String> {
     let by_path: BTreeMap<&Path, &Page> = pages.iter().map(|page| (page.path.as_path(), page)).collect();
     let summary = by_path.get(Path::new(SUMMARY)).map_or("", |page| page.text.as_str());
@@ -74,7 +74,7 @@ fn is_gone(span: &str, root: &Path) -> bool {
     is_path && (is_source || is_file || is_in_room) && !exists("") && !exists("hypervisor/src")
 }
 
-/// Follows a link to a file of this repository. One that leads out of it is not looked at.
+/// Checks a link to a file of this repository. Links that lead out of it are not checked.
 fn follow(
     page: &Page,
     target: &str,
@@ -96,7 +96,7 @@ fn follow(
     }
     let is_in_book = page.path.starts_with("docs");
     let path = root.join(path);
-    // A forge shows a folder; the book cannot.
+    // A forge can show a folder, the book cannot.
     if path.is_file() || (path.is_dir() && !is_in_book) { Ok(()) } else { Err("is not there") }
 }
 

@@ -1,4 +1,4 @@
-//! The checks, in the order in which CI runs them: what fails most often and costs least comes first.
+//! The checks, in the order in which CI runs them: cheap ones that often fail come first.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -19,13 +19,13 @@ pub(crate) struct Check {
 pub(crate) struct Run {
     /// The folder of the workspace.
     pub(crate) root: PathBuf,
-    /// Generated files are written instead of compared.
+    /// Whether generated files are written instead of compared.
     pub(crate) write: bool,
-    /// What a check needs of the machine must be there: see [`require`].
+    /// Whether features of the machine that checks need are required: see [`require`].
     pub(crate) is_ci: bool,
 }
 
-/// All of them.
+/// All checks.
 pub(crate) const ALL: &[Check] = &[
     Check { name: "fmt", what: "code is formatted by rustfmt", run: fmt },
     Check { name: "clippy", what: "host code has no warnings", run: clippy },
@@ -68,12 +68,12 @@ fn clippy(with: &Run) -> Outcome {
     run(cargo(&with.root).args(["clippy", "--all-targets", "--locked", "--", "-D", "warnings"]))
 }
 
-/// clippy over guest code, built for a machine. What it is built into is kept apart from host code.
+/// clippy over guest code, built for a machine. It has a target folder of its own.
 pub(crate) fn guest_clippy(root: &Path, machine: &str) -> Command {
     let mut command = cargo(root);
     command.args(["clippy", "--locked", "--lib", "--bins", "-p", "paravane-guest-sdk"]);
     command.args(["-p", "paravane-guest-kernel", "-p", "paravane-test-guests"]);
-    // A target that is named keeps the flags from build scripts, which run on the host.
+    // With `--target`, cargo does not use the flags for build scripts, which run on the host.
     command.args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"]);
     command.arg(format!("target/guest-lints-{machine}"));
     command.env("RUSTFLAGS", format!("--cfg=guest --cfg=machine=\"{machine}\" -Cpanic=abort"));
@@ -87,7 +87,7 @@ fn guest_lints(with: &Run) -> Outcome {
     Ok(())
 }
 
-/// Private items too: most of what is written is about them.
+/// Includes private items, which most of the documentation is about.
 fn doc(with: &Run) -> Outcome {
     let mut command = cargo(&with.root);
     command.args(["doc", "--no-deps", "--locked", "--workspace", "--document-private-items"]);
@@ -104,7 +104,7 @@ fn compare(with: &Run) -> Outcome {
     run(cargo(&with.root).args(["run", "--release", "--locked", "--", "compare"]))
 }
 
-/// In CI nothing of it may be skipped where there is KVM.
+/// In CI, on a machine with KVM, no part of it may be skipped.
 fn linux(with: &Run) -> Outcome {
     let mut command = program(&with.root, "tests/linux/run.sh");
     if with.is_ci && File::options().read(true).write(true).open("/dev/kvm").is_ok() {
@@ -121,7 +121,7 @@ fn hardware_kvm(with: &Run) -> Outcome {
     run(&mut command)
 }
 
-/// Adds to `PARAVANE_REQUIRE`, the list of what makes a test fail instead of being skipped.
+/// Adds to `PARAVANE_REQUIRE`, the list of features whose absence makes a test fail instead of being skipped.
 fn require(command: &mut Command, feature: &str) {
     let required = std::env::var("PARAVANE_REQUIRE").unwrap_or_default();
     command.env("PARAVANE_REQUIRE", with_feature(&required, feature));

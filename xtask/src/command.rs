@@ -1,10 +1,10 @@
-//! Starting other programs, which is most of what the checks do.
+//! Starting other programs, which most checks do.
 
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
-/// What a check cannot go on after, as a sentence for people.
+/// An error that ends a check, as a sentence for people.
 pub(crate) type Outcome = Result<(), String>;
 
 /// cargo, as if it had been started by hand: without what `cargo run` tells its program about the package xtask.
@@ -27,7 +27,7 @@ pub(crate) fn program(root: &Path, name: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs to the end, after showing what is run.
+/// Prints the command, and runs it to its end.
 pub(crate) fn run(command: &mut Command) -> Outcome {
     let shown = shown(command);
     eprintln!("$ {shown}");
@@ -35,7 +35,7 @@ pub(crate) fn run(command: &mut Command) -> Outcome {
     if status.success() { Ok(()) } else { Err(format!("{shown}: {status}")) }
 }
 
-/// A command as it would be typed.
+/// A command as one would type it.
 fn shown(command: &Command) -> String {
     let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
     let set = set.map(|(name, value)| format!("{}={}", name.display(), quoted(value)));

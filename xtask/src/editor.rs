@@ -5,8 +5,8 @@ use std::path::Path;
 use crate::checks::{GUEST_MACHINES, guest_clippy};
 use crate::command::{Outcome, cargo};
 
-/// Checks everything once, with cargo's messages on standard output. An error in one part does not hide those in another:
-/// rust-analyzer reads the messages and ignores the exit status.
+/// Checks everything once, with cargo's messages on standard output. An error in one part does not hide those in
+/// another: rust-analyzer reads the messages and ignores the exit status.
 pub(crate) fn check(root: &Path) -> Outcome {
     const MESSAGES: &str = "--message-format=json-diagnostic-rendered-ansi";
     let mut commands = vec![cargo(root)];

@@ -1,4 +1,4 @@
-//! Files, and parts of files, that are written from others: compared by a check, or written on demand.
+//! Files, and parts of files, that are generated from others: a check compares them, or writes them on demand.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::command::Outcome;
 /// After the part of a page that is generated; before it stands a comment that names the check.
 const END: &str = "<!-- end of what is generated -->\n";
 
-/// Makes sure that `file` is `expected`, or says how to make it so.
+/// Checks that `file` has the contents `expected`; the error says how to generate it.
 pub(crate) fn whole(with: &Run, file: &str, expected: &str, check: &str) -> Outcome {
     let path = with.root.join(file);
     if fs::read_to_string(&path).is_ok_and(|text| text == expected) {
@@ -22,7 +22,7 @@ pub(crate) fn whole(with: &Run, file: &str, expected: &str, check: &str) -> Outc
     fs::write(&path, expected).map_err(|error| cannot("write", &path, &error))
 }
 
-/// The same for the part between two comments that every generated part has.
+/// The same for the part of a page between the two comments that mark it as generated.
 pub(crate) fn part(with: &Run, file: &str, expected: &str, check: &str) -> Outcome {
     let path = with.root.join(file);
     let text = fs::read_to_string(&path).map_err(|error| cannot("read", &path, &error))?;
@@ -35,7 +35,7 @@ pub(crate) fn part(with: &Run, file: &str, expected: &str, check: &str) -> Outco
     whole(with, file, &format!("{before}{begin}\n{expected}\n{END}{after}"), check)
 }
 
-/// An error of a file, in words.
+/// The message for an error of a file.
 pub(crate) fn cannot(what: &str, path: &Path, error: &std::io::Error) -> String {
     format!("cannot {what} {}: {error}", path.display())
 }

@@ -16,12 +16,12 @@ use crate::command::{Outcome, cargo, run};
 use crate::generated::cannot;
 use crate::markdown::{Fence, Page, fences, pages};
 
-/// Languages whose listings are built.
+/// The languages of listings that are built.
 const BUILT: [&str; 2] = ["rust", "toml"];
-/// Tags of what is not built.
+/// The tags of listings that are not built.
 const NOT_BUILT: [&str; 3] = ["console", "text", "json"];
 
-/// The package that an author of a kernel would have.
+/// The package that the author of a kernel would have.
 const KERNEL: &str = "tests/listings/kernel";
 /// Its programs. Each says hello and powers off.
 const PROGRAMS: [&str; 3] = ["my-kernel", "smallest", "declared"];
@@ -41,7 +41,7 @@ pub(crate) fn check(with: &Run) -> Outcome {
     PROGRAMS.iter().try_for_each(|program| boot(with, program))
 }
 
-/// What is wrong with a page's listings.
+/// The faults in a page's listings.
 fn compare(page: &Page, root: &Path) -> Vec<String> {
     let mut faults = Vec::new();
     for fence in fences(&page.text) {
@@ -91,7 +91,7 @@ fn excerpt(root: &Path, source: &str) -> Result<Vec<String>, String> {
     Ok(lines.iter().map(|line| line.get(common.unwrap_or(0)..).unwrap_or_default().to_owned()).collect())
 }
 
-/// Writes the page anew with the lines that its listings must have.
+/// Writes the page again with the lines that its listings must have.
 fn write(page: &Page, root: &Path) -> Outcome {
     let mut lines: Vec<String> = page.text.lines().map(str::to_owned).collect();
     for fence in fences(&page.text).iter().rev() {

@@ -1,7 +1,7 @@
 //! `cargo xtask CHECK...`: the checks that a change must pass, each on its own or all as CI runs them.
 //!
 //! `.ci/run` installs packages and calls `cargo xtask ci`; nothing else knows the list of checks ([`checks::ALL`]).
-//! Progress goes to standard error, so that standard output is that of the checks.
+//! Progress goes to standard error, so that standard output only has the output of the checks.
 
 mod advisories;
 mod architecture;
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The folder of the workspace, wherever this was called from.
+/// The folder of the workspace, whatever the working directory is.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
 }

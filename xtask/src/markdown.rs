@@ -1,4 +1,4 @@
-//! The little of Markdown that the checks need: fences, headings, links.
+//! The parts of Markdown that the checks need: fences, headings, links.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -14,9 +14,9 @@ pub(crate) struct Page {
 pub(crate) struct Fence<'a> {
     /// The number of the line with the opening fence, from 1.
     pub(crate) line: usize,
-    /// The line before it, where there is one.
+    /// The line before it, if there is one.
     pub(crate) before: &'a str,
-    /// What stands behind the opening fence.
+    /// The info string after the opening fence.
     pub(crate) tag: &'a str,
     pub(crate) body: Vec<&'a str>,
 }
@@ -74,7 +74,7 @@ pub(crate) fn fences(text: &str) -> Vec<Fence<'_>> {
     fences
 }
 
-/// A page's prose: lines in fences, and what stands in backquotes, are blank.
+/// A page's prose: lines in fences and text in backquotes are blank.
 fn prose(text: &str) -> String {
     let mut in_fence = false;
     let mut prose = String::new();
@@ -101,7 +101,7 @@ pub(crate) fn links(text: &str) -> Vec<(usize, String)> {
     links
 }
 
-/// What stands in backquotes, each with its line; fences are left out.
+/// The texts in backquotes, each with its line; fences are left out.
 pub(crate) fn code_spans(text: &str) -> Vec<(usize, &str)> {
     let mut in_fence = false;
     let mut spans = Vec::new();
@@ -115,7 +115,7 @@ pub(crate) fn code_spans(text: &str) -> Vec<(usize, &str)> {
     spans
 }
 
-/// The names by which a page's headings can be linked to, as forges and mdBook make them.
+/// The anchors of a page's headings, as forges and mdBook generate them.
 pub(crate) fn anchors(text: &str) -> Vec<String> {
     let mut in_fence = false;
     let mut anchors = Vec::new();

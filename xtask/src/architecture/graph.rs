@@ -1,4 +1,4 @@
-//! Who uses whom, read from the source of a crate.
+//! Which modules use which, read from the source of a crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,14 +14,14 @@ type Module = Vec<String>;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Tie {
     pub(crate) from: String,
-    /// The module of the other room, as `room::module::...`, without what is named in it.
+    /// The module of the other room, as `room::module::...`, without the item.
     pub(crate) to: String,
     /// `file:line`, from the folder of the crate's source.
     pub(crate) place: String,
 }
 
 impl Tie {
-    /// The room on the other side.
+    /// The room that is used.
     pub(crate) fn room(&self) -> &str {
         room_of(&self.to)
     }
@@ -38,11 +38,11 @@ pub(crate) struct Graph {
     /// The crate root's modules. Those for tests only, and `testing`, are left out.
     pub(crate) rooms: BTreeSet<String>,
     pub(crate) ties: Vec<Tie>,
-    /// Rooms with the keyword `unsafe`, test code included.
+    /// Rooms with the keyword `unsafe`, also in test code.
     pub(crate) with_unsafe: BTreeSet<String>,
     /// Rooms whose first file forbids it.
     pub(crate) forbid_unsafe: BTreeSet<String>,
-    /// What could not be understood: a path into the crate root that names no module.
+    /// Paths that could not be resolved: they lead into the crate root, but name no module.
     pub(crate) unknown: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ impl Graph {
     }
 }
 
-/// A path from the crate root; nothing if it leads to another crate.
+/// A path from the crate root; `None` if it leads to another crate.
 fn absolute(all: &BTreeMap<Module, Source>, module: &Module, path: &[String]) -> Option<Module> {
     let (first, rest) = path.split_first()?;
     match first.as_str() {
@@ -130,7 +130,7 @@ fn absolute(all: &BTreeMap<Module, Source>, module: &Module, path: &[String]) ->
         "self" => Some([&module[..], rest].concat()),
         "super" => {
             let ups = path.iter().take_while(|word| *word == "super").count();
-            // A module that is written in the file of its parent is not known here, and leads back to that file.
+            // A module inside the file of its parent is unknown here, and resolves to that file.
             Some([&module[..module.len().saturating_sub(ups)], &path[ups..]].concat())
         }
         _ => {
@@ -149,7 +149,7 @@ fn module_of(file: &Path) -> Module {
     module
 }
 
-/// For each node all that can be reached from it, by one tie or more.
+/// For each node, all nodes that can be reached from it by at least one tie.
 pub(crate) fn reach<'a>(uses: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
     let mut all = uses.clone();
     loop {
@@ -165,7 +165,7 @@ pub(crate) fn reach<'a>(uses: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeMap
     }
 }
 
-/// Sets of rooms each of which leads back to itself through the others.
+/// Circles: sets of rooms, each of which reaches all of them.
 pub(crate) fn circles<'a>(uses: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Vec<Vec<&'a str>> {
     let reach = reach(uses);
     let leads_to = |from: &str, to: &str| reach.get(from).is_some_and(|set| set.contains(to));

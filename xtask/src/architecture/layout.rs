@@ -1,4 +1,4 @@
-//! Where the rooms stand in the picture: in layers, each above what it uses.
+//! The positions of the rooms in the picture: in layers, each room above those that it uses.
 //!
 //! The usual three steps of Sugiyama's method: layers, an order in each that crosses few lines, and coordinates. A line
 //! that passes a layer has a place of its own there, so that it goes through no box.
@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::graph::reach;
 
-/// A place in a layer: a room's, or that of a line that passes.
+/// A place in a layer, for a room or a line that passes.
 #[derive(Clone, Debug)]
 pub(crate) struct Place<'a> {
-    /// Nothing for a line that passes.
+    /// `None` for a line that passes.
     pub(crate) room: Option<&'a str>,
     /// The places in the layer below that a line leads to, as indices.
     pub(crate) below: Vec<usize>,
@@ -38,7 +38,7 @@ pub(crate) fn layers<'a>(uses: &Uses<'a>) -> Layers<'a> {
     layers
 }
 
-/// Without the ties that follow from others.
+/// Leaves out ties that follow from others.
 fn reduced<'a>(uses: &Uses<'a>) -> Uses<'a> {
     let reach = reach(uses);
     let direct = |set: &BTreeSet<&'a str>| {
@@ -48,7 +48,8 @@ fn reduced<'a>(uses: &Uses<'a>) -> Uses<'a> {
     uses.iter().map(|(room, set)| (*room, direct(set))).collect()
 }
 
-/// The layer of each room, from the top: as high as what uses it allows. Rooms that use nothing stand at the bottom.
+/// The layer of each room, from the top: directly below the rooms that use it. Rooms that use nothing are at the
+/// bottom.
 fn depths<'a>(uses: &Uses<'a>) -> BTreeMap<&'a str, usize> {
     let mut depths: BTreeMap<&str, usize> = uses.keys().map(|room| (*room, 0)).collect();
     // As many rounds as the longest way can have ties.

@@ -1,8 +1,8 @@
 //! Which room of the hypervisor may use which, checked against its source.
 //!
-//! A room is a module of the crate root. [`rooms`] is the table of ties that are meant to be there, [`graph`] reads those
-//! that are; [`faults`] compares the two. What is checked here is told by `use` lines and paths alone: a type that is
-//! passed through a third room is not seen.
+//! A room is a module of the crate root. [`rooms`] is the table of intended ties, [`graph`] reads the actual ones, and
+//! [`faults`] compares the two. Only `use` lines and paths are checked: a type that comes through a third room is not
+//! seen.
 
 mod graph;
 mod layout;
@@ -41,12 +41,12 @@ pub(crate) fn check(with: &Run) -> Outcome {
     draw(with, &graph)
 }
 
-/// How many rooms each room uses, added up.
+/// The sum, over all rooms, of the number of rooms that each uses.
 fn count_of_ties(graph: &Graph) -> usize {
     by_room(graph, &graph.ties.iter().collect::<Vec<_>>()).values().map(BTreeSet::len).sum()
 }
 
-/// The picture and the table of the book show what the source says.
+/// Checks that the picture and the table in the book match the source.
 fn draw(with: &Run, graph: &Graph) -> Outcome {
     let table = &rooms::TABLE;
     let uses = by_room(graph, &split(graph, table).1);
@@ -64,7 +64,7 @@ fn is_within(module: &str, prefix: &str) -> bool {
     module.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// The ties that are exceptions, and the others.
+/// Separates the ties that are exceptions from the others.
 fn split<'a>(graph: &'a Graph, table: &Table) -> (Vec<&'a Tie>, Vec<&'a Tie>) {
     let is_exception =
         |tie: &&Tie| table.exceptions.iter().any(|(from, to)| tie.from == *from && is_within(&tie.to, to));
@@ -81,7 +81,7 @@ fn by_room<'a>(graph: &'a Graph, ties: &[&'a Tie]) -> BTreeMap<&'a str, BTreeSet
     uses
 }
 
-/// Everything in which the source and the table differ, a line each.
+/// All differences between the source and the table, a line each.
 fn faults(graph: &Graph, table: &Table) -> Vec<String> {
     let (exceptions, ties) = split(graph, table);
     let uses = by_room(graph, &ties);
@@ -97,7 +97,7 @@ fn faults(graph: &Graph, table: &Table) -> Vec<String> {
     faults
 }
 
-/// Each room has a row, and each row a room.
+/// Rooms without a row, and rows without a room.
 fn rows(graph: &Graph, table: &Table) -> Vec<String> {
     let rows: BTreeSet<&str> = table.rooms.iter().map(|room| room.name).collect();
     let rooms: BTreeSet<&str> = graph.rooms.iter().map(String::as_str).collect();
@@ -133,7 +133,7 @@ fn contradictions(ties: &[&Tie], table: &Table) -> Vec<String> {
     faults
 }
 
-/// Rows and exceptions that allow more than is used: the table is also a description.
+/// Rows and exceptions that allow more than the source uses, because the table is also a description.
 fn not_needed(ties: &[&Tie], exceptions: &[&Tie], table: &Table) -> Vec<String> {
     let mut faults = Vec::new();
     for room in table.rooms {
@@ -153,7 +153,7 @@ fn not_needed(ties: &[&Tie], exceptions: &[&Tie], table: &Table) -> Vec<String> 
     faults
 }
 
-/// Rooms with `unsafe` are those of the table; every other one forbids it.
+/// Checks that rooms with `unsafe` are those of the table, and that all others forbid it.
 fn unsafe_code(graph: &Graph, table: &Table) -> Vec<String> {
     let mut faults = Vec::new();
     for room in &graph.rooms {

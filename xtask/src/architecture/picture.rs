@@ -11,10 +11,10 @@ const BOX_HEIGHT: usize = 56;
 /// Between neighbours, and between layers.
 const GAP: usize = 18;
 const LAYER_GAP: usize = 54;
-/// What a line that passes a layer takes.
+/// The width of a line that passes a layer.
 const LINE_WIDTH: usize = 6;
 const MARGIN: usize = 16;
-/// What fits into a box on a line of small text.
+/// The number of characters of small text that fit into a line of a box.
 const COLUMNS: usize = 27;
 
 type Uses<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
@@ -126,7 +126,8 @@ pub(crate) fn markdown(uses: &Uses, table: &Table) -> String {
         format!("| `{}` | {} | {has_unsafe} | {used} |\n", room.name, room.what)
     };
     text.extend(table.rooms.iter().map(|room| row(&room)));
-    text += "\nWhat no tie may contradict, whatever the table says:\n\n| Room | Never uses | Why |\n| --- | --- | --- |\n";
+    text += "\nWhat no tie may contradict, whatever the table says:\n\n";
+    text += "| Room | Never uses | Why |\n| --- | --- | --- |\n";
     let names = |all: &[&str]| all.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     text.extend(table.principles.iter().map(|principle| {
         format!("| {} | {} | {} |\n", names(principle.from), names(principle.never), principle.why)

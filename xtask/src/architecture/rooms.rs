@@ -1,12 +1,12 @@
 //! The rooms of `hypervisor/src`, and which of them may use which.
 //!
-//! A new tie between rooms is a decision: it gets its word here first. `cargo xtask architecture` compares this table with
+//! A new tie between rooms is a decision, and is added here first. `cargo xtask architecture` compares this table with
 //! the source in both directions, and draws `docs/architecture.svg` from it.
 
 /// A module of the crate root.
 pub(crate) struct Room {
     pub(crate) name: &'static str,
-    /// What is in it, in a few words.
+    /// A short description.
     pub(crate) what: &'static str,
     /// Rooms, or modules of rooms (`room::module`), that its product code names, separated by spaces.
     pub(crate) may_use: &'static str,
@@ -21,11 +21,11 @@ pub(crate) struct Principle {
     pub(crate) why: &'static str,
 }
 
-/// All that is checked.
+/// The rules to check.
 pub(crate) struct Table {
     pub(crate) rooms: &'static [Room],
     pub(crate) principles: &'static [Principle],
-    /// Ties (from a room, to a module) that are not meant to be there, but are. Each is to go.
+    /// Unintended ties (from a room, to a module) that still exist. Each must be removed.
     pub(crate) exceptions: &'static [(&'static str, &'static str)],
 }
 

@@ -1,6 +1,7 @@
 //! Rust source as far as ties between modules need it: without comments, contents of literals, and test code.
 //!
-//! No parser of the whole language: it knows comments, literals and balanced brackets, and relies on what rustfmt leaves.
+//! This does not parse the whole language: it knows comments, literals and balanced brackets, and relies on rustfmt's
+//! style.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -22,8 +23,8 @@ pub(crate) fn rust_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The source with comments and the contents of literals replaced by spaces. Line breaks stay, so that lines keep their
-/// numbers.
+/// The source, with spaces in place of comments and the contents of literals. Line breaks stay, so that lines keep
+/// their numbers.
 pub(crate) fn code_only(source: &str) -> String {
     let bytes = source.as_bytes();
     let mut code = bytes.to_vec();
@@ -91,7 +92,7 @@ fn follows_identifier(bytes: &[u8], at: usize) -> bool {
     before.last().is_some_and(|byte| is_word(*byte))
 }
 
-/// A character, or one byte of what is a lifetime.
+/// The end of a character literal, or of the quote of a lifetime.
 fn end_of_char(source: &str, at: usize) -> usize {
     let mut rest = source[at + 1..].char_indices();
     match rest.next() {
@@ -142,7 +143,7 @@ fn is_test(predicate: &str) -> bool {
     inside.split([',', ')']).next().is_some_and(|first| first.trim() == "test")
 }
 
-/// What is behind the bracket that closes the one at `at`.
+/// The index after the bracket that closes the one at `at`.
 fn balanced(code: &str, at: usize) -> usize {
     let mut depth = 0;
     for (offset, c) in code[at..].char_indices() {
@@ -168,7 +169,7 @@ fn after_attributes(code: &str, mut at: usize) -> usize {
     }
 }
 
-/// Where the item that begins at `at` ends: an item proper, a field, or an arm.
+/// The end of the item that begins at `at`: an item of a module, a field, or an arm.
 fn end_of_item(code: &str, at: usize) -> usize {
     let ends_with_braces = ["fn", "mod", "impl", "struct", "enum", "trait", "union", "macro_rules", "extern"];
     let ends_with_semicolon = ["use", "const", "static", "type", "let"];
@@ -194,12 +195,12 @@ fn end_of_item(code: &str, at: usize) -> usize {
     here
 }
 
-/// Whether the keyword stands anywhere in `code`.
+/// Whether `code` contains the keyword.
 pub(crate) fn has_word(code: &str, word: &str) -> bool {
     words(code, word).next().is_some()
 }
 
-/// Where `word` stands as a whole word.
+/// The indices at which `word` is a whole word.
 pub(crate) fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     let bytes = code.as_bytes();
     code.match_indices(word).map(|(at, _)| at).filter(move |at| {
