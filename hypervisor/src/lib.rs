@@ -14,18 +14,19 @@
 //!
 //! # Principles
 //!
-//! 1. **The guest's kernel runs at CPL 3, always**, whether it was written for that or not. One image runs on every engine,
-//!    and the only difference between the two techniques is whether the kernel asks or trips.
-//! 2. **The ABI is Xen's.** What a call does, and with which error it fails, is what Xen's public headers and Xen itself say;
-//!    `docs/abi.md` lists the calls and every deviation. The one extension is for virtio devices.
+//! 1. **The guest's kernel runs at CPL 3, always**, whether it was written for that or not. One image runs on every
+//!    engine, and the only difference between the two techniques is whether the kernel asks or trips.
+//! 2. **The ABI is Xen's.** What a call does, and with which error it fails, is what Xen's public headers and Xen
+//!    itself say; `docs/abi.md` lists the calls and every deviation. The one extension is for virtio devices.
 //! 3. **Engines run code and map pages; nothing else.** [`engine`] knows no domain; [`pv`] and [`exec`] know
 //!    no engine; [`virtio`] knows neither, nor the transport that a driver reaches it by.
 //! 4. **Every exit is accounted for**, by kind, cause and time, in one place: the loop of [`monitor`].
 //! 5. **Guest input is hostile.** It may be any value, and change while it is read. Pointers go through `pv::access`
 //!    and `exec`'s counterpart, rings through `virtio`'s chain reader; arithmetic on what they say is checked and every
-//!    list is bounded. A guest that breaks the rules gets an error code, or is ended with one line that says why. The host does not panic.
-//! 6. **The way from an exit to the next entry is short.** It does not allocate, log, or wait for a lock that
-//!    anybody holds for long. What can wait, waits until the guest runs: a plain start makes no thread, and reads no file that
+//!    list is bounded. A guest that breaks the rules gets an error code, or is ended with one line that says why. The
+//!    host does not panic.
+//! 6. **The way from an exit to the next entry is short.** It does not allocate, log, or wait for a lock that anybody
+//!    holds for long. What can wait, waits until the guest runs: a plain start makes no thread, and reads no file that
 //!    was not asked for.
 //!
 //! # Map

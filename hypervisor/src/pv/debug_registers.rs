@@ -21,8 +21,8 @@ const CONTROL_ZEROES: u64 = 0xd800;
 /// A breakpoint on I/O, in the two bits that say what to break on.
 const ON_IO: u64 = 0b10;
 
-/// Sets a debug register. ENODEV where there is none, EINVAL for reserved bits, EPERM for what a guest may not: watch
-/// the hypervisor's addresses, have accesses to these registers trap, or break on I/O while CR4.DE is clear.
+/// Sets a debug register. ENODEV for a number without a register, EINVAL for reserved bits, EPERM for what a guest may
+/// not: watch the hypervisor's addresses, have accesses to these registers trap, or break on I/O while CR4.DE is clear.
 pub fn write(vcpu: &mut PvVcpu, number: u32, value: u64) -> Result<(), Errno> {
     match number {
         DEBUGREG_ADDRESS_FIRST..=DEBUGREG_ADDRESS_LAST => {
@@ -52,7 +52,7 @@ pub fn write(vcpu: &mut PvVcpu, number: u32, value: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// DR4 and DR5 are DR6 and DR7 while CR4.DE is clear; else there are none (SDM vol. 3, 17.2.2).
+/// DR4 and DR5 are DR6 and DR7 while CR4.DE is clear, and do not exist otherwise (SDM vol. 3, 17.2.2).
 fn has_no_aliases(vcpu: &PvVcpu) -> bool {
     vcpu.control.cr4 & cr4::DE != 0
 }
@@ -62,7 +62,7 @@ fn narrow(value: u64) -> Result<u32, Errno> {
     u32::try_from(value).map_err(|_| Errno::EINVAL)
 }
 
-/// Reads a debug register. ENODEV where there is none.
+/// Reads a debug register. ENODEV for a number without a register.
 pub fn read(vcpu: &PvVcpu, number: u32) -> Result<u64, Errno> {
     let debug = &vcpu.debug;
     match number {

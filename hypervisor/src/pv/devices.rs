@@ -37,7 +37,7 @@ pub struct PvDevice {
     pub held: Vec<(Mfn, u64)>,
 }
 
-/// The event channels of an active device; port 0 is none.
+/// The event channels of an active device; port 0 stands for no channel.
 pub struct Ports {
     queues: [AtomicU32; VIRTIO_MAX_QUEUES],
     config: AtomicU32,
@@ -108,7 +108,7 @@ impl PvDevices {
     pub fn len(&self) -> usize {
         self.list.len()
     }
-    /// Whether there are none.
+    /// Whether the domain has no devices.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }

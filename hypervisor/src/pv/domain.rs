@@ -44,7 +44,7 @@ pub struct PvDomain {
     pub memory: Arc<MachineMemory>,
     /// Frame types and validated page tables.
     pub mmu: DirectPaging,
-    /// What engines must hear of page tables.
+    /// Changes of page tables, for the engines of all vCPUs.
     pub log: TableLog,
     /// Event channels.
     pub events: EventChannels,
@@ -70,7 +70,7 @@ pub struct PvDomain {
     pub grants: Grants,
     /// Its virtio devices.
     pub virtio: PvDevices,
-    /// A page of the guest's that it shares to hear of physical interrupts, of which there are none.
+    /// A page that the guest shares to be notified of physical interrupts; none ever comes.
     pub pirq_eoi_map: Option<Mfn>,
     /// The reason of an end to come, noted in advance (SCHEDOP_shutdown_code).
     pub shutdown_code: Option<u32>,
@@ -86,7 +86,7 @@ pub struct PvParts {
     pub mmu: DirectPaging,
     /// The first page tables.
     pub tables: VcpuTables,
-    /// What engines must hear of page tables.
+    /// Changes of page tables, for the engines of all vCPUs.
     pub log: TableLog,
     /// The vCPU's address space.
     pub space: VcpuSpace,
@@ -201,7 +201,7 @@ impl PvDomain {
     /// Tells the guest the date in the shared page if that has changed, at system time `now` (public/xen.h, `wc_*`).
     ///
     /// # Errors
-    /// When there is no shared page.
+    /// When the shared page does not exist.
     pub fn follow_wall_clock(&mut self, now: u64) -> Result<(), BadMachineAddress> {
         let Some(told) = self.wall.news(now) else { return Ok(()) };
         let shared = self.upcalls.shared_info;
@@ -218,7 +218,7 @@ impl PvDomain {
     /// Sets a port pending, for the vCPU that it notifies; true if that made an upcall pending that was not before.
     ///
     /// # Errors
-    /// When there is no shared page.
+    /// When the shared page does not exist.
     pub fn raise(&self, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
         self.upcalls.of(self.events.vcpu(port)).raise(&self.memory, port)
     }
@@ -226,7 +226,7 @@ impl PvDomain {
     /// Clears the mask of a port; raises it again if it was pending meanwhile (EVTCHNOP_unmask).
     ///
     /// # Errors
-    /// When there is no shared page.
+    /// When the shared page does not exist.
     pub fn unmask(&self, port: EvtchnPort) -> Result<(), BadMachineAddress> {
         self.upcalls.of(self.events.vcpu(port)).unmask(&self.memory, port)
     }
@@ -242,7 +242,7 @@ impl PvDomain {
     /// Clears what is pending of a port that is free.
     ///
     /// # Errors
-    /// When there is no shared page.
+    /// When the shared page does not exist.
     pub fn forget(&self, port: EvtchnPort) -> Result<(), BadMachineAddress> {
         self.upcalls.of(VcpuId::BOOT).forget(&self.memory, port)
     }

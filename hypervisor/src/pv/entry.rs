@@ -198,7 +198,7 @@ impl PvContext<'_> {
 
     /// Changes between the guest's kernel and its user program: address spaces and GS bases are swapped.
     ///
-    /// Going to user mode without tables for it is the caller's to refuse; here it changes nothing.
+    /// The caller refuses user mode without tables for it; here that changes nothing.
     pub(super) fn switch_mode(&mut self, kernel: bool) {
         let root = if kernel { Some(self.vcpu.tables.kernel_root()) } else { self.vcpu.tables.user_root() };
         let Some(root) = root.filter(|_| self.vcpu.kernel_mode != kernel) else { return };

@@ -31,7 +31,7 @@ impl FreeFrames {
     pub fn len(&self) -> u64 {
         self.count
     }
-    /// Whether there are none.
+    /// Whether no frame is free.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(f.take(9, Mfn(1535)), None, "beyond the limit");
         assert_eq!(f.take(9, Mfn(1536)), Some(Mfn(1024)));
         f.insert(Mfn(4096));
-        assert_eq!(f.len(), 2047 - 512 - 8 - 1 - 2 - 512, "what is no frame is not counted");
+        assert_eq!(f.len(), 2047 - 512 - 8 - 1 - 2 - 512, "what is not a frame is not counted");
     }
 
     proptest! {

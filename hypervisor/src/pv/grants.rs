@@ -32,7 +32,7 @@ const MAX_USES: u8 = 128;
 pub struct Unusable(pub i16);
 
 impl From<BadMachineAddress> for Unusable {
-    /// The table's frames exist: this is an answer to a fault of ours, not the guest's.
+    /// The table's frames exist: this can only be a bug of the hypervisor.
     fn from(_: BadMachineAddress) -> Self {
         Self(GNTST_GENERAL_ERROR)
     }
@@ -43,7 +43,7 @@ impl From<BadMachineAddress> for Unusable {
 pub struct Use {
     /// By the processor.
     pub host: bool,
-    /// By devices, of which there are none; it counts all the same.
+    /// By devices; it counts, although no device uses it.
     pub device: bool,
     /// For reading only.
     pub readonly: bool,

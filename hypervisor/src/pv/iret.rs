@@ -80,7 +80,7 @@ impl PvContext<'_> {
     }
 }
 
-/// The selector in a frame's word; the rest of the word is the hypervisor's or padding.
+/// The selector in a frame's word; the hypervisor uses the rest of the word, or it is padding.
 ///
 /// A guest runs with privilege level 3, whichever it names.
 fn selector(word: u64) -> u16 {

@@ -8,7 +8,7 @@ use paravane_abi::vcpu::VcpuRunstateInfo;
 /// A vCPU's account of time, and where copies go.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Runstate {
-    /// The account as of the last change.
+    /// The account at the last change.
     pub info: VcpuRunstateInfo,
     /// Linear address of the guest's copy (VCPUOP_register_runstate_memory_area); 0: none.
     pub area: u64,
@@ -28,7 +28,7 @@ impl Runstate {
         self.info.state_entry_time = now;
     }
 
-    /// The account as of `now`: the current state's time includes what it has lasted.
+    /// The account at `now`, the time in the current state included.
     pub fn at(&self, now: u64) -> VcpuRunstateInfo {
         let mut current = *self;
         current.enter(self.info.state, now);

@@ -26,7 +26,7 @@ const FLAT_CODE_32: u64 = flat::CODE_32 | DPL;
 const FLAT_DATA: u64 = flat::DATA | DPL;
 
 impl PvContext<'_> {
-    /// The descriptor that a selector names; `None` where there is none that the guest may use.
+    /// The descriptor that a selector names, if the guest may use it.
     fn descriptor(&self, selector: u16) -> Option<u64> {
         if selector <= LAST_NULL {
             return None;
@@ -53,7 +53,7 @@ impl PvContext<'_> {
         self.domain.memory.load_u64(Maddr(frame.maddr().0 + offset)).ok()
     }
 
-    /// The descriptor of a code or data segment, present or not: #GP where there is none.
+    /// The descriptor of a code or data segment, present or not: #GP if the selector names none.
     fn code_or_data(&self, selector: u16) -> Result<u64, Fault> {
         self.descriptor(selector).filter(|d| d & NOT_SYSTEM != 0).ok_or(refused(TRAP_GP_FAULT, selector))
     }

@@ -22,7 +22,7 @@ impl PvContext<'_> {
     pub fn run_again(&mut self) {
         self.vcpu.state = RunState::Running;
         self.vcpu.runstate.enter(RUNSTATE_RUNNING, self.domain.clock.now());
-        // A guest that unmapped its areas is told nothing, as on Xen.
+        // A guest that unmapped its areas gets no copies, as on Xen.
         let _ = self.publish_runstate();
         let _ = self.publish_time_copy();
     }

@@ -1,6 +1,6 @@
-//! The wall clock: what a guest is told of the date, and that it stays true when the host's clock is set.
+//! The wall clock: the date that a guest reads, which stays true when the host's clock is set.
 //!
-//! A guest is told the date at system time 0 (`wc_*` in the shared page, public/xen.h) and adds its system time. When
+//! A guest reads the date at system time 0 (`wc_*` in the shared page, public/xen.h) and adds its system time. When
 //! the host's clock is set, or the host was suspended while the time-stamp counter stood still, that date changes; Xen
 //! then writes a new one, and so does this. Nobody tells a program cheaply that the clock was set, so the vCPU's thread
 //! looks every [`LOOK_NS`] on its way into the guest, where it knows the system time anyway.
@@ -13,14 +13,14 @@ use crate::machine::time::NS_PER_S;
 
 /// How long a guest may see an old date, in nanoseconds of system time, if it comes to the host at all meanwhile.
 pub const LOOK_NS: u64 = NS_PER_S;
-/// By how much the host's clock may differ from what the guest was told before it is told again, in nanoseconds.
+/// By how much the host's clock may differ from what the guest reads before that is written anew, in nanoseconds.
 /// Slewing by NTP is at most 500 ppm, and NTP steps a clock that is wrong by more than 128 ms.
 pub const TOLERANCE_NS: u64 = 100_000_000;
 
 /// Reads a clock: nanoseconds since 1970.
 pub type Source = Box<dyn Fn() -> u64 + Send>;
 
-/// The date at system time 0, as a guest is told.
+/// The date at system time 0, as a guest reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WallTime {
     /// `wc_version`: even, and another one each time. While the rest is written, it is one less.

@@ -7,7 +7,7 @@ use crate::machine::time::NS_PER_S;
 use crate::pv::wall_clock::WallClock;
 use crate::testing::pv::TestDomain;
 
-/// Version, seconds and nanoseconds of the date that the guest is told.
+/// Version, seconds and nanoseconds of the date in the shared page.
 fn told(t: &TestDomain) -> (u32, u64, u32) {
     let shared: SharedInfo = t.memory.read_obj(t.upcall().shared_info).unwrap();
     (shared.wc_version, u64::from(shared.wc_sec) | u64::from(shared.wc_sec_hi) << 32, shared.wc_nsec)

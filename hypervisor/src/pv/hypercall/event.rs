@@ -10,7 +10,7 @@ use crate::pv::event::{Binding, EventChannels, HostService, Sent};
 use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::vcpu::VcpuId;
 
-/// The caller's own domain, however it names it: EPERM for the other that there is, ESRCH for none.
+/// The caller's own domain, however it names it: EPERM for domain 0, ESRCH for a domain that does not exist.
 fn own(dom: DomId) -> Result<(), Errno> {
     match dom {
         DOMID_SELF | DOMID => Ok(()),

@@ -15,7 +15,7 @@ use crate::pv::guest_pointer::GuestSlice;
 
 /// Requests copied from the guest at a time.
 const CHUNK: usize = 64;
-/// Set in a count that continues an interrupted call, whose progress counter goes on (public/xen.h).
+/// Set in a count that continues an interrupted call, whose progress counter continues (public/xen.h).
 const PREEMPTED: u32 = 1 << 31;
 
 /// Whose tables and frames are meant: the caller's, which it may name by number for its tables alone. EPERM for

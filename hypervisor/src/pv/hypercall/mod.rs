@@ -42,7 +42,7 @@ use crate::x86::registers::Regs;
 /// How many elementary operations one entry performs before the guest may be interrupted.
 ///
 /// At well under a microsecond each this bounds the latency of an upcall to about a millisecond. A multicall may
-/// do twice as much, lest one full list take the whole of it.
+/// do twice as much, so that one full list does not use it up.
 pub const PREEMPT_AFTER: u64 = 4096;
 
 /// Page-table entries to look at, or frames to hold or let go in a run: so many take as long as one operation.

@@ -11,7 +11,7 @@ use crate::pv::domain::DOMID;
 
 /// Interrupts that a domU has numbers for: 16 of the ISA bus and 32 more, none of them bound to a device.
 const PIRQS: u32 = 48;
-/// Ports that there are.
+/// The number of I/O ports.
 const PORTS: u32 = 1 << 16;
 
 /// physdev_op(command, argument).
@@ -83,7 +83,7 @@ fn refuse(domain: DomId) -> HypercallResult {
     Err(if exists { Errno::EPERM } else { Errno::ESRCH })
 }
 
-/// A page of the guest's to tell in which interrupts need an end-of-interrupt call: none ever does.
+/// A page in which the guest wants to see which interrupts need an end-of-interrupt call: none ever does.
 fn share_eoi_map(call: &mut Call<'_>) -> HypercallResult {
     let [_, argument, ..] = call.args;
     let op: PhysdevPirqEoiGmfn = call.guest().read(argument.pointer())?;

@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(set(&mut t, 7, 0x2_0702), Ok(0), "with CR4.DE a breakpoint on I/O is one");
         assert_eq!(t.call(nr::GET_DEBUGREG, [7]), Ok(0x2_0702));
         for alias in [4, 5] {
-            assert_eq!(set(&mut t, alias, 0), Err(Errno::ENODEV), "with CR4.DE there is none");
+            assert_eq!(set(&mut t, alias, 0), Err(Errno::ENODEV), "with CR4.DE it does not exist");
             assert_eq!(t.call(nr::GET_DEBUGREG, [alias]), Err(Errno::ENODEV));
         }
         for n in [6, 7] {

@@ -25,13 +25,13 @@ pub fn errno(number: u64) -> Errno {
         | nr::HYPFS_OP
         | nr::ARCH_0
         | nr::ARCH_1 => Errno::EPERM,
-        // There are no virtual performance counters.
+        // Virtual performance counters are not offered.
         nr::XENPMU_OP => Errno::EOPNOTSUPP,
         _ => Errno::ENOSYS,
     }
 }
 
-/// hvm_op(command, argument): this is no hardware-virtualized domain.
+/// hvm_op(command, argument): this is not a hardware-virtualized domain.
 pub fn hvm_op(call: &mut Call<'_>) -> HypercallResult {
     let [command, ..] = call.args;
     Err(match command.low32() {

@@ -116,7 +116,7 @@ fn register_nmi(call: &mut Call<'_>, address: u64) -> Result<(), Errno> {
     if let Some(slot) = call.vcpu.traps.get_mut(usize::from(TRAP_NMI)) {
         *slot = trap;
     }
-    // A reason that was left while nobody listened is told now.
+    // A reason that was noted before there was a handler is delivered now.
     let reason = std::mem::offset_of!(SharedInfo, arch) + std::mem::offset_of!(ArchSharedInfo, nmi_reason);
     let at = Maddr(call.upcall().shared_info.0 + reason as u64);
     if call.domain.memory.load_u64(at).map_err(|_| Errno::EFAULT)? != 0 {

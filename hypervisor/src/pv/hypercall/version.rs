@@ -53,7 +53,7 @@ pub fn xen_version(call: &mut Call<'_>) -> HypercallResult {
             done(0)
         }
         XENVER_COMMANDLINE => text::<XEN_COMMANDLINE_LEN>(call, argument.pointer(), ""),
-        // There is no build id to give (ENODATA, as from a Xen that was linked without one).
+        // This program has no build id (ENODATA, as from a Xen that was linked without one).
         XENVER_BUILD_ID => Err(Errno::ENODATA),
         _ => Err(Errno::ENOSYS),
     }

@@ -56,7 +56,7 @@ pub struct Server {
     incoming: Assembler,
     /// What there is no room for in the ring: at most [`BACKLOG`] and one message's bytes.
     outgoing: VecDeque<u8>,
-    /// What watches have not been told of yet; the first in part, up to watch `told`.
+    /// Changes that watches have not been notified of yet; the first in part, up to watch `told`.
     changes: VecDeque<Change>,
     told: usize,
     store: Store,

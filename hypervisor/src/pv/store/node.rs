@@ -142,12 +142,13 @@ pub struct Transaction {
     told: BTreeSet<Change>,
 }
 
-/// Something that watches are told of.
+/// A change that watches are notified of.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Change {
     /// Which node.
     pub path: Path,
-    /// Only watches of this very node are told: it went with a node above it, whose watches hear of that.
+    /// Only watches of this very node are notified: it was removed with a node above it, whose watches are notified of
+    /// that.
     pub exact: bool,
 }
 
@@ -219,7 +220,7 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// Removes a node. Its children, and its name in the node above, are the caller's to remove.
+    /// Removes a node. The caller removes its children, and its name in the node above.
     ///
     /// # Errors
     /// ENOSPC as [`View::get`].
@@ -245,7 +246,7 @@ impl Transaction {
         self.changed.insert(path, node.map(Arc::new));
     }
 
-    /// Keeps what watches are to be told of, for the commit. What was noted already is not told twice.
+    /// Keeps what watches are to be notified of, for the commit. What was noted already is not reported twice.
     pub fn note(&mut self, changes: Vec<Change>) {
         for change in changes {
             if self.told.insert(change.clone()) {

@@ -19,7 +19,7 @@ pub struct Client<'a, 'b> {
     pub view: &'a mut View<'b>,
     /// Who it is: a domain without privileges.
     pub domain: DomId,
-    /// Takes what watches are to be told of.
+    /// Takes the changes that watches are to be notified of.
     pub changes: &'a mut Vec<Change>,
 }
 

@@ -1,4 +1,4 @@
-//! What each request does, and what it is answered.
+//! What each request does, and what its reply is.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ pub struct Answered {
     pub reply: Result<Vec<u8>, Errno>,
     /// An event that follows at once: the first of a new watch.
     pub first_event: Option<Vec<u8>>,
-    /// What the watches are to be told of.
+    /// The changes that watches are to be notified of.
     pub changes: Vec<Change>,
     /// How many nodes were looked at.
     pub cost: u64,

@@ -18,7 +18,7 @@ pub enum RingError {
     /// The producer's index is more than the ring's size ahead of the consumer's.
     #[error("an index lies outside the xenstore's ring")]
     Index,
-    /// The page is not there: a fault of ours.
+    /// The page does not exist: a bug of the hypervisor.
     #[error(transparent)]
     Memory(#[from] BadMachineAddress),
 }

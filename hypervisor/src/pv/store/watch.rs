@@ -1,4 +1,4 @@
-//! Watches: what a domain wants to be told of, and the messages that tell it.
+//! Watches: what a domain wants to be notified of, and the messages for it.
 //!
 //! Whoever changes a node may read it (a node that the host lets a guest write is its own), so an event tells a guest
 //! nothing that it could not read.
@@ -73,7 +73,7 @@ impl Watches {
         self.0.clear();
     }
 
-    /// The payload that tells the `index`th watch of `change`, if it is one that it wants to hear of.
+    /// The payload of the message about `change` for watch number `index`, if it watches that.
     pub fn event(&self, index: usize, change: &Change) -> Option<Vec<u8>> {
         let watch = self.0.get(index)?;
         let Watched::Node(watched) = &watch.watched else { return None };

@@ -238,7 +238,7 @@ fn a_jump_out_of_the_canonical_range_is_a_protection_fault() {
 }
 
 proptest! {
-    /// Whatever a frame says, the guest ends or goes on with what a processor can load.
+    /// Whatever a frame says, the guest ends or continues with what a processor can load.
     #[test]
     fn any_iret_frame(words in prop::array::uniform9(any::<u64>()), flat: bool, low: bool, failsafe: bool) {
         let mut t = domain();

@@ -129,7 +129,7 @@ fn xsa_293_each_mode_has_its_gs_base_back() {
             (user, kernel, fs),
             "{round}"
         );
-        // WRGSBASE and WRFSBASE in the program, which nobody hears of.
+        // WRGSBASE and WRFSBASE in the program, which do not trap.
         (user, fs) = (USER_GS + round, round << 12);
         (t.vcpu.regs.gs_base, t.vcpu.regs.fs_base) = (user, fs);
         match round % 3 {
@@ -175,7 +175,10 @@ fn xsa_298_no_descriptor_beyond_the_tables_limit() {
         }
     }
     t.set_gdt(&[TABLE], 8);
-    assert!(t.cx().is_code_64(7 << 3 | 3) && !t.cx().is_code_64(512 << 3 | 3), "there is no second frame");
+    assert!(
+        t.cx().is_code_64(7 << 3 | 3) && !t.cx().is_code_64(512 << 3 | 3),
+        "the second frame does not exist"
+    );
 }
 
 /// XSA-100: memory that had been another's was handed out unscrubbed. A machine's memory holds nothing of what was in

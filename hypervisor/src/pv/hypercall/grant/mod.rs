@@ -1,7 +1,7 @@
 //! grant_table_op: the domain's grants, and its mappings of what it granted to itself (public/grant_table.h).
 //!
 //! Each operation is a list, walked here, preemptibly; every element has a status of its own, and an error
-//! number means that the list itself could not be read or written. There is no other domain that runs here:
+//! number means that the list itself could not be read or written. No other domain runs here:
 //! domain 0 exists and grants nothing, all others do not exist. Version 1 alone is offered.
 
 mod copy;

@@ -19,7 +19,7 @@ use crate::pv::hypercall::{Call, HypercallResult, Outcome, done};
 /// Performs an exchange as far as one entry may go.
 pub fn exchange(call: &mut Call<'_>, argument: GuestPtr<XenMemoryExchange>) -> HypercallResult {
     let mut x = Exchange::check(call.guest().read(argument)?)?;
-    // Before anything is exchanged: an interrupted call goes on from what stands there.
+    // Before anything is exchanged: an interrupted call continues from what is stored there.
     let progress = argument.part::<u64>(offset_of!(XenMemoryExchange, nr_exchanged))?;
     call.guest().check_writable(progress)?;
     let in_per_chunk = 1u64 << (x.chunk_order - x.arg.in_.extent_order);

@@ -85,7 +85,7 @@ pub fn memory_op(call: &mut Call<'_>) -> HypercallResult {
     }
 }
 
-/// The caller's own domain, however it names it: EPERM for the other that there is, ESRCH for none.
+/// The caller's own domain, however it names it: EPERM for domain 0, ESRCH for a domain that does not exist.
 fn own(dom: DomId) -> Result<(), Errno> {
     match dom {
         DOMID_SELF | DOMID => Ok(()),

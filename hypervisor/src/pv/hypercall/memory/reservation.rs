@@ -138,7 +138,7 @@ pub(super) fn page_of(call: &Call<'_>, mfn: u64) -> Result<u64, Errno> {
     call.domain.memory.load_u64(Maddr(at)).map_err(|_| Errno::EINVAL)
 }
 
-/// The frames are the guest's to find a place for: nothing is recorded of them.
+/// The guest chooses where to map the frames: nothing is recorded of them.
 fn increase(call: &mut Call<'_>, r: &XenMemoryReservation, n: u64, limit: Mfn) -> Result<(), Halt> {
     let at = number_at(r, n)?;
     if r.extent_start != 0 {

@@ -1,6 +1,6 @@
 //! VIRTIOP_ACTIVATE: a device from nothing to work, in one call.
 //!
-//! Everything is checked, then everything is taken (frames, event channels), then the guest is told, and only
+//! Everything is checked, then everything is taken (frames, event channels), then the reply is written, and only
 //! then the device starts; what fails on the way gives back all that was taken.
 //!
 //! Not interrupted between frames: as many as there may be are held in a fraction of what one entry may take, and
@@ -183,7 +183,7 @@ fn let_go(call: &mut Call<'_>, held: Held) {
     held.0.into_iter().for_each(|(first, frames)| call.domain.mmu.put_writable_run(first, frames));
 }
 
-/// Binds the ports, has the guest told of them, and starts the device. `ports` are those that were bound, also
+/// Binds the ports, writes them to the guest, and starts the device. `ports` are those that were bound, also
 /// where it fails: one for each queue, 0 for one that is not used, and last that of the configuration.
 fn start(
     call: &mut Call<'_>,

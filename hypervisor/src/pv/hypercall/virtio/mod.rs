@@ -92,7 +92,7 @@ fn config_write(call: &mut Call<'_>, argument: GuestPtr<VirtioConfig>) -> Hyperc
     done(0)
 }
 
-/// Stops a device, or goes on stopping it.
+/// Stops a device, or continues to stop it.
 fn reset(call: &mut Call<'_>, id: u32) -> HypercallResult {
     if device(call, id)?.slot.is_active() {
         // Threads end: enough for one entry.

@@ -1,4 +1,4 @@
-//! A hostile guest: whatever it writes into the page, the store stays bounded and goes on.
+//! A hostile guest: whatever it writes into the page, the store stays bounded and continues to answer.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A client at the other end of the ring, and what it is told.
+//! A client at the other end of the ring, and the replies that it gets.
 
 mod hostile;
 mod nodes;

@@ -15,7 +15,7 @@ fn bytes_are_taken_as_they_come() {
     // Linux: head, notification, payload, and none for that if the ring was not empty.
     for piece in [&bytes[..7], &bytes[7..16], &bytes[16..18], &bytes[18..]] {
         assert_eq!(b.put(piece), piece.len());
-        assert!(b.notify(), "the guest hears of the room");
+        assert!(b.notify(), "the guest is notified of the room");
         assert_eq!(b.index(REQ_CONS), b.index(REQ_PROD));
     }
     b.take(usize::MAX);
