@@ -1,7 +1,7 @@
 //! Direct paging: the guest owns its page tables, and every change to them is validated.
 //!
-//! The guest reads its tables freely and has them mapped read-only; it changes them by asking. What holds
-//! after every operation, whatever a guest asked for:
+//! The guest has its tables mapped read-only, and changes them by hypercalls. After every operation of any guest,
+//! these invariants hold:
 //!
 //! 1. A frame that is a page table or holds descriptors is mapped writable nowhere, not even by a translation
 //!    that a CPU may still have cached: a frame changes its type only when no type reference is left, and
@@ -11,8 +11,7 @@
 //!    page tables: a table that links itself or its like is refused with EINVAL, as by a Xen built without
 //!    them.
 //! 3. Slots 256 to 271 of every L4 table hold the hypervisor's entries.
-//! 4. Every frame's two counts (see [`frame`]) are exactly what the tables, pins, roots and descriptor tables
-//!    amount to.
+//! 4. Every frame's two counts (see [`frame`]) match the tables, pins, roots and descriptor tables exactly.
 //!
 //! The work of one operation is bounded: validating or taking down a table reads its 512 entries, once,
 //! and an operation that would do so more than [`BUDGET`] entries long stops with [`Stop::Restart`]. Its
@@ -21,8 +20,8 @@
 //! One operation at a time: `&mut self` is the lock. Type changes flush the calling vCPU only; with several
 //! vCPUs the caller must have the others outside the guest, or flush them before it lets go of the lock.
 //!
-//! What may not be done here: storing to a table without counting, or telling guests apart from attackers.
-//! Semantics and errors: public/xen.h and public/errno.h; what is left out is said where it is.
+//! Code here may not store to a table without counting, or treat some guests as more trustworthy than others.
+//! Semantics and errors: public/xen.h and public/errno.h; comments in the code name what is left out.
 
 mod entry;
 mod ext;

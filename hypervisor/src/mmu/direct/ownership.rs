@@ -1,8 +1,7 @@
-//! Frames that come and go, and frames that the host writes to.
+//! Frames that a guest returns or gets, and frames that the host writes to.
 //!
-//! The rest of the host writes to guest memory too (a device's data, a hypercall's result). Where it goes
-//! through the guest's own page tables their rights decide; where the guest names a frame, only
-//! [`DirectPaging::get_writable`] does.
+//! Other parts of the host write to guest memory, too (a device's data, a hypercall's result). If a write goes through
+//! the guest's page tables, their rights apply; if the guest names a frame, [`DirectPaging::get_writable`] decides.
 
 use paravane_abi::{Errno, addr};
 
@@ -12,9 +11,9 @@ use crate::machine::memory::{MachineMemory, Mfn};
 use crate::mmu::log::TableLog;
 
 impl DirectPaging {
-    /// Takes a frame away from the guest, who must not use it any more: `decrease_reservation` and the like.
+    /// Takes a frame from the guest, which must not use it any more: `decrease_reservation` and similar operations.
     ///
-    /// A frame that anything still refers to is refused with EBUSY, one that is not the guest's with EINVAL.
+    /// A frame with references is refused with EBUSY, one that the guest does not own with EINVAL.
     pub fn take_from_guest(
         &mut self,
         memory: &MachineMemory,
@@ -32,7 +31,7 @@ impl DirectPaging {
         self.set_m2p(memory, mfn, addr::INVALID_M2P_ENTRY)
     }
 
-    /// Gives a frame that was taken away back to the guest, as its page `pfn`. Its content is what it was.
+    /// Returns a frame that was taken from the guest, as its page `pfn`. Its contents are unchanged.
     pub fn give_to_guest(&mut self, memory: &MachineMemory, mfn: Mfn, pfn: u64) -> Result<(), Errno> {
         let frame = self.frames.get(mfn).ok_or(Errno::EINVAL)?;
         if mfn.0 < self.guest_base || frame.owner() != Owner::Hypervisor {
@@ -52,12 +51,12 @@ impl DirectPaging {
         Ok(())
     }
 
-    /// Ends what one [`DirectPaging::get_writable`] began.
+    /// Undoes one [`DirectPaging::get_writable`].
     pub fn put_writable(&mut self, mfn: Mfn) {
         self.frames.release(mfn);
     }
 
-    /// [`DirectPaging::get_writable`] for `frames` frames that follow one another: all of them, or none.
+    /// [`DirectPaging::get_writable`] for `frames` consecutive frames: all of them, or none.
     ///
     /// Takes time in proportion to their number, which the caller must bound.
     pub fn get_writable_run(
@@ -69,13 +68,13 @@ impl DirectPaging {
     ) -> Result<(), Stop> {
         self.pass(memory, log).begin(None)?;
         if self.frames.hold_writable(first, frames).ok_or(Errno::EINVAL)? {
-            // A CPU may have cached one as the table that it was.
+            // A CPU may have cached one in its former use as a table.
             log.flush_all();
         }
         Ok(())
     }
 
-    /// Ends what one [`DirectPaging::get_writable_run`] began.
+    /// Undoes one [`DirectPaging::get_writable_run`].
     pub fn put_writable_run(&mut self, first: Mfn, frames: u64) {
         self.frames.release_run(first, frames);
     }

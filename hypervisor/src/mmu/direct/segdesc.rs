@@ -2,7 +2,7 @@
 //!
 //! An engine may have the processor run on these frames: what passes here gives no more rights than CPL 3 has, and the
 //! guest cannot store to a frame while it is a descriptor table. Of system descriptors only absent ones pass;
-//! call gates, which Xen lets a guest have, are refused. An LDT is checked as to its place alone.
+//! call gates, which Xen allows a guest, are refused. Of an LDT, only its address and size are checked.
 //! Facts: SDM vol. 3, 3.4.5 (segment descriptors); public/arch-x86/xen.h (FIRST_RESERVED_GDT_ENTRY).
 
 use paravane_abi::Errno;
@@ -17,7 +17,7 @@ use crate::x86::descriptor::bits::{DPL, NOT_SYSTEM, PRESENT};
 
 /// Descriptors in a frame.
 const PER_FRAME: usize = 512;
-/// The type field and the bit that says whether it is a system descriptor's.
+/// The type field, and the bit that tells system descriptors from others.
 const TYPE_AND_S: u64 = 0x1f << 40;
 
 impl DirectPaging {
@@ -103,10 +103,10 @@ impl Pass<'_> {
     }
 }
 
-/// The descriptor as it is stored, with the guest's privilege; `None` where it may not be had.
+/// The descriptor as it is stored, with the guest's privilege level; `None` if a guest may not have it.
 fn checked(descriptor: u64) -> Option<u64> {
     if descriptor & PRESENT == 0 {
-        // Using it faults, whatever else it says.
+        // Using it faults, whatever its other fields are.
         return Some(descriptor);
     }
     if descriptor & TYPE_AND_S == 0 {

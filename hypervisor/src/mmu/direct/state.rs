@@ -1,4 +1,4 @@
-//! The account of a domain's page tables, and one operation on it under way.
+//! The state of a domain's page tables, and one operation on it.
 
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ pub enum Stop {
     /// It is refused; nothing was changed.
     #[error("the update is refused with {0}; correct the entry or the frame's use")]
     Refused(#[from] Errno),
-    /// It was long and is not finished: do the same again, after a look at what else is to be done.
+    /// It is long and not finished: issue it again, after a check for other work.
     #[error("the operation is not finished; issue it again")]
     Restart,
 }
@@ -36,7 +36,7 @@ impl From<BadMachineAddress> for Stop {
     }
 }
 
-/// A domain's page tables: who uses which frame as what.
+/// The state of a domain's page tables: the uses of every frame.
 #[derive(Debug)]
 pub struct DirectPaging {
     pub(super) frames: FrameTable,
@@ -67,7 +67,7 @@ impl DirectPaging {
         Ok(Self { frames, work, reserved_l4, m2p, guest_base })
     }
 
-    /// The account of `mfn`, if there is such a frame.
+    /// The state of `mfn`, if there is such a frame.
     pub fn frame(&self, mfn: Mfn) -> Option<Frame> {
         self.frames.get(mfn)
     }
@@ -84,7 +84,7 @@ impl DirectPaging {
     }
 }
 
-/// One operation under way: the state, and what it reads, writes and tells.
+/// One operation: the state, the memory that it accesses, and the log that it writes.
 pub(super) struct Pass<'a> {
     pub(super) frames: &'a mut FrameTable,
     pub(super) work: &'a mut Work,
@@ -94,7 +94,7 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Takes a reference and a type reference; whether the frame only now became `kind`.
+    /// Takes a reference and a type reference. Returns whether the frame changed its type to `kind`.
     pub(super) fn hold(&mut self, mfn: Mfn, kind: FrameType) -> Option<bool> {
         let Hold::First(was) = self.frames.hold(mfn, kind)? else { return Some(false) };
         if was != kind && was != FrameType::None {

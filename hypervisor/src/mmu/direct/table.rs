@@ -1,4 +1,4 @@
-//! Taking references through entries: validating a table when it becomes one, taking it down when it stops.
+//! References through entries: validates a frame that becomes a table, and takes down one that is no longer used.
 //!
 //! Depth is bounded by the levels. Length is bounded by a budget: what does not fit stays on one of two
 //! lists, each frame at most once, as a table that one type reference still holds in place. `kept` are tables
@@ -52,7 +52,7 @@ impl Pass<'_> {
             self.work.dropping.push(mfn);
         }
     }
-    /// Takes what a present entry of a table of `level` refers to; the entry as it is to be stored.
+    /// Takes a reference to what a present entry of a table of `level` refers to. Returns the entry to store.
     fn link(&mut self, entry: u64, level: Level) -> Result<u64, Stop> {
         if entry::has_forbidden_bits(entry, level) {
             return Err(Errno::EINVAL.into());
@@ -63,7 +63,7 @@ impl Pass<'_> {
         }
         Ok(entry::adjust(entry, level))
     }
-    /// Drops what an entry of a table of `level` refers to.
+    /// Drops the reference to what an entry of a table of `level` refers to.
     pub(super) fn unlink(&mut self, entry: u64, level: Level) {
         let mfn = entry::target(entry);
         if !pte::is_present(entry) {
@@ -78,7 +78,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Takes what a present L1 entry maps.
+    /// Takes a reference to the frame that a present L1 entry maps.
     pub(super) fn map_page(&mut self, entry: u64) -> Result<(), Stop> {
         let mfn = entry::target(entry);
         let writable = entry & pte::RW != 0;
@@ -108,7 +108,7 @@ impl Pass<'_> {
         validated
     }
 
-    /// Validates a frame's content as a table of `level`, taking what its entries refer to.
+    /// Validates a frame's contents as a table of `level`, and takes references to what its entries refer to.
     ///
     /// No CPU walks it yet, so the stores need not be logged.
     fn promote(&mut self, mfn: Mfn, level: Level) -> Result<(), Stop> {
@@ -139,7 +139,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Undoes the first part of a validation, but keeps the tables it got done if it is to be restarted.
+    /// Undoes the first part of a validation, but keeps the tables that it finished if it will be restarted.
     fn back_out(&mut self, done: &[u64], level: Level, stop: Stop) {
         for (index, &entry) in done.iter().enumerate() {
             if !is_guest_slot(level, index) || !pte::is_present(entry) {
@@ -179,7 +179,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Drops what the entries of a former table refer to.
+    /// Drops the references to what the entries of a former table refer to.
     fn demote(&mut self, mfn: Mfn) {
         let Some(FrameType::Table(level)) = self.frames.get(mfn).map(|f| f.kind()) else { return };
         self.frames.set_was_table(mfn, true);

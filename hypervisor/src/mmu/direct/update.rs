@@ -16,7 +16,7 @@ use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::walk;
 use crate::x86::walk::MachineTables;
 
-/// How often a store is tried again because a CPU set accessed or dirty bits meanwhile.
+/// The number of retries of a store because a CPU set accessed or dirty bits meanwhile.
 const STORE_ATTEMPTS: u32 = 8;
 
 impl DirectPaging {
@@ -84,7 +84,7 @@ impl DirectPaging {
         }
         let entry = Maddr(at.0 & !7);
         let shift = (at.0 & 7) * 8;
-        // The entry must be the guest's before it is read: `update_l1` looks again, and at more.
+        // The guest must own the entry's table before it is read: `update_l1` checks this again, and more.
         self.frames.guest(entry.mfn()).ok_or(Errno::EINVAL)?;
         let old = memory.load_u64(entry)?;
         let new = old & !(mask << shift) | (value & mask) << shift;
@@ -159,7 +159,7 @@ impl Pass<'_> {
         }
     }
 
-    /// The new reference is taken before the old one is dropped, so that what both need never goes away.
+    /// The new reference is taken before the old one is dropped, so that a table that both need is never taken down.
     fn replace(&mut self, at: Maddr, level: Level, old: u64, val: u64, keep_ad: bool) -> Result<(), Stop> {
         match level.below() {
             None => self.map_page(val)?,
@@ -170,7 +170,7 @@ impl Pass<'_> {
         stored
     }
 
-    /// Replaces `old` at `at`, and tells the engine. A CPU may set accessed and dirty bits until the last moment.
+    /// Replaces `old` at `at`, and logs it. A CPU may set accessed and dirty bits until the last moment.
     fn store(&mut self, at: Maddr, level: Level, old: u64, new: u64, keep_ad: bool) -> Result<(), Stop> {
         const AD: u64 = pte::ACCESSED | pte::DIRTY;
         let mut seen = old;

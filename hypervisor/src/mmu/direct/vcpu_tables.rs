@@ -1,4 +1,4 @@
-//! What one vCPU walks and loads: its two roots, its GDT and its LDT.
+//! The tables of one vCPU: its two roots, its GDT and its LDT.
 
 use paravane_abi::Errno;
 
@@ -13,7 +13,7 @@ const LDT_MAX: u32 = 8192;
 
 /// The tables that one vCPU uses, each held by references.
 ///
-/// Both roots are validated L4 tables, always: what a vCPU walks comes from here or from nowhere.
+/// Both roots are always validated L4 tables, and a vCPU walks no others.
 #[derive(Debug)]
 pub struct VcpuTables {
     pub(super) kernel: Mfn,
@@ -27,7 +27,7 @@ impl VcpuTables {
     pub fn kernel_root(&self) -> Mfn {
         self.kernel
     }
-    /// The root that the guest's user mode runs on; without one it cannot be entered.
+    /// The root that the guest's user mode runs on; without it, user mode cannot be entered.
     pub fn user_root(&self) -> Option<Mfn> {
         self.user
     }
@@ -39,7 +39,7 @@ pub(super) struct Gdt {
     pub(super) frames: [Option<Mfn>; GDT_FRAMES],
 }
 
-/// A vCPU's LDT: where the guest says that it is.
+/// A vCPU's LDT, at the address that the guest gave.
 #[derive(Debug, Default)]
 pub(super) struct Ldt {
     base: u64,
@@ -58,7 +58,7 @@ impl Ldt {
 }
 
 impl VcpuTables {
-    /// Linear address and number of entries of the LDT that the guest set; no entries without one.
+    /// Linear address and number of entries of the LDT that the guest set; 0 entries without an LDT.
     pub fn ldt(&self) -> (u64, u32) {
         (self.ldt.base, self.ldt.entries)
     }

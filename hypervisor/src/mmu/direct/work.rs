@@ -1,4 +1,4 @@
-//! What of an operation is unfinished, and how much work it may still do.
+//! The unfinished parts of operations, and the budget of the present one.
 
 use paravane_abi::addr;
 
@@ -7,7 +7,7 @@ use crate::machine::memory::Mfn;
 
 const ENTRIES: u32 = addr::PT_ENTRIES as u32;
 
-/// What is unfinished.
+/// Unfinished work.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) kept: Vec<Mfn>,

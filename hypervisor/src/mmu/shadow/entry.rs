@@ -1,16 +1,16 @@
 //! From a guest's entry to the shadow's: pure functions of bits.
 //!
-//! What may not be done here: looking at memory or at the state of the shadow.
+//! Code here may not access memory or the state of the shadow.
 
 use paravane_abi::pte;
 
 use super::view::View;
 use crate::machine::memory::Mfn;
 
-/// What of the guest's control registers changes the meaning of its page tables.
+/// The bits of the guest's control registers that affect the meaning of its page tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Controls {
-    /// CR0.WP: read-only pages are so for the kernel too.
+    /// CR0.WP: pages are read-only for the kernel, too.
     pub write_protect: bool,
     /// EFER.NXE: bit 63 forbids execution; otherwise it is reserved.
     pub no_execute: bool,
@@ -34,7 +34,7 @@ pub(super) const fn usable(entry: u64, view: View, controls: Controls) -> bool {
     entry & needed == needed && (controls.no_execute || entry & pte::NX == 0)
 }
 
-/// The rights of a guest entry as `view` has them: the W and NX bits of the shadow's entry.
+/// The rights of a guest entry in `view`, as the W and NX bits of the shadow's entry.
 const fn rights(entry: u64, view: View, controls: Controls) -> u64 {
     let ignores_rw = !controls.write_protect && matches!(view, View::Kernel);
     let writable = if ignores_rw { pte::RW } else { entry & pte::RW };

@@ -1,4 +1,4 @@
-//! The auditor: recomputes from memory what the frame table must say, and what a CPU could reach.
+//! The auditor: recomputes from memory what the frame table must contain, and what a CPU could reach.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ struct Counts {
 }
 
 impl World {
-    /// Checks every promise of the module's head.
+    /// Checks every invariant in the head of the module `direct`.
     pub(super) fn audit(&self) {
         let mut expected: BTreeMap<u64, Counts> = BTreeMap::new();
         let mut held = |mfn: Mfn| {
@@ -95,7 +95,7 @@ impl World {
         }
     }
 
-    /// What the CPU has cached must not be of use to a hostile guest.
+    /// Checks that the CPU's cached translations give a hostile guest no forbidden access.
     fn audit_cpu(&self) {
         for &mfn in &self.cpu.readable {
             let owner = self.direct.frame(Mfn(mfn)).unwrap().owner();
@@ -117,7 +117,7 @@ impl World {
         }
     }
 
-    /// The guest runs: the CPU may cache all that it reaches from the roots, as the processor would read it.
+    /// Lets the guest run: the CPU caches everything that it can reach from the roots, as a processor would.
     pub(super) fn run(&mut self) {
         let mut cpu = std::mem::take(&mut self.cpu);
         for root in [Some(self.tables.kernel_root()), self.tables.user_root()].into_iter().flatten() {

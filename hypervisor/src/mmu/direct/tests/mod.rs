@@ -1,4 +1,4 @@
-//! A small machine to test on, and what must hold of it after every operation.
+//! A small machine for the tests, with checks that must hold after every operation.
 
 use std::collections::BTreeSet;
 
@@ -48,7 +48,7 @@ struct World {
     cpu: Cpu,
 }
 
-/// What a CPU may have cached: it remembers everything that it could reach since the last flush.
+/// The translations that a CPU may have cached: everything that it could reach since the last flush.
 #[derive(Debug, Default)]
 struct Cpu {
     readable: BTreeSet<u64>,
@@ -109,7 +109,7 @@ impl World {
         self.direct.frame(self.mfn(pfn)).unwrap().held_as()
     }
 
-    /// One operation, the guest running on afterwards; everything that must hold is checked before it does.
+    /// Makes one operation, checks all invariants, and lets the guest run on.
     fn op<T>(
         &mut self,
         op: impl FnOnce(&mut DirectPaging, &MachineMemory, &mut TableLog, &mut VcpuSpace, &mut VcpuTables) -> T,
@@ -118,7 +118,7 @@ impl World {
         self.enter();
         result
     }
-    /// The frames of which the engine would hear that they are tables again.
+    /// The frames that the log reports to the engine as tables again.
     fn reused(&self) -> Vec<Mfn> {
         self.space.pending(&self.log).reused.iter().copied().collect()
     }

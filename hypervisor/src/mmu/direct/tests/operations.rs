@@ -1,4 +1,4 @@
-//! Each operation: what it does, and which error it ends in.
+//! Each operation: its effects and its errors.
 
 use paravane_abi::mmu::*;
 use paravane_abi::{Errno, addr, pte};
@@ -38,7 +38,7 @@ fn boot_tables_that_are_writable_are_refused() {
 }
 
 #[test]
-fn entries_are_adjusted_and_told() {
+fn entries_are_adjusted_and_logged() {
     let mut w = World::new();
     let asked = w.entry(FREE, P | pte::RW | pte::GLOBAL);
     let old = w.load(L1, FREE);
@@ -82,7 +82,7 @@ fn l1_entries_that_are_refused() {
 }
 
 #[test]
-fn what_the_hypervisor_shows_can_be_mapped() {
+fn shared_frames_of_the_hypervisor_can_be_mapped() {
     let mut w = World::new();
     let shared = pte::make(w.layout.shared_info.0, RW);
     let m2p = w.layout.m2p.start;
@@ -405,7 +405,7 @@ fn a_run_is_held_whole_or_not_at_all() {
 }
 
 #[test]
-fn the_engine_hears_of_tables_that_come_back() {
+fn reused_tables_are_logged() {
     let mut w = World::new();
     w.protect(10);
     let pin = MmuextOp { cmd: MMUEXT_PIN_L1_TABLE, arg1: w.mfn(10).0, ..MmuextOp::default() };

@@ -1,4 +1,4 @@
-//! A hostile guest: whatever it asks, in whatever order, the audit after each operation holds.
+//! A hostile guest: the audit passes after each of any sequence of operations.
 
 use paravane_abi::mmu::*;
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ use super::super::frame::FrameType;
 use super::super::{Granted, Place};
 use super::*;
 
-/// One thing that the guest does. Frames and slots are few, so that what it does collides.
+/// One operation of the guest. Frames and slots are few, so that operations collide.
 #[derive(Clone, Debug)]
 enum Act {
     Update {
@@ -189,7 +189,7 @@ impl World {
                 })
             }
             Act::Poke { frame, slot, value } => {
-                // The guest's own store, where a mapping lets it.
+                // The guest's own store, if a mapping allows it.
                 let (mfn, value) = (self.absolute(frame), self.absolute_entry(value));
                 if self.direct.frame(mfn).and_then(|f| f.held_as()) == Some(FrameType::Writable) {
                     self.memory.store_u64(self.slot_at(frame, slot), value).unwrap();
@@ -232,7 +232,7 @@ impl World {
     }
 }
 
-/// What a run of the property did, so that a generator which only meets refusals does not pass for a test.
+/// Counts what a run did, to detect a generator whose operations are all refused.
 fn run(limit: u32, acts: &[Act]) -> (usize, usize) {
     let mut w = World::new();
     w.direct.work.limit = limit;

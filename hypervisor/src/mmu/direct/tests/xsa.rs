@@ -77,8 +77,8 @@ fn xsa_182_no_self_map_to_make_writable() {
     assert_eq!(w.update(L1, L1, w.entry(L1, P | pte::RW)), EBUSY);
 }
 
-/// XSA-212: memory_exchange wrote its result where the guest said, through no check. The part of it that is
-/// here: a frame number from the guest never lets the host write to what the guest may not.
+/// XSA-212: memory_exchange wrote its result to an unchecked address of the guest's choice. Here: the host never uses a
+/// guest's frame number to write to memory that the guest may not write to.
 #[test]
 fn xsa_212_the_host_does_not_write_for_the_guest() {
     let mut w = World::new();
@@ -165,7 +165,7 @@ fn xsa_299_an_interrupted_validation_leaves_nothing_half_done() {
     assert_eq!(w.pin(11, Level::L2), EINVAL);
 }
 
-/// References, type references, whether pinned, whether parked: what must be as before after an operation that failed.
+/// References, type references, pins and parked flags, all of which a failed operation must leave unchanged.
 fn accounts(w: &World) -> Vec<(u64, u64, bool, bool)> {
     let account = |f: Frame| (f.refs(), f.type_refs(), f.pinned(), f.parked());
     (0..w.layout.total).map(|m| account(w.direct.frame(Mfn(m)).unwrap())).collect()
@@ -195,7 +195,7 @@ fn xsa_242_an_operation_that_fails_after_a_restart_keeps_no_reference() {
             let outcomes: Vec<_> = (0..issues).map(|_| attempt(&mut w)).collect();
             assert_eq!(outcomes[0], Err(Stop::Restart), "{n}");
             assert!(issues < 100 || outcomes.contains(&EBUSY), "{n}: refused in the end");
-            // What is left over is done by what comes next, whatever that is.
+            // The next operation, whatever it is, finishes the remaining work.
             let next = w.mfn(L1 + 1);
             let drain = |w: &mut World| {
                 w.op(|d, m, p, _, _| d.get_writable(m, p, next).map(|()| d.put_writable(next)))
