@@ -48,8 +48,8 @@ fn the_guest_and_the_host_ping_each_other() {
             guest.type_in("ping 10.7.0.99 1000\nmem\x03");
             guest.must_say("received=0");
             guest.type_in("ping 10.7.0\nping\nping 10.7.0.1 0\n");
-            guest.must_say("ping: 10.7.0: no IPv4 address");
-            guest.must_say("ping: : no IPv4 address");
+            guest.must_say("ping: 10.7.0 is not an IPv4 address");
+            guest.must_say("ping:  is not an IPv4 address");
             guest.must_say("sent=0 received=0");
             guest.end("halt\n");
         }

@@ -176,7 +176,7 @@ fn the_guest_calls_the_host() {
         drop(socket);
         guest.must_say("answer 0");
         guest.must_say("answer 4999");
-        guest.must_say("vsock: the host has no more to say");
+        guest.must_say("vsock: the host has closed the connection");
         // The socket's file is removed, so that nobody listens.
         std::fs::remove_file(place.of_port(9)).unwrap();
         guest.type_in("vsock 9 hello\n");
