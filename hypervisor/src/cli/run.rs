@@ -1,7 +1,7 @@
 //! `paravane run`: a guest, its console on ours.
 //!
-//! The guest's first byte is what a user waits for, so nothing that can wait is done before it: no thread, no
-//! formatting, no file that was not asked for.
+//! A user waits for the guest's first byte. Everything that can be done later is done after it: starting threads,
+//! formatting, reading files that were not asked for.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal};

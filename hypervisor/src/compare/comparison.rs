@@ -100,11 +100,11 @@ pub struct WorkloadResult {
     pub name: &'static str,
     /// What it does.
     pub about: &'static str,
-    /// Whether every technique did it, rightly, and the same amount of it.
+    /// Whether every technique did the same amount of work, with right results.
     pub ok: bool,
-    /// What is wrong, if not.
+    /// What is wrong, if anything is.
     pub problems: Vec<String>,
-    /// Which techniques could not do it for want of a device, and why: nothing is wrong then, and nothing compared.
+    /// Which techniques lacked a device for it, and why. That is no failure, but then nothing is compared.
     pub skipped: Vec<String>,
     /// Name and result of each technique.
     #[serde(serialize_with = "as_map")]

@@ -6,8 +6,8 @@
 //! * [`observe`] says what is told about each exit, and to whom.
 //! * [`waker`] makes a virtual CPU leave the guest, or ends its wait.
 //!
-//! Threads: the loop and all that it calls run on the virtual CPU's own thread. [`Control`] and [`waker::Waker::kick`] may
-//! be used from any thread and from a signal handler. Time is accounted for here and nowhere else.
+//! Threads: the loop and all that it calls run on the virtual CPU's own thread. [`Control`] and the kick of a waker may be
+//! used from any thread and from a signal handler. Time is accounted for here and nowhere else.
 //!
 //! What may not be done here: deciding what an exit means, knowing a kind of domain, or anything between an exit and the
 //! next entry that allocates, logs or waits for a lock, unless a command asked for it.

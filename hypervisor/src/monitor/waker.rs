@@ -1,9 +1,9 @@
 //! Waking a vCPU, whether it runs or waits.
 //!
-//! One in the guest is kicked by its engine. One whose thread is in the host is only told, by a flag that it reads before it
-//! enters again (KVM's own `vcpu->mode` works like that): a kick of the engine would make the next entry leave the
-//! guest for nothing. A waiting one first looks here for a while whether it was rung for
-//! ([`BusyPoll`]) and then sleeps on an eventfd, which remembers a ring that came a moment too early.
+//! A vCPU in the guest is kicked by its engine. One whose thread is in the host is only told, by a flag that it reads
+//! before it enters again (KVM's own `vcpu->mode` works like that): a kick of the engine would make the next entry
+//! leave the guest for nothing. One that waits first polls that flag for a while ([`BusyPoll`]), and then sleeps on an
+//! eventfd, which remembers a ring that came a moment too early.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
