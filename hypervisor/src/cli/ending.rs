@@ -1,11 +1,11 @@
 //! Ending a run from outside: by a signal, by `--timeout`, at the keyboard, by a lost device.
 //!
-//! To ask means to send [`Command::Stop`]. That alone can come too late or reach the wrong
-//! thread: the vCPU's thread may be just about to block in write(2). So a timer of that thread goes off again and again
-//! from then on. Each time it interrupts whatever call the thread is in, and every loop around such a call asks the
-//! control channel whether to stop. The same timer brings the deadline. What even that does not end (a disk that does not answer, a process
-//! that somebody stopped) ends hard after [`GRACE_NS`]: the terminal is restored and the program exits. Its guest
-//! processes die with it (PR_SET_PDEATHSIG).
+//! To ask means to send [`Command::Stop`]. That alone can come too late or reach the wrong thread: the vCPU's thread
+//! may be just about to block in write(2). So a timer of that thread goes off again and again from then on. Each time
+//! it interrupts whatever call the thread is in, and every loop around such a call asks the control channel whether to
+//! stop. The same timer brings the deadline. What even that does not end (a disk that does not answer, a process that
+//! somebody stopped) ends hard after [`GRACE_NS`]: the terminal is restored and the program exits. Its guest processes
+//! die with it (PR_SET_PDEATHSIG).
 //!
 //! Before the guest runs there is nothing to end in order, so a signal or the deadline ends the program at once.
 //!

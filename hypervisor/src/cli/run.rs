@@ -93,8 +93,8 @@ pub(super) struct RunArgs {
     /// End the run after this long, whatever it waits for: a number and ms, s, m or h; a bare number is seconds
     #[arg(long, value_name = "TIME", value_parser = size::duration, help_heading = HOST)]
     timeout: Option<Duration>,
-    /// Print start-up times, exits by cause, batch sizes, what became of devices, and the registers of a guest that came
-    /// to a bad end, to standard error at the end
+    /// Print start-up times, exits by cause, batch sizes, what became of devices, and the registers of a guest that
+    /// came to a bad end, to standard error at the end
     #[arg(long, help_heading = HOST)]
     stats: bool,
     /// Write the same as JSON to a file

@@ -1,8 +1,8 @@
 //! From a configuration to a running guest, and the report when it has ended.
 //!
 //! [`start`] composes: it reads the image, takes the technique for it, has an engine chosen ([`select`]) and the domain
-//! built, and runs the virtual CPU's loop. All of that happens on the thread that calls [`run`], which becomes the virtual
-//! CPU's. Nothing here is signal-safe; what a signal handler may use of a running domain is its [`Control`].
+//! built, and runs the virtual CPU's loop. All of that happens on the thread that calls [`run`], which becomes the
+//! virtual CPU's. Nothing here is signal-safe; what a signal handler may use of a running domain is its [`Control`].
 //!
 //! What may not be done here: knowing how a technique works, or what a command line looks like.
 

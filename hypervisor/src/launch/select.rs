@@ -1,8 +1,8 @@
 //! Choosing the engine.
 //!
 //! `auto` tries the engines that can run the kernel, the cheapest on this host first: hardware KVM, the process engine,
-//! software KVM. A transport that is named is a way into KVM, and so means KVM. What was passed over, and why, is said in
-//! the report.
+//! software KVM. A transport that is named is a way into KVM, and so means KVM. What was passed over, and why, is said
+//! in the report.
 
 use super::engines::{ENGINES, Engine, EngineError, Setup};
 use super::{EngineChoice, TransportChoice};

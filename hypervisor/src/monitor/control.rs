@@ -91,8 +91,8 @@ impl Control {
         self.0.stands.load(Ordering::Acquire)
     }
 
-    /// The guest is under way: postponed work need not wait any longer. For the virtual CPU's own thread, which needs no
-    /// kick.
+    /// The guest is under way: postponed work need not wait any longer. For the virtual CPU's own thread, which needs
+    /// no kick.
     pub fn guest_is_under_way(&self) {
         self.0.commands.fetch_or(UNDER_WAY, Ordering::Relaxed);
     }

@@ -1,16 +1,16 @@
 //! The loop that runs a virtual CPU: enter, exit, account, handle, resume.
 //!
-//! * [`vcpu_loop`] turns the loop until the guest's life is over. What an exit means is decided by a [`Runner`], of which a
-//!   domain has one for each virtual CPU; the loop knows no technique, and no technique knows the loop.
+//! * [`vcpu_loop`] turns the loop until the guest's life is over. What an exit means is decided by a [`Runner`], of
+//!   which a domain has one for each virtual CPU; the loop knows no technique, and no technique knows the loop.
 //! * [`control`] is the only way to tell a running domain something from outside.
 //! * [`observe`] says what is told about each exit, and to whom.
 //! * [`waker`] makes a virtual CPU leave the guest, or ends its wait.
 //!
-//! Threads: the loop and all that it calls run on the virtual CPU's own thread. [`Control`] and the kick of a waker may be
-//! used from any thread and from a signal handler. Time is accounted for here and nowhere else.
+//! Threads: the loop and all that it calls run on the virtual CPU's own thread. [`Control`] and the kick of a waker may
+//! be used from any thread and from a signal handler. Time is accounted for here and nowhere else.
 //!
-//! What may not be done here: deciding what an exit means, knowing a kind of domain, or anything between an exit and the
-//! next entry that allocates, logs or waits for a lock, unless a command asked for it.
+//! What may not be done here: deciding what an exit means, knowing a kind of domain, or anything between an exit and
+//! the next entry that allocates, logs or waits for a lock, unless a command asked for it.
 
 pub mod control;
 pub mod observe;

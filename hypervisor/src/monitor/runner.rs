@@ -1,7 +1,7 @@
 //! One virtual CPU, as the loop sees it.
 //!
-//! A technique implements [`Runner`]. What concerns the whole domain (how it ended, its devices) is not here: the loop has
-//! no use for it.
+//! A technique implements [`Runner`]. What concerns the whole domain (how it ended, its devices) is not here: the loop
+//! has no use for it.
 
 use crate::engine::Exit;
 use crate::ledger::{Cause, Ledger};
@@ -56,7 +56,8 @@ pub trait Runner {
     fn handle(&mut self, exit: Exit) -> Handled;
     /// Fires the timers that are due, delivers what is pending, and says what to do next.
     fn prepare(&mut self) -> Next;
-    /// The guest is about to be entered, and system time is `now`. Called before each entry: it must cost next to nothing.
+    /// The guest is about to be entered, and system time is `now`. Called before each entry: it must cost next to
+    /// nothing.
     fn about_to_run(&mut self, now: u64);
     /// Somebody kicked: console input may have come, or a device may have completed something.
     fn woken(&mut self);

@@ -1,7 +1,7 @@
 //! The techniques: each one way to run a kernel that believes it owns a machine.
 //!
-//! [`TECHNIQUES`] is the table that `run --technique`, `compare`, `doctor` and the tests go by. A technique is a row here and
-//! a file of its own, which makes a [`Domain`] and runs its virtual CPU ([`Runner`](crate::monitor::Runner)).
+//! [`TECHNIQUES`] is the table that `run --technique`, `compare`, `doctor` and the tests go by. A technique is a row
+//! here and a file of its own, which makes a [`Domain`] and runs its virtual CPU ([`Runner`](crate::monitor::Runner)).
 //!
 //! Threads: a domain is made on the thread that becomes its virtual CPU's, and stays there.
 //!

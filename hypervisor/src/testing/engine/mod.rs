@@ -76,7 +76,12 @@ pub(crate) use code;
 /// One test for each case of the contract, in a world made by `$world`, which says SKIP where it has none.
 macro_rules! contract {
     ($world:ident) => {
-        $crate::testing::engine::contract!(@ $world: hypercall_by_the_page, iret_by_the_page, bare_syscall, privileged_instructions, exceptions, task_switched, single_step, page_faults, remapping, aliases, shared_tables, accessed_and_dirty, switching_roots, vector_state, kick_before_entry, kicks_while_running, deadline, unloadable_registers, machine_to_physical, time_stamp_counter, scattered_batch, large_pages, selectors, guests_descriptors);
+        $crate::testing::engine::contract!(@ $world:
+            hypercall_by_the_page, iret_by_the_page, bare_syscall, privileged_instructions, exceptions,
+            task_switched, single_step, page_faults, remapping, aliases, shared_tables, accessed_and_dirty,
+            switching_roots, vector_state, kick_before_entry, kicks_while_running, deadline,
+            unloadable_registers, machine_to_physical, time_stamp_counter, scattered_batch, large_pages,
+            selectors, guests_descriptors);
         $crate::testing::engine::contract!(@ registers $world: allowed_instructions, widest_vector_state);
         $crate::testing::engine::contract!(@ advisories $world:
             entries_are_in_64_bit_mode, xsa_7_returns_to_addresses_that_are_not_canonical,

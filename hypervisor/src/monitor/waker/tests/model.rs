@@ -1,5 +1,5 @@
-//! That no kick is lost, whatever the order in which the two sides' steps take effect: a model of [`Waker`](crate::monitor::waker::Waker) and
-//! of the loop around it, every state of which is visited.
+//! That no kick is lost, whatever the order in which the two sides' steps take effect: a model of
+//! [`Waker`](crate::monitor::waker::Waker) and of the loop around it, every state of which is visited.
 //!
 //! A step is one access to what both sides share. The accesses are sequentially consistent, but for the one that says
 //! that the guest was left: others may see that at any time until the vCPU's next access that is. A kick is lost if the
@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 
 use crate::monitor::waker::place::{GUEST, HOST, LOOKS, SLEEPS};
 
-/// What the vCPU's thread does next. First the loop, then [`Waker::wait`](crate::monitor::waker::Waker::wait), then the way into the guest and out.
+/// What the vCPU's thread does next. First the loop, then [`Waker::wait`](crate::monitor::waker::Waker::wait), then the
+/// way into the guest and out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Vcpu {
     /// Takes the flag back.
