@@ -57,7 +57,7 @@ pub(super) enum Asker {
     Signal(libc::c_int),
     /// Ctrl-A x.
     Keyboard,
-    /// A device that turned out not to be had.
+    /// A device that cannot be used after all.
     LostDevice,
     /// `--timeout`.
     Deadline,
@@ -196,7 +196,7 @@ fn set_timer(ns: u64) {
         tv_nsec: i64::try_from(ns % NS_PER_S).unwrap_or(0),
     };
     let when = libc::itimerspec { it_interval: time(INSIST_NS), it_value: time(ns.max(1)) };
-    // SAFETY: `when` is a live local; a number that is no timer is refused.
+    // SAFETY: `when` is a live local; the kernel refuses a number that does not name a timer.
     unsafe { libc::syscall(libc::SYS_timer_settime, TIMER.load(SeqCst), 0, &raw const when, 0) };
 }
 

@@ -110,7 +110,8 @@ pub(super) fn module(path: &Path, mem: u64) -> Result<Vec<u8>, InputFileError> {
     input.read_all(Vec::new(), mem, room)
 }
 
-/// An image, of which a guest with `mem` bytes of memory is to be made; or the first bytes of a file that is none.
+/// An image, of which a guest with `mem` bytes of memory is to be made; or the first bytes of a file that is not an
+/// image.
 pub(super) fn image(path: &Path, mem: u64) -> Result<Vec<u8>, InputFileError> {
     let room = || {
         let limit = units::bytes(LARGEST_IMAGE);

@@ -91,7 +91,7 @@ fn place(path: &Path) -> Option<Place> {
         Err(_) => {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             let parent = parent.unwrap_or(Path::new(".")).canonicalize();
-            // Where there is no directory, whoever opens it says so.
+            // If the directory does not exist, the open that follows reports it.
             Some(Place::Name(parent.ok()?.join(path.file_name()?)))
         }
     }

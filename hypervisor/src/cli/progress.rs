@@ -24,7 +24,7 @@ impl<W: Write> ProgressLine<W> {
     /// Shows what is being done now, and how much has been done.
     pub(super) fn show(&mut self, done: usize, total: usize, what: &str) {
         if let Some(to) = &mut self.to {
-            // Progress that cannot be shown is no reason to stop.
+            // Progress that cannot be shown does not end the run.
             let _ = write!(to, "\r\x1b[K[{}/{total}] {what}", done + 1).and_then(|()| to.flush());
         }
     }

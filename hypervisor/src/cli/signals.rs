@@ -84,7 +84,7 @@ pub(super) fn on_resize(bell: EventFd) {
 
 /// Lets a closed pipe end the process quietly, as for any filter: for commands that run no guest.
 pub(super) fn default_sigpipe() {
-    // SAFETY: SIG_DFL is a valid disposition for SIGPIPE; no handler of ours is involved.
+    // SAFETY: SIG_DFL is a valid disposition for SIGPIPE; no handler of this program is involved.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 

@@ -196,7 +196,7 @@ fn mib(bytes: u64) -> String {
     format!("{:>10.2} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-/// What Ctrl-A s prints of a run that goes on.
+/// What Ctrl-A s prints while the guest runs.
 pub(super) fn so_far(ledger: &Ledger, ns: u64) -> String {
     let whole = ledger.whole(ns);
     let mut out = format!("\nExits so far, {}\n{}", nanos(ns), exit_table(&whole));

@@ -75,7 +75,7 @@ impl StatisticsFile {
 impl Drop for StatisticsFile {
     fn drop(&mut self) {
         if self.made {
-            // What is left is an empty or half a file; whoever wanted it is told why.
+            // What is left is an empty or half a file; the user is told why.
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -42,7 +42,7 @@ pub(super) struct Interruption {
     pub(super) signal: Option<u8>,
     /// Whether the user left with Ctrl-A x.
     pub(super) left: bool,
-    /// Whether a device turned out not to be had.
+    /// Whether a device could not be used after all.
     pub(super) lost: bool,
 }
 

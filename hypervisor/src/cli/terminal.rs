@@ -23,7 +23,7 @@ static WANTED: AtomicBool = AtomicBool::new(false);
 pub(super) struct RawMode(());
 
 impl RawMode {
-    /// Makes the terminal on standard input raw; nothing if there is none.
+    /// Makes the terminal on standard input raw; does nothing if standard input is not a terminal.
     pub(super) fn enter() -> Option<Self> {
         let found = current_modes()?;
         signals::guard_terminal();

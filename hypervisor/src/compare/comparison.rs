@@ -104,7 +104,7 @@ pub struct WorkloadResult {
     pub ok: bool,
     /// What is wrong, if anything is.
     pub problems: Vec<String>,
-    /// Which techniques lacked a device for it, and why. That is no failure, but then nothing is compared.
+    /// Which techniques lacked a device for it, and why. That is not a failure, but then nothing is compared.
     pub skipped: Vec<String>,
     /// Name and result of each technique.
     #[serde(serialize_with = "as_map")]

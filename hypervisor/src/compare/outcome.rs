@@ -22,7 +22,7 @@ pub struct Outcome {
     pub details: BTreeMap<String, String>,
 }
 
-/// Why there is no outcome.
+/// Why a run has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutcomeError {
     /// No line.

@@ -33,7 +33,7 @@ pub enum UnpackError {
     TooLarge {
         /// How it is compressed.
         format: &'static str,
-        /// Bytes that there is room for.
+        /// The most bytes of output.
         room: u64,
     },
     /// A format that is not understood.
@@ -380,7 +380,7 @@ mod tests {
         }
     }
 
-    /// What cannot be unpacked is named for what it is, not called damaged.
+    /// A format that cannot be unpacked is named, not reported as damaged.
     #[test]
     fn xz_s_other_checks_and_dictionaries_are_named() {
         let mut sha256 = XZ;

@@ -82,7 +82,7 @@ pub enum ImageError {
     HypercallPage { page: u64 },
 }
 
-/// What a file that is no ELF file seems to be.
+/// What a file that is not an ELF file seems to be.
 pub(super) fn looks_like(file: &[u8]) -> &'static str {
     let starts = |magic: &[u8]| file.starts_with(magic);
     if starts(b"MZ") {

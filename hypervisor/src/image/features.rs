@@ -1,6 +1,6 @@
 //! Features that a Xen image asks for, as its notes spell them (Xen public header `features.h`).
 //!
-//! Only what is asked for: whether a feature is offered is the version hypercall's to say.
+//! Only what is asked for: the version hypercall says whether a feature is offered.
 
 use paravane_abi::features::{feature_bit, feature_name};
 
@@ -61,6 +61,6 @@ mod tests {
     fn unknown_names_matter_only_when_required() {
         assert_eq!(Features::parse("from_the_future||").unwrap(), Features::default());
         assert_eq!(Features::parse("!from_the_future"), Err(UnknownFeature("from_the_future".into())));
-        assert!(Features::parse("!").is_err(), "no name is no feature");
+        assert!(Features::parse("!").is_err(), "an empty name is not a feature");
     }
 }

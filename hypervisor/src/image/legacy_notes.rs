@@ -11,7 +11,7 @@ pub const SECTION: &[u8] = b"__xen_guest";
 
 /// Reads the section's string.
 ///
-/// Numbers that are none are ignored, as if the key were absent: the addresses that follow from the defaults
+/// A value that is not a number is ignored, as if the key were absent: the addresses that follow from the defaults
 /// are checked like any other.
 pub fn parse(section: &[u8]) -> Result<XenNotes, UnknownFeature> {
     let text = string(section);

@@ -1,7 +1,7 @@
 //! Source lines for addresses, from an image's DWARF sections.
 //!
 //! Read only when someone asks where a guest died or what an audit found; an image without debugging
-//! information has no lines, which is no error. Compressed debugging sections are left alone.
+//! information has no lines, which is not an error. Compressed debugging sections are left alone.
 
 use addr2line::Context;
 use addr2line::gimli::{Dwarf, EndianSlice, LittleEndian as Gimli, Section, SectionId};

@@ -1,7 +1,7 @@
 //! ELF notes: what an image says of itself.
 //!
 //! Two owners speak: "Xen" for a paravirtual image (Xen public header `elfnote.h`), "Paravane" for an image
-//! of a bare kernel. Meanings only; whether an address in a note makes sense is [`crate::image`]'s to check.
+//! of a bare kernel. Meanings only; [`crate::image`] checks whether an address in a note makes sense.
 
 use std::cmp::Ordering;
 
@@ -124,7 +124,7 @@ impl Notes {
     /// Adds the notes in `data`, a note segment or section whose alignment is `align`.
     pub fn add(&mut self, data: &[u8], align: u64) -> Result<(), NoteError> {
         // Linkers give segments other alignments than the records inside have: those are packed to 4, as Xen's loader
-        // takes them whatever the segment says, or to 8. The packing that makes more notes of ours is the right one.
+        // takes them whatever the segment says, or to 8. The alignment that yields more known notes is the right one.
         let ours = |notes: &Result<Vec<Note<'_>>, NoteError>| match notes {
             Ok(notes) => {
                 Some(notes.iter().filter(|n| matches!(n.owner, XEN_ELFNOTE_OWNER | bare::OWNER)).count())

@@ -1,4 +1,4 @@
-//! Every way in which a file can be no image, and that each is told apart.
+//! Every way in which a file can fail to be an image; each has its own error.
 
 use super::error::ImageError;
 use super::{Image, ImageKind};

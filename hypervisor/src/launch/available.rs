@@ -132,7 +132,7 @@ const V1: Version = Version {
 impl Version {
     /// What a group has left; `None` if it has no limit.
     fn left(&self, dir: &Path) -> Option<u64> {
-        // "max" is no number: no limit.
+        // "max" is not a number: it means no limit.
         let number = |name| fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
         let (limit, used) = (number(self.limit)?, number(self.used)?);
         let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();

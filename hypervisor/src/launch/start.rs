@@ -49,7 +49,7 @@ pub enum RunError {
     /// No engine can run it.
     #[error(transparent)]
     Engine(#[from] select::SelectError),
-    /// The engine has no virtual CPU for it: a bug of ours.
+    /// The engine has no virtual CPU for it: a bug of this program.
     #[error("{0}; this is a bug in Paravane, please report it")]
     Cpu(#[from] NoCpu),
     /// It could not be put into memory.

@@ -116,7 +116,7 @@ pub enum VirtioRegister {
     SharedMemory,
     /// Any byte of the configuration space.
     Config,
-    /// What is no register.
+    /// An offset without a register.
     Other,
 }
 
@@ -259,9 +259,9 @@ const KICK: usize = MMIO + MmioDevice::COUNT;
 const DEAD: usize = KICK + 1;
 
 impl Cause {
-    /// How many hypercall numbers are told apart.
+    /// How many hypercall numbers are counted one by one.
     pub const HYPERCALLS: usize = 64;
-    /// How many exception vectors are told apart.
+    /// How many exception vectors are counted one by one.
     pub const VECTORS: usize = 32;
     /// How many causes there are.
     pub const COUNT: usize = DEAD + 1;

@@ -18,7 +18,7 @@ use crate::machine::time::Clock;
 pub enum Command {
     /// End with [`DomainEnd::Interrupted`](crate::machine::end::DomainEnd::Interrupted). Cannot be taken back.
     Stop,
-    /// Stand still: the guest is not entered until it is told to resume. System time goes on.
+    /// Stand still: the guest is not entered until [`Command::Resume`]. System time continues.
     Pause,
     /// Go on after a pause.
     Resume,

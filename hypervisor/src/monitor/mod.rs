@@ -3,7 +3,7 @@
 //! * [`vcpu_loop`] turns the loop until the guest's life is over. What an exit means is decided by a [`Runner`], of
 //!   which a domain has one for each virtual CPU; the loop knows no technique, and no technique knows the loop.
 //! * [`control`] is the only way to tell a running domain something from outside.
-//! * [`observe`] says what is told about each exit, and to whom.
+//! * [`observe`] is the interface of what is notified of each exit.
 //! * [`waker`] makes a virtual CPU leave the guest, or ends its wait.
 //!
 //! Threads: the loop and all that it calls run on the virtual CPU's own thread. [`Control`] and the kick of a waker may

@@ -1,4 +1,4 @@
-//! What is told about an exit once it is over, and to whom.
+//! What is notified of an exit once it is over, and of what.
 //!
 //! The [`Ledger`] is an observer, and today the only one. Observers are called directly, without `dyn`, between an exit
 //! and the next entry: they may not allocate, log or lock.
@@ -19,7 +19,7 @@ pub struct Seen {
     pub worked: u64,
 }
 
-/// Is told of every exit, in order.
+/// Notified of every exit, in order.
 pub trait Observer {
     /// The guest is about to be entered again after this exit, or its life is over.
     fn see(&mut self, exit: &Seen);

@@ -56,15 +56,16 @@ pub struct Parts<'a> {
 /// A domain could not be made from its parts.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
-    /// The builder's page tables were refused: a bug of ours.
+    /// The builder's page tables were refused: a bug of this program.
     #[error("the initial page tables were refused with {0}; this is a bug in Paravane, please report it")]
     InitialTables(paravane_abi::errno::Errno),
-    /// The builder made no pages for the rings of console and xenstore, or not as ordinary memory: a bug of ours.
+    /// The builder made no pages for the rings of console and xenstore, or not as ordinary memory: a bug of this
+    /// program.
     #[error(
         "the domain lacks the page of a ring (console or xenstore); this is a bug in Paravane, please report it"
     )]
     NoRing,
-    /// The guest's memory cannot be shown to its devices: a bug of ours.
+    /// The guest's memory cannot be shown to its devices: a bug of this program.
     #[error("{0}; this is a bug in Paravane, please report it")]
     Devices(#[from] crate::machine::device_memory::MemoryError),
     /// There is no memory for the hypervisor's own tables.
@@ -73,7 +74,7 @@ pub enum MakeError {
     /// A bare machine could not be made.
     #[error("cannot make a bare machine: {0}")]
     Bare(#[from] crate::bare::StartError),
-    /// The layout does not fit: a bug of ours.
+    /// The layout does not fit: a bug of this program.
     #[error("{0}; this is a bug in Paravane, please report it")]
     Layout(#[from] BadMachineAddress),
 }

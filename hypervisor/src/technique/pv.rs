@@ -186,7 +186,7 @@ fn poll_is_over(cx: &PvContext<'_>) -> bool {
     cx.upcall_due() || cx.vcpu.nmi.pending || cx.vcpu.polled.ports().iter().any(pending)
 }
 
-/// A SYSCALL of a user program: the kernel's to handle, else as if there were no such instruction.
+/// A SYSCALL of a user program: entered in the kernel's handler; without one, an undefined instruction.
 fn user_syscall(cx: &mut PvContext<'_>) -> Handled {
     let callback = cx.vcpu.syscall;
     if callback.address == 0 {

@@ -293,7 +293,7 @@ impl Pit {
         self.pending_ticks = self.pending_ticks.saturating_sub(1);
     }
 
-    /// When channel 0 runs out next, as of the last [`Pit::advance`].
+    /// When channel 0 runs out next, as computed by the last [`Pit::advance`].
     pub(super) fn next_tick(&self) -> Option<u64> {
         self.channels[0].next_run(self.clock).map(to_ns)
     }

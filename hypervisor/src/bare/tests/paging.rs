@@ -112,7 +112,7 @@ fn string_stores_are_bounded_per_exit() {
     assert_eq!(g.page_faults(&[0xf3, 0x48, 0xab], WRITE | 1, BASE + L1 + 0x1000), STORE);
     assert_eq!((g.regs.rcx, g.regs.rip, g.regs.rdi), (488, BASE + CODE, BASE + L1 + 0x2000));
     assert_eq!(g.peek(L1 + 0x1000 + 511 * 8), 0);
-    // After a few bytes it is no longer taken for a table, and the CPU goes on by itself.
+    // After a few bytes it is no longer taken for a table, and the CPU continues by itself.
     let mut g = guest();
     g.page_faults(&[0x90], READ, BASE + 0x20_0000);
     (g.regs.rdi, g.regs.rcx, g.regs.rax) = (BASE + L1 + 0x1000 + 8, 1000, 0);

@@ -139,7 +139,7 @@ impl Built {
         for pfn in 0..self.memory.guest_frames() {
             let va = list + pfn * 8;
             let leaf = self.leaf(va, &mut BTreeSet::new()).expect("the list is mapped");
-            assert_ne!(leaf & pte::RW, 0, "the list is the guest's to write");
+            assert_ne!(leaf & pte::RW, 0, "the guest may write the list");
             let mfn = self.memory.load_u64(Maddr((leaf & pte::ADDR_MASK) + va % PAGE_SIZE)).unwrap();
             assert_eq!(Some(Mfn(mfn)), self.memory.pfn_to_mfn(pfn));
             let back = Maddr(Mfn(self.layout.m2p.start).maddr().0 + mfn * 8);

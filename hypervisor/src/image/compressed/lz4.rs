@@ -1,4 +1,4 @@
-//! LZ4, in the two frames that there are: the "legacy" one of Linux's build, and the one of the `lz4` program.
+//! LZ4, in its two frame formats: the "legacy" one of Linux's build, and the one of the `lz4` program.
 //!
 //! Checksums are not looked at: what is inside is checked as an image, and a guest may say anything anyhow.
 
@@ -32,7 +32,7 @@ pub(super) fn legacy(data: &[u8], mut out: Output) -> Result<Vec<u8>, Failure> {
     let mut rest = data.get(4..).unwrap_or_default();
     // Made once: a file of a million blocks of one byte must not cost a million times what a block may hold.
     let mut space = vec![0; LEGACY_BLOCK];
-    // Four bytes left are no block but the unpacked size that Linux appends.
+    // The last four bytes are not a block but the unpacked size that Linux appends.
     while rest.len() > 4 {
         let size = u32::from_le_bytes(take(&mut rest)?);
         let block = take_slice(&mut rest, size as usize)?;

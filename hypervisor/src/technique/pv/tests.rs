@@ -35,7 +35,8 @@ fn xsa_204_a_system_call_is_no_step_into_the_kernel() {
     assert_eq!((flags & TF, ss), (TF, FLAT_USER_SS.into()));
     assert_eq!(t.vcpu.debug.status & 1 << 14, 0, "no step was taken");
 
-    // Without a handler it is no instruction, and its #UD enters the kernel as little stepped.
+    // Without a handler it is an undefined instruction, and its #UD does not enter the kernel with a pending step
+    // either.
     let mut t = in_user_mode();
     t.vcpu.regs.rflags |= TF;
     t.handle(Exit::Syscall);

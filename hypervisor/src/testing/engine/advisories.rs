@@ -25,7 +25,7 @@ impl World {
         let page = self.mfn_of(CODE_VA).maddr();
         self.memory.write(Maddr(page.0 + SECOND - CODE_VA), code).unwrap();
     }
-    /// The guest is well: it is entered in 64-bit mode, has a stack, and does what it is told.
+    /// Asserts that the guest is entered in 64-bit mode, has a stack, and executes what it is given.
     fn is_well(&mut self) {
         self.regs = Regs { rsp: STACK_TOP, rflags: 0x202, ..self.regs };
         assert_eq!(self.exec(&code!("movabs rbx, 0x600d600d600d600d", "push rbx", "pop rdx", "cli")), gp(0));

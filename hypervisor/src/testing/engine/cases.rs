@@ -37,7 +37,7 @@ pub(crate) fn iret_by_the_page(w: &mut World) {
     assert_eq!(stack, [1, 2, 3]);
 }
 
-/// A bare SYSCALL is told as such, rip behind it, rcx and r11 as the architecture leaves them.
+/// A bare SYSCALL is reported as such, rip behind it, rcx and r11 as the architecture leaves them.
 pub(crate) fn bare_syscall(w: &mut World) {
     w.regs.rax = 0x1234_5678_9abc_def0;
     assert_eq!(w.exec(&code!("stc", "syscall", "nop", "cli")), Exit::Syscall);
@@ -139,7 +139,7 @@ pub(crate) fn page_faults(w: &mut World) {
     assert_eq!(w.exec(&load), pf(0b100, HOLE + 0x678));
 }
 
-/// What was told by `TableLog::wrote` is seen at once: mapped, remapped, protected, gone.
+/// What `TableLog::wrote` noted is seen at once: mapped, remapped, protected, gone.
 pub(crate) fn remapping(w: &mut World) {
     const VA: u64 = 0x2000_0000;
     let (one, two) = (w.frame(), w.frame());

@@ -123,7 +123,7 @@ pub(crate) struct World {
     pub space: VcpuSpace,
     pub log: TableLog,
     pub regs: Regs,
-    /// What a call by the hypercall page is told as.
+    /// The exit of a call through the hypercall page.
     pub by_page: Exit,
     next: u64,
     reserved: [u64; 16],

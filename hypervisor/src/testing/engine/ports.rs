@@ -61,7 +61,7 @@ fn is_refused(w: &mut World, code: &[u8], at: u64, count: u64) {
     assert_eq!((w.regs.rip, w.regs.rax, w.regs.rdi), (CODE_VA + 1, rax, rdi), "after {code:x?}");
 }
 
-/// No access to the port does anything but fault: to a user program, and to a kernel if it is no hypercall.
+/// No access to the port does anything but fault: in a user program, and in a kernel if it is not a hypercall.
 pub(crate) fn port_accesses(w: &mut World) {
     for user in [true, false] {
         w.space.set_user_mode(user);

@@ -46,7 +46,11 @@ pub(crate) fn guests_descriptors(w: &mut World) {
         return;
     }
     let (frame, mut frames): (Mfn, GdtFrames) = (w.frame(), [None; GDT_FRAMES]);
-    assert_eq!(w.exec(&code!("mov eax, 0x33", "mov fs, eax")), refused(13, BASED), "there is none");
+    assert_eq!(
+        w.exec(&code!("mov eax, 0x33", "mov fs, eax")),
+        refused(13, BASED),
+        "the descriptor does not exist"
+    );
     table(w, frame);
     frames[0] = Some(frame);
     w.space.set_gdt(frames);
@@ -65,7 +69,11 @@ pub(crate) fn guests_descriptors(w: &mut World) {
     through_the_gate(w, frame);
 
     w.space.set_gdt([None; GDT_FRAMES]);
-    assert_eq!(w.exec(&code!("mov eax, 0x33", "mov ds, eax")), refused(13, BASED), "there is none any more");
+    assert_eq!(
+        w.exec(&code!("mov eax, 0x33", "mov ds, eax")),
+        refused(13, BASED),
+        "the descriptor does not exist any more"
+    );
 }
 
 /// Entries that an engine's own ring 0 makes: a selector that is good still loads, one that is good no more is the

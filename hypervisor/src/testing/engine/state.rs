@@ -43,7 +43,7 @@ pub(crate) fn state_is_restored(w: &mut World) {
     has_them(w);
 }
 
-/// A guest goes on in a machine that was made afresh.
+/// A guest continues in a machine that was made afresh.
 pub(crate) fn state_goes_on(w: &mut World, saved: &VectorState) {
     w.cpu.load(saved).unwrap();
     has_them(w);

@@ -149,7 +149,7 @@ fn status_bits_are_taken_back_by_a_reset_only() {
     assert_eq!(load(&mut bus, 0x70), 0x8f, "the driver gave up");
     reset(&mut bus, &kicks);
     store(&mut bus, 0x70, 0x40);
-    assert_eq!(load(&mut bus, 0x70), 0, "the need of a reset is the device's to say");
+    assert_eq!(load(&mut bus, 0x70), 0, "only the device says that it needs a reset");
 }
 
 #[test]

@@ -61,7 +61,7 @@ struct State {
     bell: bool,
     /// The engine has a kick, whether its guest runs or not.
     engine: bool,
-    /// Reasons that there are, and how many of them the vCPU has seen.
+    /// The reasons that were raised, and how many of them the vCPU has seen.
     news: u8,
     seen: u8,
 }
