@@ -47,7 +47,7 @@ impl Guest {
         let mut said = String::new();
         for line in self.output.by_ref().lines().map_while(Result::ok) {
             said += &line;
-            if line.contains("console: the virtio device has it") {
+            if line.contains("console: the virtio console takes over") {
                 return true;
             }
         }
@@ -340,7 +340,7 @@ fn a_guest_without_the_device_says_so() {
         return skip("engine", String::from_utf8_lossy(&output.stderr));
     }
     assert!(output.status.success(), "{}: {said}", output.status);
-    assert!(said.contains("start me with one, e.g. `paravane run --console pty`"), "{said}");
+    assert!(said.contains("start the guest with one: `paravane run --console pty`"), "{said}");
     assert!(said.contains("test: name=entropy"), "and goes on: {said}");
 }
 
