@@ -6,7 +6,13 @@
 
 use paravane_abi::addr;
 
-use crate::x86::xsave::{HEADER_END, MXCSR, MXCSR_RESET, XCOMP_BV, XSTATE_BV};
+use crate::x86::xsave::{
+    FCW, FCW_RESET, HEADER_END, MXCSR, MXCSR_RESET, X87_REGISTERS, XCOMP_BV, XMM_REGISTERS, XSTATE_BV,
+};
+
+/// The state components that every x86-64 processor has.
+const X87: u64 = 1;
+const SSE: u64 = 2;
 
 /// The x87, SSE and further vector registers: an XSAVE area in the standard format (SDM vol. 1, 13.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +63,33 @@ impl VectorState {
     /// The area.
     pub fn area(&self) -> &[u8] {
         &self.area
+    }
+
+    /// The area with x87 and SSE state spelled out where it says that they are as after a reset: for a host that leaves
+    /// MXCSR alone when SSE is not marked in XSTATE_BV, as Linux's KVM_SET_XSAVE does.
+    pub fn spelled_out(&self) -> Vec<u8> {
+        let mut area = self.area.clone();
+        let marked = word(&area, XSTATE_BV);
+        let mut set = |range: std::ops::Range<usize>, byte: u8| {
+            if let Some(bytes) = area.get_mut(range) {
+                bytes.fill(byte);
+            }
+        };
+        if marked & X87 == 0 {
+            set(FCW..MXCSR, 0);
+            set(X87_REGISTERS, 0);
+        }
+        if marked & SSE == 0 {
+            set(XMM_REGISTERS, 0);
+        }
+        let fcw = if marked & X87 == 0 { Some(FCW_RESET) } else { None };
+        if let (Some(fcw), Some(bytes)) = (fcw, area.get_mut(FCW..FCW + 2)) {
+            bytes.copy_from_slice(&fcw.to_le_bytes());
+        }
+        if let Some(bytes) = area.get_mut(XSTATE_BV..XSTATE_BV + 8) {
+            bytes.copy_from_slice(&(marked | X87 | SSE).to_le_bytes());
+        }
+        area
     }
 
     /// Whether a processor with these state components (XCR0) and this mask of MXCSR can load it.
@@ -134,7 +167,7 @@ mod tests {
 
     use super::*;
 
-    const SSE: u64 = 0b11;
+    const BOTH: u64 = X87 | SSE;
     const MASK: u32 = 0xffff;
 
     fn changed(at: usize, byte: u8) -> VectorState {
@@ -145,13 +178,24 @@ mod tests {
 
     #[test]
     fn a_damaged_state_is_refused() {
-        assert_eq!(VectorState::reset().check(SSE, MASK), Ok(()));
-        assert_eq!(VectorState::from_area(vec![0; 575]).check(SSE, MASK), Err(BadState::Short(575)));
-        let components = BadState::Components { saved: 4, available: SSE };
-        assert_eq!(changed(XSTATE_BV, 4).check(SSE, MASK), Err(components));
-        assert_eq!(changed(XCOMP_BV + 7, 0x80).check(SSE, MASK), Err(BadState::NotStandard));
-        assert_eq!(changed(HEADER_END - 1, 1).check(SSE, MASK), Err(BadState::NotStandard));
-        assert_eq!(changed(MXCSR + 2, 1).check(SSE, MASK), Err(BadState::Mxcsr(0x1_1f80)));
+        assert_eq!(VectorState::reset().check(BOTH, MASK), Ok(()));
+        assert_eq!(VectorState::from_area(vec![0; 575]).check(BOTH, MASK), Err(BadState::Short(575)));
+        let components = BadState::Components { saved: 4, available: BOTH };
+        assert_eq!(changed(XSTATE_BV, 4).check(BOTH, MASK), Err(components));
+        assert_eq!(changed(XCOMP_BV + 7, 0x80).check(BOTH, MASK), Err(BadState::NotStandard));
+        assert_eq!(changed(HEADER_END - 1, 1).check(BOTH, MASK), Err(BadState::NotStandard));
+        assert_eq!(changed(MXCSR + 2, 1).check(BOTH, MASK), Err(BadState::Mxcsr(0x1_1f80)));
+    }
+
+    #[test]
+    fn what_is_as_after_a_reset_can_be_spelled_out() {
+        let mut area = vec![0xff; HEADER_END + 256];
+        area[XSTATE_BV..HEADER_END].fill(0);
+        area[XSTATE_BV] = 0b100;
+        let out = VectorState::from_area(area).spelled_out();
+        assert_eq!((out[0], out[1], out[2], out[XSTATE_BV]), (0x7f, 0x03, 0, 0b111));
+        assert!(out[X87_REGISTERS].iter().chain(&out[XMM_REGISTERS]).all(|byte| *byte == 0));
+        assert!(out[MXCSR..X87_REGISTERS.start].iter().chain(&out[HEADER_END..]).all(|byte| *byte == 0xff));
     }
 
     #[test]

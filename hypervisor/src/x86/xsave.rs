@@ -1,5 +1,13 @@
 //! The XSAVE area in the standard format (SDM vol. 1, 13.4).
 
+/// Offset of the x87 control word, which begins the area.
+pub const FCW: usize = 0;
+/// The x87 control word after a reset (SDM vol. 1, 8.1.5).
+pub const FCW_RESET: u16 = 0x37f;
+/// Where the x87 registers are, and where the XMM registers.
+pub const X87_REGISTERS: std::ops::Range<usize> = 32..160;
+/// As above.
+pub const XMM_REGISTERS: std::ops::Range<usize> = 160..416;
 /// Offset of MXCSR.
 pub const MXCSR: usize = 24;
 /// Offset of the header's bitmap of the state components in the area.

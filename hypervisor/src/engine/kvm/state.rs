@@ -22,7 +22,7 @@ pub(super) fn load(vcpu: &VcpuFd, components: u64, state: &VectorState) -> Resul
     // KVM itself knows the processor's mask of MXCSR.
     state.check(components | ALWAYS, u32::MAX)?;
     let mut saved = kvm_xsave::default();
-    for (word, bytes) in saved.region.iter_mut().zip(state.area().chunks(4)) {
+    for (word, bytes) in saved.region.iter_mut().zip(state.spelled_out().chunks(4)) {
         *word = bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
     }
     // SAFETY: KVM reads as many bytes as KVM_CAP_XSAVE2 says: 4096, all of `saved`, for a guest without state
