@@ -93,14 +93,16 @@ pub fn recount(image: &[u8]) -> Result<(), String> {
         }
     }
     let mut l1_tables = vec![("active".to_owned(), be64(image, 40), be32(image, 36))];
-    let mut at = be64(image, 64) as usize;
+    let (mut at, mut end) = (be64(image, 64) as usize, 0);
     for n in 0..be32(image, 60) {
         l1_tables.push((format!("snapshot {n}"), be64(image, at), be32(image, at + 8)));
         let more = be32(image, at + 12);
         let more = 40 + be32(image, at + 36) + (more >> 16) + (more & 0xffff);
-        uses("snapshots".into(), at as u64, more.into());
+        end = at as u64 + u64::from(more);
         at += (more as usize).next_multiple_of(8);
     }
+    // One table, whose entries may share clusters.
+    uses("snapshots".into(), be64(image, 64), end.saturating_sub(be64(image, 64)));
     for (name, l1, entries) in l1_tables {
         uses(format!("L1 of {name}"), l1, u64::from(entries) * 8);
         for n in 0..u64::from(entries) {

@@ -160,4 +160,6 @@ fn some_changed_images_are_used() {
     assert!(!used(&[Change::Word(REFBLOCK, 0)]));
     // A snapshot with an empty L1 table, whose offset is inside a cluster that holds the snapshot's long name.
     assert!(used(&[Change::Word(SNAPSHOTS + 8, 512), Change::Byte(SNAPSHOTS + 7, 1)]));
+    // A second snapshot without a name, in the cluster of the first.
+    assert!(used(&[Change::Byte(63, 2)]));
 }
