@@ -42,7 +42,7 @@
 //! | [`pv`] | Xen's machine: a domain, its vCPU, hypercalls, events, grants, the xenstore |
 //! | [`bare`], [`exec`] | The PC that a bare kernel believes in; what one trapped instruction does |
 //! | [`build`] | From an image to a domain's first state |
-//! | [`image`], [`audit`] | Files that hold kernels, and what in their code does not do at CPL 3 what it does at CPL 0 |
+//! | [`image`], [`audit`] | Files that hold kernels, and what in their code differs at CPL 3 from CPL 0 |
 //! | [`mmu`] | Who may write page tables: validated ones, and shadows |
 //! | [`virtio`] | Virtio devices, for both kinds of kernel |
 //! | [`backend`] | What stands behind devices on the host |

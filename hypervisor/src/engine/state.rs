@@ -6,6 +6,8 @@
 
 use paravane_abi::addr;
 
+use crate::host::host_cpuid;
+use crate::x86::guest_cpuid::{MAX_BASIC, area_size};
 use crate::x86::xsave::{
     FCW, FCW_RESET, HEADER_END, MXCSR, MXCSR_RESET, X87_REGISTERS, XCOMP_BV, XMM_REGISTERS, XSTATE_BV,
 };
@@ -23,9 +25,14 @@ pub struct VectorState {
 /// A state that a virtual CPU cannot take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadState {
-    /// The area ends before its header does.
-    #[error("the saved vector state has {0} bytes, and its header alone ends at {HEADER_END}")]
-    Short(usize),
+    /// The area ends before its header, or before the last component that the header names.
+    #[error("the saved vector state has {bytes} bytes, and what it says to hold takes {needed}")]
+    Short {
+        /// What it has.
+        bytes: usize,
+        /// What its header and the components in it take.
+        needed: usize,
+    },
     /// It has state components that this machine lacks, or that the guest may not use.
     #[error("the saved vector state has components {saved:#x}, and this machine has {available:#x}")]
     Components {
@@ -92,15 +99,26 @@ impl VectorState {
         area
     }
 
-    /// Whether a processor with these state components (XCR0) and this mask of MXCSR can load it.
+    /// Whether a processor with these state components (XCR0) and this mask of MXCSR can load it. `size` gives the
+    /// bytes of an area with some components, on this processor.
     ///
     /// # Errors
     /// Why not.
-    pub fn check(&self, available: u64, mxcsr_mask: u32) -> Result<(), BadState> {
-        let header = self.area.get(..HEADER_END).ok_or(BadState::Short(self.area.len()))?;
+    pub fn check(
+        &self,
+        available: u64,
+        mxcsr_mask: u32,
+        size: impl FnOnce(u64) -> usize,
+    ) -> Result<(), BadState> {
+        let bytes = self.area.len();
+        let header = self.area.get(..HEADER_END).ok_or(BadState::Short { bytes, needed: HEADER_END })?;
         let saved = word(header, XSTATE_BV);
         if saved & !available != 0 {
             return Err(BadState::Components { saved, available });
+        }
+        let needed = size(saved);
+        if bytes < needed {
+            return Err(BadState::Short { bytes, needed });
         }
         if header.iter().skip(XCOMP_BV).any(|byte| *byte != 0) {
             return Err(BadState::NotStandard);
@@ -108,6 +126,12 @@ impl VectorState {
         let mxcsr = word(header, MXCSR) as u32;
         if mxcsr & !mxcsr_mask != 0 { Err(BadState::Mxcsr(mxcsr)) } else { Ok(()) }
     }
+}
+
+/// Bytes of an area with these components on the host's processor.
+pub(super) fn size_on_host(components: u64) -> usize {
+    let leaf = |component| host_cpuid::query(MAX_BASIC, component);
+    usize::try_from(area_size(components, false, leaf)).unwrap_or(usize::MAX)
 }
 
 /// The eight bytes at `at`, which is inside.
@@ -170,6 +194,11 @@ mod tests {
     const BOTH: u64 = X87 | SSE;
     const MASK: u32 = 0xffff;
 
+    /// As on a processor whose AVX state follows the header.
+    fn size(components: u64) -> usize {
+        if components & 0b100 != 0 { HEADER_END + 256 } else { HEADER_END }
+    }
+
     fn changed(at: usize, byte: u8) -> VectorState {
         let mut area = VectorState::reset().area;
         area[at] = byte;
@@ -178,13 +207,28 @@ mod tests {
 
     #[test]
     fn a_damaged_state_is_refused() {
-        assert_eq!(VectorState::reset().check(BOTH, MASK), Ok(()));
-        assert_eq!(VectorState::from_area(vec![0; 575]).check(BOTH, MASK), Err(BadState::Short(575)));
+        assert_eq!(VectorState::reset().check(BOTH, MASK, size), Ok(()));
+        assert_eq!(
+            VectorState::from_area(vec![0; 575]).check(BOTH, MASK, size),
+            Err(BadState::Short { bytes: 575, needed: HEADER_END })
+        );
         let components = BadState::Components { saved: 4, available: BOTH };
-        assert_eq!(changed(XSTATE_BV, 4).check(BOTH, MASK), Err(components));
-        assert_eq!(changed(XCOMP_BV + 7, 0x80).check(BOTH, MASK), Err(BadState::NotStandard));
-        assert_eq!(changed(HEADER_END - 1, 1).check(BOTH, MASK), Err(BadState::NotStandard));
-        assert_eq!(changed(MXCSR + 2, 1).check(BOTH, MASK), Err(BadState::Mxcsr(0x1_1f80)));
+        assert_eq!(changed(XSTATE_BV, 4).check(BOTH, MASK, size), Err(components));
+        assert_eq!(changed(XCOMP_BV + 7, 0x80).check(BOTH, MASK, size), Err(BadState::NotStandard));
+        assert_eq!(changed(HEADER_END - 1, 1).check(BOTH, MASK, size), Err(BadState::NotStandard));
+        assert_eq!(changed(MXCSR + 2, 1).check(BOTH, MASK, size), Err(BadState::Mxcsr(0x1_1f80)));
+    }
+
+    /// Without the check, registers whose bytes a truncated file has lost would be loaded as zeroes.
+    #[test]
+    fn a_truncated_component_is_refused() {
+        let mut area = VectorState::reset().area;
+        area[XSTATE_BV] = 0b111;
+        area.resize(HEADER_END + 255, 0);
+        let short = BadState::Short { bytes: HEADER_END + 255, needed: HEADER_END + 256 };
+        assert_eq!(VectorState::from_area(area.clone()).check(0b111, MASK, size), Err(short));
+        area.push(0);
+        assert_eq!(VectorState::from_area(area).check(0b111, MASK, size), Ok(()));
     }
 
     #[test]
@@ -211,7 +255,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes(area in prop::collection::vec(any::<u8>(), 0..700), available: u64, mask: u32) {
-            let _ = VectorState::from_area(area).check(available, mask);
+            let _ = VectorState::from_area(area).check(available, mask, size);
         }
     }
 }

@@ -6,7 +6,7 @@ use kvm_bindings::{kvm_debugregs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 
 use super::host::{self, HostKind};
-use crate::engine::state::{BadState, Breakpoints, NoBreakpoints, VectorState};
+use crate::engine::state::{BadState, Breakpoints, NoBreakpoints, VectorState, size_on_host};
 
 /// The components that every x86-64 processor has: x87 and SSE.
 const ALWAYS: u64 = 0b11;
@@ -20,7 +20,7 @@ pub(super) fn save(vcpu: &VcpuFd) -> Result<VectorState, BadState> {
 /// Sets them, of a vCPU whose XCR0 can have `components`.
 pub(super) fn load(vcpu: &VcpuFd, components: u64, state: &VectorState) -> Result<(), BadState> {
     // KVM itself knows the processor's mask of MXCSR.
-    state.check(components | ALWAYS, u32::MAX)?;
+    state.check(components | ALWAYS, u32::MAX, size_on_host)?;
     let mut saved = kvm_xsave::default();
     for (word, bytes) in saved.region.iter_mut().zip(state.spelled_out().chunks(4)) {
         *word = bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));

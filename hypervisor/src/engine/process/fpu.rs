@@ -6,7 +6,7 @@
 use std::arch::x86_64::{_fxsave64, _xgetbv};
 
 use super::area::Area;
-use crate::engine::state::{BadState, VectorState};
+use crate::engine::state::{BadState, VectorState, size_on_host};
 use crate::x86::xsave;
 
 /// Offset of the mask of MXCSR in what FXSAVE writes.
@@ -45,7 +45,7 @@ impl Accepted {
 
     /// Whether a state that comes from elsewhere can be loaded.
     pub fn check(self, state: &VectorState) -> Result<(), BadState> {
-        state.check(self.components, self.mxcsr)
+        state.check(self.components, self.mxcsr, size_on_host)
     }
 
     /// Makes sure that the image at an offset of the room can be loaded: one that cannot becomes that of a reset.

@@ -60,7 +60,8 @@ pub(crate) fn damaged_state_is_refused(w: &mut World) {
     assert!(matches!(w.cpu.load(&damaged(519, 0x40)), Err(BadState::Components { .. })));
     assert_eq!(w.cpu.load(&damaged(527, 0x80)), Err(BadState::NotStandard));
     assert!(matches!(w.cpu.load(&damaged(27, 0x80)), Err(BadState::Mxcsr(_) | BadState::Refused)));
-    assert_eq!(w.cpu.load(&VectorState::from_area(vec![0; 100])), Err(BadState::Short(100)));
+    let short = w.cpu.load(&VectorState::from_area(vec![0; 100]));
+    assert!(matches!(short, Err(BadState::Short { bytes: 100, .. })));
     has_them(w);
 }
 
