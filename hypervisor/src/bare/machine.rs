@@ -124,9 +124,11 @@ impl BareMachine {
 
     /// When the monitor should kick the guest, or wake it from HLT, because a device raises an interrupt that the guest
     /// takes; `None` if no device is going to.
-    pub fn next_deadline(&self) -> Option<u64> {
-        // With interrupts off a kick would have no effect, and the STI that turns them on traps.
-        if self.cpu.interrupts { self.platform.next_deadline() } else { None }
+    ///
+    /// `notices_sti` says whether the guest's turning interrupts on is an exit. Then a kick with interrupts off would
+    /// have no effect, and none is asked for.
+    pub fn next_deadline(&self, notices_sti: bool) -> Option<u64> {
+        if self.cpu.interrupts || !notices_sti { self.platform.next_deadline() } else { None }
     }
 
     fn handler<'a>(

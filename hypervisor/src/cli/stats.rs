@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::registers::Registers;
 use super::status::{self, Interruption};
 use crate::launch::{HostMemory, Report};
-use crate::ledger::{BatchSizes, Ledger, Region, exit_table, nanos};
+use crate::ledger::{Ledger, Region, WorkRow, exit_table, nanos};
 use crate::text::printable::printable;
 use crate::virtio::DeviceStops;
 
@@ -134,11 +134,11 @@ impl fmt::Display for Statistics<'_> {
         self.fmt_memory(f)?;
         writeln!(f, "\nExits of the whole run, {}", nanos(self.whole.ns))?;
         write!(f, "{}", exit_table(&self.whole))?;
-        fmt_batches(f, &self.whole.batches)?;
+        fmt_amounts(f, &self.whole)?;
         if let Some(region) = &self.region {
             writeln!(f, "\nExits between the guest's marks, {}", nanos(region.ns))?;
             write!(f, "{}", exit_table(region))?;
-            fmt_batches(f, &region.batches)?;
+            fmt_amounts(f, region)?;
         }
         self.fmt_devices(f)?;
         let counted: Vec<_> = self.kernel_statistics.iter().filter(|(_, n)| *n != 0).collect();
@@ -201,12 +201,13 @@ pub(super) fn so_far(ledger: &Ledger, ns: u64) -> String {
     let whole = ledger.whole(ns);
     let mut out = format!("\nExits so far, {}\n{}", nanos(ns), exit_table(&whole));
     // Writing to a String cannot fail.
-    let _ = fmt_batches(&mut out, &whole.batches);
+    let _ = fmt_amounts(&mut out, &whole);
     out
 }
 
-fn fmt_batches(f: &mut impl fmt::Write, batches: &[BatchSizes]) -> fmt::Result {
-    for b in batches {
+/// The sizes of batches, and work that is no exit.
+fn fmt_amounts(f: &mut impl fmt::Write, region: &Region) -> fmt::Result {
+    for b in &region.batches {
         writeln!(
             f,
             "{}: {:.1} on average, median {}, largest {} ({} in all)",
@@ -216,6 +217,9 @@ fn fmt_batches(f: &mut impl fmt::Write, batches: &[BatchSizes]) -> fmt::Result {
             b.max,
             b.batches
         )?;
+    }
+    for WorkRow { kind, count } in &region.work {
+        writeln!(f, "{count:>14}  {kind}")?;
     }
     Ok(())
 }

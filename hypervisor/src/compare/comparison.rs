@@ -8,7 +8,7 @@ use super::host::HostFacts;
 use super::sample::{Failure, Machine, Sample, measure};
 use super::{NOTES, Workload};
 use crate::launch::{Config, EngineChoice, Report};
-use crate::ledger::{BatchSizes, ExitRow};
+use crate::ledger::{BatchSizes, ExitRow, WorkRow};
 use crate::technique::Technique;
 
 /// What to compare, and how.
@@ -158,6 +158,9 @@ pub struct TechniqueResult {
     pub exits: Vec<ExitRow>,
     /// Batches by kind.
     pub batches: Vec<BatchSizes>,
+    /// What is no exit, by kind.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub work: Vec<WorkRow>,
     /// How often the guest flushed its queue of hypercalls, by reason; empty if it has none.
     pub flushes: BTreeMap<String, u64>,
     /// The whole boot, of which the rest is a part.
@@ -361,6 +364,7 @@ impl TechniqueResult {
             engine,
             exits: region.exits,
             batches: region.batches,
+            work: region.work,
             flushes: outcome.flushes,
             whole: WholeBoot { traps: whole_traps, kernel_statistics },
             details: outcome.details,

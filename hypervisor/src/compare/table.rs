@@ -91,7 +91,8 @@ fn write_workload(out: &mut String, workload: &WorkloadResult, comparison: &Comp
     for (name, result) in &workload.techniques {
         writeln!(out, "\n{name}: exits by cause")?;
         // The table shows a region; a result is what was kept of one.
-        let region = Region { ns: result.ns, exits: result.exits.clone(), batches: Vec::new() };
+        let region =
+            Region { ns: result.ns, exits: result.exits.clone(), batches: Vec::new(), work: Vec::new() };
         write!(out, "{}", exit_table(&region))?;
     }
     writeln!(out)

@@ -10,6 +10,7 @@ use crate::engine::{EngineInfo, Machine};
 use crate::host::zeroed::check_own_room;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory};
+use crate::technique::EngineNeed;
 
 /// What an engine is set up over.
 #[derive(Clone, Copy)]
@@ -22,6 +23,8 @@ pub struct Setup<'a> {
     pub transport: TransportChoice,
     /// Where the kernel's mapping begins.
     pub virt_base: u64,
+    /// What the technique needs of it.
+    pub need: EngineNeed,
 }
 
 /// An engine could not be set up.
@@ -44,6 +47,8 @@ pub struct Engine {
     pub label: &'static str,
     /// What it is called in a sentence.
     pub called: &'static str,
+    /// What it offers to techniques.
+    pub offers: &'static [EngineNeed],
     /// What machine memory must be backed by.
     pub backing: Backing,
     /// Whether there are several ways into the host, so that `--transport` means something.
@@ -66,6 +71,7 @@ const KVM: Engine = Engine {
     choice: EngineChoice::Kvm,
     label: "KVM",
     called: "KVM",
+    offers: &[EngineNeed::Deprivileged],
     backing: Backing::Anonymous,
     has_transports: true,
     instead: |error| match error {
@@ -92,6 +98,7 @@ const PROCESS: Engine = Engine {
     choice: EngineChoice::Process,
     label: "Processes",
     called: "the process engine",
+    offers: &[EngineNeed::Deprivileged],
     backing: Backing::Memfd,
     has_transports: false,
     instead: |_| "",

@@ -11,6 +11,7 @@ use crate::build::mapping::AddressLimits;
 use crate::engine::Machine;
 use crate::engine::kvm::{self, HostKind};
 use crate::machine::memory::Backing;
+use crate::technique::Technique;
 
 /// No engine could be set up.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,16 @@ pub enum SelectError {
         "--transport is about KVM; the process engine has one way in: leave --transport out, or use --engine kvm"
     )]
     NoTransport,
+    /// The engine that was asked for does not offer what the technique needs.
+    #[error("technique {technique} does not run on {engine}; {instead}")]
+    Technique {
+        /// Which technique.
+        technique: &'static str,
+        /// Which engine.
+        engine: &'static str,
+        /// What may do instead.
+        instead: String,
+    },
     /// Some cannot run this kernel, and the others do not work.
     #[error("no engine here can run this kernel. {0}")]
     Kernel(Reasons),
@@ -63,16 +74,18 @@ pub struct Plan {
 
 /// What to try for this choice, given whether the kernel fits into what an engine can map.
 pub fn plan(
+    technique: &Technique,
     choice: EngineChoice,
     transport: TransportChoice,
     virt_base: u64,
     fits: impl Fn(AddressLimits) -> Result<(), BuildError>,
 ) -> Result<Plan, SelectError> {
     let fits = |engine: &Engine| fits((engine.limits)(virt_base));
-    plan_on(choice, transport, fits, kvm::host_kind())
+    plan_on(technique, choice, transport, fits, kvm::host_kind())
 }
 
 fn plan_on(
+    technique: &Technique,
     choice: EngineChoice,
     transport: TransportChoice,
     fits: impl Fn(&Engine) -> Result<(), BuildError>,
@@ -85,15 +98,20 @@ fn plan_on(
         unfit: Vec::new(),
         asked: true,
     };
+    let able = |engine: &&'static Engine| engine.offers.contains(&technique.engine);
     if let Some(engine) = choice.named() {
+        if !able(&engine) {
+            return Err(not_on(technique, engine));
+        }
         let possible = engine.has_transports || !needs_transports;
         return if possible { Ok(asked(engine, "asked for")) } else { Err(SelectError::NoTransport) };
     }
-    if needs_transports && let Some(engine) = ENGINES.iter().find(|engine| engine.has_transports) {
+    if needs_transports && let Some(engine) = ENGINES.iter().filter(able).find(|engine| engine.has_transports)
+    {
         return Ok(asked(engine, "a way into KVM was asked for"));
     }
     let (mut candidates, mut unfit) = (Vec::new(), Vec::new());
-    for engine in &ENGINES {
+    for engine in ENGINES.iter().filter(able) {
         match fits(engine) {
             Ok(()) => candidates.push(engine),
             Err(why) => unfit.push((engine, why)),
@@ -108,6 +126,16 @@ fn plan_on(
         }
     };
     Ok(Plan { candidates, why, unfit, asked: false })
+}
+
+fn not_on(technique: &Technique, engine: &Engine) -> SelectError {
+    let able = ENGINES.iter().filter(|engine| engine.offers.contains(&technique.engine));
+    let names: Vec<_> = able.map(|engine| format!("--engine {}", engine.choice.name())).collect();
+    let instead = match names.is_empty() {
+        true => "no engine offers what it needs".to_owned(),
+        false => format!("use {}, or leave the option out", names.join(" or ")),
+    };
+    SelectError::Technique { technique: technique.name, engine: engine.called, instead }
 }
 
 impl Plan {
@@ -150,6 +178,10 @@ mod tests {
     use super::*;
     use crate::engine::kvm::KvmError;
 
+    fn trap() -> &'static Technique {
+        Technique::named("trap").unwrap()
+    }
+
     fn elsewhere() -> BuildError {
         BuildError::VirtualRange { va: 0xffff_ffff_8000_0000, bytes: 1 << 20 }
     }
@@ -171,7 +203,7 @@ mod tests {
     fn hardware_first_then_processes_then_software() {
         use EngineChoice::{Auto, Kvm, Process};
         use HostKind::{Absent, Hardware, Software};
-        let auto = |kvm| plan_on(Auto, TransportChoice::Auto, everywhere, kvm).unwrap();
+        let auto = |kvm| plan_on(trap(), Auto, TransportChoice::Auto, everywhere, kvm).unwrap();
         assert_eq!(
             (order(&auto(Hardware)), &*auto(Hardware).why),
             (vec![Kvm, Process], "KVM has hardware support")
@@ -183,13 +215,13 @@ mod tests {
             (vec![Process, Kvm], "KVM cannot be used here")
         );
         for kvm in [Absent, Hardware, Software] {
-            let plan = plan_on(Auto, TransportChoice::Auto, on_kvm_only, kvm).unwrap();
+            let plan = plan_on(trap(), Auto, TransportChoice::Auto, on_kvm_only, kvm).unwrap();
             assert_eq!((order(&plan), plan.unfit.len()), (vec![Kvm], 1));
             assert_eq!(plan.why, "the kernel is linked where only KVM can map it");
         }
-        let process = plan_on(Process, TransportChoice::Auto, on_kvm_only, Hardware).unwrap();
+        let process = plan_on(trap(), Process, TransportChoice::Auto, on_kvm_only, Hardware).unwrap();
         assert_eq!(order(&process), [Process], "as asked; the builder refuses");
-        assert_eq!(order(&plan_on(Kvm, TransportChoice::Auto, everywhere, Absent).unwrap()), [Kvm]);
+        assert_eq!(order(&plan_on(trap(), Kvm, TransportChoice::Auto, everywhere, Absent).unwrap()), [Kvm]);
     }
 
     fn reason(choice: EngineChoice, why: &str) -> (&'static Engine, String) {
@@ -219,7 +251,7 @@ mod tests {
     #[test]
     fn a_transport_is_never_passed_over_in_silence() {
         for transport in [TransportChoice::Pio, TransportChoice::Vmcall] {
-            let on = |choice| plan_on(choice, transport, everywhere, HostKind::Software);
+            let on = |choice| plan_on(trap(), choice, transport, everywhere, HostKind::Software);
             assert_eq!(order(&on(EngineChoice::Auto).unwrap()), [EngineChoice::Kvm]);
             assert_eq!(order(&on(EngineChoice::Kvm).unwrap()), [EngineChoice::Kvm]);
             assert!(matches!(on(EngineChoice::Process), Err(SelectError::NoTransport)));
@@ -229,7 +261,7 @@ mod tests {
     #[test]
     fn processes_need_memory_that_can_be_shared() {
         let backing = |choice| {
-            plan_on(choice, TransportChoice::Auto, everywhere, HostKind::Software).unwrap().backing()
+            plan_on(trap(), choice, TransportChoice::Auto, everywhere, HostKind::Software).unwrap().backing()
         };
         assert_eq!(backing(EngineChoice::Kvm), Backing::Anonymous);
         assert_eq!(backing(EngineChoice::Process), Backing::Memfd);

@@ -152,7 +152,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
 
     let technique = technique(&config, image.kind().guest())?;
     let frames = config.mem_bytes / PAGE_SIZE;
-    let layout = HypervisorLayout::new(frames, (technique.shadow_frames)(frames));
+    let layout = HypervisorLayout::with_code(frames, (technique.shadow_frames)(frames), technique.own_code);
     let cmdline = cmdline(&config, technique);
     let building = DomainConfig {
         cmdline: &cmdline,
@@ -173,10 +173,18 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     if let Some(engine) = config.engine.named() {
         check((engine.limits)(virt_base)).map_err(refused)?;
     }
-    let plan = select::plan(config.engine, config.transport, virt_base, |limits| check(limits).map(drop))?;
+    let plan = select::plan(technique, config.engine, config.transport, virt_base, |limits| {
+        check(limits).map(drop)
+    })?;
     let memory = MachineMemory::new(layout.hypervisor_frames(), frames, plan.backing())?;
     steps.done("map memory");
-    let setup = Setup { memory: &memory, layout: &layout, transport: config.transport, virt_base };
+    let setup = Setup {
+        memory: &memory,
+        layout: &layout,
+        transport: config.transport,
+        virt_base,
+        need: technique.engine,
+    };
     let (mut machine, why) = plan.engine(setup)?;
     check_own_room()?;
     let mut cpu = machine.cpu(0)?;

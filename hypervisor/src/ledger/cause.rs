@@ -240,6 +240,14 @@ pub enum Cause {
     ShadowFill,
     /// An access to device memory, emulated.
     Mmio(MmioDevice),
+    /// Code that no translation exists of.
+    TranslateMiss,
+    /// An indirect jump, call or return to where the table of translations knows nothing.
+    LookupMiss,
+    /// A store to code that a translation or a patch was made from.
+    CodeWrite,
+    /// A jump into a patched range.
+    PatchEntry,
     /// The host took the CPU back: a timer, a signal, another thread.
     Kick,
     /// The engine gave the vCPU up.
@@ -255,7 +263,11 @@ const PAGE_TABLE_STORE: usize = PORT_OUT + PortDevice::ALL.len();
 const TABLE_LOAD: usize = PAGE_TABLE_STORE + 1;
 const SHADOW_FILL: usize = TABLE_LOAD + 1;
 const MMIO: usize = SHADOW_FILL + 1;
-const KICK: usize = MMIO + MmioDevice::COUNT;
+const TRANSLATE_MISS: usize = MMIO + MmioDevice::COUNT;
+const LOOKUP_MISS: usize = TRANSLATE_MISS + 1;
+const CODE_WRITE: usize = LOOKUP_MISS + 1;
+const PATCH_ENTRY: usize = CODE_WRITE + 1;
+const KICK: usize = PATCH_ENTRY + 1;
 const DEAD: usize = KICK + 1;
 
 impl Cause {
@@ -279,6 +291,10 @@ impl Cause {
             Self::TableLoad => TABLE_LOAD,
             Self::ShadowFill => SHADOW_FILL,
             Self::Mmio(device) => MMIO + device.index(),
+            Self::TranslateMiss => TRANSLATE_MISS,
+            Self::LookupMiss => LOOKUP_MISS,
+            Self::CodeWrite => CODE_WRITE,
+            Self::PatchEntry => PATCH_ENTRY,
             Self::Kick => KICK,
             Self::Dead => DEAD,
         }
@@ -296,6 +312,7 @@ impl Cause {
             .chain(PortDevice::ALL.map(Self::PortOut))
             .chain([Self::PageTableStore, Self::TableLoad, Self::ShadowFill])
             .chain(MmioDevice::all().map(Self::Mmio))
+            .chain([Self::TranslateMiss, Self::LookupMiss, Self::CodeWrite, Self::PatchEntry])
             .chain([Self::Kick, Self::Dead])
     }
 }

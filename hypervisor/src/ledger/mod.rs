@@ -19,6 +19,7 @@ mod name;
 mod region;
 mod table;
 mod tally;
+mod work;
 
 pub use crate::text::units::{nanos, nanos_f64};
 pub use batch::{BatchKind, BatchSizes};
@@ -26,9 +27,11 @@ pub use cause::{Cause, MmioDevice, PortDevice, PrivOp, VirtioRegister};
 pub use region::{ExitRow, Region};
 pub use table::exit_table;
 pub use tally::Tally;
+pub use work::{Work, WorkRow};
 
 use batch::Batches;
 use tally::Tallies;
+use work::Amounts;
 
 /// The mark that opens a measured region.
 pub const MARK_BEGIN: u8 = 1;
@@ -40,6 +43,7 @@ pub const MARK_END: u8 = 2;
 struct Account {
     tallies: Tallies,
     batches: Batches,
+    work: Amounts,
 }
 
 /// What a domain's vCPU did that needed the host.
@@ -74,6 +78,11 @@ impl Ledger {
         self.current().batches.record(kind, n);
     }
 
+    /// Counts `n` of what is no exit.
+    pub fn work(&mut self, kind: Work, n: u64) {
+        self.current().work.add(kind, n);
+    }
+
     /// Notes a mark at `now_ns` on a monotonic clock: 1 opens a region, 2 closes it, others mean nothing.
     ///
     /// For the fairest wall time pass the moment of re-entry for a begin and that of the exit for an end.
@@ -100,7 +109,7 @@ impl Ledger {
         if self.stretches == 0 || self.in_region() {
             return None;
         }
-        Some(Region::new(self.region_ns, &self.inside.tallies, &self.inside.batches))
+        Some(Region::new(self.region_ns, &self.inside.tallies, &self.inside.batches, &self.inside.work))
     }
 
     /// The whole life of the domain, marks and regions included, which lasted `ns`.
@@ -108,7 +117,8 @@ impl Ledger {
         let mut all = self.outside.clone();
         all.tallies.merge(&self.inside.tallies);
         all.batches.merge(&self.inside.batches);
-        Region::new(ns, &all.tallies, &all.batches)
+        all.work.merge(&self.inside.work);
+        Region::new(ns, &all.tallies, &all.batches, &all.work)
     }
 
     /// How many exits were recorded in all.
@@ -146,12 +156,13 @@ mod tests {
             l.record(PIN, 30);
             l.record(PIN, 10);
             l.batch(BatchKind::MmuExt, 3);
+            l.work(Work::Callouts, 2);
         });
         let region = ledger.region().unwrap();
         assert_eq!((region.ns, region.traps(), region.handling_ns()), (250, 2, 40));
         assert_eq!(region.exits.len(), 1);
         assert_eq!((region.exits[0].min_ns, region.exits[0].max_ns), (10, 30));
-        assert_eq!(region.batches.len(), 1);
+        assert_eq!((region.batches.len(), region.work[0].count), (1, 2));
         let whole = ledger.whole(1000);
         assert_eq!((whole.traps(), ledger.exits(), whole.ns), (5, 5, 1000));
         assert_eq!(whole.batches, region.batches);

@@ -15,6 +15,7 @@ impl Cause {
             Self::PortIn(_) | Self::PortOut(_) => "port",
             Self::PageTableStore | Self::TableLoad | Self::ShadowFill => "paging",
             Self::Mmio(_) => "mmio",
+            Self::TranslateMiss | Self::LookupMiss | Self::CodeWrite | Self::PatchEntry => "code",
             Self::Kick | Self::Dead => "host",
         }
     }
@@ -43,6 +44,10 @@ impl fmt::Display for Cause {
                 write!(f, "mmio write virtio {}", register.name())
             }
             Self::Mmio(MmioDevice::Other) => f.write_str("mmio other"),
+            Self::TranslateMiss => f.write_str("translate miss"),
+            Self::LookupMiss => f.write_str("lookup miss"),
+            Self::CodeWrite => f.write_str("code write"),
+            Self::PatchEntry => f.write_str("jump into a patch"),
             Self::Kick => f.write_str("kick"),
             Self::Dead => f.write_str("engine gave up"),
         }

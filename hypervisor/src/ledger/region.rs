@@ -6,6 +6,7 @@ use super::batch::{BatchSizes, Batches};
 use super::cause::Cause;
 use super::histogram;
 use super::tally::{Tallies, Tally};
+use super::work::{Amounts, WorkRow};
 
 /// The exits of one cause.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -48,13 +49,16 @@ pub struct Region {
     pub exits: Vec<ExitRow>,
     /// Its batches by kind.
     pub batches: Vec<BatchSizes>,
+    /// What is no exit, by kind.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub work: Vec<WorkRow>,
 }
 
 impl Region {
-    pub(super) fn new(ns: u64, tallies: &Tallies, batches: &Batches) -> Self {
+    pub(super) fn new(ns: u64, tallies: &Tallies, batches: &Batches, work: &Amounts) -> Self {
         let mut exits: Vec<ExitRow> = tallies.occupied().map(|(c, t, h)| ExitRow::new(c, t, h)).collect();
         exits.sort_by_key(|row| (std::cmp::Reverse((row.ns, row.count)), row.cause.index()));
-        Self { ns, exits, batches: batches.occupied() }
+        Self { ns, exits, batches: batches.occupied(), work: work.occupied() }
     }
 
     /// How many times the guest left the CPU.

@@ -3,7 +3,7 @@
 //! A technique implements [`Runner`]. What concerns the whole domain (how it ended, its devices) is not here: the loop
 //! has no use for it.
 
-use crate::engine::Exit;
+use crate::engine::{Cpu, Exit};
 use crate::ledger::{Cause, Ledger};
 use crate::machine::memory::MachineMemory;
 use crate::mmu::log::TableLog;
@@ -52,6 +52,14 @@ pub struct Context<'a> {
 pub trait Runner {
     /// What the engine needs for the next entry.
     fn context(&mut self) -> Context<'_>;
+    /// Runs the guest until it stops.
+    ///
+    /// Overridden where more than the engine is needed for that: where the engine's registers are not the guest's, or
+    /// where no engine runs it.
+    fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {
+        let Context { regs, space, log, memory } = self.context();
+        cpu.enter(regs, space, log, memory)
+    }
     /// Does what the exit means.
     fn handle(&mut self, exit: Exit) -> Handled;
     /// Fires the timers that are due, delivers what is pending, and says what to do next.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::control::Orders;
 use super::observe::{Observer, Seen};
-use super::runner::{Context, Handled, Next, Runner};
+use super::runner::{Handled, Next, Runner};
 use super::waker::Waker;
 use crate::engine::{Cpu, Exit};
 use crate::machine::kick::Kick;
@@ -69,8 +69,7 @@ pub fn run(cpu: &mut dyn Cpu, runner: &mut dyn Runner, waker: &Waker, orders: &m
                 }
                 settle(runner.ledger(), open.take(), now);
                 runner.about_to_run(now);
-                let Context { regs, space, log, memory } = runner.context();
-                let exit = cpu.enter(regs, space, log, memory);
+                let exit = runner.enter(cpu);
                 waker.leave_guest();
                 let left = clock.now();
                 // A kick that the guest left for, or one that came when it was leaving anyway.

@@ -10,14 +10,16 @@
 
 #![forbid(unsafe_code)]
 
+mod bare;
 mod domain;
+mod method;
 pub mod pv;
 pub mod trap;
 
 pub use domain::{Domain, MakeError, Parts};
 
 use crate::image::GuestKind;
-use crate::machine::layout::HypervisorLayout;
+use crate::machine::layout::{HypervisorLayout, OwnCode};
 
 /// A way of virtualizing a kernel.
 #[derive(Debug)]
@@ -28,16 +30,31 @@ pub struct Technique {
     pub about: &'static str,
     /// The images that it runs.
     pub runs: GuestKind,
+    /// What it needs of an engine.
+    pub engine: EngineNeed,
     /// Whether this host has what the technique needs besides an engine; if not, what is missing.
     pub available: fn() -> Result<(), String>,
     /// How many frames of shadow page tables a guest of so many frames gets.
     pub shadow_frames: fn(u64) -> u64,
+    /// What code of ours runs in the guest's kernel view.
+    pub own_code: OwnCode,
     /// How many frames of the hypervisor's own are written before the guest starts.
     pub own_frames: fn(&HypervisorLayout) -> u64,
     /// What the kernel's command line has to say about so many virtio devices.
     pub device_parameters: fn(usize) -> Option<String>,
     /// Makes the domain.
     pub make: fn(Parts<'_>) -> Result<Box<dyn Domain>, MakeError>,
+}
+
+/// What a technique needs of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineNeed {
+    /// That it runs code at CPL 3 and maps pages.
+    Deprivileged,
+    /// That it runs the guest's kernel at CPL 0, and maps guest-physical memory.
+    Ring0,
+    /// Nothing: the technique executes the guest itself.
+    Nothing,
 }
 
 /// All techniques. Of those that run the same images, the first is taken when nothing is said.

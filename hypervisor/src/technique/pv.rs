@@ -3,11 +3,12 @@
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
-use super::{Domain, Technique, on_any_host};
+use super::{Domain, EngineNeed, Technique, on_any_host};
 use crate::engine::Exit;
 use crate::image::GuestKind;
 use crate::ledger::{Cause, Ledger};
 use crate::machine::end::DomainEnd;
+use crate::machine::layout::OwnCode;
 use crate::machine::time::Clock;
 use crate::monitor::{Context, Handled, Next, Runner};
 use crate::pv::context::PvContext;
@@ -26,8 +27,10 @@ pub(super) const TECHNIQUE: Technique = Technique {
     name: "pv",
     about: "paravirtual: the kernel asks, by hypercalls",
     runs: GuestKind::Pv,
+    engine: EngineNeed::Deprivileged,
     available: on_any_host,
     shadow_frames: |_| 0,
+    own_code: OwnCode::NONE,
     own_frames: make::own_frames,
     device_parameters: |_| None,
     make: make::make,

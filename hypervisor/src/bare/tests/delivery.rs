@@ -74,11 +74,11 @@ fn start_timer(g: &mut Guest) {
 fn interrupts_wait_for_the_flag() {
     let mut g = Guest::booted();
     start_timer(&mut g);
-    assert_eq!(g.machine.next_deadline(), None, "interrupts are off: a kick has no effect");
+    assert_eq!(g.machine.next_deadline(true), None, "interrupts are off: a kick has no effect");
     g.now = 1_000_000;
     assert_eq!(g.pending(), Ok(None));
     g.traps(&[0xfb]);
-    assert!(g.machine.next_deadline().is_none(), "one is pending already");
+    assert!(g.machine.next_deadline(true).is_none(), "one is pending already");
     // One more instruction runs after STI, if it is certain to trap.
     g.poke_bytes(CODE + 1, &[0xfa]);
     assert_eq!(g.pending(), Ok(None));
@@ -117,7 +117,7 @@ fn hlt_waits() {
     start_timer(&mut g);
     g.machine.platform.poll(0);
     g.traps(&[0xfb]);
-    let deadline = g.machine.next_deadline();
+    let deadline = g.machine.next_deadline(true);
     assert!(deadline.is_some());
     let handled = g.traps(&[0xf4]);
     assert_eq!(handled.outcome, BareOutcome::Halted { until_ns: deadline });

@@ -12,7 +12,7 @@ use crate::machine::time::Clock;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 use crate::monitor::control::Postponed;
-use crate::monitor::{Command, Control};
+use crate::monitor::{Command, Context, Control};
 use crate::x86::registers::Regs;
 
 /// A vCPU that only ever does what the test says, and an engine on which nothing but that happens.

@@ -1,0 +1,143 @@
+//! A domain whose kernel believes that it owns a PC, and runs at CPL 3. The PC is in [`crate::bare`].
+//!
+//! What may not be done here: knowing how a [`Method`] works.
+
+use std::sync::Arc;
+
+use super::method::{Guest, Left, Method};
+use super::{Domain, MakeError, Parts};
+use crate::bare::platform::Platform;
+use crate::bare::platform::virtio_mmio::VirtioMmio;
+use crate::bare::{BareBoot, BareMachine, BareOutcome};
+use crate::engine::{Cpu, Exit};
+use crate::ledger::Ledger;
+use crate::machine::end::DomainEnd;
+use crate::machine::memory::MachineMemory;
+use crate::machine::time::Clock;
+use crate::mmu::log::TableLog;
+use crate::mmu::space::VcpuSpace;
+use crate::monitor::{Context, Handled, Next, Runner};
+use crate::virtio::Slot;
+use crate::x86::registers::Regs;
+
+/// The domain, and its one virtual CPU.
+pub(super) struct BareDomain<M> {
+    method: M,
+    memory: Arc<MachineMemory>,
+    machine: BareMachine,
+    regs: Regs,
+    log: TableLog,
+    space: VcpuSpace,
+    clock: Clock,
+    ledger: Ledger,
+    end: Option<DomainEnd>,
+}
+
+impl<M: Method + 'static> BareDomain<M> {
+    /// Makes the domain.
+    pub fn make(parts: Parts<'_>, method: M) -> Result<Box<dyn Domain>, MakeError> {
+        let info = parts.machine.info();
+        let mut log = TableLog::default();
+        let mut space = VcpuSpace::new(parts.built.root, &log);
+        let boot = BareBoot {
+            entry: parts.built.entry_rip,
+            stack: parts.built.rsp,
+            start_info: parts.built.rsi,
+            cr3: parts.built.cr3,
+        };
+        let memory = Arc::new(parts.memory);
+        let virtio = VirtioMmio::new(parts.devices, &memory, &parts.kick)?;
+        let platform = Platform::new(parts.sink, parts.input).with_virtio(virtio);
+        let reserved = parts.machine.reserved_l4_entries();
+        let (machine, regs) =
+            BareMachine::new(&boot, parts.layout.shadow, reserved, platform, &memory, &mut log, &mut space)?;
+        // Nothing has run yet: no translation can be stale.
+        space.caught_up(&log);
+        let clock = Clock::new(info.tsc_khz, info.tsc_offset);
+        let ledger = Ledger::new();
+        Ok(Box::new(Self { method, memory, machine, regs, log, space, clock, ledger, end: None }))
+    }
+}
+
+/// The method, and the guest that it works on.
+fn split<M>(domain: &mut BareDomain<M>) -> (&mut M, Guest<'_>) {
+    let BareDomain { method, memory, machine, regs, log, space, ledger, .. } = domain;
+    (method, Guest { machine, regs, memory, log, space, ledger })
+}
+
+impl<M: Method> Domain for BareDomain<M> {
+    fn runner(&mut self) -> &mut dyn Runner {
+        self
+    }
+
+    fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    fn end(&self) -> DomainEnd {
+        self.end.clone().unwrap_or(DomainEnd::Interrupted)
+    }
+
+    fn slots(&self) -> Vec<&Slot> {
+        self.machine.slots()
+    }
+
+    fn into_ledger(self: Box<Self>) -> Ledger {
+        self.ledger
+    }
+}
+
+impl<M: Method> Runner for BareDomain<M> {
+    fn context(&mut self) -> Context<'_> {
+        Context { regs: &mut self.regs, space: &mut self.space, log: &self.log, memory: &self.memory }
+    }
+
+    fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {
+        let (method, mut guest) = split(self);
+        method.before_entry(&mut guest);
+        cpu.enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
+    }
+
+    fn handle(&mut self, exit: Exit) -> Handled {
+        let (method, mut guest) = split(self);
+        let exit = match method.after_exit(exit, &mut guest) {
+            Left::Exit(exit) => exit,
+            Left::Own(cause) => return cause.into(),
+        };
+        let now = self.clock.now();
+        let handled =
+            self.machine.handle_exit(&mut self.regs, exit, &self.memory, &mut self.log, &mut self.space, now);
+        let mut mark = None;
+        match handled.outcome {
+            BareOutcome::Resume | BareOutcome::Halted { .. } => {}
+            BareOutcome::Mark(value) => mark = Some(value),
+            BareOutcome::Ended(end) => self.end = Some(end),
+        }
+        Handled { cause: handled.cause, mark }
+    }
+
+    fn prepare(&mut self) -> Next {
+        if self.end.is_some() {
+            return Next::End;
+        }
+        let now = self.clock.now();
+        let pending =
+            self.machine.deliver_pending(&mut self.regs, &self.memory, &mut self.log, &mut self.space, now);
+        if let Err(end) = pending {
+            self.end = Some(end);
+            return Next::End;
+        }
+        let deadline = self.machine.next_deadline(M::NOTICES_STI);
+        if self.machine.is_halted() { Next::Wait(deadline) } else { Next::Run(deadline) }
+    }
+
+    /// Its PC has no clock that tells the date.
+    fn about_to_run(&mut self, _: u64) {}
+
+    /// Input is polled before each entry.
+    fn woken(&mut self) {}
+
+    fn ledger(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+}
