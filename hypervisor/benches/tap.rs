@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use paravane::backend::net::mac::Mac;
 use paravane::backend::net::tap::Tap;
 use paravane::compare;
-use paravane::compare::{Machine, Needs, Workload};
+use paravane::compare::{Machine, Workload};
 use paravane::launch;
 use paravane::launch::{Config, EngineChoice, TransportChoice};
 use paravane::technique::Technique;
@@ -32,10 +32,8 @@ const NOBODY: [u8; 6] = [0x02, 0, 0, 0, 0x88, 0xb5];
 /// The target for the guest's throughput, as a share of the program's.
 const TARGET: f64 = 0.5;
 
-const WORKLOADS: [(usize, Workload); 2] = [
-    (64, Workload { name: "net-flood-64", about: "", needs: Needs::Nothing }),
-    (1500, Workload { name: "net-flood-1500", about: "", needs: Needs::Nothing }),
-];
+const WORKLOADS: [(usize, Workload); 2] =
+    [(64, Workload::new("net-flood-64", "")), (1500, Workload::new("net-flood-1500", ""))];
 
 /// Moves this process into a new network namespace; without root's rights, into a user namespace too.
 fn own_network() -> io::Result<()> {

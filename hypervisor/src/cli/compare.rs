@@ -100,7 +100,7 @@ pub(super) struct CompareArgs {
 }
 
 fn workload_names() -> PossibleValuesParser {
-    PossibleValuesParser::new(WORKLOADS.map(|w| w.name))
+    PossibleValuesParser::new(WORKLOADS.iter().map(|w| w.name))
 }
 
 /// Compares; the exit status of the process.
@@ -179,7 +179,7 @@ fn engines(args: &[Engines]) -> Vec<EngineChoice> {
 /// The workloads with these names, in the order of the list; all if there are no names.
 fn selected(names: &[String]) -> Vec<Workload> {
     let wanted = |w: &Workload| names.is_empty() || names.iter().any(|name| name == w.name);
-    WORKLOADS.into_iter().filter(wanted).collect()
+    WORKLOADS.iter().filter(|w| wanted(w)).copied().collect()
 }
 
 /// The techniques with these names, and the baseline if one was named, in the order of the table; all if there are no

@@ -20,6 +20,7 @@ mod sample;
 mod side_by_side;
 mod side_by_side_table;
 mod table;
+mod workloads;
 
 pub use comparison::{
     Comparison, EngineFacts, Progress, RunFigures, Saved, Saving, Settings, TechniqueResult, WholeBoot,
@@ -32,47 +33,7 @@ pub use sample::{Failure, Machine, Sample, measure};
 pub use side_by_side::{LeftOut, SideBySide, TrapDifference};
 pub use side_by_side_table::side_text;
 pub use table::text;
-
-/// Something that the reference guest can do and verify.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Workload {
-    /// What `bench=` calls it.
-    pub name: &'static str,
-    /// What it does.
-    pub about: &'static str,
-    /// The devices that it needs.
-    pub needs: Needs,
-}
-
-impl Workload {
-    const fn new(name: &'static str, about: &'static str, needs: Needs) -> Self {
-        Self { name, about, needs }
-    }
-}
-
-/// The workloads of the reference guest.
-pub const WORKLOADS: [Workload; 16] = [
-    Workload::new("null-call", "ask the machine the least, 1000 times", Needs::Nothing),
-    Workload::new("console-4k", "print 4096 bytes in one write", Needs::Nothing),
-    Workload::new("console-virtio-4k", "print 4096 bytes in one write on a virtio console", Needs::Console),
-    Workload::new("map-512", "map, touch, protect and unmap 512 scattered pages", Needs::Nothing),
-    Workload::new("map-4096", "map, touch, protect and unmap 4096 scattered pages", Needs::Nothing),
-    Workload::new("address-space", "make, use and destroy 16 address spaces of 128 pages", Needs::Nothing),
-    Workload::new("timer-1000", "1000 timer interrupts, 100 us each", Needs::Nothing),
-    Workload::new(
-        "net-setup",
-        "set a network interface up, from nothing to its first usable queue",
-        Needs::Network,
-    ),
-    Workload::new("block-setup", "set a disk up, from nothing to its first usable queue", Needs::Disk),
-    Workload::new("block-read-qd1", "read 1000 blocks of 4 KiB, one at a time", Needs::Disk),
-    Workload::new("block-read-qd32", "read 1000 blocks of 4 KiB, 32 at a time", Needs::Disk),
-    Workload::new("block-read-64k", "read 1000 blocks of 64 KiB, 32 at a time", Needs::Disk),
-    Workload::new("net-send-64", "send 10000 frames of 64 bytes", Needs::Network),
-    Workload::new("net-send-1500", "send 10000 frames of 1500 bytes", Needs::Network),
-    Workload::new("net-receive-64", "receive 10000 frames of 64 bytes", Needs::Network),
-    Workload::new("net-receive-1500", "receive 10000 frames of 1500 bytes", Needs::Network),
-];
+pub use workloads::{Kind, WORKLOADS, Workload};
 
 /// What the numbers do not mean; part of every report.
 pub const NOTES: [&str; 6] = [

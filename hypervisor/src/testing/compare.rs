@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::compare::{Machine, Settings, WORKLOADS};
+use crate::compare::{Machine, Settings, Workload};
 use crate::engine::EngineInfo;
 use crate::launch::{Config, EngineChoice, Report, TransportChoice};
 use crate::ledger::{BatchKind, Cause, Ledger, MARK_BEGIN, MARK_END};
@@ -17,7 +17,7 @@ pub fn settings(repeat: usize) -> Settings {
         transport: TransportChoice::Auto,
         deadline: Duration::from_secs(1),
     };
-    let workloads = WORKLOADS.into_iter().filter(|workload| workload.name == "map-512").collect();
+    let workloads = vec![*Workload::named("map-512").unwrap()];
     let techniques = TECHNIQUES.iter().collect();
     Settings { workloads, techniques, baseline: "trap", chosen: false, repeat, machines: vec![machine] }
 }

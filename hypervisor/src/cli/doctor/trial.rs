@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::compare::{Failure, Machine, Sample, WORKLOADS, measure};
+use crate::compare::{Failure, Machine, Sample, Workload, measure};
 use crate::launch;
 use crate::launch::{EngineChoice, TransportChoice};
 use crate::technique::Technique;
@@ -163,8 +163,7 @@ impl Trial {
 impl Probe {
     fn sample(&self, engine: EngineChoice, transport: TransportChoice) -> Result<Sample, Failure> {
         let machine = Machine { mem_bytes: 64 << 20, engine, transport, deadline: Duration::from_secs(10) };
-        let [workload] = WORKLOADS.into_iter().filter(|w| w.name == self.workload).collect::<Vec<_>>()[..]
-        else {
+        let Some(workload) = Workload::named(self.workload) else {
             return Err(Failure::Start(format!("no workload {}; this is a bug in Paravane", self.workload)));
         };
         let Some(technique) = Technique::named(self.technique) else {
@@ -173,7 +172,7 @@ impl Probe {
                 self.technique
             )));
         };
-        measure(technique, &workload, &machine, &mut launch::run)
+        measure(technique, workload, &machine, &mut launch::run)
     }
 
     fn cost(&self, engine: EngineChoice) -> Cost {
@@ -206,7 +205,7 @@ mod tests {
     #[test]
     fn the_probes_are_workloads_that_exist() {
         for probe in FURTHER.iter().chain([&HYPERCALL]) {
-            assert!(WORKLOADS.iter().any(|w| w.name == probe.workload), "{}", probe.what);
+            assert!(Workload::named(probe.workload).is_some(), "{}", probe.what);
             assert!(Technique::named(probe.technique).is_some(), "{}", probe.what);
         }
     }

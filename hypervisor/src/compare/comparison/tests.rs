@@ -118,7 +118,7 @@ fn what_lacks_a_device_is_skipped_and_nothing_else_is_spoilt() {
 fn a_workload_is_given_what_it_needs() {
     let mut settings = settings(1);
     for (prefix, kinds) in [("net-", &[1][..]), ("block-", &[2]), ("console-virtio-", &[3]), ("map-", &[])] {
-        settings.workloads = WORKLOADS.into_iter().filter(|w| w.name.starts_with(prefix)).collect();
+        settings.workloads = WORKLOADS.iter().filter(|w| w.name.starts_with(prefix)).copied().collect();
         let given = Cell::new(0);
         let boot = |config: Config| {
             assert_eq!(config.devices.iter().map(|d| d.info().kind).collect::<Vec<_>>(), kinds);
