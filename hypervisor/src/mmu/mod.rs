@@ -2,6 +2,7 @@
 //!
 //! * [`direct`]: a paravirtual guest's own tables. The processor uses them directly, because every change is validated.
 //! * [`shadow`]: tables that the guest does not see, derived from those of a bare guest.
+//! * [`guest`]: a bare guest's own tables, walked as its processor would.
 //! * [`log`], [`space`]: the domain's log of table writes for all virtual CPUs, and the address space of one.
 //!
 //! All of it runs on a vCPU's thread; nothing is signal-safe.
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod direct;
+pub mod guest;
 pub mod log;
 pub mod shadow;
 pub mod space;

@@ -6,21 +6,7 @@ use paravane_abi::pte;
 
 use super::view::View;
 use crate::machine::memory::Mfn;
-
-/// The bits of the guest's control registers that affect the meaning of its page tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Controls {
-    /// CR0.WP: pages are read-only for the kernel, too.
-    pub write_protect: bool,
-    /// EFER.NXE: bit 63 forbids execution; otherwise it is reserved.
-    pub no_execute: bool,
-}
-
-impl Default for Controls {
-    fn default() -> Self {
-        Self { write_protect: true, no_execute: true }
-    }
-}
+use crate::mmu::guest::Controls;
 
 /// Accessed and dirty are set in every shadow entry, so that no engine ever writes to one by itself.
 const BASE: u64 = pte::PRESENT | pte::USER | pte::ACCESSED | pte::DIRTY;

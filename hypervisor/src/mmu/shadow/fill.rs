@@ -1,59 +1,19 @@
 //! Walks the guest's tables, and adds missing entries to the shadow.
 //!
-//! A lookup does what a CPU's page walk does to the guest's own tables: it sets accessed and dirty bits.
 //! What may not be done here: deciding whether the guest must see a fault; the lookup's result says that.
 
 use paravane_abi::pte;
 
-use super::entry::{self, Controls};
+use super::entry;
 use super::pool::Source;
 use super::slots::slot;
 use super::state::Shadow;
 use super::view::View;
-use crate::machine::memory::{MachineMemory, Maddr};
+use crate::machine::memory::{MachineMemory, PAGE_SHIFT};
+use crate::mmu::guest::{GuestTables, Lookup, LookupError};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Flush, VcpuSpace};
-use crate::x86::walk;
-use crate::x86::walk::{Access, PseudoPhysicalTables, Translation, WalkFault};
-
-/// Why an access is not allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LookupError {
-    /// A page fault with this error code.
-    PageFault(u32),
-    /// The linear address is not canonical: #GP(0), or #SS(0) for a stack access.
-    NotCanonical,
-}
-
-/// The result of an allowed access.
-#[derive(Clone, Copy, Debug)]
-pub struct Lookup {
-    translation: Translation,
-    access: Access,
-}
-
-impl Lookup {
-    /// The machine address; `None` where the guest has no memory.
-    pub fn maddr(&self) -> Option<Maddr> {
-        self.translation.maddr
-    }
-    /// The guest-physical address.
-    pub fn physical(&self) -> u64 {
-        self.translation.physical
-    }
-    /// The guest's entry of `level` as this access left it.
-    fn entry(&self, level: u8) -> u64 {
-        let value = self.translation.step(level).map_or(0, |step| step.value);
-        value | self.bits_to_set(level)
-    }
-    fn bits_to_set(&self, level: u8) -> u64 {
-        if self.access.write && level == self.translation.level {
-            pte::ACCESSED | pte::DIRTY
-        } else {
-            pte::ACCESSED
-        }
-    }
-}
+use crate::x86::walk::Access;
 
 /// The result of a fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,40 +24,12 @@ pub enum Fill {
     Spurious,
 }
 
-/// Whether the guest's entries allow `access`, where CR0.WP may be clear (SDM vol. 3, 4.6.1).
-fn allows(translation: &Translation, access: Access, controls: Controls) -> bool {
-    let write = access.write && (access.user || controls.write_protect);
-    translation.allows(Access { write, ..access })
-}
-
 impl Shadow {
     /// Walks the guest's tables for `access`, setting accessed and dirty bits if it is allowed.
+    ///
+    /// Nothing in the shadow derives more from a clear bit than from a set one: no entry of it goes stale by this.
     pub fn lookup(&self, mem: &MachineMemory, va: u64, access: Access) -> Result<Lookup, LookupError> {
-        // Without NXE a fetch is not told apart in error codes (SDM vol. 3, 4.7).
-        let access = Access { fetch: access.fetch && self.controls.no_execute, ..access };
-        let fault = |fault: WalkFault| match fault.error_code(access) {
-            Some(code) => LookupError::PageFault(code),
-            None => LookupError::NotCanonical,
-        };
-        let translation = walk::walk(mem, &PseudoPhysicalTables, self.space << 12, va).map_err(fault)?;
-        let mut steps = (translation.level..=4).filter_map(|level| translation.step(level));
-        if !self.controls.no_execute && steps.any(|step| step.value & pte::NX != 0) {
-            return Err(fault(WalkFault::Reserved { level: translation.level }));
-        }
-        if !allows(&translation, access, self.controls) {
-            return Err(fault(WalkFault::Denied));
-        }
-        let found = Lookup { translation, access };
-        for level in translation.level..=4 {
-            let Some(step) = translation.step(level) else { continue };
-            let bits = found.bits_to_set(level);
-            if step.value & bits != bits {
-                // The walk has just read this entry, so that it is there to be written. Nothing in the shadow
-                // derives more from a clear bit than from a set one: no entry of it goes stale by this.
-                let _ = mem.fetch_or_u64(step.entry, bits);
-            }
-        }
-        Ok(found)
+        GuestTables { root: self.space << PAGE_SHIFT, controls: self.controls }.lookup(mem, va, access)
     }
 
     /// Gives the shadow in use the entries that `found` at `va` needs.

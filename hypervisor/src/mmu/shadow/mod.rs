@@ -33,7 +33,7 @@ mod tables;
 mod tests;
 mod view;
 
-pub use entry::Controls;
-pub use fill::{Fill, Lookup, LookupError};
+pub use super::guest::{Controls, Lookup, LookupError};
+pub use fill::Fill;
 pub use state::{BadRoot, NoShadow, Shadow, frames_for};
 pub use view::View;

@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use paravane_abi::pte;
 
-use super::entry::Controls;
 use super::pool::Pool;
 use super::roots::Roots;
 use super::slots::RESERVED_COUNT;
 use super::view::View;
 use crate::host::zeroed::NoMemory;
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
+use crate::mmu::guest::Controls;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 
