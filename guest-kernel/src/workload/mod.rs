@@ -15,6 +15,7 @@ mod block;
 mod console;
 mod map;
 mod measure;
+mod nano;
 mod net;
 mod null_call;
 mod scatter;
@@ -42,6 +43,12 @@ const ALL: &[Workload] = &[
     net::FLOOD_BIG,
     net::RECEIVE_SMALL,
     net::RECEIVE_BIG,
+    nano::CALLRET,
+    nano::INDIRECT_1,
+    nano::INDIRECT_4,
+    nano::INDIRECT_16,
+    nano::FIB,
+    nano::ALU,
 ];
 
 /// Runs the named workload, or `all`, and prints one line for each. False if one of them failed, or if there is

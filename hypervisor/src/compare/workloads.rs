@@ -69,6 +69,12 @@ pub static WORKLOADS: &[Workload] = &[
     Workload::new("map-4096", "map, touch, protect and unmap 4096 scattered pages"),
     Workload::new("address-space", "make, use and destroy 16 address spaces of 128 pages"),
     Workload::new("timer-1000", "1000 timer interrupts, 100 us each"),
+    Workload::compute("alu", "9 instructions for each word of 32 KiB"),
+    Workload::compute("fib", "fib(24), recursively"),
+    Workload::compute("callret", "CALL of a leaf of one ADD, RET"),
+    Workload::compute("indirect-1", "CALL through a table, always of the same function"),
+    Workload::compute("indirect-4", "CALL through a table, 4 functions in turn"),
+    Workload::compute("indirect-16", "CALL through a table, 16 functions in turn"),
     Workload::new("net-setup", "set a network interface up, from nothing to its first usable queue")
         .with(Needs::Network),
     Workload::new("block-setup", "set a disk up, from nothing to its first usable queue").with(Needs::Disk),
