@@ -6,6 +6,7 @@
 pub(crate) mod advisories;
 pub(crate) mod cases;
 pub(crate) mod measure;
+pub(crate) mod own_code;
 pub(crate) mod ports;
 pub(crate) mod registers;
 mod selectors;
@@ -17,7 +18,7 @@ use paravane_abi::{addr, pte};
 
 use crate::engine::{Cpu, Exit, Machine};
 use crate::machine::kick::Kick;
-use crate::machine::layout::HypervisorLayout;
+use crate::machine::layout::{HypervisorLayout, OwnCode};
 use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::mmu::log::{PteWrite, TableLog};
 use crate::mmu::space::VcpuSpace;
@@ -82,6 +83,7 @@ macro_rules! contract {
             switching_roots, vector_state, kick_before_entry, kicks_while_running, deadline,
             unloadable_registers, machine_to_physical, time_stamp_counter, scattered_batch, large_pages,
             selectors, guests_descriptors);
+        $crate::testing::engine::contract!(@ own_code $world: code_and_state_of_ours, code_written_by_the_host);
         $crate::testing::engine::contract!(@ registers $world: allowed_instructions, widest_vector_state);
         $crate::testing::engine::contract!(@ advisories $world:
             entries_are_in_64_bit_mode, xsa_7_returns_to_addresses_that_are_not_canonical,
@@ -135,7 +137,7 @@ impl World {
         backing: Backing,
         make: impl FnOnce(&MachineMemory, &HypervisorLayout) -> Result<Box<dyn Machine>, E>,
     ) -> Result<Self, E> {
-        let layout = HypervisorLayout::new(GUEST_FRAMES, 0);
+        let layout = HypervisorLayout::with_code(GUEST_FRAMES, 0, OwnCode { state: 1, code: 1 });
         let memory = MachineMemory::new(layout.hypervisor_frames(), GUEST_FRAMES, backing).unwrap();
         let mut engine = make(&memory, &layout)?;
         let cpu = engine.cpu(0).unwrap();
