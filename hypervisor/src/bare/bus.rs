@@ -62,7 +62,7 @@ impl Bus<'_> {
     pub fn fetch(&self, va: u64, buf: &mut [u8], user: bool) -> Option<()> {
         let access = Access { write: false, user, fetch: true };
         let at = self.shadow.lookup(self.mem, va, access).ok()?.maddr()?;
-        self.mem.read(at, buf).ok()
+        self.shadow.read(self.mem, at, buf).ok()
     }
 }
 
@@ -82,7 +82,7 @@ impl Memory for Bus<'_> {
         let (head, tail) = buf.split_at_mut(len);
         for (at, part) in [(first, head), (second, tail)].into_iter().filter(|(_, part)| !part.is_empty()) {
             match at {
-                Place::Memory(at) => self.mem.read(at, part).map_err(|e| not_memory(e, va))?,
+                Place::Memory(at) => self.shadow.read(self.mem, at, part).map_err(|e| not_memory(e, va))?,
                 Place::Bus(at) => self.platform.memory_in(at, part),
             }
         }

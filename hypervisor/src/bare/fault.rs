@@ -10,10 +10,17 @@ use crate::exec::ordinary::Progress;
 use crate::exec::outside::{Attempt, Incomplete};
 use crate::ledger::Cause;
 use crate::machine::memory::Maddr;
-use crate::mmu::shadow::{Fill, Lookup};
+use crate::mmu::shadow::{Fill, Lookup, OverlayFill};
 use crate::x86::exception::page_error::{FETCH, WRITE};
 use crate::x86::exception::{Exception, Fault};
 use crate::x86::walk::Access;
+
+/// Why the shadow does not let the guest store to a frame.
+enum Protection {
+    None,
+    Table,
+    Code,
+}
 
 impl<'a> ExitHandler<'a> {
     /// Handles a page fault. An exception in the result is for the guest to handle.
@@ -24,6 +31,11 @@ impl<'a> ExitHandler<'a> {
             user: self.exec.cpu.user,
             fetch: fault.error_code & FETCH != 0,
         };
+        if !access.user
+            && let Some(cause) = self.overlay_fault(va, access)?
+        {
+            return Ok(cause);
+        }
         let bus = &self.exec.outside;
         let found = bus.shadow.lookup(bus.mem, va, access).map_err(|fault| exception_of(fault, va))?;
         if is_hypervisor(va) {
@@ -33,36 +45,78 @@ impl<'a> ExitHandler<'a> {
             // An empty bus reads all ones, which is not a valid instruction.
             None if access.fetch => Err(Exception::undefined().into()),
             None => self.device_access(va, found.physical(), access.write),
-            Some(at) if access.write && self.is_table(at) => {
-                self.history.filled();
-                self.table_store(va, at)
-            }
-            Some(_) => self.fill(va, &found),
+            Some(at) => match self.protection(at) {
+                Protection::Table if access.write => {
+                    self.history.filled();
+                    self.table_store(va, at)
+                }
+                Protection::Code if access.write => {
+                    self.history.filled();
+                    self.code_store(va, at)
+                }
+                _ => self.fill(va, &found),
+            },
         }
     }
 
-    fn is_table(&self, at: Maddr) -> bool {
+    fn protection(&self, at: Maddr) -> Protection {
         let bus = &self.exec.outside;
-        bus.mem.mfn_to_pfn(at.mfn()).is_some_and(|pfn| bus.shadow.is_table(pfn))
+        match bus.mem.mfn_to_pfn(at.mfn()) {
+            Some(pfn) if bus.shadow.is_table(pfn) => Protection::Table,
+            Some(pfn) if bus.shadow.is_code(pfn) => Protection::Code,
+            _ => Protection::None,
+        }
+    }
+
+    /// A fault of the kernel on a page of ours, where it maps nothing; `None` if the fault has another reason.
+    fn overlay_fault(&mut self, va: u64, access: Access) -> Attempt<Option<Cause>, Bus<'a>> {
+        let bus = &mut self.exec.outside;
+        match bus.shadow.fill_overlay(bus.mem, bus.log, bus.space, va, access) {
+            OverlayFill::NotOurs => return Ok(None),
+            // Before the next entry the overlay moves, and the guest tries again.
+            OverlayFill::Filled | OverlayFill::Collides => self.history.filled(),
+            OverlayFill::Spurious => self.spurious(va)?,
+        }
+        Ok(Some(Cause::ShadowFill))
     }
 
     fn fill(&mut self, va: u64, found: &Lookup) -> Attempt<Cause, Bus<'a>> {
         let bus = &mut self.exec.outside;
         match bus.shadow.fill(bus.mem, bus.log, bus.space, va, found) {
             Fill::Filled => self.history.filled(),
-            Fill::Spurious => match self.history.count_spurious(va) {
-                // Not in user mode: on the process engine a program can forge faults.
-                HOPELESS.. if !self.exec.cpu.user => {
-                    return Err(Incomplete::Machine(Death::NoProgress {
-                        rip: self.exec.regs.rip,
-                        address: va,
-                    }));
-                }
-                SUSPICIOUS.. => bus.log.invalidate_all(),
-                _ => {}
-            },
+            Fill::Spurious => self.spurious(va)?,
         }
         Ok(Cause::ShadowFill)
+    }
+
+    /// A fault on a page that the shadow lets the guest access.
+    fn spurious(&mut self, va: u64) -> Attempt<(), Bus<'a>> {
+        match self.history.count_spurious(va) {
+            // Not in user mode: on the process engine a program can forge faults.
+            HOPELESS.. if !self.exec.cpu.user => {
+                Err(Incomplete::Machine(Death::NoProgress { rip: self.exec.regs.rip, address: va }))
+            }
+            SUSPICIOUS.. => {
+                self.exec.outside.log.invalidate_all();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A store to code from which something was made.
+    fn code_store(&mut self, va: u64, at: Maddr) -> Attempt<Cause, Bus<'a>> {
+        if self.emulate_memory()? == Progress::Unknown {
+            // The instruction is not implemented: let its store through. Nothing that was made from the frame stays.
+            let bus = &mut self.exec.outside;
+            if bus.shadow.release_code(bus.mem, at).is_err() {
+                return Err(Incomplete::Machine(Death::UnknownStore {
+                    rip: self.exec.regs.rip,
+                    address: va,
+                }));
+            }
+        }
+        Ok(Cause::CodeWrite)
     }
 
     fn table_store(&mut self, va: u64, at: Maddr) -> Attempt<Cause, Bus<'a>> {

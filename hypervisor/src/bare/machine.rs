@@ -131,6 +131,11 @@ impl BareMachine {
         if self.cpu.interrupts || !notices_sti { self.platform.next_deadline() } else { None }
     }
 
+    /// The shadow of its page tables, for code of ours beside the guest's.
+    pub fn shadow(&mut self) -> &mut Shadow {
+        &mut self.shadow
+    }
+
     fn handler<'a>(
         &'a mut self,
         regs: &'a mut Regs,

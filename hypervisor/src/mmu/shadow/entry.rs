@@ -9,7 +9,7 @@ use crate::machine::memory::Mfn;
 use crate::mmu::guest::Controls;
 
 /// Accessed and dirty are set in every shadow entry, so that no engine ever writes to one by itself.
-const BASE: u64 = pte::PRESENT | pte::USER | pte::ACCESSED | pte::DIRTY;
+pub(super) const BASE: u64 = pte::PRESENT | pte::USER | pte::ACCESSED | pte::DIRTY;
 
 /// Whether a guest entry is present and usable by `view` without a fault that the guest must see.
 pub(super) const fn usable(entry: u64, view: View, controls: Controls) -> bool {

@@ -85,7 +85,7 @@ impl Shadow {
             table = child;
         }
         let frame = found.maddr()?.mfn();
-        let protected = mem.mfn_to_pfn(frame).is_none_or(|pfn| self.pool.is_table(pfn));
+        let protected = mem.mfn_to_pfn(frame).is_none_or(|pfn| self.is_protected(pfn));
         let new = match leaf_level {
             1 => entry::leaf(found.entry(1), frame, protected, view, self.controls),
             _ => entry::split_leaf(frame, protected),
@@ -96,7 +96,7 @@ impl Shadow {
     }
 
     /// The table of `level` that shadows `source`: the one that `old` refers to, one that exists, or a new one.
-    fn child_for(
+    pub(super) fn child_for(
         &mut self,
         mem: &MachineMemory,
         log: &mut TableLog,
@@ -113,7 +113,7 @@ impl Shadow {
                 let known = child.or_else(|| self.pool.find(pfn, level, view));
                 known.or_else(|| self.derive(mem, log, pfn, level, view))
             }
-            Source::Split(_) => child.or_else(|| self.pool.take(source, level, view)),
+            Source::Split(_) | Source::Overlay => child.or_else(|| self.pool.take(source, level, view)),
         }
     }
 }
@@ -129,17 +129,17 @@ fn source_below(found: &Lookup, level: u8) -> Source {
 
 /// Whether entries changed, and whether some that were present did.
 #[derive(Default)]
-struct Changes {
+pub(super) struct Changes {
     any: bool,
     present: bool,
 }
 
 impl Changes {
-    fn note(&mut self, old: u64, new: u64) {
+    pub(super) fn note(&mut self, old: u64, new: u64) {
         self.any |= old != new;
         self.present |= old != new && old & pte::PRESENT != 0;
     }
-    fn conclude(self, space: &mut VcpuSpace, va: u64) -> Fill {
+    pub(super) fn conclude(self, space: &mut VcpuSpace, va: u64) -> Fill {
         if self.present || !self.any {
             space.flush(Flush::Page(va));
         }

@@ -14,6 +14,9 @@
 //!    the guest maps is accessible at CPL 3, at virtual CPL 3 only its user pages are.
 //! 4. The shadow is a cache. When its frames run out all of it is dropped and filled again.
 //!
+//! 5. Frames of code from which a technique has made something are write-protected like tables (`code.rs`).
+//! 6. Pages of ours may lie where the guest maps nothing, in the kernel's view only (`overlay.rs`).
+//!
 //! L4 slots 256..=271 of every root are the hypervisor's; a guest cannot use linear addresses there.
 //!
 //! Code here may change shadow entries only through `Shadow::set_entry`, which maintains the reverse maps and notifies
@@ -21,8 +24,10 @@
 //!
 //! The idea is that of any shadowing hypervisor; the terms follow Intel SDM vol. 3, 4.5 to 4.10.
 
+mod code;
 mod entry;
 mod fill;
+mod overlay;
 mod pool;
 mod roots;
 mod slots;
@@ -34,6 +39,8 @@ mod tests;
 mod view;
 
 pub use super::guest::{Controls, Lookup, LookupError};
+pub use code::{CodeWrite, MAX_REPLACED};
 pub use fill::Fill;
+pub use overlay::{OverlayFill, OverlayPage};
 pub use state::{BadRoot, NoShadow, Shadow, frames_for};
 pub use view::View;

@@ -22,6 +22,8 @@ pub(super) enum Source {
     Guest(u64),
     /// A part of a large page, whose first frame this is.
     Split(u64),
+    /// Nothing: it leads to pages of ours.
+    Overlay,
 }
 
 /// One shadow table.

@@ -29,6 +29,10 @@ pub(super) struct Roots {
 }
 
 impl Roots {
+    /// The L4 shadows that are kept.
+    pub(super) fn kept(&self) -> [Option<u32>; KEPT] {
+        self.kept.map(|root| root.map(|root| root.table))
+    }
     pub(super) fn current(&self) -> Option<u32> {
         self.current
     }

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use paravane_abi::pte;
 
+use super::code::Code;
+use super::overlay::Overlay;
 use super::pool::Pool;
 use super::roots::Roots;
 use super::slots::RESERVED_COUNT;
@@ -29,6 +31,8 @@ pub struct Shadow {
     /// The guest's L4 frame in use.
     pub(super) space: u64,
     pub(super) reserved: [u64; RESERVED_COUNT],
+    pub(super) code: Code,
+    pub(super) overlay: Overlay,
 }
 
 /// The guest's CR3 names no frame of its memory.
@@ -66,7 +70,15 @@ impl Shadow {
             return Err(NoShadow::TooFewFrames(count));
         }
         let pool = Pool::new(frames, guest_frames)?;
-        Ok(Self { pool, roots: Roots::default(), controls: Controls::default(), space: 0, reserved })
+        Ok(Self {
+            pool,
+            roots: Roots::default(),
+            controls: Controls::default(),
+            space: 0,
+            reserved,
+            code: Code::default(),
+            overlay: Overlay::default(),
+        })
     }
 
     /// Makes the address space of `cr3`, seen by `view`, the one that the CPU walks.
@@ -88,6 +100,9 @@ impl Shadow {
         if self.controls != controls {
             self.drop_all(mem, log);
             self.controls = controls;
+        }
+        if self.space != pfn {
+            self.overlay.suspect();
         }
         self.space = pfn;
         self.enter_root(mem, log, space, view);

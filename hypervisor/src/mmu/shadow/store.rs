@@ -5,7 +5,9 @@
 
 use paravane_abi::pte;
 
+use super::code::CodeWrite;
 use super::entry;
+use super::overlay::OURS;
 use super::pool::{Source, Table};
 use super::slots::is_reserved_slot;
 use super::state::Shadow;
@@ -36,6 +38,11 @@ impl Shadow {
         if end > crate::machine::memory::PAGE_SIZE {
             return Err(outside);
         }
+        let code = self.code.contains(pfn) && !bytes.is_empty();
+        if code {
+            self.code.put_back(mem, at, bytes.len())?;
+            self.code.note(CodeWrite { pfn, offset: at.offset(), len: bytes.len() as u64 });
+        }
         match <[u8; 8]>::try_from(bytes) {
             // A CPU's store of an entry is one store: another CPU's walk never sees half of it.
             Ok(word) if at.0.is_multiple_of(8) => mem.store_u64(at, u64::from_le_bytes(word))?,
@@ -49,12 +56,29 @@ impl Shadow {
             used |= self.follow(mem, log, pfn, slot);
         }
         let whole = bytes.len() == 8 && at.0.is_multiple_of(8);
+        self.account(mem, log, pfn, used, if whole { 1 } else { ODD_STORE });
+        Ok(true)
+    }
+
+    /// Brings the shadow up to date after a store that the guest made itself, without a trap, to entry `slot` of its
+    /// table `pfn`; returns whether that is a table in use. For a log of such stores: any order and any number is right,
+    /// because what counts is what the entry holds now.
+    pub fn drain(&mut self, mem: &MachineMemory, log: &mut TableLog, pfn: u64, slot: u64) -> bool {
+        if !self.pool.is_table(pfn) {
+            return false;
+        }
+        let used = self.follow(mem, log, pfn, slot & 511);
+        self.account(mem, log, pfn, used, 1);
+        true
+    }
+
+    /// Notices a frame that is written in a way that tables are not.
+    fn account(&mut self, mem: &MachineMemory, log: &mut TableLog, pfn: u64, used: bool, weight: u16) {
         if used {
             self.pool.reset_stores(pfn);
-        } else if self.pool.count_stores(pfn, if whole { 1 } else { ODD_STORE }) >= IDLE_STORES {
+        } else if self.pool.count_stores(pfn, weight) >= IDLE_STORES {
             self.unshadow(mem, log, pfn);
         }
-        Ok(true)
     }
 
     /// Drops the shadows of the frame at `at`, so that the guest may write it with any instruction; returns
@@ -91,12 +115,13 @@ impl Shadow {
             return old;
         }
         if !entry::usable(guest, view, self.controls) {
-            return 0;
+            // A page of ours stays until the guest maps something there.
+            return if guest & pte::PRESENT == 0 && old & OURS != 0 { old } else { 0 };
         }
         let number = pte::mfn(guest);
         if level == 1 {
             let Some(frame) = mem.pfn_to_mfn(number) else { return 0 };
-            return entry::leaf(guest, frame, self.pool.is_table(number), view, self.controls);
+            return entry::leaf(guest, frame, self.is_protected(number), view, self.controls);
         }
         let Some(child) = self.child(old) else { return 0 };
         let frame = self.pool.mfn(child);

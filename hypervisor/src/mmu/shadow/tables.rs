@@ -5,7 +5,7 @@
 
 use paravane_abi::pte;
 
-use super::pool::{Pool, SLOTS, Source};
+use super::pool::{Pool, SLOTS, Source, Table};
 use super::slots::is_reserved_slot;
 use super::state::Shadow;
 use super::view::View;
@@ -23,6 +23,12 @@ impl Shadow {
         view: View,
     ) -> Option<u32> {
         let table = self.pool.take(Source::Guest(pfn), level, view)?;
+        self.protect_writers(mem, log, pfn);
+        Some(table)
+    }
+
+    /// Takes the right to store to the guest frame `pfn` from every leaf that has it.
+    pub(super) fn protect_writers(&mut self, mem: &MachineMemory, log: &mut TableLog, pfn: u64) {
         let mut protected = false;
         while let Some((writer, slot)) = self.pool.writer(pfn) {
             let entry = self.load(mem, writer, slot);
@@ -32,7 +38,6 @@ impl Shadow {
         if protected {
             log.flush_all();
         }
-        Some(table)
     }
 
     pub(super) fn load(&self, mem: &MachineMemory, table: u32, slot: u64) -> u64 {
@@ -55,7 +60,10 @@ impl Shadow {
         if old == new || mem.store_u64(entry, new).is_err() {
             return;
         }
-        let level = self.pool.table(table).level;
+        let Table { level, view, .. } = *self.pool.table(table);
+        if !self.overlay.is_empty() && view == View::Kernel {
+            self.overlay.note(level, slot, new);
+        }
         log.wrote(PteWrite { entry, old, new, level });
         let orphan = self.relink(mem, table, slot, level, old, new);
         let live = &mut self.pool.table_mut(table).live;

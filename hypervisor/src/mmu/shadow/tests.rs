@@ -11,6 +11,9 @@ use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::walk;
 use crate::x86::walk::{Access, MachineTables, PseudoPhysicalTables};
 
+mod code;
+mod overlay;
+
 const SHADOW_FRAMES: u64 = 64;
 const GUEST_FRAMES: u64 = 1024;
 const RW_SEEN: u64 = pte::PRESENT | pte::RW | pte::USER | pte::ACCESSED | pte::DIRTY;
@@ -77,13 +80,13 @@ impl Bench {
         let found = self.shadow.lookup(&self.mem, va, access)?;
         let Some(maddr) = found.maddr() else { return Ok(None) };
         let pfn = self.mem.mfn_to_pfn(maddr.mfn()).unwrap();
-        if access.write && self.shadow.is_table(pfn) {
+        if access.write && self.shadow.is_protected(pfn) {
             return Ok(None);
         }
         let fill = self.shadow.fill(&self.mem, &mut self.log, &mut self.space, va, &found);
         let (there, writable) = self.cpu(va).expect("a fill makes the page accessible");
         assert_eq!(there, maddr);
-        assert!(!access.write || writable || self.shadow.is_table(pfn));
+        assert!(!access.write || writable || self.shadow.is_protected(pfn));
         Ok(Some(fill))
     }
 }
@@ -434,6 +437,11 @@ impl Bench {
         let Some((maddr, writable)) = self.cpu(va) else { return };
         let user = self.view == View::User;
         let space = self.shadow.space << 12;
+        if maddr.mfn() == Mfn(0) {
+            let guest = walk::walk(&self.mem, &PseudoPhysicalTables, space, va);
+            assert!(!user && guest.is_err(), "the overlay is in nobody's way at {va:#x}");
+            return;
+        }
         let guest = walk::walk(&self.mem, &PseudoPhysicalTables, space, va).expect("mapped by the guest");
         assert_eq!(guest.maddr, Some(maddr), "the same memory at {va:#x}");
         assert!(guest.allows(Access { write: writable, user, fetch: false }), "no more rights at {va:#x}");
