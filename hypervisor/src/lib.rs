@@ -41,6 +41,7 @@
 //! | [`engine`] | What enters a guest and maps its pages: [`kvm`](engine::kvm), [`process`](engine::process) |
 //! | [`pv`] | Xen's machine: a domain, its vCPU, hypercalls, events, grants, the xenstore |
 //! | [`bare`], [`exec`] | The PC that a bare kernel believes in; what one trapped instruction does |
+//! | [`codegen`] | Code of ours that runs in a bare kernel's place |
 //! | [`build`] | From an image to a domain's first state |
 //! | [`image`], [`audit`] | Files that hold kernels, and what in their code differs at CPL 3 from CPL 0 |
 //! | [`mmu`] | Who may write page tables: validated ones, and shadows |
@@ -59,6 +60,7 @@ pub mod backend;
 pub mod bare;
 pub mod build;
 pub mod cli;
+pub mod codegen;
 pub mod compare;
 pub mod engine;
 pub mod exec;

@@ -28,6 +28,11 @@ fn slot(regs: &mut Regs, number: usize) -> &mut u64 {
     }
 }
 
+/// The general register with this number in instructions, whole.
+pub(crate) fn register_mut(regs: &mut Regs, number: u8) -> &mut u64 {
+    slot(regs, number.into())
+}
+
 fn is_high_byte(register: Register) -> bool {
     matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
 }

@@ -72,6 +72,7 @@ const ROOMS: &[Room] = &[
         "the PC that a bare kernel sees, and its exits",
         "exec virtio mmu engine ledger machine host x86",
     ),
+    room("codegen", "our code in the guest's kernel view", "exec machine x86"),
     room("exec", "what one instruction does", "x86"),
     room("build", "from an image to a domain's first state", "image machine text"),
     room("audit", "instructions that do not work at CPL 3", "image machine x86 text"),

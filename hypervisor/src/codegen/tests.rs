@@ -1,0 +1,3 @@
+//! Templates on the processor: single steps, at each of which the guest's state is compared.
+
+mod encodings;
