@@ -9,9 +9,7 @@ use iced_x86::{Code, Instruction};
 use super::emitter::{Emitter, RAX, RCX, RDX, Unsuitable};
 use super::flags::PLAIN_FLAGS;
 use super::recipe::{Recipe, Saved, Then};
-use super::state_page::{
-    FLAGS, INTERRUPTS, IO_PRIVILEGE, NEW_RSP, PENDING, SELECTORS, TARGET,
-};
+use super::state_page::{FLAGS, INTERRUPTS, IO_PRIVILEGE, NEW_RSP, PENDING, SELECTORS, TARGET};
 use crate::x86::rflags;
 
 /// CS and SS on the state page.
