@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::engine_options::{TransportArg, technique_names};
 use super::progress::ProgressLine;
-use super::{print, size, status};
+use super::{print, size, status, terminal};
 use crate::compare::{
-    Comparison, Machine, Settings, SideBySide, WORKLOADS, Workload, compare, side_text, text,
+    Comparison, Machine, Settings, SideBySide, View, WORKLOADS, Workload, compare, reading, side_text, text,
 };
 use crate::host::busy_poll;
 use crate::launch;
@@ -20,18 +20,25 @@ use crate::technique::{TECHNIQUES, Technique};
 
 /// What techniques are compared with when nothing is said.
 const BASELINE: &str = "trap";
+/// How wide tables are where there is no terminal.
+const WIDTH: usize = 120;
 
 const EXAMPLES: &str = "\
 Examples:
-  paravane compare                                   every workload, a table for each
-  paravane compare --workload map-512 --repeat 5     the median of five
+  paravane compare                                   every workload, every technique that works here
+  paravane compare --workload map-512 --repeat 5     the median of five, in detail
+  paravane compare --technique trap,translate        these two
   paravane compare --engine all                      the same on every engine, side by side
   paravane compare --busy-poll 0                     with vCPUs and devices that sleep at once
   paravane compare --json > result.json              everything, every run included
 
+The first table has a row for each workload and a column for each technique, in the order in which the field found \
+them: the time against the baseline's, then the exits. The second has the cycles of single operations. A technique that \
+cannot be used on this host is named, with the reason; it is a failure only if --technique names it.
+
 The JSON of one engine has `host`, `engine` and `workloads`. That of several (or of `all`, however many that \
-turn out to be) has `host`, `engines`, a list of the former, and `trap_differences`. \
-With --technique or --baseline, each comparison has `baseline` and each workload `savings`, by technique, as well.
+turn out to be) has `host`, `engines`, a list of the former, and `trap_differences`. `savings` of a workload are against \
+`baseline`, by technique.
 
 Exit status: 0 if every result was right, 1 if not or if no guest could be started, 2 for a usage error.";
 
@@ -66,7 +73,7 @@ pub(super) struct CompareArgs {
     /// Only these workloads [default: all]
     #[arg(long, short, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = workload_names())]
     workload: Vec<String>,
-    /// Only these techniques [default: all]
+    /// Only these techniques [default: all that can be used here]
     #[arg(long, short, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = technique_names())]
     technique: Vec<String>,
     /// Compare the others with this technique, which is measured too [default: trap, if it is measured]
@@ -75,6 +82,9 @@ pub(super) struct CompareArgs {
     /// Measure each so many times and show the median
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: u16,
+    /// Show every workload in detail: exits by cause, batches, other work, spread of times [default: if there is one]
+    #[arg(long)]
+    details: bool,
     /// Print JSON, with the raw figures of every run
     #[arg(long)]
     json: bool,
@@ -121,7 +131,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         workloads: selected(&args.workload),
         techniques: techniques(&args.technique, args.baseline.as_deref()),
         baseline: args.baseline.as_deref().and_then(Technique::named).map_or(BASELINE, |t| t.name),
-        chosen: !args.technique.is_empty() || args.baseline.is_some(),
+        named: !args.technique.is_empty(),
         repeat: usize::from(args.repeat),
         machines: engines.iter().map(machine).collect(),
     };
@@ -134,15 +144,19 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         tell_problems(&comparisons);
     }
     let all = args.engine.contains(&Engines::All);
+    let view = View {
+        details: args.details || settings.workloads.len() == 1,
+        width: terminal::columns().unwrap_or(WIDTH),
+    };
     let ok = match <[_; 1]>::try_from(comparisons) {
         Ok([one]) if !all => {
-            show(args.json, &one, text)?;
+            show(args.json, &one, |one| text(one, &view))?;
             one.ok()
         }
         several => {
             let several = several.map_or_else(|several| several, Vec::from);
             let side = SideBySide::new(several, all).context("no engine was named")?;
-            show(args.json, &side, side_text)?;
+            show(args.json, &side, |side| side_text(side, &view))?;
             side.ok()
         }
     };
@@ -192,11 +206,12 @@ fn techniques(names: &[String], baseline: Option<&str>) -> Vec<&'static Techniqu
 fn list() -> String {
     let mut out = "Workloads\n".to_owned();
     for w in WORKLOADS {
-        out += &format!("  {:<17} {}\n", w.name, w.about);
+        out += &format!("  {:<18} {}\n", w.name, w.about);
     }
     out += "Techniques\n";
-    for t in &TECHNIQUES {
-        out += &format!("  {:<17} {}\n", t.name, t.about);
+    for t in reading(&TECHNIQUES.each_ref().map(|t| t.name)).into_iter().filter_map(Technique::named) {
+        let why_not = (t.available)().err().map(|why| format!(" (not on this host: {why})"));
+        out += &format!("  {:<18} {}{}\n", t.name, t.about, why_not.unwrap_or_default());
     }
     out
 }
@@ -239,6 +254,6 @@ mod tests {
             assert!(list.lines().any(|l| l.split_whitespace().next() == Some(name)), "{name}");
         }
         let column = |w: &Workload| list.lines().find_map(|line| line.find(w.about));
-        assert!(WORKLOADS.iter().all(|w| column(w) == Some(20)), "in columns:\n{list}");
+        assert!(WORKLOADS.iter().all(|w| column(w) == Some(21)), "in columns:\n{list}");
     }
 }

@@ -18,6 +18,15 @@ static RAW: AtomicBool = AtomicBool::new(false);
 /// Whether a guest wants it raw: what a stopped and continued program returns to.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
+/// How many characters a line of the terminal on standard output has; nothing if there is no terminal.
+pub(super) fn columns() -> Option<usize> {
+    // SAFETY: zeroes are a winsize.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: TIOCGWINSZ fills the winsize that it is given, which outlives the call.
+    let told = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &mut size) } == 0;
+    Some(usize::from(size.ws_col)).filter(|columns| told && *columns != 0)
+}
+
 /// Holds the terminal in raw mode; dropping it restores the terminal.
 #[derive(Debug)]
 pub(super) struct RawMode(());

@@ -13,39 +13,50 @@
 #![forbid(unsafe_code)]
 
 mod comparison;
+mod figures;
+mod grid;
 mod host;
 mod needs;
+mod order;
 mod outcome;
+mod overview;
+mod result;
 mod sample;
 mod side_by_side;
 mod side_by_side_table;
 mod table;
 mod workloads;
 
-pub use comparison::{
-    Comparison, EngineFacts, Progress, RunFigures, Saved, Saving, Settings, TechniqueResult, WholeBoot,
-    WorkloadResult, compare,
-};
+pub use comparison::{Comparison, NotHere, Progress, Settings, compare};
 pub use host::HostFacts;
 pub use needs::{Needs, Unavailable};
+pub use order::reading;
 pub use outcome::{Outcome, OutcomeError};
+pub use result::{
+    Cycles, EngineFacts, RunFigures, Saved, Saving, TechniqueResult, WholeBoot, WorkloadResult,
+};
 pub use sample::{Failure, Machine, Sample, measure};
 pub use side_by_side::{LeftOut, SideBySide, TrapDifference};
 pub use side_by_side_table::side_text;
-pub use table::text;
+pub use table::{View, text};
 pub use workloads::{Kind, WORKLOADS, Workload};
 
 /// What the numbers do not mean; part of every report.
-pub const NOTES: [&str; 6] = [
-    "Both techniques run the same kernel source, compiled with the same flags, on the same engine at CPL 3; \
-     they differ in whether the kernel asks (hypercall) or trips (privileged instruction, protected page table).",
-    "A kernel at ring 0 under hardware virtualization (VT-x, SVM) with nested paging needs no trap for page-table \
-     stores, CLI/STI or context switches; `trap` is what it costs without that hardware, not what KVM guests pay.",
-    "Times are wall time between the guest's marks; \"in host\" is the part that the hypervisor itself worked. \
-     The rest is guest code and the way in and out.",
-    "What an exit costs depends on the engine and on the host's own virtualization; compare ratios and counts \
-     between machines, not times.",
-    "Devices: the same device models and threads of the host serve both techniques. The disk is a file in \
+pub const NOTES: [&str; 7] = [
+    "Every technique but `pv` runs the same image, unmodified. That of `pv` is the same source, compiled with the same \
+     flags: only its machine layer asks (hypercall) where the other executes privileged instructions and stores to page \
+     tables.",
+    "Times are wall time between the guest's marks. An exit is a departure from the guest's context to the hypervisor: \
+     an instruction that is interpreted, or emulated by a translation or a patch, is none. Such work is counted beside \
+     the exits.",
+    "`trap` is the classical technique, the kernel deprivileged and each privileged instruction a fault; it is not what \
+     KVM's guests pay. A kernel at ring 0 under VT-x or SVM with nested paging (`hvm`) needs no exit for page-table \
+     stores, CLI, STI or context switches.",
+    "What an exit costs depends on the engine and on the host's own virtualization, and ratios of time with it: where \
+     exits are dear, even interpretation wins what exits often. Look at the rows that compute. Counts do not depend on \
+     the host.",
+    "Techniques that need an engine run on the same one. `interpret` needs none, `hvm` has its own.",
+    "Devices: the same device models and threads of the host serve all techniques. The disk is a file in \
      the page cache, the network's other side a peer in this process: what is measured is the way there, not a medium.",
     "With several repetitions, what is shown of a technique is the one run whose time is the median; \
      the others are in the JSON.",

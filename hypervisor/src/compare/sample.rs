@@ -10,7 +10,7 @@ use crate::launch::{Config, EngineChoice, Report, TransportChoice};
 use crate::ledger::Region;
 use crate::machine::console::{CaptureSink, ConsoleInput};
 use crate::machine::end::DomainEnd;
-use crate::technique::Technique;
+use crate::technique::{EngineNeed, Technique};
 
 /// What each guest is started with.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +43,11 @@ pub struct Sample {
 }
 
 /// Why a boot measured nothing.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
+    /// The technique's kernel has no such operation.
+    #[error("only a {0} kernel does this")]
+    Foreign(&'static str),
     /// The guest lacks a device that the workload needs.
     #[error("the guest lacks a device for it: {0}")]
     Skipped(String),
@@ -76,6 +79,13 @@ pub enum Failure {
     NoRegion,
 }
 
+impl Failure {
+    /// Whether something was lacking that nobody promised, so that nothing went wrong.
+    pub fn is_lack(&self) -> bool {
+        matches!(self, Self::Foreign(_) | Self::Skipped(_) | Self::Unavailable(_))
+    }
+}
+
 /// Boots `technique`'s guest for `workload` by means of `boot`.
 pub fn measure<E: std::fmt::Display>(
     technique: &'static Technique,
@@ -83,7 +93,15 @@ pub fn measure<E: std::fmt::Display>(
     machine: &Machine,
     boot: &mut impl FnMut(Config) -> Result<Report, E>,
 ) -> Result<Sample, Failure> {
+    if let Some(kind) = workload.only.filter(|kind| *kind != technique.runs) {
+        return Err(Failure::Foreign(kind.name()));
+    }
     let devices = workload.needs.provide()?;
+    // A technique that cannot run on the machine's engine brings its own, or needs none.
+    let (engine, transport) = match technique.engine {
+        EngineNeed::Deprivileged => (machine.engine, machine.transport),
+        EngineNeed::Ring0 | EngineNeed::Nothing => (EngineChoice::Auto, TransportChoice::Auto),
+    };
     let console = CaptureSink::default();
     let config = Config {
         image: Cow::Borrowed(technique.builtin()),
@@ -93,8 +111,8 @@ pub fn measure<E: std::fmt::Display>(
         initrd: None,
         devices,
         technique: Some(technique),
-        engine: machine.engine,
-        transport: machine.transport,
+        engine,
+        transport,
         sink: Box::new(console.clone()),
         input: ConsoleInput::default(),
         on_ready: None,

@@ -1,39 +1,48 @@
-//! Several engines as text: for each workload one table with a block of columns for each engine.
+//! Several engines as text: an overview of each, where their counts differ, and, if asked for, a table for each workload
+//! with a block of columns for each engine.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 use comfy_table::{Cell, Table};
 
-use super::comparison::{Comparison, Saving, WorkloadResult};
+use super::comparison::Comparison;
+use super::overview::write_overview;
+use super::result::WorkloadResult;
 use super::side_by_side::{SideBySide, TrapDifference, results};
-use super::table::{self, new_table, right, saved_label};
+use super::table::{self, View, new_table, right, wrapped};
 use crate::ledger::{nanos, nanos_f64};
 
 /// Formats everything.
-pub fn side_text(side: &SideBySide) -> String {
+pub fn side_text(side: &SideBySide, view: &View) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = write(&mut out, side);
+    let _ = write(&mut out, side, view);
     out
 }
 
-fn write(out: &mut String, side: &SideBySide) -> fmt::Result {
+fn write(out: &mut String, side: &SideBySide, view: &View) -> fmt::Result {
     table::write_host(out, &side.host)?;
-    for comparison in &side.engines {
-        table::write_engine(out, comparison)?;
-    }
     for left in &side.left_out {
         writeln!(out, "        not {}: {}", left.engine, left.why)?;
     }
-    if let Some(first) = side.engines.first() {
-        table::write_guests(out, first)?;
+    for comparison in &side.engines {
+        table::write_engine(out, comparison)?;
+        table::write_guests(out, comparison)?;
+        write_overview(out, comparison, view)?;
+    }
+    for difference in &side.trap_differences {
+        out.write_str(&wrapped("", &told(difference), view.width))?;
+    }
+    if !side.trap_differences.is_empty() {
+        writeln!(out)?;
+    }
+    if let Some(first) = side.engines.first().filter(|_| view.details) {
         for workload in &first.workloads {
             write_workload(out, side, first, workload)?;
         }
-        writeln!(out, "{}\n", overview(side, first))?;
     }
-    table::write_notes(out, side.notes, side.debug_build)
+    table::write_notes(out, side.notes, side.debug_build, view)
 }
 
 fn write_workload(
@@ -43,28 +52,14 @@ fn write_workload(
     workload: &WorkloadResult,
 ) -> fmt::Result {
     table::write_title(out, workload)?;
-    for comparison in &side.engines {
-        let same = comparison.workloads.iter().filter(|w| w.name == workload.name);
-        for found in same {
-            for problem in &found.problems {
-                writeln!(out, "  NOT OK  on {}: {problem}", comparison.asked)?;
-            }
-            for why in &found.skipped {
-                writeln!(out, "  SKIPPED  on {}: {why}", comparison.asked)?;
-            }
-        }
-    }
     writeln!(out, "{}", summary(side, first, workload.name))?;
-    for &technique in &first.techniques {
+    for technique in first.columns() {
         if let Some(causes) = causes(side, workload.name, technique) {
             writeln!(out, "\n{technique}: exits by cause, and the host's mean time for each\n{causes}")?;
         }
     }
-    for &technique in &first.techniques {
+    for technique in first.columns() {
         write_counts(out, side, workload.name, technique)?;
-    }
-    for difference in side.trap_differences.iter().filter(|d| d.workload == workload.name) {
-        write_difference(out, difference)?;
     }
     writeln!(out)
 }
@@ -84,12 +79,12 @@ fn summary(side: &SideBySide, first: &Comparison, workload: &str) -> Table {
     const COLUMNS: [&str; 4] = ["traps", "time", "time/op", "in host"];
     let mut table = new_table();
     table.set_header(header(side, &COLUMNS));
-    for &technique in &first.techniques {
+    for technique in first.columns() {
         let mut row = vec![Cell::new(technique)];
         for comparison in &side.engines {
             match comparison.result(workload, technique) {
                 Some(r) => {
-                    let each = nanos_f64(r.ns as f64 / r.ops.max(1) as f64);
+                    let each = nanos_f64(r.each_ns());
                     row.extend([r.traps.to_string(), nanos(r.ns), each, nanos(r.host_ns)].map(right));
                 }
                 None => row.extend(dashes(COLUMNS.len()).map(right)),
@@ -97,21 +92,7 @@ fn summary(side: &SideBySide, first: &Comparison, workload: &str) -> Table {
         }
         table.add_row(row);
     }
-    for &technique in &first.compared {
-        let mut row = vec![Cell::new(saved_label(technique, first))];
-        for comparison in &side.engines {
-            let saved = comparison.saved(workload, technique);
-            row.push(right(percent(saved.map(|saved| saved.traps))));
-            row.push(right(percent(saved.map(|saved| saved.time))));
-            row.extend([right(""), right("")]);
-        }
-        table.add_row(row);
-    }
     table
-}
-
-fn percent(saving: Option<Saving>) -> String {
-    saving.and_then(|saving| saving.percent).map_or_else(|| "-".to_owned(), |p| format!("{p:.2}%"))
 }
 
 /// Cause by cause how often and how long, the costliest first; nothing if there were no exits.
@@ -156,43 +137,13 @@ fn write_counts(out: &mut String, side: &SideBySide, workload: &str, technique: 
     Ok(())
 }
 
-fn write_difference(out: &mut String, difference: &TrapDifference) -> fmt::Result {
+fn told(difference: &TrapDifference) -> String {
     let list = |counts: &BTreeMap<&'static str, u64>| -> String {
         let all: Vec<String> = counts.iter().map(|(engine, n)| format!("{engine} {n}")).collect();
         all.join(", ")
     };
     let causes: Vec<String> =
         difference.causes.iter().map(|(cause, counts)| format!("{cause} ({})", list(counts))).collect();
-    let (technique, traps) = (difference.technique, list(&difference.traps));
-    writeln!(out, "\n{technique}: trap counts differ: {traps}; by cause: {}", causes.join("; "))
-}
-
-/// What is saved, workload by workload and engine by engine.
-fn overview(side: &SideBySide, first: &Comparison) -> Table {
-    let Comparison { techniques, compared, .. } = first;
-    let saved_column = |what: &str, technique: &str| match compared.len() {
-        1 => format!("{what} saved"),
-        _ => format!("{what} saved, {technique}"),
-    };
-    let mut columns: Vec<String> = compared.iter().map(|name| saved_column("traps", name)).collect();
-    columns.extend(techniques.iter().map(|name| format!("time, {name}")));
-    columns.extend(compared.iter().map(|name| saved_column("time", name)));
-    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-    let mut table = new_table();
-    table.set_header(header(side, &columns));
-    for workload in &first.workloads {
-        let mut row = vec![Cell::new(workload.name)];
-        for comparison in &side.engines {
-            let saved = |technique: &&str| comparison.saved(workload.name, technique);
-            let time = |technique: &&str| {
-                let result = comparison.result(workload.name, technique);
-                result.map_or_else(|| "-".to_owned(), |r| nanos(r.ns))
-            };
-            row.extend(compared.iter().map(|name| right(percent(saved(name).map(|saved| saved.traps)))));
-            row.extend(techniques.iter().map(|name| right(time(name))));
-            row.extend(compared.iter().map(|name| right(percent(saved(name).map(|saved| saved.time)))));
-        }
-        table.add_row(row);
-    }
-    table
+    let TrapDifference { workload, technique, traps, .. } = difference;
+    format!("{workload} by {technique}: trap counts differ: {}; by cause: {}", list(traps), causes.join("; "))
 }

@@ -1,33 +1,44 @@
-//! The comparison as text: a table for each workload, then the exits behind it.
+//! The comparison as text: the overview, then, if asked for, a table for each workload and the exits behind it.
 
 use std::fmt::{self, Write};
 
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
-use super::comparison::{Comparison, Saved, Saving, TechniqueResult, WorkloadResult};
+use super::comparison::Comparison;
 use super::host::HostFacts;
-use crate::ledger::{BatchSizes, Region, exit_table, nanos, nanos_f64};
+use super::overview::write_overview;
+use super::result::{Saving, TechniqueResult, WorkloadResult};
+use crate::ledger::{BatchSizes, Region, WorkRow, exit_table, nanos, nanos_f64};
+
+/// How a result is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Whether each workload is shown in detail after the overview.
+    pub details: bool,
+    /// How many characters a line may have.
+    pub width: usize,
+}
 
 /// Formats everything.
-pub fn text(comparison: &Comparison) -> String {
+pub fn text(comparison: &Comparison, view: &View) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = write(&mut out, comparison);
+    let _ = write(&mut out, comparison, view);
     out
 }
 
-fn write(out: &mut String, comparison: &Comparison) -> fmt::Result {
+fn write(out: &mut String, comparison: &Comparison, view: &View) -> fmt::Result {
     write_host(out, &comparison.host)?;
     write_engine(out, comparison)?;
     write_guests(out, comparison)?;
-    for workload in &comparison.workloads {
-        write_workload(out, workload, comparison)?;
+    write_overview(out, comparison, view)?;
+    if view.details {
+        for workload in &comparison.workloads {
+            write_workload(out, workload, comparison)?;
+        }
     }
-    if comparison.workloads.len() > 1 {
-        writeln!(out, "{}\n", overview(comparison))?;
-    }
-    write_notes(out, comparison.notes, comparison.debug_build)
+    write_notes(out, comparison.notes, comparison.debug_build, view)
 }
 
 pub(super) fn write_host(out: &mut String, host: &HostFacts) -> fmt::Result {
@@ -61,10 +72,14 @@ pub(super) fn write_guests(out: &mut String, comparison: &Comparison) -> fmt::Re
     writeln!(out, "Guests  {} MiB each, {times}, {poll}\n", comparison.mem_bytes >> 20)
 }
 
-pub(super) fn write_notes(out: &mut String, notes: &[&str], debug_build: bool) -> fmt::Result {
+pub(super) fn write_notes(out: &mut String, notes: &[&str], debug_build: bool, view: &View) -> fmt::Result {
+    if !view.details {
+        let more = "Exits by cause, other work, the spread of times: --details. Every run: --json.";
+        writeln!(out, "{}", wrapped("", more, view.width))?;
+    }
     writeln!(out, "Notes")?;
     let debug = debug_build.then_some("This is a build without optimization: its times mean little.");
-    notes.iter().copied().chain(debug).try_for_each(|note| out.write_str(&wrapped(note)))
+    notes.iter().copied().chain(debug).try_for_each(|note| out.write_str(&wrapped("  * ", note, view.width)))
 }
 
 pub(super) fn write_title(out: &mut String, workload: &WorkloadResult) -> fmt::Result {
@@ -85,10 +100,12 @@ fn write_workload(out: &mut String, workload: &WorkloadResult, comparison: &Comp
         return writeln!(out);
     }
     writeln!(out, "{}", summary(workload, comparison))?;
-    for (name, result) in &workload.techniques {
+    let columns = comparison.columns();
+    let results = || columns.iter().filter_map(|name| Some((name, workload.result(name)?)));
+    for (name, result) in results() {
         counts(result).iter().try_for_each(|line| writeln!(out, "{name}: {line}"))?;
     }
-    for (name, result) in &workload.techniques {
+    for (name, result) in results().filter(|(_, result)| !result.exits.is_empty()) {
         writeln!(out, "\n{name}: exits by cause")?;
         // The table shows a region; a result is what was kept of one.
         let region =
@@ -98,7 +115,7 @@ fn write_workload(out: &mut String, workload: &WorkloadResult, comparison: &Comp
     writeln!(out)
 }
 
-/// Sizes of batches, why they were sent, and what the host's kernel counted: a line each.
+/// Sizes of batches, why they were sent, work that is no exit, what the host's kernel counted: a line each.
 pub(super) fn counts(result: &TechniqueResult) -> Vec<String> {
     let size = |b: &BatchSizes| {
         let BatchSizes { kind, batches, median, max, .. } = b;
@@ -115,6 +132,11 @@ pub(super) fn counts(result: &TechniqueResult) -> Vec<String> {
     {
         lines.push(format!("kicks of the device, as the guest says: {kicks} made, {suppressed} not needed"));
     }
+    if !result.work.is_empty() {
+        let amounts: Vec<String> =
+            result.work.iter().map(|WorkRow { kind, count }| format!("{kind} {count}")).collect();
+        lines.push(format!("beside its exits: {}", amounts.join(", ")));
+    }
     if let Some((_, exits)) = result.whole.kernel_statistics.iter().find(|(name, _)| name == "exits") {
         let traps = result.whole.traps;
         lines.push(format!(
@@ -122,30 +144,6 @@ pub(super) fn counts(result: &TechniqueResult) -> Vec<String> {
         ));
     }
     lines
-}
-
-/// What is saved, workload by workload.
-fn overview(comparison: &Comparison) -> Table {
-    let Comparison { techniques, compared, .. } = comparison;
-    let columns = |what: &str| {
-        let all = techniques.iter().map(|name| format!("{what}, {name}"));
-        all.chain(compared.iter().map(|name| saved_label(name, comparison))).collect::<Vec<_>>()
-    };
-    let mut table = new_table();
-    table.set_header([vec![String::new()], columns("traps"), columns("time")].concat());
-    for workload in &comparison.workloads {
-        let cell = |text: Option<String>| right(text.unwrap_or_else(|| "-".to_owned()));
-        let of = |name: &&str| workload.techniques.iter().find(|(n, _)| n == name).map(|(_, result)| result);
-        let saved = |name: &&str| workload.saved.iter().find(|(n, _)| n == name).map(|(_, saved)| *saved);
-        let percent = |saving: Saving| saving.percent.map(|p| format!("{p:.2}%"));
-        let mut row = vec![Cell::new(workload.name)];
-        row.extend(techniques.iter().map(|name| cell(of(name).map(|r| r.traps.to_string()))));
-        row.extend(compared.iter().map(|name| cell(saved(name).and_then(|s| percent(s.traps)))));
-        row.extend(techniques.iter().map(|name| cell(of(name).map(|r| nanos(r.ns)))));
-        row.extend(compared.iter().map(|name| cell(saved(name).and_then(|s| percent(s.time)))));
-        table.add_row(row);
-    }
-    table
 }
 
 pub(super) fn new_table() -> Table {
@@ -161,53 +159,54 @@ fn summary(workload: &WorkloadResult, comparison: &Comparison) -> Table {
     if repeat > 1 {
         header.push("fastest .. slowest");
     }
-    table.set_header(header);
-    for (name, result) in &workload.techniques {
-        table.add_row(row(name, result, repeat));
+    let compared = !workload.savings.is_empty();
+    if compared {
+        header.extend(["traps saved", "time saved"]);
     }
-    for (name, Saved { traps, time }) in &workload.saved {
-        let sign = if time.saved < 0 { "-" } else { "" };
-        let time_saved = format!("{sign}{}{}", nanos(time.saved.unsigned_abs()), percent(*time));
-        let traps_saved = format!("{}{}", traps.saved, percent(*traps));
-        let label = saved_label(name, comparison);
-        table.add_row([&label, "", &traps_saved, "", &time_saved].map(right));
+    table.set_header(header);
+    for name in comparison.columns() {
+        let Some(result) = workload.result(name) else { continue };
+        let mut cells = row(name, result, repeat);
+        if compared {
+            let saved = workload.savings.get(name);
+            cells.extend(
+                [saved.map(|saved| saved.traps), saved.map(|saved| saved.time)].map(percent).map(right),
+            );
+        }
+        table.add_row(cells);
     }
     table
 }
 
-/// "saved", and by which technique if there are several that save something.
-pub(super) fn saved_label(technique: &str, comparison: &Comparison) -> String {
-    match comparison.compared.len() {
-        1 => "saved".to_owned(),
-        _ => format!("saved, {technique}"),
-    }
-}
-
-/// A note as an item of a list, in lines that fit a terminal.
-fn wrapped(note: &str) -> String {
-    let (mut out, mut width) = ("  *".to_owned(), 3);
-    for word in note.split(' ') {
-        if width + 1 + word.len() > 100 {
-            out += "\n   ";
-            width = 3;
+/// A paragraph behind `mark`, in lines that fit.
+pub(super) fn wrapped(mark: &str, text: &str, width: usize) -> String {
+    let indent = " ".repeat(mark.len());
+    let mut out = mark.to_owned();
+    let mut used = mark.len();
+    for (n, word) in text.split(' ').enumerate() {
+        let length = word.chars().count();
+        if n != 0 && used + 1 + length > width {
+            out = format!("{out}\n{indent}");
+            used = mark.len();
+        } else if n != 0 {
+            out.push(' ');
+            used += 1;
         }
-        out.push(' ');
         out += word;
-        width += 1 + word.len();
+        used += length;
     }
     out.push('\n');
     out
 }
 
 fn row(name: &str, result: &TechniqueResult, repeat: usize) -> Vec<Cell> {
-    let ops = result.ops.max(1) as f64;
     let mut cells = vec![
         Cell::new(name),
         right(result.ops),
         right(result.traps),
-        right(format!("{:.3}", result.traps as f64 / ops)),
+        right(format!("{:.3}", result.each_traps())),
         right(nanos(result.ns)),
-        right(nanos_f64(result.ns as f64 / ops)),
+        right(nanos_f64(result.each_ns())),
         right(nanos(result.host_ns)),
     ];
     if repeat > 1 {
@@ -222,8 +221,9 @@ pub(super) fn right(text: impl ToString) -> Cell {
     Cell::new(text.to_string()).set_alignment(CellAlignment::Right)
 }
 
-fn percent(saving: Saving) -> String {
-    saving.percent.map_or_else(String::new, |p| format!(" ({p:.2}%)"))
+/// What is saved, in percent of what the baseline needed.
+pub(super) fn percent(saving: Option<Saving>) -> String {
+    saving.and_then(|saving| saving.percent).map_or_else(|| "-".to_owned(), |p| format!("{p:.2}%"))
 }
 
 #[cfg(test)]
@@ -234,8 +234,8 @@ mod tests {
     #[test]
     fn notes_fit_a_terminal_and_lose_nothing() {
         for note in NOTES {
-            let lines = wrapped(note);
-            assert!(lines.lines().all(|line| line.len() <= 100));
+            let lines = wrapped("  * ", note, 80);
+            assert!(lines.lines().all(|line| line.len() <= 80 && line.starts_with("  ")), "{lines}");
             assert!(lines.split_whitespace().skip(1).eq(note.split_whitespace()));
         }
     }

@@ -3,6 +3,8 @@
 //! Three kinds, which the report keeps apart: whole jobs of a kernel, jobs that need the machine not at all, and
 //! single operations, repeated and counted in cycles.
 
+use serde::Serialize;
+
 use super::Needs;
 use crate::image::GuestKind;
 
@@ -22,7 +24,8 @@ pub struct Workload {
 }
 
 /// What is learned from a workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// What a job of a kernel costs.
     Job,

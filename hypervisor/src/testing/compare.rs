@@ -7,7 +7,7 @@ use crate::engine::EngineInfo;
 use crate::launch::{Config, EngineChoice, Report, TransportChoice};
 use crate::ledger::{BatchKind, Cause, Ledger, MARK_BEGIN, MARK_END};
 use crate::machine::end::DomainEnd;
-use crate::technique::TECHNIQUES;
+use crate::technique::{EngineNeed, TECHNIQUES, Technique};
 
 /// One workload on one machine.
 pub fn settings(repeat: usize) -> Settings {
@@ -18,8 +18,36 @@ pub fn settings(repeat: usize) -> Settings {
         deadline: Duration::from_secs(1),
     };
     let workloads = vec![*Workload::named("map-512").unwrap()];
-    let techniques = TECHNIQUES.iter().collect();
-    Settings { workloads, techniques, baseline: "trap", chosen: false, repeat, machines: vec![machine] }
+    let techniques = TECHNIQUES.iter().filter(|technique| ["pv", "trap"].contains(&technique.name)).collect();
+    Settings { workloads, techniques, baseline: "trap", named: false, repeat, machines: vec![machine] }
+}
+
+/// A technique for bare kernels that exists in a test only.
+pub fn technique(
+    name: &'static str,
+    engine: EngineNeed,
+    available: fn() -> Result<(), String>,
+) -> &'static Technique {
+    let trap = Technique::named("trap").unwrap();
+    let Technique { runs, shadow_frames, own_code, own_frames, device_parameters, make, .. } = *trap;
+    let about = "played by a test";
+    Box::leak(Box::new(Technique {
+        name,
+        about,
+        runs,
+        engine,
+        available,
+        shadow_frames,
+        own_code,
+        own_frames,
+        device_parameters,
+        make,
+    }))
+}
+
+/// The name of the technique that a guest was started with.
+pub fn name_of(config: &Config) -> &'static str {
+    config.technique.unwrap().name
 }
 
 /// A guest that says `line`, and traps `traps` times in `ns`.

@@ -3,11 +3,11 @@
 use std::cell::Cell;
 
 use super::*;
-use crate::compare::{WORKLOADS, text};
+use crate::compare::{Kind, RunFigures, Saving, View, WORKLOADS, text};
 use crate::engine::EngineInfo;
 use crate::ledger::{Cause, PrivOp};
 use crate::machine::end::DomainEnd;
-use crate::testing::compare::{GOOD, good, is_pv, play, settings};
+use crate::testing::compare::{GOOD, good, is_pv, name_of, play, settings, technique};
 use crate::virtio::DeviceStops;
 
 /// The comparison on the one machine of `settings`.
@@ -19,6 +19,9 @@ fn compare_one(
     let [comparison] = compare(settings, boot, on_progress).try_into().unwrap();
     comparison
 }
+
+/// In a pipe, in detail.
+const VIEW: View = View { details: true, width: 120 };
 
 #[test]
 fn what_is_saved() {
@@ -93,7 +96,7 @@ fn one_failure_spoils_the_workload_but_not_the_report() {
         assert!(!result.ok() && workload.traps_saved.is_none(), "{line}");
         assert_eq!(workload.problems.len(), 1, "the same problem twice is said once");
         assert!(workload.problems[0].contains(problem), "{}", workload.problems[0]);
-        assert!(text(&result).contains(problem));
+        assert!(text(&result, &VIEW).contains(problem));
     }
 }
 
@@ -109,7 +112,10 @@ fn what_lacks_a_device_is_skipped_and_nothing_else_is_spoilt() {
     let workload = &result.workloads[0];
     assert_eq!(workload.skipped, ["trap: the guest lacks a device for it: no-such-device"]);
     assert!(result.ok() && workload.traps_saved.is_none() && workload.techniques.len() == 1);
-    assert!(text(&result).contains("SKIPPED  trap: "));
+    assert!(
+        text(&result, &VIEW)
+            .contains("map-512: not by trap: the guest lacks a device for it: no-such-device")
+    );
     let json = serde_json::to_value(&result).unwrap();
     assert_eq!(json["workloads"][0]["skipped"].as_array().unwrap().len(), 1);
 }
@@ -199,10 +205,10 @@ fn ends_and_errors_of_the_host_are_problems() {
 #[test]
 fn the_text_shows_what_matters() {
     let result = compare_one(&settings(3), good, |_| {});
-    let text = text(&result);
+    let text = text(&result, &VIEW);
     for part in [
         "map-512",
-        "1497 (99.80%)",
+        "99.80%",
         "2.00 ms",
         "97.50%",
         "page-table store",
@@ -214,21 +220,155 @@ fn the_text_shows_what_matters() {
     }
 }
 
-#[test]
-fn several_workloads_have_an_overview() {
+/// Three techniques more: on the same engine, on none, and one that this host lacks.
+fn four_more() -> Settings {
     let mut settings = settings(1);
-    settings.workloads.push(WORKLOADS[0]);
-    let text = text(&compare_one(&settings, good, |_| {}));
-    let cells = |name: &str| -> Vec<String> {
-        let row = text.lines().rev().find(|l| l.starts_with(&format!("| {name} "))).unwrap();
-        row.split('|').map(|cell| cell.trim().to_owned()).filter(|cell| !cell.is_empty()).collect()
-    };
-    assert_eq!(cells("map-512"), ["map-512", "3", "1500", "99.80%", "50.0 us", "2.00 ms", "97.50%"]);
-    assert_eq!(cells("null-call")[1..], ["-"; 6], "the played guest does not know this one");
+    let lacking = || Err("no such hardware".to_owned());
+    settings.techniques.extend([
+        technique("translate", EngineNeed::Deprivileged, || Ok(())),
+        technique("interpret", EngineNeed::Nothing, || Ok(())),
+        technique("hvm", EngineNeed::Ring0, lacking),
+    ]);
+    settings
+}
+
+/// As good as their names.
+fn each_its_own(config: Config) -> Result<Report, String> {
+    match name_of(&config) {
+        "translate" => Ok(play(config, GOOD, Cause::TranslateMiss, 20, 1_000_000)),
+        "interpret" => {
+            assert_eq!(config.engine, EngineChoice::Auto, "it runs on none of those that can be asked for");
+            let report = play(config, GOOD, Cause::Kick, 0, 3_000_000);
+            let engine = EngineInfo { name: "none", detail: "interpreted".to_owned(), ..report.engine };
+            Ok(Report { engine, ..report })
+        }
+        _ => good(config),
+    }
 }
 
 #[test]
-fn nothing_saved_of_nothing_has_no_percentage() {
-    assert_eq!(Saving::of(5, 0), Saving { saved: -5, percent: None });
-    assert_eq!(Saving::of(u64::MAX, 0).saved, i64::MIN);
+fn techniques_are_read_in_the_order_of_history_and_none_is_missing() {
+    let mut settings = four_more();
+    settings.machines[0].engine = EngineChoice::Kvm;
+    let result = compare_one(&settings, each_its_own, |_| {});
+    let view = View { details: false, width: 120 };
+    let text = text(&result, &view);
+    let title = text.lines().find(|line| line.contains("interpret") && line.contains("trap")).unwrap();
+    assert_eq!(title.split_whitespace().collect::<Vec<_>>(), ["interpret", "trap", "translate", "pv"]);
+    let row = text.lines().find(|line| line.starts_with("map-512 ")).unwrap();
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(cells, ["map-512", "1.5", "0", "2.00", "ms", "1500", "0.50", "20", "0.03", "3"]);
+    for part in ["hvm: not on this host: no such hardware", "interpret: on none: interpreted", "--details"] {
+        assert!(text.contains(part), "{part:?} missing in:\n{text}");
+    }
+    assert!(result.ok(), "nobody named what is missing");
+    let asked = compare_one(&Settings { named: true, ..settings }, each_its_own, |_| {});
+    assert!(!asked.ok(), "what is named has to be there");
+}
+
+#[test]
+fn more_techniques_change_nothing_of_what_was_in_the_json() {
+    let two = serde_json::to_value(compare_one(&settings(1), good, |_| {})).unwrap();
+    let more = serde_json::to_value(compare_one(&four_more(), each_its_own, |_| {})).unwrap();
+    assert_eq!(more["schema"], 1);
+    assert_eq!(more["baseline"], "trap");
+    assert_eq!(more["unavailable"], serde_json::json!([{"technique": "hvm", "why": "no such hardware"}]));
+    let [two, more] = [&two["workloads"][0], &more["workloads"][0]];
+    for member in ["name", "about", "kind", "ok", "traps_saved", "time_saved"] {
+        assert_eq!(two[member], more[member], "{member}");
+    }
+    for technique in ["pv", "trap"] {
+        assert_eq!(two["techniques"][technique], more["techniques"][technique]);
+    }
+    let names: Vec<_> = more["techniques"].as_object().unwrap().keys().collect();
+    assert_eq!(names, ["interpret", "pv", "translate", "trap"]);
+    assert_eq!(more["savings"]["translate"]["traps"]["saved"], 1_480);
+    assert_eq!(more["savings"]["interpret"]["time"]["percent"], -50.0);
+    assert!(two["techniques"]["trap"].get("work").is_none() && two.get("native").is_none());
+}
+
+/// The members that users of the JSON may rely on.
+#[test]
+fn the_members_of_the_json() {
+    let json = serde_json::to_value(compare_one(&settings(1), good, |_| {})).unwrap();
+    let members = |value: &serde_json::Value| {
+        let names = value.as_object().unwrap().keys();
+        names.map(String::as_str).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(
+        members(&json),
+        "asked baseline busy_poll_us debug_build engine host mem_bytes notes repeat schema unavailable version \
+         workloads"
+    );
+    let workload = &json["workloads"][0];
+    assert_eq!(
+        members(workload),
+        "about kind name ok problems savings skipped techniques time_saved traps_saved"
+    );
+    assert_eq!(
+        members(&workload["techniques"]["pv"]),
+        "batches details engine exits flushes host_ns ns ok ops runs traps whole"
+    );
+    assert_eq!(members(&workload["savings"]["pv"]), "time traps");
+}
+
+#[test]
+fn a_technique_that_fails_spoils_no_other() {
+    let failing = |config: Config| match name_of(&config) {
+        "translate" => Ok(play(config, "panic: oh no\n", Cause::Kick, 1, 1)),
+        _ => each_its_own(config),
+    };
+    let result = compare_one(&four_more(), failing, |_| {});
+    let workload = &result.workloads[0];
+    assert!(!result.ok() && workload.problems.len() == 1, "{:?}", workload.problems);
+    assert_eq!(workload.traps_saved, Some(Saving { saved: 1_497, percent: Some(99.8) }));
+    assert!(text(&result, &VIEW).lines().any(|line| line.starts_with("map-512 ") && line.contains("FAIL")));
+}
+
+#[test]
+fn what_needs_no_engine_is_measured_once_for_all() {
+    let mut settings = four_more();
+    let [machine] = settings.machines[..] else { panic!() };
+    settings.machines = vec![machine, Machine { engine: EngineChoice::Process, ..machine }];
+    let (boots, told) = (Cell::new(0), Cell::new(0));
+    let boot = |config: Config| {
+        boots.set(boots.get() + 1);
+        each_its_own(config)
+    };
+    let results = compare(&settings, boot, |progress| told.set(progress.total));
+    assert_eq!((boots.get(), told.get()), (7, 7), "three on each of two engines, and one");
+    assert!(results.iter().all(|result| result.workloads[0].techniques.len() == 4));
+}
+
+#[test]
+fn single_operations_have_a_table_of_their_own() {
+    let mut settings = settings(1);
+    settings.workloads.push(Workload::nano("clisti", "CLI; STI").only(crate::image::GuestKind::Bare));
+    let boot = |config: Config| {
+        if !config.cmdline.contains("clisti") {
+            return good(config);
+        }
+        assert!(!is_pv(&config), "a kernel without the operation is not booted");
+        let line = "bench: name=clisti ops=1000 ok=true unit=pair cycles=14600.4 cycles-min=9000\n";
+        Ok(play(config, line, Cause::PrivilegedInstruction(PrivOp::Cli), 2_003, 5_600_000))
+    };
+    let result = compare_one(&settings, boot, |_| {});
+    assert!(result.ok() && result.workloads[1].kind == Kind::Nano);
+    let text = text(&result, &View { details: false, width: 120 });
+    let row = text.lines().find(|line| line.starts_with("clisti ")).unwrap();
+    assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["clisti", "14.6k~", "2", "-"]);
+    assert!(text.contains("clisti: not by pv: only a bare-PC kernel does this"), "{text}");
+    let json = serde_json::to_value(&result).unwrap();
+    let cycles = &json["workloads"][1]["techniques"]["trap"]["cycles"];
+    assert_eq!(*cycles, serde_json::json!({"median": 14600.4, "min": 9000.0}));
+}
+
+#[test]
+fn what_does_not_fit_a_terminal_stands_below() {
+    let result = compare_one(&four_more(), each_its_own, |_| {});
+    for width in [40, 60, 80, 120] {
+        let text = text(&result, &View { details: false, width });
+        let (_, tables) = text.split_once("then exits to the host.\n").unwrap();
+        assert!(tables.lines().all(|line| line.chars().count() <= width), "{width}:\n{tables}");
+    }
 }
