@@ -125,7 +125,7 @@ impl Comparison {
             self.started |=
                 !matches!(sample, Err(Failure::Start(_) | Failure::Unavailable(_) | Failure::Foreign(_)));
             if let (None, Ok(sample)) = (&self.engine, sample) {
-                self.engine = Some(EngineFacts::of(sample));
+                self.engine = Some(EngineFacts::of(&sample.engine));
             }
         }
         self.workloads.push(WorkloadResult::of(workload, runs, settings));

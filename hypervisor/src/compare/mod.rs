@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod comparison;
+mod fidelity;
 mod figures;
 mod grid;
 mod host;
@@ -28,6 +29,9 @@ mod table;
 mod workloads;
 
 pub use comparison::{Comparison, NotHere, Progress, Settings, compare};
+pub use fidelity::{
+    Answer, Fidelity, FidelityRow, FidelitySettings, ROWS, Row, Verdict, fidelity, fidelity_text,
+};
 pub use host::HostFacts;
 pub use needs::{Needs, Unavailable};
 pub use order::reading;

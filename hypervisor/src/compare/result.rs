@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use super::comparison::Settings;
 use super::sample::{Failure, Sample};
 use super::{Kind, Workload};
+use crate::engine::EngineInfo;
 use crate::ledger::{BatchSizes, ExitRow, WorkRow};
 use crate::technique::{EngineNeed, Technique};
 
@@ -152,8 +153,7 @@ pub struct RunFigures {
 }
 
 impl EngineFacts {
-    pub(super) fn of(sample: &Sample) -> Self {
-        let info = &sample.engine;
+    pub(super) fn of(info: &EngineInfo) -> Self {
         Self { name: info.name, transport: info.transport, detail: info.detail.clone() }
     }
 }
@@ -243,7 +243,7 @@ impl TechniqueResult {
         // Of an even number the lower of the two in the middle, so that it is a run that took place.
         let median = *by_time.get(samples.len().checked_sub(1)? / 2)?;
         let sample = samples.into_iter().nth(median)?;
-        let engine = EngineFacts::of(&sample);
+        let engine = EngineFacts::of(&sample.engine);
         let Sample { outcome, region, whole_traps, kernel_statistics, .. } = sample;
         Some(Self {
             ok,

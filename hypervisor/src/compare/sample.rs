@@ -8,7 +8,7 @@ use super::{Unavailable, Workload};
 use crate::engine::EngineInfo;
 use crate::launch::{Config, EngineChoice, Report, TransportChoice};
 use crate::ledger::Region;
-use crate::machine::console::{CaptureSink, ConsoleInput};
+use crate::machine::console::{CaptureSink, ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
 use crate::technique::{EngineNeed, Technique};
 
@@ -97,33 +97,9 @@ pub fn measure<E: std::fmt::Display>(
         return Err(Failure::Foreign(kind.name()));
     }
     let devices = workload.needs.provide()?;
-    // A technique that cannot run on the machine's engine brings its own, or needs none.
-    let (engine, transport) = match technique.engine {
-        EngineNeed::Deprivileged => (machine.engine, machine.transport),
-        EngineNeed::Ring0 | EngineNeed::Nothing => (EngineChoice::Auto, TransportChoice::Auto),
-    };
     let console = CaptureSink::default();
-    let config = Config {
-        image: Cow::Borrowed(technique.builtin()),
-        image_name: format!("built-in {} guest", technique.name),
-        mem_bytes: machine.mem_bytes,
-        cmdline: format!("bench={}", workload.name),
-        initrd: None,
-        devices,
-        technique: Some(technique),
-        engine,
-        transport,
-        sink: Box::new(console.clone()),
-        input: ConsoleInput::default(),
-        on_ready: None,
-        once_running: None,
-        control: Default::default(),
-        deadline: Some(machine.deadline),
-        on_peek: None,
-        count_memory: false,
-        marks: true,
-        on_stop: None,
-    };
+    let config = config(technique, machine, &format!("bench={}", workload.name), Box::new(console.clone()));
+    let config = Config { devices, ..config };
     let report = boot(config).map_err(|e| Failure::Start(e.to_string()))?;
     let text = console.text();
     // First of all, as the rest may follow from it.
@@ -157,8 +133,43 @@ pub fn measure<E: std::fmt::Display>(
     })
 }
 
+/// A guest without devices, which is the technique's reference guest.
+pub(super) fn config(
+    technique: &'static Technique,
+    machine: &Machine,
+    cmdline: &str,
+    sink: Box<dyn ConsoleSink>,
+) -> Config {
+    // A technique that cannot run on the machine's engine brings its own, or needs none.
+    let (engine, transport) = match technique.engine {
+        EngineNeed::Deprivileged => (machine.engine, machine.transport),
+        EngineNeed::Ring0 | EngineNeed::Nothing => (EngineChoice::Auto, TransportChoice::Auto),
+    };
+    Config {
+        image: Cow::Borrowed(technique.builtin()),
+        image_name: format!("built-in {} guest", technique.name),
+        mem_bytes: machine.mem_bytes,
+        cmdline: cmdline.to_owned(),
+        initrd: None,
+        devices: Vec::new(),
+        technique: Some(technique),
+        engine,
+        transport,
+        sink,
+        input: ConsoleInput::default(),
+        on_ready: None,
+        once_running: None,
+        control: Default::default(),
+        deadline: Some(machine.deadline),
+        on_peek: None,
+        count_memory: false,
+        marks: true,
+        on_stop: None,
+    }
+}
+
 /// The last lines of a guest's output, on one line.
-fn last_words(console: &str) -> String {
+pub(super) fn last_words(console: &str) -> String {
     let mut lines: Vec<&str> = console.lines().rev().filter(|l| !l.trim().is_empty()).take(3).collect();
     lines.reverse();
     if lines.is_empty() { "none".to_owned() } else { printable(&lines.join(" / ")) }

@@ -49,7 +49,7 @@ const ROOMS: &[Room] = &[
     room(
         "compare",
         "techniques side by side, workload by workload",
-        "launch technique image virtio backend engine ledger machine host text",
+        "launch technique audit image virtio backend engine ledger machine host text",
     ),
     room(
         "launch",
