@@ -12,12 +12,14 @@
 
 mod bare;
 mod domain;
+pub mod hvm;
 mod method;
 pub mod pv;
 pub mod trap;
 
 pub use domain::{Domain, MakeError, Parts};
 
+use crate::engine::Irqchip;
 use crate::image::GuestKind;
 use crate::machine::layout::{HypervisorLayout, OwnCode};
 
@@ -52,13 +54,13 @@ pub enum EngineNeed {
     /// That it runs code at CPL 3 and maps pages.
     Deprivileged,
     /// That it runs the guest's kernel at CPL 0, and maps guest-physical memory.
-    Ring0,
+    Ring0(Irqchip),
     /// Nothing: the technique executes the guest itself.
     Nothing,
 }
 
 /// All techniques. Of those that run the same images, the first is taken when nothing is said.
-pub static TECHNIQUES: [Technique; 2] = [pv::TECHNIQUE, trap::TECHNIQUE];
+pub static TECHNIQUES: [Technique; 4] = [pv::TECHNIQUE, trap::TECHNIQUE, hvm::TECHNIQUE, hvm::WITH_IRQCHIP];
 
 impl Technique {
     /// The one of that name.
