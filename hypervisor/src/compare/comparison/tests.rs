@@ -227,7 +227,7 @@ fn four_more() -> Settings {
     settings.techniques.extend([
         technique("translate", EngineNeed::Deprivileged, || Ok(())),
         technique("interpret", EngineNeed::Nothing, || Ok(())),
-        technique("hvm", EngineNeed::Ring0, lacking),
+        technique("hvm", EngineNeed::Ring0(crate::engine::Irqchip::Monitor), lacking),
     ]);
     settings
 }
