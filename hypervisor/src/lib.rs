@@ -42,6 +42,7 @@
 //! | [`pv`] | Xen's machine: a domain, its vCPU, hypercalls, events, grants, the xenstore |
 //! | [`bare`], [`exec`] | The PC that a bare kernel believes in; what one trapped instruction does |
 //! | [`codegen`] | Code of ours that runs in a bare kernel's place |
+//! | [`translate`] | A bare kernel's code as code of ours |
 //! | [`build`] | From an image to a domain's first state |
 //! | [`image`], [`audit`] | Files that hold kernels, and what in their code differs at CPL 3 from CPL 0 |
 //! | [`mmu`] | Who may write page tables: validated ones, and shadows |
@@ -76,5 +77,6 @@ pub mod technique;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod translate;
 pub mod virtio;
 pub mod x86;

@@ -1,6 +1,6 @@
 //! Handles one exit: from what the engine reports to what the monitor does next.
 
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 
 use super::bus::Bus;
 use super::cause;
@@ -17,6 +17,9 @@ use crate::machine::end::DomainEnd;
 use crate::x86::exception::{Exception, Fault, vector};
 use crate::x86::rflags;
 
+/// The instruction does not exist.
+const UNDEFINED: Fault = Fault { vector: vector::UNDEFINED, error_code: 0, address: 0 };
+
 /// The result of executing an instruction.
 type Completed<'a> = Attempt<Completion<PlatformEvent>, Bus<'a>>;
 
@@ -25,12 +28,7 @@ impl<'a> ExitHandler<'a> {
     pub fn handle(&mut self, exit: Exit) -> BareExit {
         match exit {
             Exit::Kick => BareExit { cause: Cause::Kick, outcome: BareOutcome::Resume },
-            Exit::Port { .. }
-            | Exit::Mmio { .. }
-            | Exit::Halt
-            | Exit::Window
-            | Exit::Priority
-            | Exit::Shutdown => {
+            Exit::Port { .. } | Exit::Mmio { .. } | Exit::Halt => {
                 let end = DomainEnd::Killed(Exit::NOT_AT_CPL_3.into());
                 BareExit { cause: Cause::Dead, outcome: BareOutcome::Ended(end) }
             }
@@ -83,6 +81,29 @@ impl<'a> ExitHandler<'a> {
         }
         let exception = Exception { address: 0, ..fault.into() };
         self.finish(guests_own(fault), Err(exception.into()), self.exec.regs.rip)
+    }
+
+    /// Executes the sensitive instruction at RIP, whether or not it would trap. HLT right after STI is executed with it:
+    /// no interrupt comes between the two.
+    pub fn execute_here(&mut self) -> BareExit {
+        self.executes();
+        let Some(insn) = self.decode() else { return self.fault(UNDEFINED) };
+        if insn.mnemonic() == Mnemonic::Sti && self.exec.regs.rflags & rflags::TF == 0 {
+            self.exec.cpu.interrupts = true;
+            self.exec.cpu.shadowed_rip = Some(insn.next_ip());
+            self.exec.regs.rip = insn.next_ip();
+            if self.decode().is_some_and(|next| next.mnemonic() == Mnemonic::Hlt) {
+                return self.execute_here();
+            }
+            return BareExit {
+                cause: cause::of_instruction(&insn, self.exec.regs),
+                outcome: BareOutcome::Resume,
+            };
+        }
+        match self.privileged_instruction(&insn) {
+            Some((cause, result)) => self.finish(cause, result, insn.next_ip()),
+            None => self.fault(Fault { vector: vector::PROTECTION, ..UNDEFINED }),
+        }
     }
 
     /// Executes a privileged instruction; `None` where it is not implemented, or not allowed at this privilege level.

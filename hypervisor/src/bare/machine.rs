@@ -131,6 +131,25 @@ impl BareMachine {
         if self.cpu.interrupts || !notices_sti { self.platform.next_deadline() } else { None }
     }
 
+    /// Executes the instruction at RIP, whether or not it would trap: for code of ours that called out in its place.
+    pub fn execute_here(
+        &mut self,
+        regs: &mut Regs,
+        mem: &MachineMemory,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
+        now_ns: u64,
+    ) -> BareExit {
+        self.handler(regs, mem, log, space, now_ns).execute_here()
+    }
+
+    /// Its virtual CPU and the shadow of its page tables, and whether an interrupt waits for the kernel to allow it: for
+    /// code of ours beside the guest's.
+    pub(crate) fn hot_parts(&mut self) -> (&mut VirtualCpu, &mut Shadow, bool) {
+        let waits = self.platform.interrupt_waits();
+        (&mut self.cpu, &mut self.shadow, waits)
+    }
+
     /// The shadow of its page tables, for code of ours beside the guest's.
     pub fn shadow(&mut self) -> &mut Shadow {
         &mut self.shadow

@@ -4,11 +4,11 @@ use super::recipe::{Point, Recipe, Saved};
 use super::state_page;
 
 /// Numbers of the general registers that templates use.
-pub(super) const RAX: u8 = 0;
+pub(crate) const RAX: u8 = 0;
 #[allow(missing_docs)]
-pub(super) const RCX: u8 = 1;
+pub(crate) const RCX: u8 = 1;
 #[allow(missing_docs)]
-pub(super) const RDX: u8 = 2;
+pub(crate) const RDX: u8 = 2;
 #[allow(missing_docs)]
 pub(super) const RSP: u8 = 4;
 
@@ -54,6 +54,13 @@ pub(crate) struct Forward {
     size: usize,
 }
 
+impl Forward {
+    /// The offset of its displacement.
+    pub fn offset(self) -> usize {
+        self.at
+    }
+}
+
 /// Emits code.
 #[derive(Debug)]
 pub(crate) struct Emitter<'a> {
@@ -86,11 +93,6 @@ impl<'a> Emitter<'a> {
     /// The linear address of the next instruction.
     pub fn here(&self) -> u64 {
         self.base.wrapping_add(self.bytes.len() as u64)
-    }
-
-    /// The linear address of the byte at an offset.
-    pub fn address(&self, offset: usize) -> u64 {
-        self.base.wrapping_add(offset as u64)
     }
 
     /// Notes what the guest's state is at the next instruction.

@@ -23,13 +23,13 @@
 
 #![forbid(unsafe_code)]
 
-mod copy;
+pub(crate) mod copy;
 pub(crate) mod emitter;
 mod flags;
 mod iret;
 mod operand;
 pub(crate) mod recipe;
-mod sensitive;
+pub(crate) mod sensitive;
 pub(crate) mod state_page;
 #[cfg(test)]
 mod tests;

@@ -21,7 +21,7 @@ impl Emitter<'_> {
     /// Emits an instruction with `register` in ModRM.reg and the memory operand of `insn`, `more` bytes further on.
     ///
     /// `prefix` goes before REX; `wide` is REX.W.
-    pub(super) fn with_operand(
+    pub fn with_operand(
         &mut self,
         recipe: Recipe,
         insn: &Instruction,

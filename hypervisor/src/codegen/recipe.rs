@@ -32,6 +32,9 @@ pub(crate) enum Then {
     Callout,
     /// Nothing; the code at this place is a trapping byte: there is no code yet for what is at RIP.
     Miss,
+    /// Nothing; the code at this place is a trapping byte: there cannot be code of ours for what is at RIP, which has
+    /// to run where it is.
+    Native,
     /// RIP is the target of the indirect transfer.
     Target,
     /// RIP is the target of the indirect transfer, for which no code was found.
@@ -58,7 +61,6 @@ impl Saved {
     pub const RCX: Self = Self(2);
     pub const RDX: Self = Self(4);
     pub const RSP: Self = Self(8);
-    pub const R11: Self = Self(16);
     /// The members' numbers in instructions, by bit.
     const NUMBERS: [u8; 5] = [0, 1, 2, 4, 11];
 
@@ -120,7 +122,7 @@ impl Recipe {
         regs.rsp = regs.rsp.wrapping_add_signed(self.rsp.into());
         regs.rip = self.rip;
         match self.then {
-            Then::Nothing | Then::Callout | Then::Miss | Then::LoadGs | Then::Called => {}
+            Then::Nothing | Then::Callout | Then::Miss | Then::Native | Then::LoadGs | Then::Called => {}
             Then::Target | Then::TargetMiss => regs.rip = page.word(memory, state_page::TARGET),
             Then::LoadFlags => regs.rflags = hardware_flags(page.word(memory, state_page::FLAGS)),
             Then::Return => {

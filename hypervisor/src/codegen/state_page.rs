@@ -77,11 +77,6 @@ impl StatePage {
         memory.load_u64(self.address(offset)).unwrap_or(0)
     }
 
-    /// Sets a word of it.
-    pub fn set_word(self, memory: &MachineMemory, offset: u64, value: u64) {
-        let _: Result<(), BadMachineAddress> = memory.store_u64(self.address(offset), value);
-    }
-
     /// Publishes the virtual CPU's state; `pending` says whether an interrupt waits for IF.
     pub fn publish(self, memory: &MachineMemory, cpu: &VirtualCpu, pending: bool) {
         let mut bytes = [0u8; PUBLISHED];

@@ -17,7 +17,6 @@ mod fidelity;
 mod figures;
 mod grid;
 mod host;
-mod native;
 mod needs;
 mod order;
 mod outcome;

@@ -100,13 +100,14 @@ impl<M: Method> Runner for BareDomain<M> {
 
     fn handle(&mut self, exit: Exit) -> Handled {
         let (method, mut guest) = split(self);
-        let exit = match method.after_exit(exit, &mut guest) {
-            Left::Exit(exit) => exit,
+        let left = method.after_exit(exit, &mut guest);
+        let now = self.clock.now();
+        let Self { machine, regs, memory, log, space, .. } = self;
+        let handled = match left {
+            Left::Exit(exit) => machine.handle_exit(regs, exit, memory, log, space, now),
+            Left::Callout => machine.execute_here(regs, memory, log, space, now),
             Left::Own(cause) => return cause.into(),
         };
-        let now = self.clock.now();
-        let handled =
-            self.machine.handle_exit(&mut self.regs, exit, &self.memory, &mut self.log, &mut self.space, now);
         let mut mark = None;
         match handled.outcome {
             BareOutcome::Resume | BareOutcome::Halted { .. } => {}

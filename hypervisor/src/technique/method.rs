@@ -34,6 +34,8 @@ pub(super) struct Guest<'a> {
 pub(super) enum Left {
     /// The guest's own, to be handled as any.
     Exit(Exit),
+    /// A call out of code of ours: the instruction at RIP is to be executed.
+    Callout,
     /// The method's own: it has been dealt with.
     Own(Cause),
 }

@@ -12,14 +12,13 @@
 
 mod bare;
 mod domain;
-pub mod hvm;
 mod method;
 pub mod pv;
+mod translate;
 pub mod trap;
 
 pub use domain::{Domain, MakeError, Parts};
 
-use crate::engine::Irqchip;
 use crate::image::GuestKind;
 use crate::machine::layout::{HypervisorLayout, OwnCode};
 
@@ -54,13 +53,13 @@ pub enum EngineNeed {
     /// That it runs code at CPL 3 and maps pages.
     Deprivileged,
     /// That it runs the guest's kernel at CPL 0, and maps guest-physical memory.
-    Ring0(Irqchip),
+    Ring0,
     /// Nothing: the technique executes the guest itself.
     Nothing,
 }
 
 /// All techniques. Of those that run the same images, the first is taken when nothing is said.
-pub static TECHNIQUES: [Technique; 4] = [pv::TECHNIQUE, trap::TECHNIQUE, hvm::TECHNIQUE, hvm::WITH_IRQCHIP];
+pub static TECHNIQUES: [Technique; 3] = [pv::TECHNIQUE, trap::TECHNIQUE, translate::TRANSLATE];
 
 impl Technique {
     /// The one of that name.

@@ -93,12 +93,7 @@ impl Runner for PvGuest {
                 Handled { cause, mark }
             }
             Exit::Kick => Cause::Kick.into(),
-            Exit::Port { .. }
-            | Exit::Mmio { .. }
-            | Exit::Halt
-            | Exit::Window
-            | Exit::Priority
-            | Exit::Shutdown => {
+            Exit::Port { .. } | Exit::Mmio { .. } | Exit::Halt => {
                 self.cx().kill(Exit::NOT_AT_CPL_3);
                 Cause::Dead.into()
             }

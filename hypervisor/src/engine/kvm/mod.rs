@@ -27,7 +27,6 @@ mod host;
 mod kick;
 mod machine;
 mod port;
-pub mod ring0;
 mod setup;
 mod state;
 mod stats;

@@ -1,0 +1,106 @@
+//! Dynamic binary translation: a bare kernel's code as [`crate::translate`] makes it.
+
+use super::bare::BareDomain;
+use super::method::{Guest, Left, Method};
+use super::{EngineNeed, Parts, Technique, on_any_host};
+use crate::bare::platform::virtio_mmio::VirtioMmio;
+use crate::engine::Exit;
+use crate::image::GuestKind;
+use crate::ledger::{Cause, Work};
+use crate::machine::layout::OwnCode;
+use crate::machine::memory::Mfn;
+use crate::mmu::shadow;
+use crate::translate::{Found, Surroundings, Translator};
+use crate::x86::exception::{Fault, vector};
+
+/// The row of the table.
+pub(super) const TRANSLATE: Technique = Technique {
+    name: "translate",
+    about: "binary translation: the kernel runs as code that was made from it",
+    runs: GuestKind::Bare,
+    engine: EngineNeed::Deprivileged,
+    available: on_any_host,
+    shadow_frames: shadow::frames_for,
+    own_code: OwnCode { state: 1, code: 16 + 512 },
+    own_frames: |layout| (layout.m2p.end - layout.m2p.start).div_ceil(512),
+    device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
+    make: |parts| {
+        let method = Translation::new(&parts);
+        BareDomain::make(parts, method)
+    },
+};
+
+/// The method.
+struct Translation(Translator);
+
+impl Translation {
+    fn new(parts: &Parts<'_>) -> Self {
+        let layout = &parts.layout;
+        Self(Translator::new(
+            Mfn(layout.state.start),
+            layout.code.clone(),
+            Some(parts.machine.hypercall_stub(0)),
+        ))
+    }
+
+    /// Counts what was done.
+    fn account(&mut self, guest: &mut Guest<'_>) {
+        let done = self.0.take_done();
+        for (kind, n) in [
+            (Work::Blocks, done.blocks),
+            (Work::TranslatedBytes, done.bytes),
+            (Work::CacheFlushes, done.flushes),
+        ] {
+            if n != 0 {
+                guest.ledger.work(kind, n);
+            }
+        }
+    }
+}
+
+/// What the translator works on.
+fn surroundings<'a>(guest: &'a mut Guest<'_>) -> Surroundings<'a> {
+    let (cpu, shadow, pending) = guest.machine.hot_parts();
+    Surroundings {
+        cpu,
+        shadow,
+        pending,
+        regs: guest.regs,
+        memory: guest.memory,
+        log: guest.log,
+        space: guest.space,
+    }
+}
+
+impl Method for Translation {
+    const NOTICES_STI: bool = false;
+
+    fn before_entry(&mut self, guest: &mut Guest<'_>) {
+        self.0.enter(&mut surroundings(guest));
+        self.account(guest);
+    }
+
+    fn after_exit(&mut self, exit: Exit, guest: &mut Guest<'_>) -> Left {
+        let (cpu, ..) = guest.machine.hot_parts();
+        let found = self.0.leave(guest.memory, cpu, guest.regs);
+        let by_trap = matches!(exit, Exit::Fault(Fault { vector: vector::PROTECTION, .. }));
+        let by_call = matches!(exit, Exit::Hypercall | Exit::Syscall);
+        match found {
+            Found::Callout if by_trap || by_call => {
+                guest.ledger.work(Work::Callouts, 1);
+                Left::Callout
+            }
+            Found::Miss if by_trap => Left::Own(Cause::TranslateMiss),
+            Found::TargetMiss if by_trap => {
+                self.0.learn(&mut surroundings(guest));
+                Left::Own(Cause::LookupMiss)
+            }
+            Found::Stepped if is_debug(exit) => Left::Own(Cause::TranslateMiss),
+            _ => Left::Exit(exit),
+        }
+    }
+}
+
+fn is_debug(exit: Exit) -> bool {
+    matches!(exit, Exit::Fault(Fault { vector: vector::DEBUG, .. }))
+}

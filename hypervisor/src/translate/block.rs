@@ -1,0 +1,237 @@
+//! One block: from an address to a transfer of control that is certain, or so many instructions, or the end of a page.
+//!
+//! Conditional branches leave it in between. The trapping bytes at its end are where branches go whose targets have no
+//! translation yet.
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+
+use super::lookup::Shared;
+use super::transfer::Transfer;
+use crate::codegen::copy::is_plain;
+use crate::codegen::emitter::{Dead, Emitter, Environment, Forward, RAX, TRAP, Unsuitable};
+use crate::codegen::recipe::{Point, Recipe, Saved, Then};
+use crate::x86::rflags;
+use crate::x86::sensitive::Class;
+
+/// The most instructions of a block.
+const MAX_INSTRUCTIONS: usize = 64;
+/// The least bytes of a block, without its entry for lookups: a jump must fit where it begins.
+const MIN_BYTES: usize = 5;
+/// Bytes of the entry for lookups: it restores RAX.
+pub(super) const INDIRECT_ENTRY: u32 = 7;
+const HLT: u8 = 0xf4;
+const UD2: [u8; 2] = [0x0f, 0x0b];
+
+/// The guest's code at an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source<'a> {
+    /// Its linear address.
+    pub va: u64,
+    /// The code, and some bytes of the next page if there is one.
+    pub code: &'a [u8],
+    /// How many bytes are in the first page.
+    pub in_page: usize,
+}
+
+/// What translating makes, in buffers that are used again.
+#[derive(Debug, Default)]
+pub(super) struct Product {
+    pub bytes: Vec<u8>,
+    pub points: Vec<Point>,
+    /// Offsets of displacements, and to where in the guest they lead.
+    pub links: Vec<(Forward, u64)>,
+    /// Addresses to which calls return.
+    pub returns: Vec<u64>,
+    /// Targets of calls.
+    pub called: Vec<u64>,
+    /// Whether its one instruction goes on in the next page.
+    pub crosses: bool,
+}
+
+impl Product {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.points.clear();
+        self.links.clear();
+        self.returns.clear();
+        self.called.clear();
+        self.crosses = false;
+    }
+}
+
+/// A block in the making.
+pub(super) struct Block<'a> {
+    pub emitter: Emitter<'a>,
+    pub shared: &'a Shared,
+    pub links: &'a mut Vec<(Forward, u64)>,
+    pub returns: &'a mut Vec<u64>,
+    pub called: &'a mut Vec<u64>,
+}
+
+/// Whether a block goes on after an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goes {
+    On,
+    Elsewhere,
+}
+
+/// Translates the code at `source` for the address `base`, into `product`, whose points count from `origin`. `guess`
+/// says where a call through memory would go now.
+///
+/// `None` where there is no whole instruction.
+pub(super) fn translate(
+    source: Source<'_>,
+    (base, origin): (u64, u32),
+    env: Environment,
+    shared: &Shared,
+    product: &mut Product,
+    mut guess: impl FnMut(&Instruction) -> Option<u64>,
+) -> Option<()> {
+    product.clear();
+    let Product { bytes, points, links, returns, called, crosses } = product;
+    let emitter = Emitter::new(bytes, points, base, origin, env);
+    let mut block = Block { emitter, shared, links, returns, called };
+    // Its address is within reach of the state page.
+    block.emitter.reload(Recipe::at(source.va).saved(Saved::RAX), RAX).ok()?;
+    let mut decoder = Decoder::with_ip(64, source.code, source.va, DecoderOptions::NONE);
+    let mut insn = Instruction::default();
+    let mut count = 0;
+    loop {
+        let at = decoder.position();
+        let ip = decoder.ip();
+        if count == MAX_INSTRUCTIONS || at >= source.in_page {
+            block.link(ip);
+            break;
+        }
+        decoder.decode_out(&mut insn);
+        count += 1;
+        let first = at == 0;
+        if insn.is_invalid() {
+            if decoder.last_error() == DecoderError::NoMoreBytes {
+                if first {
+                    return None;
+                }
+                block.link(ip);
+            } else {
+                block.emitter.op(Recipe::at(ip), &UD2);
+            }
+            break;
+        }
+        let end = decoder.position();
+        if end > source.in_page {
+            if !first {
+                block.link(ip);
+                break;
+            }
+            *crosses = true;
+        }
+        let code = source.code.get(at..end)?;
+        let offsets = decoder.get_constant_offsets(&insn);
+        let rest = source.code.get(end..).unwrap_or_default();
+        let (len, links_len) = (block.emitter.len(), block.links.len());
+        let (returns_len, called_len) = (block.returns.len(), block.called.len());
+        let goes = if is_plain(&insn) {
+            block.emitter.copy(&insn, offsets, code).map(|()| Goes::On)
+        } else if Class::of(&insn).is_some() {
+            block.sensitive(&insn, rest)
+        } else {
+            block.transfer(&insn, code, &mut guess)
+        };
+        match goes {
+            Ok(Goes::On) if *crosses => {
+                block.link(insn.next_ip());
+                break;
+            }
+            Ok(Goes::On) => {}
+            Ok(Goes::Elsewhere) => break,
+            Err(_) => {
+                block.emitter.cut(len);
+                block.links.truncate(links_len);
+                block.returns.truncate(returns_len);
+                block.called.truncate(called_len);
+                block.emitter.op(Recipe::at(ip).then(Then::Native), &[TRAP]);
+                break;
+            }
+        }
+    }
+    block.finish().ok()
+}
+
+impl Block<'_> {
+    fn sensitive(&mut self, insn: &Instruction, rest: &[u8]) -> Result<Goes, Unsuitable> {
+        if insn.mnemonic() == Mnemonic::Iretq {
+            return self.iret(insn).map(|()| Goes::Elsewhere);
+        }
+        // STI and HLT are one: with an exit between them an interrupt that HLT is to wait for could be lost.
+        if insn.mnemonic() == Mnemonic::Sti && rest.first() == Some(&HLT) {
+            self.emitter.callout(insn);
+        } else {
+            self.emitter.sensitive(insn, Dead { flags: flags_die(insn.next_ip(), rest) });
+        }
+        Ok(if insn.flow_control() == FlowControl::Next { Goes::On } else { Goes::Elsewhere })
+    }
+
+    fn transfer(
+        &mut self,
+        insn: &Instruction,
+        code: &[u8],
+        guess: &mut impl FnMut(&Instruction) -> Option<u64>,
+    ) -> Result<Goes, Unsuitable> {
+        match Transfer::of(insn) {
+            Transfer::Branch => {
+                self.branch(insn);
+                return Ok(Goes::On);
+            }
+            Transfer::Counted => self.counted(insn, code)?,
+            Transfer::Jump => self.link(insn.near_branch_target()),
+            Transfer::Call => self.call(insn),
+            Transfer::IndirectJump => self.indirect_jump(insn)?,
+            Transfer::IndirectCall => self.indirect_call(insn, guess(insn))?,
+            Transfer::Return => self.ret(insn)?,
+            Transfer::Native => self.native(insn, code),
+            Transfer::Other => return Err(Unsuitable::Form),
+        }
+        Ok(Goes::Elsewhere)
+    }
+
+    /// Ends each link at a trapping byte.
+    fn finish(mut self) -> Result<(), Unsuitable> {
+        while self.emitter.len() < INDIRECT_ENTRY as usize + MIN_BYTES {
+            self.emitter.raw(&[TRAP]);
+        }
+        for (link, target) in self.links.iter() {
+            self.emitter.land(*link)?;
+            self.emitter.op(Recipe::at(*target).then(Then::Miss), &[TRAP]);
+        }
+        Ok(())
+    }
+}
+
+/// How far ahead the use of flags is looked for.
+const LOOK_AHEAD: usize = 4;
+
+/// Whether the code that follows sets all status flags before anything reads them or could fault.
+fn flags_die(ip: u64, rest: &[u8]) -> bool {
+    let mut decoder = Decoder::with_ip(64, rest, ip, DecoderOptions::NONE);
+    for insn in decoder.iter().take(LOOK_AHEAD) {
+        let harmless = is_plain(&insn)
+            && (0..insn.op_count()).all(|op| !crate::exec::operand::is_memory(insn.op_kind(op)))
+            && !insn.is_stack_instruction()
+            && insn.rflags_read() == 0
+            && !matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+        if insn.is_invalid() || !harmless {
+            return false;
+        }
+        if writes_all_status(&insn) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether an instruction sets all status flags.
+fn writes_all_status(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    debug_assert!(rflags::STATUS != 0);
+    matches!(insn.mnemonic(), Add | Sub | Cmp | Neg)
+}

@@ -1,0 +1,206 @@
+//! The cache: where blocks are, which lead to which, and where a guest's address has its block.
+//!
+//! Space is given out from one end to the other. When some of it is short, of whatever kind, everything is dropped and
+//! translated anew: that is simple, and all of it is bounded. A block that goes alone leaves its space unused.
+
+use std::collections::HashMap;
+
+use super::block::{INDIRECT_ENTRY, Product};
+use crate::codegen::emitter::TRAP;
+use crate::codegen::recipe::Point;
+use crate::machine::memory::{MachineMemory, Maddr};
+
+/// A block of the cache.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    /// Where it begins, with the entry for lookups.
+    pub start: u32,
+    /// Where its code ends.
+    end: u32,
+    /// Which points are its.
+    first_point: u32,
+    /// Whether it stands for the guest's code still.
+    pub alive: bool,
+}
+
+impl Block {
+    /// Where it begins for who comes with all registers in place.
+    pub fn body(&self) -> u32 {
+        self.start + INDIRECT_ENTRY
+    }
+}
+
+/// A displacement that is to lead to a block that does not exist yet.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    place: u32,
+    next: u32,
+}
+
+const NONE: u32 = u32::MAX;
+/// A mean block's bytes, well below what was measured: to bound the number of blocks.
+const LEAST_MEAN: u32 = 32;
+
+/// The cache.
+#[derive(Debug)]
+pub(super) struct Cache {
+    at: Maddr,
+    size: u32,
+    /// What all lookups share comes first.
+    reserved: u32,
+    used: u32,
+    points: Vec<Point>,
+    reserved_points: usize,
+    blocks: Vec<Block>,
+    by_va: HashMap<u64, u32>,
+    /// By the address that they wait for.
+    waiting: HashMap<u64, u32>,
+    links: Vec<Waiting>,
+}
+
+impl Cache {
+    /// An empty cache of `size` bytes at `at`.
+    pub fn new(at: Maddr, size: u32) -> Self {
+        let blocks = (size / LEAST_MEAN) as usize;
+        Self {
+            at,
+            size,
+            reserved: 0,
+            used: 0,
+            points: Vec::with_capacity(blocks * 8),
+            reserved_points: 0,
+            blocks: Vec::with_capacity(blocks),
+            by_va: HashMap::with_capacity(blocks),
+            waiting: HashMap::with_capacity(blocks),
+            links: Vec::with_capacity(blocks * 2),
+        }
+    }
+
+    /// Puts what all lookups share at the beginning, and drops everything else.
+    pub fn begin(&mut self, memory: &MachineMemory, bytes: &[u8], points: &[Point]) {
+        self.reserved = u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(self.size).next_multiple_of(16);
+        self.write(memory, 0, bytes);
+        self.points.clear();
+        self.points.extend_from_slice(points);
+        self.reserved_points = points.len();
+        self.clear();
+    }
+
+    /// Drops all blocks.
+    pub fn clear(&mut self) {
+        self.used = self.reserved;
+        self.points.truncate(self.reserved_points);
+        self.blocks.clear();
+        self.by_va.clear();
+        self.waiting.clear();
+        self.links.clear();
+    }
+
+    fn write(&self, memory: &MachineMemory, offset: u32, bytes: &[u8]) {
+        // Within the frames that the layout has for it: every offset was bounded when it was given out.
+        let _ = memory.write(Maddr(self.at.0 + u64::from(offset)), bytes);
+    }
+
+    /// Where the next block would begin.
+    pub fn next(&self) -> u32 {
+        self.used
+    }
+
+    /// Whether a product fits.
+    pub fn has_room(&self, product: &Product) -> bool {
+        let bytes = u32::try_from(product.bytes.len()).unwrap_or(u32::MAX);
+        self.used.checked_add(bytes).is_some_and(|end| end <= self.size)
+            && self.points.len() + product.points.len() <= self.points.capacity()
+            && self.links.len() + product.links.len() <= self.links.capacity()
+            && self.blocks.len() < self.blocks.capacity()
+            && self.waiting.len() + product.links.len() < self.waiting.capacity()
+            && self.by_va.len() < self.by_va.capacity()
+    }
+
+    /// Adds a block that was made for [`Cache::next`], and links it both ways. It must fit.
+    pub fn add(&mut self, memory: &MachineMemory, va: u64, product: &Product) -> u32 {
+        let start = self.used;
+        let end = start + u32::try_from(product.bytes.len()).unwrap_or(0);
+        self.write(memory, start, &product.bytes);
+        self.used = end;
+        let first_point = u32::try_from(self.points.len()).unwrap_or(NONE);
+        self.points.extend_from_slice(&product.points);
+        let number = u32::try_from(self.blocks.len()).unwrap_or(NONE);
+        let block = Block { start, end, first_point, alive: true };
+        self.blocks.push(block);
+        // Who led to one that is gone is led to this one.
+        if let Some(old) = self.by_va.insert(va, number).and_then(|old| self.block(old)) {
+            self.redirect(memory, old.body(), block.body());
+        }
+        if let Some(mut at) = self.waiting.remove(&va) {
+            while let Some(link) = self.links.get(at as usize).copied() {
+                self.set_displacement(memory, link.place, block.body());
+                at = link.next;
+            }
+        }
+        for (link, target) in &product.links {
+            let place = start + u32::try_from(link.offset()).unwrap_or(0);
+            match self.by_va.get(target).and_then(|number| self.block(*number)) {
+                Some(found) => self.set_displacement(memory, place, found.body()),
+                None => {
+                    let head = self.waiting.entry(*target).or_insert(NONE);
+                    let next = std::mem::replace(head, u32::try_from(self.links.len()).unwrap_or(NONE));
+                    self.links.push(Waiting { place, next });
+                }
+            }
+        }
+        number
+    }
+
+    fn set_displacement(&self, memory: &MachineMemory, place: u32, to: u32) {
+        self.write(memory, place, &to.wrapping_sub(place + 4).to_le_bytes());
+    }
+
+    fn redirect(&self, memory: &MachineMemory, from: u32, to: u32) {
+        let [a, b, c, d] = to.wrapping_sub(from + 5).to_le_bytes();
+        self.write(memory, from, &[0xe9, a, b, c, d]);
+    }
+
+    /// A block no longer stands for the guest's code: it traps where it begins.
+    pub fn kill(&mut self, memory: &MachineMemory, number: u32) {
+        let Some(block) = self.blocks.get_mut(number as usize).filter(|block| block.alive) else { return };
+        block.alive = false;
+        let body = block.body();
+        self.write(memory, body, &[TRAP]);
+    }
+
+    /// A block by its number.
+    pub fn block(&self, number: u32) -> Option<Block> {
+        self.blocks.get(number as usize).copied()
+    }
+
+    /// The block of the guest's address, if there is one that lives.
+    pub fn find(&self, va: u64) -> Option<Block> {
+        self.by_va.get(&va).and_then(|number| self.block(*number)).filter(|block| block.alive)
+    }
+
+    /// All points, by offset.
+    pub fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// The block that an offset lies in.
+    pub fn at(&self, offset: u32) -> Option<(u32, Block)> {
+        let after = self.blocks.partition_point(|block| block.start <= offset);
+        let number = u32::try_from(after.checked_sub(1)?).ok()?;
+        self.block(number).filter(|block| offset < block.end).map(|block| (number, block))
+    }
+
+    /// Where in a block the guest's instruction at `rip` can be gone on with, the guest's state being that before it.
+    pub fn resume(&self, number: u32, rip: u64) -> Option<u32> {
+        let block = self.block(number).filter(|block| block.alive)?;
+        let next = self.block(number + 1).map(|next| next.first_point as usize);
+        let points = self.points.get(block.first_point as usize..next.unwrap_or(self.points.len()))?;
+        points.iter().find(|point| point.recipe.is_entry(rip)).map(|point| point.at)
+    }
+
+    /// Whether an offset is where a block begins that is gone.
+    pub fn is_grave(&self, offset: u32) -> bool {
+        self.at(offset).is_some_and(|(_, block)| !block.alive && block.body() == offset)
+    }
+}

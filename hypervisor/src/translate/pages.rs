@@ -1,0 +1,116 @@
+//! What blocks came from: frames of the guest, and linear pages that led there.
+
+use std::collections::HashMap;
+
+use super::cache::Cache;
+use crate::machine::memory::{MachineMemory, PAGE_SHIFT};
+
+const NONE: u32 = u32::MAX;
+
+/// A block of a page, in a list.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    block: u32,
+    next: u32,
+}
+
+/// Code by frame and by linear page.
+#[derive(Debug)]
+pub(super) struct Pages {
+    /// For each frame with code: its blocks.
+    frames: HashMap<u64, u32>,
+    /// For each linear page with code: the frame that it led to, and its blocks.
+    linear: HashMap<u64, (u64, u32)>,
+    members: Vec<Member>,
+}
+
+impl Pages {
+    /// Room for so many blocks.
+    pub fn new(blocks: usize) -> Self {
+        Self {
+            frames: HashMap::with_capacity(blocks / 8),
+            linear: HashMap::with_capacity(blocks / 8),
+            members: Vec::with_capacity(blocks * 2),
+        }
+    }
+
+    /// Whether there is room for another block.
+    pub fn has_room(&self) -> bool {
+        self.members.len() + 4 <= self.members.capacity()
+            && self.frames.len() + 2 <= self.frames.capacity()
+            && self.linear.len() + 2 <= self.linear.capacity()
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.frames.clear();
+        self.linear.clear();
+        self.members.clear();
+    }
+
+    /// All frames with code.
+    pub fn frames(&self) -> impl Iterator<Item = u64> + '_ {
+        self.frames.keys().copied()
+    }
+
+    /// Notes that a block has code from `va` on, in the frame `pfn`.
+    pub fn add(&mut self, va: u64, pfn: u64, block: u32) {
+        let frame = self.frames.entry(pfn).or_insert(NONE);
+        let at = u32::try_from(self.members.len()).unwrap_or(NONE);
+        let next = std::mem::replace(frame, at);
+        self.members.push(Member { block, next });
+        let (_, list) = self.linear.entry(va >> PAGE_SHIFT).or_insert((pfn, NONE));
+        let next = std::mem::replace(list, at + 1);
+        self.members.push(Member { block, next });
+    }
+
+    fn kill_list(&mut self, mut at: u32, memory: &MachineMemory, cache: &mut Cache) {
+        while let Some(member) = self.members.get(at as usize) {
+            cache.kill(memory, member.block);
+            at = member.next;
+        }
+    }
+
+    /// The frame was written to: its blocks go.
+    pub fn written(&mut self, pfn: u64, memory: &MachineMemory, cache: &mut Cache) -> bool {
+        let Some(list) = self.frames.remove(&pfn) else { return false };
+        self.kill_list(list, memory, cache);
+        true
+    }
+
+    /// Whether code came from this linear page.
+    pub fn has_linear(&self, va: u64) -> bool {
+        self.linear.contains_key(&(va >> PAGE_SHIFT))
+    }
+
+    /// Looks anew where linear pages lead: all of them, or that of `only`. Blocks of those that lead elsewhere go.
+    pub fn check(
+        &mut self,
+        only: Option<u64>,
+        memory: &MachineMemory,
+        cache: &mut Cache,
+        mut frame_of: impl FnMut(u64) -> Option<u64>,
+    ) {
+        let only = only.map(|va| va >> PAGE_SHIFT);
+        let mut stale = Vec::new();
+        match only {
+            Some(page) => {
+                if let Some((pfn, _)) = self.linear.get(&page)
+                    && frame_of(page << PAGE_SHIFT) != Some(*pfn)
+                {
+                    stale.push(page);
+                }
+            }
+            None => {
+                let moved =
+                    self.linear.iter().filter(|(page, (pfn, _))| frame_of(*page << PAGE_SHIFT) != Some(*pfn));
+                stale.extend(moved.map(|(page, _)| *page));
+            }
+        }
+        for page in stale {
+            if let Some((_, list)) = self.linear.remove(&page) {
+                self.kill_list(list, memory, cache);
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Where in the guest's kernel view our pages are: state page, table of targets, cache, one after the other.
+
+use std::ops::Range;
+
+use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
+use crate::mmu::shadow::OverlayPage;
+
+/// Frames of the table of targets: two words for each of [`super::targets::ENTRIES`].
+pub(super) const TABLE_FRAMES: u64 = 16;
+
+/// The frames that are ours, and the linear address of the first.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    state: Mfn,
+    code: Range<u64>,
+    base: u64,
+}
+
+/// How far code and what it refers to may be apart. A RIP-relative displacement reaches twice as far; the rest is for
+/// code that refers to data of its own.
+const REACH: u64 = 1 << 30;
+/// The distance between the addresses that are tried.
+const STEP: u64 = 16 << 20;
+
+impl Place {
+    /// In these frames, at no address yet.
+    pub fn new(state: Mfn, code: Range<u64>) -> Self {
+        Self { state, code, base: 0 }
+    }
+
+    /// Linear addresses that suit code around `near`, the best first: within reach, and such that 32 bits name them.
+    pub fn candidates(&self, near: u64) -> impl Iterator<Item = u64> + use<> {
+        let size = self.size();
+        let near = near & !(STEP - 1);
+        let below = (1..REACH / STEP).map(move |n| near.wrapping_sub(n * STEP));
+        let above = (4..REACH / STEP).map(move |n| near.wrapping_add(n * STEP));
+        below.chain(above).filter(move |base| {
+            let end = base.wrapping_add(size);
+            // Where mov [rax * 8 + disp32] reaches, and not the pages that a host may keep to itself.
+            (STEP..1 << 31).contains(base) && end < 1 << 31
+                || *base >= 0u64.wrapping_sub(1 << 31) && end > *base
+        })
+    }
+
+    /// Moves to another address.
+    pub fn set_base(&mut self, base: u64) {
+        self.base = base;
+    }
+
+    fn size(&self) -> u64 {
+        (1 + self.code.end.saturating_sub(self.code.start)) * PAGE_SIZE
+    }
+
+    /// All the pages.
+    pub fn pages(&self) -> Vec<OverlayPage> {
+        let state = OverlayPage { va: self.base, mfn: self.state, writable: true, executable: false };
+        let code = self.code.clone().zip(1..).map(|(mfn, n)| OverlayPage {
+            va: self.base + n * PAGE_SIZE,
+            mfn: Mfn(mfn),
+            writable: false,
+            executable: true,
+        });
+        std::iter::once(state).chain(code).collect()
+    }
+
+    /// The table of targets.
+    pub fn table(&self) -> (u64, Maddr) {
+        (self.base + PAGE_SIZE, Mfn(self.code.start).maddr())
+    }
+
+    /// The cache, and its size in bytes.
+    pub fn cache(&self) -> (u64, Maddr, u32) {
+        let first = self.code.start + TABLE_FRAMES;
+        let size = self.code.end.saturating_sub(first) * PAGE_SIZE;
+        let va = self.base + (1 + TABLE_FRAMES) * PAGE_SIZE;
+        (va, Mfn(first).maddr(), u32::try_from(size).unwrap_or(u32::MAX & !0xfff))
+    }
+
+    /// Whether the guest maps none of the pages at `base`, as far as `mapped` says.
+    pub fn is_free(&self, base: u64, mut mapped: impl FnMut(u64) -> bool) -> bool {
+        (0..self.size()).step_by(PAGE_SIZE as usize).all(|offset| !mapped(base + offset))
+    }
+}
+
+/// Reads guest memory that is within a frame.
+pub(super) fn read(memory: &MachineMemory, at: Maddr, buf: &mut [u8]) -> bool {
+    memory.read(at, buf).is_ok()
+}

@@ -1,0 +1,412 @@
+//! Translates what is about to run, and turns the guest's state into the cache's and back.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use iced_x86::{Instruction, Register};
+use paravane_abi::addr::is_canonical;
+
+use super::block::{Product, Source, translate};
+use super::cache::Cache;
+use super::lookup::{Shared, emit_shared};
+use super::pages::Pages;
+use super::place::{Place, read};
+use super::targets::Targets;
+use crate::codegen::emitter::{Emitter, Environment};
+use crate::codegen::recipe::{Recipe, Then, restore};
+use crate::codegen::state_page::StatePage;
+use crate::exec::virtual_cpu::VirtualCpu;
+use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
+use crate::mmu::log::TableLog;
+use crate::mmu::shadow::Shadow;
+use crate::mmu::space::{Flush, VcpuSpace};
+use crate::x86::decode::MAX_LENGTH;
+use crate::x86::registers::Regs;
+use crate::x86::rflags;
+use crate::x86::walk::Access;
+
+/// How many blocks are translated at once, most of them because they are likely to be needed.
+const AT_ONCE: usize = 48;
+/// Bytes of code that one block is made from at the most.
+const READ_AHEAD: usize = 768;
+
+/// What the translator works on.
+pub(crate) struct Surroundings<'a> {
+    pub cpu: &'a mut VirtualCpu,
+    pub regs: &'a mut Regs,
+    pub shadow: &'a mut Shadow,
+    pub memory: &'a MachineMemory,
+    pub log: &'a mut TableLog,
+    pub space: &'a VcpuSpace,
+    /// Whether an interrupt waits for the kernel to turn interrupts on.
+    pub pending: bool,
+}
+
+/// How much was done since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Done {
+    pub blocks: u64,
+    pub bytes: u64,
+    pub flushes: u64,
+}
+
+/// What an exit from the cache is about. The guest's state is whole in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// An exit of the guest's own.
+    Guest,
+    /// If it is the fault of a trapping byte: the instruction at RIP is to be executed.
+    Callout,
+    /// If it is that: there is no translation of what is at RIP.
+    Miss,
+    /// If it is that: the target of an indirect transfer was not in the table.
+    TargetMiss,
+    /// If it is a single step: it was for the translator, and one instruction ran where it is.
+    Stepped,
+}
+
+/// The translator of one virtual CPU.
+#[derive(Debug)]
+pub(crate) struct Translator {
+    place: Place,
+    placed: bool,
+    state: StatePage,
+    env: Environment,
+    shared: Shared,
+    stub: Option<[u8; 32]>,
+    cache: Cache,
+    pages: Pages,
+    targets: Targets,
+    product: Product,
+    queue: VecDeque<(u64, bool)>,
+    /// The block that the last exit was from.
+    last: Option<u32>,
+    /// Whether the guest runs in the cache.
+    inside: bool,
+    /// Whether the instruction at this address is to run where it is, for one step.
+    native: Option<u64>,
+    /// Whether TF is ours, for such a step.
+    stepping: bool,
+    done: Done,
+}
+
+impl Translator {
+    /// A translator with the frame `state` and the frames `code`. `stub` is the machine's way to make a hypercall.
+    pub fn new(state: Mfn, code: Range<u64>, stub: Option<[u8; 32]>) -> Self {
+        let place = Place::new(state, code);
+        let (_, at, size) = place.cache();
+        let bmi2 = std::arch::is_x86_feature_detected!("bmi2");
+        let blocks = size as usize / 32;
+        Self {
+            state: StatePage::new(state.maddr()),
+            env: Environment { state: 0, gate: None, bmi2 },
+            shared: Shared::default(),
+            stub,
+            cache: Cache::new(at, size),
+            pages: Pages::new(blocks),
+            targets: Targets::new(place.table().1, bmi2),
+            place,
+            placed: false,
+            product: Product::default(),
+            queue: VecDeque::with_capacity(AT_ONCE * 8),
+            last: None,
+            inside: false,
+            native: None,
+            stepping: false,
+            done: Done::default(),
+        }
+    }
+
+    /// What was done since the last call.
+    pub fn take_done(&mut self) -> Done {
+        std::mem::take(&mut self.done)
+    }
+
+    /// Turns the guest's state into what the engine is to run. Where that is the kernel's own code, it stays as it is.
+    pub fn enter(&mut self, s: &mut Surroundings<'_>) {
+        self.follow_changes(s);
+        self.inside = false;
+        if s.cpu.user {
+            return;
+        }
+        if self.native.take() == Some(s.regs.rip) {
+            self.stepping = s.regs.rflags & rflags::TF == 0;
+            s.regs.rflags |= rflags::TF;
+            return;
+        }
+        if s.regs.rflags & rflags::TF != 0 || !self.is_placed(s) {
+            return;
+        }
+        let Some(offset) = self.entry(s) else { return };
+        self.state.publish(s.memory, s.cpu, s.pending);
+        s.regs.rip = self.place.cache().0 + u64::from(offset);
+        self.inside = true;
+    }
+
+    /// Where in the cache the guest goes on.
+    fn entry(&mut self, s: &mut Surroundings<'_>) -> Option<u32> {
+        let rip = s.regs.rip;
+        let again = self.last.and_then(|block| self.cache.resume(block, rip));
+        if again.is_some() {
+            return again;
+        }
+        if self.cache.find(rip).is_none() {
+            self.translate_from(s, rip);
+        }
+        self.cache.find(rip).map(|block| block.body())
+    }
+
+    /// Makes the guest's state whole after an exit.
+    pub fn leave(&mut self, memory: &MachineMemory, cpu: &mut VirtualCpu, regs: &mut Regs) -> Found {
+        if std::mem::take(&mut self.stepping) {
+            regs.rflags &= !rflags::TF;
+            return Found::Stepped;
+        }
+        if !std::mem::take(&mut self.inside) {
+            return Found::Guest;
+        }
+        self.state.read_back(memory, cpu);
+        let va = self.place.cache().0;
+        let offset = u32::try_from(regs.rip.wrapping_sub(va)).unwrap_or(u32::MAX);
+        if let Some((block, _)) = self.cache.at(offset) {
+            self.last = Some(block);
+        }
+        let Some(Recipe { then, .. }) = restore(self.cache.points(), va, memory, self.state, cpu, regs)
+        else {
+            return Found::Guest;
+        };
+        if matches!(then, Then::Miss | Then::TargetMiss | Then::Native) {
+            // A jump that led here would lead here again.
+            self.last = None;
+        }
+        match then {
+            Then::Callout => Found::Callout,
+            Then::Miss => Found::Miss,
+            Then::TargetMiss => Found::TargetMiss,
+            Then::Native => {
+                self.native = Some(regs.rip);
+                Found::Miss
+            }
+            _ if self.cache.is_grave(offset) => Found::Miss,
+            _ => Found::Guest,
+        }
+    }
+
+    /// Enters the target of an indirect transfer, which was not in the table, into it.
+    pub fn learn(&mut self, s: &mut Surroundings<'_>) {
+        let rip = s.regs.rip;
+        if self.cache.find(rip).is_none() && self.is_placed(s) {
+            self.translate_from(s, rip);
+        }
+        if let Some(block) = self.cache.find(rip) {
+            let address = self.place.cache().0 + u64::from(block.start);
+            self.targets.insert(s.memory, rip, address);
+        }
+    }
+
+    /// Lets go of blocks whose code has changed, or whose address leads elsewhere, and of a place that the guest wants.
+    fn follow_changes(&mut self, s: &mut Surroundings<'_>) {
+        let Self { pages, cache, .. } = self;
+        let memory = s.memory;
+        let mut written = [None; 16];
+        let mut places = written.iter_mut();
+        let overflow = s.shadow.take_code_writes(|write| {
+            if pages.written(write.pfn, memory, cache)
+                && let Some(place) = places.next()
+            {
+                *place = Some(write.pfn);
+            }
+        });
+        if overflow {
+            self.forget(s);
+        }
+        for pfn in written.into_iter().flatten() {
+            s.shadow.unprotect_code(pfn);
+        }
+        let pending = s.space.pending(s.log);
+        let only = match pending.flush {
+            Flush::None if !pending.stale => None,
+            Flush::Page(va) if !pending.stale => self.pages.has_linear(va).then_some(Some(va)),
+            _ => Some(None),
+        };
+        if let Some(only) = only {
+            let shadow = &*s.shadow;
+            self.pages.check(only, memory, &mut self.cache, |va| frame_of(shadow, memory, va));
+        }
+        if self.placed && s.shadow.overlay_collides(memory) {
+            self.placed = false;
+        }
+    }
+
+    /// Finds a place for our pages near the code, unless they have one.
+    fn is_placed(&mut self, s: &mut Surroundings<'_>) -> bool {
+        if self.placed {
+            return true;
+        }
+        let near = s.regs.rip;
+        let shadow = &*s.shadow;
+        let mapped = |va: u64| is_mapped(shadow, s.memory, va);
+        let Some(base) = self.place.candidates(near).take(64).find(|base| self.place.is_free(*base, mapped))
+        else {
+            return false;
+        };
+        self.place.set_base(base);
+        self.env.state = base;
+        let pages = self.place.pages();
+        s.shadow.set_overlay(s.memory, s.log, &pages);
+        self.placed = self.start_anew(s).is_some();
+        self.placed
+    }
+
+    /// Empties the cache, and emits what all blocks share.
+    fn start_anew(&mut self, s: &mut Surroundings<'_>) -> Option<()> {
+        let (va, _, _) = self.place.cache();
+        let (mut bytes, mut points) = (Vec::new(), Vec::new());
+        let env = Environment { gate: None, ..self.env };
+        let mut emitter = Emitter::new(&mut bytes, &mut points, va, 0, env);
+        self.shared = emit_shared(&mut emitter, self.place.table().0, self.stub.as_ref()).ok()?;
+        self.env.gate = self.stub.is_some().then_some(self.shared.gate);
+        self.cache.begin(s.memory, &bytes, &points);
+        self.forget(s);
+        Some(())
+    }
+
+    /// Drops all blocks.
+    fn forget(&mut self, s: &mut Surroundings<'_>) {
+        for pfn in self.pages.frames() {
+            s.shadow.unprotect_code(pfn);
+        }
+        self.pages.clear();
+        self.cache.clear();
+        self.targets.clear(s.memory, self.shared.miss);
+        self.last = None;
+        self.done.flushes += 1;
+    }
+
+    /// Translates the code at `va`, and some that it is likely to lead to.
+    fn translate_from(&mut self, s: &mut Surroundings<'_>, va: u64) {
+        self.queue.clear();
+        self.queue.push_back((va, false));
+        let mut made = 0;
+        while let Some((va, is_target)) = self.queue.pop_front() {
+            if self.cache.find(va).is_none() {
+                if made == AT_ONCE {
+                    continue;
+                }
+                if !self.translate_one(s, va, made == 0) {
+                    if made == 0 {
+                        return;
+                    }
+                    continue;
+                }
+                made += 1;
+            }
+            if is_target && let Some(block) = self.cache.find(va) {
+                self.targets.offer(s.memory, va, self.place.cache().0 + u64::from(block.start));
+            }
+        }
+    }
+
+    /// Translates one block, for which everything else may go if it is `needed`; whether it is there now.
+    fn translate_one(&mut self, s: &mut Surroundings<'_>, va: u64, needed: bool) -> bool {
+        for attempt in 0..2 {
+            let Some([pfn, second]) = self.make(s, va) else { return false };
+            if !self.cache.has_room(&self.product) || !self.pages.has_room() {
+                if !needed || attempt == 1 {
+                    return false;
+                }
+                self.forget(s);
+                continue;
+            }
+            let block = self.cache.add(s.memory, va, &self.product);
+            self.done.blocks += 1;
+            self.done.bytes += self.product.bytes.len() as u64;
+            self.pages.add(va, pfn, block);
+            s.shadow.protect_code(s.memory, s.log, pfn);
+            if self.product.crosses {
+                self.pages.add(next_page(va), second, block);
+                s.shadow.protect_code(s.memory, s.log, second);
+            }
+            let product = &self.product;
+            let room = self.queue.capacity() - self.queue.len();
+            let likely = product.links.iter().map(|(_, target)| (*target, false));
+            let targets = product.returns.iter().chain(&product.called).map(|target| (*target, true));
+            self.queue.extend(targets.chain(likely).take(room));
+            return true;
+        }
+        false
+    }
+
+    /// Makes the product for the code at `va`; returns its frame, and that of the next page.
+    fn make(&mut self, s: &mut Surroundings<'_>, va: u64) -> Option<[u64; 2]> {
+        let (shadow, memory) = (&*s.shadow, s.memory);
+        let mut code = [0u8; READ_AHEAD + MAX_LENGTH];
+        let in_page = ((PAGE_SIZE - va % PAGE_SIZE) as usize).min(READ_AHEAD);
+        let pfn = frame_of(shadow, memory, va)?;
+        let mut second = pfn;
+        let (head, tail) = code.split_at_mut_checked(in_page)?;
+        if !read_frame(memory, pfn, va, head) {
+            return None;
+        }
+        let mut len = in_page;
+        let tail = tail.get_mut(..MAX_LENGTH)?;
+        let next = va.wrapping_add(in_page as u64);
+        if next.is_multiple_of(PAGE_SIZE) {
+            if let Some(frame) = frame_of(shadow, memory, next)
+                && read_frame(memory, frame, next, tail)
+            {
+                second = frame;
+                len += MAX_LENGTH;
+            }
+        } else if read_frame(memory, pfn, next, tail.get_mut(..room_in_page(next))?) {
+            len += room_in_page(next);
+        }
+        let source = Source { va, code: code.get(..len)?, in_page };
+        let origin = self.cache.next();
+        let base = self.place.cache().0 + u64::from(origin);
+        let guess = |insn: &Instruction| pointer(insn, shadow, memory);
+        translate(source, (base, origin), self.env, &self.shared, &mut self.product, guess)?;
+        Some([pfn, second])
+    }
+}
+
+/// How many bytes of an instruction that begins before `va` there may be from there on, in the same page.
+fn room_in_page(va: u64) -> usize {
+    ((PAGE_SIZE - va % PAGE_SIZE) as usize).min(MAX_LENGTH)
+}
+
+fn next_page(va: u64) -> u64 {
+    (va & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE)
+}
+
+/// The guest's frame that the kernel executes at `va`.
+fn frame_of(shadow: &Shadow, memory: &MachineMemory, va: u64) -> Option<u64> {
+    if !is_canonical(va) {
+        return None;
+    }
+    let found = shadow.lookup(memory, va, Access { write: false, user: false, fetch: true }).ok()?;
+    memory.mfn_to_pfn(found.maddr()?.mfn())
+}
+
+/// Whether the guest maps anything at `va`.
+fn is_mapped(shadow: &Shadow, memory: &MachineMemory, va: u64) -> bool {
+    shadow.lookup(memory, va, Access { write: false, user: false, fetch: false }).is_ok()
+}
+
+fn read_frame(memory: &MachineMemory, pfn: u64, va: u64, buf: &mut [u8]) -> bool {
+    let Some(mfn) = memory.pfn_to_mfn(pfn) else { return false };
+    read(memory, crate::machine::memory::Maddr(mfn.maddr().0 | va % PAGE_SIZE), buf)
+}
+
+/// Where a call through a pointer in the kernel's own data leads now, if its place is known.
+fn pointer(insn: &Instruction, shadow: &Shadow, memory: &MachineMemory) -> Option<u64> {
+    if insn.memory_base() != Register::RIP || insn.memory_index() != Register::None {
+        return None;
+    }
+    let va = insn.ip_rel_memory_address();
+    if !va.is_multiple_of(8) {
+        return None;
+    }
+    let at = shadow.lookup(memory, va, Access { write: false, user: false, fetch: false }).ok()?.maddr()?;
+    memory.load_u64(at).ok()
+}
