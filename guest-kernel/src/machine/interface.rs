@@ -5,6 +5,7 @@ use paravane_guest::virtio::Interrupts;
 use paravane_guest::virtio::drivers::transport::DeviceType;
 
 use super::exception::ExceptionHandler;
+use super::primitive::Primitive;
 use crate::memory::paging::Mmu;
 use crate::memory::{BootMemory, Memory};
 
@@ -33,9 +34,11 @@ pub trait Machine {
     /// The machine's name in messages.
     const NAME: &'static str;
     /// Its page-table primitives.
-    type Mmu: Mmu;
+    type Mmu: Mmu + 'static;
     /// How drivers reach a virtio device.
     type Transport: Interrupts;
+    /// Its operations, for nanobenchmarks.
+    const PRIMITIVES: &'static [Primitive<Self::Mmu>];
 
     /// Installs handlers of exceptions and interrupts, and lets devices raise interrupts, which stay off. Exceptions
     /// are handed to `on_exception`; typed bytes and timer interrupts are left in [`interrupts`](crate::interrupts).

@@ -9,6 +9,7 @@
 
 mod exception;
 mod interface;
+mod primitive;
 
 #[cfg(machine = "bare")]
 pub mod bare;
@@ -25,3 +26,4 @@ compile_error!("a guest is built with --cfg machine=\"pv\" or --cfg machine=\"ba
 
 pub use exception::{Exception, ExceptionHandler};
 pub use interface::{Boot, Machine, Shutdown};
+pub use primitive::{Did, Primitive};

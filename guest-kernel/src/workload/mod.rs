@@ -3,10 +3,11 @@
 //! Each has three parts: set-up, a measured body between two marks, and verification. Only the body is measured, and
 //! its result is verified by other means than the body used. Workloads are deterministic: the same operations in the
 //! same order on every machine and in every run. No workload knows its machine. A new one is a file here and a line
-//! in [`ALL`].
+//! in [`ALL`]; an operation of the machine for [`nano`] is a line in its layer's list.
 
 use crate::device::DeviceError;
 use crate::kernel::{CurrentMmu, Kernel};
+use crate::machine::{Current, Machine};
 use crate::memory::paging::Mmu;
 use crate::println;
 
@@ -55,9 +56,14 @@ const ALL: &[Workload] = &[
 /// none of that name.
 pub fn run(kernel: &mut Kernel, name: &str) -> bool {
     let (mut found, mut ok) = (false, true);
-    for workload in ALL.iter().filter(|w| name == "all" || name == w.name) {
+    let wanted = |of: &str| name == "all" || name == of;
+    for Workload { name, unit, run, .. } in ALL.iter().filter(|workload| wanted(workload.name)) {
         found = true;
-        ok &= report(workload, (workload.run)(kernel));
+        ok &= report(name, unit, run(kernel));
+    }
+    for operation in Current::PRIMITIVES.iter().filter(|operation| wanted(operation.name)) {
+        found = true;
+        ok &= report(operation.name, operation.unit, nano::primitive(kernel, operation));
     }
     if !found {
         println!("bench: name={name} ops=0 ok=false why=no-such-workload");
@@ -69,14 +75,15 @@ pub fn run(kernel: &mut Kernel, name: &str) -> bool {
 
 /// Lists the workloads.
 pub fn list() {
-    for workload in ALL {
-        println!("  {:<18}{}", workload.name, workload.what);
+    let workloads = ALL.iter().map(|workload| (workload.name, workload.what));
+    let operations = Current::PRIMITIVES.iter().map(|operation| (operation.name, operation.what));
+    for (name, what) in workloads.chain(operations) {
+        println!("  {name:<18}{what}");
     }
 }
 
 /// Prints a workload's line; false if it failed.
-fn report(workload: &Workload, outcome: Result<Outcome, Failure>) -> bool {
-    let Workload { name, unit, .. } = workload;
+fn report(name: &str, unit: &str, outcome: Result<Outcome, Failure>) -> bool {
     match outcome {
         // Not a failure: the machine lacks the device that the workload needs.
         Err(Failure(why)) if why == DeviceError::Absent.word() => println!("skip: name={name} why={why}"),

@@ -10,13 +10,11 @@ use alloc::vec;
 
 use paravane_nano::{ALU_WORDS, Compute, Cycles, Data, repetitions_within, rounds};
 
-use crate::kernel::Kernel;
-use crate::machine::{Current, Machine};
+use crate::exception::can_read;
+use crate::kernel::{CurrentMmu, Kernel};
+use crate::machine::{Current, Did, Machine, Primitive};
 
 use super::measure::{Failure, Outcome, Workload, measure};
-
-/// The most repetitions of a round.
-const MOST: u64 = 10_000;
 
 macro_rules! workload {
     ($compute:ident) => {
@@ -43,7 +41,7 @@ fn compute(kernel: &mut Kernel, compute: &Compute) -> Result<Outcome, Failure> {
     Failure::unless(compute.run(&mut data, 1).done().right, "wrong-result")?;
     Current::interrupts_off();
     let (run, measured) = measure(&mut kernel.memory, |_| compute.run(&mut data, full));
-    let n = repetitions_within(full, measured.ns, full.max(MOST));
+    let n = repetitions_within(full, measured.ns, full);
     let (mut right, mut repetitions) = (run.done().right, 0);
     let cycles = rounds(
         || compute.empty(n),
@@ -58,6 +56,36 @@ fn compute(kernel: &mut Kernel, compute: &Compute) -> Result<Outcome, Failure> {
     Failure::unless(right, "wrong-result")?;
     let mut outcome = Outcome::new(full, measured);
     timed(&mut outcome, cycles, repetitions);
+    Ok(outcome)
+}
+
+/// Repetitions of a rehearsal: enough for code that adapts to have adapted.
+const REHEARSED: u64 = 64;
+
+/// An operation of the machine.
+pub fn primitive(kernel: &mut Kernel, primitive: &Primitive<CurrentMmu>) -> Result<Outcome, Failure> {
+    Current::interrupts_off();
+    let outcome = with_interrupts_off(kernel, primitive);
+    Current::interrupts_on();
+    outcome
+}
+
+fn with_interrupts_off(kernel: &mut Kernel, primitive: &Primitive<CurrentMmu>) -> Result<Outcome, Failure> {
+    let arguments = (primitive.prepare)(&mut kernel.memory)?;
+    let mut did = Did::nothing(arguments);
+    primitive.run(&mut did, REHEARSED);
+    let (full, measured) = measure(&mut kernel.memory, |_| primitive.run(&mut did, primitive.repetitions));
+    let n = repetitions_within(full, measured.ns, full.max(primitive.most));
+    let n = (n - n % primitive.grain).max(primitive.grain);
+    let cycles = rounds(|| (primitive.empty)(n), || primitive.run(&mut did, n), |n| n);
+    Current::interrupts_off();
+    let gone = !primitive.unmapped || !can_read(arguments[2]);
+    let right = (primitive.right)(&mut kernel.memory, &did);
+    (primitive.finish)(&mut kernel.memory, arguments);
+    Failure::unless(right, "wrong-result")?;
+    Failure::unless(gone, "still-mapped")?;
+    let mut outcome = Outcome::new(full, measured);
+    timed(&mut outcome, cycles, n);
     Ok(outcome)
 }
 

@@ -19,6 +19,11 @@ pub use frame::TrapFrame;
 pub(crate) use handlers::set_upcall_handler;
 pub use handlers::{EXCEPTIONS, Handler, set_handler};
 
+/// The address of the last page fault, as [`TrapFrame::fault_address`] says it, for kernels with entry code of their own.
+pub fn fault_address() -> u64 {
+    TrapFrame::default().fault_address()
+}
+
 /// Registers an entry point for every exception.
 ///
 /// # Errors

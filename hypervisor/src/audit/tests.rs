@@ -238,8 +238,9 @@ fn the_reference_guests() {
         assert!(classes(&bare).contains(&class), "the bare kernel trips: {class:?}");
     }
     assert!(bare.findings.iter().all(|f| f.certain && f.function.is_some()));
-    let cli = bare.findings.iter().find(|f| f.class == Class::InterruptFlag).unwrap();
-    assert!(cli.line.as_deref().is_some_and(|line| line.contains(".rs:")), "{cli:?}");
+    // Functions of assembly alone have no lines.
+    let written_in_rust = |f: &&Finding| f.line.as_deref().is_some_and(|line| line.contains(".rs:"));
+    assert!(bare.findings.iter().filter(written_in_rust).any(|f| f.class == Class::InterruptFlag));
     assert_eq!(bare.coverage.undecodable_bytes, 0);
 }
 

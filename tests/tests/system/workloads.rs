@@ -103,6 +103,69 @@ fn timer_1000() {
     measure(BARE, "timer-1000", |region, ops| count(region, Cause::PortOut(PortDevice::Pit)) >= ops);
 }
 
+/// Each row: a nanobenchmark, and the exits that one repetition takes in the paravirtual kernel and in the bare one by
+/// trap-and-emulate; `None` where that kernel has no such operation.
+const NANOBENCHMARKS: [(&str, Option<u64>, Option<u64>); 22] = [
+    ("alu", Some(0), Some(0)),
+    ("fib", Some(0), Some(0)),
+    ("callret", Some(0), Some(0)),
+    ("indirect-1", Some(0), Some(0)),
+    ("indirect-4", Some(0), Some(0)),
+    ("indirect-16", Some(0), Some(0)),
+    ("smc", Some(0), Some(0)),
+    // The call and the return.
+    ("syscall", Some(2), Some(2)),
+    // The paravirtual kernel's handler returns by itself.
+    ("pgfault", Some(1), Some(2)),
+    ("divzero", Some(1), Some(2)),
+    ("ptemod", Some(1), Some(1)),
+    // Two stores, which the shadow follows at once, and INVLPG.
+    ("ptemap", Some(2), Some(3)),
+    ("clisti", Some(0), Some(2)),
+    ("cr3wr", Some(1), Some(1)),
+    ("iret", Some(0), Some(1)),
+    ("in", None, Some(1)),
+    ("cr8wr", None, Some(1)),
+    ("cr3rd", None, Some(1)),
+    ("null", Some(1), None),
+    ("update-1", Some(1), None),
+    ("update-512", Some(1), None),
+    ("upcall", Some(1), None),
+];
+
+#[test]
+fn nanobenchmarks_exit_as_often_as_they_must() {
+    for (name, pv, bare) in NANOBENCHMARKS {
+        for (image, exits, is_bare) in [(PV, pv, false), (BARE, bare, true)] {
+            let Some(exits) = exits else { continue };
+            measure(image, name, |region, ops| {
+                // One call changes 512 entries.
+                let operations = if name == "update-512" { ops / 512 } else { ops };
+                let around = match name {
+                    // A user program is started once, and ends once.
+                    "syscall" => 2,
+                    // A change that matters: away, and back.
+                    "ptemod" if is_bare => 2,
+                    _ => 0,
+                };
+                own_traps(region) == operations * exits + around
+            });
+        }
+    }
+}
+
+#[test]
+fn a_nanobenchmark_says_what_a_repetition_takes() {
+    let guest = Guest { name: "reference guest", cmdline: "bench=callret", ..Guest::new(BARE) };
+    for outcome in guest.boot() {
+        let (said, _) = outcome.must_have_done("callret");
+        let figure = |name: &str| said.details.get(name).and_then(|text| text.parse::<u64>().ok());
+        let (least, median) = (figure("cycles-x100-min"), figure("cycles-x100-median"));
+        outcome.must(least > Some(0) && least <= median, "should say how many cycles a call takes");
+        outcome.must(figure("repetitions").is_some_and(|n| n >= 4), "should say how often it repeated");
+    }
+}
+
 #[test]
 fn all_that_is_printed_arrives() {
     for image in [PV, BARE] {

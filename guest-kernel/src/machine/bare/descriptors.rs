@@ -8,9 +8,11 @@ use crate::single::Single;
 use super::pic::FIRST_IRQ;
 use super::traps;
 
-const CODE: u16 = 0x08;
-const DATA: u16 = 0x10;
+pub const CODE: u16 = 0x08;
+pub const DATA: u16 = 0x10;
 const TSS: u16 = 0x18;
+/// SYSRET loads SS from 8 bytes after this, and CS from 16 bytes after it (SDM vol. 2B, SYSRET).
+pub const SYSRET_BASE: u16 = 0x20 | 3;
 
 /// Interrupts and exceptions have a stack each: prebuilt code keeps values in the 128 bytes below RSP (the red zone),
 /// which a frame pushed on the interrupted stack would overwrite. Handlers run with interrupts off, so that a stack
@@ -33,12 +35,14 @@ struct TaskState {
     io_map_base: u16,
 }
 
-static GDT: Single<[u64; 5]> = Single::new([
+static GDT: Single<[u64; 7]> = Single::new([
     0,
     0x00af_9b00_0000_ffff, // 64-bit code, DPL 0
     0x00cf_9300_0000_ffff, // data, DPL 0
+    0,                     // the TSS, 16 bytes
     0,
-    0,
+    0x00cf_f300_0000_ffff, // data, DPL 3
+    0x00af_fb00_0000_ffff, // 64-bit code, DPL 3
 ]);
 static TASK: Single<TaskState> = Single::new(TaskState {
     reserved0: 0,
@@ -73,7 +77,7 @@ pub fn load() {
         let task = TASK.get();
         let size = size_of::<Stack>() as u64;
         task.ist = [stacks + size, stacks + 2 * size, 0, 0, 0, 0, 0];
-        let [_, _, _, low, high] = GDT.get();
+        let [_, _, _, low, high, ..] = GDT.get();
         (*low, *high) = task_descriptor(TASK.as_ptr() as u64);
         for (vector, gate) in IDT.get().iter_mut().enumerate() {
             *gate = interrupt_gate(traps::entry_point(vector), stack_for(vector));
@@ -81,6 +85,20 @@ pub fn load() {
         load_segments();
         asm!("lidt [{}]", in(reg) &TablePointer::to(&IDT), options(nostack, readonly));
     }
+}
+
+/// The address that a vector's gate leads to.
+pub fn gate(vector: usize) -> u64 {
+    // SAFETY: nothing changes the table meanwhile.
+    let [low, high] = unsafe { IDT.get()[vector] };
+    low & 0xffff | low >> 32 & 0xffff_0000 | high << 32
+}
+
+/// Makes a vector's gate lead to another handler, on the handlers' stack or on the one in use.
+pub fn set_gate(vector: usize, handler: u64, own_stack: bool) {
+    let stack = if own_stack { stack_for(vector) } else { 0 };
+    // SAFETY: nothing that raises this exception runs meanwhile.
+    unsafe { IDT.get()[vector] = interrupt_gate(handler, stack) };
 }
 
 /// Loads an empty IDT: the next exception ends the machine.

@@ -12,6 +12,7 @@ use paravane_guest::virtio::drivers::transport::DeviceType;
 
 use super::exception::{self, ExceptionHandler};
 use super::interface::{Machine, Shutdown};
+use super::primitive::Primitive;
 use crate::memory::Memory;
 
 mod descriptors;
@@ -20,6 +21,7 @@ mod mmu;
 mod pic;
 mod pit;
 mod port;
+mod primitives;
 mod start_info;
 mod timer;
 mod traps;
@@ -37,6 +39,7 @@ impl Machine for Bare {
     const NAME: &'static str = "bare";
     type Mmu = BareMmu;
     type Transport = Mmio;
+    const PRIMITIVES: &'static [Primitive<BareMmu>] = primitives::ALL;
 
     fn install_handlers(on_exception: ExceptionHandler) {
         // SAFETY: called once; the IDT is loaded below.

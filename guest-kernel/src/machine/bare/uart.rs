@@ -15,7 +15,7 @@ const DIVISOR_HIGH: u16 = BASE + 1;
 const FIFO_CONTROL: u16 = BASE + 2;
 const LINE_CONTROL: u16 = BASE + 3;
 const MODEM_CONTROL: u16 = BASE + 4;
-const LINE_STATUS: u16 = BASE + 5;
+pub const LINE_STATUS: u16 = BASE + 5;
 
 const DATA_READY: u8 = 1 << 0;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;

@@ -20,8 +20,10 @@ use crate::single::Single;
 
 use super::exception::{self, Exception, ExceptionHandler};
 use super::interface::{Boot, Machine, Shutdown};
+use super::primitive::Primitive;
 
 mod mmu;
+mod primitives;
 
 pub use mmu::PvMmu;
 
@@ -74,6 +76,7 @@ impl Machine for Pv {
     const NAME: &'static str = "pv";
     type Mmu = PvMmu;
     type Transport = PvTransport;
+    const PRIMITIVES: &'static [Primitive<PvMmu>] = primitives::ALL;
 
     fn install_handlers(on_exception: ExceptionHandler) {
         // SAFETY: called once; the trap table is installed below.

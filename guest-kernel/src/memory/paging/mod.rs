@@ -24,6 +24,7 @@ const KERNEL_SLOT: usize = 0;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
 // Set from the start: this kernel never reads them, and the processor or the hypervisor then need not set them.
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
@@ -36,6 +37,8 @@ pub enum Access {
     ReadOnly,
     /// Read, write and execute.
     ReadWrite,
+    /// The same, for user programs too. What leads to the page must have been made for such a page.
+    User,
 }
 
 impl Access {
@@ -43,9 +46,11 @@ impl Access {
         match self {
             Self::ReadOnly => PRESENT | ACCESSED,
             Self::ReadWrite => PRESENT | WRITABLE | ACCESSED | DIRTY,
+            Self::User => PRESENT | WRITABLE | USER | ACCESSED | DIRTY,
         }
     }
 
+    /// By what the kernel may do: a hypervisor may let it run as a user program.
     const fn of(entry: u64) -> Self {
         if entry & WRITABLE == 0 { Self::ReadOnly } else { Self::ReadWrite }
     }
@@ -182,7 +187,7 @@ impl AddressSpace {
     /// # Errors
     /// When no table leads there.
     pub fn map(&mut self, mmu: &mut impl Mmu, va: u64, frame: Frame, access: Access) -> Result<(), MapError> {
-        let (table, index) = self.leaf(mmu, va).ok_or(MapError::NoTable(va))?;
+        let (table, index) = self.slot(mmu, va).ok_or(MapError::NoTable(va))?;
         let entry = mmu.entry(frame, access.bits());
         self.store(mmu, table, index, entry);
         Ok(())
@@ -190,7 +195,7 @@ impl AddressSpace {
 
     /// Changes the accesses that a mapped page permits; false when it is not mapped.
     pub fn protect(&mut self, mmu: &mut impl Mmu, va: u64, access: Access) -> bool {
-        let Some((table, index)) = self.leaf(mmu, va) else { return false };
+        let Some((table, index)) = self.slot(mmu, va) else { return false };
         let entry = mmu.read(table, index);
         if entry & PRESENT == 0 {
             return false;
@@ -201,7 +206,7 @@ impl AddressSpace {
 
     /// Unmaps a page and returns the frame that was there.
     pub fn unmap(&mut self, mmu: &mut impl Mmu, va: u64) -> Option<Frame> {
-        let (table, index) = self.leaf(mmu, va)?;
+        let (table, index) = self.slot(mmu, va)?;
         let entry = mmu.read(table, index);
         if entry & PRESENT == 0 {
             return None;
@@ -212,7 +217,7 @@ impl AddressSpace {
 
     /// The frame that a page is mapped to and the accesses that it permits, according to the tables.
     pub fn translate(&self, mmu: &impl Mmu, va: u64) -> Option<(Frame, Access)> {
-        let (table, index) = self.leaf(mmu, va)?;
+        let (table, index) = self.slot(mmu, va)?;
         let entry = mmu.read(table, index);
         (entry & PRESENT != 0).then(|| (mmu.frame(entry), Access::of(entry)))
     }
@@ -239,7 +244,7 @@ impl AddressSpace {
     }
 
     /// The table and index of the entry that maps `va`, if tables lead there.
-    fn leaf(&self, mmu: &impl Mmu, va: u64) -> Option<(Frame, usize)> {
+    pub fn slot(&self, mmu: &impl Mmu, va: u64) -> Option<(Frame, usize)> {
         let mut table = self.root;
         for level in (2..=4).rev() {
             let entry = mmu.read(table, index(va, level));
@@ -303,11 +308,16 @@ impl AddressSpace {
         if parent_live {
             each_table(mmu, table, level, &mut |mmu, table| mmu.adopt(table));
         }
-        Ok(mmu.entry(table, TABLE))
+        Ok(mmu.entry(table, TABLE | leaves.table_bits()))
     }
 }
 
 impl Leaves {
+    /// What the entries that lead to them have in addition.
+    const fn table_bits(self) -> u64 {
+        if matches!(self, Self::Run(_, Access::User)) { USER } else { 0 }
+    }
+
     /// The leaves that remain after `bytes` of them.
     fn skip(self, bytes: u64) -> Self {
         match self {
