@@ -168,7 +168,8 @@ fn the_list_needs_no_guest() {
 
 #[test]
 fn several_engines_are_compared_side_by_side() {
-    let result = output(&["compare", "--engine", "all", "--workload", "map-512", "--json"]);
+    let named = ["--technique", "pv,trap", "--workload", "map-512"];
+    let result = output(&[&["compare", "--engine", "all", "--json"][..], &named].concat());
     let json: serde_json::Value = serde_json::from_slice(&result.stdout).unwrap();
     let engines = json["engines"].as_array().unwrap();
     if engines.is_empty() {
@@ -184,6 +185,46 @@ fn several_engines_are_compared_side_by_side() {
         let asked = pv["exits"].as_array().unwrap().iter().filter(|e| e["group"] == "hypercall");
         assert_eq!(asked.map(|e| e["count"].as_u64().unwrap()).sum::<u64>(), 3);
     }
+}
+
+/// The least workload, and the shape of the JSON on a real machine.
+#[test]
+fn every_technique_takes_part_or_is_unavailable() {
+    let result = output(&["compare", "--workload", "null-call", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&result.stdout).unwrap();
+    if json["engine"].is_null() {
+        skip("engine", text(&result.stderr));
+        return;
+    }
+    assert_eq!(result.status.code(), Some(0), "{}", text(&result.stderr));
+    assert_eq!((&json["schema"], &json["baseline"]), (&1.into(), &"trap".into()));
+    let unavailable = json["unavailable"].as_array().unwrap();
+    let workload = &json["workloads"][0];
+    for technique in &paravane::technique::TECHNIQUES {
+        let lacking = unavailable.iter().find(|one| one["technique"] == technique.name);
+        let done = &workload["techniques"][technique.name];
+        match lacking {
+            Some(one) => assert!(done.is_null() && !one["why"].as_str().unwrap().is_empty(), "{one}"),
+            None => assert_eq!(done["ops"], 1000, "{}: {done}", technique.name),
+        }
+    }
+    assert_eq!(workload["savings"]["pv"]["traps"]["saved"], 0);
+}
+
+#[test]
+fn a_table_fits_a_pipe_of_120_columns() {
+    let named = ["--workload", "null-call,alu", "--technique", "pv,trap"];
+    let result = output(&[&["compare"][..], &named].concat());
+    let printed = text(&result.stdout);
+    if printed.contains("no guest ran to its end") {
+        skip("engine", printed);
+        return;
+    }
+    assert_eq!(result.status.code(), Some(0), "{printed}");
+    let (_, tables) = printed.split_once("then exits to the host.").unwrap();
+    assert!(tables.lines().all(|line| line.chars().count() <= 120), "{printed}");
+    let columns: Vec<_> = tables.lines().nth(2).unwrap().split_whitespace().collect();
+    assert_eq!(columns, ["trap", "pv"], "{printed}");
 }
 
 #[test]

@@ -28,7 +28,12 @@ impl<'a> ExitHandler<'a> {
     pub fn handle(&mut self, exit: Exit) -> BareExit {
         match exit {
             Exit::Kick => BareExit { cause: Cause::Kick, outcome: BareOutcome::Resume },
-            Exit::Port { .. } | Exit::Mmio { .. } | Exit::Halt => {
+            Exit::Port { .. }
+            | Exit::Mmio { .. }
+            | Exit::Halt
+            | Exit::Window
+            | Exit::Priority
+            | Exit::Shutdown => {
                 let end = DomainEnd::Killed(Exit::NOT_AT_CPL_3.into());
                 BareExit { cause: Cause::Dead, outcome: BareOutcome::Ended(end) }
             }

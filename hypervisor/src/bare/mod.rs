@@ -38,4 +38,4 @@ pub mod platform;
 mod tests;
 
 pub use machine::{BareBoot, BareMachine, StartError};
-pub use outcome::{BareExit, BareOutcome};
+pub use outcome::{BareExit, BareOutcome, halted_for_ever, outcome_of};

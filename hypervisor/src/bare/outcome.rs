@@ -36,8 +36,13 @@ pub(super) fn killed(death: Death) -> DomainEnd {
     DomainEnd::Killed(death.to_string())
 }
 
+/// The end of a guest that waits for an interrupt that it does not take: by a HLT at `rip`.
+pub fn halted_for_ever(rip: u64) -> DomainEnd {
+    killed(Death::HaltedForEver { rip })
+}
+
 /// The outcome of an output to a port that requests something of the monitor.
-pub(super) fn outcome_of(event: PlatformEvent) -> BareOutcome {
+pub fn outcome_of(event: PlatformEvent) -> BareOutcome {
     match event {
         PlatformEvent::PowerOff => BareOutcome::Ended(DomainEnd::PowerOff),
         PlatformEvent::Reset => BareOutcome::Ended(DomainEnd::Reboot),

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::host::HostFacts;
-use super::result::{EngineFacts, Runs, TechniqueResult, WorkloadResult};
+use super::native::{middle, native};
+use super::result::{Cycles, EngineFacts, Runs, TechniqueResult, WorkloadResult};
 use super::sample::{Failure, Machine, Sample, measure};
 use super::{NOTES, Workload, order};
 use crate::launch::{Config, EngineChoice, Report};
@@ -118,7 +119,7 @@ impl Comparison {
         }
     }
 
-    fn add(&mut self, workload: &Workload, runs: Runs, settings: &Settings) {
+    fn add(&mut self, workload: &Workload, runs: Runs, native: Option<Cycles>, settings: &Settings) {
         let any_needs_one = runs.iter().any(|(technique, _)| needs_an_engine(technique));
         let of_engine = runs.iter().filter(|(technique, _)| needs_an_engine(technique) || !any_needs_one);
         for sample in of_engine.flat_map(|(_, samples)| samples) {
@@ -128,7 +129,7 @@ impl Comparison {
                 self.engine = Some(EngineFacts::of(&sample.engine));
             }
         }
-        self.workloads.push(WorkloadResult::of(workload, runs, settings));
+        self.workloads.push(WorkloadResult::of(workload, runs, native, settings));
     }
 
     /// The techniques that were measured, in the order in which they are read.
@@ -193,7 +194,11 @@ pub fn compare<E: std::fmt::Display>(
     for workload in workloads {
         let none = || able.iter().map(|technique| (*technique, Vec::new())).collect();
         let mut runs: Vec<Runs> = machines.iter().map(|_| none()).collect();
+        let mut natively = Vec::new();
         for (column, technique) in able.iter().enumerate().cycle().take(able.len() * repeat) {
+            if column == 0 {
+                natively.extend(native(workload.name));
+            }
             let mut shared: Option<Result<Sample, Failure>> = None;
             for (machine, runs) in machines.iter().zip(&mut runs) {
                 let known = shared.take().filter(|_| !needs_an_engine(technique));
@@ -204,8 +209,9 @@ pub fn compare<E: std::fmt::Display>(
                 }
             }
         }
+        let native = middle(natively);
         for (comparison, runs) in comparisons.iter_mut().zip(runs) {
-            comparison.add(workload, runs, settings);
+            comparison.add(workload, runs, native, settings);
         }
     }
     comparisons

@@ -17,6 +17,7 @@ mod fidelity;
 mod figures;
 mod grid;
 mod host;
+mod native;
 mod needs;
 mod order;
 mod outcome;

@@ -20,7 +20,8 @@ const NOISY: &str = "~";
 
 /// Writes the tables, and what has to be known of their gaps.
 pub(super) fn write_overview(out: &mut String, comparison: &Comparison, view: &View) -> fmt::Result {
-    let (nano, jobs): (Vec<_>, Vec<_>) = comparison.workloads.iter().partition(|w| w.kind == Kind::Nano);
+    let jobs: Vec<_> = comparison.workloads.iter().filter(|w| w.kind != Kind::Nano).collect();
+    let nano: Vec<_> = comparison.workloads.iter().filter(|w| w.kind != Kind::Job).collect();
     if !jobs.is_empty() {
         writeln!(out, "{}\n", caption(comparison))?;
         writeln!(out, "{}", job_table(comparison, &jobs).text(view.width))?;
@@ -28,7 +29,12 @@ pub(super) fn write_overview(out: &mut String, comparison: &Comparison, view: &V
     if !nano.is_empty() {
         let noisy = nano.iter().any(|w| w.techniques.iter().any(|(_, r)| r.cycles.is_some_and(is_noisy)));
         let noise = if noisy { " ~: the fastest took less than 9 tenths of that." } else { "" };
-        writeln!(out, "One operation: cycles (the median round), then exits.{noise}\n")?;
+        let what = "One operation: cycles (of the median round), then exits.";
+        let native = match nano.iter().any(|w| w.native.is_some()) {
+            true => " native: the same code in this process, where it needs no kernel.",
+            false => "",
+        };
+        writeln!(out, "{}", wrapped("", &format!("{what}{native}{noise}"), view.width))?;
         writeln!(out, "{}", nano_table(comparison, &nano).text(view.width))?;
     }
     write_gaps(out, comparison, view)

@@ -159,7 +159,7 @@ impl EngineFacts {
 }
 
 impl WorkloadResult {
-    pub(super) fn of(workload: &Workload, runs: Runs, settings: &Settings) -> Self {
+    pub(super) fn of(workload: &Workload, runs: Runs, native: Option<Cycles>, settings: &Settings) -> Self {
         let Workload { name, about, kind, .. } = *workload;
         let mut result = Self {
             name,
@@ -178,6 +178,7 @@ impl WorkloadResult {
         for (technique, samples) in runs {
             result.add(technique, samples);
         }
+        result.native = native;
         result.savings = result.savings_over(settings.baseline);
         let first = settings.techniques.iter().map(|t| t.name).find(|name| *name != settings.baseline);
         let first = first.and_then(|name| result.savings.get(name).copied());
@@ -293,11 +294,15 @@ impl TechniqueResult {
 }
 
 impl Cycles {
-    /// What a guest says: claims, of which only possible ones are taken.
+    /// Of hundredths.
+    pub(super) fn of_hundredths(median: u64, min: u64) -> Self {
+        Self { median: median as f64 / 100.0, min: min as f64 / 100.0 }
+    }
+
+    /// What a guest says.
     fn said(details: &BTreeMap<String, String>) -> Option<Self> {
-        let number = |key: &str| details.get(key)?.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
-        let median = number("cycles")?;
-        Some(Self { median, min: number("cycles-min").unwrap_or(median) })
+        let number = |key: &str| details.get(key)?.parse().ok();
+        Some(Self::of_hundredths(number("cycles-x100-median")?, number("cycles-x100-min")?))
     }
 }
 
@@ -339,11 +344,10 @@ mod tests {
     #[test]
     fn impossible_cycles_are_not_believed() {
         let said = |median: &str, min: &str| {
-            let details = [("cycles", median), ("cycles-min", min)];
+            let details = [("cycles-x100-median", median), ("cycles-x100-min", min)];
             Cycles::said(&details.map(|(key, value)| (key.to_owned(), value.to_owned())).into())
         };
-        assert_eq!(said("2.6", "2"), Some(Cycles { median: 2.6, min: 2.0 }));
-        assert_eq!(said("2.6", "-1"), Some(Cycles { median: 2.6, min: 2.6 }));
-        assert_eq!([said("inf", "1"), said("NaN", "1"), said("many", "1"), said("-0.5", "1")], [None; 4]);
+        assert_eq!(said("260", "200"), Some(Cycles { median: 2.6, min: 2.0 }));
+        assert_eq!([said("260", "-1"), said("NaN", "1"), said("many", "1"), said("2.6", "1")], [None; 4]);
     }
 }

@@ -143,7 +143,7 @@ pub(super) fn config(
     // A technique that cannot run on the machine's engine brings its own, or needs none.
     let (engine, transport) = match technique.engine {
         EngineNeed::Deprivileged => (machine.engine, machine.transport),
-        EngineNeed::Ring0 | EngineNeed::Nothing => (EngineChoice::Auto, TransportChoice::Auto),
+        EngineNeed::Ring0(_) | EngineNeed::Nothing => (EngineChoice::Auto, TransportChoice::Auto),
     };
     Config {
         image: Cow::Borrowed(technique.builtin()),

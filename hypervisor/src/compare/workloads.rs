@@ -29,7 +29,7 @@ pub struct Workload {
 pub enum Kind {
     /// What a job of a kernel costs.
     Job,
-    /// What code costs that asks nothing of the machine.
+    /// What code costs that asks nothing of the machine: a job as well, and counted in cycles.
     Compute,
     /// What one operation costs, in cycles by the guest's own time-stamp counter.
     Nano,
@@ -74,10 +74,6 @@ pub static WORKLOADS: &[Workload] = &[
     Workload::new("timer-1000", "1000 timer interrupts, 100 us each"),
     Workload::compute("alu", "9 instructions for each word of 32 KiB"),
     Workload::compute("fib", "fib(24), recursively"),
-    Workload::compute("callret", "CALL of a leaf of one ADD, RET"),
-    Workload::compute("indirect-1", "CALL through a table, always of the same function"),
-    Workload::compute("indirect-4", "CALL through a table, 4 functions in turn"),
-    Workload::compute("indirect-16", "CALL through a table, 16 functions in turn"),
     Workload::new("net-setup", "set a network interface up, from nothing to its first usable queue")
         .with(Needs::Network),
     Workload::new("block-setup", "set a disk up, from nothing to its first usable queue").with(Needs::Disk),
@@ -88,6 +84,10 @@ pub static WORKLOADS: &[Workload] = &[
     Workload::new("net-send-1500", "send 10000 frames of 1500 bytes").with(Needs::Network),
     Workload::new("net-receive-64", "receive 10000 frames of 64 bytes").with(Needs::Network),
     Workload::new("net-receive-1500", "receive 10000 frames of 1500 bytes").with(Needs::Network),
+    Workload::nano("callret", "CALL of a leaf of one ADD, RET"),
+    Workload::nano("indirect-1", "CALL through a table, always of the same function"),
+    Workload::nano("indirect-4", "CALL through a table, 4 functions in turn"),
+    Workload::nano("indirect-16", "CALL through a table, 16 functions in turn"),
 ];
 
 impl Workload {

@@ -44,22 +44,32 @@ pub enum Exit {
     Port {
         /// Which port.
         port: u16,
-        /// Bytes: 1, 2 or 4.
+        /// Bytes of one element: 1, 2 or 4.
         size: u8,
-        /// What is written (`OUT`); `None` for a read (`IN`), whose result goes to rax.
-        value: Option<u32>,
+        /// Bytes in all: a repeated string instruction may transfer several elements in one exit, 4096 bytes at most.
+        bytes: usize,
+        /// Whether it is an output. Its bytes are [`Ring0::written`]; those of an input are given by
+        /// [`Ring0::answer`].
+        write: bool,
     },
     /// An access to a guest-physical address that is not memory. Only where the guest's kernel runs at CPL 0.
     Mmio {
         /// The guest-physical address.
         address: u64,
         /// Bytes: 1 to 8.
-        size: u8,
-        /// What is written; `None` for a read.
-        value: Option<u64>,
+        bytes: usize,
+        /// Whether it is a store, with its bytes as for a port.
+        write: bool,
     },
-    /// A HLT with nothing to wake it. Only where the guest's kernel runs at CPL 0.
+    /// A HLT with nothing to wake it; `regs.rip` is after it. Only where the guest's kernel runs at CPL 0.
     Halt,
+    /// The guest takes interrupts now, as [`Ring0::request_window`] asked. Only where its kernel runs at CPL 0.
+    Window,
+    /// The guest lowered its task priority (MOV to CR8). Only where its kernel runs at CPL 0.
+    Priority,
+    /// A triple fault: an exception could not be delivered, nor could the double fault. Only where the guest's kernel
+    /// runs at CPL 0.
+    Shutdown,
     /// The engine was kicked (see [`Kick`]) or the host interrupted it: nothing happened in the guest.
     Kick,
     /// The virtual CPU cannot go on: the engine lost its state. Ends the guest, not the host.
@@ -185,6 +195,10 @@ pub trait Cpu {
     /// # Errors
     /// When this engine has none, or not these; the old ones are then still set.
     fn debug(&mut self, breakpoints: &Breakpoints) -> Result<(), NoBreakpoints>;
+    /// What it offers besides if the guest's kernel runs at CPL 0.
+    fn ring0(&mut self) -> Option<&mut dyn Ring0> {
+        None
+    }
     /// The processes beside this one in which it runs, as Linux numbers them.
     fn processes(&self) -> Vec<u32> {
         Vec::new()
@@ -193,6 +207,43 @@ pub trait Cpu {
     fn kernel_statistics(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
+}
+
+/// Whose interrupt controllers and timer a guest with a kernel at CPL 0 has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Irqchip {
+    /// The monitor's.
+    Monitor,
+    /// The host kernel's.
+    Kernel,
+}
+
+/// A virtual CPU whose kernel runs at CPL 0: the page tables are the guest's own, exceptions and privileged instructions
+/// need nobody, and memory is guest-physical.
+pub trait Ring0 {
+    /// Sets the privileged state of the boot protocol, with the L4 table at `cr3`. Before the first entry.
+    ///
+    /// # Errors
+    /// When the host refuses it.
+    fn start(&mut self, cr3: u64) -> Result<(), &'static str>;
+    /// What the access that was the last exit writes; empty after any other exit.
+    fn written(&self) -> &[u8];
+    /// What the access that was the last exit reads. The instruction completes at the next entry.
+    fn answer(&mut self, bytes: &[u8]);
+    /// Whether an interrupt may be given to it now.
+    fn takes_interrupts(&mut self) -> bool;
+    /// Has the next entry begin with the delivery of an interrupt. Only while [`Ring0::takes_interrupts`].
+    ///
+    /// # Errors
+    /// When the host refuses it.
+    fn interrupt(&mut self, vector: u8) -> Result<(), &'static str>;
+    /// Whether it is to leave the guest ([`Exit::Window`]) once that takes interrupts.
+    fn request_window(&mut self, wanted: bool);
+    /// Sets the level of an interrupt line, with [`Irqchip::Kernel`].
+    ///
+    /// # Errors
+    /// When the host refuses it.
+    fn set_line(&mut self, line: u8, high: bool) -> Result<(), &'static str>;
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@
 
 use super::{EngineChoice, TransportChoice};
 use crate::build::mapping::AddressLimits;
+use crate::engine::kvm::ring0::Ring0Machine;
 use crate::engine::kvm::{HostKind, KvmError, KvmMachine, Transport};
 use crate::engine::process::{ADDRESSES_END, Lowest, ProcessEngineError, ProcessMachine};
-use crate::engine::{EngineInfo, Machine};
+use crate::engine::{EngineInfo, Irqchip, Machine};
 use crate::host::zeroed::check_own_room;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory};
@@ -71,7 +72,11 @@ const KVM: Engine = Engine {
     choice: EngineChoice::Kvm,
     label: "KVM",
     called: "KVM",
-    offers: &[EngineNeed::Deprivileged],
+    offers: &[
+        EngineNeed::Deprivileged,
+        EngineNeed::Ring0(Irqchip::Monitor),
+        EngineNeed::Ring0(Irqchip::Kernel),
+    ],
     backing: Backing::Anonymous,
     has_transports: true,
     instead: |error| match error {
@@ -85,6 +90,9 @@ const KVM: Engine = Engine {
     },
     limits: |_| AddressLimits::XEN,
     set_up: |setup| {
+        if let EngineNeed::Ring0(irqchip) = setup.need {
+            return Ok(Box::new(Ring0Machine::new(setup.memory, irqchip)?));
+        }
         let transport = match setup.transport {
             TransportChoice::Auto => None,
             TransportChoice::Pio => Some(Transport::Pio),

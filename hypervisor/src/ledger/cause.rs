@@ -248,6 +248,8 @@ pub enum Cause {
     CodeWrite,
     /// A jump into a patched range.
     PatchEntry,
+    /// A guest whose kernel runs at CPL 0 takes interrupts now, and one waits.
+    InterruptWindow,
     /// The host took the CPU back: a timer, a signal, another thread.
     Kick,
     /// The engine gave the vCPU up.
@@ -267,7 +269,8 @@ const TRANSLATE_MISS: usize = MMIO + MmioDevice::COUNT;
 const LOOKUP_MISS: usize = TRANSLATE_MISS + 1;
 const CODE_WRITE: usize = LOOKUP_MISS + 1;
 const PATCH_ENTRY: usize = CODE_WRITE + 1;
-const KICK: usize = PATCH_ENTRY + 1;
+const INTERRUPT_WINDOW: usize = PATCH_ENTRY + 1;
+const KICK: usize = INTERRUPT_WINDOW + 1;
 const DEAD: usize = KICK + 1;
 
 impl Cause {
@@ -295,6 +298,7 @@ impl Cause {
             Self::LookupMiss => LOOKUP_MISS,
             Self::CodeWrite => CODE_WRITE,
             Self::PatchEntry => PATCH_ENTRY,
+            Self::InterruptWindow => INTERRUPT_WINDOW,
             Self::Kick => KICK,
             Self::Dead => DEAD,
         }
@@ -313,7 +317,7 @@ impl Cause {
             .chain([Self::PageTableStore, Self::TableLoad, Self::ShadowFill])
             .chain(MmioDevice::all().map(Self::Mmio))
             .chain([Self::TranslateMiss, Self::LookupMiss, Self::CodeWrite, Self::PatchEntry])
-            .chain([Self::Kick, Self::Dead])
+            .chain([Self::InterruptWindow, Self::Kick, Self::Dead])
     }
 }
 

@@ -16,7 +16,7 @@ impl Cause {
             Self::PageTableStore | Self::TableLoad | Self::ShadowFill => "paging",
             Self::Mmio(_) => "mmio",
             Self::TranslateMiss | Self::LookupMiss | Self::CodeWrite | Self::PatchEntry => "code",
-            Self::Kick | Self::Dead => "host",
+            Self::InterruptWindow | Self::Kick | Self::Dead => "host",
         }
     }
 }
@@ -48,6 +48,7 @@ impl fmt::Display for Cause {
             Self::LookupMiss => f.write_str("lookup miss"),
             Self::CodeWrite => f.write_str("code write"),
             Self::PatchEntry => f.write_str("jump into a patch"),
+            Self::InterruptWindow => f.write_str("interrupt window"),
             Self::Kick => f.write_str("kick"),
             Self::Dead => f.write_str("engine gave up"),
         }

@@ -12,6 +12,7 @@
 
 mod bare;
 mod domain;
+pub mod hvm;
 mod method;
 pub mod pv;
 mod translate;
@@ -19,6 +20,7 @@ pub mod trap;
 
 pub use domain::{Domain, MakeError, Parts};
 
+use crate::engine::Irqchip;
 use crate::image::GuestKind;
 use crate::machine::layout::{HypervisorLayout, OwnCode};
 
@@ -53,13 +55,14 @@ pub enum EngineNeed {
     /// That it runs code at CPL 3 and maps pages.
     Deprivileged,
     /// That it runs the guest's kernel at CPL 0, and maps guest-physical memory.
-    Ring0,
+    Ring0(Irqchip),
     /// Nothing: the technique executes the guest itself.
     Nothing,
 }
 
 /// All techniques. Of those that run the same images, the first is taken when nothing is said.
-pub static TECHNIQUES: [Technique; 3] = [pv::TECHNIQUE, trap::TECHNIQUE, translate::TRANSLATE];
+pub static TECHNIQUES: [Technique; 5] =
+    [pv::TECHNIQUE, trap::TECHNIQUE, translate::TRANSLATE, hvm::TECHNIQUE, hvm::WITH_IRQCHIP];
 
 impl Technique {
     /// The one of that name.

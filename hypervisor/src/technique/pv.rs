@@ -93,7 +93,12 @@ impl Runner for PvGuest {
                 Handled { cause, mark }
             }
             Exit::Kick => Cause::Kick.into(),
-            Exit::Port { .. } | Exit::Mmio { .. } | Exit::Halt => {
+            Exit::Port { .. }
+            | Exit::Mmio { .. }
+            | Exit::Halt
+            | Exit::Window
+            | Exit::Priority
+            | Exit::Shutdown => {
                 self.cx().kill(Exit::NOT_AT_CPL_3);
                 Cause::Dead.into()
             }

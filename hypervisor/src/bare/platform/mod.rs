@@ -202,6 +202,13 @@ impl Platform {
         self.pic.wants_cpu()
     }
 
+    /// The levels of the lines of devices other than the timer: for a machine whose interrupt controllers and timer are
+    /// not these.
+    pub fn lines(&self) -> impl Iterator<Item = (u8, Level)> + '_ {
+        let uart = if self.uart.interrupts() { Level::High } else { Level::Low };
+        std::iter::once((UART_IRQ, uart)).chain(self.virtio.lines())
+    }
+
     /// Whether an interrupt was announced and is not acknowledged yet.
     pub fn interrupt_waits(&self) -> bool {
         self.pic.wants_cpu()

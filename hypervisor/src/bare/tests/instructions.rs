@@ -282,8 +282,8 @@ fn user_programs_get_faults_for_privileged_instructions() {
 /// Exits that only a kernel at CPL 0 makes end the guest with a line that says whose fault they are.
 #[test]
 fn an_exit_of_cpl_0_ends_the_guest() {
-    let port = Exit::Port { port: 0x60, size: 1, value: None };
-    for exit in [port, Exit::Mmio { address: 1 << 40, size: 8, value: Some(1) }, Exit::Halt] {
+    let port = Exit::Port { port: 0x60, size: 1, bytes: 1, write: false };
+    for exit in [port, Exit::Mmio { address: 1 << 40, bytes: 8, write: true }, Exit::Halt] {
         let mut g = Guest::booted();
         let end = DomainEnd::Killed(Exit::NOT_AT_CPL_3.into());
         assert_eq!(g.exit(exit), BareExit { cause: Cause::Dead, outcome: BareOutcome::Ended(end) });

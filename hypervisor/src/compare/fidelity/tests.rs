@@ -15,7 +15,9 @@ fn killed() -> DomainEnd {
 fn fidelity_settings() -> FidelitySettings {
     let mut techniques = settings(1).techniques;
     techniques.push(technique("interpret", EngineNeed::Nothing, || Ok(())));
-    techniques.push(technique("hvm", EngineNeed::Ring0, || Err("no such hardware".to_owned())));
+    techniques.push(technique("hvm", EngineNeed::Ring0(crate::engine::Irqchip::Monitor), || {
+        Err("no such hardware".to_owned())
+    }));
     FidelitySettings { techniques, named: false, machine: settings(1).machines[0], image: b"an image" }
 }
 

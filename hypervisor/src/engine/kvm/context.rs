@@ -22,9 +22,9 @@ use crate::x86::{exception, msr, rflags};
 const GUEST_FLAGS: u64 = rflags::LOADED_AT_CPL3 & !(rflags::NT | rflags::RF);
 
 /// PE, MP, ET, NE, WP, PG (SDM vol. 3, 2.5).
-const CR0: u64 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
+pub const CR0: u64 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
 /// PAE, OSFXSR, OSXMMEXCPT.
-const CR4: u64 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+pub const CR4: u64 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
 
 /// CR0 for a guest that has TS set, or not.
 pub fn cr0(task_switched: bool) -> u64 {
@@ -39,7 +39,7 @@ pub fn cr4(wanted: u64, features: Features) -> u64 {
     CR4 | wanted & possible
 }
 
-fn segment(selector: u16, kind: u8, dpl: u8, code: bool) -> kvm_segment {
+pub fn segment(selector: u16, kind: u8, dpl: u8, code: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: u32::MAX,
@@ -56,8 +56,8 @@ fn segment(selector: u16, kind: u8, dpl: u8, code: bool) -> kvm_segment {
 }
 
 /// Accessed code, readable; accessed data, writable (SDM vol. 3, table 3-1).
-const CODE: u8 = 11;
-const DATA: u8 = 3;
+pub const CODE: u8 = 11;
+pub const DATA: u8 = 3;
 
 /// Loads the segments of ring 0 or 3: the flat ones, or those of `selectors` where the GDT also holds the guest's.
 ///
@@ -113,7 +113,7 @@ fn of_guest(sregs: &kvm_sregs, before: &Selectors) -> Selectors {
 }
 
 /// The type of the TSS's descriptor: 64-bit, busy.
-const BUSY_TSS: u8 = 11;
+pub const BUSY_TSS: u8 = 11;
 /// The same without the busy bit.
 const AVAILABLE_TSS: u8 = 9;
 
@@ -170,9 +170,14 @@ pub fn initial_sregs(features: Features) -> kvm_sregs {
     sregs
 }
 
-/// From our form of the registers to KVM's.
+/// Registers that a guest at CPL 3 may have.
 pub fn to_kvm(regs: &Regs, k: &mut kvm_regs) {
-    *k = kvm_regs {
+    *k = general_to_kvm(regs, regs.rflags & GUEST_FLAGS | rflags::ALWAYS_AT_CPL3);
+}
+
+/// The general registers, with these flags.
+pub fn general_to_kvm(regs: &Regs, rflags: u64) -> kvm_regs {
+    kvm_regs {
         rax: regs.rax,
         rbx: regs.rbx,
         rcx: regs.rcx,
@@ -190,13 +195,20 @@ pub fn to_kvm(regs: &Regs, k: &mut kvm_regs) {
         r14: regs.r14,
         r15: regs.r15,
         rip: regs.rip,
-        rflags: regs.rflags & GUEST_FLAGS | rflags::ALWAYS_AT_CPL3,
-    };
+        rflags,
+    }
 }
 
 /// And back.
 pub fn from_kvm(k: &kvm_regs, sregs: &kvm_sregs, gdt: Gdt, regs: &mut Regs) {
     let selectors = if gdt.is_guests() { of_guest(sregs, &regs.selectors) } else { regs.selectors };
+    general_from_kvm(k, regs);
+    (regs.fs_base, regs.gs_base) = (sregs.fs.base, sregs.gs.base);
+    regs.selectors = selectors;
+}
+
+/// The general registers and flags.
+pub fn general_from_kvm(k: &kvm_regs, regs: &mut Regs) {
     *regs = Regs {
         rax: k.rax,
         rbx: k.rbx,
@@ -204,8 +216,8 @@ pub fn from_kvm(k: &kvm_regs, sregs: &kvm_sregs, gdt: Gdt, regs: &mut Regs) {
         rdx: k.rdx,
         rsi: k.rsi,
         rdi: k.rdi,
-        rbp: k.rbp,
         rsp: k.rsp,
+        rbp: k.rbp,
         r8: k.r8,
         r9: k.r9,
         r10: k.r10,
@@ -216,9 +228,7 @@ pub fn from_kvm(k: &kvm_regs, sregs: &kvm_sregs, gdt: Gdt, regs: &mut Regs) {
         r15: k.r15,
         rip: k.rip,
         rflags: k.rflags,
-        fs_base: sregs.fs.base,
-        gs_base: sregs.gs.base,
-        selectors,
+        ..*regs
     };
 }
 

@@ -44,6 +44,12 @@ pub enum KvmError {
         /// The largest guest, in GiB.
         largest_gib: u64,
     },
+    /// A kernel cannot run at CPL 0.
+    #[error(
+        "a kernel at CPL 0 needs KVM with hardware support (VMX or SVM); this one is in software, which interprets CPL \
+         0 and knows no SSE there"
+    )]
+    Ring0,
     /// The layout does not fit machine memory.
     #[error("cannot install the gate: {0}")]
     Gate(#[from] BadMachineAddress),

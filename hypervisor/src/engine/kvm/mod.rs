@@ -27,6 +27,7 @@ mod host;
 mod kick;
 mod machine;
 mod port;
+pub mod ring0;
 mod setup;
 mod state;
 mod stats;

@@ -10,7 +10,7 @@ use super::{cpuid, tsc};
 use crate::machine::memory::MachineMemory;
 use crate::x86::{msr, rflags};
 
-fn no_table<E: std::fmt::Debug>(step: &'static str) -> impl Fn(E) -> KvmError {
+pub fn no_table<E: std::fmt::Debug>(step: &'static str) -> impl Fn(E) -> KvmError {
     move |e| KvmError::Refused { step, error: std::io::Error::other(format!("{e:?}")) }
 }
 
@@ -52,7 +52,7 @@ pub fn clock(vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
     Ok((khz.into(), tsc::align(vcpu)))
 }
 
-fn open() -> Result<Kvm, KvmError> {
+pub fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(|e| match e.errno() {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Absent,
         libc::EACCES | libc::EPERM => KvmError::Permission,

@@ -58,8 +58,8 @@ fn xsa_7_a_system_call_at_the_end_of_the_lower_half() {
 /// Exits that only a kernel at CPL 0 makes end the guest with a line that says whose fault they are.
 #[test]
 fn an_exit_of_cpl_0_ends_the_guest() {
-    let port = Exit::Port { port: 0x60, size: 1, value: None };
-    for exit in [port, Exit::Mmio { address: 1 << 40, size: 8, value: Some(1) }, Exit::Halt] {
+    let port = Exit::Port { port: 0x60, size: 1, bytes: 1, write: false };
+    for exit in [port, Exit::Mmio { address: 1 << 40, bytes: 8, write: true }, Exit::Halt] {
         let mut t = in_user_mode();
         assert_eq!(t.handle(exit).cause, Cause::Dead);
         assert!(matches!(&t.domain.end, Some(DomainEnd::Killed(why)) if why.starts_with(Exit::NOT_AT_CPL_3)));
