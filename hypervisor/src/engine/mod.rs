@@ -230,6 +230,8 @@ pub trait Ring0 {
     fn written(&self) -> &[u8];
     /// What the access that was the last exit reads. The instruction completes at the next entry.
     fn answer(&mut self, bytes: &[u8]);
+    /// Whether it was left in an interrupt shadow: after STI or MOV SS, before the next instruction.
+    fn in_shadow(&mut self) -> bool;
     /// Whether an interrupt may be given to it now.
     fn takes_interrupts(&mut self) -> bool;
     /// Has the next entry begin with the delivery of an interrupt. Only while [`Ring0::takes_interrupts`].

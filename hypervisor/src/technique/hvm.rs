@@ -63,6 +63,42 @@ struct Transfer {
     answers: bool,
 }
 
+/// What is known of the one instruction after STI or MOV SS, before which no interrupt is taken.
+///
+/// Processors keep this interrupt shadow when a guest is left in it and entered again. QEMU's emulation of VMRUN forgets
+/// it, so that a guest's `sti; hlt` would take its interrupt before the HLT, and then wait for another one for ever.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shadow {
+    /// The guest was not left in one.
+    None,
+    /// It was left in one, at this RIP.
+    At(u64),
+    /// It executed nothing since, and is said to be in none: interrupts are held back. So often already.
+    Forgotten(u64, u8),
+}
+
+impl Shadow {
+    /// More entries that execute not one instruction there cannot be; a string instruction stays where it is, too.
+    const MAX_HELD: u8 = 8;
+    /// How long an interrupt is held back at a time, unless the guest leaves by itself.
+    const HOLD_NS: u64 = 500_000;
+
+    /// After an exit at `rip`.
+    fn after(self, exit: Exit, rip: u64, shadowed: bool) -> Self {
+        match self {
+            _ if exit == Exit::Kick && shadowed => Self::At(rip),
+            _ if !matches!(exit, Exit::Kick | Exit::Window) => Self::None,
+            Self::At(at) if at == rip => Self::Forgotten(at, 1),
+            Self::Forgotten(at, n) if at == rip && n < Self::MAX_HELD => Self::Forgotten(at, n + 1),
+            _ => Self::None,
+        }
+    }
+
+    const fn holds_back(self) -> bool {
+        matches!(self, Self::Forgotten(..))
+    }
+}
+
 /// The domain, and its one virtual CPU.
 struct HvmGuest {
     memory: Arc<MachineMemory>,
@@ -72,6 +108,7 @@ struct HvmGuest {
     /// Until the first entry: where its L4 table is.
     start: Option<u64>,
     halted: bool,
+    shadow: Shadow,
     transfer: Transfer,
     clock: Clock,
     ledger: Ledger,
@@ -101,6 +138,7 @@ fn make(parts: Parts<'_>, irqchip: Irqchip) -> Result<Box<dyn Domain>, MakeError
         regs,
         start: Some(parts.built.cr3),
         halted: false,
+        shadow: Shadow::None,
         transfer: Transfer { bytes: Box::new([0; MAX_BYTES]), len: 0, answers: false },
         clock: Clock::new(info.tsc_khz, info.tsc_offset),
         ledger: Ledger::new(),
@@ -128,7 +166,7 @@ impl HvmGuest {
     /// Gives it the interrupt that is pending, or asks to hear when it takes one.
     fn interrupt(&mut self, cpu: &mut dyn Ring0) -> Result<(), &'static str> {
         let now = self.clock.now();
-        let mut pending = self.platform.poll(now);
+        let mut pending = self.platform.poll(now) && !self.shadow.holds_back();
         if pending && cpu.takes_interrupts() {
             cpu.interrupt(self.platform.acknowledge())?;
             pending = self.platform.poll(now);
@@ -149,7 +187,8 @@ impl HvmGuest {
     }
 
     /// Takes over what the guest wrote, if that is why it left.
-    fn after_exit(&mut self, exit: Exit, cpu: &dyn Ring0) {
+    fn after_exit(&mut self, exit: Exit, cpu: &mut dyn Ring0) {
+        self.shadow = self.shadow.after(exit, self.regs.rip, cpu.in_shadow());
         if let Exit::Port { write: true, .. } | Exit::Mmio { write: true, .. } = exit {
             let written = cpu.written();
             self.transfer.len = written.len().min(MAX_BYTES);
@@ -289,8 +328,12 @@ impl Runner for HvmGuest {
             return Next::Run(None);
         }
         // What is pending is given to it at the entry. Before that, HLT waits for it.
-        self.halted &= !self.platform.poll(self.clock.now());
-        let deadline = self.platform.next_deadline();
+        let now = self.clock.now();
+        self.halted &= !self.platform.poll(now);
+        let mut deadline = self.platform.next_deadline();
+        if self.shadow.holds_back() {
+            deadline = Some(now.saturating_add(Shadow::HOLD_NS));
+        }
         if self.halted { Next::Wait(deadline) } else { Next::Run(deadline) }
     }
 

@@ -26,6 +26,7 @@ struct Fake {
     answered: Vec<u8>,
     started_at: Option<u64>,
     takes_interrupts: bool,
+    in_shadow: bool,
     interrupts: Vec<u8>,
     wants_window: bool,
     lines: Vec<(u8, bool)>,
@@ -41,6 +42,9 @@ impl Ring0 for Fake {
     }
     fn answer(&mut self, bytes: &[u8]) {
         self.answered = bytes.to_vec();
+    }
+    fn in_shadow(&mut self) -> bool {
+        self.in_shadow
     }
     fn takes_interrupts(&mut self) -> bool {
         self.takes_interrupts
@@ -93,6 +97,7 @@ fn guest(irqchip: Irqchip) -> (HvmGuest, CaptureSink) {
         regs: Regs::default(),
         start: Some(0x5000),
         halted: false,
+        shadow: Shadow::None,
         transfer: Transfer { bytes: Box::new([0; MAX_BYTES]), len: 0, answers: false },
         clock: Clock::new(1_000_000, 0),
         ledger: Ledger::new(),
@@ -200,6 +205,60 @@ fn an_interrupt_waits_until_the_guest_takes_it() {
     cpu.takes_interrupts = true;
     assert_eq!(exit(&mut guest, &mut cpu, Exit::Window, &[]).cause, Cause::InterruptWindow);
     assert_eq!((cpu.wants_window, &*cpu.interrupts), (false, &[32][..]));
+}
+
+/// A guest that was left between STI and HLT, with an interrupt waiting; and its RIP.
+fn left_in_a_shadow() -> (HvmGuest, Fake) {
+    let (mut guest, _) = guest(Irqchip::Monitor);
+    let mut cpu = Fake::default();
+    init_pic(&mut guest, &mut cpu);
+    expire_timer(&mut guest, &mut cpu);
+    (guest.regs.rip, cpu.in_shadow) = (0x1000, true);
+    exit(&mut guest, &mut cpu, Exit::Kick, &[]);
+    cpu.in_shadow = false;
+    (guest, cpu)
+}
+
+#[test]
+fn an_interrupt_comes_as_soon_as_the_shadow_is_over() {
+    let (mut guest, mut cpu) = left_in_a_shadow();
+    guest.regs.rip = 0x1001;
+    exit(&mut guest, &mut cpu, Exit::Window, &[]);
+    cpu.takes_interrupts = true;
+    exit(&mut guest, &mut cpu, Exit::Kick, &[]);
+    assert_eq!(cpu.interrupts, [32]);
+}
+
+/// The window opens where the guest was left in the shadow, which no processor does. The interrupt must wake the guest
+/// from its HLT, and not come before it.
+#[test]
+fn a_shadow_that_is_forgotten_is_kept() {
+    let (mut guest, mut cpu) = left_in_a_shadow();
+    exit(&mut guest, &mut cpu, Exit::Window, &[]);
+    assert!(cpu.wants_window, "a processor opens it in time");
+    cpu.takes_interrupts = true;
+    exit(&mut guest, &mut cpu, Exit::Kick, &[]);
+    assert!(!cpu.wants_window && cpu.interrupts.is_empty());
+    assert!(matches!(guest.prepare(), Next::Run(Some(_))), "it is not held back for ever");
+    guest.regs.rip = 0x1001;
+    exit(&mut guest, &mut cpu, Exit::Halt, &[]);
+    guest.regs.rflags |= rflags::IF;
+    assert!(cpu.interrupts.is_empty());
+    exit(&mut guest, &mut cpu, Exit::Kick, &[]);
+    assert_eq!(cpu.interrupts, [32]);
+}
+
+/// As in a string instruction that a kernel executes in the shadow.
+#[test]
+fn no_interrupt_is_held_back_for_ever() {
+    let (mut guest, mut cpu) = left_in_a_shadow();
+    cpu.takes_interrupts = true;
+    guest.shadow = Shadow::Forgotten(0x1000, 1);
+    let entries = (0..20).take_while(|_| {
+        exit(&mut guest, &mut cpu, Exit::Kick, &[]);
+        cpu.interrupts.is_empty()
+    });
+    assert!(entries.count() < 10);
 }
 
 #[test]

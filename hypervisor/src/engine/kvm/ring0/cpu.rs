@@ -173,6 +173,13 @@ impl Ring0 for Ring0Cpu {
         }
     }
 
+    /// KVM does not say it in so many words, but this is when a guest with IF set takes none: or if it is in the middle
+    /// of taking one, and then goes on elsewhere.
+    fn in_shadow(&mut self) -> bool {
+        let run = self.vcpu.get_kvm_run();
+        run.if_flag != 0 && run.ready_for_interrupt_injection == 0
+    }
+
     fn takes_interrupts(&mut self) -> bool {
         self.vcpu.get_kvm_run().ready_for_interrupt_injection != 0
     }
