@@ -2,6 +2,7 @@
 
 use super::recipe::{Point, Recipe, Saved};
 use super::state_page;
+use crate::host::host_cpuid;
 
 /// Numbers of the general registers that templates use.
 pub(crate) const RAX: u8 = 0;
@@ -35,6 +36,17 @@ pub(crate) struct Environment {
     pub gate: Option<u64>,
     /// Whether the host's processor has BMI2, which computes without changing flags.
     pub bmi2: bool,
+    /// Whether it has the instructions that read and write FS.base and GS.base.
+    pub fsgsbase: bool,
+}
+
+impl Environment {
+    /// On this host.
+    pub fn here(state: u64, gate: Option<u64>) -> Self {
+        // Structured extended features (SDM vol. 2, CPUID).
+        let features = host_cpuid::query(7, 0).ebx;
+        Self { state, gate, bmi2: features >> 8 & 1 != 0, fsgsbase: features & 1 != 0 }
+    }
 }
 
 /// What the guest does not need any more, because it sets it before anything could see it.

@@ -4,7 +4,7 @@
 
 use iced_x86::{Code, Instruction};
 
-use super::emitter::{Emitter, RAX, RCX, Unsuitable};
+use super::emitter::{Dead, Emitter, RAX, RCX, Unsuitable};
 use super::recipe::{Recipe, Saved, Then};
 use super::state_page::{FLAGS, INTERRUPTS, IO_PRIVILEGE, PENDING};
 use crate::x86::rflags;
@@ -17,14 +17,23 @@ const IF: i32 = rflags::IF as i32;
 /// What IOPL's word is for an IOPL of 0.
 const NO_IO_PRIVILEGE: i32 = -IF;
 const JRCXZ: u8 = 0xe3;
+const JE: u8 = 0x74;
 
 impl Emitter<'_> {
     pub(super) fn cli(&mut self, insn: &Instruction) -> Result<(), Unsuitable> {
         self.store_value(Recipe::at(insn.ip()), INTERRUPTS, 0)
     }
 
-    pub(super) fn sti(&mut self, insn: &Instruction) -> Result<(), Unsuitable> {
+    pub(super) fn sti(&mut self, insn: &Instruction, dead: Dead) -> Result<(), Unsuitable> {
         let before = Recipe::at(insn.ip());
+        if dead.flags {
+            // cmp qword [pending], 0
+            self.on_state(before, &[0x48, 0x83, 0x3d], PENDING, &[0])?;
+            let nothing_pends = self.short(before, JE);
+            self.callout_from(before);
+            self.land(nothing_pends)?;
+            return self.store_value(before, INTERRUPTS, IF);
+        }
         let with_rcx = before.saved(Saved::RCX);
         self.spill(before, RCX)?;
         self.load(before, RCX, PENDING)?;

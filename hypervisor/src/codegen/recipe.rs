@@ -39,9 +39,9 @@ pub(crate) enum Then {
     Target,
     /// RIP is the target of the indirect transfer, for which no code was found.
     TargetMiss,
-    /// POPF: RFLAGS as they were read.
+    /// POPF: RFLAGS as they were read, and an IOPL of 0.
     LoadFlags,
-    /// IRETQ: RFLAGS and RSP as they were read, RIP is the target.
+    /// IRETQ: the same, with RSP as it was read, and RIP is the target.
     Return,
     /// STI: no interrupt before the instruction at RIP has run.
     Shadow,
@@ -80,7 +80,8 @@ impl Saved {
         Self(bit.map_or(0, |bit| 1 << bit))
     }
 
-    fn registers(self) -> impl Iterator<Item = u8> {
+    /// The members' numbers.
+    pub fn registers(self) -> impl Iterator<Item = u8> {
         Self::NUMBERS.into_iter().enumerate().filter(move |(bit, _)| self.0 >> bit & 1 != 0).map(|(_, n)| n)
     }
 }
@@ -124,8 +125,12 @@ impl Recipe {
         match self.then {
             Then::Nothing | Then::Callout | Then::Miss | Then::Native | Then::LoadGs | Then::Called => {}
             Then::Target | Then::TargetMiss => regs.rip = page.word(memory, state_page::TARGET),
-            Then::LoadFlags => regs.rflags = hardware_flags(page.word(memory, state_page::FLAGS)),
+            Then::LoadFlags => {
+                cpu.io_privilege = 0;
+                regs.rflags = hardware_flags(page.word(memory, state_page::FLAGS));
+            }
             Then::Return => {
+                cpu.io_privilege = 0;
                 regs.rflags = hardware_flags(page.word(memory, state_page::FLAGS));
                 regs.rsp = page.word(memory, state_page::NEW_RSP);
                 regs.rip = page.word(memory, state_page::TARGET);

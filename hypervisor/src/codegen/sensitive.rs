@@ -3,10 +3,12 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::emitter::{Dead, Emitter, RCX, RSP, TRAP, Unsuitable};
+use super::emitter::{Dead, Emitter, RAX, RCX, RSP, TRAP, Unsuitable};
 use super::operand::free_register;
 use super::recipe::{Recipe, Saved, Then};
-use super::state_page::{CR0, CR2, CR3, CR4, CR8, GDTR, IDTR, LDT, SELECTORS, STACK_TOP, TASK, slot};
+use super::state_page::{
+    CR0, CR2, CR3, CR4, CR8, GDTR, IDTR, KERNEL_GS_BASE, LDT, NOT_PRIORITY, SELECTORS, STACK_TOP, TASK, slot,
+};
 
 /// What was emitted for a sensitive instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +37,8 @@ impl Emitter<'_> {
         use Mnemonic::*;
         match insn.mnemonic() {
             Cli => self.cli(insn),
-            Sti => self.sti(insn),
+            Sti => self.sti(insn, dead),
+            Swapgs => self.swapgs(insn),
             Pushfq => self.pushf(insn),
             Popfq => self.popf(insn),
             Smsw => self.store_word(insn, CR0, true),
@@ -73,6 +76,11 @@ impl Emitter<'_> {
     /// Calls the host on a stack of the state page. The instruction after the call is never reached: it is where the
     /// recipe is found.
     fn call_gate(&mut self, recipe: Recipe, gate: u64) -> Result<(), Unsuitable> {
+        // What is called uses slots of its own.
+        let mut recipe = recipe;
+        for register in recipe.saved.registers() {
+            recipe = self.reload(recipe, register)?;
+        }
         self.spill(recipe, RSP)?;
         let recipe = recipe.saved(recipe.saved.and(Saved::RSP));
         // lea rsp, [stack]; call gate
@@ -100,7 +108,7 @@ impl Emitter<'_> {
         let (before, register) = (Recipe::at(insn.ip()), insn.op1_register().number() as u8);
         let rex = 0x48 | register >> 3;
         if !dead.flags {
-            return Err(Unsuitable::Form);
+            return self.write_priority_without_flags(insn, register);
         }
         // test register, ~15
         self.op(before, &[rex, 0xf7, 0xc0 | register & 7]);
@@ -109,6 +117,45 @@ impl Emitter<'_> {
         self.callout_from(before);
         self.land(fine)?;
         self.store(before, CR8, register)
+    }
+
+    /// The same without changing a flag.
+    fn write_priority_without_flags(&mut self, insn: &Instruction, register: u8) -> Result<(), Unsuitable> {
+        if !self.env.bmi2 {
+            return Err(Unsuitable::Form);
+        }
+        let before = Recipe::at(insn.ip());
+        let with_rcx = before.saved(Saved::RCX);
+        self.spill(before, RCX)?;
+        // pext rcx, register, [not_priority]
+        let pext = [0xc4, 0xe2, 0x82 | (!register & 15) << 3, 0xf5, 0x0d];
+        self.on_state(before, &pext, NOT_PRIORITY, &[])?;
+        let fine = self.short(with_rcx, 0xe3);
+        self.callout_from(with_rcx);
+        self.land(fine)?;
+        self.reload(with_rcx, RCX)?;
+        self.store(before, CR8, register)
+    }
+
+    /// SWAPGS. From the store of the old base on, it is done but for the load of the new one.
+    fn swapgs(&mut self, insn: &Instruction) -> Result<(), Unsuitable> {
+        if !self.env.fsgsbase {
+            return Err(Unsuitable::Form);
+        }
+        let before = Recipe::at(insn.ip());
+        let both = Saved::RAX.and(Saved::RCX);
+        self.spill(before, RAX)?;
+        self.spill(before, RCX)?;
+        // rdgsbase rcx
+        self.op(before, &[0xf3, 0x48, 0x0f, 0xae, 0xc9]);
+        self.load(before.saved(Saved::RCX), RAX, KERNEL_GS_BASE)?;
+        self.store(before.saved(both), KERNEL_GS_BASE, RCX)?;
+        let after = Recipe::at(insn.next_ip()).saved(both);
+        // wrgsbase rax
+        self.op(after.then(Then::LoadGs), &[0xf3, 0x48, 0x0f, 0xae, 0xd8]);
+        let after = self.reload(after, RCX)?;
+        self.reload(after, RAX)?;
+        Ok(())
     }
 
     /// Stores a word of the state page into a register or 16 bits of memory; `whole` says whether a register gets all
@@ -164,7 +211,7 @@ impl Emitter<'_> {
         const R11: u8 = 11;
         let called = Recipe::at(0).then(Then::Called);
         let mut saved = called;
-        for register in [super::emitter::RAX, RCX, R11] {
+        for register in [RAX, RCX, R11] {
             self.spill(called, register)?;
             saved = saved.saved(saved.saved.and(Saved::of(register)));
         }

@@ -36,8 +36,10 @@ pub const LDT: u64 = 0x68;
 pub const TASK: u64 = 0x70;
 /// ES, CS, SS, DS, FS, GS, as instructions number them.
 pub const SELECTORS: u64 = 0x78;
+/// A constant: the bits that no value for CR8 has.
+pub const NOT_PRIORITY: u64 = 0xa8;
 /// Bytes that are published before an entry.
-const PUBLISHED: usize = 0xa8;
+const PUBLISHED: usize = 0xb0;
 
 /// A slot for each general register, by its number: where a template leaves the guest's value.
 pub const SLOTS: u64 = 0x100;
@@ -106,6 +108,7 @@ impl StatePage {
         for (number, selector) in (0..).zip([s.es, s.cs, s.ss, s.ds, s.fs, s.gs]) {
             put(SELECTORS + 8 * number, selector.into());
         }
+        put(NOT_PRIORITY, !0xf);
         let _: Result<(), BadMachineAddress> = memory.write(self.at, &bytes);
     }
 

@@ -1,3 +1,4 @@
-//! Templates on the processor: single steps, at each of which the guest's state is compared.
+//! Templates, byte by byte and on the processor.
 
 mod encodings;
+mod steps;

@@ -95,16 +95,16 @@ impl Translator {
     pub fn new(state: Mfn, code: Range<u64>, stub: Option<[u8; 32]>) -> Self {
         let place = Place::new(state, code);
         let (_, at, size) = place.cache();
-        let bmi2 = std::arch::is_x86_feature_detected!("bmi2");
+        let env = Environment::here(0, None);
         let blocks = size as usize / 32;
         Self {
             state: StatePage::new(state.maddr()),
-            env: Environment { state: 0, gate: None, bmi2 },
+            env,
             shared: Shared::default(),
             stub,
             cache: Cache::new(at, size),
             pages: Pages::new(blocks),
-            targets: Targets::new(place.table().1, bmi2),
+            targets: Targets::new(place.table().1, env.bmi2),
             place,
             placed: false,
             product: Product::default(),

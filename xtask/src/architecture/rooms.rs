@@ -73,7 +73,7 @@ const ROOMS: &[Room] = &[
         "exec virtio mmu engine ledger machine host x86",
     ),
     room("translate", "a bare kernel's code as code of ours", "codegen exec mmu machine x86"),
-    room("codegen", "our code in the guest's kernel view", "exec machine x86"),
+    room("codegen", "our code in the guest's kernel view", "exec machine host x86"),
     room("exec", "what one instruction does", "x86"),
     room("build", "from an image to a domain's first state", "image machine text"),
     room("audit", "instructions that do not work at CPL 3", "image machine x86 text"),

@@ -8,7 +8,7 @@ use crate::codegen::sensitive::Emitted;
 
 const CODE: u64 = 0x4000_0000;
 const STATE: u64 = 0x3f00_0000;
-const ENV: Environment = Environment { state: STATE, gate: None, bmi2: true };
+const ENV: Environment = Environment { state: STATE, gate: None, bmi2: true, fsgsbase: true };
 
 fn decode(code: &[u8], ip: u64) -> Instruction {
     Decoder::with_ip(64, code, ip, DecoderOptions::NONE).decode()
