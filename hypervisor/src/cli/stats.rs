@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::registers::Registers;
 use super::status::{self, Interruption};
 use crate::launch::{HostMemory, Report};
-use crate::ledger::{Ledger, Region, WorkRow, exit_table, nanos};
+use crate::ledger::{HardwareExit, HardwareExits, Ledger, Region, WorkRow, exit_table, nanos};
 use crate::text::printable::printable;
 use crate::virtio::DeviceStops;
 
@@ -57,6 +57,9 @@ pub(super) struct Statistics<'a> {
     memory: Option<HostMemory>,
     run_ns: u64,
     whole: Region,
+    /// The exits of the whole run by the processor's names, where the guest's kernel ran at CPL 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hardware: Option<HardwareExits>,
     /// What the guest bracketed with marks.
     region: Option<Region>,
     /// Each device's name, how often it stopped for what its driver did, and why it did last.
@@ -92,6 +95,7 @@ impl<'a> Statistics<'a> {
             let waited = t.saturating_duration_since(origin.main);
             u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX)
         });
+        let whole = report.ledger.whole(report.run_ns);
         Self {
             schema: 1,
             image,
@@ -109,7 +113,8 @@ impl<'a> Statistics<'a> {
             },
             memory: report.memory,
             run_ns: report.run_ns,
-            whole: report.ledger.whole(report.run_ns),
+            hardware: report.engine.hardware.map(|by| HardwareExits::of(&whole, by)),
+            whole,
             region: report.ledger.region(),
             devices: &report.devices,
             kernel_statistics: &report.kernel_statistics,
@@ -140,6 +145,7 @@ impl fmt::Display for Statistics<'_> {
             write!(f, "{}", exit_table(region))?;
             fmt_amounts(f, region)?;
         }
+        self.fmt_hardware(f)?;
         self.fmt_devices(f)?;
         let counted: Vec<_> = self.kernel_statistics.iter().filter(|(_, n)| *n != 0).collect();
         if !counted.is_empty() {
@@ -164,6 +170,13 @@ impl Statistics<'_> {
             Some(ns) => writeln!(f, "{:>14}  from main to the guest's first output", nanos(*ns)),
             None => writeln!(f, "{:>14}  the guest printed nothing", ""),
         }
+    }
+
+    fn fmt_hardware(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(HardwareExits { extension, translation, exits }) = &self.hardware else { return Ok(()) };
+        let paging = translation.map_or_else(String::new, |kind| format!(", {kind} paging"));
+        writeln!(f, "\nThe same by {extension}'s names{paging}")?;
+        exits.iter().try_for_each(|HardwareExit { name, count }| writeln!(f, "{count:>14}  {name}"))
     }
 
     fn fmt_devices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -232,6 +245,7 @@ mod tests {
     use crate::ledger::{BatchKind, Cause, MARK_BEGIN, MARK_END};
     use crate::machine::end::DomainEnd;
     use crate::x86::registers::Regs;
+    use crate::x86::virtualization::{Extension, Hardware, Translation};
 
     fn report() -> Report {
         let mut ledger = Ledger::new();
@@ -290,6 +304,21 @@ mod tests {
         for absent in ["halts", "rng"] {
             assert!(!text.contains(absent), "{absent}: what never happened is not listed");
         }
+    }
+
+    #[test]
+    fn exits_of_a_kernel_at_cpl_0_have_the_processors_names() {
+        let (mut report, origin) = (report(), Origin::here());
+        let hardware = Hardware { extension: Extension::Svm, translation: Some(Translation::Shadow) };
+        report.engine.hardware = Some(hardware);
+        let statistics = Statistics::new("guest", (&report, Interruption::default()), &origin, None);
+        let text = statistics.to_string();
+        assert!(
+            text.contains("\nThe same by SVM's names, shadow paging\n             1  VMEXIT_INTR\n"),
+            "{text}"
+        );
+        let json = serde_json::to_value(statistics).unwrap();
+        assert_eq!(json["hardware"]["exits"][0], serde_json::json!({ "name": "VMEXIT_INTR", "count": 1 }));
     }
 
     #[test]

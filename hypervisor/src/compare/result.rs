@@ -8,7 +8,7 @@ use super::comparison::Settings;
 use super::sample::{Failure, Sample};
 use super::{Kind, Workload};
 use crate::engine::EngineInfo;
-use crate::ledger::{BatchSizes, ExitRow, WorkRow};
+use crate::ledger::{BatchSizes, ExitRow, HardwareExits, WorkRow};
 use crate::technique::{EngineNeed, Technique};
 
 /// The runs of one workload, by technique.
@@ -113,6 +113,9 @@ pub struct TechniqueResult {
     pub cycles: Option<Cycles>,
     /// Exits by cause.
     pub exits: Vec<ExitRow>,
+    /// The same by the processor's names, where the guest's kernel ran at CPL 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<HardwareExits>,
     /// Batches by kind.
     pub batches: Vec<BatchSizes>,
     /// What is no exit, by kind.
@@ -245,6 +248,7 @@ impl TechniqueResult {
         let median = *by_time.get(samples.len().checked_sub(1)? / 2)?;
         let sample = samples.into_iter().nth(median)?;
         let engine = EngineFacts::of(&sample.engine);
+        let hardware = sample.engine.hardware.map(|by| HardwareExits::of(&sample.region, by));
         let Sample { outcome, region, whole_traps, kernel_statistics, .. } = sample;
         Some(Self {
             ok,
@@ -255,6 +259,7 @@ impl TechniqueResult {
             engine,
             cycles: Cycles::said(&outcome.details),
             exits: region.exits,
+            hardware,
             batches: region.batches,
             work: region.work,
             flushes: outcome.flushes,

@@ -9,7 +9,7 @@ use super::comparison::Comparison;
 use super::host::HostFacts;
 use super::overview::write_overview;
 use super::result::{Saving, TechniqueResult, WorkloadResult};
-use crate::ledger::{BatchSizes, Region, WorkRow, exit_table, nanos, nanos_f64};
+use crate::ledger::{BatchSizes, HardwareExit, HardwareExits, Region, WorkRow, exit_table, nanos, nanos_f64};
 
 /// How a result is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +136,13 @@ pub(super) fn counts(result: &TechniqueResult) -> Vec<String> {
         let amounts: Vec<String> =
             result.work.iter().map(|WorkRow { kind, count }| format!("{kind} {count}")).collect();
         lines.push(format!("beside its exits: {}", amounts.join(", ")));
+    }
+    if let Some(HardwareExits { extension, exits, .. }) = &result.hardware
+        && !exits.is_empty()
+    {
+        let exits: Vec<String> =
+            exits.iter().map(|HardwareExit { name, count }| format!("{name} {count}")).collect();
+        lines.push(format!("its exits by {extension}'s names: {}", exits.join(", ")));
     }
     if let Some((_, exits)) = result.whole.kernel_statistics.iter().find(|(name, _)| name == "exits") {
         let traps = result.whole.traps;

@@ -18,6 +18,7 @@ use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
+use crate::x86::virtualization::Hardware;
 use state::{BadState, Breakpoints, NoBreakpoints, VectorState};
 
 pub mod kvm;
@@ -110,6 +111,8 @@ pub struct EngineInfo {
     pub tsc_khz: u64,
     /// What to add (wrapping) to the host's RDTSC to get the guest's.
     pub tsc_offset: u64,
+    /// What the processor offers for a guest's kernel at CPL 0; `None` where that is at CPL 3.
+    pub hardware: Option<Hardware>,
 }
 
 /// A machine in which a guest's virtual CPUs run.

@@ -14,6 +14,7 @@
 
 mod batch;
 mod cause;
+mod hardware;
 mod histogram;
 mod name;
 mod region;
@@ -24,6 +25,7 @@ mod work;
 pub use crate::text::units::{nanos, nanos_f64};
 pub use batch::{BatchKind, BatchSizes};
 pub use cause::{Cause, MmioDevice, PortDevice, PrivOp, VirtioRegister};
+pub use hardware::{HardwareExit, HardwareExits};
 pub use region::{ExitRow, Region};
 pub use table::exit_table;
 pub use tally::Tally;

@@ -17,5 +17,6 @@ pub mod msr;
 pub mod registers;
 pub mod rflags;
 pub mod sensitive;
+pub mod virtualization;
 pub mod walk;
 pub mod xsave;

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::x86::virtualization::{Extension, Hardware, Translation};
+
 /// What kind of KVM a host has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostKind {
@@ -42,9 +44,51 @@ pub(super) fn describe() -> &'static str {
     }
 }
 
+/// The extension that this KVM runs guests by, and how it translates their addresses; `None` where it does so in
+/// software.
+pub fn hardware() -> Option<Hardware> {
+    let module = ["kvm_pvm", "kvm_amd", "kvm_intel"].into_iter().find(|module| module_loaded(module))?;
+    by_module(module, |name| {
+        std::fs::read_to_string(Path::new("/sys/module").join(module).join("parameters").join(name)).ok()
+    })
+}
+
+fn by_module(module: &str, parameter: impl Fn(&str) -> Option<String>) -> Option<Hardware> {
+    let (extension, name) = match module {
+        "kvm_amd" => (Extension::Svm, "npt"),
+        "kvm_intel" => (Extension::Vmx, "ept"),
+        _ => return None,
+    };
+    // A bool, or a number on older kernels.
+    let translation = match parameter(name).as_deref().map(str::trim) {
+        Some("Y" | "1") => Some(Translation::Nested),
+        Some("N" | "0") => Some(Translation::Shadow),
+        Some(_) | None => None,
+    };
+    Some(Hardware { extension, translation })
+}
+
 /// Whether this processor has SVM's instructions rather than VMX's: AMD and Hygon (CPUID leaf 0).
 pub(super) fn is_amd() -> bool {
     let vendor = crate::host::host_cpuid::query(0, 0);
     let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
     matches!(name.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_modules_say_how_addresses_are_translated() {
+        let says = |module, name: &'static str, text: &'static str| {
+            by_module(module, |asked| (asked == name).then(|| text.to_owned()))
+        };
+        let by = |extension, translation| Some(Hardware { extension, translation });
+        assert_eq!(says("kvm_amd", "npt", "Y\n"), by(Extension::Svm, Some(Translation::Nested)));
+        assert_eq!(says("kvm_amd", "npt", "0\n"), by(Extension::Svm, Some(Translation::Shadow)));
+        assert_eq!(says("kvm_intel", "ept", "N\n"), by(Extension::Vmx, Some(Translation::Shadow)));
+        assert_eq!(says("kvm_intel", "npt", "Y\n"), by(Extension::Vmx, None));
+        assert_eq!(says("kvm_pvm", "npt", "Y\n"), None);
+    }
 }

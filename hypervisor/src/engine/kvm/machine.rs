@@ -86,6 +86,7 @@ impl KvmMachine {
             native_selectors: gdt.is_guests(),
             tsc_khz,
             tsc_offset,
+            hardware: None,
         };
         let boot = KvmCpu::new(vcpu, kick, (vm.clone(), spare_slot), gate.clone(), features, transport);
         Ok(Self { vm, info, transport, gate, boot: Some(boot) })

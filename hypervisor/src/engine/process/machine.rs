@@ -103,6 +103,7 @@ impl ProcessMachine {
             native_selectors: false,
             tsc_khz: told_khz.unwrap_or_else(|| start.khz_since()),
             tsc_offset: 0,
+            hardware: None,
         };
         let cpu = ProcessCpu {
             image,

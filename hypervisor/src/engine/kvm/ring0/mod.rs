@@ -26,6 +26,7 @@ use super::{context, cpuid, setup, stats};
 use crate::engine::{Cpu, EngineInfo, Irqchip, Machine, NoCpu};
 use crate::machine::memory::{MachineMemory, PAGE_SIZE};
 use crate::x86::control::efer;
+use crate::x86::virtualization::{Hardware, Translation};
 
 /// Where Linux wants three pages for real mode on processors that need help for it, as far as the guest has no memory
 /// there (KVM API documentation, 4.54; the address is QEMU's and everybody's).
@@ -80,20 +81,33 @@ impl Ring0Machine {
         let mut vcpu = processor(&vm)?;
         let (tsc_khz, tsc_offset) = setup::clock(&vcpu)?;
         let kick = KvmKick::new(vcpu.get_kvm_run()).map_err(KvmError::Timer)?;
+        let hardware = host::hardware();
         let info = EngineInfo {
             name: "kvm",
             transport: "none",
-            detail: format!("{}, kernel at CPL 0", host::describe()),
+            detail: detail(hardware),
             lower_half_end: 1 << 47,
             upper_half: true,
             native_selectors: true,
             tsc_khz,
             tsc_offset,
+            hardware,
             ..EngineInfo::default()
         };
         let vm = Arc::new(vm);
         Ok(Self { boot: Some(Ring0Cpu::new(vcpu, kick, vm.clone())), vm, info })
     }
+}
+
+/// The line about the host's side.
+fn detail(hardware: Option<Hardware>) -> String {
+    let paging = hardware.and_then(|by| Some((by.extension, by.translation?)));
+    let paging = match paging {
+        Some((extension, Translation::Nested)) => format!(", nested paging ({})", extension.nested_table()),
+        Some((_, Translation::Shadow)) => ", shadow paging".to_owned(),
+        None => String::new(),
+    };
+    format!("{}{paging}, kernel at CPL 0", host::describe())
 }
 
 /// The slot that maps guest-physical 0 to the guest's first frame.
