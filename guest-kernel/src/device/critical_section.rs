@@ -11,8 +11,11 @@ static ENTERED: AtomicBool = AtomicBool::new(false);
 /// Runs `f` with interrupts off, as drivers need it. They are on afterwards, unless this call is inside another `f`: a
 /// driver's section may print, and the console's driver has a section of its own.
 pub fn without_interrupts<R>(f: impl FnOnce() -> R) -> R {
-    Current::interrupts_off();
-    let outermost = !ENTERED.swap(true, Ordering::Relaxed);
+    let outermost = !ENTERED.load(Ordering::Relaxed);
+    if outermost {
+        Current::interrupts_off();
+        ENTERED.store(true, Ordering::Relaxed);
+    }
     let result = f();
     if outermost {
         ENTERED.store(false, Ordering::Relaxed);

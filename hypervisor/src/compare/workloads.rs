@@ -71,7 +71,8 @@ pub static WORKLOADS: &[Workload] = &[
     Workload::new("map-512", "map, touch, protect and unmap 512 scattered pages"),
     Workload::new("map-4096", "map, touch, protect and unmap 4096 scattered pages"),
     Workload::new("address-space", "make, use and destroy 16 address spaces of 128 pages"),
-    Workload::new("timer-1000", "1000 timer interrupts, 100 us each"),
+    Workload::new("timer-1000", "1000 ticks of a timer, 250 us apart"),
+    Workload::new("one-shot-1000", "1000 timers of 100 us, each set when the one before has expired"),
     Workload::compute("alu", "9 instructions for each word of 32 KiB"),
     Workload::compute("fib", "fib(24), recursively"),
     Workload::new("net-setup", "set a network interface up, from nothing to its first usable queue")

@@ -74,6 +74,10 @@ impl ConsoleInput {
         }
         byte
     }
+    /// How many bytes wait.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
     /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()

@@ -86,6 +86,10 @@ impl Machine for Bare {
         timer::arm(deadline);
     }
 
+    fn tick(period: u64, count: u64) -> u64 {
+        timer::tick(period, count)
+    }
+
     /// Reads CR3, the cheapest operation that a kernel at CPL 3 cannot do by itself: one register, no side effect.
     fn null_call() -> bool {
         mmu::read_root() == mmu::expected_root()

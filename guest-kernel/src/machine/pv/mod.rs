@@ -13,7 +13,7 @@ use paravane_guest::virtio::drivers::transport::DeviceType;
 use paravane_guest::virtio::{self, PvTransport};
 use paravane_guest::{console, event, hypercall, paging, power, time, trap};
 
-use crate::interrupts::{TYPED, timer};
+use crate::interrupts::TYPED;
 use crate::memory::frames::{Frame, PAGE_SIZE};
 use crate::memory::{BootMemory, Memory};
 use crate::single::Single;
@@ -24,6 +24,7 @@ use super::primitive::Primitive;
 
 mod mmu;
 mod primitives;
+mod tick;
 
 pub use mmu::PvMmu;
 
@@ -88,7 +89,7 @@ impl Machine for Pv {
             .and_then(|()| event::install())
             // Xen starts a periodic timer with the vCPU.
             .and_then(|()| time::stop_periodic_timer(0))
-            .and_then(|()| event::handle_virq(VIRQ_TIMER, |_| timer::arrived(time::now())));
+            .and_then(|()| event::handle_virq(VIRQ_TIMER, |_| tick::arrived()));
         if let Err(errno) = outcome {
             panic!("the hypervisor refused our handlers: {errno}");
         }
@@ -138,9 +139,11 @@ impl Machine for Pv {
     }
 
     fn arm_timer(deadline: u64) {
-        if let Err(errno) = time::set_timer(deadline) {
-            panic!("the hypervisor refused a timer: {errno}");
-        }
+        tick::arm(deadline);
+    }
+
+    fn tick(period: u64, count: u64) -> u64 {
+        tick::start(period, count)
     }
 
     /// Asks for the hypervisor's version: no argument in memory, no side effect. The image's ELF notes require Xen 3

@@ -1,7 +1,9 @@
 //! The 16550A serial port: output goes to the console at once, input waits in the console's queue.
 //!
-//! The console's queue is the receive FIFO, so that input never overruns. Line speed and format can be set and read
-//! back, but have no effect. After National Semiconductor's PC16550D data sheet. Its interrupt output is a
+//! The transmitter is infinitely fast: its FIFO and its shift register are empty whenever the guest looks, so that a
+//! driver may write 16 bytes after each look. The console's queue is the receive FIFO, so that input never overruns;
+//! what a guest's reset of the FIFO would throw away counts as still on the line. Line speed and format can be set and
+//! read back, but have no effect. After National Semiconductor's PC16550D data sheet. Its interrupt output is a
 //! level; as in most virtual machines it does not depend on MCR's OUT2.
 
 use crate::machine::console::{ConsoleInput, ConsoleSink};
@@ -11,7 +13,12 @@ const IER_TRANSMIT_EMPTY: u8 = 1 << 1;
 const IIR_NONE: u8 = 1;
 const IIR_TRANSMIT_EMPTY: u8 = 2;
 const IIR_RECEIVED: u8 = 4;
+/// Fewer bytes wait than the trigger level, and no more are coming.
+const IIR_TIMEOUT: u8 = 12;
 const IIR_FIFOS: u8 = 0xc0;
+const FCR_ENABLE: u8 = 1;
+/// Bytes in the FIFO from which on it interrupts, by the two highest bits of the FIFO control register.
+const TRIGGER_LEVELS: [usize; 4] = [1, 4, 8, 14];
 const LCR_DIVISOR: u8 = 0x80;
 const MCR_LOOPBACK: u8 = 1 << 4;
 const LSR_RECEIVED: u8 = 1;
@@ -29,7 +36,8 @@ pub(super) struct Uart {
     modem_control: u8,
     scratch: u8,
     divisor: [u8; 2],
-    fifos: bool,
+    /// The FIFO control register; its other bits are 0 while the FIFOs are off (data sheet, 8.5).
+    fifo_control: u8,
     /// The transmitter became empty, and IIR has not been read since.
     transmit_event: bool,
     looped: Option<u8>,
@@ -45,7 +53,7 @@ impl Uart {
             modem_control: 0,
             scratch: 0,
             divisor: [12, 0],
-            fifos: false,
+            fifo_control: 0,
             transmit_event: false,
             looped: None,
         }
@@ -59,10 +67,21 @@ impl Uart {
         if self.loops() { self.looped.is_some() } else { !self.input.is_empty() }
     }
 
+    fn has_fifos(&self) -> bool {
+        self.fifo_control & FCR_ENABLE != 0
+    }
+
+    /// Whether what was received interrupts as such; less of it does so once the line has been idle, which it always is.
+    fn reaches_trigger_level(&self) -> bool {
+        let level = TRIGGER_LEVELS.get(usize::from(self.fifo_control >> 6)).copied().unwrap_or(1);
+        let waiting = if self.loops() { usize::from(self.looped.is_some()) } else { self.input.len() };
+        !self.has_fifos() || waiting >= level
+    }
+
     /// The interrupt of the highest priority that is enabled and pending.
     fn identification(&self) -> u8 {
         if self.interrupt_enable & IER_RECEIVED != 0 && self.has_received() {
-            IIR_RECEIVED
+            if self.reaches_trigger_level() { IIR_RECEIVED } else { IIR_TIMEOUT }
         } else if self.interrupt_enable & IER_TRANSMIT_EMPTY != 0 && self.transmit_event {
             IIR_TRANSMIT_EMPTY
         } else {
@@ -88,7 +107,7 @@ impl Uart {
                 if identification == IIR_TRANSMIT_EMPTY {
                     self.transmit_event = false;
                 }
-                identification | if self.fifos { IIR_FIFOS } else { 0 }
+                identification | if self.has_fifos() { IIR_FIFOS } else { 0 }
             }
             3 => self.line_control,
             4 => self.modem_control,
@@ -119,7 +138,7 @@ impl Uart {
                 self.interrupt_enable = value & 0x0f;
                 self.transmit_event |= enabled & IER_TRANSMIT_EMPTY != 0;
             }
-            2 => self.fifos = value & 1 != 0,
+            2 => self.fifo_control = if value & FCR_ENABLE == 0 { 0 } else { value },
             3 => self.line_control = value,
             4 => self.modem_control = value & 0x1f,
             7 => self.scratch = value,
@@ -191,6 +210,39 @@ mod tests {
         assert!(u.interrupts());
         u.write(1, 0);
         assert!(!u.interrupts());
+    }
+
+    /// As the reference kernel transmits, and as it learns that it may.
+    #[test]
+    fn a_fifo_takes_sixteen_bytes_after_each_look() {
+        let (mut u, sink, _) = uart();
+        assert_eq!(u.read(2) & IIR_FIFOS, 0, "off after reset");
+        u.write(2, 0x06);
+        assert_eq!(u.read(2) & IIR_FIFOS, 0, "nothing but the first bit turns them on");
+        u.write(2, 0x07);
+        assert_eq!(u.read(2), IIR_FIFOS | IIR_NONE);
+        for burst in [*b"0123456789abcdef", *b"ghijklmnopqrstuv"] {
+            assert_eq!(u.read(5) & LSR_IDLE, LSR_IDLE);
+            burst.iter().for_each(|&byte| u.write(0, byte));
+        }
+        assert_eq!(sink.text(), "0123456789abcdefghijklmnopqrstuv");
+        u.write(2, 0);
+        assert_eq!(u.read(2), IIR_NONE);
+    }
+
+    #[test]
+    fn less_than_the_trigger_level_interrupts_as_a_timeout() {
+        let (mut u, _, input) = uart();
+        u.write(1, IER_RECEIVED);
+        u.write(2, 0x81);
+        input.push(b"1234567");
+        assert_eq!((u.interrupts(), u.read(2)), (true, IIR_FIFOS | IIR_TIMEOUT));
+        input.push(b"8");
+        assert_eq!(u.read(2), IIR_FIFOS | IIR_RECEIVED);
+        u.read(0);
+        assert_eq!(u.read(2), IIR_FIFOS | IIR_TIMEOUT);
+        u.write(2, 0);
+        assert_eq!(u.read(2), IIR_RECEIVED, "without FIFOs, one byte is enough");
     }
 
     #[test]
