@@ -72,6 +72,7 @@ pub mod ledger;
 pub mod machine;
 pub mod mmu;
 pub mod monitor;
+pub mod patch;
 pub mod pv;
 pub mod technique;
 #[cfg(test)]

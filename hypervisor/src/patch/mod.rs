@@ -1,0 +1,12 @@
+//! Patching in place: sensitive instructions of a bare kernel are replaced by jumps to stubs.
+//!
+//! A site is patched when it traps for the first time: then it is certain that an instruction begins there. Which jump
+//! fits is decided in `site.rs`, by pure functions that the audit uses as well.
+//!
+//! What may not be done here: handling an exit, knowing an engine.
+
+#![forbid(unsafe_code)]
+
+pub(crate) mod site;
+
+pub use site::Tactic;

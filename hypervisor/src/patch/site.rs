@@ -1,0 +1,368 @@
+//! Which jump fits at a site: from bytes and jump targets to a plan. Pure functions.
+//!
+//! A site is an instruction to be replaced by a jump to a stub. Most are shorter than the 5 bytes of a jump, so that
+//! neighbours have to give way. In order of preference:
+//!
+//! 1. [`Tactic::Followers`]: a jump over the site and what follows it; all of that moves to the stub.
+//! 2. [`Tactic::Before`]: the same from one to five instructions before the site.
+//! 3. [`Tactic::Short`]: a 2-byte jump to a second jump nearby, for which other code moves out of the way.
+//! 4. [`Tactic::Punned`]: a jump whose displacement is, in part, the code that follows the site and stays.
+//!
+//! **Jumps into the range.** Where an instruction began, there is afterwards the same instruction, the jump that replaces
+//! it, or a byte that traps at CPL 3 ([`TRAPPING`]): the displacement is chosen so. Whoever goes there traps, and goes on
+//! in the stub's copy. No proof is needed that all jumps were found. The displacement's bytes so restrict where a stub
+//! may begin ([`Pattern`], [`Room`]).
+//!
+//! What is known of the code must be certain: it begins at an instruction that is executed, or at a function's first.
+//!
+//! The ideas: padded and punned jumps and evicted neighbours from e9patch (Duck, Gao, Roychoudhury, PLDI 2020),
+//! displacements of illegal instructions from LiteInst (Chamith et al., PLDI 2017).
+
+use std::ops::Range;
+
+use iced_x86::{FlowControl, Instruction, Mnemonic};
+
+use crate::x86::decode::decoder;
+use crate::x86::sensitive::Class;
+
+/// Bytes of `jmp rel32`.
+pub(crate) const NEAR: u64 = 5;
+/// Bytes of `jmp rel8`.
+const SHORT: u64 = 2;
+/// HLT, CLI, and two bytes that are no instruction in 64-bit mode: each traps at CPL 3, whatever follows it.
+pub(crate) const TRAPPING: [u8; 4] = [0xf4, 0xfa, 0x06, 0x07];
+/// How many instructions before a site a jump may begin.
+const BEFORE: usize = 5;
+/// The most instructions that one jump moves.
+const MOST: usize = 12;
+
+/// How a site is patched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tactic {
+    /// By a jump over the site and what follows it.
+    Followers,
+    /// By a jump from before the site.
+    Before,
+    /// By a short jump to a longer one.
+    Short,
+    /// By a jump whose displacement is, in part, the code that was there.
+    Punned,
+}
+
+impl Tactic {
+    /// All, in order of preference.
+    pub const ALL: [Self; 4] = [Self::Followers, Self::Before, Self::Short, Self::Punned];
+
+    /// A description for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Followers => "a jump over the site and what follows it",
+            Self::Before => "a jump from before the site",
+            Self::Short => "a short jump to a longer one",
+            Self::Punned => "a jump whose displacement is code",
+        }
+    }
+}
+
+/// What a byte of a displacement must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Anything.
+    Any,
+    /// One of [`TRAPPING`].
+    Trap,
+    /// What is there already.
+    Is(u8),
+}
+
+/// What the bytes of a displacement must be, the lowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pattern(pub [Want; 4]);
+
+impl Pattern {
+    /// Whether a displacement is allowed.
+    pub fn allows(&self, displacement: i32) -> bool {
+        self.0.iter().zip(displacement.to_le_bytes()).all(|(want, byte)| want.allows(byte))
+    }
+}
+
+impl Want {
+    /// Whether a byte is allowed.
+    pub fn allows(self, byte: u8) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Trap => TRAPPING.contains(&byte),
+            Self::Is(only) => byte == only,
+        }
+    }
+}
+
+/// Where stubs may begin.
+pub(crate) trait Room {
+    /// Takes an address for a stub to begin at, whose distance from `end`, the end of a jump, `pattern` allows.
+    fn take(&mut self, end: u64, pattern: &Pattern) -> Option<u64>;
+}
+
+/// Code, and what is known of it.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    /// Linear address of the first byte.
+    pub base: u64,
+    /// The bytes. Nothing beyond them is touched: they do not go beyond a page's end.
+    pub code: &'a [u8],
+    /// Whether an instruction is the target of some jump.
+    pub is_target: &'a dyn Fn(u64) -> bool,
+    /// The address of an instruction at or before the site, from where on there is nothing but instructions.
+    pub start: u64,
+}
+
+/// Bytes to be written over code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Patch {
+    /// Where the jump begins.
+    pub at: u64,
+    /// The new bytes.
+    pub bytes: Vec<u8>,
+    /// The instructions that move to the stub: whole ones, the jump's first.
+    pub moved: Range<u64>,
+    /// Where the stub begins.
+    pub stub: u64,
+}
+
+/// A plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// How.
+    pub tactic: Tactic,
+    /// What is to be written: with [`Tactic::Short`] in two places.
+    pub patches: Vec<Patch>,
+}
+
+/// Whether an instruction may be executed at another address, as it is or as code of ours that does the same.
+pub(crate) fn is_movable(insn: &Instruction) -> bool {
+    if insn.is_invalid() || insn.len() == 0 {
+        return false;
+    }
+    match Class::of(insn) {
+        // In a guest of ours they reach another hypervisor.
+        Some(Class::Virtualization) => return false,
+        Some(_) => return true,
+        None => {}
+    }
+    match insn.flow_control() {
+        FlowControl::Next => true,
+        FlowControl::UnconditionalBranch | FlowControl::Call => insn.is_jmp_short_or_near() || insn.is_call_near(),
+        FlowControl::ConditionalBranch => insn.is_jcc_short_or_near(),
+        FlowControl::IndirectBranch => insn.is_jmp_near_indirect(),
+        // What the operand's address is computed from must not be what the call changes.
+        FlowControl::IndirectCall => insn.is_call_near_indirect() && !uses_stack_pointer(insn),
+        FlowControl::Return => insn.mnemonic() == Mnemonic::Ret,
+        FlowControl::Interrupt => insn.mnemonic() == Mnemonic::Int3,
+        FlowControl::Exception => true,
+        FlowControl::XbeginXabortXend => false,
+    }
+}
+
+fn uses_stack_pointer(insn: &Instruction) -> bool {
+    use iced_x86::Register::RSP;
+    insn.op0_register() == RSP || insn.memory_base() == RSP || insn.memory_index() == RSP
+}
+
+/// Whether control never goes on behind an instruction.
+pub(crate) fn ends_flow(insn: &Instruction) -> bool {
+    matches!(
+        insn.flow_control(),
+        FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return | FlowControl::Exception
+    )
+}
+
+/// Whether an instruction is what fills the space between functions.
+fn is_filler(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
+        || insn.mnemonic() == Mnemonic::Xchg && insn.len() == 2 && insn.op0_register() == insn.op1_register()
+}
+
+/// A run of whole instructions.
+struct Run {
+    /// Where they are.
+    range: Range<u64>,
+    /// Where each but the first begins.
+    inner: Vec<u64>,
+}
+
+impl View<'_> {
+    fn byte(&self, at: u64) -> Option<u8> {
+        self.code.get(usize::try_from(at.checked_sub(self.base)?).ok()?).copied()
+    }
+
+    fn end(&self) -> u64 {
+        self.base.saturating_add(self.code.len() as u64)
+    }
+
+    fn insn(&self, at: u64) -> Option<Instruction> {
+        let from = usize::try_from(at.checked_sub(self.base)?).ok()?;
+        let insn = decoder(self.code.get(from..)?, at).decode();
+        (!insn.is_invalid()).then_some(insn)
+    }
+
+    /// The instructions from `from` on that reach `end` at least, all of which can move.
+    fn run(&self, from: u64, end: u64) -> Option<Run> {
+        let (mut at, mut inner, mut ended) = (from, Vec::new(), false);
+        while at < end {
+            let insn = self.insn(at)?;
+            if !is_movable(&insn) || ended && !is_filler(&insn) || inner.len() >= MOST {
+                return None;
+            }
+            if at != from {
+                inner.push(at);
+            }
+            ended |= ends_flow(&insn);
+            at = insn.next_ip();
+        }
+        Some(Run { range: from..at, inner })
+    }
+
+    /// The addresses of the instructions from the start to `site`; empty where decoding does not arrive there.
+    fn before(&self, site: u64) -> Vec<u64> {
+        let (mut at, mut all) = (self.start, Vec::new());
+        while at < site {
+            let Some(insn) = self.insn(at) else { return Vec::new() };
+            all.push(at);
+            at = insn.next_ip();
+        }
+        if at == site { all } else { Vec::new() }
+    }
+
+    /// What the bytes `from..from + 4` must be as a displacement, when the instructions at `inner` move away.
+    fn displacement(&self, from: u64, inner: &[u64]) -> Pattern {
+        let mut wants = [Want::Any; 4];
+        for (want, at) in wants.iter_mut().zip(from..) {
+            if inner.contains(&at) {
+                *want = Want::Trap;
+            }
+        }
+        Pattern(wants)
+    }
+
+    /// A jump at the beginning of a run over it.
+    fn jump_over(&self, run: &Run, room: &mut dyn Room) -> Option<Patch> {
+        let at = run.range.start;
+        let end = at.checked_add(NEAR)?;
+        if end > self.end() || run.inner.iter().any(|inner| *inner < end && (self.is_target)(*inner)) {
+            return None;
+        }
+        let stub = room.take(end, &self.displacement(at + 1, &run.inner))?;
+        Some(Patch { at, bytes: near(at, stub)?.to_vec(), moved: run.range.clone(), stub })
+    }
+
+    fn with_followers(&self, site: u64, room: &mut dyn Room) -> Option<Vec<Patch>> {
+        let run = self.run(site, site.checked_add(NEAR)?)?;
+        Some(vec![self.jump_over(&run, room)?])
+    }
+
+    fn from_before(&self, site: &Instruction, room: &mut dyn Room) -> Option<Vec<Patch>> {
+        let before = self.before(site.ip());
+        before.iter().rev().take(BEFORE).find_map(|&from| {
+            let run = self.run(from, site.next_ip().max(from + NEAR))?;
+            run.inner.contains(&site.ip()).then_some(())?;
+            Some(vec![self.jump_over(&run, room)?])
+        })
+    }
+
+    fn by_short_jump(&self, site: u64, room: &mut dyn Room) -> Option<Vec<Patch>> {
+        let run = self.run(site, site.checked_add(SHORT)?)?;
+        if run.inner.first().is_some_and(|inner| *inner == site + 1 && (self.is_target)(*inner)) {
+            return None;
+        }
+        let want = if run.inner.contains(&(site + 1)) { Want::Trap } else { Want::Any };
+        let end = site + SHORT;
+        let mut boundaries = self.before(site);
+        boundaries.extend(self.after(run.range.end, end + 128));
+        boundaries.iter().find_map(|&from| {
+            (from + NEAR..from + 16).find_map(|relay| {
+                let distance = i8::try_from(relay.wrapping_sub(end).cast_signed()).ok()?;
+                let byte = distance.to_le_bytes()[0];
+                want.allows(byte).then_some(())?;
+                let evicted = self.run(from, relay + NEAR)?;
+                let apart = evicted.range.end <= site || run.range.end <= evicted.range.start;
+                if !apart || evicted.range.contains(&site) || evicted.inner.contains(&relay) {
+                    return None;
+                }
+                self.relayed(&run, byte, &evicted, relay, room)
+            })
+        })
+    }
+
+    /// The instructions that are certain to follow from `at` on, as far as `end`.
+    fn after(&self, at: u64, end: u64) -> Vec<u64> {
+        let (mut at, mut all) = (at, Vec::new());
+        while at < end.min(self.end()) {
+            let Some(insn) = self.insn(at) else { break };
+            all.push(at);
+            if ends_flow(&insn) {
+                break;
+            }
+            at = insn.next_ip();
+        }
+        all
+    }
+
+    fn relayed(&self, run: &Run, byte: u8, evicted: &Run, relay: u64, room: &mut dyn Room) -> Option<Vec<Patch>> {
+        let (from, end) = (evicted.range.start, relay + NEAR);
+        if end > self.end() || evicted.inner.iter().any(|inner| *inner < end && (self.is_target)(*inner)) {
+            return None;
+        }
+        let stub = room.take(end, &self.displacement(relay + 1, &evicted.inner))?;
+        let other = room.take(from + NEAR, &self.displacement(from + 1, &evicted.inner))?;
+        let mut bytes = near(from, other)?.to_vec();
+        for at in from + NEAR..relay {
+            let kept = self.byte(at)?;
+            bytes.push(if evicted.inner.contains(&at) { TRAPPING[0] } else { kept });
+        }
+        bytes.extend(near(relay, stub)?);
+        let first = Patch { at: run.range.start, bytes: vec![0xeb, byte], moved: run.range.clone(), stub };
+        Some(vec![first, Patch { at: from, bytes, moved: evicted.range.clone(), stub: other }])
+    }
+
+    fn punned(&self, site: &Instruction, room: &mut dyn Room) -> Option<Vec<Patch>> {
+        let at = site.ip();
+        let own = site.len() as u64;
+        if !is_movable(site) || own >= NEAR {
+            return None;
+        }
+        let mut wants = [Want::Any; 4];
+        for (want, n) in wants.iter_mut().zip(1..) {
+            if n >= own {
+                *want = Want::Is(self.byte(at + n)?);
+            }
+        }
+        let stub = room.take(at.checked_add(NEAR)?, &Pattern(wants))?;
+        let jump = near(at, stub)?;
+        let bytes = jump.get(..site.len())?.to_vec();
+        Some(vec![Patch { at, bytes, moved: at..site.next_ip(), stub }])
+    }
+}
+
+/// `jmp rel32` at `at`.
+fn near(at: u64, target: u64) -> Option<[u8; 5]> {
+    let distance = i32::try_from(target.wrapping_sub(at.wrapping_add(NEAR)).cast_signed()).ok()?;
+    let [a, b, c, d] = distance.to_le_bytes();
+    Some([0xe9, a, b, c, d])
+}
+
+/// Plans how to patch the instruction at `site`; `None` if nothing fits, and it goes on trapping.
+pub(crate) fn plan(view: &View<'_>, site: u64, room: &mut dyn Room) -> Option<Plan> {
+    let insn = view.insn(site)?;
+    let ways: [&dyn Fn(&mut dyn Room) -> Option<Vec<Patch>>; 4] = [
+        &|room| view.with_followers(site, room),
+        &|room| view.from_before(&insn, room),
+        &|room| view.by_short_jump(site, room),
+        &|room| view.punned(&insn, room),
+    ];
+    let mut tried = Tactic::ALL.into_iter().zip(ways);
+    tried.find_map(|(tactic, way)| way(room).map(|patches| Plan { tactic, patches }))
+}
+
+#[cfg(test)]
+mod tests;
