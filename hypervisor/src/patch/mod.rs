@@ -7,6 +7,9 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod arena;
+pub(crate) mod install;
 pub(crate) mod site;
+pub(crate) mod stub;
 
 pub use site::Tactic;

@@ -113,6 +113,8 @@ pub(crate) struct View<'a> {
     pub code: &'a [u8],
     /// Whether an instruction is the target of some jump.
     pub is_target: &'a dyn Fn(u64) -> bool,
+    /// Whether some of these bytes belong to another patch, and so are not what they seem.
+    pub is_taken: &'a dyn Fn(&Range<u64>) -> bool,
     /// The address of an instruction at or before the site, from where on there is nothing but instructions.
     pub start: u64,
 }
@@ -128,6 +130,15 @@ pub(crate) struct Patch {
     pub moved: Range<u64>,
     /// Where the stub begins.
     pub stub: u64,
+}
+
+impl Patch {
+    /// The bytes that the jump consists of, whether they were written or were there already.
+    pub fn jump(&self) -> Range<u64> {
+        let near = self.bytes.first() == Some(&0xe9);
+        let len = self.bytes.len() as u64;
+        self.at..self.at.saturating_add(if near { len.max(NEAR) } else { len })
+    }
 }
 
 /// A plan.
@@ -286,7 +297,7 @@ impl View<'_> {
                 want.allows(byte).then_some(())?;
                 let evicted = self.run(from, relay + NEAR)?;
                 let apart = evicted.range.end <= site || run.range.end <= evicted.range.start;
-                if !apart || evicted.range.contains(&site) || evicted.inner.contains(&relay) {
+                if !apart || evicted.inner.contains(&relay) {
                     return None;
                 }
                 self.relayed(&run, byte, &evicted, relay, room)
@@ -328,7 +339,7 @@ impl View<'_> {
     fn punned(&self, site: &Instruction, room: &mut dyn Room) -> Option<Vec<Patch>> {
         let at = site.ip();
         let own = site.len() as u64;
-        if !is_movable(site) || own >= NEAR {
+        if !is_movable(site) || own >= NEAR || (self.is_taken)(&(at..at.saturating_add(NEAR))) {
             return None;
         }
         let mut wants = [Want::Any; 4];

@@ -14,6 +14,7 @@ mod bare;
 mod domain;
 pub mod hvm;
 mod method;
+mod patch;
 pub mod pv;
 mod translate;
 pub mod trap;
@@ -61,8 +62,14 @@ pub enum EngineNeed {
 }
 
 /// All techniques. Of those that run the same images, the first is taken when nothing is said.
-pub static TECHNIQUES: [Technique; 5] =
-    [pv::TECHNIQUE, trap::TECHNIQUE, translate::TRANSLATE, hvm::TECHNIQUE, hvm::WITH_IRQCHIP];
+pub static TECHNIQUES: [Technique; 6] = [
+    pv::TECHNIQUE,
+    trap::TECHNIQUE,
+    patch::TECHNIQUE,
+    translate::TRANSLATE,
+    hvm::TECHNIQUE,
+    hvm::WITH_IRQCHIP,
+];
 
 impl Technique {
     /// The one of that name.

@@ -36,11 +36,18 @@ struct Replaced {
     at: Maddr,
     len: usize,
     original: [u8; MAX_REPLACED],
+    new: [u8; MAX_REPLACED],
 }
 
 impl Replaced {
-    fn bytes(&self) -> &[u8] {
-        self.original.get(..self.len).unwrap_or_default()
+    /// The bytes of `held`, which are there now, with the originals in the place of ours. What is not ours any more was
+    /// written in a way that is not seen here, such as by a device: it stays.
+    fn undone(&self, held: &mut [u8]) {
+        for ((byte, new), original) in held.iter_mut().zip(self.new).zip(self.original) {
+            if *byte == new {
+                *byte = original;
+            }
+        }
     }
     fn overlaps(&self, at: Maddr, len: usize) -> bool {
         self.at.0 < at.0.saturating_add(len as u64) && at.0 < self.at.0.saturating_add(self.len as u64)
@@ -98,7 +105,11 @@ impl Code {
             return Ok(());
         }
         for replaced in self.replaced.drain(self.touched(at, len)) {
-            mem.write(replaced.at, replaced.bytes())?;
+            let mut held = [0; MAX_REPLACED];
+            let Some(held) = held.get_mut(..replaced.len) else { continue };
+            mem.read(replaced.at, held)?;
+            replaced.undone(held);
+            mem.write(replaced.at, held)?;
         }
         Ok(())
     }
@@ -156,12 +167,13 @@ impl Shadow {
             return Err(outside);
         }
         self.code.put_back(mem, at, new.len())?;
-        let mut original = [0; MAX_REPLACED];
-        let part = original.get_mut(..new.len()).ok_or(outside)?;
-        mem.read(at, part)?;
+        let mut replaced =
+            Replaced { at, len: new.len(), original: [0; MAX_REPLACED], new: [0; MAX_REPLACED] };
+        mem.read(at, replaced.original.get_mut(..new.len()).ok_or(outside)?)?;
+        replaced.new.get_mut(..new.len()).ok_or(outside)?.copy_from_slice(new);
         mem.write(at, new)?;
         let place = self.code.replaced.partition_point(|r| r.at < at);
-        self.code.replaced.insert(place, Replaced { at, len: new.len(), original });
+        self.code.replaced.insert(place, replaced);
         Ok(())
     }
 
@@ -183,8 +195,11 @@ impl Shadow {
         }
         let touched = self.code.replaced.get(self.code.touched(at, buf.len())).unwrap_or_default();
         for replaced in touched {
-            let bytes = (replaced.at.0..).zip(replaced.bytes());
-            for (address, byte) in bytes {
+            let mut held = [0; MAX_REPLACED];
+            let Some(held) = held.get_mut(..replaced.len) else { continue };
+            mem.read(replaced.at, held)?;
+            replaced.undone(held);
+            for (address, byte) in (replaced.at.0..).zip(held) {
                 let index = address.checked_sub(at.0).and_then(|i| usize::try_from(i).ok());
                 if let Some(place) = index.and_then(|i| buf.get_mut(i)) {
                     *place = *byte;

@@ -1,0 +1,459 @@
+//! Installs patches at sites that trap, takes them back when their code changes, and turns the state of a guest that is
+//! in a stub into the guest's own.
+//!
+//! A domain's patches are few, and made once: what is allocated here is bounded by the arena's frames, and nothing is
+//! allocated on an exit that installs nothing.
+
+use std::ops::Range;
+
+use iced_x86::Instruction;
+
+use super::arena::{Arena, Growing};
+use super::site::{NEAR, Patch, Plan, Tactic, View, plan};
+use super::stub::Stub;
+use crate::codegen::emitter::{Emitter, Environment};
+use crate::codegen::recipe::{Point, Recipe, Then, restore};
+use crate::codegen::state_page::StatePage;
+use crate::exec::virtual_cpu::VirtualCpu;
+use crate::ledger::{Ledger, Work};
+use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
+use crate::mmu::log::TableLog;
+use crate::mmu::shadow::Shadow;
+use crate::x86::decode::{Dialect, instruction_at};
+use crate::x86::registers::Regs;
+use crate::x86::walk::Access;
+
+/// How often a place is patched anew after its patch was taken back, before it is left alone.
+const RETRIES: u8 = 8;
+/// How many stores to a frame of patched code, none of them to patched code itself, are emulated before the frame is
+/// taken for data: its patches are taken back.
+const IDLE_STORES: u32 = 64;
+/// How often everything is moved out of the guest's way, before patching is given up.
+const MOVES: u32 = 16;
+/// How many targets of jumps are remembered.
+const TARGETS: usize = 1024;
+
+/// The guest, and what is around it.
+pub(crate) struct Kernel<'a> {
+    pub cpu: &'a mut VirtualCpu,
+    pub shadow: &'a mut Shadow,
+    pub regs: &'a mut Regs,
+    pub memory: &'a MachineMemory,
+    pub log: &'a mut TableLog,
+    pub ledger: &'a mut Ledger,
+}
+
+impl Kernel<'_> {
+    /// The machine address of the kernel's code at `va`.
+    fn code_at(&self, va: u64) -> Option<Maddr> {
+        let access = Access { write: false, user: false, fetch: true };
+        self.shadow.lookup(self.memory, va, access).ok()?.maddr()
+    }
+
+    /// The instruction at `va`, as the guest wrote it.
+    pub fn instruction(&self, va: u64) -> Option<Instruction> {
+        instruction_at(va, Dialect::Intel, |va, buf| {
+            self.shadow.read(self.memory, self.code_at(va)?, buf).ok()
+        })
+    }
+}
+
+/// One jump, and its stub.
+#[derive(Debug)]
+struct Installed {
+    patch: Patch,
+    /// The machine address of `patch.at`.
+    maddr: Maddr,
+    /// Where the stub can be entered instead of the guest's instructions.
+    entries: Vec<(u64, u64)>,
+}
+
+impl Installed {
+    /// Where the stub goes on with the guest's instruction at `rip`, which a jump hides.
+    fn entry(&self, rip: u64) -> Option<u64> {
+        let hidden = self.patch.at..self.patch.at.saturating_add(self.patch.bytes.len() as u64);
+        let inner = hidden.contains(&rip) && rip != self.patch.at;
+        self.entries.iter().find(|(guest, _)| inner && *guest == rip).map(|(_, stub)| *stub)
+    }
+    /// The machine addresses of all that the stub was made from.
+    fn moved(&self) -> Range<u64> {
+        let from = self.maddr.0;
+        from..from + (self.patch.moved.end - self.patch.moved.start)
+    }
+}
+
+/// One patched site.
+#[derive(Debug)]
+struct Site {
+    jumps: Vec<Installed>,
+}
+
+impl Site {
+    fn touches(&self, range: &Range<u64>) -> bool {
+        let overlaps = |part: &Range<u64>| part.start < range.end && range.start < part.end;
+        self.jumps.iter().any(|j| overlaps(&j.patch.moved) || overlaps(&j.patch.jump()))
+    }
+    fn is_made_from(&self, range: &Range<u64>) -> bool {
+        self.jumps.iter().any(|j| {
+            let (moved, jump) = (j.moved(), j.patch.jump());
+            let end = moved.end.max(j.maddr.0 + (jump.end - jump.start));
+            moved.start < range.end && range.start < end
+        })
+    }
+}
+
+/// What a frame of code is known for.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    pfn: u64,
+    /// Stores to it since its last patch.
+    stores: u32,
+    /// It is not patched any more.
+    closed: bool,
+}
+
+/// All patches of a domain.
+#[derive(Debug)]
+pub(crate) struct Patcher {
+    state_frame: Mfn,
+    frames: Range<u64>,
+    hypercall: [u8; 32],
+    arena: Option<Arena>,
+    env: Option<Environment>,
+    sites: Vec<Site>,
+    /// The guest's state at each instruction of every stub, in order.
+    points: Vec<Point>,
+    /// Instructions that were jumped to although a jump hid them.
+    targets: Vec<u64>,
+    /// How often a place was patched or tried.
+    tried: Vec<(Maddr, u8)>,
+    code: Vec<Frame>,
+    moves: u32,
+    /// The kernel single-steps: all code is as it was.
+    suspended: bool,
+}
+
+impl Patcher {
+    /// Without any patches yet. `frames` are for stubs, `state` is the frame that they share with the monitor, and
+    /// `hypercall` is the machine's way to call the host.
+    pub fn new(frames: Range<u64>, state: Mfn, hypercall: [u8; 32]) -> Self {
+        Self {
+            state_frame: state,
+            frames,
+            hypercall,
+            arena: None,
+            env: None,
+            sites: Vec::new(),
+            points: Vec::new(),
+            targets: Vec::new(),
+            tried: Vec::new(),
+            code: Vec::new(),
+            moves: 0,
+            suspended: false,
+        }
+    }
+
+    /// The page of state, if stubs may be using it.
+    fn page(&self) -> Option<StatePage> {
+        self.arena.as_ref().map(|_| StatePage::new(self.state_frame.maddr()))
+    }
+
+    /// Publishes the virtual CPU's state to stubs.
+    pub fn publish(&self, k: &Kernel<'_>, pending: bool) {
+        if let Some(page) = self.page() {
+            page.publish(k.memory, k.cpu, pending);
+        }
+    }
+
+    /// The guest's state after an exit of its kernel: what stubs changed, and the registers if it was in a stub. Returns
+    /// the recipe that applied.
+    pub fn make_whole(&self, k: &mut Kernel<'_>) -> Option<Recipe> {
+        let (arena, page) = (self.arena.as_ref()?, self.page()?);
+        page.read_back(k.memory, k.cpu);
+        if !arena.contains(k.regs.rip) {
+            return None;
+        }
+        restore(&self.points, arena.origin, k.memory, page, k.cpu, k.regs)
+    }
+
+    /// Whether an address is in a page of stubs.
+    pub fn is_stub(&self, va: u64) -> bool {
+        self.arena.as_ref().is_some_and(|arena| arena.contains(va))
+    }
+
+    /// Where the stub goes on with the instruction at `rip`, if a jump hides it in the address space in use.
+    pub fn entry(&self, k: &Kernel<'_>, rip: u64) -> Option<u64> {
+        let (installed, stub) =
+            self.sites.iter().flat_map(|s| &s.jumps).find_map(|j| Some((j, j.entry(rip)?)))?;
+        let there = Maddr(installed.maddr.0.wrapping_add(rip.wrapping_sub(installed.patch.at)));
+        (k.code_at(rip)? == there).then_some(stub)
+    }
+
+    /// Notes a jump to the instruction at `rip`, which a jump of ours hid: the patch is taken back, and what comes in its
+    /// place spares that instruction.
+    pub fn jumped_into(&mut self, k: &mut Kernel<'_>, rip: u64) {
+        k.ledger.work(Work::PatchEntries, 1);
+        if let Err(place) = self.targets.binary_search(&rip)
+            && self.targets.len() < TARGETS
+        {
+            self.targets.insert(place, rip);
+            self.undo(k, |site| site.jumps.iter().any(|j| j.entry(rip).is_some()));
+        }
+    }
+
+    /// The instruction at RIP traps, and is one of those that stubs are for: patches it, if that can be done.
+    pub fn trapped(&mut self, k: &mut Kernel<'_>) {
+        let site = k.regs.rip;
+        let Some(maddr) = k.code_at(site) else { return };
+        let Some(pfn) = k.memory.mfn_to_pfn(maddr.mfn()) else { return };
+        if self.suspended || self.moves >= MOVES || !self.may_try(maddr) || self.is_closed(pfn) {
+            return;
+        }
+        // Overwritten by the guest without our knowledge, such as by a device.
+        self.undo(k, |s| s.jumps.iter().any(|j| j.patch.at == site));
+        let done = self.install(k, site, maddr);
+        let work = match done {
+            Some(Tactic::Followers) => Work::PatchedFollowers,
+            Some(Tactic::Before) => Work::PatchedBefore,
+            Some(Tactic::Short) => Work::PatchedShort,
+            Some(Tactic::Punned) => Work::PatchedPunned,
+            None => {
+                self.give_up(maddr);
+                Work::Unpatched
+            }
+        };
+        k.ledger.work(work, 1);
+    }
+
+    fn may_try(&mut self, maddr: Maddr) -> bool {
+        match self.tried.binary_search_by_key(&maddr, |(at, _)| *at) {
+            Ok(place) => self.tried.get_mut(place).is_some_and(|(_, times)| {
+                *times = times.saturating_add(1);
+                *times <= RETRIES
+            }),
+            Err(place) => {
+                self.tried.insert(place, (maddr, 1));
+                true
+            }
+        }
+    }
+
+    fn give_up(&mut self, maddr: Maddr) {
+        if let Ok(place) = self.tried.binary_search_by_key(&maddr, |(at, _)| *at)
+            && let Some((_, times)) = self.tried.get_mut(place)
+        {
+            *times = RETRIES;
+        }
+    }
+
+    fn is_closed(&self, pfn: u64) -> bool {
+        self.code.iter().any(|frame| frame.pfn == pfn && frame.closed)
+    }
+
+    fn install(&mut self, k: &mut Kernel<'_>, site: u64, maddr: Maddr) -> Option<Tactic> {
+        let page = site & !(PAGE_SIZE - 1);
+        let mut code = [0; PAGE_SIZE as usize];
+        k.shadow.read(k.memory, maddr.mfn().maddr(), &mut code).ok()?;
+        if self.arena.is_none() {
+            self.open(k, site)?;
+        }
+        let is_free = |va: u64| is_free(k, site, va);
+        let Self { arena: Some(arena), sites, targets, .. } = self else { return None };
+        let is_target = |at: u64| targets.binary_search(&at).is_ok();
+        let is_taken = |range: &Range<u64>| sites.iter().any(|s| s.touches(range));
+        let view = View { base: page, code: &code, is_target: &is_target, is_taken: &is_taken, start: site };
+        let Plan { tactic, patches } = plan(&view, site, &mut Growing { arena, is_free: &is_free })?;
+        self.undo(k, |s| patches.iter().any(|p| s.touches(&p.moved) || s.touches(&p.jump())));
+        let mut stubs = Vec::new();
+        for patch in &patches {
+            let from = usize::try_from(patch.moved.start - page).ok()?;
+            let to = usize::try_from(patch.moved.end - page).ok()?;
+            stubs.push(self.emit(k, site, code.get(from..to)?, patch)?);
+        }
+        // From here on nothing fails.
+        k.shadow.set_overlay(k.memory, k.log, &self.arena.as_ref()?.overlay());
+        let pfn = k.memory.mfn_to_pfn(maddr.mfn())?;
+        k.shadow.protect_code(k.memory, k.log, pfn);
+        if let Some(frame) = self.code.iter_mut().find(|frame| frame.pfn == pfn) {
+            frame.stores = 0;
+        } else {
+            self.code.push(Frame { pfn, stores: 0, closed: false });
+        }
+        let mut jumps = Vec::new();
+        for (patch, entries) in patches.into_iter().zip(stubs) {
+            let at = Maddr(maddr.mfn().maddr().0 | patch.at % PAGE_SIZE);
+            k.shadow.replace_code(k.memory, at, &patch.bytes).ok()?;
+            jumps.push(Installed { patch, maddr: at, entries });
+        }
+        self.sites.push(Site { jumps });
+        Some(tactic)
+    }
+
+    /// Finds a place for stubs near `site`, with the code that calls the host in front.
+    fn open(&mut self, k: &mut Kernel<'_>, site: u64) -> Option<()> {
+        let is_free = |va: u64| is_free(k, site, va);
+        let mut arena = Arena::open(site, self.state_frame, self.frames.clone(), &is_free)?;
+        let env = Environment::here(arena.state, None);
+        let (mut bytes, mut points) = (Vec::new(), Vec::new());
+        let at = arena.allocate(96, &is_free)?;
+        let from = u32::try_from(at.wrapping_sub(arena.origin)).ok()?;
+        Emitter::new(&mut bytes, &mut points, at, from, env).gate(&self.hypercall).ok()?;
+        k.memory.write(arena.maddr(at)?, bytes.get(..bytes.len().min(96))?).ok()?;
+        self.env = Some(Environment { gate: Some(at), ..env });
+        (self.points, self.arena) = (points, Some(arena));
+        Some(())
+    }
+
+    /// Writes the stub of a patch; returns where it can be entered.
+    fn emit(&mut self, k: &Kernel<'_>, site: u64, code: &[u8], patch: &Patch) -> Option<Vec<(u64, u64)>> {
+        let env = self.env?;
+        let arena = self.arena.as_mut()?;
+        let (moved, origin) = (&patch.moved, arena.origin);
+        let mut stub = Stub::new(code, moved, patch.stub, origin, env).ok()?;
+        let mut at = patch.stub;
+        if !arena.extend(patch.stub, NEAR, stub.bytes.len() as u64) {
+            // There is room for a jump only.
+            at = arena.allocate(stub.bytes.len() as u64 + 32, &|va| is_free(k, site, va))?;
+            stub = Stub::new(code, moved, at, origin, env).ok()?;
+            let jump = Stub::jump(patch.at, patch.stub, origin, at, env).ok()?;
+            k.memory.write(arena.maddr(patch.stub)?, &jump.bytes).ok()?;
+            self.points.extend(jump.points);
+        }
+        let arena = self.arena.as_ref()?;
+        k.memory.write(arena.maddr(at)?, &stub.bytes).ok()?;
+        self.points.extend(stub.points);
+        self.points.sort_unstable_by_key(|point| point.at);
+        Some(stub.entries)
+    }
+
+    /// Takes back the patches of the sites that `which` says.
+    fn undo(&mut self, k: &mut Kernel<'_>, which: impl Fn(&Site) -> bool) {
+        let Kernel { shadow, memory, ledger, .. } = k;
+        self.sites.retain(|site| {
+            if !which(site) {
+                return true;
+            }
+            for jump in &site.jumps {
+                // The frame is there: it was written when the patch was made.
+                let _ = shadow.restore_code(memory, jump.maddr, jump.patch.bytes.len());
+            }
+            ledger.work(Work::PatchesUndone, 1);
+            false
+        });
+    }
+
+    /// Takes the patches of a frame back, and makes no more there.
+    fn close(&mut self, k: &mut Kernel<'_>, pfn: u64) {
+        let Some(mfn) = k.memory.pfn_to_mfn(pfn) else { return };
+        let range = mfn.maddr().0..mfn.maddr().0 + PAGE_SIZE;
+        self.undo(k, |site| site.is_made_from(&range));
+        k.shadow.unprotect_code(pfn);
+        match self.code.iter_mut().find(|frame| frame.pfn == pfn) {
+            Some(frame) => frame.closed = true,
+            None => self.code.push(Frame { pfn, stores: 0, closed: true }),
+        }
+    }
+
+    /// The code at `rip` is executed in a way that patches cannot serve, such as by a user program, or at another linear
+    /// address: it has no patches any more. Returns whether it had some.
+    pub fn withdraw(&mut self, k: &mut Kernel<'_>, rip: u64) -> bool {
+        let Some(pfn) = k.code_at(rip).and_then(|maddr| k.memory.mfn_to_pfn(maddr.mfn())) else { return false };
+        let had = k.shadow.is_code(pfn) && !self.is_closed(pfn);
+        if had {
+            self.close(k, pfn);
+        }
+        had
+    }
+
+    /// The address of the jump that leads to `stub`, for an instruction fetch there by who cannot see it.
+    pub fn jump_to(&self, stub: u64) -> Option<u64> {
+        self.sites.iter().flat_map(|s| &s.jumps).find(|j| j.patch.stub == stub).map(|j| j.patch.at)
+    }
+
+    /// The address of a jump that leads to `target` where its frame is mapped: at another address than the patch was made
+    /// for.
+    pub fn strayed(&self, k: &Kernel<'_>, target: u64) -> Option<u64> {
+        self.sites.iter().flat_map(|s| &s.jumps).find_map(|j| {
+            let at = target.wrapping_sub(j.patch.stub).wrapping_add(j.patch.at);
+            (at != j.patch.at && k.code_at(at) == Some(j.maddr)).then_some(at)
+        })
+    }
+
+    /// Brings patches up to date with what the guest has done to its code and its address space. To be called before the
+    /// kernel is entered.
+    pub fn refresh(&mut self, k: &mut Kernel<'_>) {
+        self.follow_writes(k);
+        if k.shadow.overlay_collides(k.memory) {
+            // Stubs are in the guest's way. All of them go; no address of them is anywhere in the guest.
+            self.undo(k, |_| true);
+            self.moves += 1;
+            (self.arena, self.env) = (None, None);
+            self.points.clear();
+            self.tried.clear();
+            k.shadow.set_overlay(k.memory, k.log, &[]);
+        }
+    }
+
+    fn follow_writes(&mut self, k: &mut Kernel<'_>) {
+        let mut writes = [None; 16];
+        let mut places = writes.iter_mut();
+        let more = k.shadow.take_code_writes(|write| {
+            if let Some(place) = places.next() {
+                *place = Some(write);
+            }
+        });
+        if more {
+            self.undo(k, |_| true);
+        }
+        for write in writes.into_iter().flatten() {
+            let Some(mfn) = k.memory.pfn_to_mfn(write.pfn) else { continue };
+            let from = mfn.maddr().0 + write.offset;
+            let range = from..from + write.len;
+            let before = self.sites.len();
+            self.undo(k, |site| site.is_made_from(&range));
+            let Some(frame) = self.code.iter_mut().find(|frame| frame.pfn == write.pfn) else { continue };
+            frame.stores = if self.sites.len() == before { frame.stores + 1 } else { 0 };
+            let frame_range = mfn.maddr().0..mfn.maddr().0 + PAGE_SIZE;
+            if frame.stores >= IDLE_STORES {
+                self.close(k, write.pfn);
+            } else if !self.sites.iter().any(|site| site.is_made_from(&frame_range)) {
+                k.shadow.unprotect_code(write.pfn);
+            }
+        }
+    }
+
+    /// Takes all jumps out of the code while the kernel single-steps, and puts them back after that.
+    pub fn suspend(&mut self, k: &mut Kernel<'_>, suspend: bool) {
+        if self.suspended == suspend {
+            return;
+        }
+        self.suspended = suspend;
+        for jump in self.sites.iter().flat_map(|site| &site.jumps) {
+            // As when they were installed: the frame is there.
+            let _ = if suspend {
+                k.shadow.restore_code(k.memory, jump.maddr, jump.patch.bytes.len())
+            } else {
+                k.shadow.replace_code(k.memory, jump.maddr, &jump.patch.bytes)
+            };
+        }
+    }
+
+    /// Whether all code is as the guest wrote it.
+    pub fn is_suspended(&self) -> bool {
+        self.suspended
+    }
+}
+
+/// Whether a page of ours may lie at `va`: on the side of the address space where `site` is, and nothing is mapped.
+fn is_free(k: &Kernel<'_>, site: u64, va: u64) -> bool {
+    const LOWEST: u64 = 0x1_0000;
+    let same_half = (va ^ site) >> 47 == 0;
+    let access = Access::default();
+    let unmapped = || matches!(k.shadow.lookup(k.memory, va, access), Err(crate::mmu::shadow::LookupError::PageFault(code)) if code & 1 == 0);
+    va >= LOWEST && same_half && !paravane_abi::addr::is_hypervisor(va) && unmapped()
+}
+
+/// Whether a recipe is that of a callout.
+pub(crate) fn is_callout(recipe: &Recipe) -> bool {
+    recipe.then == Then::Callout
+}
