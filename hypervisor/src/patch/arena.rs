@@ -65,8 +65,10 @@ impl Arena {
         is_free: &dyn Fn(u64) -> bool,
     ) -> Option<Self> {
         let places = TRAPPING.iter().flat_map(|top| TRIED.map(|third| [0, 0, third, *top]));
-        let places = places.map(|bytes| site.wrapping_add_signed(i32::from_le_bytes(bytes).into()) & !(PAGE_SIZE - 1));
-        let state = places.into_iter().find(|state| is_free(*state) && is_free(state.wrapping_add(PAGE_SIZE)))?;
+        let places =
+            places.map(|bytes| site.wrapping_add_signed(i32::from_le_bytes(bytes).into()) & !(PAGE_SIZE - 1));
+        let state =
+            places.into_iter().find(|state| is_free(*state) && is_free(state.wrapping_add(PAGE_SIZE)))?;
         // All windows and all punned displacements lie within 2 GiB of a site.
         let origin = site.wrapping_sub(1 << 31) & !(PAGE_SIZE - 1);
         let mut arena = Self { state, state_frame, pages: Vec::new(), frames, origin };
@@ -82,10 +84,13 @@ impl Arena {
 
     /// Everything, for the shadow to map.
     pub fn overlay(&self) -> Vec<OverlayPage> {
-        let state =
-            OverlayPage { va: self.state, mfn: self.state_frame, writable: true, executable: false };
-        let code =
-            self.pages.iter().map(|p| OverlayPage { va: p.va, mfn: p.mfn, writable: false, executable: true });
+        let state = OverlayPage { va: self.state, mfn: self.state_frame, writable: true, executable: false };
+        let code = self.pages.iter().map(|p| OverlayPage {
+            va: p.va,
+            mfn: p.mfn,
+            writable: false,
+            executable: true,
+        });
         std::iter::once(state).chain(code).collect()
     }
 
@@ -105,7 +110,9 @@ impl Arena {
 
     /// Takes `len` bytes more at the end of those taken from `at` on; whether they were free.
     pub fn extend(&mut self, at: u64, taken: u64, len: u64) -> bool {
-        let Some(page) = self.pages.iter_mut().find(|page| page.va == at & !(PAGE_SIZE - 1)) else { return false };
+        let Some(page) = self.pages.iter_mut().find(|page| page.va == at & !(PAGE_SIZE - 1)) else {
+            return false;
+        };
         let from = at % PAGE_SIZE + taken;
         if len > taken && page.free_from(from) < len - taken {
             return false;

@@ -357,7 +357,9 @@ impl Patcher {
     /// The code at `rip` is executed in a way that patches cannot serve, such as by a user program, or at another linear
     /// address: it has no patches any more. Returns whether it had some.
     pub fn withdraw(&mut self, k: &mut Kernel<'_>, rip: u64) -> bool {
-        let Some(pfn) = k.code_at(rip).and_then(|maddr| k.memory.mfn_to_pfn(maddr.mfn())) else { return false };
+        let Some(pfn) = k.code_at(rip).and_then(|maddr| k.memory.mfn_to_pfn(maddr.mfn())) else {
+            return false;
+        };
         let had = k.shadow.is_code(pfn) && !self.is_closed(pfn);
         if had {
             self.close(k, pfn);

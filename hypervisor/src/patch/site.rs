@@ -163,7 +163,9 @@ pub(crate) fn is_movable(insn: &Instruction) -> bool {
     }
     match insn.flow_control() {
         FlowControl::Next => true,
-        FlowControl::UnconditionalBranch | FlowControl::Call => insn.is_jmp_short_or_near() || insn.is_call_near(),
+        FlowControl::UnconditionalBranch | FlowControl::Call => {
+            insn.is_jmp_short_or_near() || insn.is_call_near()
+        }
         FlowControl::ConditionalBranch => insn.is_jcc_short_or_near(),
         FlowControl::IndirectBranch => insn.is_jmp_near_indirect(),
         // What the operand's address is computed from must not be what the call changes.
@@ -184,7 +186,10 @@ fn uses_stack_pointer(insn: &Instruction) -> bool {
 pub(crate) fn ends_flow(insn: &Instruction) -> bool {
     matches!(
         insn.flow_control(),
-        FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return | FlowControl::Exception
+        FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch
+            | FlowControl::Return
+            | FlowControl::Exception
     )
 }
 
@@ -319,7 +324,14 @@ impl View<'_> {
         all
     }
 
-    fn relayed(&self, run: &Run, byte: u8, evicted: &Run, relay: u64, room: &mut dyn Room) -> Option<Vec<Patch>> {
+    fn relayed(
+        &self,
+        run: &Run,
+        byte: u8,
+        evicted: &Run,
+        relay: u64,
+        room: &mut dyn Room,
+    ) -> Option<Vec<Patch>> {
         let (from, end) = (evicted.range.start, relay + NEAR);
         if end > self.end() || evicted.inner.iter().any(|inner| *inner < end && (self.is_target)(*inner)) {
             return None;

@@ -130,7 +130,8 @@ fn interrupt_return(e: &mut Emitter<'_>, insn: &Instruction) -> bool {
 /// A conditional jump, with a 32-bit displacement.
 fn conditional(e: &mut Emitter<'_>, insn: &Instruction, code: &[u8]) -> Result<(), Unsuitable> {
     let displacement = if insn.is_jcc_short() { 1 } else { 4 };
-    let opcode = code.len().checked_sub(displacement + 1).and_then(|at| code.get(at)).ok_or(Unsuitable::Form)?;
+    let opcode =
+        code.len().checked_sub(displacement + 1).and_then(|at| code.get(at)).ok_or(Unsuitable::Form)?;
     let end = e.here().wrapping_add(6);
     let distance = insn.near_branch_target().wrapping_sub(end).cast_signed();
     let distance = i32::try_from(distance).map_err(|_| Unsuitable::OutOfReach)?;

@@ -84,7 +84,9 @@ fn check(code: &[u8], site: u64, targets: &[u64], plan: &Plan) {
     assert_eq!(of_site.len(), 1, "{plan:x?}");
     for (i, patch) in plan.patches.iter().enumerate() {
         let others = plan.patches.iter().skip(i + 1);
-        assert!(others.into_iter().all(|o| o.moved.end <= patch.moved.start || patch.moved.end <= o.moved.start));
+        assert!(
+            others.into_iter().all(|o| o.moved.end <= patch.moved.start || patch.moved.end <= o.moved.start)
+        );
     }
 }
 
@@ -169,7 +171,14 @@ fn what_cannot_move() {
     for case in cases {
         assert!(!is_movable(&decoder(case, BASE).decode()), "{case:x?}");
     }
-    for case in [&[0xe8, 0, 0, 0, 0][..], &[0xff, 0x10], &[0xff, 0x25, 0, 0, 0, 0], &[0x75, 0], &[0xc2, 8, 0], &[0x48, 0xcf]] {
+    for case in [
+        &[0xe8, 0, 0, 0, 0][..],
+        &[0xff, 0x10],
+        &[0xff, 0x25, 0, 0, 0, 0],
+        &[0x75, 0],
+        &[0xc2, 8, 0],
+        &[0x48, 0xcf],
+    ] {
         assert!(is_movable(&decoder(case, BASE).decode()), "{case:x?}");
     }
 }
