@@ -115,9 +115,7 @@ fn write_gaps(out: &mut String, comparison: &Comparison, view: &View) -> fmt::Re
         let EngineFacts { name, detail, .. } = engine;
         out.write_str(&wrapped("", &format!("{}: on {name}: {detail}", techniques.join(", ")), view.width))?;
     }
-    for NotHere { technique, why } in &comparison.unavailable {
-        out.write_str(&wrapped("", &format!("{technique}: not on this host: {why}"), view.width))?;
-    }
+    write_not_here(out, &comparison.unavailable, view)?;
     for ((why, techniques), workloads) in lacking(comparison) {
         let line = format!("{}: not by {}: {why}", workloads.join(", "), techniques.join(", "));
         out.write_str(&wrapped("", &line, view.width))?;
@@ -128,6 +126,21 @@ fn write_gaps(out: &mut String, comparison: &Comparison, view: &View) -> fmt::Re
         }
     }
     if out.len() != start { writeln!(out) } else { Ok(()) }
+}
+
+/// Techniques that this host lacks, by reason.
+pub(super) fn write_not_here(out: &mut String, unavailable: &[NotHere], view: &View) -> fmt::Result {
+    let mut reasons: Vec<(&str, Vec<&'static str>)> = Vec::new();
+    for NotHere { technique, why } in unavailable {
+        match reasons.iter_mut().find(|(known, _)| known == why) {
+            Some((_, techniques)) => techniques.push(technique),
+            None => reasons.push((why, vec![technique])),
+        }
+    }
+    reasons.iter().try_for_each(|(why, techniques)| {
+        let line = format!("{}: not on this host: {why}", order::reading(techniques).join(", "));
+        out.write_str(&wrapped("", &line, view.width))
+    })
 }
 
 /// Techniques whose guests did not run on the comparison's engine, by what they ran on.

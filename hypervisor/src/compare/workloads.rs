@@ -85,10 +85,27 @@ pub static WORKLOADS: &[Workload] = &[
     Workload::new("net-send-1500", "send 10000 frames of 1500 bytes").with(Needs::Network),
     Workload::new("net-receive-64", "receive 10000 frames of 64 bytes").with(Needs::Network),
     Workload::new("net-receive-1500", "receive 10000 frames of 1500 bytes").with(Needs::Network),
+    // The seven of Adams and Agesen (ASPLOS 2006), then others.
+    Workload::nano("syscall", "a system call of a user program, and the return from it"),
+    Workload::nano("in", "IN AL, DX of the UART's line status").only(GuestKind::Bare),
+    Workload::nano("cr8wr", "MOV CR8, 0").only(GuestKind::Bare),
     Workload::nano("callret", "CALL of a leaf of one ADD, RET"),
+    Workload::nano("pgfault", "load from a page that is not mapped; the handler moves on"),
+    Workload::nano("divzero", "DIV by 0; the handler moves on"),
+    Workload::nano("ptemod", "toggle a bit that only software reads in the entry of a page in use"),
+    Workload::nano("ptemap", "map a page, read it, unmap it"),
+    Workload::nano("clisti", "interrupts off, and on again"),
+    Workload::nano("cr3rd", "MOV from CR3").only(GuestKind::Bare),
+    Workload::nano("cr3wr", "make the same address space the current one"),
+    Workload::nano("iret", "IRETQ within the kernel, its frame included"),
     Workload::nano("indirect-1", "CALL through a table, always of the same function"),
     Workload::nano("indirect-4", "CALL through a table, 4 functions in turn"),
     Workload::nano("indirect-16", "CALL through a table, 16 functions in turn"),
+    Workload::nano("smc", "store into an instruction's immediate, then run it"),
+    Workload::nano("null", "the hypercall that does nothing: XENVER_version").only(GuestKind::Pv),
+    Workload::nano("update-1", "one page-table entry by one mmu_update").only(GuestKind::Pv),
+    Workload::nano("update-512", "page-table entries, 512 by one mmu_update").only(GuestKind::Pv),
+    Workload::nano("upcall", "an event to oneself, to its handler").only(GuestKind::Pv),
 ];
 
 impl Workload {

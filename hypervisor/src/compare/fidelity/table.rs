@@ -3,8 +3,8 @@
 use std::fmt::{self, Write};
 
 use super::{Answer, Fidelity, FidelityRow, Verdict};
-use crate::compare::comparison::NotHere;
 use crate::compare::grid::Grid;
+use crate::compare::overview::write_not_here;
 use crate::compare::table::{View, wrapped};
 
 /// Formats everything.
@@ -24,9 +24,7 @@ fn write(out: &mut String, fidelity: &Fidelity, view: &View) -> fmt::Result {
     if !fidelity.techniques.is_empty() {
         write_legend(out, fidelity, view)?;
     }
-    for NotHere { technique, why } in &fidelity.unavailable {
-        out.write_str(&wrapped("", &format!("{technique}: not on this host: {why}"), view.width))?;
-    }
+    write_not_here(out, &fidelity.unavailable, view)?;
     if view.details {
         writeln!(out)?;
         fidelity.rows.iter().try_for_each(|row| write_answers(out, row, view))?;
