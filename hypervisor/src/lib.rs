@@ -67,6 +67,7 @@ pub mod engine;
 pub mod exec;
 pub mod host;
 pub mod image;
+pub mod interpreter;
 pub mod launch;
 pub mod ledger;
 pub mod machine;

@@ -1,5 +1,7 @@
 //! Why a bare guest cannot go on.
 
+use iced_x86::Instruction;
+
 /// Why a bare guest cannot go on. Each ends the guest, never the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Death {
@@ -30,6 +32,11 @@ pub(super) enum Death {
         "rip {rip:#x} keeps faulting on {address:#x}, which it may access: the engine lost track of that page"
     )]
     NoProgress { rip: u64, address: u64 },
+    #[error(
+        "the instruction at rip {rip:#x}, {insn}, is not interpreted: floating point and MMX are missing; build the \
+         kernel without them"
+    )]
+    NotInterpreted { rip: u64, insn: Instruction },
     #[error("halted for ever: HLT at rip {rip:#x} with interrupts off; enable them first, or power off")]
     HaltedForEver { rip: u64 },
 }

@@ -31,11 +31,13 @@ mod exit;
 mod fault;
 mod handler;
 mod history;
+mod interpreted;
 mod machine;
 mod outcome;
 pub mod platform;
 #[cfg(test)]
 mod tests;
 
+pub use interpreted::{InterpretedMachine, Stopped};
 pub use machine::{BareBoot, BareMachine, StartError};
 pub use outcome::{BareExit, BareOutcome, halted_for_ever, outcome_of};

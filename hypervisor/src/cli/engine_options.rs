@@ -21,6 +21,8 @@ pub(super) enum EngineArg {
     Kvm,
     /// A sandboxed process; needs no /dev/kvm
     Process,
+    /// None, for techniques that execute the guest themselves
+    Interpreter,
 }
 
 impl From<EngineArg> for EngineChoice {
@@ -29,6 +31,7 @@ impl From<EngineArg> for EngineChoice {
             EngineArg::Auto => Self::Auto,
             EngineArg::Kvm => Self::Kvm,
             EngineArg::Process => Self::Process,
+            EngineArg::Interpreter => Self::Interpreter,
         }
     }
 }

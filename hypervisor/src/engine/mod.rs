@@ -24,6 +24,8 @@ use state::{BadState, Breakpoints, NoBreakpoints, VectorState};
 pub mod kvm;
 pub mod process;
 pub mod state;
+pub mod thread;
+mod tsc;
 
 /// The address with bits 63:48 as bit 47 has them: itself if it is canonical.
 fn canonical(address: u64) -> u64 {

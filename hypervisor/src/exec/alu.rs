@@ -5,8 +5,13 @@
 use iced_x86::{ConditionCode, Mnemonic};
 
 use super::operand::truncate;
+use super::status::{self, Status};
 use crate::x86::rflags;
-use crate::x86::rflags::{AF, CF, OF, PF, SF, ZF};
+use crate::x86::rflags::CF;
+
+pub(crate) mod bits;
+pub(crate) mod product;
+pub(crate) mod shift;
 
 /// A result and the status flags that go with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,20 +30,17 @@ impl Computed {
     }
 }
 
-const fn sign_bit(size: usize) -> u64 {
+pub(super) const fn sign_bit(size: usize) -> u64 {
     if size >= 8 { 1 << 63 } else { 1 << (size * 8 - 1) }
 }
 
-/// ZF, SF and PF of a result.
-fn of_result(value: u64, size: usize) -> u64 {
-    let parity = if (value as u8).count_ones().is_multiple_of(2) { PF } else { 0 };
-    let zero = if value == 0 { ZF } else { 0 };
-    let sign = if value & sign_bit(size) != 0 { SF } else { 0 };
-    parity | zero | sign
+pub(super) fn flag_if(condition: bool, flag: u64) -> u64 {
+    if condition { flag } else { 0 }
 }
 
-fn flag_if(condition: bool, flag: u64) -> u64 {
-    if condition { flag } else { 0 }
+/// A result on `size` bytes that sets all status flags.
+fn with_status((value, status): (u64, Status), size: usize) -> Computed {
+    Computed { value: truncate(value, size), affected: rflags::STATUS, flags: status.bits() }
 }
 
 /// What an instruction leaves in a destination that holds `a`; `b` is its source, extended to the same size.
@@ -64,39 +66,23 @@ pub(crate) fn compute(mnemonic: Mnemonic, a: u64, b: u64, carry: bool, size: usi
 }
 
 /// Whether [`compute`] implements an instruction.
-pub(super) fn is_known(mnemonic: Mnemonic) -> bool {
+pub(crate) fn is_known(mnemonic: Mnemonic) -> bool {
     compute(mnemonic, 0, 0, false, 8).is_some()
 }
 
 /// `a + b + carry`.
-pub(super) fn add(a: u64, b: u64, carry: bool, size: usize) -> Computed {
-    let (a, b) = (truncate(a, size), truncate(b, size));
-    let wide = u128::from(a) + u128::from(b) + u128::from(carry);
-    let value = truncate(wide as u64, size);
-    let overflow = (a ^ value) & (b ^ value) & sign_bit(size) != 0;
-    let flags = of_result(value, size)
-        | flag_if(wide >> (size * 8) != 0, CF)
-        | flag_if(overflow, OF)
-        | flag_if((a ^ b ^ value) & 0x10 != 0, AF);
-    Computed { value, affected: rflags::STATUS, flags }
+pub(crate) fn add(a: u64, b: u64, carry: bool, size: usize) -> Computed {
+    with_status(status::add(a, b, carry, size), size)
 }
 
 /// `a - b - borrow`.
-pub(super) fn sub(a: u64, b: u64, borrow: bool, size: usize) -> Computed {
-    let (a, b) = (truncate(a, size), truncate(b, size));
-    let value = truncate(a.wrapping_sub(b).wrapping_sub(borrow.into()), size);
-    let overflow = (a ^ b) & (a ^ value) & sign_bit(size) != 0;
-    let flags = of_result(value, size)
-        | flag_if(u128::from(a) < u128::from(b) + u128::from(borrow), CF)
-        | flag_if(overflow, OF)
-        | flag_if((a ^ b ^ value) & 0x10 != 0, AF);
-    Computed { value, affected: rflags::STATUS, flags }
+pub(crate) fn sub(a: u64, b: u64, borrow: bool, size: usize) -> Computed {
+    with_status(status::sub(a, b, borrow, size), size)
 }
 
 /// The result of AND, OR or XOR: CF and OF clear.
-fn logic(value: u64, size: usize) -> Computed {
-    let value = truncate(value, size);
-    Computed { value, affected: rflags::STATUS, flags: of_result(value, size) }
+pub(crate) fn logic(value: u64, size: usize) -> Computed {
+    with_status((value, Status::logic(value, size)), size)
 }
 
 /// The result of INC or DEC, which do not change CF.
@@ -116,7 +102,7 @@ pub(crate) fn extends_sign(mnemonic: Mnemonic) -> bool {
 }
 
 /// What BTS, BTR and BTC leave of `old`, whose bit `number` they change.
-pub(super) fn change_bit(mnemonic: Mnemonic, old: u64, number: u32) -> Computed {
+pub(crate) fn change_bit(mnemonic: Mnemonic, old: u64, number: u32) -> Computed {
     let mask = 1u64.checked_shl(number).unwrap_or(0);
     let value = match mnemonic {
         Mnemonic::Bts => old | mask,
@@ -131,33 +117,13 @@ pub(crate) fn bit(old: u64, value: u64, bit: u32) -> Computed {
     Computed { value, affected: CF, flags: old.checked_shr(bit).unwrap_or(0) & CF }
 }
 
-/// Whether a condition holds (SDM vol. 1, appendix B); `None` for an instruction without one.
+/// Whether a condition holds; `None` for an instruction without one.
 pub(crate) fn holds(condition: ConditionCode, flags: u64) -> Option<bool> {
-    let has = |flag: u64| flags & flag != 0;
-    let less = has(SF) != has(OF);
-    Some(match condition {
-        ConditionCode::None => return None,
-        ConditionCode::o => has(OF),
-        ConditionCode::no => !has(OF),
-        ConditionCode::b => has(CF),
-        ConditionCode::ae => !has(CF),
-        ConditionCode::e => has(ZF),
-        ConditionCode::ne => !has(ZF),
-        ConditionCode::be => has(CF) || has(ZF),
-        ConditionCode::a => !has(CF) && !has(ZF),
-        ConditionCode::s => has(SF),
-        ConditionCode::ns => !has(SF),
-        ConditionCode::p => has(PF),
-        ConditionCode::np => !has(PF),
-        ConditionCode::l => less,
-        ConditionCode::ge => !less,
-        ConditionCode::le => less || has(ZF),
-        ConditionCode::g => !less && !has(ZF),
-    })
+    Status::from_bits(flags).holds(condition)
 }
 
 /// A move: no flags.
-pub(super) fn plain(value: u64) -> Computed {
+pub(crate) fn plain(value: u64) -> Computed {
     Computed { value, affected: 0, flags: 0 }
 }
 

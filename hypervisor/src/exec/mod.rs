@@ -13,7 +13,9 @@
 //! | loads of segment and descriptor-table registers | `segment.rs` |
 //! | IRET, far CALL, JMP and RET, SYSCALL, SYSRET | `transfer.rs` |
 //! | exceptions, interrupts and INT n through the IDT | `deliver.rs` |
+//! | PUSHF, POPF, LAR and the others that do not trap | `inspect.rs` |
 //! | IN, OUT, INS, OUTS | `port.rs` |
+//! | arithmetic with its flags | `alu.rs`, `alu/`, `status.rs` |
 //! | moves, arithmetic, exchanges and string moves with a memory operand | `ordinary.rs`, `string.rs` |
 //!
 //! Everything here runs on the thread of the vCPU, and nothing of it is called from a signal handler. What may not be
@@ -26,12 +28,14 @@ pub(crate) mod alu;
 mod control;
 pub(crate) mod deliver;
 pub(crate) mod executor;
+mod inspect;
 pub(crate) mod operand;
 pub(crate) mod ordinary;
 pub(crate) mod outside;
 pub(crate) mod port;
 pub(crate) mod privileged;
 mod segment;
+pub(crate) mod status;
 pub(crate) mod string;
 #[cfg(test)]
 mod tests;

@@ -107,7 +107,7 @@ impl<M: Surroundings> Executor<'_, M> {
         })
     }
 
-    fn execute(&mut self, insn: &Instruction) -> Attempt<Completion<M::Event>, M> {
+    pub(super) fn execute(&mut self, insn: &Instruction) -> Attempt<Completion<M::Event>, M> {
         use Mnemonic::*;
         match insn.mnemonic() {
             Cli => self.cpu.interrupts = false,
@@ -206,7 +206,7 @@ impl<M: Surroundings> Executor<'_, M> {
     }
 
     /// Instructions that load and store descriptor-table registers and segment registers.
-    fn table_instruction(&mut self, insn: &Instruction) -> Attempt<(), M> {
+    pub(super) fn table_instruction(&mut self, insn: &Instruction) -> Attempt<(), M> {
         match insn.mnemonic() {
             Mnemonic::Lgdt | Mnemonic::Lidt => {
                 let va = self.operands().address(insn, 0)?;

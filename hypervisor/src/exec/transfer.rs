@@ -38,7 +38,10 @@ impl<M: Surroundings> Executor<'_, M> {
         let [rip, cs, flags, rsp, ss] = self.peek_stack::<5>(size)?;
         let target = Target { rip, cs: cs as u16, rsp, ss: ss as u16 };
         self.check_return(&target)?;
-        self.cpu.set_flags(self.regs, flags);
+        let privileged = if self.cpu.user { rflags::IOPL } else { 0 };
+        let kept = privileged | if self.cpu.may_do_io() { 0 } else { rflags::IF };
+        let old = self.cpu.flags(self.regs);
+        self.cpu.set_flags(self.regs, flags & !kept | old & kept);
         self.finish_return(&target)
     }
 

@@ -7,6 +7,7 @@ use crate::build::mapping::AddressLimits;
 use crate::engine::kvm::ring0::Ring0Machine;
 use crate::engine::kvm::{HostKind, KvmError, KvmMachine, Transport};
 use crate::engine::process::{ADDRESSES_END, Lowest, ProcessEngineError, ProcessMachine};
+use crate::engine::thread::ThreadMachine;
 use crate::engine::{EngineInfo, Irqchip, Machine};
 use crate::host::zeroed::check_own_room;
 use crate::machine::layout::HypervisorLayout;
@@ -66,7 +67,7 @@ pub struct Engine {
 }
 
 /// All engines, in the order in which reasons are listed.
-pub static ENGINES: [Engine; 2] = [KVM, PROCESS];
+pub static ENGINES: [Engine; 3] = [KVM, PROCESS, INTERPRETER];
 
 const KVM: Engine = Engine {
     choice: EngineChoice::Kvm,
@@ -127,6 +128,19 @@ const PROCESS: Engine = Engine {
         check_own_room().map_err(ProcessEngineError::from)?;
         Ok(Box::new(machine))
     },
+};
+
+const INTERPRETER: Engine = Engine {
+    choice: EngineChoice::Interpreter,
+    label: "Interpreter",
+    called: "the interpreter",
+    offers: &[EngineNeed::Nothing],
+    backing: Backing::Anonymous,
+    has_transports: false,
+    instead: |_| "",
+    rank: |_| (0, "the technique needs no engine"),
+    limits: |_| AddressLimits::XEN,
+    set_up: |_| Ok(Box::new(ThreadMachine::new())),
 };
 
 /// Where an engine that is set up can map a kernel.

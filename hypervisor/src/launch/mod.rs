@@ -39,6 +39,8 @@ pub enum EngineChoice {
     Kvm,
     /// The process engine, or an error.
     Process,
+    /// None: the technique executes the guest itself, on the vCPU's thread.
+    Interpreter,
 }
 
 impl EngineChoice {
@@ -48,6 +50,7 @@ impl EngineChoice {
             Self::Auto => "auto",
             Self::Kvm => "kvm",
             Self::Process => "process",
+            Self::Interpreter => "interpreter",
         }
     }
 }

@@ -54,8 +54,8 @@ pub enum MemoryError {
 #[derive(Clone, Debug)]
 pub struct DeviceMemory {
     view: GuestMemoryMmap,
-    /// The view borrows its mapping from this.
-    _machine: Option<Arc<MachineMemory>>,
+    /// The view borrows its mapping from this. `None` in tests.
+    machine: Option<Arc<MachineMemory>>,
 }
 
 impl DeviceMemory {
@@ -75,13 +75,20 @@ impl DeviceMemory {
             views.push(GuestRegionMmap::new(mapping, GuestAddress(r.address)).ok_or(MemoryError::Layout)?);
         }
         let view = GuestMemoryMmap::from_regions(views).map_err(|_| MemoryError::Layout)?;
-        Ok(Self { view, _machine: Some(Arc::clone(machine)) })
+        Ok(Self { view, machine: Some(Arc::clone(machine)) })
     }
 
     /// Memory that is not a machine's, for tests of devices.
     #[cfg(test)]
     pub fn standing_alone(view: GuestMemoryMmap) -> Self {
-        Self { view, _machine: None }
+        Self { view, machine: None }
+    }
+
+    /// Says that the device has written to it. To be called before the driver is told of a buffer.
+    pub fn wrote(&self) {
+        if let Some(machine) = &self.machine {
+            machine.note_foreign_write();
+        }
     }
 
     /// The view, for rust-vmm's crates.

@@ -13,7 +13,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
@@ -115,6 +115,8 @@ pub struct MachineMemory {
     memfd: Option<File>,
     frames: u64,
     guest_base: u64,
+    /// How often devices gave buffers back.
+    foreign_writes: AtomicU64,
 }
 
 impl MachineMemory {
@@ -134,7 +136,7 @@ impl MachineMemory {
         };
         let mmap = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), len, file)])
             .map_err(|e| fail(e.to_string()))?;
-        Ok(Self { mmap, memfd, frames, guest_base: hypervisor_frames })
+        Ok(Self { mmap, memfd, frames, guest_base: hypervisor_frames, foreign_writes: AtomicU64::new(0) })
     }
 
     /// The number of all frames, the hypervisor's and the guest's.
@@ -271,6 +273,14 @@ impl MachineMemory {
         }
         Some(existing)
     }
+    /// Says that a device has written to guest memory, before it tells the driver. Any thread may call this.
+    pub fn note_foreign_write(&self) {
+        self.foreign_writes.fetch_add(1, Ordering::Release);
+    }
+    /// How often a device has: who keeps something derived from memory compares it when this number has changed.
+    pub fn foreign_writes(&self) -> u64 {
+        self.foreign_writes.load(Ordering::Acquire)
+    }
     /// The `vm-memory` view, for devices built on rust-vmm crates.
     pub fn inner(&self) -> &GuestMemoryMmap {
         &self.mmap
@@ -308,11 +318,11 @@ impl MachineMemory {
     fn atomic_u64<R>(
         &self,
         addr: Maddr,
-        f: impl FnOnce(&std::sync::atomic::AtomicU64) -> R,
+        f: impl FnOnce(&AtomicU64) -> R,
     ) -> Result<R, BadMachineAddress> {
         let bad = BadMachineAddress { addr: addr.0, len: 8 };
         let slice = self.mmap.get_slice(GuestAddress(addr.0), 8).map_err(|_| bad)?;
-        let atomic = slice.get_atomic_ref::<std::sync::atomic::AtomicU64>(0).map_err(|_| bad)?;
+        let atomic = slice.get_atomic_ref::<AtomicU64>(0).map_err(|_| bad)?;
         Ok(f(atomic))
     }
 }

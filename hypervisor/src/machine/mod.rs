@@ -11,3 +11,4 @@ pub mod kick;
 pub mod layout;
 pub mod memory;
 pub mod time;
+pub mod words;

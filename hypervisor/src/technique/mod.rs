@@ -13,6 +13,7 @@
 mod bare;
 mod domain;
 pub mod hvm;
+mod interpret;
 mod method;
 mod patch;
 pub mod pv;
@@ -62,9 +63,11 @@ pub enum EngineNeed {
 }
 
 /// All techniques. Of those that run the same images, the first is taken when nothing is said.
-pub static TECHNIQUES: [Technique; 6] = [
+pub static TECHNIQUES: [Technique; 8] = [
     pv::TECHNIQUE,
     trap::TECHNIQUE,
+    interpret::TECHNIQUE,
+    interpret::WITHOUT_CACHE,
     patch::TECHNIQUE,
     translate::TRANSLATE,
     hvm::TECHNIQUE,

@@ -186,6 +186,7 @@ impl Queue {
     pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), Broken> {
         self.in_work = self.in_work.saturating_sub(1);
         self.given = self.given.saturating_add(1);
+        self.memory.wrote();
         self.ring.add_used(self.memory.view(), head, written).map_err(|_| Broken::Bug)
     }
 

@@ -33,7 +33,6 @@ mod stub;
 mod sys;
 #[cfg(test)]
 mod tests;
-mod tsc;
 
 pub use self::area::GUEST_END as ADDRESSES_END;
 pub use self::child::SpawnError;

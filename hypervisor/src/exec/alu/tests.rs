@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use crate::exec::alu::*;
+use crate::x86::rflags::{AF, OF, PF, SF, ZF};
 
 #[test]
 fn edges() {

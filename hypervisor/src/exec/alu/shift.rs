@@ -1,0 +1,124 @@
+//! Shifts and rotations (SDM vol. 2, SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR, SHLD, SHRD).
+//!
+//! Where the manual leaves a flag undefined it gets the value that the formula for a count of 1 has.
+
+use iced_x86::Mnemonic;
+
+use super::{Computed, flag_if, logic, plain, sign_bit};
+use crate::exec::operand::{sign_extend, truncate};
+use crate::x86::rflags::{AF, CF, OF};
+
+/// The count that an instruction with operands of `size` bytes takes from `count`.
+const fn masked(count: u64, size: usize) -> u32 {
+    (count & if size == 8 { 0x3f } else { 0x1f }) as u32
+}
+
+/// What a shift or rotation leaves of `value`; `carry` is CF. `None` for any other instruction.
+pub(crate) fn shift(mnemonic: Mnemonic, value: u64, count: u64, carry: bool, size: usize) -> Option<Computed> {
+    use Mnemonic::*;
+    let (value, count) = (truncate(value, size), masked(count, size));
+    let operation = match mnemonic {
+        Shl | Sal => left,
+        Shr => right,
+        Sar => arithmetic,
+        Rol => rotate_left,
+        Ror => rotate_right,
+        Rcl => return Some(through_carry_left(value, count, carry, size)),
+        Rcr => return Some(through_carry_right(value, count, carry, size)),
+        _ => return None,
+    };
+    Some(if count == 0 { plain(value) } else { operation(value, count, size) })
+}
+
+/// A shift's result with these CF and OF.
+fn shifted(value: u64, carry: bool, overflow: bool, size: usize) -> Computed {
+    let by_result = logic(value, size);
+    let flags = by_result.flags & !AF | flag_if(carry, CF) | flag_if(overflow, OF);
+    Computed { flags, ..by_result }
+}
+
+/// A rotation's: it changes no other flags.
+fn rotated(value: u64, carry: bool, overflow: bool, size: usize) -> Computed {
+    let flags = flag_if(carry, CF) | flag_if(overflow, OF);
+    Computed { value: truncate(value, size), affected: CF | OF, flags }
+}
+
+fn left(value: u64, count: u32, size: usize) -> Computed {
+    let wide = u128::from(value) << count;
+    let (result, carry) = (truncate(wide as u64, size), wide >> (8 * size) & 1 != 0);
+    shifted(result, carry, (result & sign_bit(size) != 0) != carry, size)
+}
+
+fn right(value: u64, count: u32, size: usize) -> Computed {
+    let carry = value >> (count - 1) & 1 != 0;
+    shifted(value.checked_shr(count).unwrap_or(0), carry, value & sign_bit(size) != 0, size)
+}
+
+fn arithmetic(value: u64, count: u32, size: usize) -> Computed {
+    let extended = sign_extend(value, size).cast_signed();
+    let carry = extended >> (count - 1) & 1 != 0;
+    shifted(truncate((extended >> count).cast_unsigned(), size), carry, false, size)
+}
+
+fn rotate_left(value: u64, count: u32, size: usize) -> Computed {
+    let bits = 8 * size as u32;
+    let by = count % bits;
+    let result = if by == 0 { value } else { truncate(value << by | value >> (bits - by), size) };
+    let carry = result & 1 != 0;
+    rotated(result, carry, (result & sign_bit(size) != 0) != carry, size)
+}
+
+fn rotate_right(value: u64, count: u32, size: usize) -> Computed {
+    let bits = 8 * size as u32;
+    let by = count % bits;
+    let result = if by == 0 { value } else { truncate(value >> by | value << (bits - by), size) };
+    let carry = result & sign_bit(size) != 0;
+    rotated(result, carry, (result & sign_bit(size) >> 1 != 0) != carry, size)
+}
+
+/// Rotates the operand with CF above its top bit.
+fn through_carry_left(value: u64, count: u32, carry: bool, size: usize) -> Computed {
+    let bits = 8 * size as u32 + 1;
+    let by = count % bits;
+    if by == 0 {
+        // CF keeps its value, and OF is undefined where the count is not 0.
+        return plain(value);
+    }
+    let wide = u128::from(value) | u128::from(carry) << (bits - 1);
+    let wide = wide << by | wide >> (bits - by);
+    let (result, carry) = (truncate(wide as u64, size), wide >> (bits - 1) & 1 != 0);
+    rotated(result, carry, (result & sign_bit(size) != 0) != carry, size)
+}
+
+fn through_carry_right(value: u64, count: u32, carry: bool, size: usize) -> Computed {
+    let bits = 8 * size as u32 + 1;
+    let by = count % bits;
+    if by == 0 {
+        return plain(value);
+    }
+    let wide = u128::from(value) | u128::from(carry) << (bits - 1);
+    let wide = wide >> by | wide << (bits - by);
+    let (result, carry) = (truncate(wide as u64, size), wide >> (bits - 1) & 1 != 0);
+    let top_two = (result & sign_bit(size) != 0) != (result & sign_bit(size) >> 1 != 0);
+    rotated(result, carry, top_two, size)
+}
+
+/// SHLD (`left`) and SHRD: shifts `value` by `count`, and fills it from `fill`.
+pub(crate) fn double_shift(left: bool, value: u64, fill: u64, count: u64, size: usize) -> Computed {
+    let (value, fill, count) = (truncate(value, size), truncate(fill, size), masked(count, size));
+    if count == 0 {
+        return plain(value);
+    }
+    let bits = 8 * size as u32;
+    // A count beyond 16 with operands of that size is undefined: bits of both come round again.
+    let count = if count > bits { count - bits } else { count };
+    let (result, carry) = if left {
+        let rest = fill.checked_shr(bits - count).unwrap_or(0);
+        (value.checked_shl(count).unwrap_or(0) | rest, value >> (bits - count) & 1 != 0)
+    } else {
+        let rest = fill.checked_shl(bits - count).unwrap_or(0);
+        (value.checked_shr(count).unwrap_or(0) | rest, value >> (count - 1) & 1 != 0)
+    };
+    let result = truncate(result, size);
+    shifted(result, carry, (result ^ value) & sign_bit(size) != 0, size)
+}
