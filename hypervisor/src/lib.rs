@@ -43,6 +43,7 @@
 //! | [`bare`], [`exec`] | The PC that a bare kernel believes in; what one trapped instruction does |
 //! | [`codegen`] | Code of ours that runs in a bare kernel's place |
 //! | [`translate`] | A bare kernel's code as code of ours |
+//! | [`interpreter`] | A processor in software, which executes every instruction of a guest itself |
 //! | [`build`] | From an image to a domain's first state |
 //! | [`image`], [`audit`] | Files that hold kernels, and what in their code differs at CPL 3 from CPL 0 |
 //! | [`mmu`] | Who may write page tables: validated ones, and shadows |

@@ -70,11 +70,12 @@ const ROOMS: &[Room] = &[
     room(
         "bare",
         "the PC that a bare kernel sees, and its exits",
-        "exec virtio mmu engine ledger machine host x86",
+        "interpreter exec virtio mmu engine ledger machine host x86",
     ),
     room("patch", "jumps to stubs in a kernel's code", "codegen exec mmu ledger machine x86"),
     room("translate", "a bare kernel's code as code of ours", "codegen exec mmu machine x86"),
     room("codegen", "our code in the guest's kernel view", "exec machine host x86"),
+    room("interpreter", "a processor in software", "exec machine x86"),
     room("exec", "what one instruction does", "x86"),
     room("build", "from an image to a domain's first state", "image machine text"),
     room("audit", "instructions that do not work at CPL 3", "image machine x86 text"),
@@ -121,6 +122,11 @@ const PRINCIPLES: &[Principle] = &[
         from: &["exec"],
         never: &["engine", "mmu", "ledger", "machine", "virtio", "bare"],
         why: "an instruction does the same on every machine, however its guest is run",
+    },
+    Principle {
+        from: &["interpreter"],
+        never: &["engine", "mmu", "ledger", "virtio", "bare", "pv", "host"],
+        why: "a processor in software executes instructions, whoever's they are",
     },
     Principle {
         from: &["virtio"],
