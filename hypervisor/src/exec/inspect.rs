@@ -122,7 +122,9 @@ impl<M: Surroundings> Executor<'_, M> {
         let d = match self.descriptor(selector) {
             Ok(d) => d,
             // Beyond the table's limit.
-            Err(Incomplete::Exception(e)) if e == Exception::protection(error_of(selector)) => return Ok(None),
+            Err(Incomplete::Exception(e)) if e == Exception::protection(error_of(selector)) => {
+                return Ok(None);
+            }
             Err(other) => return Err(other),
         };
         let system_type = d.0 >> 40 & 15;

@@ -224,8 +224,6 @@ impl<X: Machine> Chunk<X> {
 /// Whether what follows an instruction may not be code.
 fn ends_block(insn: &Instruction) -> bool {
     use iced_x86::FlowControl::*;
-    matches!(
-        insn.flow_control(),
-        UnconditionalBranch | IndirectBranch | Return | Interrupt | Exception
-    ) && insn.mnemonic() != iced_x86::Mnemonic::Syscall
+    matches!(insn.flow_control(), UnconditionalBranch | IndirectBranch | Return | Interrupt | Exception)
+        && insn.mnemonic() != iced_x86::Mnemonic::Syscall
 }

@@ -92,13 +92,7 @@ impl<X: Machine> Core<X> {
 }
 
 /// The instruction has to be executed in its general form.
-pub(super) fn general<X: Machine>(
-    core: &mut Core<X>,
-    _: &Op<X>,
-    _: &[Op<X>],
-    at: usize,
-    left: u32,
-) -> Leave {
+pub(super) fn general<X: Machine>(core: &mut Core<X>, _: &Op<X>, _: &[Op<X>], at: usize, left: u32) -> Leave {
     core.leave(Leave::General, at, left)
 }
 

@@ -43,11 +43,9 @@ pub(crate) fn shown(function: u32, index: u32, native: CpuidResult) -> CpuidResu
         },
         // No XSAVE.
         (7 | 0xd, _) => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
-        (0x8000_0001, _) => CpuidResult {
-            ecx: native.ecx & !HIDDEN_EXT1_ECX,
-            edx: native.edx & !HIDDEN_EXT1_EDX,
-            ..native
-        },
+        (0x8000_0001, _) => {
+            CpuidResult { ecx: native.ecx & !HIDDEN_EXT1_ECX, edx: native.edx & !HIDDEN_EXT1_EDX, ..native }
+        }
         _ => native,
     }
 }

@@ -29,7 +29,15 @@ pub(super) struct Reach<X> {
 
 impl<X: Machine> Reach<X> {
     pub fn new(machine: X, words: Words, code: CodeMap) -> Self {
-        Self { machine, words, tlb: Tlb::new(), code, attention: false, fetches: Fetches::default(), user: false }
+        Self {
+            machine,
+            words,
+            tlb: Tlb::new(),
+            code,
+            attention: false,
+            fetches: Fetches::default(),
+            user: false,
+        }
     }
 
     /// Reads `SIZE` (1, 2, 4 or 8) bytes, zero-extended.
@@ -103,7 +111,8 @@ impl<X: Machine> Reach<X> {
     pub fn read_bytes(&mut self, va: u64, buf: &mut [u8], user: bool) -> Result<(), Exception> {
         let [(first, len), (second, _)] = self.pieces(va, buf.len(), Kind::Read, user)?;
         let (head, tail) = buf.split_at_mut(len);
-        for (place, part) in [(first, head), (second, tail)].into_iter().filter(|(_, part)| !part.is_empty()) {
+        for (place, part) in [(first, head), (second, tail)].into_iter().filter(|(_, part)| !part.is_empty())
+        {
             match place {
                 Place::Memory { at, .. } => self.read_memory(at, part),
                 Place::Bus(address) => {
@@ -140,7 +149,8 @@ impl<X: Machine> Reach<X> {
         let [(first, len), (second, _)] = self.pieces(va, bytes.len(), Kind::Write, user)?;
         let (head, tail) = bytes.split_at(len);
         let mut stored = Stored::Memory;
-        for (place, part) in [(first, head), (second, tail)].into_iter().filter(|(_, part)| !part.is_empty()) {
+        for (place, part) in [(first, head), (second, tail)].into_iter().filter(|(_, part)| !part.is_empty())
+        {
             match place {
                 Place::Memory { at, .. } => self.write_memory(at, part),
                 Place::Bus(address) => {

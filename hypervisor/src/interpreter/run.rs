@@ -177,7 +177,11 @@ impl<X: Machine> Interpreter<X> {
         let (stepping, shadowed) = (self.core.rflags & TF != 0, self.core.cpu.shadowed_rip);
         let resumed = self.core.rflags & RF != 0;
         let before = self.counts.instructions;
-        if self.keeps { self.many(1)? } else { self.uncached()? }
+        if self.keeps {
+            self.many(1)?
+        } else {
+            self.uncached()?
+        }
         if self.core.cpu.shadowed_rip == shadowed {
             self.core.cpu.shadowed_rip = None;
         }
@@ -341,9 +345,7 @@ impl<X: Machine> Interpreter<X> {
             }
             Completion::Interrupt(number) => {
                 let next_rip = insn.next_ip();
-                return self
-                    .deliver(Exception::plain(number), Origin::Software { next_rip })
-                    .map(|()| true);
+                return self.deliver(Exception::plain(number), Origin::Software { next_rip }).map(|()| true);
             }
         }
         self.counts.instructions += 1;
@@ -367,4 +369,3 @@ impl<X: Machine> Interpreter<X> {
         })
     }
 }
-

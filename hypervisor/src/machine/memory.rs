@@ -315,11 +315,7 @@ impl MachineMemory {
         self.atomic_u64(addr, |a| a.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire))
     }
 
-    fn atomic_u64<R>(
-        &self,
-        addr: Maddr,
-        f: impl FnOnce(&AtomicU64) -> R,
-    ) -> Result<R, BadMachineAddress> {
+    fn atomic_u64<R>(&self, addr: Maddr, f: impl FnOnce(&AtomicU64) -> R) -> Result<R, BadMachineAddress> {
         let bad = BadMachineAddress { addr: addr.0, len: 8 };
         let slice = self.mmap.get_slice(GuestAddress(addr.0), 8).map_err(|_| bad)?;
         let atomic = slice.get_atomic_ref::<AtomicU64>(0).map_err(|_| bad)?;

@@ -76,7 +76,17 @@ fn make(parts: Parts<'_>, keeps: bool) -> Result<Box<dyn Domain>, MakeError> {
     let platform = Platform::new(parts.sink, parts.input).with_virtio(virtio);
     let machine = InterpretedMachine::new(&boot, platform, &memory, clock, keeps)?;
     let (regs, ledger) = (machine.regs(), Ledger::new());
-    Ok(Box::new(InterpretedDomain { memory, machine, outcome: None, regs, log, space, clock, ledger, end: None }))
+    Ok(Box::new(InterpretedDomain {
+        memory,
+        machine,
+        outcome: None,
+        regs,
+        log,
+        space,
+        clock,
+        ledger,
+        end: None,
+    }))
 }
 
 impl Domain for InterpretedDomain {

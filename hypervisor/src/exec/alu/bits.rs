@@ -34,7 +34,8 @@ pub(crate) fn manipulate(mnemonic: Mnemonic, a: u64, b: u64, size: usize) -> Opt
     use Mnemonic::*;
     let (a, b) = (truncate(a, size), truncate(b, size));
     let bits = 8 * size as u64;
-    let low_mask = |count: u64| 1u64.checked_shl(count.try_into().unwrap_or(64)).map_or(u64::MAX, |bit| bit - 1);
+    let low_mask =
+        |count: u64| 1u64.checked_shl(count.try_into().unwrap_or(64)).map_or(u64::MAX, |bit| bit - 1);
     let (value, carry, affected) = match mnemonic {
         Andn => (!a & b, false, CF | ZF | SF | OF),
         Blsi => (a & a.wrapping_neg(), a != 0, CF | ZF | SF | OF),

@@ -14,7 +14,13 @@ const fn masked(count: u64, size: usize) -> u32 {
 }
 
 /// What a shift or rotation leaves of `value`; `carry` is CF. `None` for any other instruction.
-pub(crate) fn shift(mnemonic: Mnemonic, value: u64, count: u64, carry: bool, size: usize) -> Option<Computed> {
+pub(crate) fn shift(
+    mnemonic: Mnemonic,
+    value: u64,
+    count: u64,
+    carry: bool,
+    size: usize,
+) -> Option<Computed> {
     use Mnemonic::*;
     let (value, count) = (truncate(value, size), masked(count, size));
     let operation = match mnemonic {

@@ -18,13 +18,18 @@ impl<X: Machine> Core<X> {
         use Mnemonic::*;
         match insn.flow_control() {
             FlowControl::ConditionalBranch => return Ok(self.conditional(insn)?),
-            FlowControl::UnconditionalBranch if insn.mnemonic() == Jmp => return Ok(to(insn.near_branch_target())?),
+            FlowControl::UnconditionalBranch if insn.mnemonic() == Jmp => {
+                return Ok(to(insn.near_branch_target())?);
+            }
             FlowControl::IndirectBranch if insn.mnemonic() == Jmp => {
                 let target = self.read(insn, 0)?;
                 return Ok(to(target)?);
             }
             FlowControl::Call | FlowControl::IndirectCall if insn.mnemonic() == Call => {
-                let direct = matches!(insn.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
+                let direct = matches!(
+                    insn.op0_kind(),
+                    OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+                );
                 let target = if direct { insn.near_branch_target() } else { self.read(insn, 0)? };
                 if !is_canonical(target) {
                     return Err(Exception::protection(0).into());

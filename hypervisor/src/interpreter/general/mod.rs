@@ -49,8 +49,7 @@ pub(super) enum Flow<E> {
 }
 
 /// The result of an instruction. `None` where a file does not know the instruction.
-pub(super) type Done<X> =
-    Result<Option<Flow<<X as Machine>::Event>>, Trouble<<X as Machine>::Failure>>;
+pub(super) type Done<X> = Result<Option<Flow<<X as Machine>::Event>>, Trouble<<X as Machine>::Failure>>;
 
 /// The result of an instruction that goes on at the next one.
 type Plain = Result<bool, Exception>;
@@ -95,7 +94,9 @@ impl<X: Machine> Core<X> {
             });
         }
         let breaks = matches!(insn.mnemonic(), Mnemonic::Int3 | Mnemonic::Int1);
-        let Some(class) = Class::of(insn).or(breaks.then_some(Class::SoftwareInterrupt)) else { return Ok(None) };
+        let Some(class) = Class::of(insn).or(breaks.then_some(Class::SoftwareInterrupt)) else {
+            return Ok(None);
+        };
         let done = self.with_executor(|executor| {
             if let Some(result) = executor.inspect(insn) {
                 return Some(result.map(|()| Completion::Advance));

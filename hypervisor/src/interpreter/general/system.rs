@@ -34,8 +34,8 @@ impl<X: Machine> Core<X> {
                 let va = self.address(insn, 0)?;
                 self.load(va, 1).map_err(|e| of_operand(insn, e))?;
             }
-            Nop | Pause | Endbr64 | Endbr32 | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw
-            | Prefetch | Prefetchwt1 | Reservednop | Wait => {}
+            Nop | Pause | Endbr64 | Endbr32 | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta
+            | Prefetchw | Prefetch | Prefetchwt1 | Reservednop | Wait => {}
             _ => return Ok(false),
         }
         Ok(true)

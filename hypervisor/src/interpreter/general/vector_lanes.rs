@@ -196,7 +196,8 @@ impl<X: Machine> Core<X> {
         }
         self.check_vector()?;
         let a = self.source(insn, 0, true)?;
-        let immediate = insn.op_count() == 2 && !is_memory(insn.op1_kind()) && number(insn.op1_register()).is_none();
+        let immediate =
+            insn.op_count() == 2 && !is_memory(insn.op1_kind()) && number(insn.op1_register()).is_none();
         let b = if immediate { insn.immediate8().into() } else { self.source(insn, 1, true)? };
         let mnemonic = insn.mnemonic();
         let value = arithmetic(mnemonic, a, b)

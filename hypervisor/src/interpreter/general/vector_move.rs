@@ -28,7 +28,12 @@ impl<X: Machine> Core<X> {
     }
 
     /// An XMM register, or memory of the operand's size. `aligned`: memory of 16 bytes must be.
-    pub(super) fn source(&mut self, insn: &Instruction, operand: u32, aligned: bool) -> Result<u128, Exception> {
+    pub(super) fn source(
+        &mut self,
+        insn: &Instruction,
+        operand: u32,
+        aligned: bool,
+    ) -> Result<u128, Exception> {
         if !is_memory(insn.op_kind(operand)) {
             return self.xmm(insn, operand);
         }
@@ -113,7 +118,8 @@ impl<X: Machine> Core<X> {
             return Ok(true);
         }
         let general = insn.op1_kind() == OpKind::Register && insn.op1_register().is_gpr();
-        let source = if general { self.get(insn.op1_register()).into() } else { self.source(insn, 1, false)? };
+        let source =
+            if general { self.get(insn.op1_register()).into() } else { self.source(insn, 1, false)? };
         let from_register = !is_memory(insn.op1_kind());
         let old = self.xmm(insn, 0)?;
         let value = match insn.mnemonic() {

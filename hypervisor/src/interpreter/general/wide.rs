@@ -50,7 +50,8 @@ impl<X: Machine> Core<X> {
             Div | Idiv => self.divide(insn)?,
             Bsf | Bsr | Tzcnt | Lzcnt | Popcnt => {
                 let source = self.read(insn, 1)?;
-                let Some((value, computed)) = bits::count(insn.mnemonic(), source, operand_size(insn, 0)) else {
+                let Some((value, computed)) = bits::count(insn.mnemonic(), source, operand_size(insn, 0))
+                else {
                     return Ok(false);
                 };
                 if let Some(value) = value {
@@ -90,7 +91,8 @@ impl<X: Machine> Core<X> {
     fn shift(&mut self, insn: &Instruction) -> Result<(), Exception> {
         let (value, count) = (self.read(insn, 0)?, self.read(insn, 1)?);
         let (size, carry) = (operand_size(insn, 0), self.status.carry());
-        let computed = shift::shift(insn.mnemonic(), value, count, carry, size).ok_or(Exception::undefined())?;
+        let computed =
+            shift::shift(insn.mnemonic(), value, count, carry, size).ok_or(Exception::undefined())?;
         self.write(insn, 0, computed.value)?;
         self.apply(&computed);
         Ok(())
@@ -116,8 +118,8 @@ impl<X: Machine> Core<X> {
         let divisor = self.read(insn, 0)?;
         let (a, b) = (truncate(self.get(high), size), self.get(low));
         let is_signed = insn.mnemonic() == Mnemonic::Idiv;
-        let (quotient, rest) = product::divide(is_signed, a, b, divisor, size)
-            .ok_or(Exception::plain(vector::DIVIDE))?;
+        let (quotient, rest) =
+            product::divide(is_signed, a, b, divisor, size).ok_or(Exception::plain(vector::DIVIDE))?;
         self.set(low, quotient);
         self.set(high, rest);
         Ok(())
