@@ -99,6 +99,15 @@ fn read_xcr0(leaf1: impl FnOnce() -> CpuidResult) -> u64 {
     })
 }
 
+/// Whether the processor is one of AMD's, or of Hygon's, which are made alike: it has SVM's instructions rather than
+/// VMX's (CPUID leaf 0).
+pub fn is_amd() -> bool {
+    const NAMES: [&[u8; 12]; 2] = [b"AuthenticAMD", b"HygonGenuine"];
+    let leaf = query(0, 0);
+    let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    NAMES.iter().any(|wanted| name.as_flattened() == *wanted)
+}
+
 /// Whether the processor has RDFSBASE, RDGSBASE, WRFSBASE and WRGSBASE. Cached.
 pub fn has_fsgsbase() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();

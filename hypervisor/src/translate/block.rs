@@ -5,11 +5,11 @@
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
-use super::lookup::Shared;
+use super::lookup::{self, Shared};
 use super::transfer::Transfer;
 use crate::codegen::copy::is_plain;
-use crate::codegen::emitter::{Dead, Emitter, Environment, Forward, RAX, TRAP, Unsuitable};
-use crate::codegen::recipe::{Point, Recipe, Saved, Then};
+use crate::codegen::emitter::{Dead, Emitter, Environment, Forward, TRAP, Unsuitable};
+use crate::codegen::recipe::{Point, Recipe, Then};
 use crate::x86::rflags;
 use crate::x86::sensitive::Class;
 
@@ -17,8 +17,6 @@ use crate::x86::sensitive::Class;
 const MAX_INSTRUCTIONS: usize = 64;
 /// The least bytes of a block, without its entry for lookups: a jump must fit where it begins.
 const MIN_BYTES: usize = 5;
-/// Bytes of the entry for lookups: it restores RAX.
-pub(super) const INDIRECT_ENTRY: u32 = 7;
 const HLT: u8 = 0xf4;
 const UD2: [u8; 2] = [0x0f, 0x0b];
 
@@ -44,6 +42,10 @@ pub(super) struct Product {
     pub returns: Vec<u64>,
     /// Targets of calls.
     pub called: Vec<u64>,
+    /// Where it is entered by lookups, if it is: bytes from its beginning.
+    pub entry: Option<u32>,
+    /// Where its code begins.
+    pub body: u32,
     /// Whether its one instruction goes on in the next page.
     pub crosses: bool,
 }
@@ -55,7 +57,27 @@ impl Product {
         self.links.clear();
         self.returns.clear();
         self.called.clear();
+        self.entry = None;
+        self.body = 0;
         self.crosses = false;
+    }
+
+    /// Only the entry of a block that begins at `body` in the cache.
+    pub fn make_entry(
+        &mut self,
+        va: u64,
+        body: u64,
+        base: u64,
+        origin: u32,
+        env: Environment,
+        shared: &Shared,
+    ) -> bool {
+        self.clear();
+        let mut emitter = Emitter::new(&mut self.bytes, &mut self.points, base, origin, env);
+        let Ok(start) = lookup::entry(&mut emitter, shared, va) else { return false };
+        let made = emitter.jump(Recipe::at(va), body).is_ok();
+        self.entry = u32::try_from(start.wrapping_sub(base)).ok();
+        made
     }
 }
 
@@ -66,6 +88,8 @@ pub(super) struct Block<'a> {
     pub links: &'a mut Vec<(Forward, u64)>,
     pub returns: &'a mut Vec<u64>,
     pub called: &'a mut Vec<u64>,
+    /// Where its code begins.
+    body: usize,
 }
 
 /// Whether a block goes on after an instruction.
@@ -76,7 +100,7 @@ enum Goes {
 }
 
 /// Translates the code at `source` for the address `base`, into `product`, whose points count from `origin`. `guess`
-/// says where a call through memory would go now.
+/// says where a call through memory would go now; `is_target`, whether lookups are likely to come to it.
 ///
 /// `None` where there is no whole instruction.
 pub(super) fn translate(
@@ -85,14 +109,20 @@ pub(super) fn translate(
     env: Environment,
     shared: &Shared,
     product: &mut Product,
+    is_target: bool,
     mut guess: impl FnMut(&Instruction) -> Option<u64>,
 ) -> Option<()> {
     product.clear();
-    let Product { bytes, points, links, returns, called, crosses } = product;
+    let Product { bytes, points, links, returns, called, crosses, entry, body } = product;
     let emitter = Emitter::new(bytes, points, base, origin, env);
-    let mut block = Block { emitter, shared, links, returns, called };
-    // Its address is within reach of the state page.
-    block.emitter.reload(Recipe::at(source.va).saved(Saved::RAX), RAX).ok()?;
+    let mut block = Block { emitter, shared, links, returns, called, body: 0 };
+    if is_target {
+        // Its address is within reach of the state page.
+        let start = lookup::entry(&mut block.emitter, shared, source.va).ok()?;
+        *entry = u32::try_from(start.wrapping_sub(base)).ok();
+        block.body = block.emitter.len();
+        *body = u32::try_from(block.body).ok()?;
+    }
     let mut decoder = Decoder::with_ip(64, source.code, source.va, DecoderOptions::NONE);
     let mut insn = Instruction::default();
     let mut count = 0;
@@ -196,7 +226,7 @@ impl Block<'_> {
 
     /// Ends each link at a trapping byte.
     fn finish(mut self) -> Result<(), Unsuitable> {
-        while self.emitter.len() < INDIRECT_ENTRY as usize + MIN_BYTES {
+        while self.emitter.len() < self.body + MIN_BYTES {
             self.emitter.raw(&[TRAP]);
         }
         for (link, target) in self.links.iter() {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::block::{INDIRECT_ENTRY, Product};
+use super::block::Product;
 use crate::codegen::emitter::TRAP;
 use crate::codegen::recipe::Point;
 use crate::machine::memory::{MachineMemory, Maddr};
@@ -13,21 +13,18 @@ use crate::machine::memory::{MachineMemory, Maddr};
 /// A block of the cache.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block {
-    /// Where it begins, with the entry for lookups.
-    pub start: u32,
+    /// Where its space begins.
+    start: u32,
+    /// Where it is entered by lookups, if it is.
+    pub entry: Option<u32>,
+    /// Where its code begins.
+    pub body: u32,
     /// Where its code ends.
     end: u32,
     /// Which points are its.
     first_point: u32,
     /// Whether it stands for the guest's code still.
     pub alive: bool,
-}
-
-impl Block {
-    /// Where it begins for who comes with all registers in place.
-    pub fn body(&self) -> u32 {
-        self.start + INDIRECT_ENTRY
-    }
 }
 
 /// A displacement that is to lead to a block that does not exist yet.
@@ -126,22 +123,23 @@ impl Cache {
         let first_point = u32::try_from(self.points.len()).unwrap_or(NONE);
         self.points.extend_from_slice(&product.points);
         let number = u32::try_from(self.blocks.len()).unwrap_or(NONE);
-        let block = Block { start, end, first_point, alive: true };
+        let entry = product.entry.map(|entry| start + entry);
+        let block = Block { start, entry, body: start + product.body, end, first_point, alive: true };
         self.blocks.push(block);
         // Who led to one that is gone is led to this one.
         if let Some(old) = self.by_va.insert(va, number).and_then(|old| self.block(old)) {
-            self.redirect(memory, old.body(), block.body());
+            self.redirect(memory, old.body, block.body);
         }
         if let Some(mut at) = self.waiting.remove(&va) {
             while let Some(link) = self.links.get(at as usize).copied() {
-                self.set_displacement(memory, link.place, block.body());
+                self.set_displacement(memory, link.place, block.body);
                 at = link.next;
             }
         }
         for (link, target) in &product.links {
             let place = start + u32::try_from(link.offset()).unwrap_or(0);
             match self.by_va.get(target).and_then(|number| self.block(*number)) {
-                Some(found) => self.set_displacement(memory, place, found.body()),
+                Some(found) => self.set_displacement(memory, place, found.body),
                 None => {
                     let head = self.waiting.entry(*target).or_insert(NONE);
                     let next = std::mem::replace(head, u32::try_from(self.links.len()).unwrap_or(NONE));
@@ -150,6 +148,22 @@ impl Cache {
             }
         }
         number
+    }
+
+    /// Adds an entry for lookups to the living block of `va`, that was made for [`Cache::next`]; returns where it is.
+    pub fn add_entry(&mut self, memory: &MachineMemory, va: u64, product: &Product) -> Option<u32> {
+        let number = *self.by_va.get(&va)?;
+        let start = self.used;
+        let end = start + u32::try_from(product.bytes.len()).ok()?;
+        self.write(memory, start, &product.bytes);
+        self.used = end;
+        let first_point = u32::try_from(self.points.len()).ok()?;
+        self.points.extend_from_slice(&product.points);
+        let entry = product.entry.map(|entry| start + entry);
+        // A block of its own, so that what lies where stays in order.
+        self.blocks.push(Block { start, entry: None, body: start, end, first_point, alive: false });
+        self.blocks.get_mut(number as usize)?.entry = entry;
+        entry
     }
 
     fn set_displacement(&self, memory: &MachineMemory, place: u32, to: u32) {
@@ -165,7 +179,7 @@ impl Cache {
     pub fn kill(&mut self, memory: &MachineMemory, number: u32) {
         let Some(block) = self.blocks.get_mut(number as usize).filter(|block| block.alive) else { return };
         block.alive = false;
-        let body = block.body();
+        let body = block.body;
         self.write(memory, body, &[TRAP]);
     }
 
@@ -201,6 +215,6 @@ impl Cache {
 
     /// Whether an offset is where a block begins that is gone.
     pub fn is_grave(&self, offset: u32) -> bool {
-        self.at(offset).is_some_and(|(_, block)| !block.alive && block.body() == offset)
+        self.at(offset).is_some_and(|(_, block)| !block.alive && block.body == offset)
     }
 }

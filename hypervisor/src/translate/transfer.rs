@@ -4,11 +4,9 @@ use iced_x86::{Code, Instruction, OpKind};
 
 use super::block::Block;
 use super::lookup;
-use crate::codegen::emitter::{RCX, Unsuitable};
+use crate::codegen::emitter::{RAX, RCX, RDX, Unsuitable};
 use crate::codegen::recipe::{Recipe, Saved, Then};
 use crate::codegen::state_page::TARGET;
-
-const JRCXZ: u8 = 0xe3;
 
 /// What an instruction that may transfer control is to a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +75,8 @@ impl Block<'_> {
         self.emitter.push_value(Recipe::at(insn.ip()), insn.next_ip());
         let target = insn.near_branch_target();
         self.link(target);
-        self.calls(target, insn.next_ip());
+        self.called.push(target);
+        self.returns.push(insn.next_ip());
     }
 
     /// Loads the target of an indirect transfer into RCX, which is in its slot, and onto the state page.
@@ -102,33 +101,26 @@ impl Block<'_> {
     /// JMP through a register or memory.
     pub(super) fn indirect_jump(&mut self, insn: &Instruction) -> Result<(), Unsuitable> {
         let state = self.load_target(insn)?;
-        lookup::spill_rest(&mut self.emitter, state)?;
+        self.emitter.spill(state, RAX)?;
         lookup::lookup(&mut self.emitter, self.shared)
     }
 
     /// CALL through a register or memory. `guess` is where it would go now.
     pub(super) fn indirect_call(&mut self, insn: &Instruction, guess: Option<u64>) -> Result<(), Unsuitable> {
         let state = self.load_target(insn)?;
-        let negative = guess.and_then(|guess| i32::try_from(guess.wrapping_neg().cast_signed()).ok());
-        if let (Some(guess), Some(negative)) = (guess, negative) {
-            // lea rcx, [rcx - guess]
-            self.emitter.op(state, &[0x48, 0x8d, 0x89]);
-            self.emitter.raw(&negative.to_le_bytes());
-            let as_guessed = self.emitter.short(state, JRCXZ);
-            let other = self.emitter.near(state, &[0xe9]);
-            self.emitter.land(as_guessed)?;
+        self.returns.push(insn.next_ip());
+        if let Some(guess) = guess
+            && let Some(other) = lookup::guess(&mut self.emitter, state, guess, self.shared)?
+        {
             let state = self.emitter.reload(state, RCX)?;
             self.emitter.push_value(state, insn.next_ip());
             self.link(guess);
+            self.called.push(guess);
             self.emitter.land(other)?;
             self.emitter.load(Recipe::at(insn.ip()).saved(Saved::RCX), RCX, TARGET)?;
-            self.calls(guess, insn.next_ip());
-        } else {
-            self.returns.push(insn.next_ip());
         }
         self.emitter.push_value(state, insn.next_ip());
-        let called = Recipe::at(0).then(Then::Target);
-        lookup::spill_rest(&mut self.emitter, called.saved(Saved::RCX))?;
+        self.emitter.spill(to_target(), RAX)?;
         lookup::lookup(&mut self.emitter, self.shared)
     }
 
@@ -141,20 +133,20 @@ impl Block<'_> {
         e.op(before, &[0x59]);
         let popped = before.saved(Saved::RCX).rsp(-8);
         e.store(popped, TARGET, RCX)?;
-        let returned = Recipe::at(0).then(Then::Target).saved(Saved::RCX);
         if insn.op_count() == 1 {
             // lea rsp, [rsp + extra]
             let extra = i32::from(insn.immediate16());
             e.op(popped, &[0x48, 0x8d, 0xa4, 0x24]);
             e.raw(&extra.to_le_bytes());
         }
-        lookup::spill_rest(e, returned)?;
+        e.spill(to_target(), RAX)?;
         lookup::lookup(e, self.shared)
     }
 
     /// IRETQ.
     pub(super) fn iret(&mut self, insn: &Instruction) -> Result<(), Unsuitable> {
-        self.emitter.return_from_interrupt(insn)?;
+        let state = self.emitter.return_from_interrupt(insn)?;
+        self.emitter.reload(state, RDX)?;
         lookup::lookup(&mut self.emitter, self.shared)
     }
 
@@ -163,10 +155,9 @@ impl Block<'_> {
         self.emitter.op(Recipe::at(insn.ip()), code);
         self.link(insn.next_ip());
     }
+}
 
-    /// Notes a call's target and where it returns to: both are worth a place in the table.
-    fn calls(&mut self, target: u64, next: u64) {
-        self.returns.push(next);
-        self.called.push(target);
-    }
+/// The guest is at the target; RCX is in its slot.
+fn to_target() -> Recipe {
+    Recipe::at(0).then(Then::Target).saved(Saved::RCX)
 }

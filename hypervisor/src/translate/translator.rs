@@ -16,6 +16,7 @@ use crate::codegen::emitter::{Emitter, Environment};
 use crate::codegen::recipe::{Recipe, Then, restore};
 use crate::codegen::state_page::StatePage;
 use crate::exec::virtual_cpu::VirtualCpu;
+use crate::host::host_cpuid;
 use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
 use crate::mmu::log::TableLog;
 use crate::mmu::shadow::Shadow;
@@ -74,6 +75,8 @@ pub(crate) struct Translator {
     env: Environment,
     shared: Shared,
     stub: Option<[u8; 32]>,
+    /// Whether LOOP is no slower than a conditional jump: so on AMD's processors.
+    fast_loop: bool,
     cache: Cache,
     pages: Pages,
     targets: Targets,
@@ -102,6 +105,7 @@ impl Translator {
             env,
             shared: Shared::default(),
             stub,
+            fast_loop: host_cpuid::is_amd(),
             cache: Cache::new(at, size),
             pages: Pages::new(blocks),
             targets: Targets::new(place.table().1, env.bmi2),
@@ -151,9 +155,9 @@ impl Translator {
             return again;
         }
         if self.cache.find(rip).is_none() {
-            self.translate_from(s, rip);
+            self.translate_from(s, rip, false);
         }
-        self.cache.find(rip).map(|block| block.body())
+        self.cache.find(rip).map(|block| block.body)
     }
 
     /// Makes the guest's state whole after an exit.
@@ -196,12 +200,28 @@ impl Translator {
     pub fn learn(&mut self, s: &mut Surroundings<'_>) {
         let rip = s.regs.rip;
         if self.cache.find(rip).is_none() && self.is_placed(s) {
-            self.translate_from(s, rip);
+            self.translate_from(s, rip, true);
         }
-        if let Some(block) = self.cache.find(rip) {
-            let address = self.place.cache().0 + u64::from(block.start);
-            self.targets.insert(s.memory, rip, address);
+        if let Some(entry) = self.entry_of(s.memory, rip) {
+            self.targets.insert(s.memory, rip, entry);
         }
+    }
+
+    /// The address at which lookups enter the block of `va`, which gets an entry if it has none.
+    fn entry_of(&mut self, memory: &MachineMemory, va: u64) -> Option<u64> {
+        let block = self.cache.find(va)?;
+        let base = self.place.cache().0;
+        if let Some(entry) = block.entry {
+            return Some(base + u64::from(entry));
+        }
+        let (origin, body) = (self.cache.next(), base + u64::from(block.body));
+        let (env, shared) = (self.env, &self.shared);
+        if !self.product.make_entry(va, body, base + u64::from(origin), origin, env, shared)
+            || !self.cache.has_room(&self.product)
+        {
+            return None;
+        }
+        self.cache.add_entry(memory, va, &self.product).map(|entry| base + u64::from(entry))
     }
 
     /// Lets go of blocks whose code has changed, or whose address leads elsewhere, and of a place that the guest wants.
@@ -264,7 +284,8 @@ impl Translator {
         let (mut bytes, mut points) = (Vec::new(), Vec::new());
         let env = Environment { gate: None, ..self.env };
         let mut emitter = Emitter::new(&mut bytes, &mut points, va, 0, env);
-        self.shared = emit_shared(&mut emitter, self.place.table().0, self.stub.as_ref()).ok()?;
+        self.shared =
+            emit_shared(&mut emitter, self.place.table().0, self.stub.as_ref(), self.fast_loop).ok()?;
         self.env.gate = self.stub.is_some().then_some(self.shared.gate);
         self.cache.begin(s.memory, &bytes, &points);
         self.forget(s);
@@ -284,16 +305,16 @@ impl Translator {
     }
 
     /// Translates the code at `va`, and some that it is likely to lead to.
-    fn translate_from(&mut self, s: &mut Surroundings<'_>, va: u64) {
+    fn translate_from(&mut self, s: &mut Surroundings<'_>, va: u64, is_target: bool) {
         self.queue.clear();
-        self.queue.push_back((va, false));
+        self.queue.push_back((va, is_target));
         let mut made = 0;
         while let Some((va, is_target)) = self.queue.pop_front() {
             if self.cache.find(va).is_none() {
                 if made == AT_ONCE {
                     continue;
                 }
-                if !self.translate_one(s, va, made == 0) {
+                if !self.translate_one(s, va, is_target, made == 0) {
                     if made == 0 {
                         return;
                     }
@@ -301,16 +322,16 @@ impl Translator {
                 }
                 made += 1;
             }
-            if is_target && let Some(block) = self.cache.find(va) {
-                self.targets.offer(s.memory, va, self.place.cache().0 + u64::from(block.start));
+            if is_target && let Some(entry) = self.entry_of(s.memory, va) {
+                self.targets.offer(s.memory, va, entry);
             }
         }
     }
 
     /// Translates one block, for which everything else may go if it is `needed`; whether it is there now.
-    fn translate_one(&mut self, s: &mut Surroundings<'_>, va: u64, needed: bool) -> bool {
+    fn translate_one(&mut self, s: &mut Surroundings<'_>, va: u64, is_target: bool, needed: bool) -> bool {
         for attempt in 0..2 {
-            let Some([pfn, second]) = self.make(s, va) else { return false };
+            let Some([pfn, second]) = self.make(s, va, is_target) else { return false };
             if !self.cache.has_room(&self.product) || !self.pages.has_room() {
                 if !needed || attempt == 1 {
                     return false;
@@ -338,7 +359,7 @@ impl Translator {
     }
 
     /// Makes the product for the code at `va`; returns its frame, and that of the next page.
-    fn make(&mut self, s: &mut Surroundings<'_>, va: u64) -> Option<[u64; 2]> {
+    fn make(&mut self, s: &mut Surroundings<'_>, va: u64, is_target: bool) -> Option<[u64; 2]> {
         let (shadow, memory) = (&*s.shadow, s.memory);
         let mut code = [0u8; READ_AHEAD + MAX_LENGTH];
         let in_page = ((PAGE_SIZE - va % PAGE_SIZE) as usize).min(READ_AHEAD);
@@ -365,7 +386,7 @@ impl Translator {
         let origin = self.cache.next();
         let base = self.place.cache().0 + u64::from(origin);
         let guess = |insn: &Instruction| pointer(insn, shadow, memory);
-        translate(source, (base, origin), self.env, &self.shared, &mut self.product, guess)?;
+        translate(source, (base, origin), self.env, &self.shared, &mut self.product, is_target, guess)?;
         Some([pfn, second])
     }
 }

@@ -73,7 +73,7 @@ const ROOMS: &[Room] = &[
         "interpreter exec virtio mmu engine ledger machine host x86",
     ),
     room("patch", "jumps to stubs in a kernel's code", "codegen exec mmu ledger machine x86"),
-    room("translate", "a bare kernel's code as code of ours", "codegen exec mmu machine x86"),
+    room("translate", "a bare kernel's code as code of ours", "codegen exec mmu machine host x86"),
     room("codegen", "our code in the guest's kernel view", "exec machine host x86"),
     room("interpreter", "a processor in software", "exec machine x86"),
     room("exec", "what one instruction does", "x86"),

@@ -120,7 +120,7 @@ const AVAILABLE_TSS: u8 = 9;
 /// The type of the task register's segment. SVM keeps it without the busy bit, which KVM adds for everybody to see
 /// (`svm_get_segment`) and does not take out again; QEMU's SVM then denies every port.
 pub fn tss_type() -> u8 {
-    let svm = host::usable_kind() == HostKind::Hardware && host::is_amd();
+    let svm = host::usable_kind() == HostKind::Hardware && crate::host::host_cpuid::is_amd();
     if svm { AVAILABLE_TSS } else { BUSY_TSS }
 }
 

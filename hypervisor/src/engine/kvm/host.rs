@@ -68,13 +68,6 @@ fn by_module(module: &str, parameter: impl Fn(&str) -> Option<String>) -> Option
     Some(Hardware { extension, translation })
 }
 
-/// Whether this processor has SVM's instructions rather than VMX's: AMD and Hygon (CPUID leaf 0).
-pub(super) fn is_amd() -> bool {
-    let vendor = crate::host::host_cpuid::query(0, 0);
-    let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
-    matches!(name.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

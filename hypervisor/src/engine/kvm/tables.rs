@@ -239,7 +239,7 @@ fn syscall_range(transport: Transport) -> Range<u64> {
     match transport {
         Transport::Pio => SYSCALL_VA..SYSCALL_VA + gate::OUT_LEN,
         Transport::Vmcall => {
-            let (entry, call) = gate::call_offsets(host::is_amd());
+            let (entry, call) = gate::call_offsets(crate::host::host_cpuid::is_amd());
             TEXT_VA + entry..TEXT_VA + call + 1
         }
     }
