@@ -3,14 +3,21 @@
 //!
 //! All of it is expanded in the kernel's own crate, whose object files the linker always takes.
 
-/// Bytes of the stack that a kernel starts on; the domain builder's own has only a page.
-pub const BOOT_STACK_SIZE: usize = 64 << 10;
-
 /// Makes `$main`, a `fn(Boot) -> !`, the kernel's entry point, and makes the binary an image that a Xen domain
 /// builder loads.
+///
+/// A kernel with a `_start` of its own does without this macro; it then brings its notes, its stack and a hypercall
+/// page under the name `hypercall_page`, and calls [`Boot::new`](crate::Boot::new).
+#[cfg(guest)]
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {
+        const _: () = ::core::assert!(
+            ::core::option_env!("PARAVANE_GUEST_LINKED").is_some(),
+            "this package is not linked as a kernel: it needs a build.rs whose `fn main() -> std::io::Result<()>` \
+             is `paravane_guest_build::link::kernel(paravane_guest_build::link::LOW)`, \
+             and paravane-guest-build among its build-dependencies"
+        );
         #[unsafe(no_mangle)]
         extern "C" fn __paravane_main(start_info: u64, stack_top: u64) -> ! {
             // SAFETY: symbols of the linker script; only their addresses are used.
@@ -31,6 +38,20 @@ macro_rules! entry {
             main(unsafe { $crate::Boot::new(state) })
         }
         $crate::__image!();
+    };
+}
+
+/// Without the flags for guests there is no kernel: says which are missing, and where they belong.
+#[cfg(not(guest))]
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        ::core::compile_error!(
+            "this is not built as a guest: the flag --cfg=guest is missing. It belongs into the kernel's \
+             .cargo/config.toml, in rustflags (`paravane new NAME` writes a project that has it). If it is there: \
+             cargo reads that file only when it runs in the kernel's own folder (--manifest-path is not enough), and \
+             ignores its rustflags while RUSTFLAGS is set in the environment"
+        );
     };
 }
 
@@ -65,13 +86,12 @@ macro_rules! __image {
             "hypercall_page:",
             ".skip 4096, 0xcc",
             ".popsection",
-            ".pushsection .bss.page_aligned, \"aw\", @nobits",
+            // The link script puts the stack above it, in the size that `build.rs` chose.
+            ".pushsection .bss.paravane_stack_guard, \"aw\", @nobits",
             ".p2align 12",
             ".globl __paravane_stack_guard",
             "__paravane_stack_guard:",
             ".skip 4096",
-            ".skip {stack}",
-            "__paravane_boot_stack_top:",
             ".popsection",
             ".pushsection .text.entry, \"ax\", @progbits",
             ".globl _start",
@@ -93,7 +113,6 @@ macro_rules! __image {
             paddr_offset = const $crate::abi::elfnote::XEN_ELFNOTE_PADDR_OFFSET,
             entry = const $crate::abi::elfnote::XEN_ELFNOTE_ENTRY,
             hypercall_page = const $crate::abi::elfnote::XEN_ELFNOTE_HYPERCALL_PAGE,
-            stack = const $crate::image::BOOT_STACK_SIZE,
         );
     };
 }

@@ -7,12 +7,17 @@
 //! # A kernel
 //!
 //! ```no_run
-//! #![cfg_attr(guest, no_std, no_main)]
+//! # #![cfg_attr(not(guest), allow(dead_code))]
+//! # /*
+//! #![no_std]
+//! #![no_main]
+//! # */
 //!
 //! use paravane_guest::{Boot, power, println};
 //!
+//! # #[cfg(guest)]
 //! paravane_guest::entry!(kernel_main);
-//! #[cfg(guest)]
+//! # #[cfg(guest)]
 //! paravane_guest::panic_handler!();
 //!
 //! fn kernel_main(boot: Boot) -> ! {
@@ -48,6 +53,7 @@
 //! | print, log, read what is typed | [`println!`], [`console`] |
 //! | panic, power off | [`panic_handler!`], [`power`] |
 //! | handle exceptions | [`trap`] |
+//! | test itself, each test in a guest of its own | [`test_main!`], [`tests!`], [`test`](mod@test) |
 //! | handle events, wait for them, exclude them | [`event`] |
 //! | know the time, set a timer | [`time`] |
 //! | map, protect and unmap pages; switch address spaces | [`paging`] |
@@ -55,14 +61,13 @@
 //! | make several calls in one transition | [`queue`] |
 //! | make any other hypercall | [`hypercall`], [`abi`] |
 //!
-//! The kernel chooses its heap: any `GlobalAlloc` over frames of [`Boot::free_frames`], which
-//! [`paging::Mmu::extend_direct_map`] maps.
+//! The kernel chooses its heap: any `GlobalAlloc` over memory of [`Boot::take_memory`].
 //!
 //! # Order of a start
 //!
 //! 1. `entry!` leaves the domain builder's one-page stack, maps the shared page, finds the console.
 //! 2. [`trap::install`], so that a fault becomes a message; [`event::install`], so that ports can be handled.
-//! 3. [`Boot::mmu`], `extend_direct_map`, and an allocator over the frames.
+//! 3. [`Boot::take_memory`], and an allocator over what is free; or [`Boot::mmu`], and the parts of it by themselves.
 //! 4. Ports bound and handled, then [`event::enable`].
 //! 5. [`event::block`] wherever the kernel is idle.
 //!
@@ -74,6 +79,11 @@
 //! link-time optimization leaves no code that uses the red zone in this project's images, which a test checks.
 
 #![cfg_attr(not(test), no_std)]
+
+#[cfg(all(guest, not(panic = "abort"), not(doc), not(test)))]
+compile_error!(
+    "a kernel cannot unwind: add -Cpanic=abort to rustflags in the kernel's .cargo/config.toml, beside --cfg=guest"
+);
 
 pub mod boot;
 pub mod cmdline;
@@ -88,6 +98,7 @@ pub mod queue;
 #[cfg(guest)]
 mod runtime;
 mod shared;
+pub mod test;
 #[cfg(test)]
 mod testing;
 pub mod time;

@@ -8,6 +8,7 @@
 //! This is the only module of the SDK that turns a frame into a pointer.
 
 use core::fmt;
+use core::mem::MaybeUninit;
 
 use paravane_abi::addr::{INVALID_P2M_ENTRY, PAGE_SHIFT, PAGE_SIZE};
 
@@ -140,6 +141,18 @@ impl Memory {
     pub(crate) fn zero(&self, pfn: Pfn) {
         // SAFETY: as for `store`, for all 512 words of the frame.
         unsafe { self.word(pfn, 0).write_bytes(0, 512) }
+    }
+
+    /// The bytes of `frames` consecutive frames, for ever.
+    ///
+    /// # Safety
+    /// The frames are mapped writable in the direct map, and nothing else uses them.
+    pub(crate) unsafe fn bytes(&self, first: Pfn, frames: u64) -> &'static mut [MaybeUninit<u8>] {
+        let within = first.0.checked_add(frames).is_some_and(|end| end <= self.frames);
+        assert!(within, "{frames} frames from {first} on are not frames of this domain");
+        let start = self.window.wrapping_add(first.0 as usize * 512).cast();
+        // SAFETY: in bounds by the assertion; the rest is the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(start, (frames * PAGE_SIZE) as usize) }
     }
 
     fn word(&self, pfn: Pfn, index: usize) -> *mut u64 {

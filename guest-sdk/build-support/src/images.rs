@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs, io};
+use std::{env, fmt, fs, io};
 
 /// The target: the host's own, so that a stock toolchain has a `core` for it.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -60,13 +60,11 @@ const FOREIGN: &[&str] = &[
 ];
 
 /// An image could not be built.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum ImageError {
     /// A variable that Cargo sets for every build script is missing.
-    #[error("{0} is not set: images can be built by a Cargo build script only")]
     NotABuildScript(&'static str),
     /// Cargo could not be started.
-    #[error("cannot run {cargo}: {error}")]
     Spawn {
         /// The program.
         cargo: PathBuf,
@@ -74,13 +72,11 @@ pub enum ImageError {
         error: io::Error,
     },
     /// The inner build failed; its own messages were passed on.
-    #[error("building `{package}` as a guest failed: its errors are above")]
     Failed {
         /// The guest package.
         package: String,
     },
     /// A file or directory of the inner build could not be used.
-    #[error("cannot use {path} for the guest build: {error}")]
     File {
         /// The file.
         path: PathBuf,
@@ -88,6 +84,25 @@ pub enum ImageError {
         error: io::Error,
     },
 }
+
+impl fmt::Display for ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotABuildScript(name) => {
+                write!(f, "{name} is not set: images can be built by a Cargo build script only")
+            }
+            Self::Spawn { cargo, error } => write!(f, "cannot run {}: {error}", cargo.display()),
+            Self::Failed { package } => {
+                write!(f, "building `{package}` as a guest failed: its errors are above")
+            }
+            Self::File { path, error } => {
+                write!(f, "cannot use {} for the guest build: {error}", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for ImageError {}
 
 /// One build of a package of kernels.
 #[derive(Clone, Debug)]

@@ -28,32 +28,95 @@ const ARGUMENTS: &[&str] = &[
     "-Wl,-z,max-page-size=4096",
 ];
 
-/// Links every binary of the package as a kernel whose pseudo-physical address 0 is at `virt_base`.
+/// The variable by which the SDK's macros see, when the kernel is compiled, that its `build.rs` called this module.
+const MARK: &str = "PARAVANE_GUEST_LINKED";
+
+/// How the programs of a package become kernels.
+///
+/// ```no_run
+/// use paravane_guest_build::link::{Kernel, LOW};
+///
+/// Kernel::at(LOW).stack(256 << 10).link()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "`link` passes it to the linker"]
+pub struct Kernel {
+    virt_base: u64,
+    stack: u64,
+    bin: Option<String>,
+}
+
+impl Kernel {
+    /// The stack that a kernel starts on unless it chooses another size: 64 KiB.
+    pub const STACK: u64 = 64 << 10;
+
+    /// Kernels whose pseudo-physical address 0 is at `virt_base`, usually [`LOW`] or [`HIGH`].
+    pub const fn at(virt_base: u64) -> Self {
+        Self { virt_base, stack: Self::STACK, bin: None }
+    }
+
+    /// The size of the stack that the kernel starts on, in bytes, rounded up to whole pages.
+    ///
+    /// Below it lies a page that is not mapped, so that an overflow is a page fault and does not overwrite data.
+    pub const fn stack(mut self, bytes: u64) -> Self {
+        self.stack = bytes;
+        self
+    }
+
+    /// Only the binary of this name, in a package that has other programs too.
+    pub fn bin(mut self, name: &str) -> Self {
+        self.bin = Some(name.to_owned());
+        self
+    }
+
+    /// Passes all this to the linker of the package's binaries, examples and tests. Does nothing without `--cfg guest`.
+    ///
+    /// # Errors
+    /// When the link script cannot be written to `OUT_DIR`.
+    pub fn link(self) -> io::Result<()> {
+        println!("cargo::rerun-if-changed=build.rs");
+        if env::var_os("CARGO_CFG_GUEST").is_none() {
+            return Ok(());
+        }
+        let script = write_script(&PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()))?;
+        let directive = match &self.bin {
+            Some(bin) => format!("rustc-link-arg-bin={bin}"),
+            None => "rustc-link-arg".to_owned(),
+        };
+        for argument in self.arguments(&script) {
+            println!("cargo::{directive}={argument}");
+        }
+        println!("cargo::rustc-env={MARK}=1");
+        Ok(())
+    }
+
+    /// What the script uses must be defined before it is read.
+    fn arguments(&self, script: &Path) -> Vec<String> {
+        let stack = self.stack.next_multiple_of(4096);
+        let mut all: Vec<String> = ARGUMENTS.iter().map(|a| (*a).to_owned()).collect();
+        all.push(format!("-Wl,--defsym=VIRT_BASE={:#x}", self.virt_base));
+        all.push(format!("-Wl,--defsym=BOOT_STACK_SIZE={stack:#x}"));
+        all.push(format!("-Wl,-T,{}", script.display()));
+        all
+    }
+}
+
+/// Links every binary, example and test of the package as a kernel at `virt_base`: short for [`Kernel::at`] and
+/// [`Kernel::link`].
 ///
 /// # Errors
-/// When the link script cannot be written to `OUT_DIR`.
+/// As for [`Kernel::link`].
 pub fn kernel(virt_base: u64) -> io::Result<()> {
-    emit("rustc-link-arg-bins=", virt_base)
+    Kernel::at(virt_base).link()
 }
 
 /// As [`kernel`], for one binary of a package that has several.
 ///
 /// # Errors
-/// When the link script cannot be written to `OUT_DIR`.
+/// As for [`Kernel::link`].
 pub fn kernel_bin(bin: &str, virt_base: u64) -> io::Result<()> {
-    emit(&format!("rustc-link-arg-bin={bin}="), virt_base)
-}
-
-fn emit(directive: &str, virt_base: u64) -> io::Result<()> {
-    println!("cargo::rerun-if-changed=build.rs");
-    if env::var_os("CARGO_CFG_GUEST").is_none() {
-        return Ok(());
-    }
-    let script = write_script(&PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()))?;
-    for argument in arguments(&script, virt_base) {
-        println!("cargo::{directive}{argument}");
-    }
-    Ok(())
+    Kernel::at(virt_base).bin(bin).link()
 }
 
 fn write_script(dir: &Path) -> io::Result<PathBuf> {
@@ -62,23 +125,16 @@ fn write_script(dir: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// `VIRT_BASE` must be defined before the script that uses it is read.
-fn arguments(script: &Path, virt_base: u64) -> Vec<String> {
-    let mut all: Vec<String> = ARGUMENTS.iter().map(|a| (*a).to_owned()).collect();
-    all.push(format!("-Wl,--defsym=VIRT_BASE={virt_base:#x}"));
-    all.push(format!("-Wl,-T,{}", script.display()));
-    all
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_base_precedes_the_script() {
-        let all = arguments(Path::new("/x/kernel.ld"), HIGH);
-        let base = all.iter().position(|a| a == "-Wl,--defsym=VIRT_BASE=0xffffffff80000000").unwrap();
-        let script = all.iter().position(|a| a == "-Wl,-T,/x/kernel.ld").unwrap();
-        assert!(base < script);
+    fn what_the_script_uses_precedes_it() {
+        let all = Kernel::at(HIGH).stack(5000).arguments(Path::new("/x/kernel.ld"));
+        let position = |argument: &str| all.iter().position(|a| a == argument).unwrap();
+        let script = position("-Wl,-T,/x/kernel.ld");
+        assert!(position("-Wl,--defsym=VIRT_BASE=0xffffffff80000000") < script);
+        assert!(position("-Wl,--defsym=BOOT_STACK_SIZE=0x2000") < script, "whole pages");
     }
 }

@@ -15,6 +15,7 @@ mod direct;
 mod error;
 mod flags;
 mod frames;
+mod free;
 mod mmu;
 mod space;
 #[cfg(test)]
@@ -23,5 +24,6 @@ mod tests;
 pub use error::PagingError;
 pub use flags::PageFlags;
 pub use frames::{BootFrames, FrameSource};
+pub use free::FreeMemory;
 pub use mmu::Mmu;
 pub use space::AddressSpace;

@@ -15,12 +15,14 @@ mod engine_options;
 mod input;
 mod input_file;
 mod lost_device;
+mod new;
 mod oom;
 mod output;
 mod paths;
 mod progress;
 mod registers;
 mod run;
+mod runner;
 mod signals;
 mod size;
 mod stats;
@@ -49,6 +51,7 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   paravane run              boot the built-in guest to its shell (Ctrl-A x leaves)
+  paravane new my-kernel    a kernel of your own, and `cargo run` boots it
   paravane compare          what hypercalls save over trap-and-emulate, measured here and now
   paravane audit KERNEL     what in a kernel's code has to be replaced by hypercalls, and by which
   paravane doctor           what this machine offers, and what to change
@@ -59,6 +62,10 @@ Examples:
 enum Command {
     /// Boot a guest, its console on this terminal
     Run(run::RunArgs),
+    /// Write a complete project of a kernel: `cargo run` boots it, `cargo test` boots its tests
+    New(new::NewArgs),
+    /// What cargo runs instead of a kernel's programs: boot a kernel, or each test of a test image
+    Runner(runner::RunnerArgs),
     /// Measure workloads paravirtually and by trap-and-emulate, and compare
     Compare(compare::CompareArgs),
     /// Find what in a kernel's code needs a trap, or goes wrong, when it runs deprivileged
@@ -69,13 +76,20 @@ enum Command {
 
 /// The program: parses its arguments, does as they say.
 pub fn main(origin: Origin) -> ExitCode {
-    let command = Cli::try_parse().unwrap_or_else(|error| misused(&error)).command;
+    let mut command = Cli::try_parse().unwrap_or_else(|error| misused(&error)).command;
+    if let Command::Runner(args) = &command
+        && let Some(run) = args.as_run()
+    {
+        command = Cli::try_parse_from(run).unwrap_or_else(|error| misused(&error)).command;
+    }
     signals::survive_file_limits();
     if !matches!(command, Command::Run(_)) {
         signals::default_sigpipe();
     }
     let result = match &command {
         Command::Run(args) => run::run(args, &origin),
+        Command::New(args) => new::run(args),
+        Command::Runner(args) => runner::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Doctor(args) => doctor::run(args),
@@ -165,6 +179,10 @@ mod tests {
             "paravane run --busy-poll 0",
             "paravane compare --busy-poll 50",
             "paravane compare --list",
+            "paravane new my-kernel",
+            "paravane new a/my-kernel --minimal --sdk ..",
+            "paravane runner kernel --mem 1G",
+            "paravane runner --rng -- tests filter --exact",
             "paravane audit",
             "paravane audit --bare --json",
             "paravane audit kernel.elf --deny mixed,silent --allow flags identify --all",
@@ -192,6 +210,8 @@ mod tests {
             "paravane compare --workload fork-bomb",
             "paravane run --busy-poll 2000000",
             "paravane compare --repeat 0",
+            "paravane new",
+            "paravane runner",
             "paravane audit --bare kernel.elf",
             "paravane audit --deny everything",
             "paravane audit --allow silent",

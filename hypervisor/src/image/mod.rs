@@ -15,6 +15,7 @@ pub mod legacy_notes;
 pub mod lines;
 pub mod notes;
 pub mod symbols;
+pub mod test_list;
 #[cfg(test)]
 mod tests;
 use std::borrow::Cow;

@@ -4,7 +4,7 @@ use super::*;
 use crate::memory::Pfn;
 use machine::{Machine, Pool, World, machine};
 
-mod machine;
+pub mod machine;
 mod random;
 
 const BASE: u64 = 0x20_0000_0000;

@@ -1,0 +1,105 @@
+//! The files of new projects: those under `hypervisor/templates`, with the kernel's name and the place of its SDK.
+
+use super::lock;
+use super::sdk::Sdk;
+
+/// A project to write.
+pub(super) struct Template {
+    manifest: &'static str,
+    lock: &'static str,
+    /// Paths in the project, and what is there.
+    sources: &'static [(&'static str, &'static str)],
+}
+
+/// A file to write.
+pub(super) struct File {
+    /// Its path in the project.
+    pub(super) path: &'static str,
+    pub(super) text: String,
+}
+
+macro_rules! file {
+    ($path:literal) => {
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/templates/", $path))
+    };
+}
+
+/// What every project has.
+const COMMON: [(&str, &str); 4] = [
+    ("build.rs", file!("common/build.rs")),
+    (".cargo/config.toml", file!("common/cargo-config.toml")),
+    (".vscode/settings.json", file!("common/vscode-settings.json")),
+    (".gitignore", file!("common/gitignore")),
+];
+
+/// `--minimal`.
+pub(super) const MINIMAL: Template = Template {
+    manifest: file!("minimal/manifest.toml"),
+    lock: file!("minimal/lock.toml"),
+    sources: &[
+        ("src/main.rs", file!("minimal/src/main.rs")),
+        ("tests/boot.rs", file!("minimal/tests/boot.rs")),
+    ],
+};
+
+/// Without an option.
+pub(super) const USUAL: Template = Template {
+    manifest: file!("usual/manifest.toml"),
+    lock: file!("usual/lock.toml"),
+    sources: &[
+        ("src/main.rs", file!("usual/src/main.rs")),
+        ("src/lib.rs", file!("usual/src/lib.rs")),
+        ("src/heap.rs", file!("usual/src/heap.rs")),
+        ("src/timer.rs", file!("usual/src/timer.rs")),
+        ("tests/kernel.rs", file!("usual/tests/kernel.rs")),
+    ],
+};
+
+impl Template {
+    /// The files of a project called `name`.
+    pub(super) fn files(&self, name: &str, sdk: &Sdk) -> Vec<File> {
+        let mut files = vec![File { path: "Cargo.toml", text: named(name, &manifest(self.manifest, sdk)) }];
+        if matches!(sdk, Sdk::Source(_)) {
+            // Of packages from a registry the file would have the checksums.
+            files.push(File { path: "Cargo.lock", text: lock::for_package(name, self.lock) });
+        }
+        let sources = COMMON.iter().chain(self.sources);
+        files.extend(sources.map(|(path, text)| File { path, text: named(name, text) }));
+        files
+    }
+}
+
+fn manifest(text: &str, sdk: &Sdk) -> String {
+    text.lines().map(|line| sdk.dependency(line) + "\n").collect()
+}
+
+/// The text with the kernel's name, as a package and as a crate.
+fn named(name: &str, text: &str) -> String {
+    text.replace("my-kernel", name).replace("my_kernel", &name.replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_project_has_its_own_name_everywhere() {
+        for template in [&MINIMAL, &USUAL] {
+            for sdk in [Sdk::Registry, Sdk::Source("/sdk".into())] {
+                let files = template.files("a-b", &sdk);
+                assert!(
+                    files
+                        .iter()
+                        .all(|file| !file.text.contains("my-kernel") && !file.text.contains("my_kernel"))
+                );
+                let manifest = &files[0].text;
+                assert!(manifest.contains("name = \"a-b\""), "{manifest}");
+                assert_eq!(
+                    manifest.contains("path = \"/sdk/guest-sdk\""),
+                    sdk != Sdk::Registry,
+                    "{manifest}"
+                );
+            }
+        }
+    }
+}
