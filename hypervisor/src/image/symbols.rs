@@ -42,6 +42,32 @@ pub fn symbolize(elf: &[u8], rip: u64) -> Option<String> {
     }
 }
 
+/// Where the image's functions are, in order and apart from each other, as far as its symbols say where they end.
+pub fn functions(elf: &[u8]) -> Vec<Range<u64>> {
+    let found = || -> Option<Vec<Range<u64>>> {
+        let header = Header::parse(elf).ok()?;
+        let sections = header.sections(LittleEndian, elf).ok()?;
+        let symbols = sections.symbols(LittleEndian, elf, SHT_SYMTAB).ok()?;
+        let function = |symbol: &<Header as FileHeader>::Sym| {
+            let section = symbol.st_shndx(LittleEndian);
+            let defined = section != SHN_UNDEF && section != SHN_ABS;
+            let start = symbol.st_value(LittleEndian);
+            let end = start.checked_add(symbol.st_size(LittleEndian))?;
+            (defined && symbol.st_type() == STT_FUNC && start < end).then_some(start..end)
+        };
+        Some(symbols.iter().filter_map(function).collect())
+    };
+    let mut all = found().unwrap_or_default();
+    all.sort_unstable_by_key(|function| (function.start, function.end));
+    let mut end = 0;
+    all.retain(|function| {
+        let apart = function.start >= end;
+        end = end.max(function.end);
+        apart
+    });
+    all
+}
+
 /// The addresses of a section.
 fn extent(sections: &SectionTable<'_, Header>, index: object::SectionIndex) -> Option<Range<u64>> {
     let section = sections.section(index).ok()?;
@@ -109,6 +135,12 @@ mod tests {
         elf.sections = vec![(".text", SHT_PROGBITS, vec![0; 0x40])];
         elf.code_sections = vec![(".text", 0x1000)];
         elf
+    }
+
+    #[test]
+    fn functions_are_those_that_say_where_they_end() {
+        assert_eq!(functions(&elf().bytes()), [0x1010..0x1030, 0x1030..0x1040]);
+        assert_eq!(functions(b"no image"), []);
     }
 
     #[test]

@@ -204,6 +204,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let mut domain = (technique.make)(Parts {
         memory,
         layout: layout.clone(),
+        image: &image,
         built,
         sink: Box::new(sink),
         input: config.input,

@@ -9,6 +9,7 @@ use std::ops::Range;
 use iced_x86::Instruction;
 
 use super::arena::{Arena, Growing};
+use super::flow::{Flow, explore};
 use super::site::{NEAR, Patch, Plan, Tactic, View, plan};
 use super::stub::Stub;
 use crate::codegen::emitter::{Emitter, Environment};
@@ -19,6 +20,7 @@ use crate::ledger::{Ledger, Work};
 use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::mmu::log::TableLog;
 use crate::mmu::shadow::Shadow;
+use crate::mmu::space::VcpuSpace;
 use crate::x86::decode::{Dialect, instruction_at};
 use crate::x86::registers::Regs;
 use crate::x86::walk::Access;
@@ -30,8 +32,8 @@ const RETRIES: u8 = 8;
 const IDLE_STORES: u32 = 64;
 /// How often everything is moved out of the guest's way, before patching is given up.
 const MOVES: u32 = 16;
-/// How many targets of jumps are remembered.
-const TARGETS: usize = 1024;
+/// How many targets of jumps are learned from the jumps, in the whole life of a domain.
+const TARGETS: u32 = 1024;
 
 /// The guest, and what is around it.
 pub(crate) struct Kernel<'a> {
@@ -40,6 +42,7 @@ pub(crate) struct Kernel<'a> {
     pub regs: &'a mut Regs,
     pub memory: &'a MachineMemory,
     pub log: &'a mut TableLog,
+    pub space: &'a mut VcpuSpace,
     pub ledger: &'a mut Ledger,
 }
 
@@ -123,8 +126,14 @@ pub(crate) struct Patcher {
     sites: Vec<Site>,
     /// The guest's state at each instruction of every stub, in order.
     points: Vec<Point>,
-    /// Instructions that were jumped to although a jump hid them.
+    /// Targets of jumps: those of direct ones, and instructions that were jumped to although a jump hid them.
     targets: Vec<u64>,
+    /// How many of the latter.
+    learned: u32,
+    /// The kernel's functions, from its symbols, in order. Taken when its code is first looked at.
+    functions: Vec<Range<u64>>,
+    /// The arena has pages that the shadow does not know, and `points` are not in order.
+    grown: bool,
     /// How often a place was patched or tried.
     tried: Vec<(Maddr, u8)>,
     code: Vec<Frame>,
@@ -134,9 +143,9 @@ pub(crate) struct Patcher {
 }
 
 impl Patcher {
-    /// Without any patches yet. `frames` are for stubs, `state` is the frame that they share with the monitor, and
-    /// `hypercall` is the machine's way to call the host.
-    pub fn new(frames: Range<u64>, state: Mfn, hypercall: [u8; 32]) -> Self {
+    /// Without any patches yet. `frames` are for stubs, `state` is the frame that they share with the monitor,
+    /// `hypercall` is the machine's way to call the host, and `functions` are where the kernel's symbols say.
+    pub fn new(frames: Range<u64>, state: Mfn, hypercall: [u8; 32], functions: Vec<Range<u64>>) -> Self {
         Self {
             state_frame: state,
             frames,
@@ -146,6 +155,9 @@ impl Patcher {
             sites: Vec::new(),
             points: Vec::new(),
             targets: Vec::new(),
+            learned: 0,
+            functions,
+            grown: false,
             tried: Vec::new(),
             code: Vec::new(),
             moves: 0,
@@ -194,8 +206,9 @@ impl Patcher {
     pub fn jumped_into(&mut self, k: &mut Kernel<'_>, rip: u64) {
         k.ledger.work(Work::PatchEntries, 1);
         if let Err(place) = self.targets.binary_search(&rip)
-            && self.targets.len() < TARGETS
+            && self.learned < TARGETS
         {
+            self.learned += 1;
             self.targets.insert(place, rip);
             self.undo(k, |site| site.jumps.iter().any(|j| j.entry(rip).is_some()));
         }
@@ -204,6 +217,12 @@ impl Patcher {
     /// The instruction at RIP traps, and is one of those that stubs are for: patches it, if that can be done.
     pub fn trapped(&mut self, k: &mut Kernel<'_>) {
         let site = k.regs.rip;
+        if !self.functions.is_empty() {
+            self.prepare(k);
+            if self.covers(site) {
+                return;
+            }
+        }
         let Some(maddr) = k.code_at(site) else { return };
         let Some(pfn) = k.memory.mfn_to_pfn(maddr.mfn()) else { return };
         if self.suspended || self.moves >= MOVES || !self.may_try(maddr) || self.is_closed(pfn) {
@@ -211,7 +230,11 @@ impl Patcher {
         }
         // Overwritten by the guest without our knowledge, such as by a device.
         self.undo(k, |s| s.jumps.iter().any(|j| j.patch.at == site));
-        let done = self.install(k, site, maddr);
+        self.patch(k, site, maddr, &[]);
+    }
+
+    fn patch(&mut self, k: &mut Kernel<'_>, site: u64, maddr: Maddr, known: &[u64]) {
+        let done = self.install(k, site, maddr, known);
         let work = match done {
             Some(Tactic::Followers) => Work::PatchedFollowers,
             Some(Tactic::Before) => Work::PatchedBefore,
@@ -223,6 +246,34 @@ impl Patcher {
             }
         };
         k.ledger.work(work, 1);
+    }
+
+    /// Whether a stub has the instruction at `site`.
+    fn covers(&self, site: u64) -> bool {
+        self.sites.iter().flat_map(|s| &s.jumps).any(|j| j.patch.moved.contains(&site))
+    }
+
+    /// Patches all that direct control flow reaches in the kernel's functions, once an instruction that is known by their
+    /// symbols traps: then its code is where they say.
+    fn prepare(&mut self, k: &mut Kernel<'_>) {
+        let of_rip = self.functions.partition_point(|function| function.start <= k.regs.rip);
+        let first = of_rip.checked_sub(1).and_then(|i| self.functions.get(i)).and_then(|f| flow_of(k, f));
+        if first.is_none_or(|flow| flow.begins.binary_search(&k.regs.rip).is_err()) {
+            return;
+        }
+        let functions = std::mem::take(&mut self.functions);
+        let flows: Vec<Flow> = functions.iter().filter_map(|function| flow_of(k, function)).collect();
+        self.targets = flows.iter().flat_map(|flow| flow.targets.iter().copied()).collect();
+        self.targets.sort_unstable();
+        self.targets.dedup();
+        for flow in &flows {
+            for &site in &flow.sensitive {
+                let Some(maddr) = k.code_at(site) else { continue };
+                if !self.covers(site) && self.may_try(maddr) {
+                    self.patch(k, site, maddr, &flow.begins);
+                }
+            }
+        }
     }
 
     fn may_try(&mut self, maddr: Maddr) -> bool {
@@ -250,7 +301,7 @@ impl Patcher {
         self.code.iter().any(|frame| frame.pfn == pfn && frame.closed)
     }
 
-    fn install(&mut self, k: &mut Kernel<'_>, site: u64, maddr: Maddr) -> Option<Tactic> {
+    fn install(&mut self, k: &mut Kernel<'_>, site: u64, maddr: Maddr, known: &[u64]) -> Option<Tactic> {
         let page = site & !(PAGE_SIZE - 1);
         let mut code = [0; PAGE_SIZE as usize];
         k.shadow.read(k.memory, maddr.mfn().maddr(), &mut code).ok()?;
@@ -261,7 +312,7 @@ impl Patcher {
         let Self { arena: Some(arena), sites, targets, .. } = self else { return None };
         let is_target = |at: u64| targets.binary_search(&at).is_ok();
         let is_taken = |range: &Range<u64>| sites.iter().any(|s| s.touches(range));
-        let view = View { base: page, code: &code, is_target: &is_target, is_taken: &is_taken, start: site };
+        let view = View { base: page, code: &code, is_target: &is_target, is_taken: &is_taken, known };
         let Plan { tactic, patches } = plan(&view, site, &mut Growing { arena, is_free: &is_free })?;
         self.undo(k, |s| patches.iter().any(|p| s.touches(&p.moved) || s.touches(&p.jump())));
         let mut stubs = Vec::new();
@@ -271,7 +322,7 @@ impl Patcher {
             stubs.push(self.emit(k, site, code.get(from..to)?, patch)?);
         }
         // From here on nothing fails.
-        k.shadow.set_overlay(k.memory, k.log, &self.arena.as_ref()?.overlay());
+        self.grown = true;
         let pfn = k.memory.mfn_to_pfn(maddr.mfn())?;
         k.shadow.protect_code(k.memory, k.log, pfn);
         if let Some(frame) = self.code.iter_mut().find(|frame| frame.pfn == pfn) {
@@ -322,7 +373,6 @@ impl Patcher {
         let arena = self.arena.as_ref()?;
         k.memory.write(arena.maddr(at)?, &stub.bytes).ok()?;
         self.points.extend(stub.points);
-        self.points.sort_unstable_by_key(|point| point.at);
         Some(stub.entries)
     }
 
@@ -385,6 +435,17 @@ impl Patcher {
     /// kernel is entered.
     pub fn refresh(&mut self, k: &mut Kernel<'_>) {
         self.follow_writes(k);
+        if std::mem::take(&mut self.grown)
+            && let Some(arena) = &self.arena
+        {
+            self.points.sort_unstable_by_key(|point| point.at);
+            k.shadow.set_overlay(k.memory, k.log, &arena.overlay());
+            // All of them at once, rather than by a fault each.
+            for page in arena.overlay() {
+                let access = Access { write: page.writable, user: false, fetch: page.executable };
+                k.shadow.fill_overlay(k.memory, k.log, k.space, page.va, access);
+            }
+        }
         if k.shadow.overlay_collides(k.memory) {
             // Stubs are in the guest's way. All of them go; no address of them is anywhere in the guest.
             self.undo(k, |_| true);
@@ -444,6 +505,21 @@ impl Patcher {
     pub fn is_suspended(&self) -> bool {
         self.suspended
     }
+}
+
+/// What direct control flow reaches in a function, as it is in memory.
+fn flow_of(k: &Kernel<'_>, function: &Range<u64>) -> Option<Flow> {
+    let len =
+        usize::try_from(function.end.checked_sub(function.start)?).ok().filter(|len| *len <= 1 << 20)?;
+    let mut code = vec![0; len];
+    let mut at = function.start;
+    while at < function.end {
+        let end = function.end.min((at | (PAGE_SIZE - 1)).saturating_add(1));
+        let part = usize::try_from(at - function.start).ok()?..usize::try_from(end - function.start).ok()?;
+        k.shadow.read(k.memory, k.code_at(at)?, code.get_mut(part)?).ok()?;
+        at = end;
+    }
+    explore(&code, function.start)
 }
 
 /// Whether a page of ours may lie at `va`: on the side of the address space where `site` is, and nothing is mapped.

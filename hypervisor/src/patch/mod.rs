@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod arena;
+pub(crate) mod flow;
 pub(crate) mod install;
 pub(crate) mod site;
 pub(crate) mod stub;

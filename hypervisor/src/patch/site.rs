@@ -33,6 +33,8 @@ const SHORT: u64 = 2;
 pub(crate) const TRAPPING: [u8; 4] = [0xf4, 0xfa, 0x06, 0x07];
 /// How many instructions before a site a jump may begin.
 const BEFORE: usize = 5;
+/// How many instructions before a site are looked at for one to give way to a short jump.
+const NEARBY: usize = 40;
 /// The most instructions that one jump moves.
 const MOST: usize = 12;
 
@@ -115,8 +117,8 @@ pub(crate) struct View<'a> {
     pub is_target: &'a dyn Fn(u64) -> bool,
     /// Whether some of these bytes belong to another patch, and so are not what they seem.
     pub is_taken: &'a dyn Fn(&Range<u64>) -> bool,
-    /// The address of an instruction at or before the site, from where on there is nothing but instructions.
-    pub start: u64,
+    /// Where instructions are known to begin, in order.
+    pub known: &'a [u64],
 }
 
 /// Bytes to be written over code.
@@ -239,15 +241,18 @@ impl View<'_> {
         Some(Run { range: from..at, inner })
     }
 
-    /// The addresses of the instructions from the start to `site`; empty where decoding does not arrive there.
+    /// The instructions right before `site`, the last first, as far as they are known.
     fn before(&self, site: u64) -> Vec<u64> {
-        let (mut at, mut all) = (self.start, Vec::new());
-        while at < site {
-            let Some(insn) = self.insn(at) else { return Vec::new() };
-            all.push(at);
-            at = insn.next_ip();
+        let known = self.known.get(..self.known.partition_point(|at| *at < site)).unwrap_or_default();
+        let (mut next, mut all) = (site, Vec::new());
+        for at in known.iter().rev().take(NEARBY) {
+            match self.insn(*at) {
+                Some(insn) if insn.next_ip() == next => all.push(*at),
+                _ => break,
+            }
+            next = *at;
         }
-        if at == site { all } else { Vec::new() }
+        all
     }
 
     /// What the bytes `from..from + 4` must be as a displacement, when the instructions at `inner` move away.
@@ -279,7 +284,7 @@ impl View<'_> {
 
     fn from_before(&self, site: &Instruction, room: &mut dyn Room) -> Option<Vec<Patch>> {
         let before = self.before(site.ip());
-        before.iter().rev().take(BEFORE).find_map(|&from| {
+        before.iter().take(BEFORE).find_map(|&from| {
             let run = self.run(from, site.next_ip().max(from + NEAR))?;
             run.inner.contains(&site.ip()).then_some(())?;
             Some(vec![self.jump_over(&run, room)?])

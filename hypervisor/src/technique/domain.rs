@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::build::BuiltDomain;
 use crate::engine::Machine;
 use crate::host::zeroed::NoMemory;
+use crate::image::Image;
 use crate::ledger::Ledger;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
@@ -35,6 +36,8 @@ pub struct Parts<'a> {
     pub memory: MachineMemory,
     /// Where in it is what.
     pub layout: HypervisorLayout,
+    /// The image that the builder loaded, for its symbols.
+    pub image: &'a Image<'a>,
     /// What the builder put there.
     pub built: BuiltDomain,
     /// Takes what the guest prints.

@@ -6,7 +6,7 @@ use super::method::{Guest, Left, Method};
 use super::{Domain, EngineNeed, MakeError, Parts, Technique, on_any_host};
 use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::engine::Exit;
-use crate::image::GuestKind;
+use crate::image::{GuestKind, symbols};
 use crate::ledger::{Cause, Work};
 use crate::machine::layout::OwnCode;
 use crate::machine::memory::Mfn;
@@ -35,7 +35,9 @@ pub(super) const TECHNIQUE: Technique = Technique {
 
 fn make(parts: Parts<'_>) -> Result<Box<dyn Domain>, MakeError> {
     let hypercall = parts.machine.hypercall_stub(0);
-    let patcher = Patcher::new(parts.layout.code.clone(), Mfn(parts.layout.state.start), hypercall);
+    let functions = symbols::functions(parts.image.elf());
+    let patcher =
+        Patcher::new(parts.layout.code.clone(), Mfn(parts.layout.state.start), hypercall, functions);
     BareDomain::make(parts, Patched { patcher })
 }
 
@@ -47,8 +49,8 @@ struct Patched {
 /// The guest, and whether an interrupt waits for it.
 fn kernel<'a>(guest: &'a mut Guest<'_>) -> (Kernel<'a>, bool) {
     let (cpu, shadow, waits) = guest.machine.hot_parts();
-    let Guest { regs, memory, log, ledger, .. } = guest;
-    (Kernel { cpu, shadow, regs, memory, log, ledger }, waits)
+    let Guest { regs, memory, log, space, ledger, .. } = guest;
+    (Kernel { cpu, shadow, regs, memory, log, space, ledger }, waits)
 }
 
 impl Method for Patched {
