@@ -103,6 +103,14 @@ impl Arena {
         self.page(at).is_some()
     }
 
+    /// The place in a page of stubs that `at` may be, where the guest uses its tables at two linear addresses: what lies in
+    /// a table of ours is then at both. (Their distance is a multiple of what an L3 entry spans.)
+    pub fn seen_from(&self, at: u64) -> Option<u64> {
+        const SPAN: u64 = 1 << 30;
+        let page = self.pages.iter().find(|page| page.va % SPAN == at % SPAN & !(PAGE_SIZE - 1))?;
+        Some(page.va | at % PAGE_SIZE)
+    }
+
     /// The machine address of a place in a page of stubs.
     pub fn maddr(&self, at: u64) -> Option<Maddr> {
         self.page(at).map(|page| Maddr(page.mfn.maddr().0 | at % PAGE_SIZE))

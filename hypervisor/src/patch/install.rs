@@ -179,13 +179,22 @@ impl Patcher {
 
     /// The guest's state after an exit of its kernel: what stubs changed, and the registers if it was in a stub. Returns
     /// the recipe that applied.
-    pub fn make_whole(&self, k: &mut Kernel<'_>) -> Option<Recipe> {
+    pub fn make_whole(&mut self, k: &mut Kernel<'_>) -> Option<Recipe> {
         let (arena, page) = (self.arena.as_ref()?, self.page()?);
         page.read_back(k.memory, k.cpu);
-        if !arena.contains(k.regs.rip) {
-            return None;
+        let rip = k.regs.rip;
+        if arena.contains(rip) {
+            return restore(&self.points, arena.origin, k.memory, page, k.cpu, k.regs);
         }
-        restore(&self.points, arena.origin, k.memory, page, k.cpu, k.regs)
+        let seen = arena.seen_from(rip).filter(|_| k.code_at(rip).is_none())?;
+        k.regs.rip = seen;
+        let recipe = restore(&self.points, arena.origin, k.memory, page, k.cpu, k.regs);
+        let beside = k.regs.rip.wrapping_add(rip.wrapping_sub(seen));
+        k.regs.rip = if recipe.is_some() && k.code_at(beside).is_some() { beside } else { rip };
+        if recipe.is_some() {
+            self.withdraw(k, beside);
+        }
+        recipe
     }
 
     /// Whether an address is in a page of stubs.

@@ -4,6 +4,7 @@
 //! executes one instruction. After an exception, the handlers go on with the next step. Steps may damage the kernel
 //! itself, overwrite it for example; this is intended.
 
+pub mod bare;
 mod code;
 pub mod servings;
 mod steps;

@@ -3,6 +3,7 @@
 //! A failure says whether the product or the test is broken (`paravane_tests::verdict`). No test sleeps or expects
 //! something to take a certain time; time limits only end hangs.
 
+mod bare_soup;
 mod conformance;
 mod devices;
 mod endings;
