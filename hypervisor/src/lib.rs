@@ -38,6 +38,7 @@
 //! | [`technique`] | The ways of virtualizing a kernel |
 //! | [`launch`] | From a configuration to a running guest, and the report when it has ended |
 //! | [`monitor`] | The loop of a vCPU: enter, exit, account, handle, resume |
+//! | [`trace`] | Every exit of a run, written to a file and read again |
 //! | [`engine`] | What enters a guest and maps its pages: [`kvm`](engine::kvm), [`process`](engine::process) |
 //! | [`pv`] | Xen's machine: a domain, its vCPU, hypercalls, events, grants, the xenstore |
 //! | [`bare`], [`exec`] | The PC that a bare kernel believes in; what one trapped instruction does |
@@ -80,6 +81,7 @@ pub mod technique;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod trace;
 pub mod translate;
 pub mod virtio;
 pub mod x86;

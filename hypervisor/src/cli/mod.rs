@@ -29,6 +29,8 @@ mod stats;
 mod stats_file;
 mod status;
 mod terminal;
+mod trace;
+mod trace_file;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -37,6 +39,7 @@ use clap::{Parser, Subcommand};
 
 use crate::host::notice::notice;
 use crate::text::printable;
+use crate::trace::filter::NoSuchCause;
 
 pub use stats::Origin;
 
@@ -54,6 +57,7 @@ Examples:
   paravane new my-kernel    a kernel of your own, and `cargo run` boots it
   paravane compare          what hypercalls save over trap-and-emulate, measured here and now
   paravane audit KERNEL     what in a kernel's code has to be replaced by hypercalls, and by which
+  paravane trace FILE       every exit of a run that was traced (paravane run --trace FILE)
   paravane doctor           what this machine offers, and what to change
 
 `paravane help COMMAND` tells the rest, exit statuses included.";
@@ -70,6 +74,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Find what in a kernel's code needs a trap, or goes wrong, when it runs deprivileged
     Audit(audit::AuditArgs),
+    /// Show the exits that `run --trace` wrote: by cause, device and guest function, or one by one
+    Trace(trace::TraceArgs),
     /// Say what this machine offers for running guests
     Doctor(doctor::DoctorArgs),
 }
@@ -92,6 +98,7 @@ pub fn main(origin: Origin) -> ExitCode {
         Command::Runner(args) => runner::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Audit(args) => audit::run(args),
+        Command::Trace(args) => trace::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     match result {
@@ -99,7 +106,8 @@ pub fn main(origin: Origin) -> ExitCode {
         Err(error) => {
             notice(message(&error));
             // What can be seen from the arguments alone is as wrong as a word that clap does not know.
-            let usage = error.is::<device::TooMany>() || error.is::<paths::Clash>();
+            let usage =
+                error.is::<device::TooMany>() || error.is::<paths::Clash>() || error.is::<NoSuchCause>();
             ExitCode::from(if usage { status::USAGE } else { status::HOST_ERROR })
         }
     }

@@ -23,7 +23,7 @@ use super::stats::{self, Origin, Statistics};
 use super::stats_file::StatisticsFile;
 use super::status::{self, Interruption};
 use super::terminal::{self, RawMode};
-use super::{input_file, oom, signals, size};
+use super::{input_file, oom, signals, size, trace_file};
 use crate::backend::console::stdio::Outside;
 use crate::host::busy_poll;
 use crate::host::limit::Advice;
@@ -46,6 +46,7 @@ Examples:
   paravane run --disk disk.img --disk base.qcow2,readonly --rng
   paravane run --net user,tcp=8080:80 --cmdline serve       then: curl http://localhost:8080/
   paravane run --net tap=tap0 --vsock cid=3,socket=/tmp/guest.sock
+  paravane run --trace boot.trace --timeout 10s                then: paravane trace boot.trace
   paravane run --console pty --cmdline console=virtio
 
 On a terminal, Ctrl-A x leaves and Ctrl-A h shows the other keys; everything else goes to the guest.
@@ -100,6 +101,9 @@ pub(super) struct RunArgs {
     /// Write the same as JSON to a file
     #[arg(long, value_name = "FILE", help_heading = HOST)]
     stats_json: Option<PathBuf>,
+    /// Write every exit to a file, for `paravane trace`
+    #[arg(long, value_name = "FILE", help_heading = HOST)]
+    trace: Option<PathBuf>,
 }
 
 /// Runs a guest to its end; the exit status of the process.
@@ -123,6 +127,8 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     let report_loss = lost.reporter(control.clone(), || ending::ask(Asker::LostDevice));
     let Opened { devices, stdio } = args.devices.open(&report_loss)?;
     let json = args.stats_json.as_deref().map(StatisticsFile::open).transpose()?;
+    let trace =
+        args.trace.as_deref().map(|path| trace_file::open(path, args.image.as_deref())).transpose()?;
 
     let left = Arc::new(AtomicBool::new(false));
     let output = OutputState::default();
@@ -155,8 +161,9 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         deadline: args.timeout.map(|timeout| origin.what_is_left_of(timeout)),
         on_peek: Some(Box::new(|ledger, ns| notice::text(&stats::so_far(ledger, ns)))),
         count_memory: args.stats || args.stats_json.is_some(),
-        marks: args.stats || args.stats_json.is_some(),
+        marks: args.stats || args.stats_json.is_some() || args.trace.is_some(),
         on_stop: Some(Arc::new(|stopped| notice(stopped))),
+        trace,
     };
     oom::stand_before_others();
     let result = launch::run(config);
@@ -173,6 +180,9 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     if let Some(file) = json {
         file.write(&statistics)?;
     }
+    if let (Some(path), Some(outcome)) = (&args.trace, &report.trace) {
+        trace_file::conclude(path, outcome)?;
+    }
     match lost {
         Some(why) if status::of(&report.end, by) == status::HOST_ERROR => Err(anyhow::Error::msg(why)),
         _ => conclude(&report, by, &output),
@@ -185,6 +195,7 @@ fn check_paths(args: &RunArgs) -> anyhow::Result<()> {
     args.image.iter().for_each(|path| paths.read("IMAGE", path));
     args.initrd.iter().for_each(|path| paths.read("--initrd", path));
     args.stats_json.iter().for_each(|path| paths.write("--stats-json", path));
+    args.trace.iter().for_each(|path| paths.write("--trace", path));
     args.devices.add_paths(&mut paths);
     Ok(paths.check()?)
 }

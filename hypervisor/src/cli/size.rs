@@ -43,6 +43,23 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Nanoseconds of system time from `1.5ms`, `200us`, `2s`; a bare number is seconds, as a timeline shows them.
+pub(super) fn moment(text: &str) -> Result<u64, String> {
+    let (digits, unit) = split(text);
+    let scale = match unit {
+        "ns" => 1.0,
+        "us" => 1e3,
+        "ms" => 1e6,
+        "" | "s" => 1e9,
+        "m" => 60e9,
+        "h" => 3600e9,
+        _ => return Err(format!("unknown unit `{unit}`: use ns, us, ms, s, m or h, e.g. 1.5ms")),
+    };
+    let count: f64 = digits.parse().map_err(|_| "expected a number and a unit, e.g. 1.5ms".to_owned())?;
+    // Saturates: later than any run ends.
+    Ok((count * scale).round() as u64)
+}
+
 /// Microseconds, a million at most.
 pub(super) fn microseconds(text: &str) -> Result<u32, String> {
     let count = text.parse().ok().filter(|us| *us <= 1_000_000);
@@ -61,6 +78,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn moments_that_people_type() {
+        let cases = [
+            ("1.5ms", 1_500_000),
+            ("0.000012345", 12_345),
+            ("7 us", 7_000),
+            ("3ns", 3),
+            ("1m", 60_000_000_000),
+        ];
+        for (text, ns) in cases {
+            assert_eq!(moment(text), Ok(ns), "{text}");
+        }
+        assert_eq!(moment("99999999999999h"), Ok(u64::MAX));
+        for text in ["", "ms", "1.2.3s", "1 week"] {
+            assert!(moment(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_that_people_type() {

@@ -278,6 +278,7 @@ mod tests {
             last: Some(LastState { regs: Regs { rax: 7, ..Regs::default() }, place: None }),
             run_ns: 1_000_000,
             first_output_ns: None,
+            trace: None,
         }
     }
 

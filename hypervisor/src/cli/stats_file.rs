@@ -40,13 +40,7 @@ impl StatisticsFile {
     }
 
     fn try_open(path: &Path) -> io::Result<Self> {
-        let (mut file, made) = match File::options().write(true).open(path) {
-            // A link to nowhere is made by the plain `create`, which may also find that somebody was faster.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                (File::options().write(true).create(true).truncate(false).open(path)?, true)
-            }
-            opened => (opened?, false),
-        };
+        let (mut file, made) = open_or_make(path)?;
         let mut replaces = file.metadata()?.is_file();
         if let Some(ours) = same_as_output(&file)? {
             // Opened again it would have a position of its own, and overwrite what was printed.
@@ -78,6 +72,17 @@ impl Drop for StatisticsFile {
             // What is left is an empty or half a file; the user is told why.
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Opens a file for writing, with what is in it, or makes it; whether it was made.
+pub(super) fn open_or_make(path: &Path) -> io::Result<(File, bool)> {
+    match File::options().write(true).open(path) {
+        // A link to nowhere is made by the plain `create`, which may also find that somebody was faster.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Ok((File::options().write(true).create(true).truncate(false).open(path)?, true))
+        }
+        opened => Ok((opened?, false)),
     }
 }
 

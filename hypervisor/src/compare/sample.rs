@@ -165,6 +165,7 @@ pub(super) fn config(
         count_memory: false,
         marks: true,
         on_stop: None,
+        trace: None,
     }
 }
 

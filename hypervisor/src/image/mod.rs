@@ -14,6 +14,7 @@ pub mod features;
 pub mod legacy_notes;
 pub mod lines;
 pub mod notes;
+pub mod symbol_map;
 pub mod symbols;
 pub mod test_list;
 #[cfg(test)]

@@ -69,7 +69,7 @@ pub fn functions(elf: &[u8]) -> Vec<Range<u64>> {
 }
 
 /// The addresses of a section.
-fn extent(sections: &SectionTable<'_, Header>, index: object::SectionIndex) -> Option<Range<u64>> {
+pub(super) fn extent(sections: &SectionTable<'_, Header>, index: object::SectionIndex) -> Option<Range<u64>> {
     let section = sections.section(index).ok()?;
     let start = section.sh_addr(LittleEndian);
     Some(start..start.checked_add(section.sh_size(LittleEndian))?)
@@ -93,23 +93,30 @@ pub fn readable(name: &[u8]) -> String {
 
 /// How well a symbol names an address: one that spans it, then the nearest, then functions before labels.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    spans: bool,
-    value: u64,
+pub(super) struct Rank {
+    pub(super) spans: bool,
+    pub(super) value: u64,
     function: bool,
 }
 
 impl Rank {
     fn of(symbol: &<Header as FileHeader>::Sym, rip: u64) -> Option<Self> {
+        let (rank, size) = Self::with_size(symbol)?;
+        let offset = rip.checked_sub(rank.value)?;
+        // A symbol that says where it ends does not name what follows it.
+        (size == 0 || offset < size).then_some(rank)
+    }
+
+    /// The rank that the symbol has for the addresses that it may name, and its size: 0 if it does not say where it
+    /// ends. `None` if it names no address.
+    pub(super) fn with_size(symbol: &<Header as FileHeader>::Sym) -> Option<(Self, u64)> {
         let section = symbol.st_shndx(LittleEndian);
         let kind = symbol.st_type();
         if section == SHN_UNDEF || section == SHN_ABS || ![STT_FUNC, STT_OBJECT, STT_NOTYPE].contains(&kind) {
             return None;
         }
         let (value, size) = (symbol.st_value(LittleEndian), symbol.st_size(LittleEndian));
-        let offset = rip.checked_sub(value)?;
-        // A symbol that says where it ends does not name what follows it.
-        (size == 0 || offset < size).then_some(Self { spans: size != 0, value, function: kind == STT_FUNC })
+        Some((Self { spans: size != 0, value, function: kind == STT_FUNC }, size))
     }
 }
 

@@ -24,6 +24,7 @@ use crate::machine::end::DomainEnd;
 use crate::monitor::Control;
 use crate::monitor::control::Show;
 use crate::technique::Technique;
+use crate::trace;
 use crate::virtio::{Device, DeviceStops, Tell};
 use crate::x86::registers::Regs;
 use std::borrow::Cow;
@@ -113,6 +114,8 @@ pub struct Config {
     pub on_peek: Option<Show>,
     /// Tells the user of devices that stop for what their drivers did.
     pub on_stop: Option<Tell>,
+    /// Where every exit is to be written to.
+    pub trace: Option<trace::record::Destination>,
 }
 
 /// Where a domain was when it ended.
@@ -147,4 +150,6 @@ pub struct Report {
     pub last: Option<LastState>,
     /// From the start of [`run`] to the first byte that the guest printed; `None` if it printed nothing.
     pub first_output_ns: Option<u64>,
+    /// What became of the trace, if there was to be one.
+    pub trace: Option<trace::record::Outcome>,
 }

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::available;
 use super::engines::{Setup, limits_of};
@@ -12,7 +12,7 @@ use super::{Config, HostMemory, LastState, Report, select};
 use crate::build;
 use crate::build::mapping::AddressLimits;
 use crate::build::{BuildError, DomainConfig};
-use crate::engine::NoCpu;
+use crate::engine::{EngineInfo, NoCpu};
 use crate::host::limit::Advice;
 use crate::host::zeroed::{NoMemory, check_own_room};
 use crate::image::error::ImageError;
@@ -22,13 +22,17 @@ use crate::machine::console::ConsoleSink;
 use crate::machine::end::DomainEnd;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{CreateError, MachineMemory, PAGE_SIZE};
+use crate::machine::time::Clock;
 use crate::monitor::Control;
 use crate::monitor::control::{Orders, Postponed};
+use crate::monitor::observe::Unobserved;
 use crate::monitor::vcpu_loop;
 use crate::monitor::waker::Waker;
 use crate::pv::domain::{CONSOLE_PORT, STORE_PORT};
 use crate::pv::hypercall::FEATURES;
 use crate::technique::{MakeError, Parts, Technique};
+use crate::trace;
+use crate::trace::record::Recorder;
 use crate::virtio;
 use crate::x86::registers::Regs;
 
@@ -91,6 +95,9 @@ pub enum RunError {
         /// What is missing.
         why: String,
     },
+    /// There is no thread for its trace.
+    #[error(transparent)]
+    Trace(#[from] trace::record::BeginError),
     /// The host has no event descriptors left.
     #[error("cannot make an eventfd: {0}{advice}", advice = Advice::of_files(.0))]
     Eventfd(std::io::Error),
@@ -215,6 +222,12 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         marks: config.marks,
     })?;
     steps.done("take over its page tables");
+    let clock = domain.clock();
+    let about = || trace_header(&config.image, &config.image_name, technique, &info, clock);
+    let mut recorder = match config.trace {
+        None => None,
+        Some(to) => Some(Recorder::begin(to, about(), 0)?),
+    };
 
     if let Some(tell) = &config.on_stop {
         virtio::watch(&domain.slots(), tell);
@@ -223,7 +236,6 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     if let Some(on_ready) = config.on_ready {
         on_ready();
     }
-    let clock = domain.clock();
     let mut orders = Orders::new(control, clock);
     orders.on_peek = config.on_peek;
     orders.postponed = config.once_running.map(|work| Postponed { work, by: clock.now() + POSTPONE_NS });
@@ -232,7 +244,10 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         config.deadline.map(|after| clock.now().saturating_add(nanos(after.saturating_sub(start.elapsed()))));
     steps.done("get ready");
     let running = Instant::now();
-    vcpu_loop::run(&mut *cpu, domain.runner(), &waker, &mut orders);
+    match &mut recorder {
+        None => vcpu_loop::run(&mut *cpu, domain.runner(), &waker, &mut orders, &mut Unobserved),
+        Some(recorder) => vcpu_loop::run(&mut *cpu, domain.runner(), &waker, &mut orders, recorder),
+    }
     let run_ns = nanos(running.elapsed());
     let end = domain.end();
     let context = domain.runner().context();
@@ -252,7 +267,28 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         engine: info,
         run_ns,
         first_output_ns: first.get().copied(),
+        trace: recorder.map(Recorder::finish),
     })
+}
+
+/// What a trace says of the run that it is of.
+fn trace_header(
+    image: &[u8],
+    image_name: &str,
+    technique: &Technique,
+    info: &EngineInfo,
+    clock: Clock,
+) -> trace::format::Header {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, nanos);
+    trace::format::Header {
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        image: trace::format::ImageFacts::of(image_name, image),
+        technique: technique.name.to_owned(),
+        engine: info.name.to_owned(),
+        transport: info.transport.to_owned(),
+        began: since_1970.saturating_sub(clock.now()),
+        causes: trace::format::CauseName::all(),
+    }
 }
 
 /// The technique that runs the image.

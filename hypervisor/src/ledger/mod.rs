@@ -27,7 +27,7 @@ pub use batch::{BatchKind, BatchSizes};
 pub use cause::{Cause, MmioDevice, PortDevice, PrivOp, VirtioRegister};
 pub use hardware::{HardwareExit, HardwareExits};
 pub use region::{ExitRow, Region};
-pub use table::exit_table;
+pub use table::{StatLine, exit_table, stat_table};
 pub use tally::Tally;
 pub use work::{Work, WorkRow};
 

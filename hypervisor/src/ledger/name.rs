@@ -19,6 +19,16 @@ impl Cause {
             Self::InterruptWindow | Self::Kick | Self::Dead => "host",
         }
     }
+
+    /// The device, if it is an access to one.
+    pub const fn device(self) -> Option<&'static str> {
+        match self {
+            Self::PortIn(device) | Self::PortOut(device) => Some(device.name()),
+            Self::Mmio(MmioDevice::VirtioRead(_) | MmioDevice::VirtioWrite(_)) => Some("virtio"),
+            Self::Mmio(MmioDevice::Other) => Some("other memory"),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Cause {

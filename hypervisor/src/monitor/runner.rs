@@ -60,6 +60,11 @@ pub trait Runner {
         let Context { regs, space, log, memory } = self.context();
         cpu.enter(regs, space, log, memory)
     }
+    /// The address of the guest's code that the guest was left at by `exit`, which has not been handled yet: RIP, or for
+    /// a call through a page of stubs, where the stub was called from. Only asked for by who wants it.
+    fn place(&mut self, _exit: Exit) -> u64 {
+        self.context().regs.rip
+    }
     /// Does what the exit means.
     fn handle(&mut self, exit: Exit) -> Handled;
     /// Fires the timers that are due, delivers what is pending, and says what to do next.

@@ -7,17 +7,26 @@ use super::observe::{Observer, Seen};
 use super::runner::{Handled, Next, Runner};
 use super::waker::Waker;
 use crate::engine::{Cpu, Exit};
+use crate::ledger::Ledger;
 use crate::machine::kick::Kick;
 
 /// An exit that was handled and whose cost is not yet known.
 struct Open {
     handled: Handled,
     left: u64,
+    place: u64,
     waited: u64,
 }
 
-/// Runs a virtual CPU until its domain's life is over, or `orders` say stop.
-pub fn run(cpu: &mut dyn Cpu, runner: &mut dyn Runner, waker: &Waker, orders: &mut Orders) {
+/// Runs a virtual CPU until its domain's life is over, or `orders` say stop. Besides the ledger, `observer` is notified
+/// of each exit.
+pub fn run<O: Observer>(
+    cpu: &mut dyn Cpu,
+    runner: &mut dyn Runner,
+    waker: &Waker,
+    orders: &mut Orders,
+    observer: &mut O,
+) {
     let clock = orders.clock();
     orders.began = clock.now();
     let mut armed = None;
@@ -67,7 +76,7 @@ pub fn run(cpu: &mut dyn Cpu, runner: &mut dyn Runner, waker: &Waker, orders: &m
                     runner.woken();
                     continue;
                 }
-                settle(runner.ledger(), open.take(), now);
+                settle(runner.ledger(), observer, open.take(), now);
                 runner.about_to_run(now);
                 let exit = runner.enter(cpu);
                 waker.leave_guest();
@@ -79,11 +88,12 @@ pub fn run(cpu: &mut dyn Cpu, runner: &mut dyn Runner, waker: &Waker, orders: &m
                     waker.hear();
                     runner.woken();
                 }
-                open = Some(Open { handled: runner.handle(exit), left, waited: 0 });
+                let place = if O::WANTS_PLACE { runner.place(exit) } else { 0 };
+                open = Some(Open { handled: runner.handle(exit), left, place, waited: 0 });
             }
         }
     }
-    settle(runner.ledger(), open.take(), clock.now());
+    settle(runner.ledger(), observer, open.take(), clock.now());
 }
 
 /// Keeps the guest out of the processor until it is to go on or to end.
@@ -112,14 +122,12 @@ fn earliest(a: Option<u64>, b: Option<u64>) -> Option<u64> {
 }
 
 /// Tells of an exit that has been handled, now that the guest is about to run again.
-fn settle(observer: &mut impl Observer, open: Option<Open>, now: u64) {
-    let Some(Open { handled, left, waited }) = open else { return };
-    observer.see(&Seen {
-        handled,
-        left,
-        entered: now,
-        worked: now.saturating_sub(left).saturating_sub(waited),
-    });
+fn settle(ledger: &mut Ledger, observer: &mut impl Observer, open: Option<Open>, now: u64) {
+    let Some(Open { handled, left, place, waited }) = open else { return };
+    let worked = now.saturating_sub(left).saturating_sub(waited);
+    let seen = Seen { handled, left, entered: now, worked, place };
+    ledger.see(&seen);
+    observer.see(&seen);
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Paravirtualization: what the exits of a kernel mean that asks by hypercalls. The calls are in [`crate::pv`].
 
+use paravane_abi::hypercall::IRET;
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
@@ -14,6 +15,7 @@ use crate::monitor::{Context, Handled, Next, Runner};
 use crate::pv::context::PvContext;
 use crate::pv::domain::PvDomain;
 use crate::pv::fixup::ExceptionOutcome;
+use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::hypercall;
 use crate::pv::vcpu::{PvVcpu, RunState};
 use crate::virtio::Slot;
@@ -76,6 +78,16 @@ impl Runner for PvGuest {
     fn context(&mut self) -> Context<'_> {
         let Self { domain, vcpu } = self;
         Context { regs: &mut vcpu.regs, space: &mut vcpu.space, log: &domain.log, memory: &domain.memory }
+    }
+
+    /// All calls leave from the same page: where it was called from is on the stack, unless it was jumped to (`iret`).
+    fn place(&mut self, exit: Exit) -> u64 {
+        let cx = self.cx();
+        let regs = &cx.vcpu.regs;
+        if exit != Exit::Hypercall || regs.rax == IRET {
+            return regs.rip;
+        }
+        cx.guest().read(GuestPtr::new(regs.rsp)).unwrap_or(regs.rip)
     }
 
     fn handle(&mut self, exit: Exit) -> Handled {

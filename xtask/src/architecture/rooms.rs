@@ -44,7 +44,7 @@ const ROOMS: &[Room] = &[
     with_unsafe(
         "cli",
         "the program: arguments, terminal, signals, output",
-        "compare launch technique monitor audit image virtio backend engine ledger machine host x86 text",
+        "compare launch technique trace monitor audit image virtio backend engine ledger machine host x86 text",
     ),
     room(
         "compare",
@@ -54,13 +54,14 @@ const ROOMS: &[Room] = &[
     room(
         "launch",
         "from a configuration to a running guest",
-        "technique monitor pv build image virtio engine ledger machine host x86 text",
+        "technique trace monitor pv build image virtio engine ledger machine host x86 text",
     ),
     room(
         "technique",
         "the ways to virtualize a kernel",
         "monitor pv bare patch translate build image virtio mmu engine ledger machine host x86",
     ),
+    room("trace", "every exit, written to a file and read again", "monitor image ledger host text"),
     with_unsafe(
         "monitor",
         "the loop of a vCPU: enter, exit, account, handle",

@@ -12,6 +12,7 @@ use crate::machine::time::Clock;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 use crate::monitor::control::Postponed;
+use crate::monitor::observe::Unobserved;
 use crate::monitor::{Command, Context, Control};
 use crate::x86::registers::Regs;
 
@@ -96,6 +97,7 @@ impl Runner for Fake {
         Context { regs: &mut self.regs, space: &mut self.space, log: &self.log, memory: &self.memory }
     }
     fn handle(&mut self, _: Exit) -> Handled {
+        self.regs.rip += 1;
         (self.on_exit)();
         Cause::Kick.into()
     }
@@ -123,7 +125,7 @@ fn turns(next: Vec<Next>, under_way: bool, by: u64) -> (usize, u64) {
         counted.fetch_add(1, Ordering::Relaxed);
     });
     orders.postponed = Some(Postponed { work, by });
-    run(&mut Kicks::default(), &mut runner, &waker(), &mut orders);
+    run(&mut Kicks::default(), &mut runner, &waker(), &mut orders, &mut Unobserved);
     (calls.load(Ordering::Relaxed), runner.ledger.exits())
 }
 
@@ -141,7 +143,7 @@ fn the_ledger_is_shown_once_for_each_request() {
             again.send(Command::Peek);
         }
     }));
-    run(&mut Kicks::default(), &mut runner, &waker(), &mut orders);
+    run(&mut Kicks::default(), &mut runner, &waker(), &mut orders, &mut Unobserved);
     assert_eq!(
         *seen.lock().unwrap(),
         [0, 0, 1],
@@ -164,7 +166,7 @@ fn a_stop_ends_the_loop_and_loses_no_exit() {
         });
         let mut orders = Orders::new(control, clock());
         orders.stop_at = at_a_time.then_some(0);
-        run(&mut Kicks::default(), &mut runner, &waker(), &mut orders);
+        run(&mut Kicks::default(), &mut runner, &waker(), &mut orders, &mut Unobserved);
         assert_eq!(runner.ledger.exits(), if at_a_time { 0 } else { 2 });
     }
 }
@@ -189,7 +191,7 @@ fn paused(then: impl FnOnce(&Control, &AtomicUsize) + Send) -> Ledger {
             }
             then(&control, &exits);
         });
-        run(&mut Kicks::default(), &mut runner, &waker, &mut orders);
+        run(&mut Kicks::default(), &mut runner, &waker, &mut orders, &mut Unobserved);
     });
     assert!(!control.is_paused());
     runner.ledger
@@ -234,7 +236,7 @@ fn no_guest_pays_for_a_pause() {
 fn no_engine_keeps_a_kick_that_came_before_a_wait_or_in_it() {
     let mut runner = Fake::new(vec![Next::Wait(Some(0))]);
     let mut engine = Kicks { waiting: true, to_come: 1, ..Kicks::default() };
-    run(&mut engine, &mut runner, &waker(), &mut no_orders());
+    run(&mut engine, &mut runner, &waker(), &mut no_orders(), &mut Unobserved);
     assert_eq!((engine.told, engine.waiting, runner.ledger.exits()), (vec![true, true], false, 0));
 }
 
@@ -259,7 +261,7 @@ fn paid_and_shown(exit: Exit) -> (u64, u64) {
     let mut engine = Kicks { exit: Some(exit), ..Kicks::default() };
     let mut orders = Orders::new(control, clock);
     orders.on_peek = Some(Box::new(show));
-    run(&mut engine, &mut runner, &waker, &mut orders);
+    run(&mut engine, &mut runner, &waker, &mut orders, &mut Unobserved);
     (runner.ledger.whole(0).handling_ns(), taken.load(Ordering::Relaxed))
 }
 
@@ -283,4 +285,35 @@ fn postponed_work_is_done_once_and_in_time() {
     assert_eq!(turns(busy.clone(), true, u64::MAX), (1, 3), "it is under way");
     assert_eq!(turns(busy, false, 0), (1, 3), "it ran for long");
     assert_eq!(turns(vec![Next::Wait(Some(0)); 2], false, u64::MAX), (1, 0), "it waits");
+}
+
+/// What an observer was told.
+struct Told<const WANTS_PLACE: bool>(Vec<Seen>);
+
+impl<const WANTS_PLACE: bool> Observer for Told<WANTS_PLACE> {
+    const WANTS_PLACE: bool = WANTS_PLACE;
+
+    fn see(&mut self, exit: &Seen) {
+        self.0.push(*exit);
+    }
+}
+
+#[test]
+fn an_observer_is_told_of_every_exit_and_of_the_place_before_it_was_handled() {
+    let next = || vec![Next::Run(None), Next::Wait(Some(0)), Next::Run(None), Next::Run(None)];
+    let mut runner = Fake::new(next());
+    runner.regs.rip = 0x1000;
+    let mut told = Told::<true>(Vec::new());
+    run(&mut Kicks::default(), &mut runner, &waker(), &mut no_orders(), &mut told);
+    let places: Vec<u64> = told.0.iter().map(|seen| seen.place).collect();
+    assert_eq!(places, [0x1000, 0x1001, 0x1002]);
+    assert!(told.0.windows(2).all(|pair| pair[0].entered <= pair[1].left), "{:?}", told.0);
+    let worked: u64 = told.0.iter().map(|seen| seen.worked).sum();
+    assert_eq!(runner.ledger.whole(0).handling_ns(), worked, "as the ledger has it");
+
+    let mut runner = Fake::new(next());
+    runner.regs.rip = 0x1000;
+    let mut told = Told::<false>(Vec::new());
+    run(&mut Kicks::default(), &mut runner, &waker(), &mut no_orders(), &mut told);
+    assert_eq!(told.0.iter().map(|seen| seen.place).collect::<Vec<_>>(), [0, 0, 0], "nobody asked");
 }
