@@ -29,6 +29,7 @@
 //! | Layer | Modules |
 //! | --- | --- |
 //! | Start, choice of the task, panic | `boot` |
+//! | An image of its own, which shows why the bare machine avoids some instructions | `fidelity` |
 //! | The tasks | [`shell`], `workload` (what `paravane compare` runs), `selftest` (what system tests ask for) |
 //! | Services on devices | `network` (TCP/IP), `vsock` (sockets to the host), `files` (ext4) |
 //! | Services of the kernel | `exception`, `time`, `console` |
@@ -71,6 +72,8 @@ pub mod console;
 pub mod device;
 #[cfg(guest)]
 pub mod exception;
+#[cfg(all(guest, machine = "bare"))]
+pub mod fidelity;
 #[cfg(guest)]
 pub mod files;
 #[cfg(guest)]

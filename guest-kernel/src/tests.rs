@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate's map, from top to bottom.
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 22] = [
     "boot",
+    "fidelity",
     "shell",
     "workload",
     "selftest",
@@ -92,7 +93,7 @@ fn modules_use_only_modules_below_them() {
     files(&source(), &mut paths);
     let place = |module: &str| ORDER.iter().position(|name| *name == module);
     let mut ties = 0;
-    for path in paths.iter().filter(|path| !["lib", "main"].contains(&module_of(path).as_str())) {
+    for path in paths.iter().filter(|path| !["lib", "main", "bin"].contains(&module_of(path).as_str())) {
         let module = module_of(path);
         let above = place(&module).unwrap_or_else(|| panic!("{module} is not in the map"));
         for used in uses(&fs::read_to_string(path).unwrap()) {

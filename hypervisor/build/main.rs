@@ -1,4 +1,4 @@
-//! Builds the two images of the reference guest, which the program embeds, and determines how the program is linked.
+//! Builds the reference guest's images, which the program embeds, and determines how the program is linked.
 
 mod static_link;
 
@@ -6,11 +6,15 @@ use paravane_guest_build::images::Guest;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build");
-    for (machine, prefix) in [("machine=\"pv\"", "pv-"), ("machine=\"bare\"", "bare-")] {
+    let both: [(_, _, &[&str]); 2] = [
+        ("machine=\"pv\"", "pv-", &["guest-kernel"]),
+        ("machine=\"bare\"", "bare-", &["guest-kernel", "fidelity"]),
+    ];
+    for (machine, prefix, bins) in both {
         let guest = Guest {
             directory: "../guest-kernel",
             package: "paravane-guest-kernel",
-            bins: &["guest-kernel"],
+            bins,
             cfgs: &[machine],
             prefix,
         };

@@ -8,3 +8,6 @@ pub static PV: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pv-guest-kernel
 
 /// The same kernel on a bare PC: privileged instructions and plain page-table stores.
 pub static BARE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bare-guest-kernel.elf"));
+
+/// A kernel for a bare PC that executes the sensitive instructions that need not trap, and prints what came of each.
+pub static FIDELITY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bare-fidelity.elf"));

@@ -7,6 +7,7 @@ mod bare_soup;
 mod conformance;
 mod devices;
 mod endings;
+mod fidelity;
 mod files;
 mod parity;
 mod reference;

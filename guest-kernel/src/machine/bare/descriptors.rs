@@ -10,9 +10,11 @@ use super::traps;
 
 pub const CODE: u16 = 0x08;
 pub const DATA: u16 = 0x10;
-const TSS: u16 = 0x18;
+pub const TSS: u16 = 0x18;
+pub const USER_DATA: u16 = 0x28 | 3;
+pub const USER_CODE: u16 = 0x30 | 3;
 /// SYSRET loads SS from 8 bytes after this, and CS from 16 bytes after it (SDM vol. 2B, SYSRET).
-pub const SYSRET_BASE: u16 = 0x20 | 3;
+pub const SYSRET_BASE: u16 = USER_DATA - 8;
 
 /// Interrupts and exceptions have a stack each: prebuilt code keeps values in the 128 bytes below RSP (the red zone),
 /// which a frame pushed on the interrupted stack would overwrite. Handlers run with interrupts off, so that a stack
@@ -35,7 +37,10 @@ struct TaskState {
     io_map_base: u16,
 }
 
-static GDT: Single<[u64; 7]> = Single::new([
+/// Entries of the GDT.
+const DESCRIPTORS: usize = 7;
+
+static GDT: Single<[u64; DESCRIPTORS]> = Single::new([
     0,
     0x00af_9b00_0000_ffff, // 64-bit code, DPL 0
     0x00cf_9300_0000_ffff, // data, DPL 0
@@ -58,13 +63,14 @@ static STACKS: Single<[Stack; 2]> = Single::new([const { Stack([0; 16 * 1024]) }
 
 /// What LGDT and LIDT load.
 #[repr(C, packed)]
-struct TablePointer {
+pub struct TablePointer {
     limit: u16,
     base: u64,
 }
 
 impl TablePointer {
-    fn to<T>(table: &Single<T>) -> Self {
+    /// A pointer to `table`, which is one.
+    pub fn to<T>(table: &Single<T>) -> Self {
         Self { limit: size_of::<T>() as u16 - 1, base: table.as_ptr() as u64 }
     }
 }
@@ -85,6 +91,17 @@ pub fn load() {
         load_segments();
         asm!("lidt [{}]", in(reg) &TablePointer::to(&IDT), options(nostack, readonly));
     }
+}
+
+/// The descriptors that [`load`] made.
+pub fn table() -> [u64; DESCRIPTORS] {
+    // SAFETY: nothing changes the table meanwhile.
+    unsafe { *GDT.get() }
+}
+
+/// Where the IDT is.
+pub fn idt_base() -> u64 {
+    IDT.as_ptr() as u64
 }
 
 /// The address that a vector's gate leads to.

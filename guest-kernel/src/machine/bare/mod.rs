@@ -15,7 +15,7 @@ use super::interface::{Machine, Shutdown};
 use super::primitive::Primitive;
 use crate::memory::Memory;
 
-mod descriptors;
+pub(crate) mod descriptors;
 pub mod entry;
 mod mmu;
 mod pic;

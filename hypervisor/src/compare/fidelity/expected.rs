@@ -13,7 +13,11 @@ const AS_IT_IS: [&str; 3] = ["trap", "patch", "patch-adaptive"];
 pub(super) fn is(technique: &str, row: &str, verdict: Verdict) -> bool {
     match technique {
         "pv" => matches!(verdict, Absent | Declared),
-        name if AS_IT_IS.contains(&name) => deprivileged(row).contains(&verdict),
+        name if AS_IT_IS.contains(&name) => {
+            // A patch takes in the instructions after the one that trapped.
+            let patched = name != "trap" && verdict == Right;
+            patched || deprivileged(row).contains(&verdict)
+        }
         _ => verdict == Right,
     }
 }
