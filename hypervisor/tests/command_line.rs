@@ -330,3 +330,25 @@ fn statistics_are_written_as_json() {
     assert!(json["whole"]["exits"][0]["count"].as_u64() > Some(0));
     assert!(json["startup"]["main_to_first_output_ns"].as_u64() > Some(0));
 }
+
+/// Popek and Goldberg's theorem: where sensitive instructions do not trap, trap-and-emulate is wrong.
+#[test]
+fn the_seventeen_go_wrong_where_they_do_not_trap() {
+    let result = output(&["compare", "--fidelity", "--technique", "pv,trap", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&result.stdout).unwrap();
+    let problems = json["problems"].as_array().unwrap();
+    if problems.iter().any(|problem| problem.as_str().unwrap().contains("could not be started")) {
+        skip("engine", &problems[0]);
+        return;
+    }
+    assert_eq!(result.status.code(), Some(0), "{problems:?}");
+    let rows = json["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 17);
+    for name in ["popf", "pushf", "lar", "mov-segment"] {
+        let row = rows.iter().find(|row| row["name"] == name).unwrap();
+        assert_eq!(row["techniques"]["trap"]["verdict"], "wrong", "{row}");
+        assert_ne!(row["techniques"]["pv"]["verdict"], "present", "{row}");
+    }
+    let usage = output(&["compare", "--fidelity", "--workload", "alu"]);
+    assert_eq!(usage.status.code(), Some(2));
+}

@@ -101,7 +101,9 @@ fn test(with: &Run) -> Outcome {
 
 /// The other command of README.md.
 fn compare(with: &Run) -> Outcome {
-    run(cargo(&with.root).args(["run", "--release", "--locked", "--", "compare"]))
+    let program = ["run", "--release", "--locked", "--", "compare"];
+    run(cargo(&with.root).args(program))?;
+    run(cargo(&with.root).args(program).arg("--fidelity"))
 }
 
 /// In CI, on a machine with KVM, no part of it may be skipped.

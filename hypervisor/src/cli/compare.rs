@@ -8,6 +8,7 @@ use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
 use super::engine_options::{TransportArg, technique_names};
+use super::fidelity::{self, Asked};
 use super::progress::ProgressLine;
 use super::{print, size, status, terminal};
 use crate::compare::{
@@ -31,6 +32,7 @@ Examples:
   paravane compare --engine all                      the same on every engine, side by side
   paravane compare --busy-poll 0                     with vCPUs and devices that sleep at once
   paravane compare --json > result.json              everything, every run included
+  paravane compare --fidelity                        which technique answers as the machine would
 
 The first table has a row for each workload and a column for each technique, in the order in which the field found \
 them: the time against the baseline's, then the exits. The second has the cycles of single operations. A technique that \
@@ -39,6 +41,8 @@ cannot be used on this host is named, with the reason; it is a failure only if -
 The JSON of one engine has `host`, `engine` and `workloads`. That of several (or of `all`, however many that \
 turn out to be) has `host`, `engines`, a list of the former, and `trap_differences`. `savings` of a workload are against \
 `baseline`, by technique.
+
+With --fidelity, a right result is the one that is documented: under `trap` the instructions go wrong in silence.
 
 Exit status: 0 if every result was right, 1 if not or if no guest could be started, 2 for a usage error.";
 
@@ -91,6 +95,10 @@ pub(super) struct CompareArgs {
     /// List workloads and techniques, measure nothing
     #[arg(long)]
     list: bool,
+    /// Show no speed, but answers: whether each technique executes the sensitive instructions that do not trap as a
+    /// machine does
+    #[arg(long, conflicts_with_all = ["workload", "baseline", "repeat", "list"])]
+    fidelity: bool,
     /// Memory of each guest, as for `run`
     #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = size::memory)]
     mem: u64,
@@ -127,11 +135,19 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         transport: args.transport.into(),
         deadline: args.timeout,
     };
+    let named = !args.technique.is_empty();
+    let width = terminal::columns().unwrap_or(WIDTH);
+    if args.fidelity {
+        let techniques = techniques(&args.technique, None);
+        let machines = engines.iter().map(machine).collect();
+        let view = View { details: args.details, width };
+        return fidelity::run(Asked { techniques, named, machines, json: args.json }, &view);
+    }
     let settings = Settings {
         workloads: selected(&args.workload),
         techniques: techniques(&args.technique, args.baseline.as_deref()),
         baseline: args.baseline.as_deref().and_then(Technique::named).map_or(BASELINE, |t| t.name),
-        named: !args.technique.is_empty(),
+        named,
         repeat: usize::from(args.repeat),
         machines: engines.iter().map(machine).collect(),
     };
@@ -144,10 +160,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         tell_problems(&comparisons);
     }
     let all = args.engine.contains(&Engines::All);
-    let view = View {
-        details: args.details || settings.workloads.len() == 1,
-        width: terminal::columns().unwrap_or(WIDTH),
-    };
+    let view = View { details: args.details || settings.workloads.len() == 1, width };
     let ok = match <[_; 1]>::try_from(comparisons) {
         Ok([one]) if !all => {
             show(args.json, &one, |one| text(one, &view))?;

@@ -12,6 +12,7 @@ pub(crate) mod device;
 mod doctor;
 mod ending;
 mod engine_options;
+mod fidelity;
 mod input;
 mod input_file;
 mod lost_device;
@@ -55,7 +56,7 @@ const EXAMPLES: &str = "\
 Examples:
   paravane run              boot the built-in guest to its shell (Ctrl-A x leaves)
   paravane new my-kernel    a kernel of your own, and `cargo run` boots it
-  paravane compare          what hypercalls save over trap-and-emulate, measured here and now
+  paravane compare          what each way of virtualizing a kernel costs, measured here and now
   paravane audit KERNEL     what in a kernel's code has to be replaced by hypercalls, and by which
   paravane trace FILE       every exit of a run that was traced (paravane run --trace FILE)
   paravane doctor           what this machine offers, and what to change
@@ -70,7 +71,7 @@ enum Command {
     New(new::NewArgs),
     /// What cargo runs instead of a kernel's programs: boot a kernel, or each test of a test image
     Runner(runner::RunnerArgs),
-    /// Measure workloads paravirtually and by trap-and-emulate, and compare
+    /// Measure workloads by every technique, and compare
     Compare(compare::CompareArgs),
     /// Find what in a kernel's code needs a trap, or goes wrong, when it runs deprivileged
     Audit(audit::AuditArgs),
