@@ -105,13 +105,12 @@ impl<'a> ExitHandler<'a> {
                 outcome: BareOutcome::Resume,
             };
         }
-        if let Some((cause, result)) = self.privileged_instruction(&insn) {
-            return self.finish(cause, result, insn.next_ip());
-        }
-        // One that never traps: LAR, LSL, VERR, VERW.
         let cause = cause::of_instruction(&insn, self.exec.regs);
-        match self.exec.inspect(&insn) {
-            Some(result) => self.finish(cause, result.map(|()| Completion::Advance), insn.next_ip()),
+        if let Some(result) = self.exec.inspect(&insn) {
+            return self.finish(cause, result.map(|()| Completion::Advance), insn.next_ip());
+        }
+        match self.privileged_instruction(&insn) {
+            Some((cause, result)) => self.finish(cause, result, insn.next_ip()),
             None => self.fault(Fault { vector: vector::PROTECTION, ..UNDEFINED }),
         }
     }

@@ -51,6 +51,7 @@ pub const FLAGS: u64 = 0x188;
 pub const NEW_RSP: u64 = 0x190;
 /// The top of a stack for a call to the host. The word below it is the return address of that call.
 pub const STACK_TOP: u64 = 0x240;
+// From 0x280 on the page is the technique's own.
 
 /// The slot of a register.
 pub const fn slot(register: u8) -> u64 {
@@ -77,6 +78,11 @@ impl StatePage {
     pub fn word(self, memory: &MachineMemory, offset: u64) -> u64 {
         // The frame exists: the layout has it.
         memory.load_u64(self.address(offset)).unwrap_or(0)
+    }
+
+    /// Sets a word of it.
+    pub fn set_word(self, memory: &MachineMemory, offset: u64, value: u64) {
+        let _: Result<(), BadMachineAddress> = memory.store_u64(self.address(offset), value);
     }
 
     /// Publishes the virtual CPU's state; `pending` says whether an interrupt waits for IF.

@@ -108,6 +108,11 @@ impl VcpuSpace {
         };
     }
 
+    /// The flush that the guest has asked for since the last entry, without what its page tables' changes demand.
+    pub fn requested_flush(&self) -> Flush {
+        self.flush
+    }
+
     /// Sets the L4 frame that the CPU walks from now on (MOV to CR3: flushes).
     pub fn set_root(&mut self, root: Mfn) {
         self.root = root;

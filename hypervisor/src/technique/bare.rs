@@ -104,7 +104,13 @@ impl<M: Method> Runner for BareDomain<M> {
         let now = self.clock.now();
         let Self { machine, regs, memory, log, space, .. } = self;
         let handled = match left {
-            Left::Exit(exit) => machine.handle_exit(regs, exit, memory, log, space, now),
+            Left::Exit(exit) => {
+                let rip = regs.rip;
+                let handled = machine.handle_exit(regs, exit, memory, log, space, now);
+                let (method, mut guest) = split(self);
+                method.handled(rip, exit, handled.cause, &mut guest);
+                handled
+            }
             Left::Callout => machine.execute_here(regs, memory, log, space, now),
             Left::Own(cause) => return cause.into(),
         };

@@ -50,6 +50,10 @@ pub(super) trait Method {
 
     /// What the engine left becomes the guest's state.
     fn after_exit(&mut self, exit: Exit, guest: &mut Guest<'_>) -> Left;
+
+    /// The guest's own exit, of the instruction at `rip`, was handled and had this cause; `exit` is what it was if it was
+    /// one of the engine's.
+    fn handled(&mut self, _rip: u64, _exit: Exit, _cause: Cause, _guest: &mut Guest<'_>) {}
 }
 
 /// The kernel's code runs as it is.

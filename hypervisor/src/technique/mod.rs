@@ -63,13 +63,14 @@ pub enum EngineNeed {
 }
 
 /// All techniques. Of those that run the same images, the first is taken when nothing is said.
-pub static TECHNIQUES: [Technique; 8] = [
+pub static TECHNIQUES: [Technique; 9] = [
     pv::TECHNIQUE,
     trap::TECHNIQUE,
     interpret::TECHNIQUE,
     interpret::WITHOUT_CACHE,
     patch::TECHNIQUE,
     translate::TRANSLATE,
+    translate::ADAPTIVE,
     hvm::TECHNIQUE,
     hvm::WITH_IRQCHIP,
 ];

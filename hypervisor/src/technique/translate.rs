@@ -2,7 +2,7 @@
 
 use super::bare::BareDomain;
 use super::method::{Guest, Left, Method};
-use super::{EngineNeed, Parts, Technique, on_any_host};
+use super::{Domain, EngineNeed, MakeError, Parts, Technique, on_any_host};
 use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::engine::Exit;
 use crate::image::GuestKind;
@@ -13,7 +13,7 @@ use crate::mmu::shadow;
 use crate::translate::{Found, Surroundings, Translator};
 use crate::x86::exception::{Fault, vector};
 
-/// The row of the table.
+/// The rows of the table.
 pub(super) const TRANSLATE: Technique = Technique {
     name: "translate",
     about: "binary translation: the kernel runs as code that was made from it",
@@ -21,28 +21,33 @@ pub(super) const TRANSLATE: Technique = Technique {
     engine: EngineNeed::Deprivileged,
     available: on_any_host,
     shadow_frames: shadow::frames_for,
-    own_code: OwnCode { state: 1, code: 16 + 512 },
+    own_code: OwnCode { state: 1, code: CODE_FRAMES },
     own_frames: |layout| (layout.m2p.end - layout.m2p.start).div_ceil(512),
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
-    make: |parts| {
-        let method = Translation::new(&parts);
-        BareDomain::make(parts, method)
-    },
+    make: |parts| make(parts, false),
 };
+#[allow(missing_docs)]
+pub(super) const ADAPTIVE: Technique = Technique {
+    name: "translate-adaptive",
+    about: "the same, with stores to page tables logged instead of trapped",
+    make: |parts| make(parts, true),
+    ..TRANSLATE
+};
+
+/// Frames for the table of targets and for 2 MiB of translations: all of the reference kernel takes a quarter of them.
+const CODE_FRAMES: u64 = 16 + 512;
+
+fn make(parts: Parts<'_>, adaptive: bool) -> Result<Box<dyn Domain>, MakeError> {
+    let layout = &parts.layout;
+    let stub = parts.machine.hypercall_stub(0);
+    let translator = Translator::new(Mfn(layout.state.start), layout.code.clone(), Some(stub), adaptive);
+    BareDomain::make(parts, Translation(translator))
+}
 
 /// The method.
 struct Translation(Translator);
 
 impl Translation {
-    fn new(parts: &Parts<'_>) -> Self {
-        let layout = &parts.layout;
-        Self(Translator::new(
-            Mfn(layout.state.start),
-            layout.code.clone(),
-            Some(parts.machine.hypercall_stub(0)),
-        ))
-    }
-
     /// Counts what was done.
     fn account(&mut self, guest: &mut Guest<'_>) {
         let done = self.0.take_done();
@@ -50,6 +55,8 @@ impl Translation {
             (Work::Blocks, done.blocks),
             (Work::TranslatedBytes, done.bytes),
             (Work::CacheFlushes, done.flushes),
+            (Work::LogEntries, done.log_entries),
+            (Work::SitesAdapted, done.adapted),
         ] {
             if n != 0 {
                 guest.ledger.work(kind, n);
@@ -81,8 +88,7 @@ impl Method for Translation {
     }
 
     fn after_exit(&mut self, exit: Exit, guest: &mut Guest<'_>) -> Left {
-        let (cpu, ..) = guest.machine.hot_parts();
-        let found = self.0.leave(guest.memory, cpu, guest.regs);
+        let found = self.0.leave(&mut surroundings(guest));
         let by_trap = matches!(exit, Exit::Fault(Fault { vector: vector::PROTECTION, .. }));
         let by_call = matches!(exit, Exit::Hypercall | Exit::Syscall);
         match found {
@@ -97,6 +103,12 @@ impl Method for Translation {
             }
             Found::Stepped if is_debug(exit) => Left::Own(Cause::TranslateMiss),
             _ => Left::Exit(exit),
+        }
+    }
+
+    fn handled(&mut self, rip: u64, exit: Exit, cause: Cause, guest: &mut Guest<'_>) {
+        if let (Cause::PageTableStore, Exit::Fault(fault)) = (cause, exit) {
+            self.0.store_trapped(&mut surroundings(guest), rip, fault.address);
         }
     }
 }

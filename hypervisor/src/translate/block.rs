@@ -3,7 +3,7 @@
 //! Conditional branches leave it in between. The trapping bytes at its end are where branches go whose targets have no
 //! translation yet.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{ConstantOffsets, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::lookup::{self, Shared};
 use super::transfer::Transfer;
@@ -110,6 +110,7 @@ pub(super) fn translate(
     shared: &Shared,
     product: &mut Product,
     is_target: bool,
+    is_logged: impl Fn(u64) -> bool,
     mut guess: impl FnMut(&Instruction) -> Option<u64>,
 ) -> Option<()> {
     product.clear();
@@ -160,7 +161,9 @@ pub(super) fn translate(
         let rest = source.code.get(end..).unwrap_or_default();
         let (len, links_len) = (block.emitter.len(), block.links.len());
         let (returns_len, called_len) = (block.returns.len(), block.called.len());
-        let goes = if is_plain(&insn) {
+        let goes = if is_plain(&insn) && is_logged(ip) && block.logged(&insn, offsets, code) {
+            Ok(Goes::On)
+        } else if is_plain(&insn) {
             block.emitter.copy(&insn, offsets, code).map(|()| Goes::On)
         } else if Class::of(&insn).is_some() {
             block.sensitive(&insn, rest)
@@ -188,6 +191,16 @@ pub(super) fn translate(
 }
 
 impl Block<'_> {
+    /// Emits a store that is logged, if it has a form for that.
+    fn logged(&mut self, insn: &Instruction, offsets: ConstantOffsets, code: &[u8]) -> bool {
+        let len = self.emitter.len();
+        let emitted = self.logged_store(insn, offsets, code).is_ok();
+        if !emitted {
+            self.emitter.cut(len);
+        }
+        emitted
+    }
+
     fn sensitive(&mut self, insn: &Instruction, rest: &[u8]) -> Result<Goes, Unsuitable> {
         if insn.mnemonic() == Mnemonic::Iretq {
             return self.iret(insn).map(|()| Goes::Elsewhere);

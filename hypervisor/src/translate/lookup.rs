@@ -21,6 +21,8 @@ pub(super) struct Shared {
     pub table: u64,
     /// The words that select the bits of a target.
     pub masks: u64,
+    /// The words of [`super::adapt::MASKS`].
+    pub store_masks: u64,
     /// Where a lookup goes on that has not found its target in its first place.
     pub second: u64,
     /// Where one ends that has found a free place.
@@ -37,7 +39,7 @@ fn looking() -> Recipe {
 }
 
 /// A 32-bit address, as `[rax * 8 + disp32]` has it.
-fn absolute(address: u64) -> Result<[u8; 4], Unsuitable> {
+pub(super) fn absolute(address: u64) -> Result<[u8; 4], Unsuitable> {
     let low = address as u32;
     let reached = i64::from(low.cast_signed()).cast_unsigned() == address;
     reached.then_some(low.to_le_bytes()).ok_or(Unsuitable::OutOfReach)
@@ -135,6 +137,10 @@ pub(super) fn emit_shared(
 ) -> Result<Shared, Unsuitable> {
     let mut shared = Shared { table, masks: e.here(), fast_loop, ..Shared::default() };
     for mask in MASKS {
+        e.raw(&mask.to_le_bytes());
+    }
+    shared.store_masks = e.here();
+    for mask in super::adapt::MASKS {
         e.raw(&mask.to_le_bytes());
     }
     shared.second = e.here();

@@ -12,6 +12,7 @@
 //! | the lookup of an indirect transfer's target, as code | `lookup.rs` |
 //! | the cache of blocks, their links, the table of targets | `cache.rs`, `targets.rs` |
 //! | which frames and linear pages blocks came from, and whether they still do | `pages.rs` |
+//! | stores to page tables that are logged | `adapt.rs` |
 //! | what is translated when | `translator.rs` |
 //!
 //! A block belongs to a linear address and to the frames that its code was in. It goes when one of them is written to,
@@ -22,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapt;
 mod block;
 mod cache;
 mod lookup;

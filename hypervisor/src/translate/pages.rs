@@ -78,11 +78,6 @@ impl Pages {
         true
     }
 
-    /// Whether code came from this linear page.
-    pub fn has_linear(&self, va: u64) -> bool {
-        self.linear.contains_key(&(va >> PAGE_SHIFT))
-    }
-
     /// Looks anew where linear pages lead: all of them, or that of `only`. Blocks of those that lead elsewhere go.
     pub fn check(
         &mut self,

@@ -14,6 +14,8 @@ pub(super) struct Place {
     state: Mfn,
     code: Range<u64>,
     base: u64,
+    /// Pages after all others for aliases of the guest's own frames.
+    aliases: u64,
 }
 
 /// How far code and what it refers to may be apart. A RIP-relative displacement reaches twice as far; the rest is for
@@ -24,8 +26,8 @@ const STEP: u64 = 16 << 20;
 
 impl Place {
     /// In these frames, at no address yet.
-    pub fn new(state: Mfn, code: Range<u64>) -> Self {
-        Self { state, code, base: 0 }
+    pub fn new(state: Mfn, code: Range<u64>, aliases: u64) -> Self {
+        Self { state, code, base: 0, aliases }
     }
 
     /// Linear addresses that suit code around `near`, the best first: within reach, and such that 32 bits name them.
@@ -48,10 +50,15 @@ impl Place {
     }
 
     fn size(&self) -> u64 {
-        (1 + self.code.end.saturating_sub(self.code.start)) * PAGE_SIZE
+        (1 + self.code.end.saturating_sub(self.code.start) + self.aliases) * PAGE_SIZE
     }
 
-    /// All the pages.
+    /// The address of the first alias.
+    pub fn first_alias(&self) -> u64 {
+        self.base + self.size() - self.aliases * PAGE_SIZE
+    }
+
+    /// All the pages but aliases.
     pub fn pages(&self) -> Vec<OverlayPage> {
         let state = OverlayPage { va: self.base, mfn: self.state, writable: true, executable: false };
         let code = self.code.clone().zip(1..).map(|(mfn, n)| OverlayPage {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use iced_x86::{Instruction, Register};
 use paravane_abi::addr::is_canonical;
 
+use super::adapt::{ALIASES, Adaptation};
 use super::block::{Product, Source, translate};
 use super::cache::Cache;
 use super::lookup::{Shared, emit_shared};
@@ -19,7 +20,7 @@ use crate::exec::virtual_cpu::VirtualCpu;
 use crate::host::host_cpuid;
 use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
 use crate::mmu::log::TableLog;
-use crate::mmu::shadow::Shadow;
+use crate::mmu::shadow::{OverlayPage, Shadow};
 use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::decode::MAX_LENGTH;
 use crate::x86::registers::Regs;
@@ -38,7 +39,7 @@ pub(crate) struct Surroundings<'a> {
     pub shadow: &'a mut Shadow,
     pub memory: &'a MachineMemory,
     pub log: &'a mut TableLog,
-    pub space: &'a VcpuSpace,
+    pub space: &'a mut VcpuSpace,
     /// Whether an interrupt waits for the kernel to turn interrupts on.
     pub pending: bool,
 }
@@ -49,6 +50,8 @@ pub(crate) struct Done {
     pub blocks: u64,
     pub bytes: u64,
     pub flushes: u64,
+    pub log_entries: u64,
+    pub adapted: u64,
 }
 
 /// What an exit from the cache is about. The guest's state is whole in any case.
@@ -91,12 +94,15 @@ pub(crate) struct Translator {
     /// Whether TF is ours, for such a step.
     stepping: bool,
     done: Done,
+    /// Of stores to page tables, if they are to be logged.
+    adaptation: Option<Adaptation>,
 }
 
 impl Translator {
-    /// A translator with the frame `state` and the frames `code`. `stub` is the machine's way to make a hypercall.
-    pub fn new(state: Mfn, code: Range<u64>, stub: Option<[u8; 32]>) -> Self {
-        let place = Place::new(state, code);
+    /// A translator with the frame `state` and the frames `code`. `stub` is the machine's way to make a hypercall;
+    /// `adaptive` says whether stores to page tables that trap often are to be logged.
+    pub fn new(state: Mfn, code: Range<u64>, stub: Option<[u8; 32]>, adaptive: bool) -> Self {
+        let place = Place::new(state, code, if adaptive { ALIASES } else { 0 });
         let (_, at, size) = place.cache();
         let env = Environment::here(0, None);
         let blocks = size as usize / 32;
@@ -118,6 +124,7 @@ impl Translator {
             native: None,
             stepping: false,
             done: Done::default(),
+            adaptation: adaptive.then(Adaptation::new),
         }
     }
 
@@ -143,6 +150,9 @@ impl Translator {
         }
         let Some(offset) = self.entry(s) else { return };
         self.state.publish(s.memory, s.cpu, s.pending);
+        if let Some(adaptation) = &mut self.adaptation {
+            adaptation.publish(s.memory, self.state, self.place.first_alias());
+        }
         s.regs.rip = self.place.cache().0 + u64::from(offset);
         self.inside = true;
     }
@@ -161,7 +171,8 @@ impl Translator {
     }
 
     /// Makes the guest's state whole after an exit.
-    pub fn leave(&mut self, memory: &MachineMemory, cpu: &mut VirtualCpu, regs: &mut Regs) -> Found {
+    pub fn leave(&mut self, s: &mut Surroundings<'_>) -> Found {
+        let (memory, cpu, regs) = (s.memory, &mut *s.cpu, &mut *s.regs);
         if std::mem::take(&mut self.stepping) {
             regs.rflags &= !rflags::TF;
             return Found::Stepped;
@@ -170,6 +181,13 @@ impl Translator {
             return Found::Guest;
         }
         self.state.read_back(memory, cpu);
+        if let Some(adaptation) = &self.adaptation {
+            let (shadow, log) = (&mut *s.shadow, &mut *s.log);
+            let follow = |pfn, slot| {
+                shadow.drain(memory, log, pfn, slot);
+            };
+            self.done.log_entries += adaptation.drain(memory, self.state, self.place.first_alias(), follow);
+        }
         let va = self.place.cache().0;
         let offset = u32::try_from(regs.rip.wrapping_sub(va)).unwrap_or(u32::MAX);
         if let Some((block, _)) = self.cache.at(offset) {
@@ -205,6 +223,31 @@ impl Translator {
         if let Some(entry) = self.entry_of(s.memory, rip) {
             self.targets.insert(s.memory, rip, entry);
         }
+    }
+
+    /// The store at `rip` trapped, because it is one to a page table, at the address `va`.
+    pub fn store_trapped(&mut self, s: &mut Surroundings<'_>, rip: u64, va: u64) {
+        let Some(adaptation) = self.adaptation.as_mut().filter(|_| self.placed) else { return };
+        if adaptation.trapped(rip) {
+            self.done.adapted += 1;
+            if let Some(block) = self.last.take() {
+                self.cache.kill(s.memory, block);
+            }
+        }
+        if !adaptation.is_adapted(rip) {
+            return;
+        }
+        let access = Access { write: true, user: false, fetch: false };
+        let found = s.shadow.lookup(s.memory, va, access).ok().and_then(|found| found.maddr());
+        let Some(mfn) = found.map(|at| at.mfn()) else { return };
+        let Some(pfn) = s.memory.mfn_to_pfn(mfn).filter(|pfn| s.shadow.is_table(*pfn)) else { return };
+        adaptation.set(va, pfn);
+        let at = self.place.first_alias() + Adaptation::slot(va) * PAGE_SIZE;
+        let page = OverlayPage { va: at, mfn, writable: true, executable: false };
+        if !s.shadow.overlay().contains(&page) {
+            s.shadow.replace_overlay_page(s.memory, s.log, page);
+        }
+        s.shadow.fill_overlay(s.memory, s.log, s.space, at, access);
     }
 
     /// The address at which lookups enter the block of `va`, which gets an entry if it has none.
@@ -243,12 +286,20 @@ impl Translator {
         for pfn in written.into_iter().flatten() {
             s.shadow.unprotect_code(pfn);
         }
-        let pending = s.space.pending(s.log);
-        let only = match pending.flush {
-            Flush::None if !pending.stale => None,
-            Flush::Page(va) if !pending.stale => self.pages.has_linear(va).then_some(Some(va)),
-            _ => Some(None),
+        let only = match s.space.requested_flush() {
+            Flush::None => None,
+            Flush::Page(va) => Some(Some(va)),
+            Flush::All => Some(None),
         };
+        if let Some(adaptation) = &mut self.adaptation {
+            let flushed = |va: u64| match only {
+                Some(Some(of)) => of >> 12 == va >> 12,
+                Some(None) => true,
+                None => false,
+            };
+            let shadow = &*s.shadow;
+            adaptation.release(|va, pfn| flushed(va) || !shadow.is_table(pfn) || shadow.is_code(pfn));
+        }
         if let Some(only) = only {
             let shadow = &*s.shadow;
             self.pages.check(only, memory, &mut self.cache, |va| frame_of(shadow, memory, va));
@@ -272,6 +323,10 @@ impl Translator {
         };
         self.place.set_base(base);
         self.env.state = base;
+        if let Some(adaptation) = &mut self.adaptation {
+            adaptation.release(|_, _| true);
+            adaptation.forget_page();
+        }
         let pages = self.place.pages();
         s.shadow.set_overlay(s.memory, s.log, &pages);
         self.placed = self.start_anew(s).is_some();
@@ -386,7 +441,18 @@ impl Translator {
         let origin = self.cache.next();
         let base = self.place.cache().0 + u64::from(origin);
         let guess = |insn: &Instruction| pointer(insn, shadow, memory);
-        translate(source, (base, origin), self.env, &self.shared, &mut self.product, is_target, guess)?;
+        let adaptation = self.adaptation.as_ref();
+        let is_logged = |rip| adaptation.is_some_and(|adaptation| adaptation.is_adapted(rip));
+        translate(
+            source,
+            (base, origin),
+            self.env,
+            &self.shared,
+            &mut self.product,
+            is_target,
+            is_logged,
+            guess,
+        )?;
         Some([pfn, second])
     }
 }

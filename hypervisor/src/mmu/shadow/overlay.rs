@@ -86,18 +86,38 @@ impl Overlay {
         let place = self.pages.binary_search_by_key(&number, |page| page.va >> PAGE_SHIFT).ok()?;
         self.pages.get(place).copied()
     }
+    fn replace(&mut self, page: OverlayPage) {
+        match self.pages.binary_search_by_key(&page.va, |page| page.va) {
+            Ok(place) => {
+                if let Some(old) = self.pages.get_mut(place) {
+                    *old = page;
+                }
+            }
+            Err(place) => {
+                self.pages.insert(place, page);
+                self.lead_to(page.va);
+                self.suspect = true;
+            }
+        }
+    }
+
+    /// Notes which slots lead to a page.
+    fn lead_to(&mut self, va: u64) {
+        for (bits, level) in self.slots.iter_mut().zip(1u8..) {
+            let slot = slot(va, level);
+            if let Some(word) = bits.get_mut((slot >> 6) as usize) {
+                *word |= 1 << (slot & 63);
+            }
+        }
+    }
+
     fn set(&mut self, pages: &[OverlayPage]) {
         self.pages.clear();
         self.pages.extend_from_slice(pages);
         self.pages.sort_unstable_by_key(|page| page.va);
         self.slots = [[0; 8]; 4];
         for page in pages {
-            for (bits, level) in self.slots.iter_mut().zip(1u8..) {
-                let slot = slot(page.va, level);
-                if let Some(word) = bits.get_mut((slot >> 6) as usize) {
-                    *word |= 1 << (slot & 63);
-                }
-            }
+            self.lead_to(page.va);
         }
         self.unusable = false;
         self.suspect = !pages.is_empty();
@@ -120,6 +140,12 @@ impl Shadow {
         }
         self.overlay.pages = old;
         self.overlay.set(pages);
+    }
+
+    /// Has the overlay show `page` at its address, in place of what it has there, if anything.
+    pub fn replace_overlay_page(&mut self, mem: &MachineMemory, log: &mut TableLog, page: OverlayPage) {
+        self.unmap_overlay(mem, log, page.va);
+        self.overlay.replace(page);
     }
 
     /// The overlay, in order of addresses.
