@@ -106,13 +106,29 @@ impl<'a> ExitHandler<'a> {
             };
         }
         let cause = cause::of_instruction(&insn, self.exec.regs);
+        let stepping = self.exec.regs.rflags & rflags::TF != 0;
         if let Some(result) = self.exec.inspect(&insn) {
+            if result.is_ok() && matches!(insn.mnemonic(), Mnemonic::Popf | Mnemonic::Popfq) {
+                return self.finish_flags(cause, insn.next_ip(), stepping);
+            }
             return self.finish(cause, result.map(|()| Completion::Advance), insn.next_ip());
         }
         match self.privileged_instruction(&insn) {
             Some((cause, result)) => self.finish(cause, result, insn.next_ip()),
             None => self.fault(Fault { vector: vector::PROTECTION, ..UNDEFINED }),
         }
+    }
+
+    /// Finishes POPF: whether the step is trapped was decided before it loaded TF (SDM vol. 3, 17.3.1.4).
+    fn finish_flags(&mut self, cause: Cause, next: u64, stepping: bool) -> BareExit {
+        self.exec.regs.rip = next;
+        let result = if stepping {
+            self.exec.note_single_step();
+            Err(Exception::plain(vector::DEBUG).into())
+        } else {
+            Ok(Completion::Jumped)
+        };
+        self.finish(cause, result, next)
     }
 
     /// Executes a privileged instruction; `None` where it is not implemented, or not allowed at this privilege level.

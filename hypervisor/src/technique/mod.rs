@@ -17,7 +17,7 @@ mod interpret;
 mod method;
 mod patch;
 pub mod pv;
-mod translate;
+pub mod translate;
 pub mod trap;
 
 pub use domain::{Domain, MakeError, Parts};

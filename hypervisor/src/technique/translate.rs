@@ -34,6 +34,9 @@ pub(super) const ADAPTIVE: Technique = Technique {
     ..TRANSLATE
 };
 
+/// The adaptive one with 64 KiB of translations, which any kernel fills again and again: for tests.
+pub const SMALL: Technique = Technique { own_code: OwnCode { state: 1, code: 16 + 16 }, ..ADAPTIVE };
+
 /// Frames for the table of targets and for 2 MiB of translations: all of the reference kernel takes a quarter of them.
 const CODE_FRAMES: u64 = 16 + 512;
 

@@ -22,9 +22,10 @@ use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
 use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{OverlayPage, Shadow};
 use crate::mmu::space::{Flush, VcpuSpace};
-use crate::x86::decode::MAX_LENGTH;
+use crate::x86::decode::{Dialect, MAX_LENGTH, instruction_at};
 use crate::x86::registers::Regs;
 use crate::x86::rflags;
+use crate::x86::sensitive::Class;
 use crate::x86::walk::Access;
 
 /// How many blocks are translated at once, most of them because they are likely to be needed.
@@ -93,6 +94,8 @@ pub(crate) struct Translator {
     native: Option<u64>,
     /// Whether TF is ours, for such a step.
     stepping: bool,
+    /// The instruction for which a trapping byte was entered, because the kernel steps itself.
+    called_out: Option<u64>,
     done: Done,
     /// Of stores to page tables, if they are to be logged.
     adaptation: Option<Adaptation>,
@@ -123,6 +126,7 @@ impl Translator {
             inside: false,
             native: None,
             stepping: false,
+            called_out: None,
             done: Done::default(),
             adaptation: adaptive.then(Adaptation::new),
         }
@@ -145,7 +149,15 @@ impl Translator {
             s.regs.rflags |= rflags::TF;
             return;
         }
-        if s.regs.rflags & rflags::TF != 0 || !self.is_placed(s) {
+        if !self.is_placed(s) {
+            return;
+        }
+        if s.regs.rflags & rflags::TF != 0 {
+            // The kernel steps itself: through its own code, but for what would do something else there.
+            if is_sensitive(s) {
+                self.called_out = Some(s.regs.rip);
+                s.regs.rip = self.shared.miss;
+            }
             return;
         }
         let Some(offset) = self.entry(s) else { return };
@@ -176,6 +188,10 @@ impl Translator {
         if std::mem::take(&mut self.stepping) {
             regs.rflags &= !rflags::TF;
             return Found::Stepped;
+        }
+        if let Some(rip) = self.called_out.take() {
+            regs.rip = rip;
+            return Found::Callout;
         }
         if !std::mem::take(&mut self.inside) {
             return Found::Guest;
@@ -473,6 +489,14 @@ fn frame_of(shadow: &Shadow, memory: &MachineMemory, va: u64) -> Option<u64> {
     }
     let found = shadow.lookup(memory, va, Access { write: false, user: false, fetch: true }).ok()?;
     memory.mfn_to_pfn(found.maddr()?.mfn())
+}
+
+/// Whether the instruction at RIP is a sensitive one.
+fn is_sensitive(s: &Surroundings<'_>) -> bool {
+    let insn = instruction_at(s.regs.rip, Dialect::Intel, |va, buf| {
+        read_frame(s.memory, frame_of(s.shadow, s.memory, va)?, va, buf).then_some(())
+    });
+    insn.is_some_and(|insn| Class::of(&insn).is_some())
 }
 
 /// Whether the guest maps anything at `va`.
