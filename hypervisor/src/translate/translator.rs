@@ -298,6 +298,7 @@ impl Translator {
         });
         if overflow {
             self.forget(s);
+            self.done.flushes += 1;
         }
         for pfn in written.into_iter().flatten() {
             s.shadow.unprotect_code(pfn);
@@ -372,7 +373,6 @@ impl Translator {
         self.cache.clear();
         self.targets.clear(s.memory, self.shared.miss);
         self.last = None;
-        self.done.flushes += 1;
     }
 
     /// Translates the code at `va`, and some that it is likely to lead to.
@@ -408,6 +408,7 @@ impl Translator {
                     return false;
                 }
                 self.forget(s);
+                self.done.flushes += 1;
                 continue;
             }
             let block = self.cache.add(s.memory, va, &self.product);

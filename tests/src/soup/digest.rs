@@ -54,7 +54,7 @@ const RSP: u8 = 4;
 ///
 /// # Panics
 /// If its parts overlap.
-pub fn bare_soup(seed: u64, diet: Diet) -> Vec<u8> {
+pub fn kernel_of(seed: u64, diet: Diet) -> Vec<u8> {
     let mut cook = Cook { random: SplitMix64::new(seed), diet };
     let mut image = vec![0xcc; (WINDOW + 0x1000) as usize];
     let mut put = |at: u64, bytes: &[u8], room: u64| {

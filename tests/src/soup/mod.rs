@@ -6,6 +6,7 @@
 
 pub mod bare;
 mod code;
+pub mod digest;
 pub mod servings;
 mod steps;
 mod values;

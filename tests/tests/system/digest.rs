@@ -10,9 +10,9 @@ use paravane::launch::EngineChoice;
 use paravane::machine::end::DomainEnd;
 use paravane::technique::translate::SMALL;
 use paravane::technique::{EngineNeed, TECHNIQUES, Technique};
-use paravane_tests::bare_soup::{Diet, bare_soup};
 use paravane_tests::boot::{Guest, Outcome};
 use paravane_tests::machine::engines;
+use paravane_tests::soup::digest::{Diet, kernel_of};
 use paravane_tests::soup::servings::{Servings, watched};
 use paravane_tests::verdict::{broken_product, note};
 
@@ -23,14 +23,14 @@ const DEADLINE: Duration = Duration::from_secs(20);
 static SMALL_CACHE: Technique = SMALL;
 
 fn boot(technique: &'static Technique, engine: EngineChoice, seed: u64, diet: Diet) -> Outcome {
-    let name = format!("bare soup of seed {seed} by {} on {}, {diet:?}", technique.name, engine.name());
+    let name = format!("digest of seed {seed} by {} on {}, {diet:?}", technique.name, engine.name());
     watched(&name.clone(), move || {
         let guest = Guest {
             name: &name,
             technique: Some(technique),
             mem_bytes: 16 << 20,
             deadline: DEADLINE,
-            ..Guest::new(bare_soup(seed, diet))
+            ..Guest::new(kernel_of(seed, diet))
         };
         guest
             .boot_on(engine)
@@ -74,7 +74,7 @@ fn the_same_by_all(diet: Diet) {
             }
         }
     }
-    note(format_args!("bare soup, {diet:?}: {kernels} kernels from seed {} on, {runs} runs", servings.first));
+    note(format_args!("digest, {diet:?}: {kernels} kernels from seed {} on, {runs} runs", servings.first));
 }
 
 #[test]

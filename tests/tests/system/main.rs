@@ -6,11 +6,13 @@
 mod bare_soup;
 mod conformance;
 mod devices;
+mod digest;
 mod endings;
 mod fidelity;
 mod files;
 mod parity;
 mod reference;
 mod soup;
+mod translate;
 mod user_soup;
 mod workloads;
