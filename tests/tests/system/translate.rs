@@ -21,24 +21,31 @@ fn translating() -> impl Iterator<Item = &'static Technique> {
     TECHNIQUES.iter().chain([&SMALL_CACHE]).filter(|technique| technique.name.starts_with("translate"))
 }
 
-/// The cache is filled, dropped and filled again; the workload's results are right.
+/// The cache is filled, dropped and filled again; the workloads' results are right.
 #[test]
 fn a_kernel_runs_in_64_kib_of_translations() {
-    for workload in ["map-512", "console-4k", "address-space"] {
-        let cmdline = format!("bench={workload}");
-        let guest = Guest {
-            technique: Some(&SMALL_CACHE),
-            cmdline: &cmdline,
-            mem_bytes: 64 << 20,
-            ..Guest::new(BARE)
-        };
-        for outcome in guest.boot() {
-            outcome.must_have_done(workload);
-            let work = outcome.report.ledger.whole(0).work;
-            let flushes = work.iter().find(|row| row.kind == "translation cache flushes");
-            let flushes = flushes.map_or(0, |row| row.count);
-            outcome.must(flushes > 0, format_args!("should have filled its cache, and did {flushes} times"));
+    const WORKLOADS: [&str; 5] = ["null-call", "map-512", "console-4k", "address-space", "fib"];
+    let commands: String = WORKLOADS.iter().map(|name| format!("bench {name}\n")).collect();
+    let input = format!("help\nmem\n{commands}{commands}halt\n");
+    let guest = Guest {
+        technique: Some(&SMALL_CACHE),
+        input: input.as_bytes(),
+        mem_bytes: 64 << 20,
+        ..Guest::new(BARE)
+    };
+    for outcome in guest.boot() {
+        outcome.must_end(&DomainEnd::PowerOff);
+        for name in WORKLOADS {
+            let right = outcome
+                .text
+                .lines()
+                .filter(|line| line.contains(&format!("name={name} ")) && line.contains("ok=true"));
+            outcome.must(right.count() == 2, format_args!("should have done {name} twice"));
         }
+        let work = outcome.report.ledger.whole(0).work;
+        let flushes = work.iter().find(|row| row.kind == "translation cache flushes");
+        let flushes = flushes.map_or(0, |row| row.count);
+        outcome.must(flushes > 1, format_args!("should have filled its cache, and did {flushes} times"));
     }
 }
 
