@@ -45,7 +45,7 @@ pub(crate) const ALL: &[Check] = &[
     Check { name: "test", what: "the tests that `cargo test` runs", run: test },
     Check {
         name: "listings",
-        what: "listings are what is built; kernels among them boot",
+        what: "listings are what is built; new projects boot and test",
         run: listings::check,
     },
     Check { name: "compare", what: "the main job: `paravane compare`", run: compare },

@@ -36,8 +36,12 @@ pub(crate) fn run(command: &mut Command) -> Outcome {
 }
 
 /// A command as one would type it.
-fn shown(command: &Command) -> String {
-    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+pub(crate) fn shown(command: &Command) -> String {
+    // A changed PATH finds this build's programs, and says nothing to a reader.
+    let set = command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .filter(|(name, _)| *name != "PATH");
     let set = set.map(|(name, value)| format!("{}={}", name.display(), quoted(value)));
     let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted);
     set.chain(words).collect::<Vec<_>>().join(" ")

@@ -5,26 +5,22 @@
 //! ```
 //!
 //! and has the same lines, without their common indentation. An anchor is what stands between `ANCHOR: name` and
-//! `ANCHOR_END: name`, mdBook's own words. Kernels among these files are built as guests, and booted.
+//! `ANCHOR_END: name`, mdBook's own words. The files are those of projects that `paravane new` writes, and are built and
+//! booted as such: see `projects`.
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
 
 use crate::checks::Run;
-use crate::command::{Outcome, cargo, run};
+use crate::command::Outcome;
 use crate::generated::cannot;
 use crate::markdown::{Fence, Page, fences, pages};
+use crate::projects;
 
 /// The languages of listings that are built.
 const BUILT: [&str; 2] = ["rust", "toml"];
 /// The tags of listings that are not built.
 const NOT_BUILT: [&str; 3] = ["console", "text", "json"];
-
-/// The package that the author of a kernel would have.
-const KERNEL: &str = "tests/listings/kernel";
-/// Its programs. Each says hello and powers off.
-const PROGRAMS: [&str; 3] = ["my-kernel", "smallest", "declared"];
 
 /// The check: pages against files, and the files built and booted.
 pub(crate) fn check(with: &Run) -> Outcome {
@@ -37,8 +33,7 @@ pub(crate) fn check(with: &Run) -> Outcome {
             return Err(fault.clone());
         }
     }
-    build(with)?;
-    PROGRAMS.iter().try_for_each(|program| boot(with, program))
+    projects::check(with)
 }
 
 /// The faults in a page's listings.
@@ -106,30 +101,6 @@ fn write(page: &Page, root: &Path) -> Outcome {
     }
     println!("writing {}", page.path.display());
     fs::write(&path, text).map_err(|error| cannot("write", &path, &error))
-}
-
-/// Builds the kernels in their own folder, where cargo finds the flags for guests, and into a folder of their own.
-fn build(with: &Run) -> Outcome {
-    let target = with.root.join("target/listings");
-    let mut command = cargo(&with.root.join(KERNEL));
-    run(command.args(["build", "--locked", "--target-dir"]).arg(target))
-}
-
-fn boot(with: &Run, program: &str) -> Outcome {
-    let image = format!("target/listings/x86_64-unknown-linux-gnu/debug/{program}");
-    let mut command = cargo(&with.root);
-    command
-        .args(["run", "--quiet", "--locked", "--", "run", "--timeout", "60"])
-        .arg(&image)
-        .stdin(Stdio::null());
-    let output = command.output().map_err(|error| format!("cannot start cargo: {error}"))?;
-    let printed = String::from_utf8_lossy(&output.stdout);
-    print!("{program}: {printed}");
-    if output.status.success() && printed.starts_with("hello, ") {
-        return Ok(());
-    }
-    let why = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{image} did not say hello and power off: {}: {}", output.status, why.trim_end()))
 }
 
 #[cfg(test)]

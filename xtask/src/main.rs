@@ -12,6 +12,7 @@ mod editor;
 mod generated;
 mod listings;
 mod markdown;
+mod projects;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
