@@ -234,8 +234,10 @@ macro_rules! println {
 }
 
 /// The console as a [`log::Log`].
+#[cfg(feature = "log")]
 struct Logger;
 
+#[cfg(feature = "log")]
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
@@ -254,6 +256,7 @@ impl log::Log for Logger {
 ///
 /// # Errors
 /// When another logger was set before.
+#[cfg(feature = "log")]
 pub fn set_logger(level: log::LevelFilter) -> Result<(), log::SetLoggerError> {
     log::set_logger(&Logger)?;
     log::set_max_level(level);

@@ -8,9 +8,17 @@
 ///
 /// A kernel with a `_start` of its own does without this macro; it then brings its notes, its stack and a hypercall
 /// page under the name `hypercall_page`, and calls [`Boot::new`](crate::Boot::new).
-#[cfg(guest)]
 #[macro_export]
 macro_rules! entry {
+    ($main:path) => {
+        $crate::__entry!($main);
+    };
+}
+
+#[cfg(guest)]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __entry {
     ($main:path) => {
         const _: () = ::core::assert!(
             ::core::option_env!("PARAVANE_GUEST_LINKED").is_some(),
@@ -43,8 +51,9 @@ macro_rules! entry {
 
 /// Without the flags for guests there is no kernel: says which are missing, and where they belong.
 #[cfg(not(guest))]
+#[doc(hidden)]
 #[macro_export]
-macro_rules! entry {
+macro_rules! __entry {
     ($main:path) => {
         ::core::compile_error!(
             "this is not built as a guest: the flag --cfg=guest is missing. It belongs into the kernel's \

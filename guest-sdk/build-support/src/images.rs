@@ -61,6 +61,7 @@ const FOREIGN: &[&str] = &[
 
 /// An image could not be built.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum ImageError {
     /// A variable that Cargo sets for every build script is missing.
     NotABuildScript(&'static str),

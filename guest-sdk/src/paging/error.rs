@@ -8,6 +8,7 @@ use crate::queue::QueueError;
 
 /// Why page tables could not be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PagingError {
     /// The address is not canonical, not of a page, or the hypervisor's.
     BadAddress(u64),

@@ -3,6 +3,7 @@
 
 /// Why a queue was flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FlushReason {
     /// The kernel asked for it.
     Explicit,

@@ -31,6 +31,7 @@ pub struct Pool {
 
 /// Why a pool does not take pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PoolError {
     /// It has pages already.
     GivenAlready,

@@ -31,6 +31,7 @@ const RESET_WAIT_NS: u64 = 100_000_000;
 
 /// Why a device cannot be driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Unsuitable {
     /// `virtio-drivers` knows no device of this type.
     Kind(u32),
