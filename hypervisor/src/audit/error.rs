@@ -22,4 +22,8 @@ pub enum AuditError {
          the file is cut off: build or copy it again"
     )]
     CutOff { what: String, offset: u64, size: u64, file: usize },
+    #[error(
+        "the file is not linked: where its code will lie decides which jumps fit; give the linked kernel"
+    )]
+    NotLinked,
 }

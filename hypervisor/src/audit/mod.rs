@@ -11,6 +11,7 @@ mod advice;
 mod code;
 mod declarations;
 mod error;
+mod patchable;
 mod policy;
 mod regions;
 mod relocation;
@@ -20,6 +21,7 @@ mod text;
 
 pub use declarations::SECTION as DECLARATIONS;
 pub use error::AuditError;
+pub use patchable::{Patchable, PatchableSite, TacticSum, patchable, patchable_text};
 pub use policy::Policy;
 pub use regions::Skipped;
 pub use report::{Audit, ClassSummary, Coverage, Finding, LISTED, Subject};

@@ -270,3 +270,17 @@ proptest! {
         }
     }
 }
+
+/// Nearly all of the reference kernel's privileged instructions can be replaced by jumps that trap nobody.
+#[test]
+fn the_reference_kernel_is_patchable() {
+    let image = crate::image::builtin::BARE;
+    let found = crate::audit::patchable(image, &audit(image).unwrap()).unwrap();
+    let total = found.sites.len() as u64;
+    assert_eq!(found.tactics.iter().map(|sum| sum.sites).sum::<u64>() + found.left, total);
+    assert!(total > 100 && found.left * 100 <= total, "{} of {total} left", found.left);
+    assert!(found.sites.iter().all(|site| site.tactic.is_some() == site.jump.is_some()));
+    let text = crate::audit::patchable_text(&found, "it", usize::MAX);
+    assert_eq!(text.lines().filter(|line| line.contains("  0x")).count() as u64, total, "{text}");
+    assert!(crate::audit::patchable_text(&found, "it", 0).contains("--all"));
+}

@@ -8,7 +8,7 @@ use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
 use super::{input_file, print};
-use crate::audit::{Audit, Class, Effect, Policy, audit, text};
+use crate::audit::{Audit, Class, Effect, Patchable, Policy, audit, patchable, patchable_text, text};
 use crate::image::builtin;
 use crate::text::printable;
 
@@ -18,6 +18,7 @@ Examples:
   paravane audit --bare                   its bare-PC build, as an example of one that is not
   paravane audit my-kernel.elf            an ELF file of any kernel, an image for Paravane or not
   paravane audit my-kernel.elf --deny silent mixed --allow identify
+  paravane audit --bare --patchable       how each could be replaced by a jump to code that does not trap
   paravane audit my-kernel.elf --json | jq '.findings[] | select(.effect == \"silent\")'
 
 An instruction that traps costs a trap; one that goes wrong silently is a bug. So only the latter matter, \
@@ -56,6 +57,9 @@ pub(super) struct AuditArgs {
     #[arg(long, value_name = "CLASS", num_args = 1.., value_delimiter = ',')]
     #[arg(value_parser = PossibleValuesParser::new(class_names()))]
     allow: Vec<String>,
+    /// Say instead how `--technique patch` would replace each of them by a jump
+    #[arg(long, conflicts_with_all = ["deny", "allow"])]
+    patchable: bool,
     /// List every instruction, however many there are of a class
     #[arg(long)]
     all: bool,
@@ -84,15 +88,41 @@ struct Json<'a> {
     audit: &'a Audit,
 }
 
+/// The shape of `--patchable --json`.
+#[derive(Serialize)]
+struct PatchableJson<'a> {
+    schema: u32,
+    image: &'a str,
+    #[serde(flatten)]
+    patchable: &'a Patchable,
+}
+
+fn print_patchable(args: &AuditArgs, name: &str, found: &Patchable) -> anyhow::Result<u8> {
+    if args.json {
+        let json = PatchableJson { schema: 1, image: name, patchable: found };
+        print(&format!("{}\n", serde_json::to_string_pretty(&json)?))?;
+    } else {
+        print(&patchable_text(found, name, if args.all { usize::MAX } else { 0 }))?;
+    }
+    Ok(0)
+}
+
 /// Audits; the exit status of the process.
 pub(super) fn run(args: &AuditArgs) -> anyhow::Result<u8> {
-    let (name, audit) = match load(args) {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            eprintln!("paravane: {}", super::message(&error));
-            return Ok(CANNOT_AUDIT);
-        }
+    let cannot = |error: &anyhow::Error| {
+        eprintln!("paravane: {}", super::message(error));
+        Ok(CANNOT_AUDIT)
     };
+    let (name, bytes, audit) = match load(args) {
+        Ok(loaded) => loaded,
+        Err(error) => return cannot(&error),
+    };
+    if args.patchable {
+        return match patchable(&bytes, &audit).with_context(|| printable::printable(&name).to_string()) {
+            Ok(found) => print_patchable(args, &name, &found),
+            Err(error) => cannot(&error),
+        };
+    }
     let policy = policy(args);
     let matter = policy.total(&audit);
     if args.json {
@@ -104,7 +134,7 @@ pub(super) fn run(args: &AuditArgs) -> anyhow::Result<u8> {
     Ok(if matter == 0 { 0 } else { FOUND })
 }
 
-fn load(args: &AuditArgs) -> anyhow::Result<(String, Audit)> {
+fn load(args: &AuditArgs) -> anyhow::Result<(String, Cow<'static, [u8]>, Audit)> {
     let (name, bytes): (String, Cow<'static, [u8]>) = match &args.image {
         None if args.bare => ("built-in bare guest".to_owned(), builtin::BARE.into()),
         None => ("built-in guest".to_owned(), builtin::PV.into()),
@@ -116,7 +146,7 @@ fn load(args: &AuditArgs) -> anyhow::Result<(String, Audit)> {
         }
     };
     let audit = audit(&bytes).with_context(|| printable::printable(&name).to_string())?;
-    Ok((name, audit))
+    Ok((name, bytes, audit))
 }
 
 fn policy(args: &AuditArgs) -> Policy {

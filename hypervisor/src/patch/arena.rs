@@ -18,6 +18,9 @@ const ALIGNED: u64 = 16;
 /// Bytes that are tried in a displacement where it may have any.
 const TRIED: [u8; 8] = [0x10, 0x11, 0x12, 0x13, 0x40, 0x60, 0x80, 0xa0];
 
+/// The lowest byte of a displacement that may have any: distances of 16 from each other.
+const ANY_LOW: [u8; 16] = [0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240];
+
 /// A page of stubs.
 #[derive(Clone, Debug)]
 struct Page {
@@ -50,6 +53,8 @@ pub(crate) struct Arena {
     pub state: u64,
     state_frame: Mfn,
     pages: Vec<Page>,
+    /// From the lowest of them to the highest.
+    span: Range<u64>,
     /// Frames that are not used yet.
     frames: Range<u64>,
     /// A place from which everything is counted, below all pages.
@@ -71,7 +76,7 @@ impl Arena {
             places.into_iter().find(|state| is_free(*state) && is_free(state.wrapping_add(PAGE_SIZE)))?;
         // All windows and all punned displacements lie within 2 GiB of a site.
         let origin = site.wrapping_sub(1 << 31) & !(PAGE_SIZE - 1);
-        let mut arena = Self { state, state_frame, pages: Vec::new(), frames, origin };
+        let mut arena = Self { state, state_frame, pages: Vec::new(), span: state..state, frames, origin };
         arena.add(state.wrapping_add(PAGE_SIZE))?;
         Some(arena)
     }
@@ -79,6 +84,7 @@ impl Arena {
     fn add(&mut self, va: u64) -> Option<usize> {
         let mfn = Mfn(self.frames.next()?);
         self.pages.push(Page { va, mfn, used: Vec::new() });
+        self.span = self.span.start.min(va)..self.span.end.max(va.saturating_add(PAGE_SIZE));
         Some(self.pages.len() - 1)
     }
 
@@ -100,7 +106,7 @@ impl Arena {
 
     /// Whether an address is in a page of stubs.
     pub fn contains(&self, at: u64) -> bool {
-        self.page(at).is_some()
+        self.span.contains(&at) && self.page(at).is_some()
     }
 
     /// The place in a page of stubs that `at` may be, where the guest uses its tables at two linear addresses: what lies in
@@ -166,11 +172,22 @@ impl Growing<'_> {
                 return None;
             }
         }
-        let any = pattern.0.first() == Some(&Want::Any);
-        let step = if any { ALIGNED as usize } else { 1 };
-        let allowed = |offset: &u64| displacement(page.va + offset).is_some_and(|d| pattern.allows(d));
-        let offsets = || (0..PAGE_SIZE).step_by(step).filter(allowed);
-        let with = |room: u64| offsets().find(|offset| page.free_from(*offset) >= room);
+        // Where in a page a place may be depends on the lowest byte first: one place in 256 bytes for each value.
+        let lows: &[u8] = match pattern.0.first()? {
+            Want::Any => &ANY_LOW,
+            Want::Trap => &TRAPPING,
+            Want::Is(byte) => std::slice::from_ref(byte),
+        };
+        let fits = |offset: &u64, room: u64| {
+            page.free_from(*offset) >= room
+                && displacement(page.va + offset).is_some_and(|d| pattern.allows(d))
+        };
+        let with = |room: u64| {
+            lows.iter().find_map(|low| {
+                let first = end.wrapping_add(u64::from(*low)).wrapping_sub(page.va) % 256;
+                (first..PAGE_SIZE).step_by(256).find(|offset| fits(offset, room))
+            })
+        };
         with(ROOMY).or_else(|| with(NEAR)).map(|offset| page.va + offset)
     }
 

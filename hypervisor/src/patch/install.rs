@@ -93,8 +93,7 @@ struct Site {
 
 impl Site {
     fn touches(&self, range: &Range<u64>) -> bool {
-        let overlaps = |part: &Range<u64>| part.start < range.end && range.start < part.end;
-        self.jumps.iter().any(|j| overlaps(&j.patch.moved) || overlaps(&j.patch.jump()))
+        self.jumps.iter().any(|j| j.patch.touches(range))
     }
     fn is_made_from(&self, range: &Range<u64>) -> bool {
         self.jumps.iter().any(|j| {
@@ -103,6 +102,15 @@ impl Site {
             moved.start < range.end && range.start < end
         })
     }
+}
+
+/// An instruction of the guest that a jump hides.
+#[derive(Clone, Copy, Debug)]
+struct Hidden {
+    rip: u64,
+    maddr: Maddr,
+    /// Its copy.
+    stub: u64,
 }
 
 /// What a frame of code is known for.
@@ -132,8 +140,12 @@ pub(crate) struct Patcher {
     learned: u32,
     /// The kernel's functions, from its symbols, in order. Taken when its code is first looked at.
     functions: Vec<Range<u64>>,
+    /// What jumps hide: the guest's instructions that began there, in order.
+    hidden: Vec<Hidden>,
     /// The arena has pages that the shadow does not know, and `points` are not in order.
     grown: bool,
+    /// `hidden` is not what `sites` say.
+    changed: bool,
     /// How often a place was patched or tried.
     tried: Vec<(Maddr, u8)>,
     code: Vec<Frame>,
@@ -157,7 +169,9 @@ impl Patcher {
             targets: Vec::new(),
             learned: 0,
             functions,
+            hidden: Vec::new(),
             grown: false,
+            changed: false,
             tried: Vec::new(),
             code: Vec::new(),
             moves: 0,
@@ -204,10 +218,22 @@ impl Patcher {
 
     /// Where the stub goes on with the instruction at `rip`, if a jump hides it in the address space in use.
     pub fn entry(&self, k: &Kernel<'_>, rip: u64) -> Option<u64> {
-        let (installed, stub) =
-            self.sites.iter().flat_map(|s| &s.jumps).find_map(|j| Some((j, j.entry(rip)?)))?;
-        let there = Maddr(installed.maddr.0.wrapping_add(rip.wrapping_sub(installed.patch.at)));
-        (k.code_at(rip)? == there).then_some(stub)
+        let place = self.hidden.binary_search_by_key(&rip, |hidden| hidden.rip).ok()?;
+        let Hidden { maddr, stub, .. } = *self.hidden.get(place)?;
+        (k.code_at(rip)? == maddr).then_some(stub)
+    }
+
+    fn hide(&mut self) {
+        self.hidden.clear();
+        for jump in self.sites.iter().flat_map(|site| &site.jumps) {
+            for &(rip, _) in &jump.entries {
+                if let Some(stub) = jump.entry(rip) {
+                    let maddr = Maddr(jump.maddr.0.wrapping_add(rip.wrapping_sub(jump.patch.at)));
+                    self.hidden.push(Hidden { rip, maddr, stub });
+                }
+            }
+        }
+        self.hidden.sort_unstable_by_key(|hidden| hidden.rip);
     }
 
     /// Notes a jump to the instruction at `rip`, which a jump of ours hid: the patch is taken back, and what comes in its
@@ -323,7 +349,7 @@ impl Patcher {
         let is_taken = |range: &Range<u64>| sites.iter().any(|s| s.touches(range));
         let view = View { base: page, code: &code, is_target: &is_target, is_taken: &is_taken, known };
         let Plan { tactic, patches } = plan(&view, site, &mut Growing { arena, is_free: &is_free })?;
-        self.undo(k, |s| patches.iter().any(|p| s.touches(&p.moved) || s.touches(&p.jump())));
+        self.undo(k, |s| patches.iter().any(|p| s.jumps.iter().any(|j| j.patch.overlaps(p))));
         let mut stubs = Vec::new();
         for patch in &patches {
             let from = usize::try_from(patch.moved.start - page).ok()?;
@@ -346,6 +372,7 @@ impl Patcher {
             jumps.push(Installed { patch, maddr: at, entries });
         }
         self.sites.push(Site { jumps });
+        self.changed = true;
         Some(tactic)
     }
 
@@ -388,10 +415,12 @@ impl Patcher {
     /// Takes back the patches of the sites that `which` says.
     fn undo(&mut self, k: &mut Kernel<'_>, which: impl Fn(&Site) -> bool) {
         let Kernel { shadow, memory, ledger, .. } = k;
+        let changed = &mut self.changed;
         self.sites.retain(|site| {
             if !which(site) {
                 return true;
             }
+            *changed = true;
             for jump in &site.jumps {
                 // The frame is there: it was written when the patch was made.
                 let _ = shadow.restore_code(memory, jump.maddr, jump.patch.bytes.len());
@@ -463,6 +492,9 @@ impl Patcher {
             self.points.clear();
             self.tried.clear();
             k.shadow.set_overlay(k.memory, k.log, &[]);
+        }
+        if std::mem::take(&mut self.changed) {
+            self.hide();
         }
     }
 

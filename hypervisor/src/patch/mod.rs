@@ -12,5 +12,6 @@ pub(crate) mod flow;
 pub(crate) mod install;
 pub(crate) mod site;
 pub(crate) mod stub;
+pub mod survey;
 
 pub use site::Tactic;

@@ -56,6 +56,16 @@ impl Tactic {
     /// All, in order of preference.
     pub const ALL: [Self; 4] = [Self::Followers, Self::Before, Self::Short, Self::Punned];
 
+    /// Its name in tables and exports.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::Followers => "followers",
+            Self::Before => "before",
+            Self::Short => "short",
+            Self::Punned => "punned",
+        }
+    }
+
     /// A description for people.
     pub const fn name(self) -> &'static str {
         match self {
@@ -140,6 +150,17 @@ impl Patch {
         let near = self.bytes.first() == Some(&0xe9);
         let len = self.bytes.len() as u64;
         self.at..self.at.saturating_add(if near { len.max(NEAR) } else { len })
+    }
+
+    /// Whether some of these bytes are the jump's, or of what it moves.
+    pub fn touches(&self, range: &Range<u64>) -> bool {
+        let overlaps = |part: &Range<u64>| part.start < range.end && range.start < part.end;
+        overlaps(&self.moved) || overlaps(&self.jump())
+    }
+
+    /// Whether two patches cannot be at the same time.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.touches(&other.moved) || self.touches(&other.jump())
     }
 }
 
