@@ -32,4 +32,4 @@ pub(crate) mod recipe;
 pub(crate) mod sensitive;
 pub(crate) mod state_page;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

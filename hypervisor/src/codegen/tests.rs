@@ -1,4 +1,4 @@
 //! Templates, byte by byte and on the processor.
 
 mod encodings;
-mod steps;
+pub(crate) mod steps;

@@ -183,3 +183,6 @@ fn flags_are_dead(code: &[u8]) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests;

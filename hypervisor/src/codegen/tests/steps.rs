@@ -26,7 +26,7 @@ const KERNEL_CS: u16 = 0x10;
 const KERNEL_SS: u16 = 0x18;
 
 /// The world of each engine that works here.
-fn worlds() -> Vec<(&'static str, World)> {
+pub(crate) fn worlds() -> Vec<(&'static str, World)> {
     let mut worlds = Vec::new();
     match probe() {
         Ok(()) => {
