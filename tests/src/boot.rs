@@ -13,7 +13,7 @@ use paravane::monitor::Control;
 use paravane::technique::Technique;
 use paravane::virtio::Device;
 
-use crate::machine::{engines, transport};
+use crate::machine::{engines, engines_for, transport_for};
 use crate::verdict::broken_product;
 
 /// Ends a guest that hangs. Longer than any test guest takes on a slow and busy host.
@@ -75,7 +75,7 @@ impl Guest<'static> {
 }
 
 impl Guest<'_> {
-    /// Boots it once on each engine.
+    /// Boots it once on each engine that its technique can use.
     ///
     /// # Panics
     /// If an engine that this machine has cannot boot it.
@@ -84,7 +84,8 @@ impl Guest<'_> {
             Ok(outcome) => outcome,
             Err(error) => broken_product(format_args!("{} does not start on {engine:?}: {error}", self.name)),
         };
-        engines().iter().map(boot).collect()
+        let engines = self.technique.map_or_else(|| engines().to_vec(), engines_for);
+        engines.iter().map(boot).collect()
     }
 
     /// Boots it once.
@@ -98,7 +99,7 @@ impl Guest<'_> {
         let sink = CaptureSink::default();
         let input = ConsoleInput::default();
         input.push(self.input);
-        let transport = transport(engine);
+        let transport = transport_for(self.technique, engine);
         let report = run(Config {
             image: self.image.clone(),
             image_name: self.name.to_owned(),

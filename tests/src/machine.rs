@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use paravane::engine::kvm::{HostKind, host_kind};
 use paravane::launch::{EngineChoice, RunError, TransportChoice};
+use paravane::technique::{EngineNeed, Technique};
 
 use crate::boot::Guest;
 use crate::guests::HELLO;
@@ -46,8 +47,32 @@ pub fn engines() -> &'static [EngineChoice] {
     })
 }
 
+/// The engines that a guest is booted on by `technique`: those of [`engines`] that offer what it needs. A technique that
+/// this machine lacks is reported as skipped.
+pub fn engines_for(technique: &Technique) -> Vec<EngineChoice> {
+    if let Err(why) = (technique.available)() {
+        let feature = match technique.engine {
+            EngineNeed::Ring0(_) => "hardware-kvm",
+            EngineNeed::Deprivileged | EngineNeed::Nothing => technique.name,
+        };
+        skip(feature, format_args!("{}: {why}", technique.name));
+        return Vec::new();
+    }
+    match technique.engine {
+        EngineNeed::Deprivileged => engines().to_vec(),
+        EngineNeed::Ring0(_) => engines().iter().copied().filter(|e| *e == EngineChoice::Kvm).collect(),
+        EngineNeed::Nothing => vec![EngineChoice::Auto],
+    }
+}
+
+/// The transport for guests on `engine` by `technique`.
+pub fn transport_for(technique: Option<&Technique>, engine: EngineChoice) -> TransportChoice {
+    let has_transports = technique.is_none_or(|technique| technique.engine == EngineNeed::Deprivileged);
+    if has_transports { transport(engine) } else { TransportChoice::Auto }
+}
+
 /// The transport for guests on `engine`.
-pub fn transport(engine: EngineChoice) -> TransportChoice {
+fn transport(engine: EngineChoice) -> TransportChoice {
     let asked = std::env::var(TRANSPORT).unwrap_or_default();
     let choice = match asked.as_str() {
         "" | "auto" => TransportChoice::Auto,

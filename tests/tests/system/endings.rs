@@ -14,7 +14,7 @@ use paravane_tests::verdict::broken_product;
 use crate::reference::BUILDS;
 
 /// Long enough for a guest to reach the point where it hangs.
-const HANG: Duration = Duration::from_millis(500);
+pub const HANG: Duration = Duration::from_millis(500);
 /// The same for a guest that gets further on a busy host.
 const LONG_HANG: Duration = Duration::from_secs(20);
 

@@ -13,6 +13,7 @@ mod files;
 mod parity;
 mod reference;
 mod soup;
+mod techniques;
 mod translate;
 mod user_soup;
 mod workloads;
