@@ -26,6 +26,7 @@ pub mod boot;
 pub mod guests;
 pub mod images;
 pub mod machine;
+pub mod machine_soup;
 pub mod random;
 pub mod soup;
 pub mod verdict;

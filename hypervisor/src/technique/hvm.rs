@@ -312,7 +312,7 @@ impl Runner for HvmGuest {
             Exit::Window => Cause::InterruptWindow,
             Exit::Priority => Cause::PrivilegedInstruction(PrivOp::MovToCr),
             Exit::Kick => Cause::Kick,
-            Exit::Shutdown => self.dies(TRIPLE_FAULT),
+            Exit::Shutdown => self.dies(triple_fault(self.regs.rip)),
             Exit::Dead(why) => self.dies(why),
             Exit::Hypercall | Exit::Syscall | Exit::Fault(_) => self
                 .dies("the engine reports an exit that code at CPL 0 cannot make; this is a bug in Paravane"),
@@ -348,9 +348,14 @@ impl Runner for HvmGuest {
     }
 }
 
-/// KVM does not say which exception it was, and some processors lose RIP as well (APM vol. 2, 15.12.16).
-const TRIPLE_FAULT: &str = "triple fault: an exception could not be delivered, nor could the double fault; check the \
-                            IDT, its handlers' segments and the stack";
+/// KVM does not say which exception it was, and on some processors RIP is lost: it is then where the guest was last
+/// entered.
+fn triple_fault(rip: u64) -> String {
+    format!(
+        "triple fault, at rip {rip:#x} or after: an exception could not be delivered, nor could the double fault; check \
+         the IDT, its handlers' segments and the stack"
+    )
+}
 
 #[cfg(test)]
 mod tests;

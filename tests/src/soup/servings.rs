@@ -42,14 +42,15 @@ impl Servings {
     /// Tries seeds on one engine after the other. Each begins with the first seed, so that a run can be repeated.
     pub fn on_each_engine(&self, mut serve: impl FnMut(EngineChoice, u64)) {
         for &engine in engines() {
-            let start = Instant::now();
-            for seed in self.range() {
-                if self.time.is_some_and(|time| start.elapsed() >= time) {
-                    break;
-                }
-                serve(engine, seed);
-            }
+            self.each(|seed| serve(engine, seed));
         }
+    }
+
+    /// Tries seeds.
+    pub fn each(&self, serve: impl FnMut(u64)) {
+        let start = Instant::now();
+        let in_time = |_: &u64| self.time.is_none_or(|time| start.elapsed() < time);
+        self.range().take_while(in_time).for_each(serve);
     }
 
     fn range(&self) -> Range<u64> {

@@ -13,6 +13,8 @@ use paravane::technique::{EngineNeed, TECHNIQUES, Technique};
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::images::{Kind, kernel};
 use paravane_tests::machine::engines_for;
+use paravane_tests::machine_soup::{STEPS, machine_soup};
+use paravane_tests::soup::servings::Servings;
 use paravane_tests::verdict::{broken_product, note};
 
 use crate::endings::HANG;
@@ -194,4 +196,26 @@ fn hardware_leaves_the_guest_for_devices_only() {
             broken_product(format_args!("console-4k by {}: {console:?}, not {trapped:?}", technique.name));
         }
     }
+}
+
+/// The number of random kernels, by default.
+const SEEDS: u64 = 8;
+
+#[test]
+fn random_kernels_find_the_same_by_every_technique() {
+    let servings = Servings::asked_for(SEEDS);
+    let mut boots = 0;
+    servings.each(|seed| {
+        let name = format!("machine soup of seed {seed}");
+        let guest = Guest { name: &name, mem_bytes: 16 << 20, ..Guest::new(machine_soup(seed)) };
+        let outcomes = boot_by_each(&guest);
+        for (_, outcome) in &outcomes {
+            outcome.must_end(&DomainEnd::PowerOff);
+            let whole = outcome.text.len() as u64 == 4 * STEPS + 18 && outcome.text.ends_with('\n');
+            outcome.must(whole, "should have printed its numbers");
+        }
+        must_agree(&outcomes, |outcome| outcome.text.clone());
+        boots += outcomes.len();
+    });
+    note(format_args!("machine soup: {boots} boots from seed {} on, in agreement", servings.first));
 }

@@ -72,9 +72,10 @@ fn write_transport(out: &mut String, trial: &Trial) -> fmt::Result {
 }
 
 fn write_usable(out: &mut String, usable: &Usable) -> fmt::Result {
-    write!(out, "  {:<8}", usable.name)?;
+    write!(out, "  {:<18} ", usable.name)?;
     match &usable.why_not {
         Some(why) => writeln!(out, "unusable: {why}"),
+        None if usable.engines.is_empty() => writeln!(out, "works: without an engine"),
         None => writeln!(out, "works: on {}", usable.engines.join(" and ")),
     }
 }

@@ -24,6 +24,9 @@ use crate::x86::registers::Regs;
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
 const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
 
+/// Where a processor begins (SDM vol. 3, 9.1.4), without the base of CS.
+const RESET_RIP: u64 = 0xfff0;
+
 /// The virtual CPU, bound to the thread that made it.
 pub(super) struct Ring0Cpu {
     // Dropped in this order: the vCPU before its VM.
@@ -106,6 +109,11 @@ impl Cpu for Ring0Cpu {
         if exit == Exit::Kick {
             self.vcpu.set_kvm_immediate_exit(0);
             self.kick.answered();
+        }
+        if exit == Exit::Shutdown && self.vcpu.sync_regs().regs.rip == RESET_RIP {
+            // SVM leaves no state, and KVM puts that after a reset in its place (APM vol. 2, 15.14.3): what the guest was
+            // entered with says more.
+            return exit;
         }
         general_from_kvm(&self.vcpu.sync_regs().regs, regs);
         self.loaded = *regs;
