@@ -70,12 +70,13 @@ file_system() {
 # Runs the machine until it switches itself off.
 #
 # SMAP is off because QEMU's emulation of IRETQ reads the stack with supervisor rights even at CPL 3. `tsc=reliable`
-# keeps the kernel from measuring, and then distrusting, the emulated time-stamp counter, which guests need.
+# keeps the kernel from measuring, and then distrusting, the emulated time-stamp counter, which guests need, and
+# `no_timer_check` from giving up on a busy host, where its first ticks come late.
 machine() {
     local transport=$1
     timeout -k 10 "$limit_s" qemu-system-x86_64 -accel tcg -cpu max,+svm,-smap -m 2048 -nodefaults -display none \
         -no-reboot -serial stdio -kernel "$unpacked"/boot/vmlinuz-* -initrd "$work/initramfs" \
-        -append "console=ttyS0 loglevel=4 panic=-1 tsc=reliable paravane.transport=$transport" \
+        -append "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check paravane.transport=$transport" \
         </dev/null >"$work/$transport.console" 2>&1
 }
 
