@@ -19,16 +19,90 @@ const NOTE: [u8; 7] = [0x48, 0x01, 0xc3, 0x48, 0xc1, 0xc3, 0x07];
 
 /// The kernel for a seed.
 pub fn bare_soup(seed: u64) -> Vec<u8> {
+    soup_with(seed, |_| {})
+}
+
+/// The same with something of its own in the middle of the steps.
+fn soup_with(seed: u64, own: impl FnOnce(&mut Cook)) -> Vec<u8> {
     let mut cook = Cook { random: SplitMix64::new(seed), code: Vec::new() };
     cook.prologue();
     let first = cook.code.len();
-    for _ in 0..STEPS {
+    for _ in 0..STEPS / 2 {
+        cook.step();
+    }
+    own(&mut cook);
+    for _ in STEPS / 2..STEPS {
         cook.step();
     }
     // dec r15; jz +5; jmp first
     cook.put(&[0x49, 0xff, 0xcf, 0x74, 0x05, 0xe9]);
     let back = first as i32 - (cook.code.len() as i32 + 4);
     cook.put(&back.to_le_bytes());
+    cook.epilogue();
+    kernel(Kind::Bare, &cook.code)
+}
+
+/// A kernel that maps all of the lowest GiB itself in its third round, where a technique may have pages of its own.
+pub fn mapping_soup(seed: u64) -> Vec<u8> {
+    soup_with(seed, |cook| {
+        const TABLE: u64 = ENTRY + 0xe000;
+        // cmp r15d, 3; jne over
+        cook.put(&[0x41, 0x83, 0xff, 0x03, 0x0f, 0x85]);
+        let over = cook.code.len();
+        cook.put(&[0; 4]);
+        // mov rdi, table; mov eax, a large page at physical 0; mov ecx, 512; rep stosq
+        cook.put(&[0x48, 0xbf]);
+        cook.put(&TABLE.to_le_bytes());
+        cook.put(&[0xb8, 0x83, 0, 0, 0, 0xb9, 0, 2, 0, 0, 0xf3, 0x48, 0xab]);
+        // mov rax, cr3; mov rax, [rax + base]; and rax, ~0xfff; mov rcx, entry; mov [rax + base], rcx
+        cook.put(&[0x0f, 0x20, 0xd8, 0x48, 0x8b, 0x80]);
+        cook.put(&(VIRT_BASE as u32).to_le_bytes());
+        cook.put(&[0x48, 0x25, 0, 0xf0, 0xff, 0xff, 0x48, 0xb9]);
+        cook.put(&(TABLE - VIRT_BASE | 3).to_le_bytes());
+        cook.put(&[0x48, 0x89, 0x88]);
+        cook.put(&(VIRT_BASE as u32).to_le_bytes());
+        let len = cook.code.len() - (over + 4);
+        cook.code[over..over + 4].copy_from_slice(&(len as u32).to_le_bytes());
+        // cmp r15d, 3; ja over; mov rax, [lowest GiB]; note
+        for at in [OURS, OURS + 0x1000, OURS + 0x2000] {
+            cook.put(&[0x41, 0x83, 0xff, 0x03, 0x77, 8 + NOTE.len() as u8, 0x48, 0x8b, 0x04, 0x25]);
+            cook.put(&(at as u32).to_le_bytes());
+            cook.put(&NOTE);
+        }
+    })
+}
+
+/// Where `patch` puts its page of state for these kernels, and stubs behind it.
+const OURS: u64 = ENTRY - 0xbf0_0000;
+
+/// A kernel that writes nonsense to the page of state of `patch` in each round.
+pub fn nonsense_soup(seed: u64) -> Vec<u8> {
+    soup_with(seed, |cook| {
+        // mov rdi, page; mov ecx, 512; mov rax, seed; 1: mov [rdi], rax; rol rax, 13; add rax, rdi; add rdi, 8; dec ecx;
+        // jnz 1
+        cook.put(&[0xfa, 0x48, 0xbf]);
+        cook.put(&OURS.to_le_bytes());
+        cook.put(&[0xb9, 0, 2, 0, 0, 0x48, 0xb8]);
+        let start = cook.random.any();
+        cook.put(&start.to_le_bytes());
+        cook.put(&[0x48, 0x89, 0x07, 0x48, 0xc1, 0xc0, 0x0d, 0x48, 0x01, 0xf8]);
+        cook.put(&[0x48, 0x83, 0xc7, 0x08, 0xff, 0xc9, 0x75, 0xee]);
+    })
+}
+
+/// A kernel that executes `row` twice from its beginning, and then from its byte `into` on.
+pub fn jump_into_row(row: &[u8], into: u64) -> Vec<u8> {
+    let mut cook = Cook { random: SplitMix64::new(0), code: Vec::new() };
+    cook.prologue();
+    cook.put(&[0x41, 0xbf, 2, 0, 0, 0]);
+    let first = cook.code.len();
+    cook.note(row);
+    // dec r15; js end; jnz first; lea rax, [row + into]; jmp rax; end:
+    cook.put(&[0x49, 0xff, 0xcf, 0x78, 11, 0x75]);
+    let back = first as i32 - (cook.code.len() as i32 + 1);
+    cook.put(&(back as i8).to_le_bytes());
+    cook.relative(&[0x48, 0x8d, 0x05], ENTRY + first as u64 + into);
+    cook.put(&[0xff, 0xe0]);
     cook.epilogue();
     kernel(Kind::Bare, &cook.code)
 }

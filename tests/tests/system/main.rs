@@ -11,6 +11,7 @@ mod endings;
 mod fidelity;
 mod files;
 mod parity;
+mod patching;
 mod reference;
 mod soup;
 mod techniques;

@@ -1,0 +1,129 @@
+//! What kernels do to patches: jumps into them, pages where stubs lie, nonsense where stubs keep their state.
+
+use std::time::Duration;
+
+use iced_x86::{Decoder, DecoderOptions};
+use paravane::launch::EngineChoice;
+use paravane::machine::end::DomainEnd;
+use paravane::technique::Technique;
+use paravane_tests::boot::{Guest, Outcome, PATIENCE};
+use paravane_tests::machine::engines;
+use paravane_tests::soup::bare::{jump_into_row, mapping_soup, nonsense_soup};
+use paravane_tests::soup::servings::watched;
+use paravane_tests::verdict::note;
+
+/// Ends a kernel that loops, as one may that was damaged.
+const DAMAGED: Duration = Duration::from_millis(500);
+const SEEDS: u64 = 6;
+
+fn boot(engine: EngineChoice, technique: &str, name: &str, image: Vec<u8>) -> Outcome {
+    boot_within(PATIENCE / 2, engine, technique, name, image)
+}
+
+fn boot_within(
+    deadline: Duration,
+    engine: EngineChoice,
+    technique: &str,
+    name: &str,
+    image: Vec<u8>,
+) -> Outcome {
+    let name = format!("{name} by {technique} on {}", engine.name());
+    let technique = Technique::named(technique);
+    watched(&name.clone(), move || {
+        let guest = Guest { name: &name, technique, mem_bytes: 8 << 20, deadline, ..Guest::new(image) };
+        guest.boot_on(engine).unwrap_or_else(|why| panic!("{name} does not start: {why}"))
+    })
+}
+
+fn patched(outcome: &Outcome, what: &str) -> u64 {
+    let work = outcome.report.ledger.whole(0).work;
+    work.iter().filter(|row| row.kind.contains(what)).map(|row| row.count).sum()
+}
+
+/// Rows of instructions, each of which is one patched range or more.
+const ROWS: [&[u8]; 5] = [
+    // cli; mov eax, 5
+    &[0xfa, 0xb8, 5, 0, 0, 0],
+    // sti; cli; inc rbx; nop
+    &[0xfb, 0xfa, 0x48, 0xff, 0xc3, 0x90],
+    // mov rax, cr3; add eax, ebx
+    &[0x0f, 0x20, 0xd8, 0x01, 0xd8],
+    // cli; cli; cli; cli; cli; cli
+    &[0xfa, 0xfa, 0xfa, 0xfa, 0xfa, 0xfa],
+    // in al, 0x21; mov cr8, rdx (which is 0); xor eax, eax
+    &[0xe4, 0x21, 0x31, 0xd2, 0x44, 0x0f, 0x22, 0xc2, 0x31, 0xc0],
+];
+
+#[test]
+fn jumps_to_every_byte_of_a_patched_range() {
+    let (mut whole, mut others, mut caught) = (0, 0, 0);
+    for &engine in engines() {
+        for row in ROWS {
+            let decoder = Decoder::with_ip(64, row, 0, DecoderOptions::NONE);
+            let begins: Vec<u64> = decoder.into_iter().map(|insn| insn.ip()).collect();
+            for into in 0..row.len() as u64 {
+                let image = jump_into_row(row, into);
+                let name = format!("byte {into} of {row:x?}");
+                let is_whole = begins.contains(&into);
+                let deadline = if is_whole { PATIENCE / 2 } else { DAMAGED };
+                let outcome = boot_within(deadline, engine, "patch", &name, image.clone());
+                caught += patched(&outcome, "jumps into patched ranges");
+                if is_whole {
+                    let trapped = boot(engine, "trap", &name, image);
+                    trapped.must_end(&DomainEnd::PowerOff);
+                    let same = outcome.end == trapped.end && outcome.text == trapped.text;
+                    outcome.must(same, format_args!("should have printed {:?}", trapped.text));
+                    whole += 1;
+                } else {
+                    // The code that is there depends on the patch. It may do anything to its kernel.
+                    others += 1;
+                }
+            }
+        }
+    }
+    note(format_args!(
+        "{whole} jumps to instructions, {others} to other bytes; {caught} caught by trapping bytes"
+    ));
+    assert!(caught != 0, "no jump was caught: the test shows nothing");
+}
+
+#[test]
+fn a_kernel_that_maps_the_overlays_pages() {
+    for &engine in engines() {
+        for seed in 1..=SEEDS {
+            let name = format!("mapping soup of seed {seed}");
+            let trapped = boot(engine, "trap", &name, mapping_soup(seed));
+            trapped.must_end(&DomainEnd::PowerOff);
+            for technique in ["patch", "translate"] {
+                let outcome = boot(engine, technique, &name, mapping_soup(seed));
+                let same = outcome.end == trapped.end && outcome.text == trapped.text;
+                outcome.must(same, format_args!("should have printed {:?}", trapped.text));
+                if technique == "patch" {
+                    let moved = patched(&outcome, "patches undone") != 0;
+                    outcome.must(moved, "should have moved its stubs: the test shows nothing");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_scribbles_on_the_state_page_harms_itself() {
+    let (mut survived, mut ended) = (0, 0);
+    for &engine in engines() {
+        for seed in 1..=SEEDS {
+            let name = format!("nonsense of seed {seed}");
+            let outcome = boot_within(DAMAGED, engine, "patch", &name, nonsense_soup(seed));
+            match &outcome.end {
+                DomainEnd::PowerOff => survived += 1,
+                DomainEnd::Killed(why) => {
+                    outcome.must(!why.is_empty() && !why.contains('\n'), "should have died with one line");
+                    ended += 1;
+                }
+                _ => ended += 1,
+            }
+        }
+    }
+    note(format_args!("nonsense on the state page: {survived} kernels got to their end, {ended} did not"));
+    assert!(survived != 0, "no kernel could write there: the test shows nothing");
+}
