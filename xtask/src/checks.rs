@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::command::{Outcome, cargo, program, run};
-use crate::{advisories, architecture, book, listings};
+use crate::{advisories, architecture, book, listings, package};
 
 /// One check.
 pub(crate) struct Check {
@@ -48,6 +48,7 @@ pub(crate) const ALL: &[Check] = &[
         what: "listings are what is built; new projects boot and test",
         run: listings::check,
     },
+    Check { name: "package", what: "what is published can be packaged", run: package::check },
     Check { name: "compare", what: "the main job: `paravane compare`", run: compare },
     Check { name: "linux", what: "Debian's Linux and GRUB on KVM (tests/linux/run.sh)", run: linux },
     Check {

@@ -12,6 +12,7 @@ mod editor;
 mod generated;
 mod listings;
 mod markdown;
+mod package;
 mod projects;
 
 use std::path::{Path, PathBuf};
