@@ -29,6 +29,10 @@ pub(crate) fn check(with: &Run) -> Outcome {
     minimal.add(&with.root, "declared.rs", "src/bin/declared.rs")?;
     boots(&minimal, &["run", "--locked", "--bin", "declared"])?;
 
+    let virtio = Project::new(with, "devices", &["--virtio"])?;
+    boots(&virtio, &["run", "--locked"])?;
+    run(&mut virtio.cargo(&["test", "--locked"]))?;
+
     let usual = Project::new(with, "my-kernel", &[])?;
     boots(&usual, &["run", "--locked"])?;
     run(&mut usual.cargo(&["test", "--locked", "--release"]))?;

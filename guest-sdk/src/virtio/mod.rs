@@ -9,15 +9,12 @@
 //! use paravane_guest::virtio::drivers::device::rng::VirtIORng;
 //! use paravane_guest::virtio::{self, POOL, PoolHal, PvTransport};
 //!
-//! /// Fills `bytes` from the first entropy device. The 64 frames from `first` on are free and mapped in the direct
-//! /// map; devices can access no other memory.
-//! fn entropy(boot: &paravane_guest::Boot, first: u64, bytes: &mut [u8]) -> Option<usize> {
-//!     let memory = boot.memory();
-//!     let window = memory.va(paravane_guest::memory::Pfn(first)) as *mut u8;
-//!     // SAFETY: as stated above.
-//!     unsafe { POOL.give(window, first * 4096, 64) }.ok()?;
+//! /// Fills `bytes` from the first entropy device. Devices can access the 64 frames of the pool, and no other memory.
+//! fn entropy(boot: &paravane_guest::Boot, bytes: &mut [u8]) -> Option<usize> {
+//!     let (_, mut free) = boot.take_memory().ok()?;
+//!     POOL.give_bytes(boot.memory(), free.take_bytes(64)?).ok()?;
 //!     let device = virtio::devices().find(|device| device.kind() == 4)?;
-//!     let transport = PvTransport::new(device, memory, |_port| ()).ok()?;
+//!     let transport = PvTransport::new(device, boot.memory(), |_port| ()).ok()?;
 //!     let mut driver = VirtIORng::<PoolHal, _>::new(transport).ok()?;
 //!     // The driver does not report that the host refused to start its device.
 //!     if device.status() == 0 {

@@ -6,10 +6,13 @@
 //!
 //! There are no locks: there is one processor, and interrupt handlers do not allocate.
 
+use core::mem::MaybeUninit;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
+
+use crate::memory::Memory;
 
 /// The most pages that a pool can have: 64 MiB.
 const MAX_PAGES: usize = 1 << 14;
@@ -73,6 +76,22 @@ impl Pool {
         self.address.store(address, Ordering::Relaxed);
         self.pages.store(pages, Ordering::Release);
         Ok(())
+    }
+
+    /// Gives the pool whole pages of the domain's memory, e.g. from [`FreeMemory`](crate::paging::FreeMemory).
+    ///
+    /// # Errors
+    /// As for [`give`](Self::give); also when the bytes are not in the direct map.
+    pub fn give_bytes(&self, memory: Memory, bytes: &'static mut [MaybeUninit<u8>]) -> Result<(), PoolError> {
+        let start = bytes.as_mut_ptr().cast::<u8>();
+        let pages = bytes.len() / PAGE_SIZE;
+        let first = memory.pfn_at(start.addr() as u64).ok_or(PoolError::BadRange)?;
+        let is_inside = first.0.checked_add(pages as u64).is_some_and(|end| end <= memory.frames());
+        if !is_inside {
+            return Err(PoolError::BadRange);
+        }
+        // SAFETY: the bytes are mapped writable, and nobody else's for ever.
+        unsafe { self.give(start, first.0 * PAGE_SIZE as u64, pages) }
     }
 
     /// How many pages the pool has, used or not.

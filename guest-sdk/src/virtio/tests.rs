@@ -291,6 +291,39 @@ fn a_device_that_does_not_stop_keeps_its_memory() {
 }
 
 #[test]
+fn a_pool_takes_only_bytes_of_the_direct_map() {
+    #[repr(align(4096))]
+    struct Pages([u8; 4 * PAGE_SIZE]);
+    let bytes = |len: usize| {
+        let all = &mut Box::leak(Box::new(Pages([0; 4 * PAGE_SIZE]))).0;
+        // SAFETY: initialised bytes are as good as any, and nobody reads them as such again.
+        unsafe { core::slice::from_raw_parts_mut(all.as_mut_ptr().cast(), len) }
+    };
+    // A domain whose direct map begins a page before `at`, and has so many frames.
+    let domain = |at: &[core::mem::MaybeUninit<u8>], frames| {
+        let virt_base = at.as_ptr().addr() as u64 - PAGE_SIZE as u64;
+        let none = core::ptr::null();
+        let tables = Tables {
+            virt_base,
+            window: core::ptr::null_mut(),
+            p2m: none,
+            frames,
+            m2p: none,
+            machine_frames: 0,
+        };
+        // SAFETY: only addresses are computed.
+        unsafe { Memory::new(tables) }
+    };
+    let pool = Pool::new();
+    let (a, b, c) = (bytes(4 * PAGE_SIZE), bytes(100), bytes(4 * PAGE_SIZE));
+    let (small, whole) = (domain(a, 4), domain(c, 5));
+    assert_eq!(pool.give_bytes(small, a), Err(PoolError::BadRange), "its last page is outside");
+    assert_eq!(pool.give_bytes(domain(b, 5), b), Err(PoolError::BadRange), "less than a page");
+    assert_eq!(pool.give_bytes(whole, c), Ok(()));
+    assert_eq!((pool.pages(), pool.address()), (4, 4096));
+}
+
+#[test]
 fn a_pool_gives_what_it_has_and_takes_it_back() {
     let (pool, _) = pool_and_memory();
     // SAFETY: refused before anything is done with it.

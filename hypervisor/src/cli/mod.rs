@@ -220,6 +220,7 @@ mod tests {
             "paravane run --busy-poll 2000000",
             "paravane compare --repeat 0",
             "paravane new",
+            "paravane new k --minimal --virtio",
             "paravane runner",
             "paravane audit --bare kernel.elf",
             "paravane audit --deny everything",

@@ -25,6 +25,7 @@ const HELP: &str = "\
 Examples:
   paravane new my-kernel              heap, exceptions, a timer, and tests of them
   paravane new my-kernel --minimal    what says hello and powers off
+  paravane new my-kernel --virtio     drivers of virtio devices, and tests with a device
   cd my-kernel
   cargo run                           boots it
   cargo test                          boots its tests, each in a guest of its own
@@ -41,6 +42,9 @@ pub(super) struct NewArgs {
     /// As little as possible: a kernel that says hello
     #[arg(long)]
     minimal: bool,
+    /// A kernel with virtio devices: it lists them, takes random bytes, reads a disk
+    #[arg(long, conflicts_with = "minimal")]
+    virtio: bool,
     /// The folder of a copy of Paravane's source, whose SDK the kernel is to use [default: the one that this program
     /// was built from, if it is still there, otherwise the package registry]
     #[arg(long, value_name = "DIR")]
@@ -49,7 +53,11 @@ pub(super) struct NewArgs {
 
 impl NewArgs {
     fn template(&self) -> &'static Template {
-        if self.minimal { &template::MINIMAL } else { &template::USUAL }
+        match (self.minimal, self.virtio) {
+            (true, _) => &template::MINIMAL,
+            (_, true) => &template::VIRTIO,
+            _ => &template::USUAL,
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use super::sdk::Sdk;
 pub(super) struct Template {
     manifest: &'static str,
     lock: &'static str,
+    /// `.cargo/config.toml`.
+    config: &'static str,
     /// Paths in the project, and what is there.
     sources: &'static [(&'static str, &'static str)],
 }
@@ -25,9 +27,8 @@ macro_rules! file {
 }
 
 /// What every project has.
-const COMMON: [(&str, &str); 4] = [
+const COMMON: [(&str, &str); 3] = [
     ("build.rs", file!("common/build.rs")),
-    (".cargo/config.toml", file!("common/cargo-config.toml")),
     (".vscode/settings.json", file!("common/vscode-settings.json")),
     (".gitignore", file!("common/gitignore")),
 ];
@@ -36,9 +37,22 @@ const COMMON: [(&str, &str); 4] = [
 pub(super) const MINIMAL: Template = Template {
     manifest: file!("minimal/manifest.toml"),
     lock: file!("minimal/lock.toml"),
+    config: file!("common/cargo-config.toml"),
     sources: &[
         ("src/main.rs", file!("minimal/src/main.rs")),
         ("tests/boot.rs", file!("minimal/tests/boot.rs")),
+    ],
+};
+
+/// `--virtio`.
+pub(super) const VIRTIO: Template = Template {
+    manifest: file!("virtio/manifest.toml"),
+    lock: file!("virtio/lock.toml"),
+    config: file!("virtio/cargo-config.toml"),
+    sources: &[
+        ("src/main.rs", file!("virtio/src/main.rs")),
+        ("src/lib.rs", file!("virtio/src/lib.rs")),
+        ("tests/devices.rs", file!("virtio/tests/devices.rs")),
     ],
 };
 
@@ -46,6 +60,7 @@ pub(super) const MINIMAL: Template = Template {
 pub(super) const USUAL: Template = Template {
     manifest: file!("usual/manifest.toml"),
     lock: file!("usual/lock.toml"),
+    config: file!("common/cargo-config.toml"),
     sources: &[
         ("src/main.rs", file!("usual/src/main.rs")),
         ("src/lib.rs", file!("usual/src/lib.rs")),
@@ -63,6 +78,7 @@ impl Template {
             // Of packages from a registry the file would have the checksums.
             files.push(File { path: "Cargo.lock", text: lock::for_package(name, self.lock) });
         }
+        files.push(File { path: ".cargo/config.toml", text: self.config.to_owned() });
         let sources = COMMON.iter().chain(self.sources);
         files.extend(sources.map(|(path, text)| File { path, text: named(name, text) }));
         files
@@ -84,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_project_has_its_own_name_everywhere() {
-        for template in [&MINIMAL, &USUAL] {
+        for template in [&MINIMAL, &VIRTIO, &USUAL] {
             for sdk in [Sdk::Registry, Sdk::Source("/sdk".into())] {
                 let files = template.files("a-b", &sdk);
                 assert!(
