@@ -130,9 +130,16 @@ fn mistakes_name_their_remedy(project: &Project) -> Outcome {
     let (text, status) = output(project.cargo(&check).env("RUSTFLAGS", "--cfg=guest"))?;
     expect(&text, status != Some(0), &["add -Cpanic=abort to rustflags"])?;
     let script = project.folder.join("build.rs");
-    fs::remove_file(&script).map_err(|error| cannot("remove", &script, &error))?;
+    let (aside, written) = (script.with_extension("away"), |error| cannot("rename", &script, &error));
+    fs::rename(&script, &aside).map_err(written)?;
     let (text, status) = output(&mut project.cargo(&check))?;
-    expect(&text, status != Some(0), &["needs a build.rs", "paravane_guest_build::link::kernel"])
+    expect(&text, status != Some(0), &["needs a build.rs", "paravane_guest_build::link::kernel"])?;
+    fs::rename(&aside, &script).map_err(written)?;
+    let main = project.folder.join("src/main.rs");
+    fs::write(&main, "#![no_std]\n#![no_main]\nparavane_guest::panic_handler!();\n")
+        .map_err(|error| cannot("write", &main, &error))?;
+    let (text, status) = output(&mut project.cargo(&["build", "--locked", "--bins"]))?;
+    expect(&text, status != Some(0), &["this program has no entry point", "paravane_guest::entry!(main)"])
 }
 
 fn expect(text: &str, failed: bool, wanted: &[&str]) -> Outcome {
