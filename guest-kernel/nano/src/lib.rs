@@ -8,7 +8,7 @@
 //! What may not be done here: anything that needs a kernel, and any dependency.
 //!
 //! * [`Compute`] is one of them; [`COMPUTE`] has all.
-//! * [`rounds`] times anything that is repeated.
+//! * [`rounds()`] times anything that is repeated.
 //! * [`smc`] needs memory that can be written and executed, which only its caller can provide.
 #![cfg_attr(not(test), no_std)]
 

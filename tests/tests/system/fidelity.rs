@@ -6,7 +6,6 @@ use paravane::launch::EngineChoice;
 use paravane::machine::end::DomainEnd;
 use paravane::technique::{EngineNeed, TECHNIQUES, Technique};
 use paravane_tests::boot::{Guest, Outcome};
-use paravane_tests::machine::engines;
 use paravane_tests::verdict::{broken_product, skip};
 
 /// The instructions, in the order of the lines.
