@@ -1,7 +1,8 @@
 //! Where stubs lie: pages of ours at linear addresses that the jumps to them can have.
 //!
-//! The displacement of a jump decides where its stub may begin (`site.rs`). A displacement whose top byte traps leads to
-//! one of four windows of 16 MiB around the site; so that is where pages are taken, if the guest maps nothing there.
+//! The displacement of a jump decides where its stub may begin (`site.rs`). A displacement whose top byte traps leads
+//! to one of four windows of 16 MiB around the site; so that is where pages are taken, if the guest maps nothing
+//! there.
 //!
 //! What may not be done here: deciding what is in a stub.
 
@@ -109,8 +110,8 @@ impl Arena {
         self.span.contains(&at) && self.page(at).is_some()
     }
 
-    /// The place in a page of stubs that `at` may be, where the guest uses its tables at two linear addresses: what lies in
-    /// a table of ours is then at both. (Their distance is a multiple of what an L3 entry spans.)
+    /// The place in a page of stubs that `at` may be, where the guest uses its tables at two linear addresses: what
+    /// lies in a table of ours is then at both. (Their distance is a multiple of what an L3 entry spans.)
     pub fn seen_from(&self, at: u64) -> Option<u64> {
         const SPAN: u64 = 1 << 30;
         let page = self.pages.iter().find(|page| page.va % SPAN == at % SPAN & !(PAGE_SIZE - 1))?;

@@ -6,24 +6,19 @@
 
 use std::ops::Range;
 
-use iced_x86::Instruction;
-
 use super::arena::{Arena, Growing};
-use super::flow::{Flow, explore};
+use super::flow::Flow;
+use super::kernel::{Kernel, flow_of, is_free};
+use super::record::{Frame, Hidden, Installed, Site};
 use super::site::{NEAR, Patch, Plan, Tactic, View, plan};
 use super::stub::Stub;
 use crate::codegen::emitter::{Emitter, Environment};
 use crate::codegen::recipe::{Point, Recipe, Then, restore};
 use crate::codegen::state_page::StatePage;
-use crate::exec::virtual_cpu::VirtualCpu;
-use crate::ledger::{Ledger, Work};
-use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
-use crate::mmu::log::TableLog;
-use crate::mmu::shadow::Shadow;
-use crate::mmu::space::VcpuSpace;
-use crate::x86::decode::{Dialect, instruction_at};
-use crate::x86::registers::Regs;
-use crate::x86::walk::Access;
+use crate::ledger::Work;
+use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
+
+mod upkeep;
 
 /// How often a place is patched anew after its patch was taken back, before it is left alone.
 const RETRIES: u8 = 8;
@@ -34,94 +29,6 @@ const IDLE_STORES: u32 = 64;
 const MOVES: u32 = 16;
 /// How many targets of jumps are learned from the jumps, in the whole life of a domain.
 const TARGETS: u32 = 1024;
-
-/// The guest, and what is around it.
-pub(crate) struct Kernel<'a> {
-    pub cpu: &'a mut VirtualCpu,
-    pub shadow: &'a mut Shadow,
-    pub regs: &'a mut Regs,
-    pub memory: &'a MachineMemory,
-    pub log: &'a mut TableLog,
-    pub space: &'a mut VcpuSpace,
-    pub ledger: &'a mut Ledger,
-}
-
-impl Kernel<'_> {
-    /// The machine address of the kernel's code at `va`.
-    fn code_at(&self, va: u64) -> Option<Maddr> {
-        let access = Access { write: false, user: false, fetch: true };
-        self.shadow.lookup(self.memory, va, access).ok()?.maddr()
-    }
-
-    /// The instruction at `va`, as the guest wrote it.
-    pub fn instruction(&self, va: u64) -> Option<Instruction> {
-        instruction_at(va, Dialect::Intel, |va, buf| {
-            self.shadow.read(self.memory, self.code_at(va)?, buf).ok()
-        })
-    }
-}
-
-/// One jump, and its stub.
-#[derive(Debug)]
-struct Installed {
-    patch: Patch,
-    /// The machine address of `patch.at`.
-    maddr: Maddr,
-    /// Where the stub can be entered instead of the guest's instructions.
-    entries: Vec<(u64, u64)>,
-}
-
-impl Installed {
-    /// Where the stub goes on with the guest's instruction at `rip`, which a jump hides.
-    fn entry(&self, rip: u64) -> Option<u64> {
-        let hidden = self.patch.at..self.patch.at.saturating_add(self.patch.bytes.len() as u64);
-        let inner = hidden.contains(&rip) && rip != self.patch.at;
-        self.entries.iter().find(|(guest, _)| inner && *guest == rip).map(|(_, stub)| *stub)
-    }
-    /// The machine addresses of all that the stub was made from.
-    fn moved(&self) -> Range<u64> {
-        let from = self.maddr.0;
-        from..from + (self.patch.moved.end - self.patch.moved.start)
-    }
-}
-
-/// One patched site.
-#[derive(Debug)]
-struct Site {
-    jumps: Vec<Installed>,
-}
-
-impl Site {
-    fn touches(&self, range: &Range<u64>) -> bool {
-        self.jumps.iter().any(|j| j.patch.touches(range))
-    }
-    fn is_made_from(&self, range: &Range<u64>) -> bool {
-        self.jumps.iter().any(|j| {
-            let (moved, jump) = (j.moved(), j.patch.jump());
-            let end = moved.end.max(j.maddr.0 + (jump.end - jump.start));
-            moved.start < range.end && range.start < end
-        })
-    }
-}
-
-/// An instruction of the guest that a jump hides.
-#[derive(Clone, Copy, Debug)]
-struct Hidden {
-    rip: u64,
-    maddr: Maddr,
-    /// Its copy.
-    stub: u64,
-}
-
-/// What a frame of code is known for.
-#[derive(Clone, Copy, Debug)]
-struct Frame {
-    pfn: u64,
-    /// Stores to it since its last patch.
-    stores: u32,
-    /// It is not patched any more.
-    closed: bool,
-}
 
 /// All patches of a domain.
 #[derive(Debug)]
@@ -191,8 +98,8 @@ impl Patcher {
         }
     }
 
-    /// The guest's state after an exit of its kernel: what stubs changed, and the registers if it was in a stub. Returns
-    /// the recipe that applied.
+    /// The guest's state after an exit of its kernel: what stubs changed, and the registers if it was in a stub.
+    /// Returns the recipe that applied.
     pub fn make_whole(&mut self, k: &mut Kernel<'_>) -> Option<Recipe> {
         let (arena, page) = (self.arena.as_ref()?, self.page()?);
         page.read_back(k.memory, k.cpu);
@@ -236,8 +143,8 @@ impl Patcher {
         self.hidden.sort_unstable_by_key(|hidden| hidden.rip);
     }
 
-    /// Notes a jump to the instruction at `rip`, which a jump of ours hid: the patch is taken back, and what comes in its
-    /// place spares that instruction.
+    /// Notes a jump to the instruction at `rip`, which a jump of ours hid: the patch is taken back, and what comes in
+    /// its place spares that instruction.
     pub fn jumped_into(&mut self, k: &mut Kernel<'_>, rip: u64) {
         k.ledger.work(Work::PatchEntries, 1);
         if let Err(place) = self.targets.binary_search(&rip)
@@ -288,8 +195,8 @@ impl Patcher {
         self.sites.iter().flat_map(|s| &s.jumps).any(|j| j.patch.moved.contains(&site))
     }
 
-    /// Patches all that direct control flow reaches in the kernel's functions, once an instruction that is known by their
-    /// symbols traps: then its code is where they say.
+    /// Patches all that direct control flow reaches in the kernel's functions, once an instruction that is known by
+    /// their symbols traps: then its code is where they say.
     fn prepare(&mut self, k: &mut Kernel<'_>) {
         let of_rip = self.functions.partition_point(|function| function.start <= k.regs.rip);
         let first = of_rip.checked_sub(1).and_then(|i| self.functions.get(i)).and_then(|f| flow_of(k, f));
@@ -429,147 +336,6 @@ impl Patcher {
             false
         });
     }
-
-    /// Takes the patches of a frame back, and makes no more there.
-    fn close(&mut self, k: &mut Kernel<'_>, pfn: u64) {
-        let Some(mfn) = k.memory.pfn_to_mfn(pfn) else { return };
-        let range = mfn.maddr().0..mfn.maddr().0 + PAGE_SIZE;
-        self.undo(k, |site| site.is_made_from(&range));
-        k.shadow.unprotect_code(pfn);
-        match self.code.iter_mut().find(|frame| frame.pfn == pfn) {
-            Some(frame) => frame.closed = true,
-            None => self.code.push(Frame { pfn, stores: 0, closed: true }),
-        }
-    }
-
-    /// The code at `rip` is executed in a way that patches cannot serve, such as by a user program, or at another linear
-    /// address: it has no patches any more. Returns whether it had some.
-    pub fn withdraw(&mut self, k: &mut Kernel<'_>, rip: u64) -> bool {
-        let Some(pfn) = k.code_at(rip).and_then(|maddr| k.memory.mfn_to_pfn(maddr.mfn())) else {
-            return false;
-        };
-        let had = k.shadow.is_code(pfn) && !self.is_closed(pfn);
-        if had {
-            self.close(k, pfn);
-        }
-        had
-    }
-
-    /// The address of the jump that leads to `stub`, for an instruction fetch there by who cannot see it.
-    pub fn jump_to(&self, stub: u64) -> Option<u64> {
-        self.sites.iter().flat_map(|s| &s.jumps).find(|j| j.patch.stub == stub).map(|j| j.patch.at)
-    }
-
-    /// The address of a jump that leads to `target` where its frame is mapped: at another address than the patch was made
-    /// for.
-    pub fn strayed(&self, k: &Kernel<'_>, target: u64) -> Option<u64> {
-        self.sites.iter().flat_map(|s| &s.jumps).find_map(|j| {
-            let at = target.wrapping_sub(j.patch.stub).wrapping_add(j.patch.at);
-            (at != j.patch.at && k.code_at(at) == Some(j.maddr)).then_some(at)
-        })
-    }
-
-    /// Brings patches up to date with what the guest has done to its code and its address space. To be called before the
-    /// kernel is entered.
-    pub fn refresh(&mut self, k: &mut Kernel<'_>) {
-        self.follow_writes(k);
-        if std::mem::take(&mut self.grown)
-            && let Some(arena) = &self.arena
-        {
-            self.points.sort_unstable_by_key(|point| point.at);
-            k.shadow.set_overlay(k.memory, k.log, &arena.overlay());
-            // All of them at once, rather than by a fault each.
-            for page in arena.overlay() {
-                let access = Access { write: page.writable, user: false, fetch: page.executable };
-                k.shadow.fill_overlay(k.memory, k.log, k.space, page.va, access);
-            }
-        }
-        if k.shadow.overlay_collides(k.memory) {
-            // Stubs are in the guest's way. All of them go; no address of them is anywhere in the guest.
-            self.undo(k, |_| true);
-            self.moves += 1;
-            (self.arena, self.env) = (None, None);
-            self.points.clear();
-            self.tried.clear();
-            k.shadow.set_overlay(k.memory, k.log, &[]);
-        }
-        if std::mem::take(&mut self.changed) {
-            self.hide();
-        }
-    }
-
-    fn follow_writes(&mut self, k: &mut Kernel<'_>) {
-        let mut writes = [None; 16];
-        let mut places = writes.iter_mut();
-        let more = k.shadow.take_code_writes(|write| {
-            if let Some(place) = places.next() {
-                *place = Some(write);
-            }
-        });
-        if more {
-            self.undo(k, |_| true);
-        }
-        for write in writes.into_iter().flatten() {
-            let Some(mfn) = k.memory.pfn_to_mfn(write.pfn) else { continue };
-            let from = mfn.maddr().0 + write.offset;
-            let range = from..from + write.len;
-            let before = self.sites.len();
-            self.undo(k, |site| site.is_made_from(&range));
-            let Some(frame) = self.code.iter_mut().find(|frame| frame.pfn == write.pfn) else { continue };
-            frame.stores = if self.sites.len() == before { frame.stores + 1 } else { 0 };
-            let frame_range = mfn.maddr().0..mfn.maddr().0 + PAGE_SIZE;
-            if frame.stores >= IDLE_STORES {
-                self.close(k, write.pfn);
-            } else if !self.sites.iter().any(|site| site.is_made_from(&frame_range)) {
-                k.shadow.unprotect_code(write.pfn);
-            }
-        }
-    }
-
-    /// Takes all jumps out of the code while the kernel single-steps, and puts them back after that.
-    pub fn suspend(&mut self, k: &mut Kernel<'_>, suspend: bool) {
-        if self.suspended == suspend {
-            return;
-        }
-        self.suspended = suspend;
-        for jump in self.sites.iter().flat_map(|site| &site.jumps) {
-            // As when they were installed: the frame is there.
-            let _ = if suspend {
-                k.shadow.restore_code(k.memory, jump.maddr, jump.patch.bytes.len())
-            } else {
-                k.shadow.replace_code(k.memory, jump.maddr, &jump.patch.bytes)
-            };
-        }
-    }
-
-    /// Whether all code is as the guest wrote it.
-    pub fn is_suspended(&self) -> bool {
-        self.suspended
-    }
-}
-
-/// What direct control flow reaches in a function, as it is in memory.
-fn flow_of(k: &Kernel<'_>, function: &Range<u64>) -> Option<Flow> {
-    let len =
-        usize::try_from(function.end.checked_sub(function.start)?).ok().filter(|len| *len <= 1 << 20)?;
-    let mut code = vec![0; len];
-    let mut at = function.start;
-    while at < function.end {
-        let end = function.end.min((at | (PAGE_SIZE - 1)).saturating_add(1));
-        let part = usize::try_from(at - function.start).ok()?..usize::try_from(end - function.start).ok()?;
-        k.shadow.read(k.memory, k.code_at(at)?, code.get_mut(part)?).ok()?;
-        at = end;
-    }
-    explore(&code, function.start)
-}
-
-/// Whether a page of ours may lie at `va`: on the side of the address space where `site` is, and nothing is mapped.
-fn is_free(k: &Kernel<'_>, site: u64, va: u64) -> bool {
-    const LOWEST: u64 = 0x1_0000;
-    let same_half = (va ^ site) >> 47 == 0;
-    let access = Access::default();
-    let unmapped = || matches!(k.shadow.lookup(k.memory, va, access), Err(crate::mmu::shadow::LookupError::PageFault(code)) if code & 1 == 0);
-    va >= LOWEST && same_half && !paravane_abi::addr::is_hypervisor(va) && unmapped()
 }
 
 /// Whether a recipe is that of a callout.

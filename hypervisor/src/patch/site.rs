@@ -8,10 +8,10 @@
 //! 3. [`Tactic::Short`]: a 2-byte jump to a second jump nearby, for which other code moves out of the way.
 //! 4. [`Tactic::Punned`]: a jump whose displacement is, in part, the code that follows the site and stays.
 //!
-//! **Jumps into the range.** Where an instruction began, there is afterwards the same instruction, the jump that replaces
-//! it, or a byte that traps at CPL 3 ([`TRAPPING`]): the displacement is chosen so. Whoever goes there traps, and goes on
-//! in the stub's copy. No proof is needed that all jumps were found. The displacement's bytes so restrict where a stub
-//! may begin ([`Pattern`], [`Room`]).
+//! **Jumps into the range.** Where an instruction began, there is afterwards the same instruction, the jump that
+//! replaces it, or a byte that traps at CPL 3 ([`TRAPPING`]): the displacement is chosen so. Whoever goes there traps,
+//! and goes on in the stub's copy. No proof is needed that all jumps were found. The displacement's bytes so restrict
+//! where a stub may begin ([`Pattern`], [`Room`]).
 //!
 //! What is known of the code must be certain: it begins at an instruction that is executed, or at a function's first.
 //!

@@ -23,7 +23,8 @@ pub(crate) struct Stub {
     pub bytes: Vec<u8>,
     /// The guest's state at each instruction of it.
     pub points: Vec<Point>,
-    /// For each of the guest's instructions its address, and where in the stub it can be entered with the guest's state.
+    /// For each of the guest's instructions its address, and where in the stub it can be entered with the guest's
+    /// state.
     pub entries: Vec<(u64, u64)>,
 }
 

@@ -1,5 +1,5 @@
-//! How the sites of an image would be patched, without running it: by the same plans, and with the same knowledge, as when
-//! it runs.
+//! How the sites of an image would be patched, without running it: by the same plans, and with the same knowledge, as
+//! when it runs.
 
 use std::ops::Range;
 

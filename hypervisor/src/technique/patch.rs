@@ -11,7 +11,8 @@ use crate::ledger::{Cause, Work};
 use crate::machine::layout::OwnCode;
 use crate::machine::memory::Mfn;
 use crate::mmu::shadow;
-use crate::patch::install::{Kernel, Patcher, is_callout};
+use crate::patch::install::{Patcher, is_callout};
+use crate::patch::kernel::Kernel;
 use crate::x86::exception::{Fault, vector};
 use crate::x86::rflags;
 use crate::x86::sensitive::Class;
@@ -114,7 +115,8 @@ impl Patched {
         Left::Exit(exit)
     }
 
-    /// A page fault of the kernel's own code: perhaps a jump of ours that was executed where it does not lead to a stub.
+    /// A page fault of the kernel's own code: perhaps a jump of ours that was executed where it does not lead to a
+    /// stub.
     fn fetch(&mut self, exit: Exit, fault: Fault, k: &mut Kernel<'_>) -> Left {
         if fault.address != k.regs.rip {
             return Left::Exit(exit);

@@ -78,8 +78,8 @@ const OURS: u64 = ENTRY - 0xbf0_0000;
 /// A kernel that writes nonsense to the page of state of `patch` in each round.
 pub fn nonsense_soup(seed: u64) -> Vec<u8> {
     soup_with(seed, |cook| {
-        // mov rdi, page; mov ecx, 512; mov rax, seed; 1: mov [rdi], rax; rol rax, 13; add rax, rdi; add rdi, 8; dec ecx;
-        // jnz 1
+        // mov rdi, page; mov ecx, 512; mov rax, seed; 1: mov [rdi], rax; rol rax, 13; add rax, rdi; add rdi, 8; dec
+        // ecx; jnz 1
         cook.put(&[0xfa, 0x48, 0xbf]);
         cook.put(&OURS.to_le_bytes());
         cook.put(&[0xb9, 0, 2, 0, 0, 0x48, 0xb8]);
@@ -104,6 +104,37 @@ pub fn jump_into_row(row: &[u8], into: u64) -> Vec<u8> {
     cook.relative(&[0x48, 0x8d, 0x05], ENTRY + first as u64 + into);
     cook.put(&[0xff, 0xe0]);
     cook.epilogue();
+    kernel(Kind::Bare, &cook.code)
+}
+
+/// A kernel that steps itself through `row` in every other round, and adds up where each step finds it.
+pub fn stepping(row: &[u8]) -> Vec<u8> {
+    const HANDLER: u64 = ENTRY + 0xc000;
+    let mut cook = Cook { random: SplitMix64::new(1), code: Vec::new() };
+    cook.prologue();
+    // The gate of #DB, in two words; then IDTR.
+    let gate = HANDLER & 0xffff | 8 << 16 | 0x8e00 << 32 | (HANDLER >> 16 & 0xffff) << 48;
+    for (at, value) in [(0x310, gate), (0x318, HANDLER >> 32), (0x2f0, 0xff << 48), (0x2f8, DATA + 0x300)] {
+        cook.put(&[0x48, 0xb8]);
+        cook.put(&value.to_le_bytes());
+        cook.relative(&[0x48, 0x89, 0x05], DATA + at);
+    }
+    cook.relative(&[0x0f, 0x01, 0x1d], DATA + 0x2f6);
+    // mov r15d, 5; 1: mov eax, r15d; and eax, 1; shl eax, 8; or eax, 2; push rax; popfq
+    cook.put(&[0x41, 0xbf, 5, 0, 0, 0]);
+    let first = cook.code.len();
+    cook.put(&[0x44, 0x89, 0xf8, 0x83, 0xe0, 0x01, 0xc1, 0xe0, 0x08, 0x83, 0xc8, 0x02, 0x50, 0x9d]);
+    cook.put(row);
+    // push 2; popfq; dec r15; jnz 1
+    cook.put(&[0x6a, 0x02, 0x9d, 0x49, 0xff, 0xcf, 0x75]);
+    let back = first as i32 - (cook.code.len() as i32 + 1);
+    cook.put(&(back as i8).to_le_bytes());
+    cook.epilogue();
+    cook.code.resize((HANDLER - ENTRY) as usize, 0xcc);
+    // push rax; mov rax, [rsp + 8]; note; pop rax; iretq
+    cook.put(&[0x50, 0x48, 0x8b, 0x44, 0x24, 0x08]);
+    cook.note(&[]);
+    cook.put(&[0x58, 0x48, 0xcf]);
     kernel(Kind::Bare, &cook.code)
 }
 

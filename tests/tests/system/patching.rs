@@ -8,7 +8,7 @@ use paravane::machine::end::DomainEnd;
 use paravane::technique::Technique;
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::machine::engines;
-use paravane_tests::soup::bare::{jump_into_row, mapping_soup, nonsense_soup};
+use paravane_tests::soup::bare::{jump_into_row, mapping_soup, nonsense_soup, stepping};
 use paravane_tests::soup::servings::watched;
 use paravane_tests::verdict::note;
 
@@ -126,4 +126,21 @@ fn a_kernel_that_scribbles_on_the_state_page_harms_itself() {
     }
     note(format_args!("nonsense on the state page: {survived} kernels got to their end, {ended} did not"));
     assert!(survived != 0, "no kernel could write there: the test shows nothing");
+}
+
+#[test]
+fn a_kernel_that_steps_itself_sees_its_own_instructions() {
+    for &engine in engines() {
+        for row in ROWS {
+            let name = format!("stepping through {row:x?}");
+            let trapped = boot(engine, "trap", &name, stepping(row));
+            trapped.must_end(&DomainEnd::PowerOff);
+            // Not the interpreter: behind an STI it waits with #DB as with interrupts.
+            for technique in ["patch", "translate"] {
+                let outcome = boot(engine, technique, &name, stepping(row));
+                let same = outcome.end == trapped.end && outcome.text == trapped.text;
+                outcome.must(same, format_args!("should have printed {:?}", trapped.text));
+            }
+        }
+    }
 }

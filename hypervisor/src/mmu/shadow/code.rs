@@ -5,8 +5,8 @@
 //! notes ([`Shadow::take_code_writes`]) before the guest runs again.
 //!
 //! Where code was replaced ([`Shadow::replace_code`]), the original bytes are kept. What the hypervisor reads in the
-//! guest's stead, it reads as if nothing were replaced; the guest's own loads see what is in memory. A store to replaced
-//! bytes puts the originals back first.
+//! guest's stead, it reads as if nothing were replaced; the guest's own loads see what is in memory. A store to
+//! replaced bytes puts the originals back first.
 //!
 //! Code here may not decide what is code, nor what becomes of something that was made from it.
 

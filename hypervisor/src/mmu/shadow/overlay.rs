@@ -1,8 +1,8 @@
 //! Pages of ours among the guest's: code that runs in a kernel's place, and what it shares with the monitor.
 //!
 //! They are present in the kernel's view only, at linear addresses where the guest's tables map nothing, and only for
-//! the CPU: what the hypervisor accesses in the guest's stead goes by the guest's tables alone. Where the guest does map
-//! such a page, its own page wins, and the overlay has to move ([`Shadow::overlay_collides`]).
+//! the CPU: what the hypervisor accesses in the guest's stead goes by the guest's tables alone. Where the guest does
+//! map such a page, its own page wins, and the overlay has to move ([`Shadow::overlay_collides`]).
 //!
 //! A shadow entry of the overlay has the bit [`OURS`]. Where the guest has no table on the way, a table of ours is in
 //! its place ([`Source::Overlay`]); otherwise the entry lies in a table that derives from the guest's, and is dropped
@@ -156,8 +156,9 @@ impl Shadow {
     /// Whether the guest maps a page of the overlay itself in the address space in use, or leaves no room for one: the
     /// overlay must then move before the guest is entered.
     ///
-    /// To be asked before each entry; it costs nothing while nothing changed that could matter. What the guest maps but
-    /// has not touched yet may go unnoticed until [`Shadow::fill_overlay`] finds it: until then nothing is mapped there.
+    /// To be asked before each entry; it costs nothing while nothing changed that could matter. What the guest maps
+    /// but has not touched yet may go unnoticed until [`Shadow::fill_overlay`] finds it: until then nothing is mapped
+    /// there.
     pub fn overlay_collides(&mut self, mem: &MachineMemory) -> bool {
         if !std::mem::take(&mut self.overlay.suspect) {
             return self.overlay.unusable;
@@ -251,8 +252,8 @@ impl Shadow {
         Some(changes)
     }
 
-    /// The guest's entry in `slot` of the table that `table` shadows, if it leads on: then a table that derives from the
-    /// guest's must follow, so that its stores there are seen.
+    /// The guest's entry in `slot` of the table that `table` shadows, if it leads on: then a table that derives from
+    /// the guest's must follow, so that its stores there are seen.
     fn guest_table_below(&self, mem: &MachineMemory, table: u32, slot: u64) -> Option<u64> {
         let Source::Guest(pfn) = self.pool.table(table).source else { return None };
         let at = Maddr(mem.pfn_to_mfn(pfn)?.maddr().0 | slot << 3);

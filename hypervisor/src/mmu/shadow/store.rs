@@ -61,8 +61,8 @@ impl Shadow {
     }
 
     /// Brings the shadow up to date after a store that the guest made itself, without a trap, to entry `slot` of its
-    /// table `pfn`; returns whether that is a table in use. For a log of such stores: any order and any number is right,
-    /// because what counts is what the entry holds now.
+    /// table `pfn`; returns whether that is a table in use. For a log of such stores: any order and any number is
+    /// right, because what counts is what the entry holds now.
     pub fn drain(&mut self, mem: &MachineMemory, log: &mut TableLog, pfn: u64, slot: u64) -> bool {
         if !self.pool.is_table(pfn) {
             return false;
