@@ -4,17 +4,26 @@
 //! KVM_RUN around a guest that only exits ([`support::floor`]). Ours is the workload `null-call` of the reference
 //! guest, between its marks: guest code, engine, monitor, the exit's handling and the ledger. A round has 1000 exits of
 //! each kind and gives one ratio; the table shows the median of the ratios.
+//!
+//! Each round also has a boot of ours with `--trace`, before or after the one without, by turns. The table shows the
+//! median of the differences. On a busy machine those drown in noise; the last line is what a trace does on the vCPU's
+//! thread by itself, which is its least cost.
 
 mod support;
 
-use std::time::Duration;
+use std::fs::File;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use paravane::compare;
 use paravane::compare::{Machine, WORKLOADS, Workload};
 use paravane::launch;
-use paravane::launch::{EngineChoice, TransportChoice};
-use paravane::ledger::nanos_f64;
+use paravane::launch::{Config, EngineChoice, Report, RunError, TransportChoice};
+use paravane::ledger::{Cause, nanos_f64};
+use paravane::monitor::observe::{Observer, Seen};
 use paravane::technique::Technique;
+use paravane::trace::format::Header;
+use paravane::trace::record::{BeginError, Destination, Recorder};
 use serde_json::{Value, json};
 use support::floor::Floor;
 use support::{Options, least, median};
@@ -37,12 +46,22 @@ struct Row {
     kind: Kind,
     floor: Vec<f64>,
     ours: Vec<f64>,
+    /// Ours with a trace.
+    traced: Vec<f64>,
     /// Why there is no result.
     skipped: Option<String>,
 }
 
 fn rows() -> [Row; 4] {
-    let row = |name, engine, kind| Row { name, engine, kind, floor: vec![], ours: vec![], skipped: None };
+    let row = |name, engine, kind| Row {
+        name,
+        engine,
+        kind,
+        floor: vec![],
+        ours: vec![],
+        traced: vec![],
+        skipped: None,
+    };
     [
         row("hypercall, KVM", EngineChoice::Kvm, Kind::Call),
         row("trapped instruction, KVM", EngineChoice::Kvm, Kind::Fault),
@@ -57,16 +76,17 @@ impl Row {
             return;
         }
         match self.round(floor) {
-            Ok((floor, ours)) => {
+            Ok((floor, ours, traced)) => {
                 self.floor.extend(floor);
                 self.ours.push(ours);
+                self.traced.push(traced);
             }
             Err(why) => self.skipped = Some(why),
         }
     }
 
-    /// Nanoseconds for each exit: the floor's, if this kind has one, and ours.
-    fn round(&self, floor: Option<&mut Floor>) -> Result<(Option<f64>, f64), String> {
+    /// Nanoseconds for each exit: the floor's, if this kind has one, ours, and ours with a trace.
+    fn round(&self, floor: Option<&mut Floor>) -> Result<(Option<f64>, f64, f64), String> {
         let floor = match floor.filter(|_| self.engine == EngineChoice::Kvm) {
             None => None,
             Some(floor) => {
@@ -75,6 +95,17 @@ impl Row {
                 Some(time.as_nanos() as f64 / f64::from(EXITS))
             }
         };
+        if self.ours.len().is_multiple_of(2) {
+            let ours = self.ours(&mut launch::run)?;
+            Ok((floor, ours, self.ours(&mut traced)?))
+        } else {
+            let traced = self.ours(&mut traced)?;
+            Ok((floor, self.ours(&mut launch::run)?, traced))
+        }
+    }
+
+    /// Nanoseconds for each exit of ours.
+    fn ours(&self, boot: &mut impl FnMut(Config) -> Result<Report, RunError>) -> Result<f64, String> {
         let name = if self.kind == Kind::Call { "pv" } else { "trap" };
         let technique = Technique::named(name).ok_or("no such technique")?;
         let machine = Machine {
@@ -84,9 +115,14 @@ impl Row {
             deadline: Duration::from_secs(60),
         };
         let null_call: &Workload = &WORKLOADS[0];
-        let sample = compare::measure(technique, null_call, &machine, &mut launch::run)
-            .map_err(|failure| failure.to_string())?;
-        Ok((floor, sample.region.ns as f64 / sample.region.traps() as f64))
+        let sample =
+            compare::measure(technique, null_call, &machine, boot).map_err(|failure| failure.to_string())?;
+        Ok(sample.region.ns as f64 / sample.region.traps() as f64)
+    }
+
+    /// What a trace adds, by round.
+    fn by_trace(&self) -> Vec<f64> {
+        self.traced.iter().zip(&self.ours).map(|(traced, ours)| traced - ours).collect()
     }
 
     /// Our time divided by the floor's, by round.
@@ -109,7 +145,8 @@ impl Row {
                 (time(&self.floor), format!("{ratio:.3}, {verdict} {TARGET}"))
             }
         };
-        println!("{:<30}  {floor}   {}   {ratio}", self.name, time(&self.ours));
+        let by_trace = median(&self.by_trace());
+        println!("{:<30}  {floor}   {}   {by_trace:>+6.0} ns   {ratio}", self.name, time(&self.ours));
     }
 
     fn json(&self) -> Value {
@@ -117,10 +154,38 @@ impl Row {
             "name": self.name,
             "floor_ns": self.floor,
             "ours_ns": self.ours,
+            "traced_ns": self.traced,
             "ratio": Some(median(&self.ratios())).filter(|ratio| !ratio.is_nan()),
             "skipped": self.skipped,
         })
     }
+}
+
+/// Boots with a trace, which nobody reads.
+fn traced(config: Config) -> Result<Report, RunError> {
+    let path = std::env::temp_dir().join(format!("paravane-bench-{}.trace", std::process::id()));
+    let file = File::create(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let trace = Some(Destination { file: Box::new(file), image: None });
+    let report = launch::run(Config { trace, ..config });
+    let _ = std::fs::remove_file(path);
+    report
+}
+
+/// Exits that fit the recorder's buffers, so that nothing waits for the writer's thread.
+const TOLD: u64 = 60_000;
+
+/// Nanoseconds that a recorder takes for an exit, a swap of buffers now and then included.
+fn told() -> Result<f64, BeginError> {
+    let to = Destination { file: Box::new(std::io::sink()), image: None };
+    let mut recorder = Recorder::begin(to, Header::default(), 0)?;
+    let start = Instant::now();
+    for n in 0..TOLD {
+        let (left, entered) = (n * 1000, n * 1000 + 500);
+        recorder.see(&Seen { handled: Cause::Kick.into(), left, entered, worked: 500, place: black_box(n) });
+    }
+    let ns = start.elapsed().as_nanos() as f64 / TOLD as f64;
+    recorder.finish();
+    Ok(ns)
 }
 
 fn main() {
@@ -132,19 +197,30 @@ fn main() {
             row.skipped = Some(format!("no floor: {why}"));
         }
     }
+    let mut by_told = Vec::new();
     for _ in 0..options.rounds {
+        by_told.extend(told());
         rows.iter_mut().for_each(|row| row.measure(floor.as_mut().ok()));
     }
     if options.json {
         let rows: Vec<Value> = rows.iter().map(Row::json).collect();
         let host = compare::HostFacts::gather();
-        println!("{:#}", json!({ "host": host, "exits_per_round": EXITS, "target": TARGET, "rows": rows }));
+        println!(
+            "{:#}",
+            json!({ "host": host, "exits_per_round": EXITS, "target": TARGET, "rows": rows,
+            "recorder_ns": by_told })
+        );
         return;
     }
     println!(
         "One exit and the way back; {} rounds of {EXITS}: least and median of the means\n",
         options.rounds
     );
-    println!("{:<30}  {:>17}   {:>17}   ours / floor", "", "floor", "ours");
+    println!("{:<30}  {:>17}   {:>17}   {:>9}   ours / floor", "", "floor", "ours", "a trace");
     rows.iter().for_each(Row::print);
+    println!(
+        "\nA trace on the vCPU's thread, for each exit: {} {}",
+        nanos_f64(least(&by_told)),
+        nanos_f64(median(&by_told))
+    );
 }

@@ -111,12 +111,18 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<u8> {
     } else if args.timeline {
         let out = BufWriter::new(io::stdout().lock());
         let mut timeline = Timeline::begin(out, &header, &places, args.json)?;
-        Wanted { trace: &mut trace, filter, places: &places }.each(|entry| timeline.add(entry))?;
+        Wanted { trace: &mut trace, filter, places: &places }.each(|entry, wanted| match entry {
+            Entry::Exit(exit) if !wanted => {
+                timeline.pass(exit);
+                Ok(())
+            }
+            entry => timeline.add(entry),
+        })?;
         timeline.end()?;
     } else {
         let mut summary = Summary::new(&header, &places);
-        Wanted { trace: &mut trace, filter, places: &places }.each(|entry| {
-            if let Entry::Exit(exit) = entry {
+        Wanted { trace: &mut trace, filter, places: &places }.each(|entry, wanted| {
+            if let (Entry::Exit(exit), true) = (entry, wanted) {
                 summary.add(exit);
             }
             Ok(())
@@ -127,7 +133,7 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<u8> {
     Ok(conclude(&name, &trace))
 }
 
-/// The exits of a trace that were asked for.
+/// A trace, and which of its exits were asked for.
 struct Wanted<'a, R> {
     trace: &'a mut Reader<R>,
     filter: Filter,
@@ -135,16 +141,17 @@ struct Wanted<'a, R> {
 }
 
 impl<R: Read> Wanted<'_, R> {
-    /// Does something with each of them, and with each gap; how many there were.
-    fn each(mut self, mut work: impl FnMut(&Entry) -> io::Result<()>) -> io::Result<u64> {
+    /// Does something with each exit and each gap, given whether it is wanted, as all gaps are. Returns how many
+    /// exits were.
+    fn each(mut self, mut work: impl FnMut(&Entry, bool) -> io::Result<()>) -> io::Result<u64> {
         let mut exits = 0;
         for entry in self.trace {
-            match &entry {
-                Entry::Exit(exit) if !self.filter.wants(exit, self.places) => continue,
-                Entry::Exit(_) => exits += 1,
-                Entry::Lost { .. } => {}
-            }
-            work(&entry)?;
+            let wanted = match &entry {
+                Entry::Exit(exit) => self.filter.wants(exit, self.places),
+                Entry::Lost { .. } => true,
+            };
+            exits += u64::from(wanted && matches!(entry, Entry::Exit(_)));
+            work(&entry, wanted)?;
         }
         Ok(exits)
     }
@@ -224,7 +231,7 @@ fn chrome<R: Read>(path: &Path, wanted: Wanted<'_, R>, header: &Header) -> anyho
     let write = || {
         let out = BufWriter::new(File::create(path)?);
         let mut chrome = Chrome::begin(out, header, places)?;
-        let exits = wanted.each(|entry| chrome.add(entry))?;
+        let exits = wanted.each(|entry, wanted| if wanted { chrome.add(entry) } else { Ok(()) })?;
         chrome.end()?;
         Ok::<_, io::Error>(exits)
     };

@@ -60,7 +60,7 @@ pub fn exit_table(region: &Region) -> String {
 /// Names up to this length stand before the numbers, on the right; longer ones stand behind them.
 const MOST_BEFORE: usize = 44;
 /// How wide the numbers of a line are, if none is larger than its column.
-const NUMBERS: usize = 78;
+const NUMBERS: usize = 76;
 
 /// Formats the first `most` lines of a table. Shares are of all lines.
 pub fn stat_table(heading: &str, lines: &[StatLine<'_>], most: usize) -> String {

@@ -61,7 +61,8 @@ pub trait Runner {
         cpu.enter(regs, space, log, memory)
     }
     /// The address of the guest's code that the guest was left at by `exit`, which has not been handled yet: RIP, or for
-    /// a call through a page of stubs, where the stub was called from. Only asked for by who wants it.
+    /// a call through a page of stubs, where the stub was called from. Whoever wants to know asks once, and before
+    /// [`Runner::handle`].
     fn place(&mut self, _exit: Exit) -> u64 {
         self.context().regs.rip
     }

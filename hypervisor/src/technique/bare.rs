@@ -30,6 +30,8 @@ pub(super) struct BareDomain<M> {
     space: VcpuSpace,
     clock: Clock,
     ledger: Ledger,
+    /// What the last exit was, if somebody wanted to know its place before it is handled.
+    left: Option<Left>,
     end: Option<DomainEnd>,
 }
 
@@ -55,7 +57,7 @@ impl<M: Method + 'static> BareDomain<M> {
         space.caught_up(&log);
         let clock = Clock::new(info.tsc_khz, info.tsc_offset);
         let ledger = Ledger::new();
-        Ok(Box::new(Self { method, memory, machine, regs, log, space, clock, ledger, end: None }))
+        Ok(Box::new(Self { method, memory, machine, regs, log, space, clock, ledger, left: None, end: None }))
     }
 }
 
@@ -98,9 +100,19 @@ impl<M: Method> Runner for BareDomain<M> {
         cpu.enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
     }
 
-    fn handle(&mut self, exit: Exit) -> Handled {
+    /// RIP is the guest's own once the method has seen the exit.
+    fn place(&mut self, exit: Exit) -> u64 {
         let (method, mut guest) = split(self);
         let left = method.after_exit(exit, &mut guest);
+        self.left = Some(left);
+        self.regs.rip
+    }
+
+    fn handle(&mut self, exit: Exit) -> Handled {
+        let left = self.left.take().unwrap_or_else(|| {
+            let (method, mut guest) = split(self);
+            method.after_exit(exit, &mut guest)
+        });
         let now = self.clock.now();
         let Self { machine, regs, memory, log, space, .. } = self;
         let handled = match left {

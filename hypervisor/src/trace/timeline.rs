@@ -10,9 +10,6 @@ use super::places::Places;
 use super::reader::Entry;
 use crate::text::printable::printable;
 
-/// What the columns are.
-pub const HEADING: &str = "     Seconds       Guest ran  vCPU      Worked        Waited  Exit                             Guest code";
-
 /// Writes lines, for people or as JSON.
 #[derive(Debug)]
 pub struct Timeline<'a, W> {
@@ -56,7 +53,9 @@ impl<'a, W: Write> Timeline<'a, W> {
     /// When `out` does not take it, here and below.
     pub fn begin(mut out: W, header: &'a Header, places: &'a Places, json: bool) -> io::Result<Self> {
         if !json {
-            writeln!(out, "{HEADING}")?;
+            let [seconds, ran, worked, waited] = ["Seconds", "Guest ran", "Worked", "Waited"];
+            let [vcpu, exit, code] = ["vCPU", "Exit", "Guest code"];
+            writeln!(out, "{seconds:>12} {ran:>13} {vcpu:>5} {worked:>11} {waited:>12}  {exit:<24} {code}")?;
         }
         Ok(Self { out, header, places, json, entered: None })
     }
@@ -77,6 +76,11 @@ impl<'a, W: Write> Timeline<'a, W> {
         }
     }
 
+    /// Passes over an exit that gets no line. That the guest ran until then is not said of the next.
+    pub fn pass(&mut self, exit: &Exit) {
+        self.entered = Some(exit.entered());
+    }
+
     /// Everything has been added.
     pub fn end(mut self) -> io::Result<()> {
         self.out.flush()
@@ -92,10 +96,10 @@ impl<'a, W: Write> Timeline<'a, W> {
         }
         let (seconds, rest) = (exit.left / 1_000_000_000, exit.left % 1_000_000_000);
         let (worked, place) = (micros(exit.worked), self.places.named(exit.place));
+        let vcpu = exit.vcpu;
         writeln!(
             self.out,
-            "{seconds:>2}.{rest:09} {ran:>15}  {:>4} {worked:>11} {waited:>13}  {cause:<32} {place}",
-            exit.vcpu
+            "{seconds:>2}.{rest:09} {ran:>13} {vcpu:>5} {worked:>11} {waited:>12}  {cause:<24} {place}"
         )
     }
 

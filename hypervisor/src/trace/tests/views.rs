@@ -131,6 +131,17 @@ fn a_timeline_has_a_line_for_each_exit() {
 }
 
 #[test]
+fn what_the_guest_ran_is_from_the_last_entry_whether_it_has_a_line_or_not() {
+    let (header, places, mut out) = (header(), places(), Vec::new());
+    let mut timeline = Timeline::begin(&mut out, &header, &places, false).unwrap();
+    let list = sample();
+    timeline.pass(&list[0]);
+    timeline.add(&Entry::Exit(list[1])).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.contains(" 0.900us "), "{text}");
+}
+
+#[test]
 fn a_timeline_as_json_is_an_object_a_line() {
     let lines: Vec<Value> = timeline(true).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 7);
