@@ -8,8 +8,8 @@
 //! before each step, so that one sees where they part.
 //!
 //! What is left out is what techniques at CPL 3 are known not to show (docs/technique-trap.md), what an engine or QEMU is
-//! known to lose (INT 0x80 halves RAX in a process, a refused SYSCALL takes RCX and R11; QEMU checks neither CR0's upper
-//! half nor whether a base is canonical), and what depends on time.
+//! known to lose (INT 0x80 halves RAX in a process, a refused SYSCALL takes RCX and R11; QEMU checks neither the reserved
+//! bits of CR0 and CR8 nor whether a base is canonical), and what depends on time.
 
 mod code;
 mod steps;
