@@ -118,7 +118,9 @@ pub(super) fn translate(
     let emitter = Emitter::new(bytes, points, base, origin, env);
     let mut block = Block { emitter, shared, links, returns, called, body: 0 };
     if is_target {
-        // Its address is within reach of the state page.
+        while !lookup::is_aligned(block.emitter.here(), shared) {
+            block.emitter.raw(&[TRAP]);
+        }
         let start = lookup::entry(&mut block.emitter, shared, source.va).ok()?;
         *entry = u32::try_from(start.wrapping_sub(base)).ok();
         block.body = block.emitter.len();

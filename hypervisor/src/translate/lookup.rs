@@ -81,6 +81,13 @@ fn subtract(e: &mut Emitter<'_>, state: Recipe, value: u64, one: bool) {
     }
 }
 
+/// Whether an entry that is emitted from `here` on begins where the processor likes to jump to.
+pub(super) fn is_aligned(here: u64, shared: &Shared) -> bool {
+    // The jump away comes first.
+    let start = here + if shared.fast_loop { 5 } else { 0 };
+    start.is_multiple_of(16)
+}
+
 /// The entry of the block of `va`, which lookups come to; what follows it is the block. Returns its address.
 pub(super) fn entry(e: &mut Emitter<'_>, shared: &Shared, va: u64) -> Result<u64, Unsuitable> {
     let state = looking();

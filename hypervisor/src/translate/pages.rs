@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 
+use paravane_abi::pte;
+
 use super::cache::Cache;
-use crate::machine::memory::{MachineMemory, PAGE_SHIFT};
+use crate::machine::memory::{MachineMemory, Maddr, PAGE_SHIFT};
+use crate::x86::walk::{PseudoPhysicalTables, walk};
 
 const NONE: u32 = u32::MAX;
 
@@ -107,5 +110,41 @@ impl Pages {
                 self.kill_list(list, memory, cache);
             }
         }
+    }
+}
+
+/// Where pages of code lead, by the tables of one address space: the last L1 table is kept, because code lies together.
+pub(super) struct Reader<'a> {
+    memory: &'a MachineMemory,
+    cr3: u64,
+    no_execute: bool,
+    /// What the table spans, where it is, and whether anything above forbids execution.
+    last: Option<(u64, Maddr, bool)>,
+}
+
+impl<'a> Reader<'a> {
+    /// For the tables that `cr3` names; `no_execute` is EFER.NXE.
+    pub fn new(memory: &'a MachineMemory, cr3: u64, no_execute: bool) -> Self {
+        Self { memory, cr3, no_execute, last: None }
+    }
+
+    /// The frame that the kernel executes at `va`; `None` where it does not, or where only a walk can tell.
+    pub fn frame(&mut self, va: u64) -> Option<u64> {
+        let span = va >> (PAGE_SHIFT + 9);
+        let (_, table, forbidden) = match self.last {
+            Some(last) if last.0 == span => last,
+            _ => {
+                let found = walk(self.memory, &PseudoPhysicalTables, self.cr3 & pte::ADDR_MASK, va).ok()?;
+                let entry = found.step(1)?.entry;
+                let above =
+                    (2..=4).filter_map(|level| found.step(level)).fold(0, |bits, step| bits | step.value);
+                *self.last.insert((span, entry.mfn().maddr(), above & pte::NX != 0))
+            }
+        };
+        let entry = self.memory.load_u64(Maddr(table.0 | (va >> PAGE_SHIFT & 511) << 3)).ok()?;
+        let forbidden = self.no_execute && (forbidden || entry & pte::NX != 0);
+        let number = pte::mfn(entry);
+        (entry & pte::PRESENT != 0 && !forbidden && self.memory.pfn_to_mfn(number).is_some())
+            .then_some(number)
     }
 }

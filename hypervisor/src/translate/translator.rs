@@ -10,8 +10,8 @@ use super::adapt::{ALIASES, Adaptation};
 use super::block::{Product, Source, translate};
 use super::cache::Cache;
 use super::lookup::{Shared, emit_shared};
-use super::pages::Pages;
-use super::place::{Place, read};
+use super::pages::{Pages, Reader};
+use super::place::{Place, TABLE_FRAMES, read};
 use super::targets::Targets;
 use crate::codegen::emitter::{Emitter, Environment};
 use crate::codegen::recipe::{Recipe, Then, restore};
@@ -22,6 +22,7 @@ use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
 use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{OverlayPage, Shadow};
 use crate::mmu::space::{Flush, VcpuSpace};
+use crate::x86::control::efer;
 use crate::x86::decode::{Dialect, MAX_LENGTH, instruction_at};
 use crate::x86::registers::Regs;
 use crate::x86::rflags;
@@ -86,6 +87,8 @@ pub(crate) struct Translator {
     targets: Targets,
     product: Product,
     queue: VecDeque<(u64, bool)>,
+    /// How much of the cache has been mapped ahead of use.
+    shown: u64,
     /// The block that the last exit was from.
     last: Option<u32>,
     /// Whether the guest runs in the cache.
@@ -122,6 +125,7 @@ impl Translator {
             placed: false,
             product: Product::default(),
             queue: VecDeque::with_capacity(AT_ONCE * 8),
+            shown: 0,
             last: None,
             inside: false,
             native: None,
@@ -319,7 +323,9 @@ impl Translator {
         }
         if let Some(only) = only {
             let shadow = &*s.shadow;
-            self.pages.check(only, memory, &mut self.cache, |va| frame_of(shadow, memory, va));
+            let mut reader = Reader::new(memory, s.cpu.cr3, s.cpu.efer & efer::NXE != 0);
+            let frame = |va| reader.frame(va).or_else(|| frame_of(shadow, memory, va));
+            self.pages.check(only, memory, &mut self.cache, frame);
         }
         if self.placed && s.shadow.overlay_collides(memory) {
             self.placed = false;
@@ -347,7 +353,18 @@ impl Translator {
         let pages = self.place.pages();
         s.shadow.set_overlay(s.memory, s.log, &pages);
         self.placed = self.start_anew(s).is_some();
+        self.shown = 0;
+        self.show(s, base, true);
+        for n in 0..TABLE_FRAMES {
+            self.show(s, self.place.table().0 + n * PAGE_SIZE, false);
+        }
         self.placed
+    }
+
+    /// Maps a page of ours now, rather than when it is missed.
+    fn show(&self, s: &mut Surroundings<'_>, va: u64, write: bool) {
+        let access = Access { write, user: false, fetch: false };
+        s.shadow.fill_overlay(s.memory, s.log, s.space, va, access);
     }
 
     /// Empties the cache, and emits what all blocks share.
@@ -396,6 +413,10 @@ impl Translator {
             if is_target && let Some(entry) = self.entry_of(s.memory, va) {
                 self.targets.offer(s.memory, va, entry);
             }
+        }
+        while self.shown < u64::from(self.cache.next()) {
+            self.show(s, self.place.cache().0 + self.shown, false);
+            self.shown += PAGE_SIZE;
         }
     }
 
