@@ -23,7 +23,7 @@ use crate::workloads::own_traps;
 const WORKLOADS: [&str; 5] = ["null-call", "console-4k", "map-512", "address-space", "timer-1000"];
 
 /// Boots `guest` by each technique that runs bare kernels, on each engine that the technique can use.
-fn boot_by_each(guest: &Guest<'_>) -> Vec<(&'static Technique, Outcome)> {
+pub fn boot_by_each(guest: &Guest<'_>) -> Vec<(&'static Technique, Outcome)> {
     let mut outcomes = Vec::new();
     for technique in Technique::of(GuestKind::Bare) {
         let name = format!("{} by {}", guest.name, technique.name);

@@ -6,6 +6,8 @@ use paravane::ledger::{Cause, MmioDevice, PortDevice, PrivOp, Region, VirtioRegi
 use paravane::virtio::Device;
 use paravane_tests::boot::Guest;
 
+use crate::techniques::boot_by_each;
+
 /// The number of exits that the guest caused itself, that is without kicks.
 pub fn own_traps(region: &Region) -> u64 {
     region.exits.iter().filter(|row| row.cause != Cause::Kick).map(|row| row.count).sum()
@@ -169,6 +171,20 @@ fn nanobenchmarks_exit_as_often_as_they_must() {
                 };
                 own_traps(region) == operations * exits + around
             });
+        }
+    }
+}
+
+/// Those whose handlers and return ways are made for the purpose, and code that changes: by every technique the kernel
+/// finds the effect that it expects, after as many repetitions.
+#[test]
+fn the_machines_operations_have_their_effect_by_every_technique() {
+    for name in ["syscall", "pgfault", "clisti", "smc"] {
+        let cmdline = format!("bench={name}");
+        let guest = Guest { name, cmdline: &cmdline, mem_bytes: 64 << 20, ..Guest::new(BARE) };
+        for (technique, outcome) in boot_by_each(&guest) {
+            let (said, _) = outcome.must_have_done(name);
+            outcome.must(said.ops == 1000, format_args!("should have done 1000 by {}", technique.name));
         }
     }
 }
