@@ -39,7 +39,7 @@ pub(super) fn flag_if(condition: bool, flag: u64) -> u64 {
 }
 
 /// A result on `size` bytes that sets all status flags.
-fn with_status((value, status): (u64, Status), size: usize) -> Computed {
+pub(super) fn with_status((value, status): (u64, Status), size: usize) -> Computed {
     Computed { value: truncate(value, size), affected: rflags::STATUS, flags: status.bits() }
 }
 

@@ -48,6 +48,13 @@ impl Status {
         Self::new(result, 0, size)
     }
 
+    /// Of a shift or product: with these CF and OF, and AF clear.
+    #[inline(always)]
+    pub const fn with_carry_and_overflow(result: u64, carry: bool, overflow: bool, size: usize) -> Self {
+        let carries = if carry { OUT } else { 0 } | if carry != overflow { INTO } else { 0 };
+        Self { carries, ..Self::new(result, 0, size) }
+    }
+
     /// From bits of RFLAGS.
     #[inline]
     pub const fn from_bits(bits: u64) -> Self {

@@ -65,6 +65,7 @@ pub(super) struct Core<X> {
     pub page: u64,
     pub at: usize,
     pub left: u32,
+    /// The last fault.
     pub raised: Exception,
 }
 
@@ -214,6 +215,17 @@ impl<X: Machine> Core<X> {
             }
             _ => insn.try_immediate(operand).map_err(|_| Exception::undefined()),
         }
+    }
+
+    /// The same of an operand that the instruction also writes: memory is accessed as a store is from the beginning, so
+    /// that a fault is a store's.
+    pub fn read_to_modify(&mut self, insn: &Instruction, operand: u32) -> Result<u64, Exception> {
+        if is_memory(insn.op_kind(operand)) {
+            let va = self.address(insn, operand)?;
+            let (size, user) = (insn.memory_size().size(), self.cpu.user);
+            self.reach.check_write(va, size, user).map_err(|e| of_operand(insn, e))?;
+        }
+        self.read(insn, operand)
     }
 
     /// Sets a register or memory operand.

@@ -21,6 +21,7 @@
 mod cache;
 mod code_map;
 mod core;
+mod fast;
 mod general;
 mod lower;
 mod op;
@@ -28,6 +29,8 @@ mod outside;
 mod presence;
 mod reach;
 mod run;
+#[cfg(test)]
+mod tests;
 mod tlb;
 mod vector;
 

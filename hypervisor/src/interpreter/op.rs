@@ -38,7 +38,6 @@ pub(super) struct Op<X> {
     pub base: u8,
     pub index: u8,
     pub shift: u8,
-    pub segment: u8,
     /// The address goes by way of SS: where it is not canonical, #SS is raised.
     pub on_stack: bool,
 }

@@ -185,6 +185,37 @@ impl<X: Machine> Reach<X> {
         }
     }
 
+    /// Whether a store would fault now.
+    pub fn check_write(&mut self, va: u64, len: usize, user: bool) -> Result<(), Exception> {
+        if self.tlb.find(Kind::Write, va, len as u64, user).is_some() {
+            return Ok(());
+        }
+        self.pieces(va, len, Kind::Write, user).map(drop)
+    }
+
+    /// Changes `SIZE` (1, 2, 4 or 8) bytes by `change`, whose result besides the new value is returned, with whether
+    /// that is all (see [`Reach::store`]).
+    #[inline(always)]
+    pub fn modify<const SIZE: usize, R>(
+        &mut self,
+        va: u64,
+        user: bool,
+        change: impl FnOnce(u64) -> (u64, R),
+    ) -> Result<(R, bool), Exception> {
+        match self.tlb.find(Kind::Write, va, SIZE as u64, user) {
+            Some(at) => {
+                let (new, result) = change(self.words.load::<SIZE>(at));
+                self.words.store::<SIZE>(at, new);
+                Ok((result, true))
+            }
+            None => {
+                self.check_write(va, SIZE, user)?;
+                let (new, result) = change(self.load_slowly(va, SIZE, user)?);
+                self.store::<SIZE>(va, new, user).map(|all| (result, all))
+            }
+        }
+    }
+
     /// Where code at `va` is.
     pub fn fetch_place(&mut self, va: u64, user: bool) -> Result<Maddr, Exception> {
         match self.machine.translate(va, Access { write: false, user, fetch: true })? {
@@ -208,7 +239,7 @@ impl<X: Machine> Memory for &mut Reach<X> {
     }
 
     fn probe_write(&mut self, va: u64, len: usize, user: bool) -> Attempt<(), Self> {
-        Ok(self.pieces(va, len, Kind::Write, user).map(drop)?)
+        Ok(self.check_write(va, len, user)?)
     }
 }
 

@@ -103,16 +103,6 @@ impl<X: Machine> Interpreter<X> {
         self.core.regs()
     }
 
-    /// Gives it these registers.
-    pub fn set_regs(&mut self, regs: &Regs) {
-        self.core.set_regs(regs);
-    }
-
-    /// The vector registers.
-    pub fn vector(&mut self) -> &mut super::vector::VectorRegisters {
-        &mut self.core.vector
-    }
-
     /// What was executed since the last call.
     pub fn take_counts(&mut self) -> Counts {
         let decoded = std::mem::take(&mut self.cache.decoded);
@@ -135,11 +125,23 @@ impl<X: Machine> Interpreter<X> {
         }
     }
 
-    /// Executes one instruction, whatever interrupts; `None` if nothing concerns the caller. For tests.
+    /// Executes one instruction, whatever interrupts: in its specialised form, if it has one, or in its general one.
     #[cfg(test)]
-    pub fn step(&mut self) -> Option<Ended<X>> {
+    pub(super) fn step(&mut self, specialised: bool) -> Result<(), Ended<X>> {
         self.attend_to_code();
-        self.single().err()
+        if specialised {
+            return self.single();
+        }
+        match self.fetch() {
+            Ok(insn) => self.general(&insn).map(drop),
+            Err(exception) => self.fault(exception),
+        }
+    }
+
+    /// The processor itself.
+    #[cfg(test)]
+    pub(super) fn core(&mut self) -> &mut Core<X> {
+        &mut self.core
     }
 
     /// Between two runs.
@@ -225,6 +227,7 @@ impl<X: Machine> Interpreter<X> {
                 self.core.rip = self.core.page.wrapping_add(offset.into());
             }
             match leave {
+                Leave::Goto if self.core.reach.attention => return Ok(()),
                 Leave::Goto => {}
                 Leave::Pause if left == 0 || self.core.reach.attention => return Ok(()),
                 Leave::Pause => {}
@@ -356,6 +359,7 @@ impl<X: Machine> Interpreter<X> {
     fn fault(&mut self, exception: Exception) -> Result<(), Ended<X>> {
         // In the frame of a fault, so that a breakpoint on the instruction is passed over (SDM vol. 3, 17.3.1.1).
         self.core.rflags |= RF;
+        self.core.raised = exception;
         self.deliver(exception, Origin::Exception)
     }
 

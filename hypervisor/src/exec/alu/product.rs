@@ -2,6 +2,7 @@
 
 use super::{Computed, flag_if};
 use crate::exec::operand::{sign_extend, truncate};
+use crate::exec::status::Status;
 use crate::x86::rflags::{CF, OF, STATUS};
 
 /// A product of twice the operands' size. CF and OF say whether its upper half means anything; the other flags are
@@ -40,6 +41,17 @@ pub(crate) fn signed(a: u64, b: u64, size: usize) -> Product {
     let low = wide as u64;
     let fits = wide == i128::from(sign_extend(low, size).cast_signed());
     Product::new(low, (wide >> (8 * size)) as u64, !fits, size)
+}
+
+/// The lower half of IMUL's product, with the flags.
+#[inline(always)]
+pub(crate) fn low(a: u64, b: u64, size: usize) -> (u64, Status) {
+    let beyond = 64 - 8 * size as u32;
+    let signed = |value: u64| i128::from((value << beyond).cast_signed() >> beyond);
+    let wide = signed(a).wrapping_mul(signed(b));
+    let value = wide as u64;
+    let overflows = wide != signed(value);
+    (value, Status::with_carry_and_overflow(value, overflows, overflows, size))
 }
 
 /// DIV and IDIV of `high:low` by `divisor`: quotient and remainder; `None` raises #DE.

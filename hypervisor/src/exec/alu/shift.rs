@@ -4,9 +4,10 @@
 
 use iced_x86::Mnemonic;
 
-use super::{Computed, flag_if, logic, plain, sign_bit};
+use super::{Computed, flag_if, plain, sign_bit, with_status};
 use crate::exec::operand::{sign_extend, truncate};
-use crate::x86::rflags::{AF, CF, OF};
+use crate::exec::status::Status;
+use crate::x86::rflags::{CF, OF};
 
 /// The count that an instruction with operands of `size` bytes takes from `count`.
 const fn masked(count: u64, size: usize) -> u32 {
@@ -24,9 +25,9 @@ pub(crate) fn shift(
     use Mnemonic::*;
     let (value, count) = (truncate(value, size), masked(count, size));
     let operation = match mnemonic {
-        Shl | Sal => left,
-        Shr => right,
-        Sar => arithmetic,
+        Shl | Sal => |value, count, size| with_status(left(value, count, size), size),
+        Shr => |value, count, size| with_status(right(value, count, size), size),
+        Sar => |value, count, size| with_status(arithmetic(value, count, size), size),
         Rol => rotate_left,
         Ror => rotate_right,
         Rcl => return Some(through_carry_left(value, count, carry, size)),
@@ -37,10 +38,9 @@ pub(crate) fn shift(
 }
 
 /// A shift's result with these CF and OF.
-fn shifted(value: u64, carry: bool, overflow: bool, size: usize) -> Computed {
-    let by_result = logic(value, size);
-    let flags = by_result.flags & !AF | flag_if(carry, CF) | flag_if(overflow, OF);
-    Computed { flags, ..by_result }
+#[inline(always)]
+fn shifted(value: u64, carry: bool, overflow: bool, size: usize) -> (u64, Status) {
+    (value, Status::with_carry_and_overflow(value, carry, overflow, size))
 }
 
 /// A rotation's: it changes no other flags.
@@ -49,18 +49,26 @@ fn rotated(value: u64, carry: bool, overflow: bool, size: usize) -> Computed {
     Computed { value: truncate(value, size), affected: CF | OF, flags }
 }
 
-fn left(value: u64, count: u32, size: usize) -> Computed {
+/// SHL of an operand by a count that is neither 0 nor more than the instruction takes.
+#[inline(always)]
+pub(crate) fn left(value: u64, count: u32, size: usize) -> (u64, Status) {
+    let value = truncate(value, size);
     let wide = u128::from(value) << count;
     let (result, carry) = (truncate(wide as u64, size), wide >> (8 * size) & 1 != 0);
     shifted(result, carry, (result & sign_bit(size) != 0) != carry, size)
 }
 
-fn right(value: u64, count: u32, size: usize) -> Computed {
+/// SHR, as [`left`].
+#[inline(always)]
+pub(crate) fn right(value: u64, count: u32, size: usize) -> (u64, Status) {
+    let value = truncate(value, size);
     let carry = value >> (count - 1) & 1 != 0;
     shifted(value.checked_shr(count).unwrap_or(0), carry, value & sign_bit(size) != 0, size)
 }
 
-fn arithmetic(value: u64, count: u32, size: usize) -> Computed {
+/// SAR, as [`left`].
+#[inline(always)]
+pub(crate) fn arithmetic(value: u64, count: u32, size: usize) -> (u64, Status) {
     let extended = sign_extend(value, size).cast_signed();
     let carry = extended >> (count - 1) & 1 != 0;
     shifted(truncate((extended >> count).cast_unsigned(), size), carry, false, size)
@@ -126,5 +134,5 @@ pub(crate) fn double_shift(left: bool, value: u64, fill: u64, count: u64, size: 
         (value.checked_shr(count).unwrap_or(0) | rest, value >> (count - 1) & 1 != 0)
     };
     let result = truncate(result, size);
-    shifted(result, carry, (result ^ value) & sign_bit(size) != 0, size)
+    with_status(shifted(result, carry, (result ^ value) & sign_bit(size) != 0, size), size)
 }

@@ -71,7 +71,11 @@ impl<X: Machine> Core<X> {
         if !is_integer(insn) {
             return Ok(None);
         }
-        let a = if alu::is_move(mnemonic) { 0 } else { self.read(insn, 0)? };
+        let a = match mnemonic {
+            _ if alu::is_move(mnemonic) => 0,
+            Mnemonic::Cmp | Mnemonic::Test => self.read(insn, 0)?,
+            _ => self.read_to_modify(insn, 0)?,
+        };
         let mut b = if insn.op_count() > 1 { self.read(insn, 1)? } else { 0 };
         if alu::extends_sign(mnemonic) {
             b = sign_extend(b, operand_size(insn, 1));
@@ -90,7 +94,7 @@ impl<X: Machine> Core<X> {
     }
 
     fn exchange(&mut self, insn: &Instruction) -> Result<(), Exception> {
-        let (a, b) = (self.read(insn, 0)?, self.read(insn, 1)?);
+        let (a, b) = (self.read_to_modify(insn, 0)?, self.read_to_modify(insn, 1)?);
         // Memory first: only that can fault.
         let memory = if insn.op0_kind() == OpKind::Register { 1 } else { 0 };
         let (to_memory, to_register) = if memory == 0 { (b, a) } else { (a, b) };
@@ -99,7 +103,7 @@ impl<X: Machine> Core<X> {
     }
 
     fn exchange_add(&mut self, insn: &Instruction) -> Result<(), Exception> {
-        let (old, b) = (self.read(insn, 0)?, self.read(insn, 1)?);
+        let (old, b) = (self.read_to_modify(insn, 0)?, self.read(insn, 1)?);
         let sum = alu::add(old, b, false, operand_size(insn, 0));
         if is_memory(insn.op0_kind()) {
             self.write(insn, 0, sum.value)?;
@@ -114,7 +118,7 @@ impl<X: Machine> Core<X> {
     }
 
     fn compare_exchange(&mut self, insn: &Instruction) -> Result<(), Exception> {
-        let (old, new) = (self.read(insn, 0)?, self.read(insn, 1)?);
+        let (old, new) = (self.read_to_modify(insn, 0)?, self.read(insn, 1)?);
         let accumulator = match operand_size(insn, 0) {
             1 => Register::AL,
             2 => Register::AX,
@@ -145,6 +149,7 @@ impl<X: Machine> Core<X> {
         }
         let user = self.cpu.user;
         let mut bytes = [0; 16];
+        self.reach.check_write(va, 2 * half, user).map_err(|e| of_operand(insn, e))?;
         let memory = bytes.get_mut(..2 * half).ok_or(Exception::undefined())?;
         self.reach.read_bytes(va, memory, user).map_err(|e| of_operand(insn, e))?;
         let old = u128::from_le_bytes(bytes);
@@ -187,6 +192,10 @@ impl<X: Machine> Core<X> {
             let operands_away = signed.div_euclid(width.cast_signed());
             va = va.wrapping_add_signed(operands_away.wrapping_mul(size as i64));
             number = signed.cast_unsigned();
+        }
+        if insn.mnemonic() != Mnemonic::Bt {
+            let user = self.cpu.user;
+            self.reach.check_write(va, size, user).map_err(|e| of_operand(insn, e))?;
         }
         let old = self.load(va, size).map_err(|e| of_operand(insn, e))?;
         let computed = changed(insn.mnemonic(), old, (number % width) as u32);

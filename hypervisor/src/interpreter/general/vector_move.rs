@@ -15,6 +15,11 @@ pub(super) fn number(register: Register) -> Option<usize> {
 
 const LOW: u128 = u64::MAX as u128;
 
+/// Raises #GP, whatever the segment is, where memory must be aligned and is not.
+fn check_alignment(va: u64, aligned: bool) -> Result<(), Exception> {
+    if !aligned || va.is_multiple_of(16) { Ok(()) } else { Err(Exception::protection(0)) }
+}
+
 impl<X: Machine> Core<X> {
     fn xmm(&self, insn: &Instruction, operand: u32) -> Result<u128, Exception> {
         let number = number(insn.op_register(operand)).ok_or(Exception::undefined())?;
@@ -42,13 +47,11 @@ impl<X: Machine> Core<X> {
         if size < 16 {
             return self.load(va, size).map(u128::from).map_err(|e| of_operand(insn, e));
         }
-        self.load_wide(va, aligned).map_err(|e| of_operand(insn, e))
+        check_alignment(va, aligned)?;
+        self.load_wide(va).map_err(|e| of_operand(insn, e))
     }
 
-    fn load_wide(&mut self, va: u64, aligned: bool) -> Result<u128, Exception> {
-        if aligned && !va.is_multiple_of(16) {
-            return Err(Exception::protection(0));
-        }
+    fn load_wide(&mut self, va: u64) -> Result<u128, Exception> {
         let (user, mut bytes) = (self.cpu.user, [0; 16]);
         if va % 4096 <= 4080 {
             let low = self.reach.load::<8>(va, user)?;
@@ -59,10 +62,7 @@ impl<X: Machine> Core<X> {
         Ok(u128::from_le_bytes(bytes))
     }
 
-    fn store_wide(&mut self, va: u64, value: u128, aligned: bool) -> Result<(), Exception> {
-        if aligned && !va.is_multiple_of(16) {
-            return Err(Exception::protection(0));
-        }
+    fn store_wide(&mut self, va: u64, value: u128) -> Result<(), Exception> {
         let user = self.cpu.user;
         if va % 4096 <= 4080 {
             self.reach.store::<8>(va, value as u64, user)?;
@@ -85,7 +85,8 @@ impl<X: Machine> Core<X> {
         if is_memory(insn.op0_kind()) {
             let value = self.xmm(insn, 1)?;
             let va = self.address(insn, 0)?;
-            self.store_wide(va, value, aligned).map_err(|e| of_operand(insn, e))?;
+            check_alignment(va, aligned)?;
+            self.store_wide(va, value).map_err(|e| of_operand(insn, e))?;
         } else {
             let value = self.source(insn, 1, aligned)?;
             self.set_xmm(insn, 0, value)?;

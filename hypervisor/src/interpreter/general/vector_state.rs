@@ -16,7 +16,7 @@ const NOT_AVAILABLE: u8 = 7;
 impl<X: Machine> Core<X> {
     /// What every instruction of SSE checks first (SDM vol. 2, 2.4): that the kernel has enabled SSE, and that the
     /// registers are the running task's.
-    pub(super) fn check_vector(&self) -> Result<(), Exception> {
+    pub(in crate::interpreter) fn check_vector(&self) -> Result<(), Exception> {
         if self.cpu.cr4 & cr4::OSFXSR == 0 {
             return Err(Exception::undefined());
         }
