@@ -59,7 +59,9 @@ fn xmm(register: Register) -> Option<u8> {
 
 /// With the memory operand's address; `None` where it needs more than a base, an index and a displacement.
 fn with_address<X>(insn: &Instruction, op: Op<X>) -> Option<Op<X>> {
-    if matches!(insn.memory_segment(), Register::FS | Register::GS) || insn.op_kind(memory(insn)?) != OpKind::Memory {
+    if matches!(insn.memory_segment(), Register::FS | Register::GS)
+        || insn.op_kind(memory(insn)?) != OpKind::Memory
+    {
         return None;
     }
     let part = |register: Register| match register {
@@ -122,7 +124,9 @@ fn binary<X: Machine, B: by::Binary>(insn: &Instruction, op: Op<X>) -> Option<Op
     if to_register {
         let op = Op { to: register(insn.op0_register())?, ..op };
         return match insn.op1_kind() {
-            OpKind::Register => with(Form::RegisterRegister, Op { from: register(insn.op1_register())?, ..op }),
+            OpKind::Register => {
+                with(Form::RegisterRegister, Op { from: register(insn.op1_register())?, ..op })
+            }
             OpKind::Memory => with(Form::RegisterMemory, with_address(insn, op)?),
             _ => with(Form::RegisterImmediate, Op { value: insn.try_immediate(1).ok()?, ..op }),
         };
@@ -173,8 +177,15 @@ fn extend_by<X: Machine>(from_memory: bool, sign: bool, from: usize, to: usize) 
         };
     }
     Some(table!(
-        (false, 1, 4), (false, 1, 8), (false, 2, 4), (false, 2, 8), (true, 1, 4), (true, 1, 8), (true, 2, 4),
-        (true, 2, 8), (true, 4, 8)
+        (false, 1, 4),
+        (false, 1, 8),
+        (false, 2, 4),
+        (false, 2, 8),
+        (true, 1, 4),
+        (true, 1, 8),
+        (true, 2, 4),
+        (true, 2, 8),
+        (true, 4, 8)
     ))
 }
 

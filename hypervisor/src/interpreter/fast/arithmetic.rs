@@ -166,10 +166,11 @@ fn to_memory<X: Machine, B: Binary, const SIZE: usize>(
             Err(exception) => core.raise_operand(op, exception, at, left),
         };
     }
-    let done = core.reach.modify::<SIZE, _>(va, user, |a| B::apply(a, b, status, SIZE)).map(|(status, all)| {
-        core.status = status;
-        all
-    });
+    let done =
+        core.reach.modify::<SIZE, _>(va, user, |a| B::apply(a, b, status, SIZE)).map(|(status, all)| {
+            core.status = status;
+            all
+        });
     core.after_store(done, op, ops, at, left)
 }
 

@@ -36,7 +36,12 @@ pub(in crate::interpreter) fn extend<X: Machine, const SIGN: bool, const FROM: u
 }
 
 /// The same from memory.
-pub(in crate::interpreter) fn extend_memory<X: Machine, const SIGN: bool, const FROM: usize, const TO: usize>(
+pub(in crate::interpreter) fn extend_memory<
+    X: Machine,
+    const SIGN: bool,
+    const FROM: usize,
+    const TO: usize,
+>(
     core: &mut Core<X>,
     op: &Op<X>,
     ops: &[Op<X>],

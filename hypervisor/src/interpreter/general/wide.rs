@@ -25,7 +25,8 @@ impl<X: Machine> Core<X> {
         match insn.mnemonic() {
             Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr => self.shift(insn)?,
             Shld | Shrd => {
-                let (value, fill, count) = (self.read_to_modify(insn, 0)?, self.read(insn, 1)?, self.read(insn, 2)?);
+                let (value, fill, count) =
+                    (self.read_to_modify(insn, 0)?, self.read(insn, 1)?, self.read(insn, 2)?);
                 let left = insn.mnemonic() == Shld;
                 let computed = shift::double_shift(left, value, fill, count, operand_size(insn, 0));
                 self.write(insn, 0, computed.value)?;

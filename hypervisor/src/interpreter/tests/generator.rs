@@ -30,7 +30,9 @@ impl Numbers {
     /// A value at which arithmetic is interesting.
     pub fn value(&mut self) -> u64 {
         match self.below(6) {
-            0 => self.pick(&[0, 1, u64::MAX, 1 << 63, i64::MAX as u64, 0x8000_0000, 0x7fff_ffff, 0xffff_ffff]),
+            0 => {
+                self.pick(&[0, 1, u64::MAX, 1 << 63, i64::MAX as u64, 0x8000_0000, 0x7fff_ffff, 0xffff_ffff])
+            }
             1 => self.pick(&[0x80, 0x7f, 0xff, 0x8000, 0x7fff, 0xffff, 0x100, 0x1_0000]),
             2 => self.below(64),
             3 => self.next() & 0xffff_ffff,
@@ -54,7 +56,10 @@ pub(super) fn case(numbers: &mut Numbers, vector: bool, at: u64) -> Case {
     loop {
         let bytes = if vector { vector_bytes(numbers) } else { integer_bytes(numbers) };
         let insn = decoder(&bytes, CODE_VA + at).decode();
-        if !insn.is_invalid() && is_fit(&insn, vector) && let Some(regs) = registers(numbers, &insn) {
+        if !insn.is_invalid()
+            && is_fit(&insn, vector)
+            && let Some(regs) = registers(numbers, &insn)
+        {
             return Case { insn, bytes: bytes[..insn.len()].to_vec(), regs };
         }
     }
@@ -71,7 +76,12 @@ fn integer_bytes(numbers: &mut Numbers) -> Vec<u8> {
     if numbers.below(12) == 0 {
         // VEX, map 2 or 3, 128 bits.
         let (rxb, map) = (numbers.next() as u8 & 0xe0, numbers.pick(&[2u8, 2, 3]));
-        bytes.extend([0xc4, rxb | map, numbers.next() as u8 & !4, numbers.pick(&[0xf2, 0xf3, 0xf5, 0xf6, 0xf7, 0xf0])]);
+        bytes.extend([
+            0xc4,
+            rxb | map,
+            numbers.next() as u8 & !4,
+            numbers.pick(&[0xf2, 0xf3, 0xf5, 0xf6, 0xf7, 0xf0]),
+        ]);
         operands(numbers, &mut bytes);
         return bytes;
     }
@@ -132,20 +142,46 @@ fn is_fit(insn: &Instruction, vector: bool) -> bool {
         use CpuidFeature::*;
         matches!(
             f,
-            INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CX8 | CMPXCHG16B | CMOV | SSE | SSE2 | BMI1
-                | BMI2 | LZCNT | POPCNT | ADX | MOVBE | MULTIBYTENOP | PREFETCHW
+            INTEL8086
+                | INTEL186
+                | INTEL286
+                | INTEL386
+                | INTEL486
+                | X64
+                | CX8
+                | CMPXCHG16B
+                | CMOV
+                | SSE
+                | SSE2
+                | BMI1
+                | BMI2
+                | LZCNT
+                | POPCNT
+                | ADX
+                | MOVBE
+                | MULTIBYTENOP
+                | PREFETCHW
         )
     });
     let mnemonic = insn.mnemonic();
     let uses_time = matches!(mnemonic, Rdtsc | Rdtscp | Rdpid | Cpuid);
     let floats = is_vector && !super::processor::is_integer_vector(insn);
-    let touches_base = insn.op0_register() == Register::R15 || insn.op0_register().full_register() == Register::R15;
+    let touches_base =
+        insn.op0_register() == Register::R15 || insn.op0_register().full_register() == Register::R15;
     // The processor need not look at these operands' memory.
     let hints = matches!(mnemonic, Prefetchw | Prefetch | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2);
     // Nothing but a memory operand makes sense of a segment prefix here, and FS and GS have bases of the engine's.
     let segment = insn.has_segment_prefix();
-    let unusual = matches!(mnemonic, Ldmxcsr | Stmxcsr | Maskmovdqu | Enter | Ud0 | Ud1 | Ud2 | Xabort | Xbegin);
-    known && !uses_time && !floats && !hints && !segment && !unusual && vector == is_vector && !(vector && touches_base)
+    let unusual =
+        matches!(mnemonic, Ldmxcsr | Stmxcsr | Maskmovdqu | Enter | Ud0 | Ud1 | Ud2 | Xabort | Xbegin);
+    known
+        && !uses_time
+        && !floats
+        && !hints
+        && !segment
+        && !unusual
+        && vector == is_vector
+        && !(vector && touches_base)
 }
 
 /// Registers with which the memory operand, if there is one, lies in the data; sometimes it does not.
@@ -187,7 +223,24 @@ fn registers(numbers: &mut Numbers, insn: &Instruction) -> Option<Regs> {
     let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = core;
     let rflags = numbers.next() & STATUS | direction | 0x202;
     Some(Regs {
-        rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, rflags, rip: CODE_VA,
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        rsp,
+        rbp,
+        rsi,
+        rdi,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rflags,
+        rip: CODE_VA,
         ..Regs::default()
     })
 }
@@ -270,7 +323,10 @@ pub(super) fn differs_by_vendor(insn: &Instruction) -> bool {
     // BSWAP of 16 bits is undefined, and the registers of a prefetch are NOPs on Intel's processors only.
     let undefined = matches!(
         insn.code(),
-        Code::Bswap_r16 | Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+        Code::Bswap_r16
+            | Code::Reservednop_rm16_r16_0F0D
+            | Code::Reservednop_rm32_r32_0F0D
+            | Code::Reservednop_rm64_r64_0F0D
     );
     narrow_branch || undefined
 }

@@ -26,8 +26,10 @@ const PAGE: usize = PAGE_SIZE as usize;
 pub(super) fn is_integer_vector(insn: &Instruction) -> bool {
     use Mnemonic::*;
     let name = format!("{:?}", insn.mnemonic());
-    let float = ["Add", "Sub", "Mul", "Div", "Sqrt", "Rcp", "Rsqrt", "Max", "Min", "Cvt", "Cmp", "Comis", "Ucomis"];
-    let stray = matches!(insn.mnemonic(), Movnti | Clflush | Mfence | Lfence | Sfence | Pause | Fxsave | Fxrstor);
+    let float =
+        ["Add", "Sub", "Mul", "Div", "Sqrt", "Rcp", "Rsqrt", "Max", "Min", "Cvt", "Cmp", "Comis", "Ucomis"];
+    let stray =
+        matches!(insn.mnemonic(), Movnti | Clflush | Mfence | Lfence | Sfence | Pause | Fxsave | Fxrstor);
     let mmx = (0..insn.op_count()).any(|op| insn.op_register(op).is_mm());
     !mmx && !stray && !float.iter().any(|prefix| name.starts_with(prefix))
 }
@@ -168,7 +170,8 @@ fn random_instructions(seed: u64, cases: u64) {
             continue;
         }
         done += 1;
-        let program = if vector { [&load[..], &case.bytes[..], &store[..]].concat() } else { case.bytes.clone() };
+        let program =
+            if vector { [&load[..], &case.bytes[..], &store[..]].concat() } else { case.bytes.clone() };
         if let Err(difference) = bench.compare(&case, &program, at) {
             let name = format!("{:?}", case.insn.code());
             different.entry(name).or_insert((0, difference)).0 += 1;
@@ -190,6 +193,7 @@ fn random_instructions_do_what_the_processor_does() {
 #[test]
 #[ignore = "takes minutes"]
 fn millions_of_random_instructions_do_what_the_processor_does() {
-    let number = |name: &str, default| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    let number =
+        |name: &str, default| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
     random_instructions(number("PARAVANE_SEED", 12), number("PARAVANE_CASES", 10_000_000));
 }
