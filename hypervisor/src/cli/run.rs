@@ -150,7 +150,8 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         cmdline: args.cmdline.clone(),
         initrd,
         devices,
-        technique: technique(args),
+        // `--bare` names no technique: where no engine works, another one will do.
+        technique: if args.bare { None } else { technique(args) },
         engine: args.engine.into(),
         transport: args.transport.into(),
         sink: Box::new(sink),

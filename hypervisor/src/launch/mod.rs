@@ -12,6 +12,7 @@ pub mod available;
 pub mod engines;
 pub mod footprint;
 pub mod select;
+mod stage;
 pub mod start;
 
 pub use footprint::HostMemory;

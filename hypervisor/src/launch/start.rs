@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use super::available;
-use super::engines::{Setup, limits_of};
+use super::engines::limits_of;
+use super::stage::{Stage, StageError, Wanted, last_resort};
 use super::{Config, HostMemory, LastState, Report, select};
 use crate::build;
 use crate::build::mapping::AddressLimits;
@@ -20,8 +21,7 @@ use crate::image::symbols::{locate, symbolize};
 use crate::image::{GuestKind, Image};
 use crate::machine::console::ConsoleSink;
 use crate::machine::end::DomainEnd;
-use crate::machine::layout::HypervisorLayout;
-use crate::machine::memory::{CreateError, MachineMemory, PAGE_SIZE};
+use crate::machine::memory::{CreateError, PAGE_SIZE};
 use crate::machine::time::Clock;
 use crate::monitor::Control;
 use crate::monitor::control::{Orders, Postponed};
@@ -111,13 +111,23 @@ const POSTPONE_NS: u64 = 5_000_000;
 const TRAPPED_STORES: u32 = 1 << paravane_abi::features::XENFEAT_WRITABLE_PAGE_TABLES;
 
 /// Times the steps of start-up.
-struct Steps {
+pub(super) struct Steps {
     last: Instant,
     list: Vec<(&'static str, u64)>,
 }
 
+impl From<StageError> for RunError {
+    fn from(error: StageError) -> Self {
+        match error {
+            StageError::Engine(error) => Self::Engine(error),
+            StageError::Memory(error) => Self::Memory(error),
+            StageError::TooLittle(error) => Self::TooLittle(error),
+        }
+    }
+}
+
 impl Steps {
-    fn done(&mut self, name: &'static str) {
+    pub(super) fn done(&mut self, name: &'static str) {
         let now = Instant::now();
         self.list.push((name, nanos(now - self.last)));
         self.last = now;
@@ -157,9 +167,9 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         .map_err(|error| RunError::Image { image: name.clone(), error })?;
     steps.done("read the image");
 
-    let technique = technique(&config, image.kind().guest())?;
+    let kind = image.kind().guest();
+    let technique = technique(&config, kind)?;
     let frames = config.mem_bytes / PAGE_SIZE;
-    let layout = HypervisorLayout::with_code(frames, (technique.shadow_frames)(frames), technique.own_code);
     let cmdline = cmdline(&config, technique);
     let building = DomainConfig {
         cmdline: &cmdline,
@@ -175,24 +185,21 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let refused = |error| RunError::Build { image: name.clone(), error };
     // What no engine could run is refused before any is set up.
     let written = check(AddressLimits::XEN).map_err(refused)?;
-    let own = (technique.own_frames)(&layout) * PAGE_SIZE;
-    available::check(config.mem_bytes, written.fixed, written.growing + own)?;
     if let Some(engine) = config.engine.named() {
         check((engine.limits)(virt_base)).map_err(refused)?;
     }
-    let plan = select::plan(technique, config.engine, config.transport, virt_base, |limits| {
-        check(limits).map(drop)
-    })?;
-    let memory = MachineMemory::new(layout.hypervisor_frames(), frames, plan.backing())?;
-    steps.done("map memory");
-    let setup = Setup {
-        memory: &memory,
-        layout: &layout,
-        transport: config.transport,
-        virt_base,
-        need: technique.engine,
+    let wanted = Wanted { config: &config, virt_base, written, check: &|limits| check(limits).map(drop) };
+    let stage = match wanted.stage(technique, &mut steps) {
+        Err(StageError::Engine(error)) => match last_resort(&config, kind, &error) {
+            Some(technique) => {
+                let stage = wanted.stage(technique, &mut steps)?;
+                Stage { why: format!("{error}; {} needs none", technique.name), ..stage }
+            }
+            None => return Err(error.into()),
+        },
+        stage => stage?,
     };
-    let (mut machine, why) = plan.engine(setup)?;
+    let Stage { technique, layout, memory, mut machine, why } = stage;
     check_own_room()?;
     let mut cpu = machine.cpu(0)?;
     steps.done("set up the engine");

@@ -138,13 +138,14 @@ fn auto_takes_the_process_engine() {
     }
 }
 
-#[test]
-fn without_any_engine_both_reasons_are_reported() {
+/// Runs the program with these arguments as somebody who may have no KVM and make no process.
+fn without_any_engine(args: &[&str]) -> Option<Ran> {
     if !is_root() {
-        return skip("no-kvm", "only root may become somebody without processes");
+        skip("no-kvm", "only root may become somebody without processes");
+        return None;
     }
-    let Some(program) = Program::open() else { return };
-    let mut command = program.command(&["--engine", "auto"]);
+    let program = Program::open()?;
+    let mut command = program.command(args);
     command.uid(NOBODY).gid(NOBODY);
     let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: setrlimit reads its argument and makes a system call only.
@@ -155,8 +156,27 @@ fn without_any_engine_both_reasons_are_reported() {
         });
     }
     if fs::metadata(KVM).is_ok_and(|kvm| kvm.permissions().mode() & 0o006 == 0o006) {
-        return skip("no-kvm", format_args!("anybody may open {KVM} here"));
+        skip("no-kvm", format_args!("anybody may open {KVM} here"));
+        return None;
     }
-    let ran = finished(command);
-    ran.must_end(1).must_say("no engine works here. KVM: ").must_say("Processes: ");
+    Some(finished(command))
+}
+
+#[test]
+fn without_any_engine_both_reasons_are_reported() {
+    if let Some(ran) = without_any_engine(&["--engine", "auto"]) {
+        ran.must_end(1).must_say("no engine works here. KVM: ").must_say("Processes: ");
+    }
+}
+
+/// A bare kernel is then interpreted, unless something else was asked for.
+#[test]
+fn without_any_engine_a_bare_kernel_is_interpreted() {
+    let common = ["--stats", "--cmdline", "test=paging"];
+    if let Some(ran) = without_any_engine(&[&["--bare"][..], &common].concat()) {
+        ran.must_end(0).must_print("test: name=paging ok=true").must_say("interpret needs none");
+    }
+    if let Some(ran) = without_any_engine(&[&["--technique", "trap"][..], &common].concat()) {
+        ran.must_end(1).must_say("no engine works here");
+    }
 }

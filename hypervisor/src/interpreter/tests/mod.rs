@@ -1,5 +1,6 @@
 //! The interpreter alone, and against the processor.
 
+mod behaviour;
 mod generator;
 mod processor;
 pub(super) mod sandbox;

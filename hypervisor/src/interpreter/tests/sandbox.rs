@@ -16,7 +16,13 @@ use crate::x86::walk::Access;
 /// The pages, and whether they can be written.
 const PAGES: [(u64, bool); 3] = [(CODE_VA, false), (DATA_VA, true), (STACK_TOP - PAGE_SIZE, true)];
 
-pub(in crate::interpreter) struct Sandbox;
+/// The machine around the processor.
+#[derive(Default)]
+pub(in crate::interpreter) struct Sandbox {
+    /// A device interrupts, always.
+    pub interrupts: bool,
+    pub foreign_writes: u64,
+}
 
 impl Machine for Sandbox {
     type Failure = ();
@@ -49,7 +55,7 @@ impl Machine for Sandbox {
         None
     }
     fn interrupts(&mut self) -> bool {
-        false
+        self.interrupts
     }
     fn acknowledge(&mut self) -> u8 {
         0
@@ -64,7 +70,7 @@ impl Machine for Sandbox {
         CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 }
     }
     fn foreign_writes(&self) -> u64 {
-        0
+        self.foreign_writes
     }
 }
 
@@ -75,5 +81,5 @@ pub(in crate::interpreter) fn processor(keeps: bool) -> (Interpreter<Sandbox>, A
     let mut cpu = VirtualCpu::new(0);
     cpu.user = true;
     let regs = Regs { rip: CODE_VA, rflags: 0x202, ..Regs::default() };
-    (Interpreter::new(&regs, cpu, Sandbox, words, keeps), memory)
+    (Interpreter::new(&regs, cpu, Sandbox::default(), words, keeps), memory)
 }
