@@ -182,7 +182,9 @@ impl<X: Machine> Core<X> {
         if !is_memory(insn.op0_kind()) {
             let old = self.read(insn, 0)?;
             let computed = changed(insn.mnemonic(), old, (number % width) as u32);
-            self.write(insn, 0, computed.value)?;
+            if insn.mnemonic() != Mnemonic::Bt {
+                self.write(insn, 0, computed.value)?;
+            }
             self.apply(&computed);
             return Ok(());
         }
