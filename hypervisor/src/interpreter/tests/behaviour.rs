@@ -26,11 +26,11 @@ fn resume(interpreter: &mut Interpreter<Sandbox>) -> Left<(), ()> {
 #[test]
 fn code_that_changes_itself_is_executed_as_changed() {
     let code = [
-        &[0xb9, 3, 0, 0, 0][..],          // mov ecx, 3
-        &[0xb8, 5, 0, 0, 0],              // again: mov eax, 5
+        &[0xb9, 3, 0, 0, 0][..],                  // mov ecx, 3
+        &[0xb8, 5, 0, 0, 0],                      // again: mov eax, 5
         &[0x80, 0x05, 0xf5, 0xff, 0xff, 0xff, 1], // add byte [rip - 11], 1: the 5 above
-        &[0xff, 0xc9, 0x75, 0xf0],        // dec ecx; jnz again
-        &[0xf4],                          // hlt
+        &[0xff, 0xc9, 0x75, 0xf0],                // dec ecx; jnz again
+        &[0xf4],                                  // hlt
     ]
     .concat();
     for keeps in [true, false] {
@@ -48,16 +48,19 @@ fn code_that_a_device_changed_is_decoded_again() {
     let (mut interpreter, memory) = processor(true);
     let code = |value: u8| [0xb8, value, 0, 0, 0, 0xf4];
     run(&mut interpreter, &memory, &code(1));
-    assert_eq!((interpreter.regs().rax, interpreter.take_counts().decoded), (1, 2));
+    let seen = |interpreter: &mut Interpreter<Sandbox>| {
+        (interpreter.regs().rax, interpreter.take_counts().decoded != 0)
+    };
+    assert_eq!(seen(&mut interpreter), (1, true));
     resume(&mut interpreter);
-    assert_eq!((interpreter.regs().rax, interpreter.take_counts().decoded), (1, 0));
+    assert_eq!(seen(&mut interpreter), (1, false));
     memory.write(Maddr(PAGE_SIZE), &code(2)).unwrap();
     interpreter.machine().foreign_writes += 1;
     resume(&mut interpreter);
-    assert_eq!((interpreter.regs().rax, interpreter.take_counts().decoded), (2, 2));
+    assert_eq!(seen(&mut interpreter), (2, true));
     interpreter.machine().foreign_writes += 1;
     resume(&mut interpreter);
-    assert_eq!((interpreter.regs().rax, interpreter.take_counts().decoded), (2, 0), "nothing changed");
+    assert_eq!(seen(&mut interpreter), (2, false), "nothing changed");
 }
 
 /// The interrupt comes after the instruction behind STI: not before it, and not later.
@@ -117,13 +120,16 @@ fn instructions_that_cross_pages() {
     let left = interpreter.run(|| false);
     assert!(matches!(left, Left::Failed(Failure::TripleFault { .. })), "{left:?}");
     let raised = interpreter.core().raised;
-    assert_eq!((raised.vector, raised.address, interpreter.regs().rip), (vector::PAGE, DATA_VA + PAGE_SIZE, start));
+    assert_eq!(
+        (raised.vector, raised.address, interpreter.regs().rip),
+        (vector::PAGE, DATA_VA + PAGE_SIZE, start)
+    );
 }
 
 /// An instruction that the machine has and the interpreter has not ends the guest; one that it has not is #UD.
 #[test]
 fn what_is_missing_is_named() {
-    let (mut interpreter, memory) = processor(true);
+    let (mut interpreter, memory) = processor(false);
     let left = run(&mut interpreter, &memory, &[0xd9, 0xe8]); // fld1
     let Left::Failed(Failure::Unknown(insn)) = left else { panic!("{left:?}") };
     assert_eq!(insn.to_string(), "fld1");

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use crate::testing::engine::{CODE_VA, DATA_VA};
+use crate::testing::engine::{CODE_VA, DATA_VA, STACK_TOP};
 use crate::x86::decode::decoder;
 use crate::x86::registers::Regs;
 use crate::x86::rflags::{AF, CF, DF, OF, STATUS};
@@ -56,13 +56,65 @@ pub(super) fn case(numbers: &mut Numbers, vector: bool, at: u64) -> Case {
     loop {
         let bytes = if vector { vector_bytes(numbers) } else { integer_bytes(numbers) };
         let insn = decoder(&bytes, CODE_VA + at).decode();
+        // Near branches with an operand-size prefix: AMD's processors go to 16-bit addresses, Intel's ignore it.
+        let narrow = insn.flow_control() != FlowControl::Next && bytes[..insn.len()].contains(&0x66);
         if !insn.is_invalid()
+            && !narrow
             && is_fit(&insn, vector)
             && let Some(regs) = registers(numbers, &insn)
         {
             return Case { insn, bytes: bytes[..insn.len()].to_vec(), regs };
         }
     }
+}
+
+/// Instructions of a batch.
+pub(super) const BATCH: u64 = 12;
+
+/// Several instructions on registers that cannot fault, one after the other: a case is then a program. Flags that one of
+/// them leaves undefined are cleared behind it.
+pub(super) fn batch(numbers: &mut Numbers, vector: bool) -> Case {
+    let (mut bytes, mut count) = (Vec::new(), 0);
+    let mut regs = Regs::default();
+    while count < BATCH {
+        let one = case(numbers, vector, 0);
+        let insn = &one.insn;
+        let on_registers = (0..insn.op_count()).all(|op| !crate::exec::operand::is_memory(insn.op_kind(op)));
+        let written = insn.op0_register().full_register();
+        let faults = matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) || insn.has_lock_prefix();
+        let stack = insn.is_stack_instruction() || insn.op_register(1).full_register() == Register::RSP;
+        let moves_stack =
+            stack || matches!(written, Register::RSP | Register::R15) || insn.mnemonic() == Mnemonic::Leave;
+        let exchanges =
+            insn.mnemonic() == Mnemonic::Mulx && insn.op1_register().full_register() == Register::R15;
+        let swaps = insn.op_register(1).full_register() == Register::R15;
+        let unfit = faults || moves_stack || exchanges || swaps || differs_by_vendor(insn);
+        if !on_registers
+            || unfit
+            || insn.flow_control() != FlowControl::Next
+            || insn.memory_size().size() != 0
+        {
+            continue;
+        }
+        let by_register =
+            matches!(insn.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd) && insn.op2_kind() == OpKind::Register;
+        if by_register || is_undefined(insn, &one.regs) {
+            continue;
+        }
+        regs = one.regs;
+        bytes.extend(&one.bytes);
+        count += 1;
+        let counted = insn.op_count() == 2 && insn.op1_register() == Register::CL;
+        let undefined = if counted { OF | AF | CF } else { undefined_flags(insn, &one.regs) };
+        if undefined != 0 {
+            // pushfq; and dword [rsp], imm32; popfq
+            let mask = !(undefined as u32);
+            bytes.extend([0x9c, 0x81, 0x24, 0x24].into_iter().chain(mask.to_le_bytes()).chain([0x9d]));
+        }
+    }
+    regs.rsp = STACK_TOP - 0x800;
+    let insn = decoder(&[0x90], CODE_VA).decode();
+    Case { insn, bytes, regs }
 }
 
 fn operands(numbers: &mut Numbers, bytes: &mut Vec<u8>) {

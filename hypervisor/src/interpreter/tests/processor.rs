@@ -5,7 +5,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::generator::{Case, Numbers, case, differs_by_vendor, is_undefined, undefined_flags};
+use super::generator::{BATCH, Case, Numbers, batch, case, differs_by_vendor, is_undefined, undefined_flags};
 use super::sandbox::{Sandbox, processor};
 use crate::engine::Exit;
 use crate::engine::process::ProcessMachine;
@@ -130,7 +130,7 @@ fn comparable(exception: Exception) -> Exception {
 fn interpret(interpreter: &mut Interpreter<Sandbox>, regs: &Regs, end: u64, specialised: bool) -> Outcome {
     interpreter.core().set_regs(regs);
     interpreter.core().cpu.shadowed_rip = None;
-    for _ in 0..64 {
+    for _ in 0..128 {
         if (end..=end + 1).contains(&interpreter.regs().rip) {
             return Outcome { regs: interpreter.regs(), raised: None };
         }
@@ -164,6 +164,16 @@ fn random_instructions(seed: u64, cases: u64) {
             byte.copy_from_slice(&numbers.value().to_le_bytes());
         }
         let vector = numbers.below(4) == 0;
+        if numbers.below(4) != 0 {
+            let case = batch(&mut numbers, vector);
+            done += BATCH;
+            let bytes = &case.bytes[..];
+            let program = if vector { [&load[..], bytes, &store[..]].concat() } else { bytes.to_vec() };
+            if let Err(difference) = bench.compare(&case, &program, 0) {
+                different.entry("a batch".to_owned()).or_insert((0, difference)).0 += 1;
+            }
+            continue;
+        }
         let at = if vector { load.len() as u64 } else { 0 };
         let case = case(&mut numbers, vector, at);
         if is_undefined(&case.insn, &case.regs) || differs_by_vendor(&case.insn) {
