@@ -7,6 +7,7 @@
 //! | part | where |
 //! | --- | --- |
 //! | where in the guest's kernel view our pages are | `place.rs` |
+//! | the guest's code, read | `code.rs` |
 //! | one block: from an address to where control certainly goes elsewhere | `block.rs` |
 //! | transfers of control in it | `transfer.rs` |
 //! | the lookup of an indirect transfer's target, as code | `lookup.rs` |
@@ -26,6 +27,7 @@
 mod adapt;
 mod block;
 mod cache;
+mod code;
 mod lookup;
 mod pages;
 mod place;

@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use iced_x86::{Instruction, Register};
-use paravane_abi::addr::is_canonical;
+use iced_x86::Instruction;
 
 use super::adapt::{ALIASES, Adaptation};
 use super::block::{Product, Source, translate};
 use super::cache::Cache;
+use super::code::{frame_of, is_mapped, is_sensitive, next_page, pointer, read_frame, room_in_page};
 use super::lookup::{Shared, emit_shared};
 use super::pages::{Pages, Reader};
-use super::place::{Place, TABLE_FRAMES, read};
+use super::place::{Place, TABLE_FRAMES};
 use super::targets::Targets;
 use crate::codegen::emitter::{Emitter, Environment};
 use crate::codegen::recipe::{Recipe, Then, restore};
@@ -23,10 +23,9 @@ use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{OverlayPage, Shadow};
 use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::control::efer;
-use crate::x86::decode::{Dialect, MAX_LENGTH, instruction_at};
+use crate::x86::decode::MAX_LENGTH;
 use crate::x86::registers::Regs;
 use crate::x86::rflags;
-use crate::x86::sensitive::Class;
 use crate::x86::walk::Access;
 
 /// How many blocks are translated at once, most of them because they are likely to be needed.
@@ -158,7 +157,7 @@ impl Translator {
         }
         if s.regs.rflags & rflags::TF != 0 {
             // The kernel steps itself: through its own code, but for what would do something else there.
-            if is_sensitive(s) {
+            if is_sensitive(s.regs.rip, s.shadow, s.memory) {
                 self.called_out = Some(s.regs.rip);
                 s.regs.rip = self.shared.miss;
             }
@@ -493,53 +492,4 @@ impl Translator {
         )?;
         Some([pfn, second])
     }
-}
-
-/// How many bytes of an instruction that begins before `va` there may be from there on, in the same page.
-fn room_in_page(va: u64) -> usize {
-    ((PAGE_SIZE - va % PAGE_SIZE) as usize).min(MAX_LENGTH)
-}
-
-fn next_page(va: u64) -> u64 {
-    (va & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE)
-}
-
-/// The guest's frame that the kernel executes at `va`.
-fn frame_of(shadow: &Shadow, memory: &MachineMemory, va: u64) -> Option<u64> {
-    if !is_canonical(va) {
-        return None;
-    }
-    let found = shadow.lookup(memory, va, Access { write: false, user: false, fetch: true }).ok()?;
-    memory.mfn_to_pfn(found.maddr()?.mfn())
-}
-
-/// Whether the instruction at RIP is a sensitive one.
-fn is_sensitive(s: &Surroundings<'_>) -> bool {
-    let insn = instruction_at(s.regs.rip, Dialect::Intel, |va, buf| {
-        read_frame(s.memory, frame_of(s.shadow, s.memory, va)?, va, buf).then_some(())
-    });
-    insn.is_some_and(|insn| Class::of(&insn).is_some())
-}
-
-/// Whether the guest maps anything at `va`.
-fn is_mapped(shadow: &Shadow, memory: &MachineMemory, va: u64) -> bool {
-    shadow.lookup(memory, va, Access { write: false, user: false, fetch: false }).is_ok()
-}
-
-fn read_frame(memory: &MachineMemory, pfn: u64, va: u64, buf: &mut [u8]) -> bool {
-    let Some(mfn) = memory.pfn_to_mfn(pfn) else { return false };
-    read(memory, crate::machine::memory::Maddr(mfn.maddr().0 | va % PAGE_SIZE), buf)
-}
-
-/// Where a call through a pointer in the kernel's own data leads now, if its place is known.
-fn pointer(insn: &Instruction, shadow: &Shadow, memory: &MachineMemory) -> Option<u64> {
-    if insn.memory_base() != Register::RIP || insn.memory_index() != Register::None {
-        return None;
-    }
-    let va = insn.ip_rel_memory_address();
-    if !va.is_multiple_of(8) {
-        return None;
-    }
-    let at = shadow.lookup(memory, va, Access { write: false, user: false, fetch: false }).ok()?.maddr()?;
-    memory.load_u64(at).ok()
 }
