@@ -144,7 +144,7 @@ impl<X: Machine> Core<X> {
     fn compare_exchange_pair(&mut self, insn: &Instruction) -> Result<(), Exception> {
         let half = insn.memory_size().size() / 2;
         let va = self.address(insn, 0)?;
-        if half == 8 && va % 16 != 0 {
+        if half == 8 && !va.is_multiple_of(16) {
             return Err(Exception::protection(0));
         }
         let user = self.cpu.user;
