@@ -139,7 +139,7 @@ macro_rules! test_main {
     };
 }
 
-/// Declares tests: functions that take a [`Boot`](crate::Boot). `#[should_panic]` and `#[ignore]` mean what they mean
+/// Declares tests: functions that take a [`Boot`]. `#[should_panic]` and `#[ignore]` mean what they mean
 /// in Rust's own tests. See [`test`](mod@crate::test).
 #[macro_export]
 macro_rules! tests {
