@@ -174,7 +174,11 @@ fn without_any_engine_both_reasons_are_reported() {
 fn without_any_engine_a_bare_kernel_is_interpreted() {
     let common = ["--stats", "--cmdline", "test=paging"];
     if let Some(ran) = without_any_engine(&[&["--bare"][..], &common].concat()) {
-        ran.must_end(0).must_print("test: name=paging ok=true").must_say("interpret needs none");
+        ran.must_end(0).must_print("test: name=paging ok=true");
+        let tells = ran.err.lines().any(|line| {
+            line.contains("KVM: ") && line.contains("Processes: ") && line.contains("interpret needs none")
+        });
+        ran.must(tells, format_args!("should have said why"));
     }
     if let Some(ran) = without_any_engine(&[&["--technique", "trap"][..], &common].concat()) {
         ran.must_end(1).must_say("no engine works here");
