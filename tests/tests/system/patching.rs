@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use iced_x86::{Decoder, DecoderOptions};
 use paravane::launch::EngineChoice;
+use paravane::ledger::Cause;
 use paravane::machine::end::DomainEnd;
 use paravane::technique::Technique;
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
@@ -142,5 +143,20 @@ fn a_kernel_that_steps_itself_sees_its_own_instructions() {
                 outcome.must(same, format_args!("should have printed {:?}", trapped.text));
             }
         }
+    }
+}
+
+#[test]
+fn what_was_patched_does_not_trap() {
+    for &engine in engines() {
+        let technique = Technique::named("patch").expect("a row of the table");
+        let guest = Guest { name: "patched", technique: Some(technique), ..Guest::new(technique.builtin()) };
+        let guest = Guest { cmdline: "bench=null-call", mem_bytes: 64 << 20, ..guest };
+        let outcome = guest.boot_on(engine).unwrap_or_else(|why| panic!("it does not start: {why}"));
+        let region = outcome.must_have_done("null-call").1;
+        let exits = region.exits.iter().filter(|row| row.cause != Cause::Kick).count();
+        outcome.must(exits == 0, format_args!("should have taken no exit: {:?}", region.exits));
+        let (done, left) = (patched(&outcome, "sites patched"), patched(&outcome, "sites left"));
+        outcome.must(left * 100 <= done, format_args!("should have patched nearly all: {done}, not {left}"));
     }
 }
