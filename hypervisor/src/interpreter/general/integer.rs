@@ -193,6 +193,9 @@ impl<X: Machine> Core<X> {
             let signed = sign_extend(number, size).cast_signed();
             let operands_away = signed.div_euclid(width.cast_signed());
             va = va.wrapping_add_signed(operands_away.wrapping_mul(size as i64));
+            if insn.memory_base().is_gpr32() || insn.memory_index().is_gpr32() {
+                va = truncate(va, 4);
+            }
             number = signed.cast_unsigned();
         }
         if insn.mnemonic() != Mnemonic::Bt {
