@@ -10,7 +10,7 @@ pub(super) struct CodeMap {
     /// 0 for none, or the chunk's number and 1. One for each frame of the machine.
     chunks: Vec<u32>,
     /// By chunk.
-    covered: Vec<Box<Bytes>>,
+    covered: Vec<Bytes>,
     /// Chunks whose code was stored to.
     written: Vec<u32>,
 }
@@ -44,7 +44,7 @@ impl CodeMap {
         }
         let index = chunk as usize;
         if self.covered.len() <= index {
-            self.covered.resize_with(index + 1, || Box::new([0; 64]));
+            self.covered.resize_with(index + 1, || [0; 64]);
         }
         self.clear(chunk);
     }
@@ -52,7 +52,7 @@ impl CodeMap {
     /// Nothing of this chunk is decoded any more.
     pub fn clear(&mut self, chunk: u32) {
         if let Some(bytes) = self.covered.get_mut(chunk as usize) {
-            **bytes = [0; 64];
+            *bytes = [0; 64];
         }
     }
 

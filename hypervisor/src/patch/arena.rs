@@ -114,13 +114,13 @@ impl Arena {
     /// lies in a table of ours is then at both. (Their distance is a multiple of what an L3 entry spans.)
     pub fn seen_from(&self, at: u64) -> Option<u64> {
         const SPAN: u64 = 1 << 30;
-        let page = self.pages.iter().find(|page| page.va % SPAN == at % SPAN & !(PAGE_SIZE - 1))?;
-        Some(page.va | at % PAGE_SIZE)
+        let page = self.pages.iter().find(|page| page.va % SPAN == (at % SPAN) & !(PAGE_SIZE - 1))?;
+        Some(page.va | (at % PAGE_SIZE))
     }
 
     /// The machine address of a place in a page of stubs.
     pub fn maddr(&self, at: u64) -> Option<Maddr> {
-        self.page(at).map(|page| Maddr(page.mfn.maddr().0 | at % PAGE_SIZE))
+        self.page(at).map(|page| Maddr(page.mfn.maddr().0 | (at % PAGE_SIZE)))
     }
 
     /// Takes `len` bytes more at the end of those taken from `at` on; whether they were free.

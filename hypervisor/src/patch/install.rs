@@ -274,7 +274,7 @@ impl Patcher {
         }
         let mut jumps = Vec::new();
         for (patch, entries) in patches.into_iter().zip(stubs) {
-            let at = Maddr(maddr.mfn().maddr().0 | patch.at % PAGE_SIZE);
+            let at = Maddr(maddr.mfn().maddr().0 | (patch.at % PAGE_SIZE));
             k.shadow.replace_code(k.memory, at, &patch.bytes).ok()?;
             jumps.push(Installed { patch, maddr: at, entries });
         }

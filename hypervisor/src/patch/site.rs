@@ -303,7 +303,7 @@ impl View<'_> {
         Some(vec![self.jump_over(&run, room)?])
     }
 
-    fn from_before(&self, site: &Instruction, room: &mut dyn Room) -> Option<Vec<Patch>> {
+    fn jump_before(&self, site: &Instruction, room: &mut dyn Room) -> Option<Vec<Patch>> {
         let before = self.before(site.ip());
         before.iter().take(BEFORE).find_map(|&from| {
             let run = self.run(from, site.next_ip().max(from + NEAR))?;
@@ -400,12 +400,15 @@ fn near(at: u64, target: u64) -> Option<[u8; 5]> {
     Some([0xe9, a, b, c, d])
 }
 
+/// One tactic at one site: the patches that it makes, if it fits.
+type Way<'a> = &'a dyn Fn(&mut dyn Room) -> Option<Vec<Patch>>;
+
 /// Plans how to patch the instruction at `site`; `None` if nothing fits, and it goes on trapping.
 pub(crate) fn plan(view: &View<'_>, site: u64, room: &mut dyn Room) -> Option<Plan> {
     let insn = view.insn(site)?;
-    let ways: [&dyn Fn(&mut dyn Room) -> Option<Vec<Patch>>; 4] = [
+    let ways: [Way<'_>; 4] = [
         &|room| view.with_followers(site, room),
-        &|room| view.from_before(&insn, room),
+        &|room| view.jump_before(&insn, room),
         &|room| view.by_short_jump(site, room),
         &|room| view.punned(&insn, room),
     ];

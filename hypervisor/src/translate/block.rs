@@ -10,7 +10,6 @@ use super::transfer::Transfer;
 use crate::codegen::copy::is_plain;
 use crate::codegen::emitter::{Dead, Emitter, Environment, Forward, TRAP, Unsuitable};
 use crate::codegen::recipe::{Point, Recipe, Then};
-use crate::x86::rflags;
 use crate::x86::sensitive::Class;
 
 /// The most instructions of a block.
@@ -29,6 +28,8 @@ pub(super) struct Source<'a> {
     pub code: &'a [u8],
     /// How many bytes are in the first page.
     pub in_page: usize,
+    /// Whether lookups are likely to come to it.
+    pub is_target: bool,
 }
 
 /// What translating makes, in buffers that are used again.
@@ -100,7 +101,7 @@ enum Goes {
 }
 
 /// Translates the code at `source` for the address `base`, into `product`, whose points count from `origin`. `guess`
-/// says where a call through memory would go now; `is_target`, whether lookups are likely to come to it.
+/// says where a call through memory would go now.
 ///
 /// `None` where there is no whole instruction.
 pub(super) fn translate(
@@ -109,7 +110,6 @@ pub(super) fn translate(
     env: Environment,
     shared: &Shared,
     product: &mut Product,
-    is_target: bool,
     is_logged: impl Fn(u64) -> bool,
     mut guess: impl FnMut(&Instruction) -> Option<u64>,
 ) -> Option<()> {
@@ -117,7 +117,7 @@ pub(super) fn translate(
     let Product { bytes, points, links, returns, called, crosses, entry, body } = product;
     let emitter = Emitter::new(bytes, points, base, origin, env);
     let mut block = Block { emitter, shared, links, returns, called, body: 0 };
-    if is_target {
+    if source.is_target {
         while !lookup::is_aligned(block.emitter.here(), shared) {
             block.emitter.raw(&[TRAP]);
         }
@@ -277,6 +277,5 @@ fn flags_die(ip: u64, rest: &[u8]) -> bool {
 /// Whether an instruction sets all status flags.
 fn writes_all_status(insn: &Instruction) -> bool {
     use Mnemonic::*;
-    debug_assert!(rflags::STATUS != 0);
     matches!(insn.mnemonic(), Add | Sub | Cmp | Neg)
 }

@@ -80,7 +80,7 @@ impl Place {
         let first = self.code.start + TABLE_FRAMES;
         let size = self.code.end.saturating_sub(first) * PAGE_SIZE;
         let va = self.base + (1 + TABLE_FRAMES) * PAGE_SIZE;
-        (va, Mfn(first).maddr(), u32::try_from(size).unwrap_or(u32::MAX & !0xfff))
+        (va, Mfn(first).maddr(), u32::try_from(size).unwrap_or(!0xfff))
     }
 
     /// Whether the guest maps none of the pages at `base`, as far as `mapped` says.

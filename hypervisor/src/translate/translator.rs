@@ -474,22 +474,13 @@ impl Translator {
         } else if read_frame(memory, pfn, next, tail.get_mut(..room_in_page(next))?) {
             len += room_in_page(next);
         }
-        let source = Source { va, code: code.get(..len)?, in_page };
+        let source = Source { va, code: code.get(..len)?, in_page, is_target };
         let origin = self.cache.next();
         let base = self.place.cache().0 + u64::from(origin);
         let guess = |insn: &Instruction| pointer(insn, shadow, memory);
         let adaptation = self.adaptation.as_ref();
         let is_logged = |rip| adaptation.is_some_and(|adaptation| adaptation.is_adapted(rip));
-        translate(
-            source,
-            (base, origin),
-            self.env,
-            &self.shared,
-            &mut self.product,
-            is_target,
-            is_logged,
-            guess,
-        )?;
+        translate(source, (base, origin), self.env, &self.shared, &mut self.product, is_logged, guess)?;
         Some([pfn, second])
     }
 }

@@ -58,7 +58,7 @@ pub fn mapping_soup(seed: u64) -> Vec<u8> {
         cook.put(&[0x0f, 0x20, 0xd8, 0x48, 0x8b, 0x80]);
         cook.put(&(VIRT_BASE as u32).to_le_bytes());
         cook.put(&[0x48, 0x25, 0, 0xf0, 0xff, 0xff, 0x48, 0xb9]);
-        cook.put(&(TABLE - VIRT_BASE | 3).to_le_bytes());
+        cook.put(&((TABLE - VIRT_BASE) | 3).to_le_bytes());
         cook.put(&[0x48, 0x89, 0x88]);
         cook.put(&(VIRT_BASE as u32).to_le_bytes());
         let len = cook.code.len() - (over + 4);

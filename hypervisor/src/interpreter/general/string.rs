@@ -48,9 +48,9 @@ impl<X: Machine> Core<X> {
     /// Executes a string instruction, or some elements of one; whether it has ended. `None` for any other instruction.
     pub(super) fn string(&mut self, insn: &Instruction) -> Result<Option<bool>, Exception> {
         let Some(operation) = operation(insn.mnemonic()) else { return Ok(None) };
-        let operands = (0..insn.op_count()).filter_map(|op| index_of(insn.op_kind(op)));
+        let mut operands = (0..insn.op_count()).filter_map(|op| index_of(insn.op_kind(op)));
         // MOVSD and CMPSD are also instructions of SSE2.
-        let Some((_, counter)) = operands.last() else { return Ok(None) };
+        let Some((_, counter)) = operands.next_back() else { return Ok(None) };
         if !insn.has_rep_prefix() && !insn.has_repne_prefix() {
             self.element(insn, operation)?;
             return Ok(Some(true));

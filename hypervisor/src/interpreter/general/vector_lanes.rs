@@ -71,8 +71,8 @@ fn arithmetic(mnemonic: Mnemonic, a: u128, b: u128) -> Option<u128> {
         Pavgb => lanes(1, a, b, |a, b| (a + b + 1) >> 1),
         Pavgw => lanes(2, a, b, |a, b| (a + b + 1) >> 1),
         Pmullw => signed_lanes(2, a, b, i64::wrapping_mul),
-        Pmulhw => signed_lanes(2, a, b, |a, b| a * b >> 16),
-        Pmulhuw => lanes(2, a, b, |a, b| a * b >> 16),
+        Pmulhw => signed_lanes(2, a, b, |a, b| (a * b) >> 16),
+        Pmulhuw => lanes(2, a, b, |a, b| (a * b) >> 16),
         Pmuludq => lanes(8, a, b, |a, b| (a & 0xffff_ffff) * (b & 0xffff_ffff)),
         Pmaddwd => lanes(4, a, b, |a, b| {
             let part = |value: u64, at: u32| sign_extend(value >> at & 0xffff, 2).cast_signed();
