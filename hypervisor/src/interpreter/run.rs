@@ -178,6 +178,7 @@ impl<X: Machine> Interpreter<X> {
     fn single(&mut self) -> Result<(), Ended<X>> {
         let (stepping, shadowed) = (self.core.rflags & TF != 0, self.core.cpu.shadowed_rip);
         let resumed = self.core.rflags & RF != 0;
+        let masked = !self.core.cpu.interrupts;
         let before = self.counts.instructions;
         if self.keeps {
             self.many(1)?
@@ -192,7 +193,9 @@ impl<X: Machine> Interpreter<X> {
         }
         // An instruction that raised an exception, or was INT n, is not counted: it makes no trap of its own.
         let completed = self.counts.instructions != before;
-        let loads_ss = self.core.cpu.shadowed_rip.is_some() && self.core.cpu.shadowed_rip != shadowed;
+        // The shadow of a load of SS holds back traps as well; that of STI does not (SDM vol. 3, 7.8.3).
+        let shadows = self.core.cpu.shadowed_rip.is_some() && self.core.cpu.shadowed_rip != shadowed;
+        let loads_ss = shadows && !(masked && self.core.cpu.interrupts);
         if stepping && completed && !loads_ss {
             self.core.with_executor(|executor| executor.note_single_step());
             self.deliver(Exception::plain(vector::DEBUG), Origin::Exception)?;

@@ -95,7 +95,7 @@ fn a_kernel_that_maps_the_overlays_pages() {
             let name = format!("mapping soup of seed {seed}");
             let trapped = boot(engine, "trap", &name, mapping_soup(seed));
             trapped.must_end(&DomainEnd::PowerOff);
-            for technique in ["patch", "translate"] {
+            for technique in ["patch", "translate", "interpret"] {
                 let outcome = boot(engine, technique, &name, mapping_soup(seed));
                 let same = outcome.end == trapped.end && outcome.text == trapped.text;
                 outcome.must(same, format_args!("should have printed {:?}", trapped.text));
@@ -136,8 +136,7 @@ fn a_kernel_that_steps_itself_sees_its_own_instructions() {
             let name = format!("stepping through {row:x?}");
             let trapped = boot(engine, "trap", &name, stepping(row));
             trapped.must_end(&DomainEnd::PowerOff);
-            // Not the interpreter: behind an STI it waits with #DB as with interrupts.
-            for technique in ["patch", "translate"] {
+            for technique in ["patch", "translate", "interpret"] {
                 let outcome = boot(engine, technique, &name, stepping(row));
                 let same = outcome.end == trapped.end && outcome.text == trapped.text;
                 outcome.must(same, format_args!("should have printed {:?}", trapped.text));

@@ -92,6 +92,20 @@ fn a_single_step_ends_after_its_instruction() {
     }
 }
 
+/// STI holds back interrupts for an instruction, and no trap of a single step.
+#[test]
+fn a_single_step_of_sti_ends_after_it() {
+    // push 0x102; popfq; sti; mov eax, 1; hlt
+    let code = [0x68, 2, 1, 0, 0, 0x9d, 0xfb, 0xb8, 1, 0, 0, 0, 0xf4];
+    for keeps in [true, false] {
+        let (mut interpreter, memory) = processor(keeps);
+        let left = run(&mut interpreter, &memory, &code);
+        assert!(matches!(left, Left::Failed(Failure::TripleFault { .. })), "{left:?}");
+        let regs = interpreter.regs();
+        assert_eq!((regs.rax, regs.rip), (0, DATA_VA + 7), "keeps {keeps}");
+    }
+}
+
 /// A loop that never ends is left when somebody calls, within a run.
 #[test]
 fn an_endless_loop_can_be_called_back() {
