@@ -114,6 +114,13 @@ impl Status {
         (self.sign ^ self.carries ^ self.carries << 1).cast_signed() < 0
     }
 
+    /// After a rotation, which sets CF and OF and keeps the others.
+    #[inline(always)]
+    pub const fn rotated(self, carry: bool, overflow: bool) -> Self {
+        let both = if carry { OUT } else { 0 } | if carry != overflow { INTO } else { 0 };
+        Self { carries: self.carries & HALF | both, ..self }
+    }
+
     /// The same with another CF.
     #[inline(always)]
     pub const fn with_carry(self, carry: bool) -> Self {

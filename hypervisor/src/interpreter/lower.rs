@@ -100,6 +100,8 @@ fn specialised<X: Machine>(insn: &Instruction, op: Op<X>) -> Option<Op<X>> {
         Shl | Sal => shift::<X, by::Shl>(insn, op),
         Shr => shift::<X, by::Shr>(insn, op),
         Sar => shift::<X, by::Sar>(insn, op),
+        Rol => shift::<X, by::Rol>(insn, op),
+        Ror => shift::<X, by::Ror>(insn, op),
         Imul if insn.op_count() == 2 => binary::<X, by::Imul>(insn, op),
         Movzx | Movsx | Movsxd => extension(insn, op),
         Lea => address(insn, op),

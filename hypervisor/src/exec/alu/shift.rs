@@ -75,19 +75,33 @@ pub(crate) fn arithmetic(value: u64, count: u32, size: usize) -> (u64, Status) {
 }
 
 fn rotate_left(value: u64, count: u32, size: usize) -> Computed {
-    let bits = 8 * size as u32;
+    let (result, carry, overflow) = turned_left(value, count, size);
+    rotated(result, carry, overflow, size)
+}
+
+/// ROL of an operand by a count that is not 0: the result, CF and OF.
+#[inline(always)]
+pub(crate) fn turned_left(value: u64, count: u32, size: usize) -> (u64, bool, bool) {
+    let (value, bits) = (truncate(value, size), 8 * size as u32);
     let by = count % bits;
     let result = if by == 0 { value } else { truncate(value << by | value >> (bits - by), size) };
     let carry = result & 1 != 0;
-    rotated(result, carry, (result & sign_bit(size) != 0) != carry, size)
+    (result, carry, (result & sign_bit(size) != 0) != carry)
 }
 
 fn rotate_right(value: u64, count: u32, size: usize) -> Computed {
-    let bits = 8 * size as u32;
+    let (result, carry, overflow) = turned_right(value, count, size);
+    rotated(result, carry, overflow, size)
+}
+
+/// ROR, as [`turned_left`].
+#[inline(always)]
+pub(crate) fn turned_right(value: u64, count: u32, size: usize) -> (u64, bool, bool) {
+    let (value, bits) = (truncate(value, size), 8 * size as u32);
     let by = count % bits;
     let result = if by == 0 { value } else { truncate(value >> by | value << (bits - by), size) };
     let carry = result & sign_bit(size) != 0;
-    rotated(result, carry, (result & sign_bit(size) >> 1 != 0) != carry, size)
+    (result, carry, (result & sign_bit(size) >> 1 != 0) != carry)
 }
 
 /// Rotates the operand with CF above its top bit.

@@ -46,9 +46,16 @@ binary! {
     Shl, true, true, |a, b, _status, size| shift::left(a, b as u32, size);
     Shr, true, true, |a, b, _status, size| shift::right(a, b as u32, size);
     Sar, true, true, |a, b, _status, size| shift::arithmetic(a, b as u32, size);
+    Rol, true, true, |a, b, status, size| turned(shift::turned_left(a, b as u32, size), status);
+    Ror, true, true, |a, b, status, size| turned(shift::turned_right(a, b as u32, size), status);
     /// INC is a sum with the immediate operand 1 that keeps CF, DEC a difference.
     Inc, true, true, |a, b, status, size| keep_carry(status::add(a, b, false, size), status);
     Dec, true, true, |a, b, status, size| keep_carry(status::sub(a, b, false, size), status);
+}
+
+#[inline(always)]
+fn turned((value, carry, overflow): (u64, bool, bool), status: Status) -> (u64, Status) {
+    (value, status.rotated(carry, overflow))
 }
 
 #[inline(always)]
