@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::mmu::shadow::OverlayPage;
 
-/// Frames of the table of targets: two words for each of [`super::targets::ENTRIES`].
+/// Frames of the table of targets: two words for each entry of [`super::targets::Targets`].
 pub(super) const TABLE_FRAMES: u64 = 16;
 
 /// The frames that are ours, and the linear address of the first.
