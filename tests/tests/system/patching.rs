@@ -6,7 +6,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use paravane::launch::EngineChoice;
 use paravane::ledger::Cause;
 use paravane::machine::end::DomainEnd;
-use paravane::technique::Technique;
+use paravane::technique::{EngineNeed, Technique};
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::machine::engines;
 use paravane_tests::soup::bare::{jump_into_row, mapping_soup, nonsense_soup, stepping};
@@ -28,10 +28,13 @@ fn boot_within(
     name: &str,
     image: Vec<u8>,
 ) -> Outcome {
-    let name = format!("{name} by {technique} on {}", engine.name());
-    let technique = Technique::named(technique);
+    let technique = Technique::named(technique).expect("a row of the table");
+    // One that executes the guest itself runs on no engine.
+    let engine = if technique.engine == EngineNeed::Nothing { EngineChoice::Auto } else { engine };
+    let name = format!("{name} by {} on {}", technique.name, engine.name());
     watched(&name.clone(), move || {
-        let guest = Guest { name: &name, technique, mem_bytes: 8 << 20, deadline, ..Guest::new(image) };
+        let guest = Guest { name: &name, technique: Some(technique), ..Guest::new(image) };
+        let guest = Guest { mem_bytes: 8 << 20, deadline, ..guest };
         guest.boot_on(engine).unwrap_or_else(|why| panic!("{name} does not start: {why}"))
     })
 }
