@@ -1,8 +1,8 @@
 //! What is published: the SDK's crates and the program, as packages that need nothing of this source tree.
 //!
 //! The program embeds guests, whose source is not in its package: it has the images instead, which are copied from the
-//! last build to `hypervisor/prebuilt` first. The SDK's crates are built as packaged; the program is not, for that takes
-//! minutes: the same command without `--no-verify` after this check does it.
+//! last build to `hypervisor/prebuilt` first. The SDK's crates are built as packaged; the program is not, for that
+//! takes minutes: the same command without `--no-verify` after this check does it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

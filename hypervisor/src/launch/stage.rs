@@ -1,5 +1,5 @@
-//! What a guest is built on: a technique, memory of the layout that it wants, and an engine; and what is taken when there
-//! is no engine.
+//! What a guest is built on: a technique, memory of the layout that it wants, and an engine; and what is taken when
+//! there is no engine.
 
 use super::available::{self, TooLittle};
 use super::engines::Setup;
@@ -84,7 +84,8 @@ impl Wanted<'_> {
     }
 }
 
-/// What runs such an image without an engine, where none works here and neither a technique nor an engine was asked for.
+/// What runs such an image without an engine, where none works here and neither a technique nor an engine was asked
+/// for.
 pub(super) fn last_resort(
     config: &Config,
     kind: GuestKind,

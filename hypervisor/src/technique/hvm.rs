@@ -65,8 +65,9 @@ struct Transfer {
 
 /// What is known of the one instruction after STI or MOV SS, before which no interrupt is taken.
 ///
-/// Processors keep this interrupt shadow when a guest is left in it and entered again. QEMU's emulation of VMRUN forgets
-/// it, so that a guest's `sti; hlt` would take its interrupt before the HLT, and then wait for another one for ever.
+/// Processors keep this interrupt shadow when a guest is left in it and entered again. QEMU's emulation of VMRUN
+/// forgets it, so that a guest's `sti; hlt` would take its interrupt before the HLT, and then wait for another one for
+/// ever.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shadow {
     /// The guest was not left in one.

@@ -1,9 +1,9 @@
 //! A trace in Chrome's Trace Event Format, which `ui.perfetto.dev`, `chrome://tracing` and others show.
 //!
-//! The JSON object form: `traceEvents` has a complete event (`"ph": "X"`) for each exit, from when the guest was left to
-//! when it was entered again, on a thread for each vCPU; gaps are the guest's own time. A wait is an event inside of its
-//! exit's. Marks and lost exits are instant events (`"ph": "i"`), names are metadata events (`"ph": "M"`). Times are
-//! microseconds, with three decimals.
+//! The JSON object form: `traceEvents` has a complete event (`"ph": "X"`) for each exit, from when the guest was left
+//! to when it was entered again, on a thread for each vCPU; gaps are the guest's own time. A wait is an event inside of
+//! its exit's. Marks and lost exits are instant events (`"ph": "i"`), names are metadata events (`"ph": "M"`). Times
+//! are microseconds, with three decimals.
 
 use std::io::{self, Write};
 

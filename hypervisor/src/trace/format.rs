@@ -1,8 +1,8 @@
 //! The file of a trace: what is in it, and how it is encoded.
 //!
 //! It begins with eight bytes of [`MAGIC`] and four of [`VERSION`] (little-endian). Frames follow: the length of the
-//! payload, its CRC-32, the payload, which is one [`Frame`] as bincode encodes it (its standard configuration). The first
-//! frame is the header, the last one says how much there was. A file without the last one was cut off.
+//! payload, its CRC-32, the payload, which is one [`Frame`] as bincode encodes it (its standard configuration). The
+//! first frame is the header, the last one says how much there was. A file without the last one was cut off.
 //!
 //! Causes are numbers that mean something to the program that wrote them only. So the header names them all, and any
 //! version of the program can read the file.

@@ -1,12 +1,12 @@
 //! Every exit of a run, written to a file while the guest runs, and read again.
 //!
 //! * [`record`]: a [`Recorder`](record::Recorder) observes the loop of a vCPU. It fills fixed buffers; a thread of its
-//!   own encodes them and writes the file ([`writer`]). When that thread cannot keep up, exits are left out of the file,
-//!   and counted there.
+//!   own encodes them and writes the file ([`writer`]). When that thread cannot keep up, exits are left out of the
+//!   file, and counted there.
 //! * [`mod@format`]: the file, and the only place that knows how it is encoded.
 //! * [`reader`]: the file again, one exit after the other, up to the end or to the first damage.
-//! * [`filter`], [`summary`], [`timeline`], [`chrome`]: what is made of it. All of them take one exit at a time, so that
-//!   a file may be larger than memory.
+//! * [`filter`], [`summary`], [`timeline`], [`chrome`]: what is made of it. All of them take one exit at a time, so
+//!   that a file may be larger than memory.
 //!
 //! Threads: a recorder belongs to its vCPU's thread. Nothing here is signal-safe.
 //!

@@ -1,15 +1,15 @@
 //! Random bare kernels that use all of their machine, and find the same by every technique.
 //!
-//! A seed determines a kernel. It is a sequence of steps, each of which sets registers and executes one instruction or a
-//! few: privileged ones, accesses to devices and to memory, changes of a page table, exceptions, and user programs. After
-//! an exception the handler goes on with the next step. Everything that a step leaves behind is mixed into one number:
-//! registers, and of an exception its vector, error code, RIP, level, interrupt flag and CR2. The kernel prints that
-//! number as its last act, so that two techniques agree on it, or differ; and before it, four letters for what it was
-//! before each step, so that one sees where they part.
+//! A seed determines a kernel. It is a sequence of steps, each of which sets registers and executes one instruction or
+//! a few: privileged ones, accesses to devices and to memory, changes of a page table, exceptions, and user programs.
+//! After an exception the handler goes on with the next step. Everything that a step leaves behind is mixed into one
+//! number: registers, and of an exception its vector, error code, RIP, level, interrupt flag and CR2. The kernel prints
+//! that number as its last act, so that two techniques agree on it, or differ; and before it, four letters for what it
+//! was before each step, so that one sees where they part.
 //!
-//! What is left out is what techniques at CPL 3 are known not to show (docs/technique-trap.md), what an engine or QEMU is
-//! known to lose (INT 0x80 halves RAX in a process, a refused SYSCALL takes RCX and R11; QEMU checks neither the reserved
-//! bits of CR0 and CR8 nor whether a base is canonical), and what depends on time.
+//! What is left out is what techniques at CPL 3 are known not to show (docs/technique-trap.md), what an engine or QEMU
+//! is known to lose (INT 0x80 halves RAX in a process, a refused SYSCALL takes RCX and R11; QEMU checks neither the
+//! reserved bits of CR0 and CR8 nor whether a base is canonical), and what depends on time.
 
 mod code;
 mod steps;

@@ -1,9 +1,9 @@
 //! Random bare kernels, for every technique that runs such: what they compute is one number, and it is the same by all.
 //!
-//! A seed determines a kernel. It is a sequence of steps, each of which loads registers and executes a few instructions:
-//! arithmetic, memory, transfers of control, privileged instructions, stores to its own page tables and to its own code.
-//! After an exception, the handler goes on with the next step. Registers, memory, exceptions with their frames: all of
-//! it goes into the number, which the kernel prints at the end.
+//! A seed determines a kernel. It is a sequence of steps, each of which loads registers and executes a few
+//! instructions: arithmetic, memory, transfers of control, privileged instructions, stores to its own page tables and
+//! to its own code. After an exception, the handler goes on with the next step. Registers, memory, exceptions with
+//! their frames: all of it goes into the number, which the kernel prints at the end.
 
 use crate::images::{ENTRY, Kind, VIRT_BASE, kernel};
 use crate::random::SplitMix64;

@@ -1,7 +1,8 @@
 //! The interpreter against the processor: random instructions, executed by both with the same registers and memory.
 //!
 //! The processor executes them on the process engine, at CPL 3. Compared are all general registers, RIP, the flags that
-//! are defined, the data page, and, for instructions of SSE, XMM0 to XMM7; or the exception, its error code and address.
+//! are defined, the data page, and, for instructions of SSE, XMM0 to XMM7; or the exception, its error code and
+//! address.
 
 use iced_x86::{Instruction, Mnemonic};
 
