@@ -7,6 +7,10 @@
 //! Capacity is fixed when the log is made: nothing here allocates later, and no guest can make it grow. A reader that
 //! falls further behind learns that everything it has cached is stale.
 //!
+//! With several virtual CPUs the log also says up to where *all* of them are current ([`TableLog::everyone_knows`]): what
+//! a frame was before may still be cached by one of them if it lost that use later ([`TableLog::is_known`]). A single
+//! virtual CPU applies everything before it runs again, so that for it everything is known.
+//!
 //! Code here may not depend on the readers, or on what they do with the log.
 
 use crate::machine::memory::{Maddr, Mfn};
@@ -33,7 +37,15 @@ pub struct TableLog {
     epoch: u64,
     /// The number of requests to flush every virtual CPU.
     flushes: u64,
+    /// Up to where every virtual CPU is current; `None` while there is only one.
+    known: Option<Cursor>,
+    /// What every virtual CPU must know before the one that made the present changes goes on.
+    wanted: Position,
 }
+
+/// A point in the life of a log: how much had been noted by then. Never 0 once anything was noted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position(pub u64);
 
 /// A virtual CPU's position in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +79,16 @@ impl Default for TableLog {
             reused: Ring::new(Self::REUSED_CAPACITY),
             epoch: 0,
             flushes: 0,
+            known: None,
+            wanted: Position::default(),
         }
+    }
+}
+
+impl Cursor {
+    /// How much had been noted when the log ended here: each of the four only grows.
+    pub const fn position(&self) -> Position {
+        Position(self.writes + self.reused + self.epoch + self.flushes)
     }
 }
 
@@ -102,8 +123,48 @@ impl TableLog {
         self.epoch += 1;
     }
 
-    /// The part of the log that a reader at `cursor` has not read.
+    /// From now on several virtual CPUs read the log, all of which are current.
+    pub fn share(&mut self) {
+        self.known = Some(self.end());
+    }
+
+    /// Whether several virtual CPUs read it.
+    pub fn is_shared(&self) -> bool {
+        self.known.is_some()
+    }
+
+    /// How much has been noted.
+    pub fn position(&self) -> Position {
+        self.end().position()
+    }
+
+    /// Whether no virtual CPU can still use what a change before `position` took away.
+    pub fn is_known(&self, position: Position) -> bool {
+        self.known.is_none_or(|known| position <= known.position())
+    }
+
+    /// Every virtual CPU has applied the log up to `cursor`, or will before it runs, and has nothing cached from before.
+    pub fn everyone_knows(&mut self, cursor: Cursor) {
+        if let Some(known) = self.known.as_mut().filter(|known| known.position() < cursor.position()) {
+            *known = cursor;
+        }
+    }
+
+    /// The virtual CPU at work must not go on before every other one is current up to here.
+    pub fn want(&mut self, position: Position) {
+        self.wanted = self.wanted.max(position);
+    }
+
+    /// What was [wanted](Self::want) since this was last asked, unless it is known by now.
+    pub fn take_wanted(&mut self) -> Option<Position> {
+        let wanted = std::mem::take(&mut self.wanted);
+        Some(wanted).filter(|wanted| !self.is_known(*wanted))
+    }
+
+    /// The part of the log that a reader at `cursor` has not read, and nobody else has applied for it.
     pub fn since(&self, cursor: &Cursor) -> Unread<'_> {
+        let applied = self.known.as_ref().filter(|known| known.position() > cursor.position());
+        let cursor = applied.unwrap_or(cursor);
         let changes = (self.writes.since(cursor.writes), self.reused.since(cursor.reused));
         match changes {
             (Some(writes), Some(reused)) if cursor.epoch == self.epoch => {

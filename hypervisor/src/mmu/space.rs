@@ -5,7 +5,7 @@
 
 use paravane_abi::segment::GDT_FRAMES;
 
-use super::log::{Cursor, PteWrite, Since, TableLog, Unread};
+use super::log::{Cursor, Position, PteWrite, Since, TableLog, Unread};
 use crate::machine::memory::Mfn;
 use crate::x86::control::cr4;
 
@@ -96,6 +96,11 @@ impl VcpuSpace {
         self.read = log.end();
         self.flush = Flush::None;
         self.gdt_is_new = false;
+    }
+
+    /// Up to where this virtual CPU has applied the log itself.
+    pub fn position(&self) -> Position {
+        self.read.position()
     }
 
     /// Requests a flush of this virtual CPU's cached translations, merged with earlier requests.

@@ -46,7 +46,7 @@ impl DirectPaging {
         log: &mut TableLog,
         root: Mfn,
     ) -> Result<VcpuTables, Stop> {
-        self.pass(memory, log).table_op(root, Level::L4, |pass| {
+        self.pass(memory, log).operation(Some((root, Level::L4)), |pass| {
             pass.get_table(root, Level::L4)?;
             Ok(VcpuTables { kernel: root, user: None, gdt: Gdt::default(), ldt: Ldt::default() })
         })
@@ -54,8 +54,9 @@ impl DirectPaging {
 
     /// One operation of `mmuext_op`, for the calling domain's own frames and the calling vCPU.
     ///
-    /// Flushes affect this vCPU; the caller passes on those of other vCPUs. The bitmap of the MULTI flavours is not
-    /// read, because flushing more than requested is always correct.
+    /// The flushes of all vCPUs, or of many, have the caller wait until every one is current
+    /// ([`TableLog::take_wanted`]). The bitmap of the MULTI flavours is not read here, because flushing more than
+    /// requested is always correct.
     pub fn mmuext_one(
         &mut self,
         memory: &MachineMemory,
@@ -75,11 +76,17 @@ impl DirectPaging {
             MMUEXT_NEW_USER_BASEPTR => self.pass(memory, log).new_user_root(tables, mfn),
             MMUEXT_TLB_FLUSH_LOCAL | MMUEXT_TLB_FLUSH_MULTI | MMUEXT_TLB_FLUSH_ALL => {
                 space.flush(Flush::All);
+                if op.cmd != MMUEXT_TLB_FLUSH_LOCAL {
+                    log.want(log.position());
+                }
                 Ok(())
             }
             MMUEXT_INVLPG_LOCAL | MMUEXT_INVLPG_MULTI | MMUEXT_INVLPG_ALL => {
                 if is_guest_address(op.arg1) {
                     space.flush(Flush::Page(op.arg1));
+                    if op.cmd != MMUEXT_INVLPG_LOCAL {
+                        log.want(log.position());
+                    }
                 }
                 Ok(())
             }
@@ -100,7 +107,7 @@ impl DirectPaging {
         mfn: Mfn,
         level: Level,
     ) -> Result<(), Stop> {
-        self.pass(memory, log).table_op(mfn, level, |pass| {
+        self.pass(memory, log).operation(Some((mfn, level)), |pass| {
             pass.get_table(mfn, level)?;
             if pass.frames.get(mfn).is_some_and(|f| f.pinned()) {
                 pass.put_table(mfn);
@@ -127,26 +134,15 @@ impl DirectPaging {
 }
 
 impl Pass<'_> {
-    /// An operation that validates the table `mfn`.
-    fn table_op<T>(
-        &mut self,
-        mfn: Mfn,
-        level: Level,
-        op: impl FnOnce(&mut Self) -> Result<T, Stop>,
-    ) -> Result<T, Stop> {
-        self.begin(Some((mfn, level)))?;
-        let result = op(self);
-        self.finish(result)
-    }
-
     fn unpin(&mut self, mfn: Mfn) -> Result<(), Stop> {
-        self.begin(None)?;
-        if !self.frames.guest(mfn).is_some_and(|f| f.pinned()) {
-            return Err(Errno::EINVAL.into());
-        }
-        self.frames.set_pinned(mfn, false);
-        self.put_table(mfn);
-        self.finish(Ok(()))
+        self.operation(None, |pass| {
+            if !pass.frames.guest(mfn).is_some_and(|f| f.pinned()) {
+                return Err(Errno::EINVAL.into());
+            }
+            pass.frames.set_pinned(mfn, false);
+            pass.put_table(mfn);
+            Ok(())
+        })
     }
 
     fn new_kernel_root(
@@ -159,7 +155,7 @@ impl Pass<'_> {
             space.set_root(mfn);
             return Ok(());
         }
-        self.table_op(mfn, Level::L4, |pass| {
+        self.operation(Some((mfn, Level::L4)), |pass| {
             pass.get_table(mfn, Level::L4)?;
             space.set_root(mfn);
             pass.put_table(std::mem::replace(&mut tables.kernel, mfn));
@@ -173,7 +169,7 @@ impl Pass<'_> {
         if new == tables.user {
             return Ok(());
         }
-        self.table_op(mfn, Level::L4, |pass| {
+        self.operation(Some((mfn, Level::L4)), |pass| {
             if let Some(mfn) = new {
                 pass.get_table(mfn, Level::L4)?;
             }
@@ -186,10 +182,11 @@ impl Pass<'_> {
 
     /// Calls `write` for a frame that the guest may write to, and fails for any other.
     fn fill(&mut self, mfn: Mfn, write: impl FnOnce(&MachineMemory) -> Result<(), Stop>) -> Result<(), Stop> {
-        self.begin(None)?;
-        self.hold(mfn, FrameType::Writable).ok_or(Errno::EINVAL)?;
-        let result = write(self.memory);
-        self.frames.release(mfn);
-        self.finish(result)
+        self.operation(None, |pass| {
+            pass.hold(mfn, FrameType::Writable, Errno::EINVAL)?;
+            let result = write(pass.memory);
+            pass.frames.release(mfn);
+            result
+        })
     }
 }

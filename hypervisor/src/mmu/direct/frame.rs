@@ -8,6 +8,7 @@
 
 use crate::host::zeroed::{NoMemory, zeroed};
 use crate::machine::memory::Mfn;
+use crate::mmu::log::Position;
 
 /// Level of a page table: an L1 table's entries map pages, the others' link tables of the level below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,6 +143,10 @@ impl Frame {
         let compatible = (type_refs == 0) | (self.0 & (TYPE_MASK | VALIDATED) == IS);
         (self.0 & OWNER_MASK == 0) & (refs != COUNT_MAX) & (type_refs != COUNT_MAX) & compatible
     }
+    /// Whether its present or last type is one that a CPU must not use it by once it is writable memory.
+    fn was_something_else(self) -> bool {
+        !matches!(self.kind(), FrameType::None | FrameType::Writable)
+    }
     /// The value of such a frame once it is held as writable memory.
     const fn as_writable(self) -> Self {
         Self((self.0 & !TYPE_MASK | WRITABLE << TYPE_SHIFT | VALIDATED) + (REF + TYPE_REF))
@@ -175,11 +180,40 @@ pub(super) enum Hold {
 pub(super) struct FrameTable {
     // The allocator zeroes it, so that unused frames cost no memory.
     words: Vec<u64>,
+    /// The position of the log when a CPU could last begin to use the frame by a reference that is gone now. Empty where
+    /// a single CPU uses the frames.
+    lost: Vec<u64>,
 }
 
 impl FrameTable {
     pub(super) fn new(frames: u64) -> Result<Self, NoMemory> {
-        Ok(Self { words: zeroed("the account of the guest's frames", frames)? })
+        Ok(Self { words: zeroed("the account of the guest's frames", frames)?, lost: Vec::new() })
+    }
+    /// From now on it is noted when references go.
+    pub(super) fn note_losses(&mut self) -> Result<(), NoMemory> {
+        self.lost = zeroed("the account of the guest's frames", self.words.len() as u64)?;
+        Ok(())
+    }
+    /// A reference by which a CPU used the frame goes, when so much had been noted in the log.
+    pub(super) fn note_loss(&mut self, mfn: Mfn, position: Position) {
+        if let Some(lost) = usize::try_from(mfn.0).ok().and_then(|index| self.lost.get_mut(index)) {
+            *lost = position.0;
+        }
+    }
+    /// The position of the log that every CPU must be current to, so that none still uses the frame by a reference that
+    /// is gone.
+    pub(super) fn lost(&self, mfn: Mfn) -> Position {
+        let lost = usize::try_from(mfn.0).ok().and_then(|index| self.lost.get(index));
+        Position(lost.copied().unwrap_or(0))
+    }
+    /// The same for all of `count` frames that had another type than [`FrameTable::hold_writable`] would give them.
+    pub(super) fn lost_in_run(&self, first: Mfn, count: u64) -> Position {
+        if self.lost.is_empty() {
+            return Position::default();
+        }
+        let others = (first.0..first.0.saturating_add(count).min(self.words.len() as u64)).map(Mfn);
+        let others = others.filter(|mfn| self.get(*mfn).is_some_and(Frame::was_something_else));
+        others.map(|mfn| self.lost(mfn)).max().unwrap_or_default()
     }
     #[cfg(test)]
     pub(super) fn len(&self) -> u64 {
@@ -231,6 +265,11 @@ impl FrameTable {
         *self.word(mfn)? = taken.0;
         Some(hold)
     }
+    /// Undoes a [`FrameTable::hold`] that was the first: the last type is `was` again.
+    pub(super) fn undo_hold(&mut self, mfn: Mfn, was: FrameType) {
+        self.release(mfn);
+        self.update(mfn, |f| f.with_kind(was));
+    }
     /// [`FrameTable::hold`] for `count` consecutive frames, as writable memory: all of them, or none.
     ///
     /// Returns whether one of them had a last type that a CPU may have cached. This is much cheaper than holding each
@@ -243,7 +282,7 @@ impl FrameTable {
         let mut was_other = false;
         for word in run {
             let frame = Frame(*word);
-            was_other |= !matches!(frame.kind(), FrameType::None | FrameType::Writable);
+            was_other |= frame.was_something_else();
             *word = frame.as_writable().0;
         }
         Some(was_other)
@@ -389,9 +428,9 @@ mod tests {
         /// Holding consecutive frames has the effect of holding each of them, or none.
         #[test]
         fn a_run_is_its_frames(words in prop::collection::vec(account(), 1..6), first in 0u64..6, count in 0u64..7) {
-            let mut run = FrameTable { words };
+            let mut run = FrameTable { words, lost: Vec::new() };
             let before = run.words.clone();
-            let mut each = FrameTable { words: before.clone() };
+            let mut each = FrameTable { words: before.clone(), lost: Vec::new() };
             let holds: Option<Vec<Hold>> =
                 (first..first + count).map(|mfn| each.hold(Mfn(mfn), FrameType::Writable)).collect();
             let holds = holds.filter(|_| first <= run.len());

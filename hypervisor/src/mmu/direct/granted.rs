@@ -7,7 +7,7 @@
 use paravane_abi::{Errno, pte};
 
 use super::frame::{FrameType, Level, Owner};
-use super::state::{DirectPaging, Stop};
+use super::state::{DirectPaging, Pass, Stop};
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
 use crate::mmu::log::TableLog;
 use crate::x86::walk;
@@ -64,12 +64,14 @@ impl DirectPaging {
         granted: Granted,
         flags: u64,
     ) -> Result<(), Stop> {
-        let at = self.l1_entry(memory, root, place)?;
-        self.pass(memory, log).update_l1(at, granted.entry() | flags)
+        self.pass(memory, log).operation(None, |pass| {
+            let at = pass.l1_entry(root, place)?;
+            pass.update_l1(at, granted.entry() | flags)
+        })
     }
 
-    /// Takes the mapping of a granted frame back, and everything that a CPU may have cached of it. In its place
-    /// comes the mapping of the linear address `replacement`, which then has none.
+    /// Takes the mapping of a granted frame back, and everything that a CPU may have cached of it before the caller goes on
+    /// ([`TableLog::take_wanted`]). In its place comes the mapping of the linear address `replacement`, which then has none.
     ///
     /// Refused with EINVAL, nothing being changed, when `place` does not map that frame with just those rights.
     pub fn unmap_granted(
@@ -82,25 +84,28 @@ impl DirectPaging {
         replacement: Option<u64>,
     ) -> Result<(), Stop> {
         const SAME: u64 = pte::ADDR_MASK | pte::PRESENT | pte::RW;
-        let at = self.l1_entry(memory, root, place)?;
-        if (memory.load_u64(at)? ^ granted.entry()) & SAME != 0 {
-            return Err(Errno::EINVAL.into());
-        }
-        match replacement {
-            None => self.pass(memory, log).update_l1(at, 0)?,
-            Some(va) => {
-                let from = self.l1_entry(memory, root, Place::Linear(va))?;
-                if from == at {
-                    return Err(Errno::EINVAL.into());
-                }
-                let moved = memory.load_u64(from)?;
-                self.pass(memory, log).update_l1(at, moved)?;
-                // This cannot be interrupted: removing an L1 entry leaves no further work.
-                self.pass(memory, log).update_l1(from, 0)?;
+        self.pass(memory, log).operation(None, |pass| {
+            let at = pass.l1_entry(root, place)?;
+            if (memory.load_u64(at)? ^ granted.entry()) & SAME != 0 {
+                return Err(Errno::EINVAL.into());
             }
-        }
-        log.flush_all();
-        Ok(())
+            match replacement {
+                None => pass.update_l1(at, 0)?,
+                Some(va) => {
+                    let from = pass.l1_entry(root, Place::Linear(va))?;
+                    if from == at {
+                        return Err(Errno::EINVAL.into());
+                    }
+                    let moved = memory.load_u64(from)?;
+                    pass.update_l1(at, moved)?;
+                    // This cannot be interrupted: nothing waits for the removal of an L1 entry.
+                    pass.update_l1(from, 0)?;
+                }
+            }
+            pass.log.flush_all();
+            pass.log.want(pass.log.position());
+            Ok(())
+        })
     }
 
     /// Takes the references that a mapping would, without one: for what is done with a frame by its number.
@@ -112,21 +117,21 @@ impl DirectPaging {
         log: &mut TableLog,
         granted: Granted,
     ) -> Result<(), Stop> {
-        let mut pass = self.pass(memory, log);
-        pass.begin(None)?;
-        pass.map_page(granted.entry())
+        self.pass(memory, log).operation(None, |pass| pass.map_page(granted.entry()))
     }
 
     /// Drops what one [`DirectPaging::hold_granted`] took.
     pub fn release_granted(&mut self, memory: &MachineMemory, log: &mut TableLog, granted: Granted) {
         self.pass(memory, log).unlink(granted.entry(), Level::L1);
     }
+}
 
+impl Pass<'_> {
     /// The machine address of an entry of an L1 table of the guest.
-    fn l1_entry(&self, memory: &MachineMemory, root: Mfn, place: Place) -> Result<Maddr, Errno> {
+    fn l1_entry(&self, root: Mfn, place: Place) -> Result<Maddr, Errno> {
         let at = match place {
             Place::Linear(va) => {
-                let found = walk::find_entry(memory, &MachineTables, root.maddr().0, va, 1);
+                let found = walk::find_entry(self.memory, &MachineTables, root.maddr().0, va, 1);
                 found.map_err(|_| Errno::EINVAL)?.entry
             }
             Place::Entry(at) if at.is_multiple_of(8) => Maddr(at),

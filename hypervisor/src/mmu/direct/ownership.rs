@@ -20,14 +20,17 @@ impl DirectPaging {
         log: &mut TableLog,
         mfn: Mfn,
     ) -> Result<(), Stop> {
-        self.pass(memory, log).begin(None)?;
-        let frame = self.frames.guest(mfn).ok_or(Errno::EINVAL)?;
-        if frame.refs() != 0 {
-            return Err(Errno::EBUSY.into());
-        }
-        self.frames.set_owner(mfn, Owner::Hypervisor);
-        // Even a translation for reading must not outlive this.
-        log.flush_all();
+        self.pass(memory, log).operation(None, |pass| {
+            let frame = pass.frames.guest(mfn).ok_or(Errno::EINVAL)?;
+            if frame.refs() != 0 {
+                return Err(Errno::EBUSY.into());
+            }
+            // Even a translation for reading must not outlive this.
+            pass.wait_for(pass.frames.lost(mfn))?;
+            pass.frames.set_owner(mfn, Owner::Hypervisor);
+            pass.flush_the_only_cpu();
+            Ok(())
+        })?;
         self.set_m2p(memory, mfn, addr::INVALID_M2P_ENTRY)
     }
 
@@ -45,10 +48,8 @@ impl DirectPaging {
     ///
     /// Refused with EINVAL when the frame is not the guest's, or is a page table or holds descriptors.
     pub fn get_writable(&mut self, memory: &MachineMemory, log: &mut TableLog, mfn: Mfn) -> Result<(), Stop> {
-        let mut pass = self.pass(memory, log);
-        pass.begin(None)?;
-        pass.hold(mfn, FrameType::Writable).ok_or(Errno::EINVAL)?;
-        Ok(())
+        self.pass(memory, log)
+            .operation(None, |pass| pass.hold(mfn, FrameType::Writable, Errno::EINVAL).map(drop))
     }
 
     /// Undoes one [`DirectPaging::get_writable`].
@@ -66,12 +67,14 @@ impl DirectPaging {
         first: Mfn,
         frames: u64,
     ) -> Result<(), Stop> {
-        self.pass(memory, log).begin(None)?;
-        if self.frames.hold_writable(first, frames).ok_or(Errno::EINVAL)? {
+        self.pass(memory, log).operation(None, |pass| {
             // A CPU may have cached one in its former use as a table.
-            log.flush_all();
-        }
-        Ok(())
+            pass.wait_for(pass.frames.lost_in_run(first, frames))?;
+            if pass.frames.hold_writable(first, frames).ok_or(Errno::EINVAL)? {
+                pass.flush_the_only_cpu();
+            }
+            Ok(())
+        })
     }
 
     /// Undoes one [`DirectPaging::get_writable_run`].

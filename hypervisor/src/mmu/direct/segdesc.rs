@@ -33,19 +33,19 @@ impl DirectPaging {
     ) -> Result<(), Stop> {
         let count = usize::try_from(entries).map_err(|_| Errno::EINVAL)?.div_ceil(PER_FRAME);
         let frames = frames.get(..count).filter(|_| count <= GDT_FRAMES).ok_or(Errno::EINVAL)?;
-        let mut pass = self.pass(memory, log);
-        pass.begin(None)?;
-        let mut gdt = Gdt::default();
-        for (slot, &mfn) in gdt.frames.iter_mut().zip(frames) {
-            if let Err(stop) = pass.get_segdesc(Mfn(mfn)) {
-                pass.put_gdt(&gdt);
-                return Err(stop);
+        self.pass(memory, log).operation(None, |pass| {
+            let mut gdt = Gdt::default();
+            for (slot, &mfn) in gdt.frames.iter_mut().zip(frames) {
+                if let Err(stop) = pass.get_segdesc(Mfn(mfn)) {
+                    pass.put_gdt(&gdt);
+                    return Err(stop);
+                }
+                *slot = Some(Mfn(mfn));
             }
-            *slot = Some(Mfn(mfn));
-        }
-        space.set_gdt(gdt.frames);
-        pass.put_gdt(&std::mem::replace(&mut tables.gdt, gdt));
-        pass.finish(Ok(()))
+            space.set_gdt(gdt.frames);
+            pass.put_gdt(&std::mem::replace(&mut tables.gdt, gdt));
+            Ok(())
+        })
     }
 
     /// `update_descriptor`: stores one descriptor into a descriptor page, or into memory that may become one.
@@ -57,26 +57,23 @@ impl DirectPaging {
         descriptor: u64,
     ) -> Result<(), Stop> {
         let stored = checked(descriptor).filter(|_| at.0.is_multiple_of(8)).ok_or(Errno::EINVAL)?;
-        let mut pass = self.pass(memory, log);
-        pass.begin(None)?;
         let mfn = at.mfn();
-        let frame = pass.frames.guest(mfn).ok_or(Errno::EINVAL)?;
-        let result = if frame.held_as() == Some(FrameType::SegDesc) {
-            memory.store_u64(at, stored)
-        } else {
-            pass.hold(mfn, FrameType::Writable).ok_or(Errno::EINVAL)?;
+        self.pass(memory, log).operation(None, |pass| {
+            let frame = pass.frames.guest(mfn).ok_or(Errno::EINVAL)?;
+            if frame.held_as() == Some(FrameType::SegDesc) {
+                return Ok(memory.store_u64(at, stored)?);
+            }
+            pass.hold(mfn, FrameType::Writable, Errno::EINVAL)?;
             let result = memory.store_u64(at, stored);
             pass.frames.release(mfn);
-            result
-        };
-        pass.finish(result.map_err(Stop::from))
+            Ok(result?)
+        })
     }
 }
 
 impl Pass<'_> {
     fn get_segdesc(&mut self, mfn: Mfn) -> Result<(), Stop> {
-        let fresh = self.hold(mfn, FrameType::SegDesc).ok_or(Errno::EINVAL)?;
-        if !fresh {
+        if !self.hold(mfn, FrameType::SegDesc, Errno::EINVAL)? {
             return Ok(());
         }
         self.work.looked_at += PER_FRAME as u64;
@@ -98,7 +95,7 @@ impl Pass<'_> {
 
     fn put_gdt(&mut self, gdt: &Gdt) {
         for mfn in gdt.frames.iter().flatten() {
-            self.frames.release(*mfn);
+            self.release(*mfn);
         }
     }
 }

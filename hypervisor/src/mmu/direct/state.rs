@@ -9,7 +9,7 @@ use super::work::Work;
 use crate::host::zeroed::NoMemory;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Mfn};
-use crate::mmu::log::TableLog;
+use crate::mmu::log::{Position, TableLog};
 
 /// How many entries one operation looks at before it stops with [`Stop::Restart`]: 512 tables, which takes less
 /// than a millisecond or so and is more than an ordinary process has.
@@ -24,7 +24,8 @@ pub enum Stop {
     /// It is refused; nothing was changed.
     #[error("the update is refused with {0}; correct the entry or the frame's use")]
     Refused(#[from] Errno),
-    /// It is long and not finished: issue it again, after a check for other work.
+    /// It is long and not finished, or must wait until every CPU has dropped what it caches
+    /// ([`TableLog::take_wanted`]): issue it again, after a check for other work.
     #[error("the operation is not finished; issue it again")]
     Restart,
 }
@@ -67,6 +68,16 @@ impl DirectPaging {
         Ok(Self { frames, work, reserved_l4, m2p, guest_base })
     }
 
+    /// From now on several vCPUs use the tables: a frame changes its type, or leaves the guest, only when every one of
+    /// them is [known](TableLog::is_known) to have dropped its last use.
+    ///
+    /// # Errors
+    /// When the host has no memory for an account of when each frame was last used.
+    pub fn expect_several_vcpus(&mut self, log: &mut TableLog) -> Result<(), NoMemory> {
+        log.share();
+        self.frames.note_losses()
+    }
+
     /// The state of `mfn`, if there is such a frame.
     pub fn frame(&self, mfn: Mfn) -> Option<Frame> {
         self.frames.get(mfn)
@@ -94,18 +105,54 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Takes a reference and a type reference. Returns whether the frame changed its type to `kind`.
-    pub(super) fn hold(&mut self, mfn: Mfn, kind: FrameType) -> Option<bool> {
-        let Hold::First(was) = self.frames.hold(mfn, kind)? else { return Some(false) };
+    /// Takes a reference and a type reference. Returns whether the frame changed its type to `kind`; `refusal` if it
+    /// cannot.
+    ///
+    /// A CPU may have cached the frame as what it was: writable where it becomes a table, or as a table where the guest
+    /// is about to store what it likes. With one vCPU all that is flushed before that CPU runs again. With several the
+    /// frame stays what it is until all have dropped it, so that a table that is validated can have no writer left.
+    pub(super) fn hold(&mut self, mfn: Mfn, kind: FrameType, refusal: Errno) -> Result<bool, Stop> {
+        let Hold::First(was) = self.frames.hold(mfn, kind).ok_or(refusal)? else { return Ok(false) };
         if was != kind && was != FrameType::None {
-            // A CPU may have cached the frame as what it was: writable where it becomes a table, or as a table
-            // where the guest is about to store what it likes.
-            self.log.flush_all();
+            if let Err(stop) = self.wait_for(self.frames.lost(mfn)) {
+                self.frames.undo_hold(mfn, was);
+                return Err(stop);
+            }
+            self.flush_the_only_cpu();
         }
         if matches!(kind, FrameType::Table(_)) && self.frames.get(mfn).is_some_and(Frame::was_table) {
             self.frames.set_was_table(mfn, false);
             self.log.reused_table(mfn);
         }
-        Some(true)
+        Ok(true)
+    }
+
+    /// Goes on if every CPU has dropped what was lost before `lost`; otherwise the operation waits for that.
+    pub(super) fn wait_for(&mut self, lost: Position) -> Result<(), Stop> {
+        if self.log.is_known(lost) {
+            return Ok(());
+        }
+        // Not just up to `lost`: what the operation needs next was probably lost right after.
+        self.log.want(self.log.position());
+        Err(Stop::Restart)
+    }
+
+    /// A frame becomes something else. Where there are several CPUs, none of them uses it any more.
+    pub(super) fn flush_the_only_cpu(&mut self) {
+        if !self.log.is_shared() {
+            self.log.flush_all();
+        }
+    }
+
+    /// Drops a reference and a type reference by which a CPU used the frame.
+    pub(super) fn release(&mut self, mfn: Mfn) {
+        self.frames.note_loss(mfn, self.log.position());
+        self.frames.release(mfn);
+    }
+
+    /// Drops a reference by which a CPU used the frame.
+    pub(super) fn put(&mut self, mfn: Mfn) {
+        self.frames.note_loss(mfn, self.log.position());
+        self.frames.put(mfn);
     }
 }

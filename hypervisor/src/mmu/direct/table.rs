@@ -1,15 +1,18 @@
 //! References through entries: validates a frame that becomes a table, and takes down one that is no longer used.
 //!
-//! Depth is bounded by the levels. Length is bounded by a budget: what does not fit stays on one of two
-//! lists, each frame at most once, as a table that one type reference still holds in place. `kept` are tables
-//! validated for an operation that is to be restarted; `dropping` are tables nobody uses any more, to be taken
-//! down. Both are empty when nothing is unfinished, which is always but for guests with huge address spaces.
+//! Depth is bounded by the levels. Length is bounded by a budget: what does not fit stays on a list of [`work`], each
+//! frame on one at most, as a table that one type reference still holds in place. What is kept are tables validated for
+//! an operation that is to be issued again; `dropping` are tables that nobody uses any more, to be taken down. All are
+//! empty when nothing is unfinished, which is always but for guests with huge address spaces.
+//!
+//! [`work`]: super::work
 
 use paravane_abi::{Errno, addr, pte};
 
 use super::entry;
 use super::frame::{FrameType, Level, Owner};
 use super::state::{Pass, Stop};
+use super::work::Top;
 use crate::machine::memory::{Mfn, PAGE_SHIFT};
 
 /// Whether the guest may use slot `index` of a table of `level`.
@@ -18,35 +21,51 @@ pub(super) fn is_guest_slot(level: Level, index: usize) -> bool {
 }
 
 impl Pass<'_> {
-    /// Begins an operation, which validates the table `top` if it is given.
-    pub(super) fn begin(&mut self, top: Option<(Mfn, Level)>) -> Result<(), Stop> {
+    /// Makes one operation, which validates the table `top` and what is below it, if any.
+    ///
+    /// Whatever another operation keeps unfinished is no reason to refuse this one: it is given up, and this one is to be
+    /// issued again.
+    pub(super) fn operation<T>(
+        &mut self,
+        top: Option<Top>,
+        op: impl FnOnce(&mut Self) -> Result<T, Stop>,
+    ) -> Result<T, Stop> {
         self.work.budget = self.work.limit;
-        if self.work.resume.is_some() && self.work.resume != top {
-            self.give_up_kept();
+        self.drain()?;
+        if let Some(top) = top {
+            self.work.resume(top);
         }
-        self.drain()
-    }
-    /// Ends an operation: takes down what it left unused, as far as the budget goes.
-    pub(super) fn finish<T>(&mut self, result: Result<T, Stop>) -> Result<T, Stop> {
+        let mut result = op(self);
+        match (&result, top) {
+            (Err(Stop::Restart), Some(top)) => self.work.suspend(top),
+            _ => self.work.give_up_own(),
+        }
+        if matches!(result, Err(Stop::Refused(_))) && self.work.give_up_others() {
+            result = Err(Stop::Restart);
+        }
         // What remains is finished by the operations after this one.
         let _ = self.drain();
         result
     }
-    /// Takes a table reference on behalf of the operation itself (a pin, a root, an entry being written).
+    /// Takes a table reference. It is on behalf of the operation itself (a pin, a root, an entry being written), or of an
+    /// entry that is validated.
     pub(super) fn get_table(&mut self, mfn: Mfn, level: Level) -> Result<(), Stop> {
-        let result = self.link_table(mfn, level);
-        if result == Err(Stop::Restart) {
-            self.work.resume = Some((mfn, level));
-        } else {
-            self.give_up_kept();
+        if !self.hold(mfn, FrameType::Table(level), Errno::EINVAL)? {
+            return Ok(());
         }
-        result
+        let validated = if self.work.spend() { self.promote(mfn, level) } else { Err(Stop::Restart) };
+        match validated {
+            Ok(()) => self.frames.set_validated(mfn, true),
+            // No CPU used it as a table.
+            Err(_) => self.frames.release(mfn),
+        }
+        validated
     }
     /// Drops a table reference; the last one has the table taken down.
     pub(super) fn put_table(&mut self, mfn: Mfn) {
         let Some(frame) = self.frames.get(mfn) else { return };
         if frame.type_refs() > 1 {
-            self.frames.release(mfn);
+            self.release(mfn);
         } else {
             self.frames.set_parked(mfn, true);
             self.work.dropping.push(mfn);
@@ -59,7 +78,7 @@ impl Pass<'_> {
         }
         match level.below() {
             None => self.map_page(entry)?,
-            Some(below) => self.link_table(entry::target(entry), below)?,
+            Some(below) => self.get_table(entry::target(entry), below)?,
         }
         Ok(entry::adjust(entry, level))
     }
@@ -72,9 +91,9 @@ impl Pass<'_> {
         if level != Level::L1 {
             self.put_table(mfn);
         } else if entry & pte::RW != 0 && self.frames.guest(mfn).is_some() {
-            self.frames.release(mfn);
+            self.release(mfn);
         } else {
-            self.frames.put(mfn);
+            self.put(mfn);
         }
     }
 
@@ -87,25 +106,14 @@ impl Pass<'_> {
             // frame is what "no such frame" looks like in an entry: a mistake, not an attempt.
             None if mfn.0 == pte::ADDR_MASK >> PAGE_SHIFT => return Err(Errno::EINVAL.into()),
             None => return Err(Errno::EPERM.into()),
-            Some(Owner::Guest) if writable => self.hold(mfn, FrameType::Writable).map(|_| ()),
+            Some(Owner::Guest) if writable => {
+                return self.hold(mfn, FrameType::Writable, Errno::EBUSY).map(drop);
+            }
             Some(Owner::Guest | Owner::Shared) => self.frames.take(mfn),
             Some(Owner::ReadOnly) if !writable => self.frames.take(mfn),
             Some(Owner::ReadOnly | Owner::Hypervisor) => None,
         };
         taken.ok_or(Stop::Refused(Errno::EBUSY))
-    }
-
-    fn link_table(&mut self, mfn: Mfn, level: Level) -> Result<(), Stop> {
-        let fresh = self.hold(mfn, FrameType::Table(level)).ok_or(Errno::EINVAL)?;
-        if !fresh {
-            return Ok(());
-        }
-        let validated = if self.work.spend() { self.promote(mfn, level) } else { Err(Stop::Restart) };
-        match validated {
-            Ok(()) => self.frames.set_validated(mfn, true),
-            Err(_) => self.frames.release(mfn),
-        }
-        validated
     }
 
     /// Validates a frame's contents as a table of `level`, and takes references to what its entries refer to.
@@ -157,11 +165,6 @@ impl Pass<'_> {
         }
     }
 
-    fn give_up_kept(&mut self) {
-        self.work.resume = None;
-        self.work.dropping.append(&mut self.work.kept);
-    }
-
     /// Drops the references of the `dropping` list.
     fn drain(&mut self) -> Result<(), Stop> {
         while let Some(&mfn) = self.work.dropping.last() {
@@ -171,7 +174,7 @@ impl Pass<'_> {
             }
             self.work.dropping.pop();
             self.frames.set_parked(mfn, false);
-            self.frames.release(mfn);
+            self.release(mfn);
             if last {
                 self.demote(mfn);
             }

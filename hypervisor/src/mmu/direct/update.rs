@@ -2,7 +2,7 @@
 
 use paravane_abi::mmu::{
     MMU_MACHPHYS_UPDATE, MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_NO_TRANSLATE, MMU_PT_UPDATE_PRESERVE_AD,
-    UVMF_FLUSHTYPE_MASK, UVMF_INVLPG, UVMF_TLB_FLUSH,
+    UVMF_FLUSHTYPE_MASK, UVMF_INVLPG, UVMF_LOCAL, UVMF_TLB_FLUSH,
 };
 use paravane_abi::{Errno, addr, pte};
 
@@ -41,7 +41,8 @@ impl DirectPaging {
 
     /// `update_va_mapping` in the address space that the CPU uses, with the flush that `flags` asks for.
     ///
-    /// The caller passes on a flush of other vCPUs (UVMF_ALL, UVMF_MULTI).
+    /// A flush of other vCPUs (UVMF_ALL, or a pointer to a bitmap: UVMF_MULTI) has the caller wait until every one is
+    /// current ([`TableLog::take_wanted`]); the bitmap is not read here.
     pub fn update_va_mapping(
         &mut self,
         memory: &MachineMemory,
@@ -53,11 +54,14 @@ impl DirectPaging {
     ) -> Result<(), Stop> {
         let found = walk::find_entry(memory, &MachineTables, space.root().maddr().0, va, 1);
         let at = found.map_err(|_| Errno::EINVAL)?.entry;
-        self.pass(memory, log).update_l1(at, val)?;
+        self.pass(memory, log).operation(None, |pass| pass.update_l1(at, val))?;
         match flags & UVMF_FLUSHTYPE_MASK {
             UVMF_TLB_FLUSH => space.flush(Flush::All),
             UVMF_INVLPG => space.flush(Flush::Page(va)),
-            _ => {}
+            _ => return Ok(()),
+        }
+        if flags & !UVMF_FLUSHTYPE_MASK != UVMF_LOCAL {
+            log.want(log.position());
         }
         Ok(())
     }
@@ -88,7 +92,7 @@ impl DirectPaging {
         self.frames.guest(entry.mfn()).ok_or(Errno::EINVAL)?;
         let old = memory.load_u64(entry)?;
         let new = old & !(mask << shift) | (value & mask) << shift;
-        self.pass(memory, log).update_l1(entry, new)
+        self.pass(memory, log).operation(None, |pass| pass.update_l1(entry, new))
     }
 
     fn machphys_update(&mut self, memory: &MachineMemory, mfn: Mfn, pfn: u64) -> Result<(), Stop> {
@@ -108,21 +112,20 @@ impl DirectPaging {
 
 impl Pass<'_> {
     fn update(&mut self, at: Maddr, val: u64, keep_ad: bool) -> Result<(), Stop> {
-        self.begin(self.child(at, val))?;
-        let result = match self.frames.guest(at.mfn()).and_then(|f| f.held_as()) {
-            Some(FrameType::Table(level)) => self.update_entry(at, level, val, keep_ad),
-            _ => self.update_plain(at, val),
-        };
-        self.finish(result)
+        self.operation(self.child(at, val), |pass| {
+            match pass.frames.guest(at.mfn()).and_then(|f| f.held_as()) {
+                Some(FrameType::Table(level)) => pass.update_entry(at, level, val, keep_ad),
+                _ => pass.update_plain(at, val),
+            }
+        })
     }
 
+    /// Within an operation: stores `val` at `at`, which must be in an L1 table.
     pub(super) fn update_l1(&mut self, at: Maddr, val: u64) -> Result<(), Stop> {
-        self.begin(None)?;
-        let result = match self.frames.guest(at.mfn()).and_then(|f| f.held_as()) {
+        match self.frames.guest(at.mfn()).and_then(|f| f.held_as()) {
             Some(FrameType::Table(Level::L1)) => self.update_entry(at, Level::L1, val, false),
             _ => Err(Errno::EINVAL.into()),
-        };
-        self.finish(result)
+        }
     }
 
     /// The table that storing `val` at `at` would link, so that its validation can be taken up again.
@@ -134,7 +137,7 @@ impl Pass<'_> {
     /// A frame that is not a table yet, or no longer, is memory that the guest may write, and so this may too. Other
     /// frames cannot be held as such.
     fn update_plain(&mut self, at: Maddr, val: u64) -> Result<(), Stop> {
-        self.hold(at.mfn(), FrameType::Writable).ok_or(Errno::EINVAL)?;
+        self.hold(at.mfn(), FrameType::Writable, Errno::EINVAL)?;
         let stored = self.memory.store_u64(at, val);
         self.frames.release(at.mfn());
         Ok(stored?)

@@ -1,4 +1,11 @@
 //! The unfinished parts of operations, and the budget of the present one.
+//!
+//! An operation that stops half-way keeps no half-validated frame: what it finished is kept under the table that it
+//! validates, and the same operation finds it there when it is issued again. Meanwhile other vCPUs make theirs. What is
+//! kept can stand in their way; then it is given up, and they are issued again. So nothing that another vCPU has not
+//! finished is ever the reason of a refusal, and one that only passes by costs nobody their progress.
+
+use std::collections::VecDeque;
 
 use paravane_abi::addr;
 
@@ -7,13 +14,27 @@ use crate::machine::memory::Mfn;
 
 const ENTRIES: u32 = addr::PT_ENTRIES as u32;
 
+/// Operations that are kept unfinished at a time: one for each vCPU that a domain can have. The guest can leave as many
+/// as it likes; of those the oldest are given up.
+pub(super) const UNFINISHED: usize = 64;
+
+/// The table that an operation validates, at the top of what it may have to validate.
+pub(super) type Top = (Mfn, Level);
+
+/// An operation that is to be issued again.
+#[derive(Debug)]
+struct Unfinished {
+    top: Top,
+    kept: Vec<Mfn>,
+}
+
 /// Unfinished work.
 #[derive(Debug)]
 pub(super) struct Work {
-    pub(super) kept: Vec<Mfn>,
+    unfinished: VecDeque<Unfinished>,
     pub(super) dropping: Vec<Mfn>,
-    /// The table whose validation the next operation may take up again.
-    pub(super) resume: Option<(Mfn, Level)>,
+    /// Tables that the present operation has finished.
+    pub(super) kept: Vec<Mfn>,
     pub(super) budget: u32,
     /// How many entries, or descriptors, were looked at since somebody asked.
     pub(super) looked_at: u64,
@@ -24,7 +45,14 @@ pub(super) struct Work {
 impl Work {
     /// Nothing unfinished, and `limit` entries for each operation: at least four tables, so that operations can finish.
     pub(super) fn new(limit: u32) -> Self {
-        Self { kept: Vec::new(), dropping: Vec::new(), resume: None, budget: 0, looked_at: 0, limit }
+        Self {
+            unfinished: VecDeque::new(),
+            dropping: Vec::new(),
+            kept: Vec::new(),
+            budget: 0,
+            looked_at: 0,
+            limit,
+        }
     }
     pub(super) fn spend(&mut self) -> bool {
         match self.budget.checked_sub(ENTRIES) {
@@ -36,9 +64,42 @@ impl Work {
             None => false,
         }
     }
+    /// The operation that validates `top` stops, and is to be issued again.
+    pub(super) fn suspend(&mut self, top: Top) {
+        if self.kept.is_empty() {
+            return;
+        }
+        if self.unfinished.len() >= UNFINISHED
+            && let Some(oldest) = self.unfinished.pop_front()
+        {
+            self.dropping.extend(oldest.kept);
+        }
+        self.unfinished.push_back(Unfinished { top, kept: std::mem::take(&mut self.kept) });
+    }
+    /// The operation that validates `top` begins, or is issued again.
+    pub(super) fn resume(&mut self, top: Top) {
+        if let Some(at) = self.unfinished.iter().position(|unfinished| unfinished.top == top)
+            && let Some(Unfinished { kept, .. }) = self.unfinished.remove(at)
+        {
+            self.kept = kept;
+        }
+    }
+    /// The operation ends: whatever it has kept is used by it, or by nobody.
+    pub(super) fn give_up_own(&mut self) {
+        self.dropping.append(&mut self.kept);
+    }
+    /// Gives up what other operations have kept; whether that was anything.
+    pub(super) fn give_up_others(&mut self) -> bool {
+        let any = !self.unfinished.is_empty();
+        for unfinished in self.unfinished.drain(..) {
+            self.dropping.extend(unfinished.kept);
+        }
+        any
+    }
     /// The frames that the lists hold a type reference to.
     #[cfg(test)]
     pub(super) fn parked(&self) -> impl Iterator<Item = Mfn> {
-        self.kept.iter().chain(&self.dropping).copied()
+        let others = self.unfinished.iter().flat_map(|unfinished| &unfinished.kept);
+        others.chain(&self.kept).chain(&self.dropping).copied()
     }
 }

@@ -62,6 +62,52 @@ fn an_entry_that_keeps_its_value_is_no_change() {
     assert_eq!(log.end(), before);
 }
 
+#[test]
+fn a_single_reader_knows_everything() {
+    let mut log = TableLog::default();
+    log.wrote(write(0));
+    assert!(log.is_known(log.position()));
+    log.want(log.position());
+    assert_eq!(log.take_wanted(), None);
+}
+
+#[test]
+fn what_is_wanted_is_known_once_everyone_is_current() {
+    let mut log = TableLog::default();
+    log.wrote(write(0));
+    log.share();
+    assert!(log.is_known(log.position()), "nobody has run yet");
+    log.wrote(write(1));
+    log.flush_all();
+    let (both, second) = (log.end(), Position(2));
+    assert_eq!(both.position(), Position(3));
+    assert!(log.is_known(Position(1)) && !log.is_known(second));
+    log.want(both.position());
+    log.want(second);
+    assert_eq!(log.take_wanted(), Some(both.position()), "the latest");
+    assert_eq!(log.take_wanted(), None, "asked once");
+    log.want(second);
+    log.everyone_knows(both);
+    assert_eq!(log.take_wanted(), None, "no longer");
+    log.wrote(write(2));
+    log.everyone_knows(Cursor::default());
+    assert!(log.is_known(both.position()), "what is known stays known");
+    assert!(!log.is_known(log.position()));
+}
+
+#[test]
+fn nobody_reads_what_was_applied_for_everyone() {
+    let mut log = TableLog::default();
+    log.share();
+    let behind = log.end();
+    (0..2 * TableLog::CAPACITY as u64).for_each(|n| log.wrote(write(n)));
+    assert_eq!(numbers(&log, &behind), None);
+    log.everyone_knows(log.end());
+    assert_eq!(numbers(&log, &behind), Some(vec![]));
+    log.wrote(write(7));
+    assert_eq!(numbers(&log, &behind), Some(vec![7]));
+}
+
 proptest! {
     /// Two readers, each at its own pace, see what an endless list would show them, or learn that it is gone.
     #[test]
