@@ -104,6 +104,7 @@ impl Guest<'_> {
             image: self.image.clone(),
             image_name: self.name.to_owned(),
             mem_bytes: self.mem_bytes,
+            vcpus: 1,
             cmdline: self.cmdline.to_owned(),
             initrd: None,
             devices: (self.devices)(),

@@ -69,6 +69,10 @@ pub(super) struct RunArgs {
     /// Guest memory: a number and K, M, G or T (powers of 1024); a bare number is MiB
     #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = size::memory)]
     mem: u64,
+    /// Virtual CPUs of the guest
+    #[arg(long, visible_alias = "smp", value_name = "N", default_value_t = 1, hide_default_value = true)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
+    vcpus: u32,
     /// The kernel's command line
     #[arg(long, short, value_name = "TEXT", default_value = "", hide_default_value = true)]
     cmdline: String,
@@ -147,6 +151,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         image,
         image_name: image_name.clone(),
         mem_bytes: args.mem,
+        vcpus: args.vcpus,
         cmdline: args.cmdline.clone(),
         initrd,
         devices,

@@ -149,6 +149,7 @@ pub(super) fn config(
         image: Cow::Borrowed(technique.builtin()),
         image_name: format!("built-in {} guest", technique.name),
         mem_bytes: machine.mem_bytes,
+        vcpus: 1,
         cmdline: cmdline.to_owned(),
         initrd: None,
         devices: Vec::new(),

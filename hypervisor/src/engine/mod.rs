@@ -10,6 +10,7 @@
 //! use. What may not be done here: looking at a domain, deciding what an exit means, allocating or logging between two
 //! entries.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::machine::kick::Kick;
@@ -115,11 +116,24 @@ pub struct EngineInfo {
     pub tsc_offset: u64,
     /// What the processor offers for a guest's kernel at CPL 0; `None` where that is at CPL 3.
     pub hardware: Option<Hardware>,
+    /// When a change of a page table is known to every virtual CPU.
+    pub coherence: Coherence,
+}
+
+/// What makes a change of a page table known to every virtual CPU of a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Coherence {
+    /// That any one of them catches up ([`Cpu::catch_up`]), while the others run on.
+    #[default]
+    OwnEntry,
+    /// That each of them catches up: one that runs has to leave the guest for it.
+    EveryCpu,
 }
 
 /// A machine in which a guest's virtual CPUs run.
 ///
-/// Made on the thread that makes its virtual CPUs.
+/// Made on the thread that makes its virtual CPUs, which also is the one that runs number 0. It is told at its making
+/// how many there will be.
 pub trait Machine {
     /// What it is, for the layers above.
     fn info(&self) -> &EngineInfo;
@@ -129,7 +143,7 @@ pub trait Machine {
     ///
     /// A machine that needs none (its gate lives elsewhere) returns zeroes.
     fn reserved_l4_entries(&self) -> [u64; 16];
-    /// The virtual CPU number `id`, bound to the calling thread. Each can be had once.
+    /// The virtual CPU number `id`. Each can be had once, before any of them runs.
     ///
     /// # Errors
     /// When the machine has no such virtual CPU, or has given it away.
@@ -144,12 +158,14 @@ pub trait Machine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoCpu {
     /// The machine has no virtual CPU of that number.
-    #[error("the {engine} engine has no virtual CPU {id}: it has one, number 0")]
+    #[error("the {engine} engine has no virtual CPU {id}: it has {vcpus} from number 0")]
     Absent {
         /// Which engine.
         engine: &'static str,
         /// Which number.
         id: u32,
+        /// How many there are.
+        vcpus: u32,
     },
     /// It was made before.
     #[error("virtual CPU {0} was made before")]
@@ -158,23 +174,54 @@ pub enum NoCpu {
 
 /// A virtual CPU: runs code at CPL 3 and maps its pages.
 ///
-/// The contract: `enter` first makes visible everything that is [pending](VcpuSpace::pending) in `space` and `log` (and
-/// says so by [`VcpuSpace::caught_up`]), loads `regs`, runs until something stops the guest, stores the guest's
-/// registers back and says what it was. It does not allocate, log, or take a lock that another virtual CPU can hold for
-/// long.
+/// The contract: `catch_up` makes visible everything that is [pending](VcpuSpace::pending) in `space` and `log` (and says
+/// so by [`VcpuSpace::caught_up`]). `enter` loads `regs`, runs until something stops the guest, stores the guest's
+/// registers back and says what it was. Each entry is preceded by a `catch_up`, with nothing pending in between. Neither
+/// allocates, logs, or takes a lock that another virtual CPU can hold for long.
+///
+/// A virtual CPU belongs to one thread, which need not be the one that made it: see [`Cpu::settle_here`].
 ///
 /// In user mode ([`VcpuSpace::user_mode`]) the only exits are system calls, kicks, and faults that code at CPL 3 can
 /// raise. The way into the host that the hypercall page uses is a #GP there. Nothing that user code does makes the
 /// engine lose a virtual CPU, and user code can read nothing that the kernel left in a register.
-pub trait Cpu {
-    /// Runs the guest until it stops.
-    fn enter(
+pub trait Cpu: Send {
+    /// The calling thread is the one that runs it from now on. Called once, before anything else is asked of it; on the
+    /// thread that made it, it need not be called.
+    ///
+    /// # Errors
+    /// When the host has no room for what belongs to a thread: its timer, its signal.
+    fn settle_here(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Makes everything known that is pending in `space` and `log`, which nobody changes meanwhile: of a domain with
+    /// several virtual CPUs, under its lock.
+    ///
+    /// Afterwards this virtual CPU is current, as soon as it has entered the guest. With [`Coherence::OwnEntry`] and more
+    /// than one virtual CPU, all of them are current at once.
+    ///
+    /// # Errors
+    /// With why the guest cannot go on.
+    fn catch_up(
+        &mut self,
+        space: &mut VcpuSpace,
+        log: &TableLog,
+        memory: &MachineMemory,
+    ) -> Result<(), &'static str>;
+    /// Runs the guest until it stops. No lock is needed: `space` is this virtual CPU's own.
+    fn enter(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit;
+    /// Both, for whom nobody changes the page tables in between.
+    fn catch_up_and_enter(
         &mut self,
         regs: &mut Regs,
         space: &mut VcpuSpace,
         log: &TableLog,
         memory: &MachineMemory,
-    ) -> Exit;
+    ) -> Exit {
+        match self.catch_up(space, log, memory) {
+            Ok(()) => self.enter(regs, space, memory),
+            Err(why) => Exit::Dead(why),
+        }
+    }
     /// The handle by which other threads and timers make this virtual CPU leave the guest.
     fn kicker(&self) -> Arc<dyn Kick>;
     /// Takes a kick that is still pending, so that the next entry does not return at once because of it; whether there

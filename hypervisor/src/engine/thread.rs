@@ -65,7 +65,7 @@ impl Machine for ThreadMachine {
 
     fn cpu(&mut self, id: u32) -> Result<Box<dyn Cpu>, NoCpu> {
         if id != 0 {
-            return Err(NoCpu::Absent { engine: self.info.name, id });
+            return Err(NoCpu::Absent { engine: self.info.name, id, vcpus: 1 });
         }
         if std::mem::replace(&mut self.given, true) {
             return Err(NoCpu::Taken(id));
@@ -105,7 +105,17 @@ struct ThreadCpu {
 }
 
 impl Cpu for ThreadCpu {
-    fn enter(&mut self, _: &mut Regs, _: &mut VcpuSpace, _: &TableLog, _: &MachineMemory) -> Exit {
+    fn catch_up(
+        &mut self,
+        space: &mut VcpuSpace,
+        log: &TableLog,
+        _: &MachineMemory,
+    ) -> Result<(), &'static str> {
+        space.caught_up(log);
+        Ok(())
+    }
+
+    fn enter(&mut self, _: &mut Regs, _: &VcpuSpace, _: &MachineMemory) -> Exit {
         Exit::Dead("this engine runs no guest; this is a bug in Paravane, please report it")
     }
 

@@ -32,9 +32,10 @@ pub fn can_trap() -> bool {
     TRAPS.get() || set(true)
 }
 
-/// CPUID faults in the calling thread until this value is dropped, which must happen in the same thread.
+/// CPUID faults in the calling thread until this value is dropped, which must happen in the same thread: elsewhere it
+/// would be that thread that may execute CPUID again.
 #[derive(Debug)]
-pub struct Trapping(std::marker::PhantomData<*const ()>);
+pub struct Trapping(());
 
 impl Trapping {
     /// `None` where CPUID faulting is not supported, or is on already.
@@ -44,7 +45,7 @@ impl Trapping {
         let began = !TRAPS.get() && set(false);
         began.then(|| {
             TRAPS.set(true);
-            Self(std::marker::PhantomData)
+            Self(())
         })
     }
 }

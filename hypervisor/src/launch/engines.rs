@@ -27,6 +27,8 @@ pub struct Setup<'a> {
     pub virt_base: u64,
     /// What the technique needs of it.
     pub need: EngineNeed,
+    /// How many virtual CPUs it is to have.
+    pub vcpus: u32,
 }
 
 /// An engine could not be set up.

@@ -80,6 +80,8 @@ pub struct Config {
     pub image_name: String,
     /// Guest memory in bytes; a multiple of 4096.
     pub mem_bytes: u64,
+    /// Virtual CPUs of the guest, from 1 to what the technique can have.
+    pub vcpus: u32,
     /// The kernel's command line.
     pub cmdline: String,
     /// An initial RAM disk, handed over as a module.

@@ -78,6 +78,7 @@ impl Wanted<'_> {
             transport: config.transport,
             virt_base: *virt_base,
             need: technique.engine,
+            vcpus: config.vcpus,
         };
         let (machine, why) = plan.engine(setup)?;
         Ok(Stage { technique, layout, memory, machine, why })

@@ -87,6 +87,18 @@ pub enum RunError {
         /// What can run it.
         able: String,
     },
+    /// The technique has fewer virtual CPUs.
+    #[error(
+        "technique {technique} cannot give a guest {vcpus} virtual CPUs (--vcpus): it has {most} at most"
+    )]
+    Vcpus {
+        /// What was asked for, or is taken for the image.
+        technique: &'static str,
+        /// How many were asked for.
+        vcpus: u32,
+        /// How many it can have.
+        most: u32,
+    },
     /// The host lacks what the technique needs.
     #[error("technique {technique} cannot be used here: {why}")]
     Unavailable {
@@ -313,6 +325,10 @@ fn technique(config: &Config, kind: GuestKind) -> Result<&'static Technique, Run
             able: able.join(" or "),
         });
     };
+    if config.vcpus > technique.max_vcpus {
+        let (technique, most) = (technique.name, technique.max_vcpus);
+        return Err(RunError::Vcpus { technique, vcpus: config.vcpus, most });
+    }
     match (technique.available)() {
         Ok(()) => Ok(technique),
         Err(why) => Err(RunError::Unavailable { technique: technique.name, why }),

@@ -58,7 +58,7 @@ pub trait Runner {
     /// where no engine runs it.
     fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {
         let Context { regs, space, log, memory } = self.context();
-        cpu.enter(regs, space, log, memory)
+        cpu.catch_up_and_enter(regs, space, log, memory)
     }
     /// The address of the guest's code that the guest was left at by `exit`, which has not been handled yet: RIP, or for
     /// a call through a page of stubs, where the stub was called from. Whoever wants to know asks once, and before

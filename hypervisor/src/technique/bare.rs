@@ -97,7 +97,7 @@ impl<M: Method> Runner for BareDomain<M> {
     fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {
         let (method, mut guest) = split(self);
         method.before_entry(&mut guest);
-        cpu.enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
+        cpu.catch_up_and_enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
     }
 
     /// RIP is the guest's own once the method has seen the exit.

@@ -37,6 +37,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     about: "hardware virtualization: the kernel at ring 0; its devices trip",
     runs: GuestKind::Bare,
     engine: EngineNeed::Ring0(Irqchip::Monitor),
+    max_vcpus: 1,
     available: ring0::available,
     shadow_frames: |_| 0,
     own_code: OwnCode::NONE,
@@ -50,6 +51,7 @@ pub(super) const WITH_IRQCHIP: Technique = Technique {
     name: "hvm-irqchip",
     about: "hardware virtualization, with the host kernel's interrupt controllers and timer",
     engine: EngineNeed::Ring0(Irqchip::Kernel),
+    max_vcpus: 1,
     make: |parts| make(parts, Irqchip::Kernel),
     ..TECHNIQUE
 };
@@ -288,7 +290,7 @@ impl Runner for HvmGuest {
         if let Err(why) = self.before_entry(ring0) {
             return Exit::Dead(why);
         }
-        let exit = cpu.enter(&mut self.regs, &mut self.space, &self.log, &self.memory);
+        let exit = cpu.catch_up_and_enter(&mut self.regs, &mut self.space, &self.log, &self.memory);
         if let Some(ring0) = cpu.ring0() {
             self.after_exit(exit, ring0);
         }

@@ -28,6 +28,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     about: "interpretation: every instruction is executed in software, from a cache of decoded ones",
     runs: GuestKind::Bare,
     engine: EngineNeed::Nothing,
+    max_vcpus: 1,
     available: on_any_host,
     shadow_frames: |_| 0,
     own_code: OwnCode::NONE,

@@ -37,6 +37,8 @@ pub struct Technique {
     pub runs: GuestKind,
     /// What it needs of an engine.
     pub engine: EngineNeed,
+    /// How many virtual CPUs a guest can have.
+    pub max_vcpus: u32,
     /// Whether this host has what the technique needs besides an engine; if not, what is missing.
     pub available: fn() -> Result<(), String>,
     /// How many frames of shadow page tables a guest of so many frames gets.

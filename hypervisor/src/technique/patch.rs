@@ -26,6 +26,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     about: "patching: an instruction that trapped once is replaced by a jump to a stub",
     runs: GuestKind::Bare,
     engine: EngineNeed::Deprivileged,
+    max_vcpus: 1,
     available: on_any_host,
     shadow_frames: shadow::frames_for,
     own_code: OwnCode { state: 1, code: CODE_FRAMES },

@@ -30,6 +30,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     about: "paravirtual: the kernel asks, by hypercalls",
     runs: GuestKind::Pv,
     engine: EngineNeed::Deprivileged,
+    max_vcpus: 1,
     available: on_any_host,
     shadow_frames: |_| 0,
     own_code: OwnCode::NONE,

@@ -19,6 +19,7 @@ pub(super) const TRANSLATE: Technique = Technique {
     about: "binary translation: the kernel runs as code that was made from it",
     runs: GuestKind::Bare,
     engine: EngineNeed::Deprivileged,
+    max_vcpus: 1,
     available: on_any_host,
     shadow_frames: shadow::frames_for,
     own_code: OwnCode { state: 1, code: CODE_FRAMES },

@@ -14,6 +14,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     about: "trap-and-emulate: the kernel trips, instruction by instruction",
     runs: GuestKind::Bare,
     engine: EngineNeed::Deprivileged,
+    max_vcpus: 1,
     available: on_any_host,
     shadow_frames: shadow::frames_for,
     own_code: OwnCode::NONE,

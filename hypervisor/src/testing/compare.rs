@@ -36,6 +36,7 @@ pub fn technique(
         about,
         runs,
         engine,
+        max_vcpus: 1,
         available,
         shadow_frames,
         own_code,

@@ -60,15 +60,19 @@ impl Planner {
         Self { tables: Vec::with_capacity(MAX_ITEMS), work: Vec::with_capacity(WORK_WORDS) }
     }
 
-    /// Plans for `writes` and for tables that are `reused`: whatever is cached of those must go. Addresses in
-    /// the list are `physmap` + the machine address.
+    /// Forgets what it has planned: that has been applied.
+    pub fn clear(&mut self) {
+        self.tables.clear();
+    }
+
+    /// Plans for `writes` and for tables that are `reused`, whatever is cached of which must go, besides all that was
+    /// planned before and not [cleared](Self::clear). Addresses in the list are `physmap` + the machine address.
     pub fn plan<'a>(
         &mut self,
         writes: impl IntoIterator<Item = &'a PteWrite>,
         reused: impl IntoIterator<Item = Mfn>,
         physmap: u64,
     ) -> Plan<'_> {
-        self.tables.clear();
         for table in reused {
             if !self.note_table(table.maddr().0) {
                 return Plan::Zap;
@@ -149,6 +153,7 @@ mod tests {
         let mut p = Planner::new();
         let one = [write(0x1008, 1), write(0x1008, 1)];
         assert_eq!(p.plan(&one, [], 0x100_0000), Plan::Apply(&[0, 1, 0x100_1008]));
+        p.clear();
         let mut many: Vec<_> = (0..512).map(|n| write(0x2000 + n * 8, 1)).collect();
         many.push(write(0x5010, 1));
         assert_eq!(p.plan(&many, [], 0x100_0000), Plan::Apply(&[1, 0x100_2001, 1, 0x100_5010]));
@@ -158,7 +163,19 @@ mod tests {
     fn a_reused_table_goes_as_a_whole() {
         let mut p = Planner::new();
         assert_eq!(p.plan([], [Mfn(7)], 0x100_0000), Plan::Apply(&[1, 0x100_7001, 0]));
+        p.clear();
         assert_eq!(p.plan([], [Mfn(7); MAX_TABLES + 1], 0), Plan::Zap);
+    }
+
+    /// An entry that was interrupted in the gate applied part of a list or nothing.
+    #[test]
+    fn what_was_not_applied_is_planned_again() {
+        let mut p = Planner::new();
+        p.plan(&[write(0x1008, 1)], [], 0);
+        assert_eq!(p.plan([], [], 0), Plan::Apply(&[0, 1, 0x1008]));
+        assert_eq!(p.plan(&[write(0x2010, 1)], [], 0), Plan::Apply(&[0, 2, 0x1008, 0x2010]));
+        p.clear();
+        assert_eq!(p.plan([], [], 0), Plan::Nothing);
     }
 
     #[test]
@@ -171,6 +188,7 @@ mod tests {
     fn every_list_fits_its_pages() {
         let mut p = Planner::new();
         for tables in [1u64, 100, 340, 341] {
+            p.clear();
             let writes: Vec<_> = (0..tables * 3).map(|n| write((n / 3) << 12 | (n % 3) << 3, 1)).collect();
             match p.plan(&writes, [], 0) {
                 Plan::Apply(list) => assert!(list.len() <= WORK_WORDS),

@@ -28,7 +28,7 @@ use crate::x86::control::cr4;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
 
-/// A virtual CPU, bound to the thread that made it.
+/// A virtual CPU, bound to the thread that it is run on.
 pub struct KvmCpu {
     // Dropped in this order: the vCPU before its VM.
     pub(super) kick: Arc<KvmKick>,
@@ -44,6 +44,8 @@ pub struct KvmCpu {
     may_close_port: bool,
     port_closed: bool,
     planner: Planner,
+    /// The gate has a work list that it has not applied yet.
+    to_apply: bool,
     /// RIP of a VMCALL that waits for its answer: KVM completes it at the next entry, whatever RIP is then.
     call: Option<u64>,
     /// A signal came while an exception was being delivered to the gate: the next entry reports the kick.
@@ -74,6 +76,7 @@ impl KvmCpu {
             may_close_port: transport == Transport::Pio && host::usable_kind() == HostKind::Hardware,
             port_closed: false,
             planner: Planner::new(),
+            to_apply: false,
             call: None,
             kick_owed: false,
             spare_slot,
@@ -85,10 +88,10 @@ impl KvmCpu {
     pub(super) fn port_is_open(&mut self, memory: &MachineMemory) -> bool {
         let Ok(root) = self.gate.empty_root(memory) else { return false };
         let log = TableLog::default();
-        let mut space = VcpuSpace::new(root, &log);
+        let space = VcpuSpace::new(root, &log);
         loop {
             let mut regs = Regs { rip: tables::SYSCALL_VA, ..Regs::default() };
-            match self.enter(&mut regs, &mut space, &log, memory) {
+            match self.enter(&mut regs, &space, memory) {
                 // A signal that was meant for somebody else: whoever sends them without end holds up the guest as well.
                 Exit::Kick => {}
                 exit => return exit == Exit::Syscall,
@@ -108,15 +111,8 @@ impl KvmCpu {
 
     /// Loads `regs`: straight into guest context, or through the gate when there is work for it or a VMCALL to
     /// answer.
-    fn load(
-        &mut self,
-        regs: &Regs,
-        space: &VcpuSpace,
-        log: &TableLog,
-        memory: &MachineMemory,
-    ) -> Result<(), &'static str> {
-        let new_gdt = self.map_gdt(space, memory)?;
-        let apply = self.plan(&space.pending(log), new_gdt, memory)?;
+    fn load(&mut self, regs: &Regs, space: &VcpuSpace, memory: &MachineMemory) -> Result<(), &'static str> {
+        let apply = self.to_apply;
         if self.may_close_port && self.port_closed != space.user_mode() {
             self.port_closed = space.user_mode();
             self.gate.close_port(memory, self.port_closed).map_err(|_| "the gate's TSS is not in memory")?;
@@ -187,13 +183,16 @@ impl KvmCpu {
         table.map(Some).map_err(|_| "the gate's page tables are not in memory")
     }
 
-    /// Sees to it that no stale translation will be used; whether the gate has a work list to apply.
+    /// Sees to it that no stale translation will be used: plans what the gate applies at the next entry.
     fn plan(
         &mut self,
         pending: &Pending<'_>,
         new_gdt: Option<Mfn>,
         memory: &MachineMemory,
-    ) -> Result<bool, &'static str> {
+    ) -> Result<(), &'static str> {
+        if !self.to_apply {
+            self.planner.clear();
+        }
         let plan = if pending.stale {
             Plan::Zap
         } else {
@@ -201,7 +200,7 @@ impl KvmCpu {
             self.planner.plan(pending.writes.iter(), reused, tables::PHYSMAP_VA)
         };
         let list = match plan {
-            Plan::Nothing => return Ok(false),
+            Plan::Nothing => return Ok(()),
             Plan::Apply(list) => list,
             // What KVM caches is dropped here, what the TLB holds of nested paging by the gate.
             Plan::Zap => &[0, 0],
@@ -210,7 +209,8 @@ impl KvmCpu {
         if plan == Plan::Zap {
             self.zap()?;
         }
-        Ok(true)
+        self.to_apply = true;
+        Ok(())
     }
 
     /// Runs until the guest stops; the registers are then in the shared page.
@@ -317,13 +317,19 @@ enum Stop {
 }
 
 impl Cpu for KvmCpu {
-    fn enter(
+    fn catch_up(
         &mut self,
-        regs: &mut Regs,
         space: &mut VcpuSpace,
         log: &TableLog,
         memory: &MachineMemory,
-    ) -> Exit {
+    ) -> Result<(), &'static str> {
+        let new_gdt = self.map_gdt(space, memory)?;
+        self.plan(&space.pending(log), new_gdt, memory)?;
+        space.caught_up(log);
+        Ok(())
+    }
+
+    fn enter(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit {
         if std::mem::take(&mut self.kick_owed) {
             return Exit::Kick;
         }
@@ -332,30 +338,30 @@ impl Cpu for KvmCpu {
             const GENERAL_PROTECTION: u8 = 13;
             return Exit::Fault(Fault { vector: GENERAL_PROTECTION, error_code: 0, address: 0 });
         }
-        if let Err(why) = self.load(regs, space, log, memory) {
+        if let Err(why) = self.load(regs, space, memory) {
             return Exit::Dead(why);
         }
         match self.run() {
             Stop::Gate => {
-                space.caught_up(log);
+                self.to_apply = false;
                 self.decode(regs, space, memory)
             }
             Stop::Input => {
-                space.caught_up(log);
+                self.to_apply = false;
                 let shared = self.vcpu.sync_regs();
                 from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
                 self.swallow_input(memory).map_or_else(Exit::Dead, |()| port::REFUSED)
             }
             Stop::Call => {
-                space.caught_up(log);
+                self.to_apply = false;
                 self.decode_call(regs, memory)
             }
             Stop::Interrupted => {
                 let shared = self.vcpu.sync_regs();
-                // On the gate's way back the guest has not moved: its registers and the requests stand, and the
+                // On the gate's way back the guest has not moved: its registers and the work list stand, and the
                 // next entry stores the same values again.
                 if shared.sregs.cs.dpl == 3 {
-                    space.caught_up(log);
+                    self.to_apply = false;
                     from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
                 }
                 Exit::Kick

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::engine::Coherence;
 use crate::x86::virtualization::{Extension, Hardware, Translation};
 
 /// What kind of KVM a host has.
@@ -29,6 +30,15 @@ pub fn host_kind() -> HostKind {
 /// The kind of a KVM that was opened.
 pub(super) fn usable_kind() -> HostKind {
     if module_loaded("kvm_pvm") { HostKind::Software } else { HostKind::Hardware }
+}
+
+/// What makes a store to a page table known to all vCPUs: a KVM that shadows page tables in software has one shadow for
+/// all of them, which the store of any one's gate changes (docs/coherence.md). With hardware each has a TLB of its own.
+pub(super) fn coherence() -> Coherence {
+    match usable_kind() {
+        HostKind::Software => Coherence::OwnEntry,
+        HostKind::Hardware | HostKind::Absent => Coherence::EveryCpu,
+    }
 }
 
 /// One line about the host's KVM.

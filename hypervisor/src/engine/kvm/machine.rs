@@ -87,6 +87,7 @@ impl KvmMachine {
             tsc_khz,
             tsc_offset,
             hardware: None,
+            coherence: host::coherence(),
         };
         let boot = KvmCpu::new(vcpu, kick, (vm.clone(), spare_slot), gate.clone(), features, transport);
         Ok(Self { vm, info, transport, gate, boot: Some(boot) })
@@ -120,7 +121,7 @@ impl Machine for KvmMachine {
 
     fn cpu(&mut self, id: u32) -> Result<Box<dyn Cpu>, NoCpu> {
         if id != 0 {
-            return Err(NoCpu::Absent { engine: self.info.name, id });
+            return Err(NoCpu::Absent { engine: self.info.name, id, vcpus: 1 });
         }
         self.boot.take().map(|cpu| Box::new(cpu) as Box<dyn Cpu>).ok_or(NoCpu::Taken(id))
     }

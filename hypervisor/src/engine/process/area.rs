@@ -96,6 +96,9 @@ pub(super) struct Area {
     base: NonNull<u8>,
 }
 
+// SAFETY: the pointer is to the mapping that this value owns, which does not depend on a thread.
+unsafe impl Send for Area {}
+
 impl Area {
     /// Fresh, zeroed memory; no page of it is touched.
     pub fn new() -> io::Result<Self> {

@@ -3,7 +3,6 @@
 //! Runs on the thread that made it. What may not be done here: believing a guest process, allocating or logging on the
 //! way in or out.
 
-use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -67,7 +66,6 @@ pub struct ProcessCpu {
     pub(super) unpinned: Option<libc::cpu_set_t>,
     /// This thread may execute CPUID as little as the guest, for the sake of the switches between the two.
     pub(super) _cpuid: Option<Trapping>,
-    pub(super) _thread: PhantomData<*const ()>,
 }
 
 impl ProcessCpu {
@@ -329,22 +327,28 @@ fn why_dead(ended: Option<Ended>, by_itself: bool) -> &'static str {
 }
 
 impl Cpu for ProcessCpu {
-    fn enter(
+    fn catch_up(
         &mut self,
-        regs: &mut Regs,
         space: &mut VcpuSpace,
         log: &TableLog,
         memory: &MachineMemory,
-    ) -> Exit {
+    ) -> Result<(), &'static str> {
         if let Some(reason) = self.dead {
-            return Exit::Dead(reason);
+            return Err(reason);
         }
-        self.user = space.user_mode();
         let pending = space.pending(log);
         self.leave_reused(&pending);
         self.select(space.root());
         self.mirror.apply(&mut self.spaces, self.current, memory, &pending);
         space.caught_up(log);
+        Ok(())
+    }
+
+    fn enter(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit {
+        if let Some(reason) = self.dead {
+            return Exit::Dead(reason);
+        }
+        self.user = space.user_mode();
         let mut repeats = 0;
         loop {
             if !context::loadable(regs) {

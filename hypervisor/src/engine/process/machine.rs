@@ -1,7 +1,6 @@
 //! What guest processes have in common, and the first of them.
 
 use std::io;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::area::{GUEST_END, M2P_VA};
@@ -13,7 +12,7 @@ use super::script::{M2p, Terms};
 use super::space::Space;
 use super::{fpu, stub, sys};
 use crate::engine::tsc;
-use crate::engine::{Cpu, EngineInfo, Machine, NoCpu};
+use crate::engine::{Coherence, Cpu, EngineInfo, Machine, NoCpu};
 use crate::host::host_cpuid;
 use crate::host::host_cpuid::Trapping;
 use crate::host::limit::Advice;
@@ -105,6 +104,7 @@ impl ProcessMachine {
             tsc_khz: told_khz.unwrap_or_else(|| start.khz_since()),
             tsc_offset: 0,
             hardware: None,
+            coherence: Coherence::OwnEntry,
         };
         let cpu = ProcessCpu {
             image,
@@ -123,7 +123,6 @@ impl ProcessMachine {
             dead: None,
             unpinned,
             _cpuid: trapping,
-            _thread: PhantomData,
         };
         Ok(Self { info, boot: Some(cpu) })
     }
@@ -144,7 +143,7 @@ impl Machine for ProcessMachine {
 
     fn cpu(&mut self, id: u32) -> Result<Box<dyn Cpu>, NoCpu> {
         if id != 0 {
-            return Err(NoCpu::Absent { engine: self.info.name, id });
+            return Err(NoCpu::Absent { engine: self.info.name, id, vcpus: 1 });
         }
         self.boot.take().map(|cpu| Box::new(cpu) as Box<dyn Cpu>).ok_or(NoCpu::Taken(id))
     }

@@ -69,7 +69,16 @@ impl Kick for NoKick {
 }
 
 impl Cpu for Kicks {
-    fn enter(&mut self, _: &mut Regs, _: &mut VcpuSpace, _: &TableLog, _: &MachineMemory) -> Exit {
+    fn catch_up(
+        &mut self,
+        space: &mut VcpuSpace,
+        log: &TableLog,
+        _: &MachineMemory,
+    ) -> Result<(), &'static str> {
+        space.caught_up(log);
+        Ok(())
+    }
+    fn enter(&mut self, _: &mut Regs, _: &VcpuSpace, _: &MachineMemory) -> Exit {
         self.exit.unwrap_or(Exit::Kick)
     }
     fn save(&mut self) -> Result<VectorState, BadState> {

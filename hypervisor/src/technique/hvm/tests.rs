@@ -63,7 +63,16 @@ impl Ring0 for Fake {
 }
 
 impl Cpu for Fake {
-    fn enter(&mut self, _: &mut Regs, _: &mut VcpuSpace, _: &TableLog, _: &MachineMemory) -> Exit {
+    fn catch_up(
+        &mut self,
+        space: &mut VcpuSpace,
+        log: &TableLog,
+        _: &MachineMemory,
+    ) -> Result<(), &'static str> {
+        space.caught_up(log);
+        Ok(())
+    }
+    fn enter(&mut self, _: &mut Regs, _: &VcpuSpace, _: &MachineMemory) -> Exit {
         self.exits.pop().unwrap_or(Exit::Kick)
     }
     fn kicker(&self) -> Arc<dyn Kick> {

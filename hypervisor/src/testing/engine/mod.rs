@@ -248,7 +248,7 @@ impl World {
     }
     /// Enters once.
     pub fn enter(&mut self) -> Exit {
-        self.cpu.enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
+        self.cpu.catch_up_and_enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
     }
     /// Enters until there is something other than a kick.
     pub fn run(&mut self) -> Exit {

@@ -27,7 +27,7 @@ const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
 /// Where a processor begins (SDM vol. 3, 9.1.4), without the base of CS.
 const RESET_RIP: u64 = 0xfff0;
 
-/// The virtual CPU, bound to the thread that made it.
+/// The virtual CPU, bound to the thread that it is run on.
 pub(super) struct Ring0Cpu {
     // Dropped in this order: the vCPU before its VM.
     kick: Arc<KvmKick>,
@@ -45,6 +45,9 @@ enum Access {
     Written(*const u8, usize),
     Read(*mut u8, usize),
 }
+
+// SAFETY: the pointers are to the shared area of the vCPU that they are kept with, and are used by its thread alone.
+unsafe impl Send for Access {}
 
 impl Ring0Cpu {
     pub(super) fn new(vcpu: VcpuFd, kick: KvmKick, vm: Arc<VmFd>) -> Self {
@@ -98,8 +101,17 @@ impl Ring0Cpu {
 }
 
 impl Cpu for Ring0Cpu {
-    fn enter(&mut self, regs: &mut Regs, space: &mut VcpuSpace, log: &TableLog, _: &MachineMemory) -> Exit {
+    fn catch_up(
+        &mut self,
+        space: &mut VcpuSpace,
+        log: &TableLog,
+        _: &MachineMemory,
+    ) -> Result<(), &'static str> {
         space.caught_up(log);
+        Ok(())
+    }
+
+    fn enter(&mut self, regs: &mut Regs, _: &VcpuSpace, _: &MachineMemory) -> Exit {
         if *regs != self.loaded {
             self.vcpu.sync_regs_mut().regs = general_to_kvm(regs, regs.rflags);
             self.vcpu.set_sync_dirty_reg(SyncReg::Register);

@@ -170,7 +170,7 @@ impl Machine for Ring0Machine {
 
     fn cpu(&mut self, id: u32) -> Result<Box<dyn Cpu>, NoCpu> {
         if id != 0 {
-            return Err(NoCpu::Absent { engine: self.info.name, id });
+            return Err(NoCpu::Absent { engine: self.info.name, id, vcpus: 1 });
         }
         self.boot.take().map(|cpu| Box::new(cpu) as Box<dyn Cpu>).ok_or(NoCpu::Taken(id))
     }
