@@ -38,7 +38,9 @@ pub struct TableLog {
     /// The number of requests to flush every virtual CPU.
     flushes: u64,
     /// Up to where every virtual CPU is current; `None` while there is only one.
-    known: Option<Cursor>,
+    known: Option<Position>,
+    /// Up to where one virtual CPU has applied it for all of them.
+    applied: Cursor,
     /// What every virtual CPU must know before the one that made the present changes goes on.
     wanted: Position,
 }
@@ -80,6 +82,7 @@ impl Default for TableLog {
             epoch: 0,
             flushes: 0,
             known: None,
+            applied: Cursor::default(),
             wanted: Position::default(),
         }
     }
@@ -125,7 +128,7 @@ impl TableLog {
 
     /// From now on several virtual CPUs read the log, all of which are current.
     pub fn share(&mut self) {
-        self.known = Some(self.end());
+        self.known = Some(self.position());
     }
 
     /// Whether several virtual CPUs read it.
@@ -140,13 +143,22 @@ impl TableLog {
 
     /// Whether no virtual CPU can still use what a change before `position` took away.
     pub fn is_known(&self, position: Position) -> bool {
-        self.known.is_none_or(|known| position <= known.position())
+        self.known.is_none_or(|known| position <= known)
     }
 
-    /// Every virtual CPU has applied the log up to `cursor`, or will before it runs, and has nothing cached from before.
-    pub fn everyone_knows(&mut self, cursor: Cursor) {
-        if let Some(known) = self.known.as_mut().filter(|known| known.position() < cursor.position()) {
-            *known = cursor;
+    /// Every virtual CPU is current up to `position`: it has nothing cached from before, or will have dropped it before it
+    /// runs the guest again.
+    pub fn everyone_knows(&mut self, position: Position) {
+        if let Some(known) = &mut self.known {
+            *known = position.max(*known);
+        }
+    }
+
+    /// One virtual CPU has applied everything, and with that all others are current too.
+    pub fn applied_for_everyone(&mut self) {
+        if self.is_shared() {
+            self.applied = self.end();
+            self.everyone_knows(self.applied.position());
         }
     }
 
@@ -163,8 +175,7 @@ impl TableLog {
 
     /// The part of the log that a reader at `cursor` has not read, and nobody else has applied for it.
     pub fn since(&self, cursor: &Cursor) -> Unread<'_> {
-        let applied = self.known.as_ref().filter(|known| known.position() > cursor.position());
-        let cursor = applied.unwrap_or(cursor);
+        let cursor = if self.applied.position() > cursor.position() { &self.applied } else { cursor };
         let changes = (self.writes.since(cursor.writes), self.reused.since(cursor.reused));
         match changes {
             (Some(writes), Some(reused)) if cursor.epoch == self.epoch => {

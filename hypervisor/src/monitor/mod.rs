@@ -4,6 +4,7 @@
 //!   which a domain has one for each virtual CPU; the loop knows no technique, and no technique knows the loop.
 //! * [`control`] is the only way to tell a running domain something from outside.
 //! * [`observe`] is the interface of what is notified of each exit.
+//! * [`seen`] is what the virtual CPUs that run have seen of changed page tables, and how one waits for another.
 //! * [`waker`] makes a virtual CPU leave the guest, or ends its wait.
 //!
 //! Threads: the loop and all that it calls run on the virtual CPU's own thread. [`Control`] and the kick of a waker may
@@ -15,6 +16,7 @@
 pub mod control;
 pub mod observe;
 pub mod runner;
+pub mod seen;
 pub mod vcpu_loop;
 pub(crate) mod waker;
 

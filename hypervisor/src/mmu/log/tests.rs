@@ -87,10 +87,10 @@ fn what_is_wanted_is_known_once_everyone_is_current() {
     assert_eq!(log.take_wanted(), Some(both.position()), "the latest");
     assert_eq!(log.take_wanted(), None, "asked once");
     log.want(second);
-    log.everyone_knows(both);
+    log.everyone_knows(both.position());
     assert_eq!(log.take_wanted(), None, "no longer");
     log.wrote(write(2));
-    log.everyone_knows(Cursor::default());
+    log.everyone_knows(Position(1));
     assert!(log.is_known(both.position()), "what is known stays known");
     assert!(!log.is_known(log.position()));
 }
@@ -102,7 +102,8 @@ fn nobody_reads_what_was_applied_for_everyone() {
     let behind = log.end();
     (0..2 * TableLog::CAPACITY as u64).for_each(|n| log.wrote(write(n)));
     assert_eq!(numbers(&log, &behind), None);
-    log.everyone_knows(log.end());
+    log.applied_for_everyone();
+    assert!(log.is_known(log.position()));
     assert_eq!(numbers(&log, &behind), Some(vec![]));
     log.wrote(write(7));
     assert_eq!(numbers(&log, &behind), Some(vec![7]));
