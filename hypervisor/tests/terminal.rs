@@ -168,6 +168,35 @@ fn the_escape_key_helps_and_leaves() {
 }
 
 #[test]
+fn the_guest_can_be_paused_and_a_supervisor_learns_of_it() {
+    let fifo = std::env::temp_dir().join(format!("paravane-events-{}", std::process::id()));
+    let name = std::ffi::CString::new(fifo.to_str().unwrap()).unwrap();
+    // SAFETY: a path that ends with a zero byte.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    // Open for both, so that neither side waits for the other.
+    let events = File::options().read(true).write(true).open(&fifo).unwrap();
+    let mut events = io::BufReader::new(events);
+    let guest = guest_with(&["--events", fifo.to_str().unwrap()]);
+    std::fs::remove_file(&fifo).unwrap();
+    let Some(mut guest) = guest else { return };
+    let mut until = |wanted: &str| {
+        let mut line = String::new();
+        while !line.contains(wanted) {
+            line.clear();
+            io::BufRead::read_line(&mut events, &mut line).unwrap();
+        }
+    };
+    until("\"event\":\"first-output\"");
+    guest.type_keys(b"\x01p");
+    until("\"event\":\"paused\"");
+    // It stands still: this is answered only later.
+    guest.type_keys(b"halt\r\x01p");
+    until("\"event\":\"resumed\"");
+    until("\"event\":\"ended\",\"status\":0");
+    assert!(guest.child.wait().unwrap().success());
+}
+
+#[test]
 fn a_signal_restores_the_terminal() {
     for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
         let Some(guest) = guest() else { return };

@@ -122,6 +122,7 @@ impl Guest<'_> {
             // As `paravane compare` starts its workloads. Without this, port 0x80 has no special meaning.
             marks: self.cmdline.contains("bench="),
             on_stop: None,
+            on_pause: None,
             trace: None,
         })?;
         let ran = report.engine.name;

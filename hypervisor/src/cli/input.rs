@@ -20,6 +20,7 @@ const ESCAPE: u8 = 0x01;
 const HELP: &str = "\r
 paravane: Ctrl-A x       leave: end the guest\r
           Ctrl-A s       print statistics of the run so far\r
+          Ctrl-A p       pause the guest, or let it go on\r
           Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
           Ctrl-A h       this help\r
 ";
@@ -31,6 +32,7 @@ enum Typed {
     Nothing,
     Leave,
     Statistics,
+    Pause,
     Help,
 }
 
@@ -50,6 +52,7 @@ impl Escapes {
             ESCAPE | b'a' => Typed::Byte(ESCAPE),
             b'x' | b'X' => Typed::Leave,
             b's' | b'S' => Typed::Statistics,
+            b'p' | b'P' => Typed::Pause,
             b'h' | b'H' | b'?' => Typed::Help,
             _ => Typed::Nothing,
         }
@@ -189,6 +192,7 @@ impl Reader {
                 (self.insist)();
             }
             Typed::Statistics => self.control.send(Command::Peek),
+            Typed::Pause => self.control.toggle_pause(),
             Typed::Help => notice::text(HELP),
         }
         None

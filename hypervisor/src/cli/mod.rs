@@ -8,14 +8,17 @@
 
 mod audit;
 mod compare;
+mod config_file;
 pub(crate) mod device;
 mod doctor;
 mod ending;
 mod engine_options;
+mod events;
 mod fidelity;
 mod input;
 mod input_file;
 mod lost_device;
+mod manual;
 mod new;
 mod oom;
 mod output;
@@ -33,16 +36,19 @@ mod terminal;
 mod trace;
 mod trace_file;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::host::notice::notice;
 use crate::text::printable;
 use crate::trace::filter::NoSuchCause;
 
 pub use stats::Origin;
+
+use config_file::ConfigFileError;
 
 /// A paravirtualizing hypervisor in the manner of Xen, on KVM or without it.
 #[derive(Debug, Parser)]
@@ -79,16 +85,18 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Say what this machine offers for running guests
     Doctor(doctor::DoctorArgs),
+    /// Print what completes this program's arguments in a shell
+    Completions(manual::CompletionsArgs),
+    /// Print a manual page, or write them all to a directory
+    Man(manual::ManArgs),
 }
 
 /// The program: parses its arguments, does as they say.
 pub fn main(origin: Origin) -> ExitCode {
-    let mut command = Cli::try_parse().unwrap_or_else(|error| misused(&error)).command;
-    if let Command::Runner(args) = &command
-        && let Some(run) = args.as_run()
-    {
-        command = Cli::try_parse_from(run).unwrap_or_else(|error| misused(&error)).command;
-    }
+    let command = match parse() {
+        Ok(command) => command,
+        Err(error) => return failed(&error.into()),
+    };
     signals::survive_file_limits();
     if !matches!(command, Command::Run(_)) {
         signals::default_sigpipe();
@@ -101,17 +109,51 @@ pub fn main(origin: Origin) -> ExitCode {
         Command::Audit(args) => audit::run(args),
         Command::Trace(args) => trace::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => manual::completions(args),
+        Command::Man(args) => manual::man(args),
     };
     match result {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            notice(message(&error));
-            // What can be seen from the arguments alone is as wrong as a word that clap does not know.
-            let usage =
-                error.is::<device::TooMany>() || error.is::<paths::Clash>() || error.is::<NoSuchCause>();
-            ExitCode::from(if usage { status::USAGE } else { status::HOST_ERROR })
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    notice(message(error));
+    // What can be seen from the arguments alone is as wrong as a word that clap does not know.
+    let usage = error.is::<device::TooMany>()
+        || error.is::<paths::Clash>()
+        || error.is::<NoSuchCause>()
+        || matches!(error.downcast_ref(), Some(ConfigFileError::Mistake { .. }));
+    ExitCode::from(if usage { status::USAGE } else { status::HOST_ERROR })
+}
+
+/// What the program is to do: what its arguments say, and a file that they name.
+fn parse() -> Result<Command, ConfigFileError> {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    let parsed = |words: &[OsString]| Cli::try_parse_from(words).map(|cli| cli.command);
+    let mut command = parsed(&words).unwrap_or_else(|error| misused(&error));
+    if let Command::Runner(args) = &command
+        && let Some(run) = args.as_run()
+    {
+        words = run;
+        command = parsed(&words).unwrap_or_else(|error| misused(&error));
+    }
+    let Command::Run(args) = &command else { return Ok(command) };
+    let Some(path) = args.config() else { return Ok(command) };
+    let cli = Cli::command();
+    let Some(run) = cli.find_subcommand("run") else { return Ok(command) };
+    let from_file = config_file::arguments(path, run, !args.names_a_kernel())?;
+    // Right after the command: what is typed comes later, and wins.
+    let place = words.iter().position(|word| word == "run").map_or(words.len(), |at| at + 1);
+    words.splice(place..place, from_file);
+    Ok(parsed(&words).unwrap_or_else(|error| {
+        notice(format_args!(
+            "with the options of {} before those of the command line:",
+            printable::path(path)
+        ));
+        misused(&error)
+    }))
 }
 
 /// Ends the program as clap does. Arguments that would drive a terminal are escaped, and the message then has no
@@ -148,8 +190,6 @@ fn print(text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use anyhow::Context;
 use super::device::{DeviceArgs, Opened};
 use super::ending::{self, Asker};
 use super::engine_options::{EngineArg, TransportArg, technique_names};
+use super::events::{Announced, Event, Events, EventsTo};
 use super::input::{Destination, Keyboard};
 use super::lost_device::LostDevice;
 use super::output::{Output, OutputState};
@@ -36,6 +37,7 @@ use crate::machine::console::ConsoleInput;
 use crate::monitor::Control;
 use crate::technique::Technique;
 use crate::text::printable;
+use crate::virtio;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,6 +50,7 @@ Examples:
   paravane run --net tap=tap0 --vsock cid=3,socket=/tmp/guest.sock
   paravane run --trace boot.trace --timeout 10s                then: paravane trace boot.trace
   paravane run --console pty --cmdline console=virtio
+  paravane run --config server.toml --mem 1G             options from a file; what is typed here wins
 
 On a terminal, Ctrl-A x leaves and Ctrl-A h shows the other keys; everything else goes to the guest.
 In a pipe every byte goes to the guest, which goes on when its input ends.
@@ -108,6 +111,24 @@ pub(super) struct RunArgs {
     /// Write every exit to a file, for `paravane trace`
     #[arg(long, value_name = "FILE", help_heading = HOST)]
     trace: Option<PathBuf>,
+    /// Tell a supervisor what becomes of the run: a JSON object a line, to a file or to an open descriptor's number
+    #[arg(long, value_name = "FILE|FD", help_heading = HOST)]
+    events: Option<EventsTo>,
+    /// Read options from a TOML file: `mem = "256M"` is --mem 256M, and `image` the kernel. The command line wins
+    #[arg(long, value_name = "FILE", help_heading = HOST)]
+    config: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// The file of further options.
+    pub(super) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// Whether it is said which kernel is to run.
+    pub(super) fn names_a_kernel(&self) -> bool {
+        self.image.is_some() || self.bare
+    }
 }
 
 /// Runs a guest to its end; the exit status of the process.
@@ -119,14 +140,11 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     terminal::restore_on_panic();
     args.busy_poll.into_iter().for_each(busy_poll::set_longest_us);
     let (image, image_name) = load_image(args)?;
-    let initrd = match &args.initrd {
-        None => None,
-        Some(path) => Some(
-            input_file::module(path, args.mem)
-                .with_context(|| format!("cannot read initrd {}", printable::path(path)))?,
-        ),
-    };
+    let initrd = load_initrd(args)?;
     check_paths(args)?;
+    let events = args.events.as_ref().map(|to| Events::open(to, origin.main())).transpose()?;
+    let tell = |event: &Event<'_>| events.iter().for_each(|events| events.tell(event));
+    tell(&Event::Starting { pid: std::process::id(), image: &image_name, memory: args.mem });
     let lost = LostDevice::default();
     let report_loss = lost.reporter(control.clone(), || ending::ask(Asker::LostDevice));
     let Opened { devices, stdio } = args.devices.open(&report_loss)?;
@@ -159,22 +177,25 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         technique: if args.bare { None } else { technique(args) },
         engine: args.engine.into(),
         transport: args.transport.into(),
-        sink: Box::new(sink),
+        sink: Box::new(Announced::new(sink, events.clone())),
         input,
-        on_ready: Some(Box::new(ending::guest_runs)),
+        on_ready: Some(on_ready(events.clone())),
         once_running: Some(Box::new(move || keyboard.start())),
         control,
         deadline: args.timeout.map(|timeout| origin.what_is_left_of(timeout)),
         on_peek: Some(Box::new(|ledger, ns| notice::text(&stats::so_far(ledger, ns)))),
         count_memory: args.stats || args.stats_json.is_some(),
         marks: args.stats || args.stats_json.is_some() || args.trace.is_some(),
-        on_stop: Some(Arc::new(|stopped| notice(stopped))),
+        on_stop: Some(on_stop(events.clone())),
+        on_pause: events.clone().map(on_pause),
         trace,
     };
     oom::stand_before_others();
     let result = launch::run(config);
     drop(raw);
-    let report = result?;
+    let report = result.inspect_err(|error| {
+        tell(&Event::Ended { status: status::HOST_ERROR, reason: error.to_string() });
+    })?;
 
     let lost = lost.why();
     let by =
@@ -189,10 +210,42 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     if let (Some(path), Some(outcome)) = (&args.trace, &report.trace) {
         trace_file::conclude(path, outcome)?;
     }
+    tell(&Event::Ended { status: status::of(&report.end, by), reason: status::describe(&report.end, by) });
     match lost {
         Some(why) if status::of(&report.end, by) == status::HOST_ERROR => Err(anyhow::Error::msg(why)),
         _ => conclude(&report, by, &output),
     }
+}
+
+/// What is done once the guest can be told to end, before its first instruction.
+fn on_ready(events: Option<Events>) -> launch::OnReady {
+    Box::new(move |engine, technique| {
+        ending::guest_runs();
+        if let Some(events) = events {
+            events.tell(&Event::Started { engine: engine.name, technique: technique.name });
+        }
+    })
+}
+
+/// Tells the user of devices that stop, and a supervisor.
+fn on_stop(events: Option<Events>) -> virtio::Tell {
+    Arc::new(move |stopped| {
+        notice(stopped);
+        if let Some(events) = &events {
+            events.tell(&Event::Device { device: stopped.device, problem: stopped.offence.to_string() });
+        }
+    })
+}
+
+/// Tells a supervisor that the guest stands still or goes on.
+fn on_pause(events: Events) -> Box<dyn FnMut(bool) + Send> {
+    Box::new(move |stands| events.tell(if stands { &Event::Paused } else { &Event::Resumed }))
+}
+
+fn load_initrd(args: &RunArgs) -> anyhow::Result<Option<Vec<u8>>> {
+    let Some(path) = &args.initrd else { return Ok(None) };
+    let module = input_file::module(path, args.mem);
+    Ok(Some(module.with_context(|| format!("cannot read initrd {}", printable::path(path)))?))
 }
 
 /// A console's file is emptied when it is opened: not if it is one that the guest needs.
@@ -202,6 +255,10 @@ fn check_paths(args: &RunArgs) -> anyhow::Result<()> {
     args.initrd.iter().for_each(|path| paths.read("--initrd", path));
     args.stats_json.iter().for_each(|path| paths.write("--stats-json", path));
     args.trace.iter().for_each(|path| paths.write("--trace", path));
+    args.config.iter().for_each(|path| paths.read("--config", path));
+    if let Some(EventsTo::File(path)) = &args.events {
+        paths.write("--events", path);
+    }
     args.devices.add_paths(&mut paths);
     Ok(paths.check()?)
 }

@@ -37,6 +37,11 @@ impl Origin {
         Self { main, cpu_before_main_ns }
     }
 
+    /// When the program began.
+    pub(super) fn main(&self) -> Instant {
+        self.main
+    }
+
     /// What is left of a time that began here.
     pub(super) fn what_is_left_of(&self, time: Duration) -> Duration {
         time.saturating_sub(self.main.elapsed())

@@ -166,6 +166,7 @@ pub(super) fn config(
         count_memory: false,
         marks: true,
         on_stop: None,
+        on_pause: None,
         trace: None,
     }
 }

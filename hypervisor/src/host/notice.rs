@@ -54,6 +54,14 @@ pub fn has_room(fd: BorrowedFd<'_>, wait_ms: libc::c_int) -> bool {
     unsafe { libc::poll(&raw mut poll, 1, wait_ms) > 0 }
 }
 
+/// Whether `fd` is a pipe or a socket whose reader is gone, so that a write would raise SIGPIPE.
+pub fn is_deserted(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one pollfd, live for the call.
+    let reported = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    reported > 0 && poll.revents & (libc::POLLERR | libc::POLLHUP) != 0
+}
+
 /// Writes all of `bytes`; gives up with `TimedOut` once `give_up` is set and there is no room.
 fn send(fd: BorrowedFd<'_>, mut bytes: &[u8], give_up: &AtomicBool) -> io::Result<()> {
     let at_once = if fd.is_terminal() { AT_ONCE_TERMINAL } else { AT_ONCE };

@@ -71,6 +71,8 @@ pub enum TransportChoice {
 
 /// Something that is done once.
 pub type Once = Box<dyn FnOnce() + Send>;
+/// What is done once it is known what runs the guest, and by which technique.
+pub type OnReady = Box<dyn FnOnce(&EngineInfo, &Technique) + Send>;
 
 /// Everything that a domain is started with.
 pub struct Config {
@@ -100,7 +102,7 @@ pub struct Config {
     /// Bytes typed for the guest.
     pub input: ConsoleInput,
     /// Called once `control` reaches the virtual CPU, before the guest's first instruction: which waits for it.
-    pub on_ready: Option<Once>,
+    pub on_ready: Option<OnReady>,
     /// Called a little later, when nobody waits for it: the guest has printed something, waits itself, or has run
     /// for a few milliseconds. The place to start a thread.
     pub once_running: Option<Once>,
@@ -117,6 +119,8 @@ pub struct Config {
     pub on_peek: Option<Show>,
     /// Tells the user of devices that stop for what their drivers did.
     pub on_stop: Option<Tell>,
+    /// Called when the guest begins to stand still, with true, and when it goes on, with false.
+    pub on_pause: Option<Box<dyn FnMut(bool) + Send>>,
     /// Where every exit is to be written to.
     pub trace: Option<trace::record::Destination>,
 }

@@ -253,10 +253,11 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     }
     control.attach(waker.clone());
     if let Some(on_ready) = config.on_ready {
-        on_ready();
+        on_ready(&info, technique);
     }
     let mut orders = Orders::new(control, clock);
     orders.on_peek = config.on_peek;
+    orders.on_pause = config.on_pause;
     orders.postponed = config.once_running.map(|work| Postponed { work, by: clock.now() + POSTPONE_NS });
     // The guest's clock is younger than the run.
     orders.stop_at =

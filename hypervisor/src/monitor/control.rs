@@ -86,6 +86,12 @@ impl Control {
         self.0.commands.load(Ordering::Acquire) & STOP != 0
     }
 
+    /// Pauses a domain that runs, and has one go on that is told to stand still.
+    pub fn toggle_pause(&self) {
+        self.0.commands.fetch_xor(PAUSE, Ordering::SeqCst);
+        self.kick();
+    }
+
     /// Whether the domain stands still after [`Command::Pause`]: its virtual CPU is in the host and stays there.
     pub fn is_paused(&self) -> bool {
         self.0.stands.load(Ordering::Acquire)
@@ -129,12 +135,22 @@ pub struct Orders {
     pub postponed: Option<Postponed>,
     /// What [`Command::Peek`] calls.
     pub on_peek: Option<Show>,
+    /// Called when the virtual CPU begins to stand still, with true, and when it goes on, with false.
+    pub on_pause: Option<Box<dyn FnMut(bool) + Send>>,
 }
 
 impl Orders {
     /// Nothing but the commands of `control`. `clock` is the domain's.
     pub fn new(control: Control, clock: Clock) -> Self {
-        Self { control, clock, began: clock.now(), stop_at: None, postponed: None, on_peek: None }
+        Self {
+            control,
+            clock,
+            began: clock.now(),
+            stop_at: None,
+            postponed: None,
+            on_peek: None,
+            on_pause: None,
+        }
     }
 
     /// The clock that all times here are in.
@@ -163,8 +179,11 @@ impl Orders {
     }
 
     /// Tells those who wait for it whether the virtual CPU stands still.
-    pub(super) fn stands(&self, stands: bool) {
+    pub(super) fn stands(&mut self, stands: bool) {
         self.control.0.stands.store(stands, Ordering::Release);
+        if let Some(tell) = &mut self.on_pause {
+            tell(stands);
+        }
     }
 
     /// Does what takes no decision of the loop: shows the ledger, and does the postponed work when it is time.
