@@ -352,3 +352,39 @@ fn the_seventeen_go_wrong_where_they_do_not_trap() {
     let usage = output(&["compare", "--fidelity", "--workload", "alu"]);
     assert_eq!(usage.status.code(), Some(2));
 }
+
+/// Recorded by the program itself, and read back by it.
+#[test]
+fn recorded_results_are_compared() {
+    let measured =
+        output(&["compare", "--workload", "null-call", "--technique", "pv,trap", "--repeat", "3", "--json"]);
+    let mut json: serde_json::Value = serde_json::from_slice(&measured.stdout).unwrap();
+    if json["engine"].is_null() {
+        skip("engine", text(&measured.stderr));
+        return;
+    }
+    assert_eq!(json["workloads"][0]["techniques"]["pv"]["spread"]["confidence"], 0.75);
+    let folder = std::env::temp_dir().join(format!("paravane-recorded-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str, json: &serde_json::Value| {
+        let path = folder.join(name).into_os_string().into_string().unwrap();
+        std::fs::write(&path, json.to_string()).unwrap();
+        path
+    };
+    let before = file("a.json", &json);
+    let same = output(&["compare", &before, &before]);
+    assert_eq!(same.status.code(), Some(0), "{}", text(&same.stderr));
+    assert!(text(&same.stdout).contains(" 0 worse, 0 better"), "{}", text(&same.stdout));
+    for run in json["workloads"][0]["techniques"]["pv"]["runs"].as_array_mut().unwrap() {
+        run["traps"] = 100_000.into();
+    }
+    let after = file("b.json", &json);
+    let worse = output(&["compare", &before, &after, "--json"]);
+    assert_eq!(worse.status.code(), Some(8), "{}", text(&worse.stderr));
+    let changes: serde_json::Value = serde_json::from_slice(&worse.stdout).unwrap();
+    let rows = changes["rows"].as_array().unwrap();
+    let told: Vec<_> = rows.iter().filter(|row| row["verdict"] == "worse").collect();
+    assert!(told.len() == 1 && told[0]["measure"] == "exits" && told[0]["technique"] == "pv", "{changes}");
+    assert_eq!(output(&["compare", &before, "/etc/passwd"]).status.code(), Some(1));
+    std::fs::remove_dir_all(&folder).unwrap();
+}

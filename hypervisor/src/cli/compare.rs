@@ -1,5 +1,9 @@
-//! `paravane compare`: the comparison, with progress on a terminal.
+//! `paravane compare`: the comparison, with progress on a terminal; or recorded ones, read back.
 
+mod changes;
+
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,10 +18,11 @@ use super::{print, size, status, terminal};
 use crate::compare::{
     Comparison, Machine, Settings, SideBySide, View, WORKLOADS, Workload, compare, reading, side_text, text,
 };
-use crate::host::busy_poll;
+use crate::host::{busy_poll, random};
 use crate::launch;
 use crate::launch::EngineChoice;
 use crate::technique::{TECHNIQUES, Technique};
+use crate::text::printable::path;
 
 /// What techniques are compared with when nothing is said.
 const BASELINE: &str = "trap";
@@ -31,7 +36,8 @@ Examples:
   paravane compare --technique trap,translate        these two
   paravane compare --engine all                      the same on every engine, side by side
   paravane compare --busy-poll 0                     with vCPUs and devices that sleep at once
-  paravane compare --json > result.json              everything, every run included
+  paravane compare --repeat 10 --json > a.json       everything, every run included
+  paravane compare a.json b.json                     what changed from a to b beyond noise
   paravane compare --fidelity                        which technique answers as the machine would
 
 The first table has a row for each workload and a column for each technique, in the order in which the field found \
@@ -44,7 +50,30 @@ turn out to be) has `host`, `engines`, a list of the former, and `trap_differenc
 
 With --fidelity, a right result is the one that is documented: under `trap` the instructions go wrong in silence.
 
-Exit status: 0 if every result was right, 1 if not or if no guest could be started, 2 for a usage error.";
+Each repetition does everything once, in an order of its own by chance, which follows from --seed. With several \
+repetitions, medians have an interval that holds the true one in 95 of 100 cases (or in as many as so few runs allow, \
+which is said), and runs that are far from the others are named. They count.
+
+Exit status: 0 if every result was right, 1 if not or if no guest could be started, 2 for a usage error. Of two recorded \
+results: 0 if nothing is worse beyond noise, 8 if something is, 1 if a file cannot be read.";
+
+/// What has no meaning for results that exist.
+const MEASURING: [&str; 14] = [
+    "workload",
+    "technique",
+    "baseline",
+    "repeat",
+    "warm_up",
+    "seed",
+    "list",
+    "fidelity",
+    "mem",
+    "engine",
+    "transport",
+    "busy_poll",
+    "timeout",
+    "details",
+];
 
 /// `--engine` where there may be several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,6 +103,9 @@ impl Engines {
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CompareArgs {
+    /// Measure nothing: show what changed from the first of two results of --json to the second
+    #[arg(value_name = "FILE", num_args = 2, conflicts_with_all = MEASURING)]
+    files: Vec<PathBuf>,
     /// Only these workloads [default: all]
     #[arg(long, short, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = workload_names())]
     workload: Vec<String>,
@@ -86,6 +118,15 @@ pub(super) struct CompareArgs {
     /// Measure each so many times and show the median
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: u16,
+    /// Run each so many times before, uncounted [default: 1 if it is measured several times]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1000))]
+    warm_up: Option<u16>,
+    /// The order of the runs, as a result names it [default: by chance]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Of two results: a median that moved by at most so many percent is neither better nor worse
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent, requires = "files")]
+    tolerance: f64,
     /// Show every workload in detail: exits by cause, batches, other work, spread of times [default: if there is one]
     #[arg(long)]
     details: bool,
@@ -97,7 +138,7 @@ pub(super) struct CompareArgs {
     list: bool,
     /// Show no speed, but answers: whether each technique executes the sensitive instructions that do not trap as a
     /// machine does
-    #[arg(long, conflicts_with_all = ["workload", "baseline", "repeat", "list"])]
+    #[arg(long, conflicts_with_all = ["workload", "baseline", "repeat", "warm_up", "seed", "list"])]
     fidelity: bool,
     /// Memory of each guest, as for `run`
     #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = size::memory)]
@@ -117,6 +158,24 @@ pub(super) struct CompareArgs {
     timeout: Duration,
 }
 
+/// Short enough to be typed again.
+fn seed() -> u64 {
+    let mut bytes = [0; 2];
+    // If there are no random bytes, zeroes are a seed, too.
+    random::fill(&mut bytes);
+    u16::from_le_bytes(bytes).into()
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("not a percentage".to_owned()) }
+}
+
+/// A recorded result.
+fn read(file: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(file).with_context(|| format!("cannot read {}", path(file)))
+}
+
 fn workload_names() -> PossibleValuesParser {
     PossibleValuesParser::new(WORKLOADS.iter().map(|w| w.name))
 }
@@ -127,6 +186,10 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         print(&list())?;
         return Ok(0);
     }
+    let width = terminal::columns().unwrap_or(WIDTH);
+    if let [first, second] = &args.files[..] {
+        return changes::run(args, first, second, width);
+    }
     args.busy_poll.into_iter().for_each(busy_poll::set_longest_us);
     let engines = engines(&args.engine);
     let machine = |engine: &EngineChoice| Machine {
@@ -136,7 +199,6 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         deadline: args.timeout,
     };
     let named = !args.technique.is_empty();
-    let width = terminal::columns().unwrap_or(WIDTH);
     if args.fidelity {
         let techniques = techniques(&args.technique, None);
         let machines = engines.iter().map(machine).collect();
@@ -149,6 +211,8 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         baseline: args.baseline.as_deref().and_then(Technique::named).map_or(BASELINE, |t| t.name),
         named,
         repeat: usize::from(args.repeat),
+        warm_up: args.warm_up.map_or(usize::from(args.repeat > 1), usize::from),
+        seed: args.seed.unwrap_or_else(seed),
         machines: engines.iter().map(machine).collect(),
     };
     let mut line = ProgressLine::stderr();

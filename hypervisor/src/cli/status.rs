@@ -14,6 +14,8 @@ pub(super) const KILLED: u8 = 4;
 pub(super) const REBOOT: u8 = 5;
 /// The guest asked to be suspended.
 pub(super) const SUSPEND: u8 = 6;
+/// Of two recorded comparisons the second is worse beyond noise.
+pub(super) const WORSE: u8 = 8;
 /// The time of `--timeout` was up; the number that timeout(1) uses.
 pub(super) const TIMEOUT: u8 = 124;
 /// Added to the number of the signal that ended the run, as shells do.

@@ -1,13 +1,11 @@
-//! Every workload by every technique, repeated: what runs, in which order, and the whole result.
+//! Every workload by every technique: what is asked for, and the whole result.
 
 use serde::Serialize;
 
 use super::host::HostFacts;
-use super::native::{middle, native};
 use super::result::{Cycles, EngineFacts, Runs, TechniqueResult, WorkloadResult};
-use super::sample::{Failure, Machine, Sample, measure};
+use super::sample::{Failure, Machine};
 use super::{NOTES, Workload, order};
-use crate::launch::{Config, EngineChoice, Report};
 use crate::technique::{EngineNeed, Technique};
 
 /// What to compare, and how.
@@ -23,23 +21,12 @@ pub struct Settings {
     pub named: bool,
     /// How often each; at least 1.
     pub repeat: usize,
+    /// How often each is run before, without being counted.
+    pub warm_up: usize,
+    /// What the order of runs follows from.
+    pub seed: u64,
     /// On what machines: one comparison each.
     pub machines: Vec<Machine>,
-}
-
-/// One boot is about to begin.
-#[derive(Clone, Copy, Debug)]
-pub struct Progress {
-    /// Which workload.
-    pub workload: &'static str,
-    /// Which technique.
-    pub technique: &'static str,
-    /// On which engine.
-    pub engine: EngineChoice,
-    /// How many boots came before.
-    pub done: usize,
-    /// How many there will be.
-    pub total: usize,
 }
 
 /// All results, with where they come from.
@@ -59,6 +46,10 @@ pub struct Comparison {
     pub engine: Option<EngineFacts>,
     /// How often each was measured.
     pub repeat: usize,
+    /// How often each was run before, without being counted.
+    pub warm_up: usize,
+    /// What the order of the runs followed from.
+    pub seed: u64,
     /// Memory of each guest.
     pub mem_bytes: u64,
     /// How long vCPUs and devices look for something to do before they sleep, at most, in microseconds.
@@ -97,7 +88,7 @@ impl Comparison {
         self.workloads.iter().all(|w| w.ok) && (self.unavailable.is_empty() || !self.named)
     }
 
-    fn begin(machine: &Machine, settings: &Settings, taking_part: &TakingPart) -> Self {
+    pub(super) fn begin(machine: &Machine, settings: &Settings, taking_part: &TakingPart) -> Self {
         let techniques: Vec<_> = taking_part.able.iter().map(|technique| technique.name).collect();
         Self {
             schema: 1,
@@ -107,6 +98,8 @@ impl Comparison {
             asked: machine.engine.name(),
             engine: None,
             repeat: settings.repeat,
+            warm_up: settings.warm_up,
+            seed: settings.seed,
             mem_bytes: machine.mem_bytes,
             busy_poll_us: crate::host::busy_poll::longest_us(),
             workloads: Vec::new(),
@@ -119,7 +112,13 @@ impl Comparison {
         }
     }
 
-    fn add(&mut self, workload: &Workload, runs: Runs, native: Option<Cycles>, settings: &Settings) {
+    pub(super) fn add(
+        &mut self,
+        workload: &Workload,
+        runs: Runs,
+        native: Option<Cycles>,
+        settings: &Settings,
+    ) {
         let any_needs_one = runs.iter().any(|(technique, _)| needs_an_engine(technique));
         let of_engine = runs.iter().filter(|(technique, _)| needs_an_engine(technique) || !any_needs_one);
         for sample in of_engine.flat_map(|(_, samples)| samples) {
@@ -149,13 +148,13 @@ pub(super) fn needs_an_engine(technique: &Technique) -> bool {
 }
 
 /// Those of the settings' techniques that can be used on this host, and the others.
-struct TakingPart {
-    able: Vec<&'static Technique>,
+pub(super) struct TakingPart {
+    pub(super) able: Vec<&'static Technique>,
     unavailable: Vec<NotHere>,
 }
 
 impl TakingPart {
-    fn of(settings: &Settings) -> Self {
+    pub(super) fn of(settings: &Settings) -> Self {
         let (mut able, mut unavailable) = (Vec::new(), Vec::new());
         for technique in &settings.techniques {
             match (technique.available)() {
@@ -165,56 +164,6 @@ impl TakingPart {
         }
         Self { able, unavailable }
     }
-}
-
-/// Measures everything that `settings` asks for, booting guests by means of `boot`; one result for each machine.
-///
-/// Machines and techniques take turns, so that a host that gets slower meanwhile does so for all of them. A technique
-/// that does not need the machine's engine is measured once for all machines.
-pub fn compare<E: std::fmt::Display>(
-    settings: &Settings,
-    mut boot: impl FnMut(Config) -> Result<Report, E>,
-    mut on_progress: impl FnMut(Progress),
-) -> Vec<Comparison> {
-    let Settings { workloads, repeat, machines, .. } = settings;
-    let taking_part = TakingPart::of(settings);
-    let able = &taking_part.able;
-    let on_engines = able.iter().filter(|technique| needs_an_engine(technique)).count();
-    let each = on_engines * machines.len() + (able.len() - on_engines) * machines.len().min(1);
-    let total = workloads.len() * repeat * each;
-    let mut done = 0;
-    let mut measured = |technique: &'static Technique, workload: &Workload, machine: &Machine| {
-        let engine = machine.engine;
-        on_progress(Progress { workload: workload.name, technique: technique.name, engine, done, total });
-        done += 1;
-        measure(technique, workload, machine, &mut boot)
-    };
-    let mut comparisons: Vec<Comparison> =
-        machines.iter().map(|m| Comparison::begin(m, settings, &taking_part)).collect();
-    for workload in workloads {
-        let none = || able.iter().map(|technique| (*technique, Vec::new())).collect();
-        let mut runs: Vec<Runs> = machines.iter().map(|_| none()).collect();
-        let mut natively = Vec::new();
-        for (column, technique) in able.iter().enumerate().cycle().take(able.len() * repeat) {
-            if column == 0 {
-                natively.extend(native(workload.name));
-            }
-            let mut shared: Option<Result<Sample, Failure>> = None;
-            for (machine, runs) in machines.iter().zip(&mut runs) {
-                let known = shared.take().filter(|_| !needs_an_engine(technique));
-                let sample = known.unwrap_or_else(|| measured(technique, workload, machine));
-                shared = Some(sample.clone());
-                if let Some((_, samples)) = runs.get_mut(column) {
-                    samples.push(sample);
-                }
-            }
-        }
-        let native = middle(natively);
-        for (comparison, runs) in comparisons.iter_mut().zip(runs) {
-            comparison.add(workload, runs, native, settings);
-        }
-    }
-    comparisons
 }
 
 #[cfg(test)]

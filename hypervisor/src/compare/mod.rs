@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod changes;
 mod comparison;
 mod fidelity;
 mod figures;
@@ -24,12 +25,17 @@ mod outcome;
 mod overview;
 mod result;
 mod sample;
+mod schedule;
 mod side_by_side;
 mod side_by_side_table;
+mod statistics;
 mod table;
 mod workloads;
 
-pub use comparison::{Comparison, NotHere, Progress, Settings, compare};
+pub use changes::{
+    Change, Changes, Difference, Measure, Recorded, RecordedError, Verdict as ChangeVerdict, changes_text,
+};
+pub use comparison::{Comparison, NotHere, Settings};
 pub use fidelity::{
     Answer, Fidelity, FidelityRow, FidelitySettings, ROWS, Row, Verdict, fidelity, fidelity_text,
 };
@@ -41,8 +47,10 @@ pub use result::{
     Cycles, EngineFacts, RunFigures, Saved, Saving, TechniqueResult, WholeBoot, WorkloadResult,
 };
 pub use sample::{Failure, Machine, Sample, measure};
+pub use schedule::{Progress, compare};
 pub use side_by_side::{LeftOut, SideBySide, TrapDifference};
 pub use side_by_side_table::side_text;
+pub use statistics::Spread;
 pub use table::{View, text};
 pub use workloads::{Kind, WORKLOADS, Workload};
 

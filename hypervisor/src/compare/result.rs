@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::comparison::Settings;
 use super::sample::{Failure, Sample};
+use super::statistics::Spread;
 use super::{Kind, Workload};
 use crate::engine::EngineInfo;
 use crate::ledger::{BatchSizes, ExitRow, HardwareExits, WorkRow};
@@ -129,6 +130,9 @@ pub struct TechniqueResult {
     pub details: BTreeMap<String, String>,
     /// Every run, in order.
     pub runs: Vec<RunFigures>,
+    /// How the runs' times spread, in nanoseconds; absent where there is one run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Spread>,
     /// What the technique needs of an engine.
     #[serde(skip)]
     pub(super) need: EngineNeed,
@@ -145,7 +149,7 @@ pub struct WholeBoot {
 }
 
 /// The raw figures of one run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunFigures {
     /// Exits between the marks.
     pub traps: u64,
@@ -153,6 +157,9 @@ pub struct RunFigures {
     pub ns: u64,
     /// The part of it that the hypervisor worked.
     pub host_ns: u64,
+    /// The median of the operation's cycles, where the guest counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cycles: Option<f64>,
 }
 
 impl EngineFacts {
@@ -265,6 +272,7 @@ impl TechniqueResult {
             flushes: outcome.flushes,
             whole: WholeBoot { traps: whole_traps, kernel_statistics },
             details: outcome.details,
+            spread: Spread::of(&runs.iter().map(|run| run.ns as f64).collect::<Vec<_>>()),
             runs,
             need,
         })
@@ -314,7 +322,8 @@ impl Cycles {
 impl RunFigures {
     fn of(sample: &Sample) -> Self {
         let region = &sample.region;
-        Self { traps: region.traps(), ns: region.ns, host_ns: region.handling_ns() }
+        let cycles = Cycles::said(&sample.outcome.details).map(|cycles| cycles.median);
+        Self { traps: region.traps(), ns: region.ns, host_ns: region.handling_ns(), cycles }
     }
 }
 

@@ -9,6 +9,7 @@ use super::comparison::Comparison;
 use super::host::HostFacts;
 use super::overview::write_overview;
 use super::result::{Saving, TechniqueResult, WorkloadResult};
+use super::statistics::Spread;
 use crate::ledger::{BatchSizes, HardwareExit, HardwareExits, Region, WorkRow, exit_table, nanos, nanos_f64};
 
 /// How a result is shown.
@@ -61,15 +62,19 @@ pub(super) fn write_engine(out: &mut String, comparison: &Comparison) -> fmt::Re
 }
 
 pub(super) fn write_guests(out: &mut String, comparison: &Comparison) -> fmt::Result {
-    let times = match comparison.repeat {
+    let mut times = match comparison.repeat {
         1 => "measured once".to_owned(),
         n => format!("median of {n} runs"),
     };
+    if comparison.warm_up != 0 {
+        times += &format!(" after {} that do not count", comparison.warm_up);
+    }
     let poll = match comparison.busy_poll_us {
         0 => "no busy polling".to_owned(),
         us => format!("busy polling for {us} us at most"),
     };
-    writeln!(out, "Guests  {} MiB each, {times}, {poll}\n", comparison.mem_bytes >> 20)
+    writeln!(out, "Guests  {} MiB each, {times}, {poll}", comparison.mem_bytes >> 20)?;
+    writeln!(out, "Order   by chance: --seed {}\n", comparison.seed)
 }
 
 pub(super) fn write_notes(out: &mut String, notes: &[&str], debug_build: bool, view: &View) -> fmt::Result {
@@ -164,7 +169,7 @@ fn summary(workload: &WorkloadResult, comparison: &Comparison) -> Table {
     let mut table = new_table();
     let mut header = vec!["", "operations", "traps", "traps/op", "time", "time/op", "in host"];
     if repeat > 1 {
-        header.push("fastest .. slowest");
+        header.extend(["interval", "fastest .. slowest"]);
     }
     let compared = !workload.savings.is_empty();
     if compared {
@@ -217,11 +222,20 @@ fn row(name: &str, result: &TechniqueResult, repeat: usize) -> Vec<Cell> {
         right(nanos(result.host_ns)),
     ];
     if repeat > 1 {
-        let times = || result.runs.iter().map(|run| run.ns);
-        let (fastest, slowest) = (times().min().unwrap_or(0), times().max().unwrap_or(0));
-        cells.push(right(format!("{} .. {}", nanos(fastest), nanos(slowest))));
+        cells.extend(result.spread.as_ref().map_or_else(|| ["-"; 2].map(right), spread));
     }
     cells
+}
+
+/// Where the true median is, and the whole range with its outliers.
+fn spread(spread: &Spread) -> [Cell; 2] {
+    let Spread { low, high, min, max, outliers, .. } = spread;
+    let far = match outliers.len() {
+        0 => String::new(),
+        n => format!(" ({n} far)"),
+    };
+    let ends = |a: &f64, b: &f64, between: &str| format!("{}{between}{}", nanos_f64(*a), nanos_f64(*b));
+    [right(ends(low, high, " - ")), right(ends(min, max, " .. ") + &far)]
 }
 
 pub(super) fn right(text: impl ToString) -> Cell {

@@ -19,7 +19,16 @@ pub fn settings(repeat: usize) -> Settings {
     };
     let workloads = vec![*Workload::named("map-512").unwrap()];
     let techniques = TECHNIQUES.iter().filter(|technique| ["pv", "trap"].contains(&technique.name)).collect();
-    Settings { workloads, techniques, baseline: "trap", named: false, repeat, machines: vec![machine] }
+    Settings {
+        workloads,
+        techniques,
+        baseline: "trap",
+        named: false,
+        repeat,
+        warm_up: 0,
+        seed: 1,
+        machines: vec![machine],
+    }
 }
 
 /// A technique for bare kernels that exists in a test only.

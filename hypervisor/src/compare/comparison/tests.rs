@@ -3,8 +3,9 @@
 use std::cell::Cell;
 
 use super::*;
-use crate::compare::{Kind, RunFigures, Saving, View, WORKLOADS, text};
+use crate::compare::{Kind, Progress, RunFigures, Saving, View, WORKLOADS, compare, text};
 use crate::engine::EngineInfo;
+use crate::launch::{Config, EngineChoice, Report};
 use crate::ledger::{Cause, PrivOp};
 use crate::machine::end::DomainEnd;
 use crate::testing::compare::{GOOD, good, is_pv, name_of, play, settings, technique};
@@ -72,8 +73,44 @@ fn the_median_is_a_run_that_took_place() {
     assert_eq!(progress.get(), 8);
     let (name, pv) = &result.workloads[0].techniques[0];
     assert_eq!((*name, pv.ns, pv.traps, pv.runs.len()), ("pv", 400, 4, 4));
-    assert_eq!(pv.runs[0], RunFigures { traps: 9, ns: 900, host_ns: 9_000 });
+    assert_eq!(pv.runs[0], RunFigures { traps: 9, ns: 900, host_ns: 9_000, cycles: None });
     assert!(result.workloads[0].time_saved.unwrap().saved < 0, "a loss is shown as one");
+}
+
+/// What follows what in the order of its boots.
+fn boots(settings: &Settings) -> Vec<String> {
+    let mut order = Vec::new();
+    compare_one(settings, good, |p| order.push(format!("{} {}", p.workload, p.technique)));
+    order
+}
+
+#[test]
+fn the_order_is_by_chance_and_the_seed_gives_it_again() {
+    let mut settings = settings(4);
+    settings.workloads = WORKLOADS.iter().filter(|w| w.name.starts_with("map-")).copied().collect();
+    let order = boots(&settings);
+    assert_eq!(order, boots(&settings));
+    assert_ne!(order, boots(&Settings { seed: 2, ..settings.clone() }));
+    for repetition in order.chunks(4) {
+        let mut once = repetition.to_vec();
+        once.sort_unstable();
+        assert_eq!(once, ["map-4096 pv", "map-4096 trap", "map-512 pv", "map-512 trap"]);
+    }
+    assert!(order.chunks(4).any(|repetition| repetition != &order[..4]), "{order:?}");
+}
+
+#[test]
+fn a_warm_up_does_not_count() {
+    let mut times = [9_000, 100, 200, 300].into_iter();
+    let boot = |config: Config| {
+        let ns = if is_pv(&config) { times.next().unwrap() } else { 5 };
+        Ok(play(config, GOOD, Cause::Kick, 1, ns))
+    };
+    let result = compare_one(&Settings { warm_up: 1, ..settings(3) }, boot, |p| assert_eq!(p.total, 8));
+    let (_, pv) = &result.workloads[0].techniques[0];
+    let spread = pv.spread.as_ref().unwrap();
+    assert_eq!((pv.ns, pv.runs.len(), spread.max, spread.confidence), (200, 3, 300.0, 0.75));
+    assert!(text(&result, &VIEW).contains("median of 3 runs after 1 that do not count"));
 }
 
 #[test]
@@ -297,8 +334,8 @@ fn the_members_of_the_json() {
     };
     assert_eq!(
         members(&json),
-        "asked baseline busy_poll_us debug_build engine host mem_bytes notes repeat schema unavailable version \
-         workloads"
+        "asked baseline busy_poll_us debug_build engine host mem_bytes notes repeat schema seed unavailable version \
+         warm_up workloads"
     );
     let workload = &json["workloads"][0];
     assert_eq!(
