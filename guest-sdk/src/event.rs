@@ -151,8 +151,13 @@ pub fn block() -> Result<(), Errno> {
     crate::hypercall::sched::block()
 }
 
+/// Whether an upcall would be made if events were enabled.
+pub(crate) fn is_upcall_pending() -> bool {
+    SHARED.upcall_pending().load(Ordering::Acquire) != 0
+}
+
 /// Handles all pending events. Called with events disabled.
-fn dispatch() {
+pub(crate) fn dispatch() {
     while SHARED.upcall_pending().swap(0, Ordering::AcqRel) != 0 {
         let mut words = SHARED.pending_selector().swap(0, Ordering::AcqRel);
         while words != 0 {

@@ -40,8 +40,8 @@
 //!    absent on Xen. Every other call is in Xen's public headers and has Xen's semantics.
 //! 3. **The hypervisor may refuse.** Every call that can fail returns an error, and the error of a queued update
 //!    names the update.
-//! 4. **Unsafe code is in few, named places.** Assembly is in [`image`], `hypercall/raw.rs`, `trap/entry.rs` and
-//!    `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in `shared.rs`, its device table
+//! 4. **Unsafe code is in few, named places.** Assembly is in [`image`], `hypercall/raw.rs`, `trap/entry.rs`,
+//!    `user/entry.rs` and `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in `shared.rs`, its device table
 //!    in `virtio/table.rs`, memory of devices in `virtio/pool.rs` and `virtio/rings.rs`. All other code uses these.
 //! 5. **One vCPU.** Handlers, queue and shared page belong to the boot vCPU.
 //!
@@ -57,6 +57,7 @@
 //! | handle events, wait for them, exclude them | [`event`] |
 //! | know the time, set a timer | [`time`] |
 //! | map, protect and unmap pages; switch address spaces | [`paging`] |
+//! | run programs in user mode | [`user`] |
 //! | drive virtio devices | `virtio`, with the feature of that name |
 //! | make several calls in one transition | [`queue`] |
 //! | make any other hypercall | [`hypercall`], [`abi`] |
@@ -103,6 +104,7 @@ pub mod test;
 mod testing;
 pub mod time;
 pub mod trap;
+pub mod user;
 #[cfg(feature = "virtio")]
 pub mod virtio;
 

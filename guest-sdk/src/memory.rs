@@ -143,6 +143,25 @@ impl Memory {
         unsafe { self.word(pfn, 0).write_bytes(0, 512) }
     }
 
+    /// Copies from a frame that is mapped in the direct map. The bytes may change meanwhile.
+    pub(crate) fn copy_out(&self, pfn: Pfn, offset: usize, into: &mut [u8]) {
+        let from = self.within(pfn, offset, into.len());
+        // SAFETY: in bounds of a frame of the domain, reachable by the contract of `new`, and no place of `into`.
+        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+    }
+
+    /// Copies to a frame that is mapped writable in the direct map and that the caller owns.
+    pub(crate) fn copy_in(&self, pfn: Pfn, offset: usize, from: &[u8]) {
+        let to = self.within(pfn, offset, from.len());
+        // SAFETY: as for `copy_out`; the caller owns the frame's contents.
+        unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+    }
+
+    fn within(&self, pfn: Pfn, offset: usize, len: usize) -> *mut u8 {
+        assert!(offset <= 4096 && len <= 4096 - offset, "{len} bytes at {offset} are not in one frame");
+        self.word(pfn, 0).cast::<u8>().wrapping_add(offset)
+    }
+
     /// The bytes of `frames` consecutive frames, for ever.
     ///
     /// # Safety

@@ -12,7 +12,11 @@ bitflags! {
     pub struct PageFlags: u64 {
         /// Stores.
         const WRITE = pte::RW;
-        /// Accesses by user mode.
+        /// Accesses by user mode, where there is a processor that distinguishes them.
+        ///
+        /// On x86-64 it protects nothing: a paravirtual kernel runs at the privilege level of its programs, and the
+        /// hypervisor sets this bit in every entry. What user mode can reach is what its own root leads to:
+        /// [`UserSpace`](crate::user::UserSpace) contains nothing of the kernel.
         const USER = pte::USER;
         /// No instruction fetches.
         const NO_EXECUTE = pte::NX;

@@ -19,7 +19,7 @@ mod free;
 mod mmu;
 mod space;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::PagingError;
 pub use flags::PageFlags;

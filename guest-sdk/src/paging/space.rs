@@ -23,11 +23,13 @@ use crate::queue::FlushReason;
 #[derive(Debug, PartialEq, Eq)]
 pub struct AddressSpace {
     root: Pfn,
+    /// Whether it has the kernel's part, without which nothing in it is the kernel's.
+    has_kernel: bool,
 }
 
 impl AddressSpace {
     const fn existing(root: Pfn) -> Self {
-        Self { root }
+        Self { root, has_kernel: true }
     }
 
     /// The frame of its L4 table.
@@ -58,7 +60,20 @@ impl AddressSpace {
         unsafe { mmu.write(root, own, pte::make(mmu.mfn(third)?.0, TABLE)) }?;
         // SAFETY: `adopt` has queued the removal of write access to both, before this.
         unsafe { mmu.pin(root, 4) }?;
-        Ok(Self { root })
+        Ok(Self { root, has_kernel: true })
+    }
+
+    /// A new, empty space without the kernel's part: for user mode only.
+    pub(crate) fn without_kernel<H: Hypercalls>(
+        mmu: &mut Mmu<'_, H>,
+        frames: &mut impl FrameSource,
+    ) -> Result<Self, PagingError> {
+        mmu.reserve(1)?;
+        let root = frames.take().ok_or(PagingError::OutOfFrames)?;
+        mmu.adopt(root)?;
+        // SAFETY: `adopt` has queued the removal of write access, before this.
+        unsafe { mmu.pin(root, 4) }?;
+        Ok(Self { root, has_kernel: false })
     }
 
     /// Maps the page at `va` to a frame of the domain, making tables as needed.
@@ -89,7 +104,7 @@ impl AddressSpace {
     ) -> Result<(), PagingError> {
         let mut last = None;
         for (va, frame) in pages {
-            check(&mmu.memory(), va)?;
+            self.check(&mmu.memory(), va)?;
             let entry = flags.entry(mmu.mfn(frame)?);
             let table = match last {
                 Some((span, table)) if span == va >> 21 => table,
@@ -162,27 +177,69 @@ impl AddressSpace {
         frames: &mut impl FrameSource,
         kernel: &Self,
     ) -> Result<(), PagingError> {
-        // The tables of a new space may still be loose; the hypervisor must know them before they are freed.
-        mmu.queue().flush_for(FlushReason::Order)?;
-        // SAFETY: the caller's promise.
-        unsafe { mmu.unpin(self.root) }?;
-        self.each_own_table(mmu, kernel, &mut |mmu, table| {
-            // SAFETY: unpinned and unused, it is no longer a table.
-            unsafe { mmu.make_writable(table) }
-        })?;
-        mmu.queue().flush_for(FlushReason::Order)?;
-        self.each_own_table(mmu, kernel, &mut |_, table| {
+        self.free(mmu, Some(kernel.root), &mut |_, table, _| {
             frames.give(table);
             Ok(())
         })
     }
 
+    /// As [`destroy`](Self::destroy), for a space without the kernel's part; with `pages`, the frames that it maps are
+    /// freed, too.
+    pub(crate) fn destroy_without_kernel<H: Hypercalls>(
+        self,
+        mmu: &mut Mmu<'_, H>,
+        frames: &mut impl FrameSource,
+        pages: bool,
+    ) -> Result<(), PagingError> {
+        self.free(mmu, None, &mut |mmu, table, level| {
+            if pages && level == 1 {
+                for entry in
+                    (0..PT_ENTRIES).map(|index| mmu.memory.load(table, index)).filter(|e| pte::is_present(*e))
+                {
+                    mmu.memory.pfn(Mfn(pte::mfn(entry))).into_iter().for_each(|page| frames.give(page));
+                }
+            }
+            frames.give(table);
+            Ok(())
+        })
+    }
+
+    /// Gives the tables that `kernel` does not share to `give`, lower ones first, once they are ordinary frames.
+    fn free<'q, H: Hypercalls>(
+        self,
+        mmu: &mut Mmu<'q, H>,
+        kernel: Option<Pfn>,
+        give: &mut impl FnMut(&mut Mmu<'q, H>, Pfn, u8) -> Result<(), PagingError>,
+    ) -> Result<(), PagingError> {
+        // The tables of a new space may still be loose; the hypervisor must know them before they are freed.
+        mmu.queue().flush_for(FlushReason::Order)?;
+        // SAFETY: the caller's promise.
+        unsafe { mmu.unpin(self.root) }?;
+        each_own(mmu, 4, self.root, kernel, &mut |mmu, table, _| {
+            // SAFETY: unpinned and unused, it is no longer a table.
+            unsafe { mmu.make_writable(table) }
+        })?;
+        mmu.queue().flush_for(FlushReason::Order)?;
+        each_own(mmu, 4, self.root, kernel, give)
+    }
+
     /// The entry that maps `va`, which must be present.
     fn mapped<H: Hypercalls>(&self, mmu: &Mmu<'_, H>, va: u64) -> Result<(Pfn, usize, u64), PagingError> {
-        check(&mmu.memory(), va)?;
+        self.check(&mmu.memory(), va)?;
         let (table, index) = mmu.leaf(self.root, va).ok_or(PagingError::NotMapped(va))?;
         let entry = mmu.read(table, index);
         if pte::is_present(entry) { Ok((table, index, entry)) } else { Err(PagingError::NotMapped(va)) }
+    }
+
+    /// Checks that the functions here may map something at `va`.
+    fn check(&self, memory: &Memory, va: u64) -> Result<(), PagingError> {
+        if !is_canonical(va) || is_hypervisor(va) || va & PAGE_OFFSET_MASK != 0 {
+            return Err(PagingError::BadAddress(va));
+        }
+        match memory.pfn_at(va) {
+            Some(_) if self.has_kernel => Err(PagingError::DirectMap(va)),
+            _ => Ok(()),
+        }
     }
 
     /// The L1 table for `va`; it and those above it are made if they are missing.
@@ -203,16 +260,6 @@ impl AddressSpace {
             };
         }
         Ok(table)
-    }
-
-    /// Calls `f` for every table that `kernel` does not share, lower tables first.
-    fn each_own_table<'q, H: Hypercalls>(
-        &self,
-        mmu: &mut Mmu<'q, H>,
-        kernel: &Self,
-        f: &mut impl FnMut(&mut Mmu<'q, H>, Pfn) -> Result<(), PagingError>,
-    ) -> Result<(), PagingError> {
-        each_own(mmu, 4, self.root, Some(kernel.root), f)
     }
 }
 
@@ -259,12 +306,13 @@ fn link_new_table<H: Hypercalls>(
     Ok(table)
 }
 
+/// Calls `f` for every table that `kernel` does not share, with its level, lower tables first.
 fn each_own<'q, H: Hypercalls>(
     mmu: &mut Mmu<'q, H>,
     level: u8,
     table: Pfn,
     kernel: Option<Pfn>,
-    f: &mut impl FnMut(&mut Mmu<'q, H>, Pfn) -> Result<(), PagingError>,
+    f: &mut impl FnMut(&mut Mmu<'q, H>, Pfn, u8) -> Result<(), PagingError>,
 ) -> Result<(), PagingError> {
     if level > 1 {
         for index in (0..PT_ENTRIES).filter(|index| level < 4 || !is_hypervisor_slot(*index)) {
@@ -276,16 +324,5 @@ fn each_own<'q, H: Hypercalls>(
             }
         }
     }
-    f(mmu, table)
-}
-
-/// Checks that the functions here may map something at `va`.
-fn check(memory: &Memory, va: u64) -> Result<(), PagingError> {
-    if !is_canonical(va) || is_hypervisor(va) || va & PAGE_OFFSET_MASK != 0 {
-        return Err(PagingError::BadAddress(va));
-    }
-    match memory.pfn_at(va) {
-        Some(_) => Err(PagingError::DirectMap(va)),
-        None => Ok(()),
-    }
+    f(mmu, table, level)
 }

@@ -22,6 +22,7 @@ use super::frame::{EVENT_VECTOR, FAILSAFE_VECTOR, TrapFrame};
 use super::handlers::dispatch;
 use crate::hypercall::hypercall_page;
 use crate::shared::{SHARED, UPCALL_MASK, UPCALL_PENDING};
+use crate::user::{PROGRAMS, SYSCALL_VECTOR, left};
 
 /// An entry point: an address, and never called by Rust.
 type Entry = unsafe extern "C" fn() -> !;
@@ -87,6 +88,13 @@ unsafe extern "C" fn common() -> ! {
         "push r13",
         "push r14",
         "push r15",
+        // What interrupts a program ends `user::UserMode::run`.
+        "cmp byte ptr [rip + {programs}], 0",
+        "je 9f",
+        "test byte ptr [rsp + {cs}], 3",
+        "jz 9f",
+        "jmp {left}",
+        "9:",
         "mov rbx, rsp",
         "lea rbp, [rip + {shared}]",
         "sub rsp, 512",
@@ -175,6 +183,8 @@ unsafe extern "C" fn common() -> ! {
         ".quad 24b",
         ".asciz \"it returns to the privilege and the selectors that it runs on\"",
         ".popsection",
+        programs = sym PROGRAMS,
+        left = sym left,
         shared = sym SHARED,
         page = sym hypercall_page,
         dispatch = sym dispatch,
@@ -192,6 +202,11 @@ unsafe extern "C" fn common() -> ! {
 /// The entry point of events.
 pub(crate) fn event_entry() -> u64 {
     address(plain::<EVENT_VECTOR>)
+}
+
+/// The entry point of system calls, whose frame is that of an exception without an error code.
+pub(crate) fn syscall_entry() -> u64 {
+    address(plain::<SYSCALL_VECTOR>)
 }
 
 /// The entry point of the failsafe callback.

@@ -14,8 +14,9 @@ use paravane_abi::trap::{TI_IF, TRAP_INT3, TRAP_OVERFLOW, TrapInfo};
 
 use crate::hypercall::trap::set_trap_table;
 
-pub(crate) use entry::{event_entry, failsafe_entry};
+pub(crate) use entry::{event_entry, failsafe_entry, syscall_entry};
 pub use frame::TrapFrame;
+pub(crate) use frame::{EVENT_VECTOR, FAILSAFE_VECTOR};
 pub(crate) use handlers::set_upcall_handler;
 pub use handlers::{EXCEPTIONS, Handler, set_handler};
 

@@ -14,6 +14,8 @@ mod probe;
 #[cfg(guest)]
 mod suite;
 #[cfg(guest)]
+pub mod user_mode;
+#[cfg(guest)]
 pub mod user_soup;
 #[cfg(guest)]
 pub mod virtio_soup;

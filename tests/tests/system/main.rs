@@ -16,5 +16,6 @@ mod reference;
 mod soup;
 mod techniques;
 mod translate;
+mod user_mode;
 mod user_soup;
 mod workloads;
