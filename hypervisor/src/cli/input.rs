@@ -206,7 +206,7 @@ mod tests {
 
     fn reader(to: Destination, escapes: bool) -> (Reader, Arc<CountKicks>) {
         let (control, kicks) = (Control::default(), Arc::new(CountKicks::default()));
-        control.attach(kicks.clone());
+        control.attach([kicks.clone() as Arc<dyn crate::machine::kick::Kick>]);
         (Reader { to, control, left: Arc::default(), escapes, insist: || () }, kicks)
     }
 

@@ -44,7 +44,7 @@ mod tests {
                 (LostDevice::default(), Control::default(), Arc::new(CountKicks::default()));
             let report = lost.reporter(control.clone(), || ());
             if ready_first {
-                control.attach(kicks.clone());
+                control.attach([kicks.clone() as Arc<dyn crate::machine::kick::Kick>]);
             }
             assert_eq!(lost.why(), None);
             report("one".to_owned());

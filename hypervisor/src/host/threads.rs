@@ -9,7 +9,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::sync::OnceLock;
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 
 use super::host_cpuid;
 
@@ -29,6 +29,21 @@ pub fn spawn<T: Send + 'static>(
         if let Some(cpus) = EVERYWHERE.get() {
             unpin(&elsewhere(cpus, pinned.as_ref()));
         }
+        host_cpuid::allow_in_new_thread();
+        body()
+    })
+}
+
+/// Starts a thread that runs a vCPU, called `name`. Where it runs is the engine's business.
+///
+/// # Errors
+/// When the host cannot start another thread.
+pub fn spawn_vcpu<'scope, 'env, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    name: String,
+    body: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    Builder::new().name(name).spawn_scoped(scope, move || {
         host_cpuid::allow_in_new_thread();
         body()
     })

@@ -14,6 +14,7 @@ pub mod footprint;
 pub mod select;
 mod stage;
 pub mod start;
+mod vcpus;
 
 pub use footprint::HostMemory;
 pub use start::{RunError, run};

@@ -9,6 +9,7 @@ use std::time::{Instant, SystemTime};
 use super::available;
 use super::engines::limits_of;
 use super::stage::{Stage, StageError, Wanted, last_resort};
+use super::vcpus::Seats;
 use super::{Config, HostMemory, LastState, Report, select};
 use crate::build;
 use crate::build::mapping::AddressLimits;
@@ -26,8 +27,6 @@ use crate::machine::time::Clock;
 use crate::monitor::Control;
 use crate::monitor::control::{Orders, Postponed};
 use crate::monitor::observe::Unobserved;
-use crate::monitor::vcpu_loop;
-use crate::monitor::waker::Waker;
 use crate::pv::domain::{CONSOLE_PORT, STORE_PORT};
 use crate::pv::hypercall::FEATURES;
 use crate::technique::{MakeError, Parts, Technique};
@@ -113,6 +112,9 @@ pub enum RunError {
     /// The host has no event descriptors left.
     #[error("cannot make an eventfd: {0}{advice}", advice = Advice::of_files(.0))]
     Eventfd(std::io::Error),
+    /// The host has no room for the thread of a virtual CPU, or for what belongs to it.
+    #[error("cannot run a virtual CPU on a thread of its own: {0}{advice}", advice = Advice::of_processes(.0))]
+    Thread(std::io::Error),
 }
 
 /// How long a guest that neither prints nor waits runs before postponed work is done.
@@ -213,7 +215,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     };
     let Stage { technique, layout, memory, mut machine, why } = stage;
     check_own_room()?;
-    let mut cpu = machine.cpu(0)?;
+    let mut seats = Seats::new(&mut *machine, config.vcpus)?;
     steps.done("set up the engine");
 
     let mut info = machine.info().clone();
@@ -226,7 +228,6 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let control = config.control;
     let first = Arc::new(OnceLock::new());
     let sink = FirstByte { sink: config.sink, start, at: first.clone(), control: control.clone() };
-    let waker = Arc::new(Waker::new(cpu.kicker()).map_err(RunError::Eventfd)?);
     let mut domain = (technique.make)(Parts {
         memory,
         layout: layout.clone(),
@@ -237,7 +238,8 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         name: domain_name(&config.image_name),
         machine: &*machine,
         devices: config.devices,
-        kick: waker.clone(),
+        kick: seats.boot_kick(),
+        kicks: seats.other_kicks().collect(),
         marks: config.marks,
     })?;
     steps.done("take over its page tables");
@@ -249,14 +251,17 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     };
 
     if let Some(tell) = &config.on_stop {
-        virtio::watch(&domain.slots(), tell);
+        domain.with_slots(&mut |slots| virtio::watch(slots, tell));
     }
-    control.attach(waker.clone());
+    control.attach([seats.boot_kick()].into_iter().chain(seats.other_kicks()));
     if let Some(on_ready) = config.on_ready {
         on_ready(&info, technique);
     }
-    let mut orders = Orders::new(control, clock);
-    orders.on_peek = config.on_peek;
+    let mut orders = Orders::new(control.clone(), clock);
+    match config.on_peek {
+        Some(show) if config.vcpus > 1 => control.show_together(show),
+        on_peek => orders.on_peek = on_peek,
+    }
     orders.on_pause = config.on_pause;
     orders.postponed = config.once_running.map(|work| Postponed { work, by: clock.now() + POSTPONE_NS });
     // The guest's clock is younger than the run.
@@ -264,22 +269,25 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         config.deadline.map(|after| clock.now().saturating_add(nanos(after.saturating_sub(start.elapsed()))));
     steps.done("get ready");
     let running = Instant::now();
+    let told = (&control, clock);
     match &mut recorder {
-        None => vcpu_loop::run(&mut *cpu, domain.runner(), &waker, &mut orders, &mut Unobserved),
-        Some(recorder) => vcpu_loop::run(&mut *cpu, domain.runner(), &waker, &mut orders, recorder),
+        None => seats.run(domain.runners(), told, &mut orders, &mut Unobserved),
+        Some(recorder) => seats.run(domain.runners(), told, &mut orders, recorder),
     }
+    .map_err(RunError::Thread)?;
     let run_ns = nanos(running.elapsed());
     let end = domain.end();
-    let context = domain.runner().context();
-    let count = || HostMemory::count(context.memory, &layout, &*cpu);
+    let mut count = || HostMemory::count(domain.runners().boot.memory(), &layout, seats.boot_cpu());
     let memory = if config.count_memory { count() } else { None };
-    let regs = *context.regs;
+    let regs = domain.last();
     let mut kernel_statistics = machine.kernel_statistics();
-    kernel_statistics.extend(cpu.kernel_statistics());
+    kernel_statistics.extend(seats.kernel_statistics());
+    let mut devices = Vec::new();
+    domain.with_slots(&mut |slots| devices = virtio::report(slots));
     Ok(Report {
         last: last_state(&end, regs, image.elf()),
         memory,
-        devices: virtio::report(&domain.slots()),
+        devices,
         end: name_the_place(end, regs.rip, image.elf()),
         ledger: domain.into_ledger(),
         startup: steps.list,

@@ -48,6 +48,14 @@ struct Account {
     work: Amounts,
 }
 
+impl Account {
+    fn merge(&mut self, other: &Self) {
+        self.tallies.merge(&other.tallies);
+        self.batches.merge(&other.batches);
+        self.work.merge(&other.work);
+    }
+}
+
 /// What a domain's vCPU did that needed the host.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
@@ -101,6 +109,15 @@ impl Ledger {
         }
     }
 
+    /// Adds what another virtual CPU of the same domain did. Their regions are each its own.
+    pub fn merge(&mut self, other: &Self) {
+        self.outside.merge(&other.outside);
+        self.inside.merge(&other.inside);
+        self.region_ns = self.region_ns.saturating_add(other.region_ns);
+        self.stretches += other.stretches;
+        self.open_since = self.open_since.or(other.open_since);
+    }
+
     /// Whether a region has begun and not ended.
     pub fn in_region(&self) -> bool {
         self.open_since.is_some()
@@ -117,9 +134,7 @@ impl Ledger {
     /// The whole life of the domain, marks and regions included, which lasted `ns`.
     pub fn whole(&self, ns: u64) -> Region {
         let mut all = self.outside.clone();
-        all.tallies.merge(&self.inside.tallies);
-        all.batches.merge(&self.inside.batches);
-        all.work.merge(&self.inside.work);
+        all.merge(&self.inside);
         Region::new(ns, &all.tallies, &all.batches, &all.work)
     }
 
@@ -181,6 +196,18 @@ mod tests {
         ledger.mark(MARK_END, 10_050);
         let region = ledger.region().unwrap();
         assert_eq!((region.ns, region.traps()), (300, 1));
+    }
+
+    #[test]
+    fn what_several_vcpus_did_adds_up() {
+        let mut ledger = bracketed(|l| l.record(PIN, 30));
+        let mut other = Ledger::new();
+        other.record(PIN, 7);
+        ledger.merge(&other);
+        assert_eq!((ledger.exits(), ledger.region().unwrap().traps()), (5, 1));
+        ledger.merge(&bracketed(|l| l.record(PIN, 3)));
+        let region = ledger.region().unwrap();
+        assert_eq!((region.ns, region.traps(), region.handling_ns()), (500, 2, 33));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The control channel of a domain: the only way to tell it something from outside while it runs.
 //!
-//! A [`Control`] may be used from any thread and from a signal handler: it sets a bit and kicks the virtual CPU, which
-//! looks at the bits before each entry. That costs the exit path one load. [`Orders`] is the other end, in the virtual
-//! CPU's thread: it has the times at which something is due as well.
+//! A [`Control`] may be used from any thread and from a signal handler: it sets a bit and kicks the virtual CPUs, which
+//! look at the bits before each entry. That costs the exit path one load. [`Orders`] is the other end, in a virtual CPU's
+//! thread: it has the times at which something is due as well.
 //!
 //! What may not be done in [`Control`]: anything that is not async-signal-safe.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::ledger::Ledger;
 use crate::machine::kick::Kick;
@@ -28,17 +28,32 @@ pub enum Command {
 
 const STOP: u32 = 1;
 const PAUSE: u32 = 2;
-const PEEK: u32 = 4;
+/// One of the virtual CPUs has ended: the others follow.
+const OVER: u32 = 4;
 /// The postponed work may be done now.
 const UNDER_WAY: u32 = 8;
+/// The first of the bits that count how often the ledger was to be shown.
+const PEEK: u32 = 16;
+const PEEKS: u32 = !(PEEK - 1);
 
 #[derive(Default)]
 struct Shared {
-    /// The commands that wait for the virtual CPU, as bits.
+    /// The commands that wait for the virtual CPUs, as bits.
     commands: AtomicU32,
-    /// The virtual CPU stands still.
-    stands: AtomicBool,
-    kicker: OnceLock<Arc<dyn Kick>>,
+    /// How many virtual CPUs stand still.
+    standing: AtomicU32,
+    /// The virtual CPUs, the one that takes input first.
+    kickers: OnceLock<Box<[Arc<dyn Kick>]>>,
+    /// Where there are several: their ledgers, to be shown together.
+    together: Mutex<Option<Together>>,
+}
+
+/// The ledgers of several virtual CPUs, on their way to be shown.
+struct Together {
+    show: Show,
+    /// The sum of those that were handed over, and of how many.
+    sum: Ledger,
+    handed: usize,
 }
 
 /// The end of the channel that commands are sent from. Clones share the channel.
@@ -60,24 +75,32 @@ impl Control {
             Command::Stop => commands.fetch_or(STOP, Ordering::SeqCst),
             Command::Pause => commands.fetch_or(PAUSE, Ordering::SeqCst),
             Command::Resume => commands.fetch_and(!PAUSE, Ordering::SeqCst),
-            Command::Peek => commands.fetch_or(PEEK, Ordering::SeqCst),
+            Command::Peek => commands.fetch_add(PEEK, Ordering::SeqCst),
         };
-        self.kick();
+        self.kick_all();
     }
 
-    /// Makes the virtual CPU leave the guest, or ends its wait, without a command: there is input for it. Does nothing
-    /// before it can be kicked: it then looks for input before its first entry.
+    fn kick_all(&self) {
+        self.kickers().iter().for_each(|kicker| kicker.kick());
+    }
+
+    /// Makes the virtual CPU that takes input leave the guest, or ends its wait, without a command: there is input for it.
+    /// Does nothing before it can be kicked: it then looks for input before its first entry.
     pub fn kick(&self) {
-        // Pairs with the fence of `attach`: either the kicker is seen here, or what was sent is seen there.
-        fence(Ordering::SeqCst);
-        if let Some(kicker) = self.0.kicker.get() {
+        if let Some(kicker) = self.kickers().first() {
             kicker.kick();
         }
     }
 
-    /// From now on the domain can be kicked, by `kicker`. To be called once, before the first entry.
-    pub fn attach(&self, kicker: Arc<dyn Kick>) {
-        self.0.kicker.get_or_init(|| kicker);
+    fn kickers(&self) -> &[Arc<dyn Kick>] {
+        // Pairs with the fence of `attach`: either the kickers are seen here, or what was sent is seen there.
+        fence(Ordering::SeqCst);
+        self.0.kickers.get().map_or(&[], |kickers| kickers)
+    }
+
+    /// From now on the domain's virtual CPUs can be kicked, by these. To be called once, before the first entry.
+    pub fn attach(&self, kickers: impl IntoIterator<Item = Arc<dyn Kick>>) {
+        self.0.kickers.get_or_init(|| kickers.into_iter().collect());
         fence(Ordering::SeqCst);
     }
 
@@ -89,16 +112,31 @@ impl Control {
     /// Pauses a domain that runs, and has one go on that is told to stand still.
     pub fn toggle_pause(&self) {
         self.0.commands.fetch_xor(PAUSE, Ordering::SeqCst);
-        self.kick();
+        self.kick_all();
     }
 
-    /// Whether the domain stands still after [`Command::Pause`]: its virtual CPU is in the host and stays there.
+    /// Whether the domain stands still after [`Command::Pause`]: its virtual CPUs are in the host and stay there.
     pub fn is_paused(&self) -> bool {
-        self.0.stands.load(Ordering::Acquire)
+        let standing = usize::try_from(self.0.standing.load(Ordering::Acquire)).unwrap_or(0);
+        standing >= self.kickers().len().max(1)
     }
 
-    /// The guest is under way: postponed work need not wait any longer. For the virtual CPU's own thread, which needs
-    /// no kick.
+    /// What [`Command::Peek`] calls where there are several virtual CPUs, with the sum of their ledgers.
+    pub fn show_together(&self, show: Show) {
+        let together = Together { show, sum: Ledger::new(), handed: 0 };
+        *self.0.together.lock().unwrap_or_else(PoisonError::into_inner) = Some(together);
+    }
+
+    /// One virtual CPU has run to its end, for whatever reason: the others end as well.
+    pub fn is_over(&self) {
+        self.0.commands.fetch_or(OVER, Ordering::SeqCst);
+        if let [_, _, ..] = self.kickers() {
+            self.kick_all();
+        }
+    }
+
+    /// The guest is under way: postponed work need not wait any longer. For a virtual CPU's own thread, which needs no
+    /// kick; where there are several, the first one may find it a little later.
     pub fn guest_is_under_way(&self) {
         self.0.commands.fetch_or(UNDER_WAY, Ordering::Relaxed);
     }
@@ -123,9 +161,11 @@ pub struct Postponed {
     pub by: u64,
 }
 
-/// The virtual CPU's end of the channel, with what is to be done at a certain time.
+/// A virtual CPU's end of the channel, with what is to be done at a certain time.
 pub struct Orders {
     control: Control,
+    /// The count of peeks that were obeyed.
+    peeks: u32,
     clock: Clock,
     /// System time at which the loop began.
     pub(super) began: u64,
@@ -133,7 +173,7 @@ pub struct Orders {
     pub stop_at: Option<u64>,
     /// To be done once the guest is under way.
     pub postponed: Option<Postponed>,
-    /// What [`Command::Peek`] calls.
+    /// What [`Command::Peek`] calls where there is one virtual CPU; see [`Control::show_together`] for more.
     pub on_peek: Option<Show>,
     /// Called when the virtual CPU begins to stand still, with true, and when it goes on, with false.
     pub on_pause: Option<Box<dyn FnMut(bool) + Send>>,
@@ -144,6 +184,7 @@ impl Orders {
     pub fn new(control: Control, clock: Clock) -> Self {
         Self {
             control,
+            peeks: 0,
             clock,
             began: clock.now(),
             stop_at: None,
@@ -165,12 +206,13 @@ impl Orders {
 
     /// Whether there is anything to do.
     pub(super) fn has_any(&self) -> bool {
-        self.control.has(u32::MAX) || self.due().is_some_and(|due| self.clock.now() >= due)
+        let commands = self.control.0.commands.load(Ordering::Acquire);
+        commands != self.peeks || self.due().is_some_and(|due| self.clock.now() >= due)
     }
 
     /// Whether the domain is to end.
     pub(super) fn says_stop(&self) -> bool {
-        self.control.has(STOP) || self.stop_at.is_some_and(|time| self.clock.now() >= time)
+        self.control.has(STOP | OVER) || self.stop_at.is_some_and(|time| self.clock.now() >= time)
     }
 
     /// Whether the virtual CPU is to stand still.
@@ -180,7 +222,10 @@ impl Orders {
 
     /// Tells those who wait for it whether the virtual CPU stands still.
     pub(super) fn stands(&mut self, stands: bool) {
-        self.control.0.stands.store(stands, Ordering::Release);
+        match stands {
+            true => self.control.0.standing.fetch_add(1, Ordering::AcqRel),
+            false => self.control.0.standing.fetch_sub(1, Ordering::AcqRel),
+        };
         if let Some(tell) = &mut self.on_pause {
             tell(stands);
         }
@@ -188,15 +233,31 @@ impl Orders {
 
     /// Does what takes no decision of the loop: shows the ledger, and does the postponed work when it is time.
     pub(super) fn obey(&mut self, ledger: &Ledger) {
-        if self.control.take(PEEK)
-            && let Some(show) = &mut self.on_peek
-        {
-            show(ledger, self.clock.now().saturating_sub(self.began));
+        let peeks = self.control.0.commands.load(Ordering::Acquire) & PEEKS;
+        if std::mem::replace(&mut self.peeks, peeks) != peeks {
+            self.peek(ledger);
         }
+        // The work is the first virtual CPU's; another one that takes the bit has cost nothing but a little patience.
         let under_way = self.control.take(UNDER_WAY);
         let now = self.clock.now();
         if let Some(postponed) = self.postponed.take_if(|p| under_way || p.by <= now) {
             (postponed.work)();
+        }
+    }
+
+    /// Shows the ledger: of several virtual CPUs the sum, by the last one that hands its own over. None waits for it.
+    fn peek(&mut self, ledger: &Ledger) {
+        let ns = self.clock.now().saturating_sub(self.began);
+        if let Some(show) = &mut self.on_peek {
+            show(ledger, ns);
+        }
+        let mut together = self.control.0.together.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Together { show, sum, handed }) = &mut *together else { return };
+        sum.merge(ledger);
+        *handed += 1;
+        if *handed >= self.control.kickers().len() {
+            show(sum, ns);
+            (*sum, *handed) = (Ledger::new(), 0);
         }
     }
 
@@ -218,15 +279,49 @@ mod tests {
         let (control, kicks) = (Control::default(), Arc::new(CountKicks::default()));
         control.send(Command::Pause);
         assert_eq!(kicks.count(), 0);
-        control.attach(kicks.clone());
-        let orders = Orders::new(control.clone(), Clock::new(1_000_000, 0));
+        control.attach([kicks.clone() as Arc<dyn Kick>]);
+        let mut orders = Orders::new(control.clone(), Clock::new(1_000_000, 0));
         assert!(orders.has_any() && orders.says_pause(), "it was sent before");
+        orders.stands(true);
+        assert!(control.is_paused());
+        orders.stands(false);
         control.send(Command::Resume);
         assert!(!orders.has_any() && !orders.says_pause());
         control.send(Command::Stop);
         control.send(Command::Resume);
         assert!(orders.says_stop() && control.is_stopping(), "it cannot be taken back");
         assert_eq!(kicks.count(), 3);
+    }
+
+    #[test]
+    fn all_virtual_cpus_are_told_and_stand_before_the_domain_does() {
+        let (control, kicks) = (Control::default(), [(); 2].map(|()| Arc::new(CountKicks::default())));
+        control.attach(kicks.iter().map(|kicks| kicks.clone() as Arc<dyn Kick>));
+        let mut orders = [(); 2].map(|()| Orders::new(control.clone(), Clock::new(1_000_000, 0)));
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let told = shown.clone();
+        control.show_together(Box::new(move |ledger, _| told.lock().unwrap().push(ledger.exits())));
+        let counts = || kicks.each_ref().map(|kicks| kicks.count());
+        control.send(Command::Pause);
+        control.kick();
+        assert_eq!(counts(), [2, 1], "input is one's business");
+        orders[0].stands(true);
+        assert!(!control.is_paused());
+        orders[1].stands(true);
+        assert!(control.is_paused());
+        control.send(Command::Resume);
+        control.send(Command::Peek);
+        let mut ledger = Ledger::new();
+        ledger.record(crate::ledger::Cause::Kick, 1);
+        for orders in &mut orders {
+            assert!(orders.has_any());
+            orders.obey(&ledger);
+            assert!(!orders.has_any());
+        }
+        assert_eq!(*shown.lock().unwrap(), [2], "once, and everything");
+        control.is_over();
+        assert!(orders.iter().all(Orders::says_stop) && !control.is_stopping());
+        assert_eq!(counts(), [5, 4]);
     }
 
     #[test]

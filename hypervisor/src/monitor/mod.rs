@@ -21,4 +21,4 @@ pub mod vcpu_loop;
 pub(crate) mod waker;
 
 pub use control::{Command, Control};
-pub use runner::{Context, Handled, Next, Runner};
+pub use runner::{Handled, Next, Runner};

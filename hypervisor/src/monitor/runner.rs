@@ -6,8 +6,6 @@
 use crate::engine::{Cpu, Exit};
 use crate::ledger::{Cause, Ledger};
 use crate::machine::memory::MachineMemory;
-use crate::mmu::log::TableLog;
-use crate::mmu::space::VcpuSpace;
 use crate::x86::registers::Regs;
 
 /// What the virtual CPU is to do next.
@@ -36,35 +34,19 @@ impl From<Cause> for Handled {
     }
 }
 
-/// What an engine needs to enter the guest.
-pub struct Context<'a> {
-    /// The registers of the virtual CPU.
-    pub regs: &'a mut Regs,
-    /// Its address space.
-    pub space: &'a mut VcpuSpace,
-    /// The domain's log of page-table writes.
-    pub log: &'a TableLog,
-    /// The memory that page tables lie in.
-    pub memory: &'a MachineMemory,
-}
-
 /// A virtual CPU of a domain. All methods are called on its own thread.
 pub trait Runner {
-    /// What the engine needs for the next entry.
-    fn context(&mut self) -> Context<'_>;
+    /// Its registers.
+    fn regs(&self) -> &Regs;
+    /// The memory of its domain.
+    fn memory(&self) -> &MachineMemory;
     /// Runs the guest until it stops.
-    ///
-    /// Overridden where more than the engine is needed for that: where the engine's registers are not the guest's, or
-    /// where no engine runs it.
-    fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {
-        let Context { regs, space, log, memory } = self.context();
-        cpu.catch_up_and_enter(regs, space, log, memory)
-    }
+    fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit;
     /// The address of the guest's code that the guest was left at by `exit`, which has not been handled yet: RIP, or for
     /// a call through a page of stubs, where the stub was called from. Whoever wants to know asks once, and before
     /// [`Runner::handle`].
     fn place(&mut self, _exit: Exit) -> u64 {
-        self.context().regs.rip
+        self.regs().rip
     }
     /// Does what the exit means.
     fn handle(&mut self, exit: Exit) -> Handled;

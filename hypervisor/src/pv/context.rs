@@ -3,11 +3,14 @@
 //! The vCPU belongs to the thread that runs it, the domain to all of its vCPUs. Everything here runs on the vCPU's own
 //! thread, between two entries into the guest; nothing is signal-safe.
 
+use paravane_abi::event::EvtchnPort;
+
 use super::access::GuestMemory;
 use super::domain::PvDomain;
 use super::event::upcall::Upcall;
 use super::vcpu::PvVcpu;
 use crate::machine::end::DomainEnd;
+use crate::machine::memory::BadMachineAddress;
 
 /// A domain and the vCPU of it that runs.
 pub struct PvContext<'a> {
@@ -33,7 +36,22 @@ impl PvContext<'_> {
     }
     /// Where this vCPU's event bits are.
     pub fn upcall(&self) -> Upcall {
-        self.domain.upcalls.of(self.vcpu.id)
+        self.domain.bells.of(self.vcpu.id)
+    }
+
+    /// Sets a port pending, and notifies the vCPU that it is for.
+    ///
+    /// # Errors
+    /// When there is no such port, or no shared page.
+    pub fn raise(&self, port: EvtchnPort) -> Result<(), BadMachineAddress> {
+        self.domain.bells.raise(port, Some(self.vcpu.id))
+    }
+
+    /// Tells the guest the date if that has changed, at system time `now`.
+    pub fn follow_wall_clock(&mut self, now: u64) {
+        if let Err(error) = self.domain.follow_wall_clock(now) {
+            self.kill(error);
+        }
     }
 
     /// Ends the domain because it broke a rule; `what` says which. The guest's RIP is added to the message.

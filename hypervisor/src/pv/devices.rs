@@ -13,9 +13,7 @@ use paravane_abi::virtio::{
     VirtioEntry, VirtioTable,
 };
 
-use super::event::doorbell::Doorbell;
-use super::event::upcall::Upcall;
-use crate::machine::kick::Kick;
+use super::event::doorbell::Doorbells;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn};
 use crate::virtio::{ConfigSpace, Device, Interrupt, Slot};
 
@@ -23,7 +21,7 @@ use crate::virtio::{ConfigSpace, Device, Interrupt, Slot};
 #[derive(Default)]
 pub struct PvDevices {
     list: Vec<PvDevice>,
-    bell: Option<Arc<Doorbell>>,
+    bells: Option<Arc<Doorbells>>,
     table: Maddr,
 }
 
@@ -43,12 +41,12 @@ pub struct Ports {
     config: AtomicU32,
     /// The vCPU's thread has news of this device to publish.
     news: AtomicBool,
-    bell: Arc<Doorbell>,
+    bells: Arc<Doorbells>,
 }
 
 impl Ports {
-    fn new(bell: Arc<Doorbell>) -> Self {
-        Self { queues: Default::default(), config: AtomicU32::new(0), news: AtomicBool::new(false), bell }
+    fn new(bells: Arc<Doorbells>) -> Self {
+        Self { queues: Default::default(), config: AtomicU32::new(0), news: AtomicBool::new(false), bells }
     }
     /// Sets the ports of an activation; none for a device that is not active.
     pub fn set(&self, queues: &[EvtchnPort], config: EvtchnPort) {
@@ -72,36 +70,31 @@ impl Interrupt for Ports {
     fn queue(&self, queue: u16) {
         let port = self.queues.get(usize::from(queue)).map_or(0, |port| port.load(Ordering::Acquire));
         if port != 0 {
-            self.bell.raise(port);
+            // A port that an activation allocated has its bits.
+            let _ = self.bells.raise(port, None);
         }
     }
     /// The table is brought up to date before the port becomes pending, so the vCPU's thread does both.
     fn config(&self) {
         self.news.store(true, Ordering::Release);
-        self.bell.call();
+        self.bells.call();
     }
 }
 
 impl PvDevices {
-    /// The devices of a domain whose vCPU `kick` kicks; those past the most that there can be are dropped.
-    pub fn new(
-        devices: Vec<Box<dyn Device>>,
-        memory: &Arc<MachineMemory>,
-        upcall: Upcall,
-        kick: Arc<dyn Kick>,
-    ) -> Self {
-        let table = Maddr(upcall.shared_info.0 + VIRTIO_TABLE_OFFSET as u64);
+    /// The devices of a domain whose vCPUs have these `bells`; those past the most that there can be are dropped.
+    pub fn new(devices: Vec<Box<dyn Device>>, bells: &Arc<Doorbells>) -> Self {
+        let table = Maddr(bells.shared_info.0 + VIRTIO_TABLE_OFFSET as u64);
         if devices.is_empty() {
-            return Self { list: Vec::new(), bell: None, table };
+            return Self { list: Vec::new(), bells: None, table };
         }
-        let bell = Arc::new(Doorbell::new(Arc::clone(memory), upcall, kick));
         let put = |device| {
-            let ports = Arc::new(Ports::new(Arc::clone(&bell)));
+            let ports = Arc::new(Ports::new(Arc::clone(bells)));
             let slot = Slot::new(device, Arc::clone(&ports) as Arc<dyn Interrupt>);
             PvDevice { slot, ports, held: Vec::new() }
         };
         let list = devices.into_iter().take(VIRTIO_MAX_DEVICES).map(put).collect();
-        Self { list, bell: Some(bell), table }
+        Self { list, bells: Some(Arc::clone(bells)), table }
     }
 
     /// How many there are.
@@ -131,21 +124,9 @@ impl PvDevices {
             device.slot.kick(queue.into());
         }
     }
-    /// The vCPU waits for an event, or does so no longer.
-    pub fn set_waiting(&self, waiting: bool) {
-        if let Some(bell) = &self.bell {
-            bell.set_waiting(waiting);
-        }
-    }
-    /// The vCPU's info is here now.
-    pub fn vcpu_info_moved(&self, to: Maddr) {
-        if let Some(bell) = &self.bell {
-            bell.vcpu_info_moved(to);
-        }
-    }
     /// Whether a device wants to be looked at.
     pub fn has_news(&self) -> bool {
-        self.bell.as_ref().is_some_and(|bell| bell.was_called())
+        self.bells.as_ref().is_some_and(|bells| bells.was_called())
     }
     /// The device that has news, from the `from`th on; its news are then told.
     pub fn next_news(&self, from: u32) -> Option<u32> {

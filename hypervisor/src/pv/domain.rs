@@ -9,20 +9,22 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use paravane_abi::errno::Errno;
 use paravane_abi::event::EvtchnPort;
 use paravane_abi::shared_info::SharedInfo;
 
 use super::devices::PvDevices;
-use super::event::upcall::Upcalls;
+use super::event::doorbell::Doorbells;
 use super::event::{Binding, EventChannels, HostService};
 use super::free_frames::FreeFrames;
 use super::grants::Grants;
+use super::peers::Peers;
 use super::store::{About, Server};
 use super::vcpu::{PvVcpu, VcpuId};
 use super::wall_clock::WallClock;
-use crate::ledger::Ledger;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
+use crate::machine::kick::Kick;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn};
 use crate::machine::time::{Clock, Watchdogs};
 use crate::mmu::direct::{DirectPaging, Stop, VcpuTables};
@@ -48,8 +50,10 @@ pub struct PvDomain {
     pub log: TableLog,
     /// Event channels.
     pub events: EventChannels,
-    /// Where each vCPU's event bits are.
-    pub upcalls: Upcalls,
+    /// How each vCPU is notified of events.
+    pub bells: Arc<Doorbells>,
+    /// Its vCPUs, as they see each other.
+    pub peers: Peers,
     /// System time.
     pub clock: Clock,
     /// Watchdogs, in system time.
@@ -60,8 +64,6 @@ pub struct PvDomain {
     pub console: PvConsole,
     /// The xenstore.
     pub store: PvStore,
-    /// Every exit and batch.
-    pub ledger: Ledger,
     /// Facts that the guest may ask for.
     pub facts: Facts,
     /// The frames that the guest gave back.
@@ -74,6 +76,8 @@ pub struct PvDomain {
     pub pirq_eoi_map: Option<Mfn>,
     /// The reason of an end to come, noted in advance (SCHEDOP_shutdown_code).
     pub shutdown_code: Option<u32>,
+    /// Assistances that are on, a bit for each `VMASST_TYPE_*`.
+    pub assists: u64,
     /// Set once the domain's life is over.
     pub end: Option<DomainEnd>,
 }
@@ -102,6 +106,8 @@ pub struct PvParts {
     pub store: PvStore,
     /// Facts that the guest may ask for.
     pub facts: Facts,
+    /// How each vCPU is kicked; as many as there are.
+    pub kicks: Vec<Arc<dyn Kick>>,
 }
 
 /// Facts that do not change.
@@ -165,24 +171,28 @@ impl PvDomain {
         }
         // Nothing has run yet: no translation can be stale.
         parts.space.caught_up(&parts.log);
+        let peers = Peers::new(parts.kicks.len());
+        let memory = Arc::new(parts.memory);
+        let bells = Arc::new(Doorbells::new(Arc::clone(&memory), parts.shared_info, parts.kicks));
         let domain = Self {
-            free_frames: FreeFrames::new(parts.memory.frames()),
-            memory: Arc::new(parts.memory),
+            free_frames: FreeFrames::new(memory.frames()),
+            memory,
             mmu: parts.mmu,
             log: parts.log,
-            events: EventChannels::new(),
-            upcalls: Upcalls::new(parts.shared_info),
+            events: EventChannels::new(bells.targets()),
+            bells,
+            peers,
             clock: parts.clock,
             watchdogs: Watchdogs::default(),
             wall: WallClock::of_the_host(),
             console: parts.console,
             store: parts.store,
-            ledger: Ledger::new(),
             grants: Grants::new(parts.facts.grants.clone()),
             facts: parts.facts,
             virtio: PvDevices::default(),
             pirq_eoi_map: None,
             shutdown_code: None,
+            assists: 0,
             end: None,
         };
         let mut vcpu = PvVcpu::new(VcpuId::BOOT, parts.regs, parts.space, parts.tables);
@@ -204,7 +214,7 @@ impl PvDomain {
     /// When the shared page does not exist.
     pub fn follow_wall_clock(&mut self, now: u64) -> Result<(), BadMachineAddress> {
         let Some(told) = self.wall.news(now) else { return Ok(()) };
-        let shared = self.upcalls.shared_info;
+        let shared = self.bells.shared_info;
         let put = |field: usize, value: u32| self.memory.write_obj(Maddr(shared.0 + field as u64), &value);
         put(offset_of!(SharedInfo, wc_version), told.version.wrapping_sub(1))?;
         fence(Ordering::Release);
@@ -215,36 +225,17 @@ impl PvDomain {
         put(offset_of!(SharedInfo, wc_version), told.version)
     }
 
-    /// Sets a port pending, for the vCPU that it notifies; true if that made an upcall pending that was not before.
-    ///
-    /// # Errors
-    /// When the shared page does not exist.
-    pub fn raise(&self, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
-        self.upcalls.of(self.events.vcpu(port)).raise(&self.memory, port)
+    /// Whether an assistance (`VMASST_TYPE_*`) is on.
+    pub fn assisted(&self, kind: u32) -> bool {
+        self.assists.checked_shr(kind).unwrap_or(0) & 1 != 0
     }
 
-    /// Clears the mask of a port; raises it again if it was pending meanwhile (EVTCHNOP_unmask).
+    /// The vCPU of a number that a guest named.
     ///
     /// # Errors
-    /// When the shared page does not exist.
-    pub fn unmask(&self, port: EvtchnPort) -> Result<(), BadMachineAddress> {
-        self.upcalls.of(self.events.vcpu(port)).unmask(&self.memory, port)
-    }
-
-    /// Whether a port's pending bit is set.
-    ///
-    /// # Errors
-    /// When there is no such bit.
-    pub fn is_pending(&self, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
-        self.upcalls.of(VcpuId::BOOT).is_pending(&self.memory, port)
-    }
-
-    /// Clears what is pending of a port that is free.
-    ///
-    /// # Errors
-    /// When the shared page does not exist.
-    pub fn forget(&self, port: EvtchnPort) -> Result<(), BadMachineAddress> {
-        self.upcalls.of(VcpuId::BOOT).forget(&self.memory, port)
+    /// ENOENT if the domain has no such vCPU.
+    pub fn vcpu(&self, number: u32) -> Result<VcpuId, Errno> {
+        self.peers.id(number).ok_or(Errno::ENOENT)
     }
 }
 

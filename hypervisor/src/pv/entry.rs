@@ -190,7 +190,7 @@ impl PvContext<'_> {
         if !masked {
             flags |= IF;
         }
-        if self.vcpu.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL) {
+        if self.domain.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL) {
             flags |= u64::from(self.vcpu.io.level) << IOPL_SHIFT;
         }
         flags

@@ -43,7 +43,7 @@ impl PvContext<'_> {
 
     /// Loads the registers of a frame.
     fn load(&mut self, frame: &IretContext) {
-        if self.vcpu.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL) {
+        if self.domain.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL) {
             self.vcpu.io.level = (frame.rflags >> IOPL_SHIFT & 3) as u8;
         }
         let regs = &mut self.vcpu.regs;

@@ -22,6 +22,7 @@ pub mod grants;
 pub mod guest_pointer;
 pub mod hypercall;
 pub mod iret;
+pub mod peers;
 pub mod runstate;
 pub mod selectors;
 pub mod store;

@@ -3,7 +3,7 @@
 //! Accounting is by the two transitions that the monitor makes: to waiting, and back to running. Time that
 //! the host's scheduler takes from us is not seen here and counts as running (a deviation from Xen).
 
-use paravane_abi::vcpu::VcpuRunstateInfo;
+use paravane_abi::vcpu::{RUNSTATE_OFFLINE, VcpuRunstateInfo};
 
 /// A vCPU's account of time, and where copies go.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,6 +17,12 @@ pub struct Runstate {
 }
 
 impl Runstate {
+    /// That of a vCPU that has never run.
+    pub fn offline() -> Self {
+        let info = VcpuRunstateInfo { state: RUNSTATE_OFFLINE, ..VcpuRunstateInfo::default() };
+        Self { info, ..Self::default() }
+    }
+
     /// Notes that the vCPU is in `state` from `now` on.
     pub fn enter(&mut self, state: i32, now: u64) {
         let spent = now.saturating_sub(self.info.state_entry_time);

@@ -6,31 +6,38 @@ use paravane_abi::debugreg::{DEBUGREG_CONTROL_DEFAULT, DEBUGREG_STATUS_DEFAULT};
 use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
 
 use super::runstate::Runstate;
+use crate::ledger::Ledger;
+use crate::machine::memory::Mfn;
 use crate::machine::time::Timers;
 use crate::mmu::direct::VcpuTables;
+use crate::mmu::log::TableLog;
 use crate::mmu::space::{Allowed, VcpuSpace};
 use crate::x86::control::cr4;
 use crate::x86::guest_cpuid::XCR0_FIRST;
 use crate::x86::registers::Regs;
 
 /// vCPUs that a domain has at most.
-pub const MAX_VCPUS: usize = 1;
+pub const MAX_VCPUS: u32 = 64;
 
 /// The number of a vCPU that its domain can have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VcpuId(u32);
+pub struct VcpuId(u8);
 
 impl VcpuId {
     /// The vCPU that a domain starts with.
     pub const BOOT: Self = Self(0);
 
-    /// The vCPU with a number that a guest named; `None` if there can be none.
+    /// The vCPU of that number; `None` if no domain has one.
     pub fn new(number: u32) -> Option<Self> {
-        usize::try_from(number).is_ok_and(|n| n < MAX_VCPUS).then_some(Self(number))
+        u8::try_from(number).ok().filter(|n| u32::from(*n) < MAX_VCPUS).map(Self)
     }
     /// Its number, as guests name it.
     pub fn number(self) -> u32 {
-        self.0
+        self.0.into()
+    }
+    /// The same, for what is kept in order of it.
+    pub fn index(self) -> usize {
+        self.0.into()
     }
 }
 
@@ -53,6 +60,8 @@ pub enum RunState {
     Blocked,
     /// It waits for one of [`PvVcpu::polled`] or a time-out (SCHEDOP_poll).
     Polling,
+    /// It waits for another one to bring it up (VCPUOP_up).
+    Offline,
 }
 
 /// Ports in one poll at most: Xen's limit.
@@ -171,8 +180,6 @@ pub struct PvVcpu {
     pub debug: DebugRegisters,
     /// I/O ports.
     pub io: IoPrivilege,
-    /// Assistances that are on, a bit for each `VMASST_TYPE_*`.
-    pub assists: u64,
     /// Non-maskable interrupts.
     pub nmi: Nmi,
     /// Whether it runs or waits.
@@ -181,6 +188,10 @@ pub struct PvVcpu {
     pub polled: Polled,
     /// Where its time went.
     pub runstate: Runstate,
+    /// Its exits and batches.
+    pub ledger: Ledger,
+    /// It would let others run (SCHEDOP_yield).
+    pub yields: bool,
 }
 
 /// What every guest finds set in CR4: PAE, MCE, OSFXSR, OSXMMEXCPT.
@@ -219,12 +230,28 @@ impl PvVcpu {
                 control: DEBUGREG_CONTROL_DEFAULT,
             },
             io: IoPrivilege::default(),
-            assists: 0,
             nmi: Nmi::default(),
             state: RunState::Running,
             polled: Polled::NONE,
             runstate: Runstate::default(),
+            ledger: Ledger::new(),
+            yields: false,
         }
+    }
+
+    /// One that the guest has not initialised: it has no tables, and is not to run.
+    pub fn absent(id: VcpuId, log: &TableLog) -> Self {
+        let space = VcpuSpace::new(Mfn(0), log);
+        let mut vcpu = Self::new(id, Regs::default(), space, VcpuTables::none());
+        vcpu.state = RunState::Offline;
+        vcpu.runstate = Runstate::offline();
+        vcpu
+    }
+
+    /// Becomes what the guest initialised. Its own account goes on.
+    pub fn begin_as(&mut self, context: Self) {
+        let (ledger, runstate) = (std::mem::take(&mut self.ledger), self.runstate);
+        *self = Self { ledger, runstate, state: self.state, ..context };
     }
 
     /// Sets or clears CR0.TS, as the guest sees it and for the engine.
@@ -241,10 +268,5 @@ impl PvVcpu {
             cr4: control.cr4 & (cr4::TSD | cr4::FSGSBASE | cr4::OSXSAVE) | by_use,
             xcr0: control.xcr0,
         });
-    }
-
-    /// Whether an assistance (`VMASST_TYPE_*`) is on.
-    pub fn assisted(&self, kind: u32) -> bool {
-        self.assists.checked_shr(kind).unwrap_or(0) & 1 != 0
     }
 }

@@ -4,7 +4,9 @@
 
 use paravane_abi::errno::Errno;
 use paravane_abi::shared_info::VcpuTimeInfo;
-use paravane_abi::vcpu::{RUNSTATE_BLOCKED, RUNSTATE_RUNNING, VcpuRunstateInfo, XEN_RUNSTATE_UPDATE};
+use paravane_abi::vcpu::{
+    RUNSTATE_BLOCKED, RUNSTATE_OFFLINE, RUNSTATE_RUNNING, VcpuRunstateInfo, XEN_RUNSTATE_UPDATE,
+};
 use paravane_abi::vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
 
 use super::context::PvContext;
@@ -15,16 +17,59 @@ impl PvContext<'_> {
     /// Makes the vCPU wait.
     pub fn wait_as(&mut self, state: RunState) {
         self.vcpu.state = state;
-        self.vcpu.runstate.enter(RUNSTATE_BLOCKED, self.domain.clock.now());
+        let told = if state == RunState::Offline { RUNSTATE_OFFLINE } else { RUNSTATE_BLOCKED };
+        self.vcpu.runstate.enter(told, self.domain.clock.now());
+        self.show_runstate();
     }
 
     /// Lets the vCPU run on, and brings its copies up to date.
     pub fn run_again(&mut self) {
         self.vcpu.state = RunState::Running;
         self.vcpu.runstate.enter(RUNSTATE_RUNNING, self.domain.clock.now());
+        self.show_runstate();
         // A guest that unmapped its areas gets no copies, as on Xen.
         let _ = self.publish_runstate();
         let _ = self.publish_time_copy();
+    }
+
+    /// Lets the other vCPUs see the account of time.
+    fn show_runstate(&mut self) {
+        if let Some(peer) = self.domain.peers.get_mut(self.vcpu.id) {
+            peer.runstate = self.vcpu.runstate;
+        }
+    }
+
+    /// Takes what other vCPUs left for this one.
+    pub fn take_left(&mut self) {
+        let Some(left) = self.domain.peers.take_left(self.vcpu.id) else { return };
+        self.vcpu.nmi.pending |= left.nmi;
+        if let Some(period) = left.periodic {
+            self.vcpu.timers.set_periodic(period, self.domain.clock.now());
+        }
+        if let Some(area) = left.runstate_area {
+            self.vcpu.runstate.area = area;
+        }
+        if let Some(area) = left.time_area {
+            self.vcpu.runstate.time_area = area;
+        }
+    }
+
+    /// Goes up or down as the other vCPUs or itself asked for. What it begins with is loaded when it first goes up.
+    pub fn go_up_or_down(&mut self) {
+        let Some(peer) = self.domain.peers.get_mut(self.vcpu.id) else { return };
+        match (peer.up, self.vcpu.state) {
+            (true, RunState::Offline) => {
+                if let Some(context) = peer.context.take() {
+                    self.vcpu.begin_as(*context);
+                }
+                self.run_again();
+            }
+            (true, _) | (false, RunState::Offline) => {}
+            (false, _) => {
+                self.vcpu.timers.set_poll(None);
+                self.wait_as(RunState::Offline);
+            }
+        }
     }
 
     /// Writes the guest's copy of its run states, if it wants one.
@@ -35,7 +80,7 @@ impl PvContext<'_> {
         }
         let area = GuestPtr::<VcpuRunstateInfo>::new(area);
         let info = self.vcpu.runstate.info;
-        if !self.vcpu.assisted(VMASST_TYPE_RUNSTATE_UPDATE_FLAG) {
+        if !self.domain.assisted(VMASST_TYPE_RUNSTATE_UPDATE_FLAG) {
             return self.guest().write(area, &info);
         }
         let entry_time = area.part::<u64>(std::mem::offset_of!(VcpuRunstateInfo, state_entry_time))?;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::method::{Guest, Left, Method};
-use super::{Domain, MakeError, Parts};
+use super::{Domain, MakeError, Parts, Runners};
 use crate::bare::platform::Platform;
 use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::bare::{BareBoot, BareMachine, BareOutcome};
@@ -16,7 +16,7 @@ use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
-use crate::monitor::{Context, Handled, Next, Runner};
+use crate::monitor::{Handled, Next, Runner};
 use crate::virtio::Slot;
 use crate::x86::registers::Regs;
 
@@ -68,8 +68,12 @@ fn split<M>(domain: &mut BareDomain<M>) -> (&mut M, Guest<'_>) {
 }
 
 impl<M: Method> Domain for BareDomain<M> {
-    fn runner(&mut self) -> &mut dyn Runner {
-        self
+    fn runners(&mut self) -> Runners<'_> {
+        Runners { boot: self, others: Vec::new() }
+    }
+
+    fn last(&self) -> Regs {
+        self.regs
     }
 
     fn clock(&self) -> Clock {
@@ -80,8 +84,8 @@ impl<M: Method> Domain for BareDomain<M> {
         self.end.clone().unwrap_or(DomainEnd::Interrupted)
     }
 
-    fn slots(&self) -> Vec<&Slot> {
-        self.machine.slots()
+    fn with_slots(&self, look: &mut dyn FnMut(&[&Slot])) {
+        look(&self.machine.slots());
     }
 
     fn into_ledger(self: Box<Self>) -> Ledger {
@@ -90,8 +94,12 @@ impl<M: Method> Domain for BareDomain<M> {
 }
 
 impl<M: Method> Runner for BareDomain<M> {
-    fn context(&mut self) -> Context<'_> {
-        Context { regs: &mut self.regs, space: &mut self.space, log: &self.log, memory: &self.memory }
+    fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
+    fn memory(&self) -> &MachineMemory {
+        &self.memory
     }
 
     fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {

@@ -15,17 +15,28 @@ use crate::machine::memory::{BadMachineAddress, MachineMemory};
 use crate::machine::time::Clock;
 use crate::monitor::Runner;
 use crate::virtio::{Device, Slot};
+use crate::x86::registers::Regs;
+
+/// The virtual CPUs of a domain.
+pub struct Runners<'a> {
+    /// The one that the domain starts with, which stays on the thread that made it.
+    pub boot: &'a mut dyn Runner,
+    /// The others, in order from number 1; each has a thread of its own.
+    pub others: Vec<&'a mut (dyn Runner + Send)>,
+}
 
 /// A domain of any technique: what is not a single virtual CPU's.
 pub trait Domain {
-    /// Its virtual CPU.
-    fn runner(&mut self) -> &mut dyn Runner;
+    /// Its virtual CPUs.
+    fn runners(&mut self) -> Runners<'_>;
+    /// The registers of the virtual CPU that ended it, or of the first one if none did.
+    fn last(&self) -> Regs;
     /// The clock that its deadlines are in.
     fn clock(&self) -> Clock;
     /// How its life ended; [`DomainEnd::Interrupted`] if it has not.
     fn end(&self) -> DomainEnd;
-    /// Its virtio devices, in order.
-    fn slots(&self) -> Vec<&Slot>;
+    /// Shows its virtio devices, in order.
+    fn with_slots(&self, look: &mut dyn FnMut(&[&Slot]));
     /// The account of all its exits, once it has ended. Moved out: a host without memory for a copy must not lose it.
     fn into_ledger(self: Box<Self>) -> Ledger;
 }
@@ -50,8 +61,10 @@ pub struct Parts<'a> {
     pub machine: &'a dyn Machine,
     /// Its virtio devices, in the order in which the guest numbers them.
     pub devices: Vec<Box<dyn Device>>,
-    /// How devices wake its virtual CPU.
+    /// How devices wake the virtual CPU that it starts with.
     pub kick: Arc<dyn Kick>,
+    /// How the others are woken, from number 1.
+    pub kicks: Vec<Arc<dyn Kick>>,
     /// Whether the kernel may mark a measured region by writing to port 0x80.
     pub marks: bool,
 }

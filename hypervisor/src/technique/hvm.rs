@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::{Domain, EngineNeed, MakeError, Parts, Technique};
+use super::{Domain, EngineNeed, MakeError, Parts, Runners, Technique};
 use crate::bare::platform::virtio_mmio::{Level, VirtioMmio};
 use crate::bare::platform::{Platform, PlatformEvent};
 use crate::bare::{BareOutcome, halted_for_ever, outcome_of};
@@ -23,7 +23,7 @@ use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
-use crate::monitor::{Context, Handled, Next, Runner};
+use crate::monitor::{Handled, Next, Runner};
 use crate::virtio::Slot;
 use crate::x86::registers::Regs;
 use crate::x86::rflags;
@@ -257,8 +257,12 @@ impl HvmGuest {
 }
 
 impl Domain for HvmGuest {
-    fn runner(&mut self) -> &mut dyn Runner {
-        self
+    fn runners(&mut self) -> Runners<'_> {
+        Runners { boot: self, others: Vec::new() }
+    }
+
+    fn last(&self) -> Regs {
+        self.regs
     }
 
     fn clock(&self) -> Clock {
@@ -269,8 +273,8 @@ impl Domain for HvmGuest {
         self.end.clone().unwrap_or(DomainEnd::Interrupted)
     }
 
-    fn slots(&self) -> Vec<&Slot> {
-        self.platform.slots()
+    fn with_slots(&self, look: &mut dyn FnMut(&[&Slot])) {
+        look(&self.platform.slots());
     }
 
     fn into_ledger(self: Box<Self>) -> Ledger {
@@ -279,8 +283,12 @@ impl Domain for HvmGuest {
 }
 
 impl Runner for HvmGuest {
-    fn context(&mut self) -> Context<'_> {
-        Context { regs: &mut self.regs, space: &mut self.space, log: &self.log, memory: &self.memory }
+    fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
+    fn memory(&self) -> &MachineMemory {
+        &self.memory
     }
 
     fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Domain, EngineNeed, MakeError, Parts, Technique, on_any_host};
+use super::{Domain, EngineNeed, MakeError, Parts, Runners, Technique, on_any_host};
 use crate::bare::platform::Platform;
 use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::bare::{BareBoot, BareOutcome, InterpretedMachine, Stopped};
@@ -16,9 +16,7 @@ use crate::machine::end::DomainEnd;
 use crate::machine::layout::OwnCode;
 use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
-use crate::mmu::log::TableLog;
-use crate::mmu::space::VcpuSpace;
-use crate::monitor::{Context, Handled, Next, Runner};
+use crate::monitor::{Handled, Next, Runner};
 use crate::virtio::Slot;
 use crate::x86::registers::Regs;
 
@@ -54,8 +52,6 @@ struct InterpretedDomain {
     /// A copy for who asks for the registers.
     regs: Regs,
     /// Not used: nothing derives from the guest's tables.
-    log: TableLog,
-    space: VcpuSpace,
     clock: Clock,
     ledger: Ledger,
     end: Option<DomainEnd>,
@@ -64,8 +60,6 @@ struct InterpretedDomain {
 fn make(parts: Parts<'_>, keeps: bool) -> Result<Box<dyn Domain>, MakeError> {
     let info = parts.machine.info();
     let clock = Clock::new(info.tsc_khz, info.tsc_offset);
-    let log = TableLog::default();
-    let space = VcpuSpace::new(parts.built.root, &log);
     let boot = BareBoot {
         entry: parts.built.entry_rip,
         stack: parts.built.rsp,
@@ -77,22 +71,16 @@ fn make(parts: Parts<'_>, keeps: bool) -> Result<Box<dyn Domain>, MakeError> {
     let platform = Platform::new(parts.sink, parts.input).with_virtio(virtio);
     let machine = InterpretedMachine::new(&boot, platform, &memory, clock, keeps)?;
     let (regs, ledger) = (machine.regs(), Ledger::new());
-    Ok(Box::new(InterpretedDomain {
-        memory,
-        machine,
-        outcome: None,
-        regs,
-        log,
-        space,
-        clock,
-        ledger,
-        end: None,
-    }))
+    Ok(Box::new(InterpretedDomain { memory, machine, outcome: None, regs, clock, ledger, end: None }))
 }
 
 impl Domain for InterpretedDomain {
-    fn runner(&mut self) -> &mut dyn Runner {
-        self
+    fn runners(&mut self) -> Runners<'_> {
+        Runners { boot: self, others: Vec::new() }
+    }
+
+    fn last(&self) -> Regs {
+        self.regs
     }
 
     fn clock(&self) -> Clock {
@@ -103,8 +91,8 @@ impl Domain for InterpretedDomain {
         self.end.clone().unwrap_or(DomainEnd::Interrupted)
     }
 
-    fn slots(&self) -> Vec<&Slot> {
-        self.machine.slots()
+    fn with_slots(&self, look: &mut dyn FnMut(&[&Slot])) {
+        look(&self.machine.slots());
     }
 
     fn into_ledger(self: Box<Self>) -> Ledger {
@@ -113,8 +101,12 @@ impl Domain for InterpretedDomain {
 }
 
 impl Runner for InterpretedDomain {
-    fn context(&mut self) -> Context<'_> {
-        Context { regs: &mut self.regs, space: &mut self.space, log: &self.log, memory: &self.memory }
+    fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
+    fn memory(&self) -> &MachineMemory {
+        &self.memory
     }
 
     fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {

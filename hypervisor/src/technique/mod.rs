@@ -20,7 +20,7 @@ pub mod pv;
 pub mod translate;
 pub mod trap;
 
-pub use domain::{Domain, MakeError, Parts};
+pub use domain::{Domain, MakeError, Parts, Runners};
 
 use crate::engine::Irqchip;
 use crate::image::GuestKind;

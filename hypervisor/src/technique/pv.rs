@@ -1,26 +1,35 @@
 //! Paravirtualization: what the exits of a kernel mean that asks by hypercalls. The calls are in [`crate::pv`].
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use paravane_abi::hypercall::IRET;
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
-use super::{Domain, EngineNeed, Technique, on_any_host};
-use crate::engine::Exit;
+use super::{Domain, EngineNeed, Runners, Technique, on_any_host};
+use crate::engine::{Coherence, Cpu, Exit};
 use crate::image::GuestKind;
 use crate::ledger::{Cause, Ledger};
 use crate::machine::end::DomainEnd;
 use crate::machine::layout::OwnCode;
-use crate::machine::time::Clock;
-use crate::monitor::{Context, Handled, Next, Runner};
+use crate::machine::memory::MachineMemory;
+use crate::machine::time::{Clock, Due};
+use crate::mmu::log::Position;
+use crate::monitor::seen::Seen;
+use crate::monitor::{Handled, Next, Runner};
+use crate::pv::access::GuestMemory;
 use crate::pv::context::PvContext;
 use crate::pv::domain::PvDomain;
+use crate::pv::event::doorbell::Doorbells;
 use crate::pv::fixup::ExceptionOutcome;
 use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::hypercall;
-use crate::pv::vcpu::{PvVcpu, RunState};
+use crate::pv::vcpu::{MAX_VCPUS, PvVcpu, RunState, VcpuId};
 use crate::virtio::Slot;
 use crate::x86::decode::SYSCALL_LENGTH;
 use crate::x86::exception::Fault;
+use crate::x86::registers::Regs;
 
 mod make;
 
@@ -30,7 +39,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     about: "paravirtual: the kernel asks, by hypercalls",
     runs: GuestKind::Pv,
     engine: EngineNeed::Deprivileged,
-    max_vcpus: 1,
+    max_vcpus: MAX_VCPUS,
     available: on_any_host,
     shadow_frames: |_| 0,
     own_code: OwnCode::NONE,
@@ -39,131 +48,276 @@ pub(super) const TECHNIQUE: Technique = Technique {
     make: make::make,
 };
 
-/// A paravirtual guest: its domain, and its one vCPU.
+/// A paravirtual guest: its domain, and its vCPUs.
 pub struct PvGuest {
-    /// What its vCPUs share.
-    pub domain: PvDomain,
-    /// The vCPU.
-    pub vcpu: PvVcpu,
-}
-
-impl PvGuest {
-    fn cx(&mut self) -> PvContext<'_> {
-        PvContext { domain: &mut self.domain, vcpu: &mut self.vcpu }
-    }
+    shared: Arc<Shared>,
+    boot: PvRunner,
+    others: Vec<PvRunner>,
+    clock: Clock,
 }
 
 impl Domain for PvGuest {
-    fn runner(&mut self) -> &mut dyn Runner {
-        self
+    fn runners(&mut self) -> Runners<'_> {
+        let others = self.others.iter_mut().map(|runner| runner as &mut (dyn Runner + Send)).collect();
+        Runners { boot: &mut self.boot, others }
+    }
+
+    fn last(&self) -> Regs {
+        let ended_by = self.shared.ended_by.load(Ordering::Relaxed);
+        let other = self.others.iter().find(|runner| runner.vcpu.id.index() == ended_by);
+        other.unwrap_or(&self.boot).vcpu.regs
     }
 
     fn clock(&self) -> Clock {
-        self.domain.clock
+        self.clock
     }
 
     fn end(&self) -> DomainEnd {
-        self.domain.end.clone().unwrap_or(DomainEnd::Interrupted)
+        self.shared.lock().end.clone().unwrap_or(DomainEnd::Interrupted)
     }
 
-    fn slots(&self) -> Vec<&Slot> {
-        self.domain.virtio.iter().map(|device| &device.slot).collect()
+    fn with_slots(&self, look: &mut dyn FnMut(&[&Slot])) {
+        let domain = self.shared.lock();
+        let slots: Vec<_> = domain.virtio.iter().map(|device| &device.slot).collect();
+        look(&slots);
     }
 
     fn into_ledger(self: Box<Self>) -> Ledger {
-        self.domain.ledger
+        let mut sum = self.boot.vcpu.ledger;
+        self.others.iter().for_each(|runner| sum.merge(&runner.vcpu.ledger));
+        sum
     }
 }
 
-impl Runner for PvGuest {
-    fn context(&mut self) -> Context<'_> {
-        let Self { domain, vcpu } = self;
-        Context { regs: &mut vcpu.regs, space: &mut vcpu.space, log: &domain.log, memory: &domain.memory }
+/// What the vCPUs of a guest share.
+pub(super) struct Shared {
+    domain: Mutex<PvDomain>,
+    memory: Arc<MachineMemory>,
+    bells: Arc<Doorbells>,
+    /// Where there are several vCPUs: what they have seen of changes of page tables, while they run.
+    several: Option<Seen>,
+    coherence: Coherence,
+    /// The vCPU that ended the domain, by number.
+    ended_by: AtomicUsize,
+}
+
+impl Shared {
+    pub(super) fn new(domain: PvDomain, coherence: Coherence) -> Self {
+        let vcpus = domain.peers.count();
+        Self {
+            memory: Arc::clone(&domain.memory),
+            bells: Arc::clone(&domain.bells),
+            several: (vcpus > 1).then(|| Seen::new(vcpus)),
+            coherence,
+            ended_by: AtomicUsize::new(usize::MAX),
+            domain: Mutex::new(domain),
+        }
+    }
+
+    /// The domain lock. Never taken in the guest or kept asleep: docs/locking.md.
+    fn lock(&self) -> MutexGuard<'_, PvDomain> {
+        self.domain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The domain has ended: whoever runs or waits is to notice.
+    fn end(&self, vcpu: VcpuId) {
+        let _ =
+            self.ended_by.compare_exchange(usize::MAX, vcpu.index(), Ordering::Relaxed, Ordering::Relaxed);
+        self.bells.kick_others(vcpu);
+    }
+
+    /// Waits until no vCPU can use what a change before `position` took away, where each has to see to that itself. The
+    /// caller is outside the guest and holds no lock.
+    fn have_everyone_know(&self, seen: &Seen, position: Position) {
+        let domain = self.lock();
+        seen.demand(position);
+        drop(domain);
+        seen.behind(position)
+            .filter_map(|vcpu| u32::try_from(vcpu).ok().and_then(VcpuId::new))
+            .for_each(|vcpu| self.bells.kick(vcpu));
+        seen.wait_for(position);
+        self.lock().log.everyone_knows(position);
+    }
+}
+
+/// A vCPU of a paravirtual guest.
+pub struct PvRunner {
+    shared: Arc<Shared>,
+    vcpu: PvVcpu,
+    /// Up to where all other vCPUs must be current before this one runs on.
+    must_be_known: Option<Position>,
+    /// System time of the entry to come.
+    now: u64,
+}
+
+impl PvRunner {
+    pub(super) fn new(shared: Arc<Shared>, vcpu: PvVcpu) -> Self {
+        Self { shared, vcpu, must_be_known: None, now: 0 }
+    }
+
+    /// The way into the guest where other vCPUs change the page tables as well.
+    fn enter_beside_others(&mut self, seen: &Seen, shared: &Shared, cpu: &mut dyn Cpu) -> Exit {
+        let Self { vcpu, must_be_known, now, .. } = self;
+        let each_for_itself = shared.coherence == Coherence::EveryCpu;
+        if let Some(position) = must_be_known.take().filter(|_| each_for_itself) {
+            shared.have_everyone_know(seen, position);
+        }
+        loop {
+            let mut domain = shared.lock();
+            PvContext { domain: &mut domain, vcpu }.follow_wall_clock(*now);
+            if let Err(why) = cpu.catch_up(&mut vcpu.space, &domain.log, &shared.memory) {
+                return Exit::Dead(why);
+            }
+            if !each_for_itself {
+                domain.log.applied_for_everyone();
+            }
+            drop(domain);
+            if seen.enter(vcpu.id.index(), vcpu.space.position()) || !each_for_itself {
+                break;
+            }
+        }
+        let exit = cpu.enter(&mut vcpu.regs, &vcpu.space, &shared.memory);
+        seen.leave(vcpu.id.index());
+        exit
+    }
+}
+
+impl Runner for PvRunner {
+    fn regs(&self) -> &Regs {
+        &self.vcpu.regs
+    }
+
+    fn memory(&self) -> &MachineMemory {
+        &self.shared.memory
     }
 
     /// All calls leave from the same page: where it was called from is on the stack, unless it was jumped to (`iret`).
     fn place(&mut self, exit: Exit) -> u64 {
-        let cx = self.cx();
-        let regs = &cx.vcpu.regs;
+        let regs = &self.vcpu.regs;
         if exit != Exit::Hypercall || regs.rax == IRET {
             return regs.rip;
         }
-        cx.guest().read(GuestPtr::new(regs.rsp)).unwrap_or(regs.rip)
+        let guest = GuestMemory::new(&self.shared.memory, self.vcpu.space.root());
+        guest.read(GuestPtr::new(regs.rsp)).unwrap_or(regs.rip)
+    }
+
+    fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {
+        let shared = Arc::clone(&self.shared);
+        if let Some(seen) = &shared.several {
+            return self.enter_beside_others(seen, &shared, cpu);
+        }
+        let vcpu = &mut self.vcpu;
+        let mut domain = shared.lock();
+        PvContext { domain: &mut domain, vcpu }.follow_wall_clock(self.now);
+        let caught_up = cpu.catch_up(&mut vcpu.space, &domain.log, &shared.memory);
+        drop(domain);
+        match caught_up {
+            Ok(()) => cpu.enter(&mut vcpu.regs, &vcpu.space, &shared.memory),
+            Err(why) => Exit::Dead(why),
+        }
     }
 
     fn handle(&mut self, exit: Exit) -> Handled {
-        match exit {
-            Exit::Hypercall if self.vcpu.kernel_mode => {
-                let length = self.domain.facts.call_length;
-                hypercall(self.cx(), length)
-            }
-            // No engine lets a user program do this.
-            Exit::Hypercall => refused(&mut self.cx()),
-            Exit::Syscall if self.vcpu.kernel_mode => hypercall(self.cx(), SYSCALL_LENGTH),
-            Exit::Syscall => user_syscall(&mut self.cx()),
-            Exit::Fault(fault) => {
-                let ExceptionOutcome { cause, mark } = crate::pv::fixup::handle(&mut self.cx(), fault);
-                Handled { cause, mark }
-            }
-            Exit::Kick => Cause::Kick.into(),
-            Exit::Port { .. }
-            | Exit::Mmio { .. }
-            | Exit::Halt
-            | Exit::Window
-            | Exit::Priority
-            | Exit::Shutdown => {
-                self.cx().kill(Exit::NOT_AT_CPL_3);
-                Cause::Dead.into()
-            }
-            Exit::Dead(why) => {
-                self.cx().kill(why);
-                Cause::Dead.into()
-            }
+        let Self { shared, vcpu, must_be_known, .. } = self;
+        let mut domain = shared.lock();
+        let handled = handle(&mut PvContext { domain: &mut domain, vcpu }, exit);
+        *must_be_known = (*must_be_known).max(domain.log.take_wanted());
+        drop(domain);
+        if std::mem::take(&mut vcpu.yields) && shared.several.is_some() {
+            std::thread::yield_now();
         }
+        handled
     }
 
     fn prepare(&mut self) -> Next {
-        let mut cx = self.cx();
-        if cx.domain.end.is_some() {
-            return Next::End;
+        let mut domain = self.shared.lock();
+        let next = prepare(&mut PvContext { domain: &mut domain, vcpu: &mut self.vcpu });
+        drop(domain);
+        if next == Next::End {
+            self.shared.end(self.vcpu.id);
         }
-        if next_deadline(&cx).is_some_and(|t| t <= cx.domain.clock.now()) {
-            expire_timers(&mut cx);
-        }
-        // Before the checks below: an event after them must find a vCPU that waits.
-        cx.domain.virtio.set_waiting(cx.vcpu.state != RunState::Running);
-        match cx.vcpu.state {
-            RunState::Running => {}
-            RunState::Blocked if cx.upcall_due() || cx.vcpu.nmi.pending => cx.run_again(),
-            RunState::Polling if poll_is_over(&cx) => {
-                cx.vcpu.timers.set_poll(None);
-                cx.run_again();
-            }
-            RunState::Blocked | RunState::Polling => return Next::Wait(next_deadline(&cx)),
-        }
-        cx.domain.virtio.set_waiting(false);
-        cx.check_rip();
-        cx.deliver_nmi();
-        cx.deliver_upcall();
-        if cx.domain.end.is_some() { Next::End } else { Next::Run(next_deadline(&cx)) }
+        next
     }
 
     fn about_to_run(&mut self, now: u64) {
-        if let Err(error) = self.domain.follow_wall_clock(now) {
-            self.cx().kill(error);
-        }
+        self.now = now;
     }
 
     fn woken(&mut self) {
-        if !self.domain.console.input.is_empty() {
-            hypercall::service_console(&mut self.cx());
+        let mut domain = self.shared.lock();
+        let mut cx = PvContext { domain: &mut domain, vcpu: &mut self.vcpu };
+        if !cx.domain.console.input.is_empty() {
+            hypercall::service_console(&mut cx);
         }
-        hypercall::service_devices(&mut self.cx());
+        hypercall::service_devices(&mut cx);
     }
 
     fn ledger(&mut self) -> &mut Ledger {
-        &mut self.domain.ledger
+        &mut self.vcpu.ledger
     }
+}
+
+/// Does what an exit means.
+fn handle(cx: &mut PvContext<'_>, exit: Exit) -> Handled {
+    match exit {
+        Exit::Hypercall if cx.vcpu.kernel_mode => {
+            let length = cx.domain.facts.call_length;
+            hypercall(cx, length)
+        }
+        // No engine lets a user program do this.
+        Exit::Hypercall => refused(cx),
+        Exit::Syscall if cx.vcpu.kernel_mode => hypercall(cx, SYSCALL_LENGTH),
+        Exit::Syscall => user_syscall(cx),
+        Exit::Fault(fault) => {
+            let ExceptionOutcome { cause, mark } = crate::pv::fixup::handle(cx, fault);
+            Handled { cause, mark }
+        }
+        Exit::Kick => Cause::Kick.into(),
+        Exit::Port { .. }
+        | Exit::Mmio { .. }
+        | Exit::Halt
+        | Exit::Window
+        | Exit::Priority
+        | Exit::Shutdown => {
+            cx.kill(Exit::NOT_AT_CPL_3);
+            Cause::Dead.into()
+        }
+        Exit::Dead(why) => {
+            cx.kill(why);
+            Cause::Dead.into()
+        }
+    }
+}
+
+/// Fires the timers that are due, takes what others left, delivers what is pending, and says what to do next.
+fn prepare(cx: &mut PvContext<'_>) -> Next {
+    if cx.domain.end.is_some() {
+        return Next::End;
+    }
+    cx.take_left();
+    cx.go_up_or_down();
+    if next_deadline(cx).is_some_and(|t| t <= cx.domain.clock.now()) {
+        expire_timers(cx);
+        if cx.domain.end.is_some() {
+            return Next::End;
+        }
+    }
+    // Before the checks below: an event after them must find a vCPU that polls.
+    cx.domain.bells.set_polling(cx.vcpu.id, cx.vcpu.state == RunState::Polling);
+    match cx.vcpu.state {
+        RunState::Running => {}
+        RunState::Blocked if cx.upcall_due() || cx.vcpu.nmi.pending => cx.run_again(),
+        RunState::Polling if poll_is_over(cx) => {
+            cx.vcpu.timers.set_poll(None);
+            cx.run_again();
+        }
+        RunState::Blocked | RunState::Polling | RunState::Offline => return Next::Wait(next_deadline(cx)),
+    }
+    cx.domain.bells.set_polling(cx.vcpu.id, false);
+    cx.check_rip();
+    cx.deliver_nmi();
+    cx.deliver_upcall();
+    if cx.domain.end.is_some() { Next::End } else { Next::Run(next_deadline(cx)) }
 }
 
 /// The number, as the ledger counts it: what is beyond its table is counted as the last.
@@ -171,28 +325,30 @@ fn ledger_number(rax: u64) -> u8 {
     u8::try_from(rax).map_or(63, |n| n.min(63))
 }
 
-fn hypercall(cx: PvContext<'_>, entered_by: u64) -> Handled {
+fn hypercall(cx: &mut PvContext<'_>, entered_by: u64) -> Handled {
     let cause = Cause::Hypercall(ledger_number(cx.vcpu.regs.rax));
     // On Xen every call is a SYSCALL.
     cx.vcpu.regs.selectors.flatten();
-    hypercall::perform(cx, entered_by);
+    hypercall::perform(cx.reborrow(), entered_by);
     cause.into()
 }
 
-/// When a timer or a watchdog is next due.
+/// When a timer or a watchdog is next due. A vCPU that is down has no timers: they fire when it is up again.
 fn next_deadline(cx: &PvContext<'_>) -> Option<u64> {
-    [cx.vcpu.timers.next(), cx.domain.watchdogs.next()].into_iter().flatten().min()
+    let timers = cx.vcpu.timers.next().filter(|_| cx.vcpu.state != RunState::Offline);
+    [timers, cx.domain.watchdogs.next()].into_iter().flatten().min()
 }
 
 fn expire_timers(cx: &mut PvContext<'_>) {
     let now = cx.domain.clock.now();
-    let due = cx.vcpu.timers.expire(now);
+    let is_down = cx.vcpu.state == RunState::Offline;
+    let due = if is_down { Due::default() } else { cx.vcpu.timers.expire(now) };
     if cx.domain.watchdogs.have_expired(now) {
         cx.domain.end.get_or_insert(DomainEnd::Watchdog);
     }
     if due.timer
-        && let Some(port) = cx.domain.events.virq_port(VIRQ_TIMER)
-        && let Err(e) = cx.domain.raise(port)
+        && let Some(port) = cx.domain.events.virq_port(VIRQ_TIMER, cx.vcpu.id)
+        && let Err(e) = cx.raise(port)
     {
         cx.kill(e);
     }
@@ -203,7 +359,7 @@ fn expire_timers(cx: &mut PvContext<'_>) {
 
 /// Whether a poll is over: a port is pending, or an upcall or an NMI could be delivered.
 fn poll_is_over(cx: &PvContext<'_>) -> bool {
-    let pending = |&port: &u32| cx.domain.is_pending(port) == Ok(true);
+    let pending = |&port: &u32| cx.domain.bells.is_pending(port) == Ok(true);
     cx.upcall_due() || cx.vcpu.nmi.pending || cx.vcpu.polled.ports().iter().any(pending)
 }
 

@@ -4,6 +4,7 @@
 //! asks for them, are mapped nowhere.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use paravane_abi::errno::Errno;
 use paravane_abi::hypercall as nr;
@@ -11,6 +12,7 @@ use paravane_abi::{addr, pte};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::machine::console::{CaptureSink, ConsoleInput};
+use crate::machine::kick::Kick;
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::machine::time::Clock;
@@ -25,6 +27,7 @@ use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::hypercall::{HypercallResult, Outcome, dispatch};
 use crate::pv::store::About;
 use crate::pv::vcpu::PvVcpu;
+use crate::testing::engine::CountKicks;
 use crate::x86::registers::Regs;
 
 /// Frames that the guest has.
@@ -94,6 +97,12 @@ impl TestDomain {
     }
     /// One that has `frames` frames, of which those past [`FRAMES`] are mapped nowhere.
     pub fn with_frames(frames: u64) -> Self {
+        let kicks = Arc::new(CountKicks::default());
+        Self::with_kicks(frames, vec![kicks])
+    }
+    /// One with as many vCPUs as there are `kicks`.
+    pub fn with_kicks(frames: u64, kicks: Vec<Arc<dyn Kick>>) -> Self {
+        let vcpus = kicks.len();
         let layout = HypervisorLayout::new(frames, 0);
         let memory = MachineMemory::new(layout.hypervisor_frames(), frames, Backing::Anonymous).unwrap();
         let base = layout.hypervisor_frames();
@@ -124,6 +133,7 @@ impl TestDomain {
         let about = About {
             domain: DOMID,
             name: "test".into(),
+            vcpus,
             memory_kib: frames * (PAGE_SIZE >> 10),
             store: (base + STORE, STORE_PORT),
             console: (base + CONSOLE, CONSOLE_PORT),
@@ -150,9 +160,10 @@ impl TestDomain {
             console,
             store,
             facts,
+            kicks,
         })
         .unwrap();
-        domain.upcalls.of(vcpu.id).set_mask(&domain.memory, true).unwrap();
+        domain.bells.of(vcpu.id).set_mask(&domain.memory, true).unwrap();
         domain.connect_services();
         Self { domain, vcpu, output, input }
     }
@@ -175,7 +186,7 @@ impl TestDomain {
     }
     /// Where the vCPU's event bits are.
     pub fn upcall(&self) -> Upcall {
-        self.domain.upcalls.of(self.vcpu.id)
+        self.domain.bells.of(self.vcpu.id)
     }
     /// Performs a hypercall, as far as one entry may.
     pub fn dispatch(&mut self, number: u64, args: [u64; 6]) -> HypercallResult {

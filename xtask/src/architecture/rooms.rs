@@ -65,7 +65,7 @@ const ROOMS: &[Room] = &[
     with_unsafe(
         "monitor",
         "the loop of a vCPU: enter, exit, account, handle",
-        "engine mmu::log mmu::space ledger machine host x86",
+        "engine mmu::log ledger machine host x86",
     ),
     room("pv", "Xen's machine: domain, hypercalls, events, store", "exec virtio mmu ledger machine host x86"),
     room(

@@ -52,6 +52,22 @@ impl DirectPaging {
         })
     }
 
+    /// Gives back the tables of a vCPU that will not use them.
+    pub fn detach(
+        &mut self,
+        memory: &MachineMemory,
+        log: &mut TableLog,
+        space: &mut VcpuSpace,
+        mut tables: VcpuTables,
+    ) {
+        // Nothing is validated here, so that nothing is refused or interrupted.
+        let _ = self.set_gdt(memory, log, space, &mut tables, &[], 0);
+        let _ = self.pass(memory, log).operation(None, |pass| {
+            tables.user.into_iter().chain([tables.kernel]).for_each(|root| pass.put_table(root));
+            Ok(())
+        });
+    }
+
     /// One operation of `mmuext_op`, for the calling domain's own frames and the calling vCPU.
     ///
     /// The flushes of all vCPUs, or of many, have the caller wait until every one is current

@@ -23,6 +23,10 @@ pub struct VcpuTables {
 }
 
 impl VcpuTables {
+    /// Those of a vCPU that has none yet, and does not run.
+    pub fn none() -> Self {
+        Self { kernel: Mfn(0), user: None, gdt: Gdt::default(), ldt: Ldt::default() }
+    }
     /// The root that the guest's kernel runs on.
     pub fn kernel_root(&self) -> Mfn {
         self.kernel

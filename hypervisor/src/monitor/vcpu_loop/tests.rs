@@ -13,7 +13,7 @@ use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 use crate::monitor::control::Postponed;
 use crate::monitor::observe::Unobserved;
-use crate::monitor::{Command, Context, Control};
+use crate::monitor::{Command, Control};
 use crate::x86::registers::Regs;
 
 /// A vCPU that only ever does what the test says, and an engine on which nothing but that happens.
@@ -102,8 +102,14 @@ impl Cpu for Kicks {
 }
 
 impl Runner for Fake {
-    fn context(&mut self) -> Context<'_> {
-        Context { regs: &mut self.regs, space: &mut self.space, log: &self.log, memory: &self.memory }
+    fn regs(&self) -> &Regs {
+        &self.regs
+    }
+    fn memory(&self) -> &MachineMemory {
+        &self.memory
+    }
+    fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {
+        cpu.catch_up_and_enter(&mut self.regs, &mut self.space, &self.log, &self.memory)
     }
     fn handle(&mut self, _: Exit) -> Handled {
         self.regs.rip += 1;
@@ -191,7 +197,7 @@ fn paused(then: impl FnOnce(&Control, &AtomicUsize) + Send) -> Ledger {
         }
     });
     let waker = Arc::new(waker());
-    control.attach(waker.clone());
+    control.attach([waker.clone() as Arc<dyn Kick>]);
     let mut orders = Orders::new(control.clone(), clock());
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -263,7 +269,7 @@ fn paid_and_shown(exit: Exit) -> (u64, u64) {
     };
     let mut runner = Fake::new(vec![Next::Run(None); 2]);
     let control = Control::default();
-    control.attach(waker.clone());
+    control.attach([waker.clone() as Arc<dyn Kick>]);
     // The kick comes while the exit is handled: it is met on the way back into the guest.
     let asks = control.clone();
     runner.on_exit = Box::new(move || asks.send(Command::Peek));

@@ -9,10 +9,13 @@
 pub mod doorbell;
 pub mod upcall;
 
+use std::sync::Arc;
+
 use paravane_abi::errno::Errno;
 use paravane_abi::event::{EVTCHN_2L_NR_CHANNELS, EvtchnPort};
 
 use super::vcpu::VcpuId;
+use doorbell::Targets;
 
 /// Virtual interrupts a guest may bind: VIRQ 0..24 (public/xen.h, NR_VIRQS).
 pub const NR_VIRQS: u32 = 24;
@@ -73,38 +76,36 @@ pub enum Sent {
     Dropped,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Port {
-    binding: Binding,
-    vcpu: VcpuId,
-}
-
 /// The ports of one domain. Port 0 is never valid.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct EventChannels {
-    ports: Vec<Port>,
+    /// What each is bound to.
+    ports: Vec<Binding>,
+    /// The vCPU that each notifies.
+    targets: Arc<Targets>,
 }
 
 impl EventChannels {
-    /// No port but the reserved port 0.
-    pub fn new() -> Self {
-        Self { ports: vec![Port::default()] }
+    /// No port but the reserved port 0. `targets` will say which vCPU each notifies.
+    pub fn new(targets: Arc<Targets>) -> Self {
+        Self { ports: vec![Binding::Free], targets }
     }
 
-    fn port(&self, port: EvtchnPort) -> Option<&Port> {
-        self.ports.get(usize::try_from(port).ok()?).filter(|p| p.binding != Binding::Free)
+    fn port_mut(&mut self, port: EvtchnPort) -> Option<&mut Binding> {
+        self.ports.get_mut(usize::try_from(port).ok()?).filter(|binding| **binding != Binding::Free)
     }
-    fn port_mut(&mut self, port: EvtchnPort) -> Option<&mut Port> {
-        self.ports.get_mut(usize::try_from(port).ok()?).filter(|p| p.binding != Binding::Free)
+    /// The ports that are bound, or can be, and to what.
+    fn all(&self) -> impl Iterator<Item = (EvtchnPort, Binding)> {
+        (0..).zip(self.ports.iter().copied())
     }
 
     /// What `port` is bound to; `Free` for any number that is not a port.
     pub fn binding(&self, port: EvtchnPort) -> Binding {
-        self.port(port).map_or(Binding::Free, |p| p.binding)
+        usize::try_from(port).ok().and_then(|port| self.ports.get(port)).copied().unwrap_or_default()
     }
     /// The vCPU that `port` notifies.
     pub fn vcpu(&self, port: EvtchnPort) -> VcpuId {
-        self.port(port).map_or(VcpuId::BOOT, |p| p.vcpu)
+        self.targets.of(port)
     }
     /// Whether this number lies within what the two-level ABI can name.
     pub fn is_number(port: EvtchnPort) -> bool {
@@ -118,42 +119,45 @@ impl EventChannels {
 
     /// As [`EventChannels::allocate`], for a port that notifies `vcpu`.
     pub fn allocate_for(&mut self, binding: Binding, vcpu: VcpuId) -> Result<EvtchnPort, Errno> {
-        let free = self.ports.iter().skip(1).position(|p| p.binding == Binding::Free).map(|n| n + 1);
+        let free = self.ports.iter().skip(1).position(|binding| *binding == Binding::Free).map(|n| n + 1);
         let index = free.unwrap_or(self.ports.len());
         let port = EvtchnPort::try_from(index).map_err(|_| Errno::ENOSPC)?;
         if !Self::is_number(port) {
             return Err(Errno::ENOSPC);
         }
-        let value = Port { binding, vcpu };
+        self.targets.set(port, vcpu);
         match self.ports.get_mut(index) {
-            Some(slot) => *slot = value,
-            None => self.ports.push(value),
+            Some(slot) => *slot = binding,
+            None => self.ports.push(binding),
         }
         Ok(port)
     }
 
+    /// Whether a vCPU other than the first can have a virtual interrupt of that number: EINVAL if there is none, or if it
+    /// is the domain's, which begins with its first vCPU.
+    pub fn check_virq(virq: u32, vcpu: u32) -> Result<(), Errno> {
+        if virq >= NR_VIRQS || vcpu != 0 && !is_per_vcpu(virq) { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
     /// Binds a virtual interrupt. EEXIST when it has a port already.
-    pub fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<EvtchnPort, Errno> {
-        if virq >= NR_VIRQS {
-            return Err(Errno::EINVAL);
-        }
-        let vcpu = VcpuId::new(vcpu).ok_or(Errno::ENOENT)?;
-        if self.virq_port(virq).is_some() {
+    pub fn bind_virq(&mut self, virq: u32, vcpu: VcpuId) -> Result<EvtchnPort, Errno> {
+        Self::check_virq(virq, vcpu.number())?;
+        if self.virq_port(virq, vcpu).is_some() {
             return Err(Errno::EEXIST);
         }
         self.allocate_for(Binding::Virq(virq), vcpu)
     }
 
-    /// The port of a virtual interrupt, if it is bound.
-    pub fn virq_port(&self, virq: u32) -> Option<EvtchnPort> {
-        let index = self.ports.iter().position(|p| p.binding == Binding::Virq(virq))?;
-        EvtchnPort::try_from(index).ok()
+    /// The port of a virtual interrupt of `vcpu`'s, or of the domain's if it is one of those; if it is bound.
+    pub fn virq_port(&self, virq: u32, vcpu: VcpuId) -> Option<EvtchnPort> {
+        let of_vcpu = |port| !is_per_vcpu(virq) || self.vcpu(port) == vcpu;
+        let mut bound = self.all().filter(|(_, binding)| *binding == Binding::Virq(virq));
+        bound.find(|(port, _)| of_vcpu(*port)).map(|(port, _)| port)
     }
 
     /// The port at the near end of a host service.
     pub fn service_port(&self, service: HostService) -> Option<EvtchnPort> {
-        let index = self.ports.iter().position(|p| p.binding == Binding::Host(service))?;
-        EvtchnPort::try_from(index).ok()
+        self.all().find(|(_, binding)| *binding == Binding::Host(service)).map(|(port, _)| port)
     }
 
     /// Connects a new port to an unbound one of the same domain `own`. Both ends then know each other.
@@ -163,8 +167,8 @@ impl EventChannels {
             _ => return Err(Errno::EINVAL),
         }
         let local = self.allocate(Binding::Loop { peer: remote })?;
-        if let Some(port) = self.port_mut(remote) {
-            port.binding = Binding::Loop { peer: local };
+        if let Some(binding) = self.port_mut(remote) {
+            *binding = Binding::Loop { peer: local };
         }
         Ok(local)
     }
@@ -177,13 +181,13 @@ impl EventChannels {
 
     /// Frees a port; a connected peer becomes unbound again, for the same domain. EINVAL when it is not one.
     pub fn close(&mut self, port: EvtchnPort, own: u16) -> Result<(), Errno> {
-        let closed = self.port_mut(port).ok_or(Errno::EINVAL)?;
-        let binding = std::mem::take(&mut closed.binding);
+        let binding = std::mem::take(self.port_mut(port).ok_or(Errno::EINVAL)?);
+        self.targets.set(port, VcpuId::BOOT);
         if let Binding::Loop { peer } = binding
             && peer != port
             && let Some(other) = self.port_mut(peer)
         {
-            other.binding = Binding::Unbound { remote: own };
+            *other = Binding::Unbound { remote: own };
         }
         Ok(())
     }
@@ -200,15 +204,13 @@ impl EventChannels {
     }
 
     /// Sets which vCPU a port notifies. EINVAL for ports whose vCPU is fixed.
-    pub fn bind_vcpu(&mut self, port: EvtchnPort, vcpu: u32) -> Result<(), Errno> {
-        let vcpu = VcpuId::new(vcpu).ok_or(Errno::ENOENT)?;
-        let bound = self.port_mut(port).ok_or(Errno::EINVAL)?;
-        match bound.binding {
+    pub fn bind_vcpu(&mut self, port: EvtchnPort, vcpu: VcpuId) -> Result<(), Errno> {
+        match self.binding(port) {
             // A per-vCPU virtual interrupt stays where it was bound (VIRQ_TIMER is one).
             Binding::Virq(virq) if is_per_vcpu(virq) => Err(Errno::EINVAL),
             Binding::Ipi | Binding::Free => Err(Errno::EINVAL),
             _ => {
-                bound.vcpu = vcpu;
+                self.targets.set(port, vcpu);
                 Ok(())
             }
         }
@@ -217,9 +219,10 @@ impl EventChannels {
     /// Frees every port that the guest made; the host's services stay. `forget` is told of each, whose pending
     /// bit must go: a port that is bound anew begins with nothing pending, or nothing could raise it.
     pub fn reset(&mut self, mut forget: impl FnMut(EvtchnPort)) {
-        for (number, port) in (0..).zip(&mut self.ports) {
-            if !matches!(port.binding, Binding::Free | Binding::Host(_)) {
-                port.binding = Binding::Free;
+        for (number, binding) in (0..).zip(&mut self.ports) {
+            if !matches!(binding, Binding::Free | Binding::Host(_)) {
+                *binding = Binding::Free;
+                self.targets.set(number, VcpuId::BOOT);
                 forget(number);
             }
         }
@@ -236,9 +239,17 @@ mod tests {
     use crate::pv::event::*;
     const OWN: u16 = 1;
 
+    fn channels(vcpus: usize) -> EventChannels {
+        EventChannels::new(Arc::new(Targets::new(vcpus)))
+    }
+
+    fn vcpu(number: u32) -> VcpuId {
+        VcpuId::new(number).unwrap()
+    }
+
     #[test]
     fn loops_know_both_ends_and_closing_unbinds_the_other() {
-        let mut e = EventChannels::new();
+        let mut e = channels(1);
         let a = e.allocate(Binding::Unbound { remote: OWN }).unwrap();
         assert_eq!(e.send(a), Ok(Sent::Dropped));
         let b = e.bind_loop(a, OWN).unwrap();
@@ -253,21 +264,68 @@ mod tests {
 
     #[test]
     fn wrong_numbers_are_errors() {
-        let mut e = EventChannels::new();
+        let mut e = channels(1);
         assert_eq!(e.send(0), Err(Errno::EINVAL));
         assert_eq!(e.send(u32::MAX), Err(Errno::EINVAL));
-        assert_eq!(e.bind_virq(NR_VIRQS, 0), Err(Errno::EINVAL));
-        assert_eq!(e.bind_virq(0, 1), Err(Errno::ENOENT));
-        let timer = e.bind_virq(0, 0).unwrap();
-        assert_eq!(e.bind_virq(0, 0), Err(Errno::EEXIST));
+        assert_eq!(e.bind_virq(NR_VIRQS, VcpuId::BOOT), Err(Errno::EINVAL));
+        let timer = e.bind_virq(0, VcpuId::BOOT).unwrap();
+        assert_eq!(e.bind_virq(0, VcpuId::BOOT), Err(Errno::EEXIST));
         assert_eq!(e.send(timer), Err(Errno::EINVAL), "a guest cannot raise a VIRQ");
-        assert_eq!(e.bind_vcpu(timer, 0), Err(Errno::EINVAL));
+        assert_eq!(e.bind_vcpu(timer, VcpuId::BOOT), Err(Errno::EINVAL));
+        for port in [0, 99, u32::MAX] {
+            assert_eq!(e.bind_vcpu(port, VcpuId::BOOT), Err(Errno::EINVAL));
+        }
         assert_eq!(e.bind_loop(99, OWN), Err(Errno::EINVAL));
+    }
+
+    /// public/xen.h: TIMER, DEBUG, XENOPROF and XENPMU are of each vCPU, all others of the domain.
+    #[test]
+    fn some_virtual_interrupts_are_a_vcpus_own() {
+        let mut e = channels(3);
+        for virq in 0..NR_VIRQS {
+            let own = [0, 1, 7, 13].contains(&virq);
+            let first = e.bind_virq(virq, VcpuId::BOOT).unwrap();
+            assert_eq!(e.bind_virq(virq, VcpuId::BOOT), Err(Errno::EEXIST));
+            let second = e.bind_virq(virq, vcpu(2));
+            assert_eq!(second.is_ok(), own, "{virq}");
+            assert_eq!(e.virq_port(virq, VcpuId::BOOT), Some(first));
+            match second {
+                Ok(second) => {
+                    assert_eq!((e.vcpu(second), e.virq_port(virq, vcpu(2))), (vcpu(2), Some(second)));
+                    assert_eq!(e.virq_port(virq, vcpu(1)), None);
+                    assert_eq!(e.bind_vcpu(second, vcpu(1)), Err(Errno::EINVAL));
+                }
+                Err(errno) => {
+                    assert_eq!((errno, e.virq_port(virq, vcpu(2))), (Errno::EINVAL, Some(first)));
+                    assert_eq!(e.bind_vcpu(first, vcpu(1)), Ok(()));
+                    assert_eq!(
+                        e.virq_port(virq, vcpu(2)),
+                        Some(first),
+                        "still the domain's, wherever it notifies"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ports_of_a_vcpu_stay_there_and_others_move() {
+        let mut e = channels(2);
+        let ipi = e.allocate_for(Binding::Ipi, vcpu(1)).unwrap();
+        assert_eq!((e.vcpu(ipi), e.send(ipi)), (vcpu(1), Ok(Sent::Raise(ipi))));
+        assert_eq!(e.bind_vcpu(ipi, VcpuId::BOOT), Err(Errno::EINVAL));
+        let unbound = e.allocate(Binding::Unbound { remote: OWN }).unwrap();
+        e.bind_vcpu(unbound, vcpu(1)).unwrap();
+        let other = e.bind_loop(unbound, OWN).unwrap();
+        assert_eq!((e.vcpu(unbound), e.vcpu(other)), (vcpu(1), VcpuId::BOOT));
+        e.close(unbound, OWN).unwrap();
+        assert_eq!(e.vcpu(unbound), VcpuId::BOOT, "whoever gets it next begins anew");
+        assert_eq!(e.allocate(Binding::Ipi), Ok(unbound));
     }
 
     #[test]
     fn ports_run_out_without_growing_further() {
-        let mut e = EventChannels::new();
+        let mut e = channels(1);
         for _ in 1..EVTCHN_2L_NR_CHANNELS {
             e.allocate(Binding::Ipi).unwrap();
         }

@@ -10,50 +10,18 @@ use paravane_abi::shared_info::{SharedInfo, VcpuInfo};
 
 use super::EventChannels;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
-use crate::pv::vcpu::{MAX_VCPUS, VcpuId};
-
-/// Where the event state of each vCPU of a domain lies: for whoever raises an event, on any thread.
-#[derive(Clone, Copy, Debug)]
-pub struct Upcalls {
-    /// The shared info page.
-    pub shared_info: Maddr,
-    vcpu_info: [Maddr; MAX_VCPUS],
-}
-
-impl Upcalls {
-    /// All vCPUs' info in the shared info page.
-    pub fn new(shared_info: Maddr) -> Self {
-        let mut vcpu_info = [shared_info; MAX_VCPUS];
-        for (number, info) in (0..).zip(&mut vcpu_info) {
-            info.0 += number * size_of::<VcpuInfo>() as u64;
-        }
-        Self { shared_info, vcpu_info }
-    }
-    fn index(vcpu: VcpuId) -> usize {
-        vcpu.number() as usize
-    }
-    /// Where one vCPU's event state lies.
-    pub fn of(&self, vcpu: VcpuId) -> Upcall {
-        // `VcpuId` keeps its number below the length.
-        let vcpu_info = self.vcpu_info.get(Self::index(vcpu)).copied().unwrap_or(self.shared_info);
-        Upcall { shared_info: self.shared_info, vcpu_info }
-    }
-    /// A vCPU's info is at `to` from now on (VCPUOP_register_vcpu_info).
-    pub fn vcpu_info_moved(&mut self, vcpu: VcpuId, to: Maddr) {
-        if let Some(info) = self.vcpu_info.get_mut(Self::index(vcpu)) {
-            *info = to;
-        }
-    }
-}
 
 /// Where a vCPU's event state lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Upcall {
     /// The shared info page.
     pub shared_info: Maddr,
-    /// The vCPU's info: in the shared info page until VCPUOP_register_vcpu_info moves it.
+    /// The vCPU's info: in the shared info page, where there is room for it, until VCPUOP_register_vcpu_info moves it.
     pub vcpu_info: Maddr,
 }
+
+/// Where the info of a vCPU is that the shared info page has no room for, before the guest gives it a place.
+pub const NOWHERE: Maddr = Maddr(u64::MAX);
 
 impl Upcall {
     /// The word of a bit array that holds a port's bit, and the bit; an error beyond the arrays' end.
@@ -82,13 +50,12 @@ impl Upcall {
         Ok((is_new, is_new && self.select(memory, port)?))
     }
 
-    /// Clears the mask of a port; raises it again if it was pending meanwhile (EVTCHNOP_unmask).
-    pub fn unmask(&self, memory: &MachineMemory, port: EvtchnPort) -> Result<(), BadMachineAddress> {
+    /// Clears the mask of a port; raises it again if it was pending meanwhile (EVTCHNOP_unmask). True if that made an
+    /// upcall pending that was not before.
+    pub fn unmask(&self, memory: &MachineMemory, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
         let (mask, bit) = self.word(offset_of!(SharedInfo, evtchn_mask), port)?;
-        if memory.fetch_and_not_u64(mask, bit)? & bit != 0 && self.is_pending(memory, port)? {
-            self.select(memory, port)?;
-        }
-        Ok(())
+        let was_masked = memory.fetch_and_not_u64(mask, bit)? & bit != 0;
+        Ok(was_masked && self.is_pending(memory, port)? && self.select(memory, port)?)
     }
 
     /// Clears a port's pending bit, when the port is closed.
@@ -105,7 +72,7 @@ impl Upcall {
 
     pub(super) fn select(&self, memory: &MachineMemory, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
         let (mask, bit) = self.word(offset_of!(SharedInfo, evtchn_mask), port)?;
-        if memory.load_u64(mask)? & bit != 0 {
+        if memory.load_u64(mask)? & bit != 0 || self.vcpu_info == NOWHERE {
             return Ok(false);
         }
         let selector = Maddr(self.vcpu_info.0 + offset_of!(VcpuInfo, evtchn_pending_sel) as u64);
@@ -113,10 +80,8 @@ impl Upcall {
         if memory.fetch_or_u64(selector, sel_bit)? & sel_bit != 0 {
             return Ok(false);
         }
-        let flag = Maddr(self.vcpu_info.0 + offset_of!(VcpuInfo, evtchn_upcall_pending) as u64);
-        let was: u8 = memory.read_obj(flag)?;
-        memory.write_obj(flag, &1u8)?;
-        Ok(was == 0)
+        // The lowest byte of the info's first word, which other vCPUs set as well.
+        Ok(memory.fetch_or_u64(self.vcpu_info, 1)? & 0xff == 0)
     }
 
     /// Marks an upcall pending whatever the ports say: after the vCPU's info moved, nothing may be lost.

@@ -33,7 +33,7 @@ const MAX_REPEATS: u64 = 512;
 
 /// Handles a page fault in the table; `None` if the guest gets the fault unchanged.
 pub(super) fn access(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOutcome> {
-    let strict = cx.vcpu.assisted(VMASST_TYPE_M2P_STRICT) && !cx.vcpu.kernel_mode;
+    let strict = cx.domain.assisted(VMASST_TYPE_M2P_STRICT) && !cx.vcpu.kernel_mode;
     if strict || !range(cx).contains(&fault.address) {
         return None;
     }

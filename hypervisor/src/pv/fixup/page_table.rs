@@ -32,7 +32,7 @@ pub(super) fn store(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOut
     let code = fault.error_code;
     let wanted = PFEC_PRESENT | PFEC_WRITE;
     let plain = code & (wanted | PFEC_RESERVED | PFEC_FETCH) == wanted;
-    if !plain || !cx.vcpu.kernel_mode || !cx.vcpu.assisted(VMASST_TYPE_WRITABLE_PAGETABLES) {
+    if !plain || !cx.vcpu.kernel_mode || !cx.domain.assisted(VMASST_TYPE_WRITABLE_PAGETABLES) {
         return None;
     }
     if !is_l1_table(cx, fault.address) {

@@ -115,7 +115,7 @@ fn may_access(cx: &PvContext<'_>, access: PortAccess) -> bool {
 
 /// The lowest virtual IOPL with which the running mode may do I/O, CLI and STI.
 pub(super) fn level_needed(cx: &PvContext<'_>) -> u8 {
-    match (cx.vcpu.kernel_mode, cx.vcpu.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL)) {
+    match (cx.vcpu.kernel_mode, cx.domain.assisted(VMASST_TYPE_ARCHITECTURAL_IOPL)) {
         (true, true) => 0,
         (true, false) => 1,
         (false, _) => 3,

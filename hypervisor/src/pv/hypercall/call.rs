@@ -56,7 +56,7 @@ impl Call<'_> {
     }
     /// Where the event bits of the calling vCPU are.
     pub fn upcall(&self) -> Upcall {
-        self.domain.upcalls.of(self.vcpu.id)
+        self.domain.bells.of(self.vcpu.id)
     }
 
     /// Counts `operations` more elementary operations, or what takes as long, against what this entry may do.

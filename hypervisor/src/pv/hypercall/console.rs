@@ -33,7 +33,7 @@ pub fn console_io(call: &mut Call<'_>) -> HypercallResult {
             let mut bytes = [0; CHUNK];
             let part = bytes.get_mut(..now).ok_or(Errno::EINVAL)?;
             call.guest().read_slice(buffer.first(), part)?;
-            call.domain.ledger.batch(BatchKind::ConsoleBytes, now as u64);
+            call.vcpu.ledger.batch(BatchKind::ConsoleBytes, now as u64);
             call.domain.console.sink.write(part);
             let left = (count - now) as u64;
             if left > 0 {
@@ -66,7 +66,8 @@ pub fn console_io(call: &mut Call<'_>) -> HypercallResult {
 
 /// Moves bytes both ways through the ring and tells the guest if anything moved.
 pub fn service(cx: &mut PvContext<'_>) {
-    let PvDomain { memory, console, ledger, .. } = &mut *cx.domain;
+    let PvDomain { memory, console, .. } = &mut *cx.domain;
+    let ledger = &mut cx.vcpu.ledger;
     let moved = drain(memory, console).and_then(|out| {
         if out > 0 {
             ledger.batch(BatchKind::ConsoleBytes, out as u64);
@@ -77,7 +78,7 @@ pub fn service(cx: &mut PvContext<'_>) {
         Ok(true) => {
             if let Some(port) = cx.domain.events.service_port(HostService::Console) {
                 // A shared page that is not there would have failed the ring first.
-                let _ = cx.domain.raise(port);
+                let _ = cx.raise(port);
             }
         }
         Ok(false) => {}

@@ -8,7 +8,6 @@ use super::{Call, HypercallResult, Outcome, done};
 use crate::pv::domain::DOMID;
 use crate::pv::event::{Binding, EventChannels, HostService, Sent};
 use crate::pv::guest_pointer::GuestPtr;
-use crate::pv::vcpu::VcpuId;
 
 /// The caller's own domain, however it names it: EPERM for domain 0, ESRCH for a domain that does not exist.
 fn own(dom: DomId) -> Result<(), Errno> {
@@ -45,12 +44,14 @@ pub fn event_channel_op(call: &mut Call<'_>) -> HypercallResult {
         }
         EVTCHNOP_BIND_VIRQ => {
             let mut op: EvtchnBindVirq = call.guest().read(argument.pointer())?;
-            op.port = call.domain.events.bind_virq(op.virq, op.vcpu)?;
+            EventChannels::check_virq(op.virq, op.vcpu)?;
+            let vcpu = call.domain.vcpu(op.vcpu)?;
+            op.port = call.domain.events.bind_virq(op.virq, vcpu)?;
             reply(call, argument.pointer(), &op, op.port)
         }
         EVTCHNOP_BIND_IPI => {
             let mut op: EvtchnBindIpi = call.guest().read(argument.pointer())?;
-            let vcpu = VcpuId::new(op.vcpu).ok_or(Errno::ENOENT)?;
+            let vcpu = call.domain.vcpu(op.vcpu)?;
             op.port = call.domain.events.allocate_for(Binding::Ipi, vcpu)?;
             reply(call, argument.pointer(), &op, op.port)
         }
@@ -65,7 +66,9 @@ pub fn event_channel_op(call: &mut Call<'_>) -> HypercallResult {
         EVTCHNOP_STATUS => status(call, argument.pointer()),
         EVTCHNOP_BIND_VCPU => {
             let op: EvtchnBindVcpu = call.guest().read(argument.pointer())?;
-            call.domain.events.bind_vcpu(op.port, op.vcpu)?;
+            let vcpu = call.domain.vcpu(op.vcpu)?;
+            call.domain.events.bind_vcpu(op.port, vcpu)?;
+            call.domain.bells.moved(op.port, call.vcpu.id).map_err(|_| Errno::EFAULT)?;
             done(0)
         }
         EVTCHNOP_UNMASK => {
@@ -73,15 +76,15 @@ pub fn event_channel_op(call: &mut Call<'_>) -> HypercallResult {
             if !EventChannels::is_number(op.port) || call.domain.events.binding(op.port) == Binding::Free {
                 return Err(Errno::EINVAL);
             }
-            call.domain.unmask(op.port).map_err(|_| Errno::EFAULT)?;
+            call.domain.bells.unmask(op.port, call.vcpu.id).map_err(|_| Errno::EFAULT)?;
             done(0)
         }
         EVTCHNOP_RESET => {
             let op: EvtchnReset = call.guest().read(argument.pointer())?;
             own(op.dom)?;
-            let (upcall, memory) = (call.upcall(), &call.domain.memory);
             let mut cleared = Ok(());
-            call.domain.events.reset(|port| cleared = cleared.and(upcall.forget(memory, port)));
+            let bells = &call.domain.bells;
+            call.domain.events.reset(|port| cleared = cleared.and(bells.forget(port)));
             cleared.map_err(|_| Errno::EFAULT)?;
             done(0)
         }
@@ -124,11 +127,11 @@ where
 /// Frees a port. Nothing of it may stay pending: what is already pending cannot be raised.
 fn close(call: &mut Call<'_>, port: EvtchnPort) -> Result<(), Errno> {
     call.domain.events.close(port, DOMID)?;
-    call.domain.forget(port).map_err(|_| Errno::EFAULT)
+    call.domain.bells.forget(port).map_err(|_| Errno::EFAULT)
 }
 
 fn raise(call: &mut Call<'_>, port: EvtchnPort) {
-    if let Err(e) = call.domain.raise(port) {
+    if let Err(e) = call.context().raise(port) {
         call.context().kill(e);
     }
 }

@@ -83,7 +83,7 @@ fn list_call<T: FromBytes + IntoBytes + Copy>(
     let pdone = pdone.pointer::<u32>();
     own(foreigndom.low32())?;
     if !continued {
-        call.domain.ledger.batch(kind, list.count());
+        call.vcpu.ledger.batch(kind, list.count());
     }
     let before = if continued && !pdone.is_null() { call.guest().read(pdone)? } else { 0 };
     let mut completed = 0;

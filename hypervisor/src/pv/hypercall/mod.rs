@@ -25,6 +25,7 @@ mod store;
 mod time;
 mod traps;
 mod vcpu;
+mod vcpu_context;
 mod version;
 mod virtio;
 

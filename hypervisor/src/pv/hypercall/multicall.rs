@@ -18,7 +18,7 @@ const BUDGET: u64 = 2 * PREEMPT_AFTER;
 pub fn multicall(call: &mut Call<'_>) -> HypercallResult {
     let [list, count, ..] = call.args;
     let count = count.word();
-    call.domain.ledger.batch(BatchKind::Multicall, count);
+    call.vcpu.ledger.batch(BatchKind::Multicall, count);
     call.vcpu.budget = BUDGET;
     let mut left = count;
     let mut at = list.pointer::<MulticallEntry>();

@@ -1,5 +1,5 @@
 //! The processor's registers and tables: descriptor tables, segment bases, debug registers, CR0.TS, stacks,
-//! and the assistances that a vCPU has (public/arch-x86/xen.h, public/arch-x86/xen-x86_64.h, public/xen.h).
+//! and the assistances that a domain has (public/arch-x86/xen.h, public/arch-x86/xen-x86_64.h, public/xen.h).
 
 use paravane_abi::addr::is_canonical;
 use paravane_abi::errno::Errno;
@@ -123,8 +123,8 @@ pub fn vm_assist(call: &mut Call<'_>) -> HypercallResult {
     let [command, kind, ..] = call.args;
     let bit = 1u64.checked_shl(kind.low32()).filter(|bit| ASSISTS & bit != 0).ok_or(Errno::EINVAL)?;
     match command.low32() {
-        VMASST_CMD_ENABLE => call.vcpu.assists |= bit,
-        VMASST_CMD_DISABLE => call.vcpu.assists &= !bit,
+        VMASST_CMD_ENABLE => call.domain.assists |= bit,
+        VMASST_CMD_DISABLE => call.domain.assists &= !bit,
         _ => return Err(Errno::ENOSYS),
     }
     done(0)
@@ -227,11 +227,11 @@ mod tests {
         let assist = |t: &mut TestDomain, command: u64, kind: u64| t.call(nr::VM_ASSIST, [command, kind]);
         for kind in [0, 1, 2, 3, 4, 5, 32] {
             assert_eq!(assist(&mut t, 0, kind), Ok(0));
-            assert!(t.vcpu.assisted(kind as u32));
+            assert!(t.assisted(kind as u32));
             assert_eq!(assist(&mut t, 2, kind), Err(Errno::ENOSYS));
             assert_eq!(assist(&mut t, 1, kind), Ok(0));
         }
-        assert_eq!(t.vcpu.assists, 0);
+        assert_eq!(t.assists, 0);
         for kind in [6, 31, 33, 64, 0xffff_ffff] {
             assert_eq!(assist(&mut t, 0, kind), Err(Errno::EINVAL));
         }

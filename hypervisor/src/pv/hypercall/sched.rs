@@ -23,6 +23,7 @@ pub fn sched_op(call: &mut Call<'_>) -> HypercallResult {
         SCHEDOP_YIELD => {
             // Some guests yield until the console's output is taken.
             super::service_console(&mut call.context());
+            call.vcpu.yields = true;
             done(0)
         }
         SCHEDOP_BLOCK => {
@@ -97,7 +98,7 @@ fn poll(call: &mut Call<'_>, argument: GuestPtr<SchedPoll>) -> HypercallResult {
             return Err(Errno::EINVAL);
         }
         call.vcpu.polled.push(port);
-        pending |= call.domain.is_pending(port).map_err(|_| Errno::EFAULT)?;
+        pending |= call.domain.bells.is_pending(port).map_err(|_| Errno::EFAULT)?;
     }
     if !pending && !call.context().upcall_due() {
         call.vcpu.timers.set_poll((op.timeout != 0).then_some(op.timeout));

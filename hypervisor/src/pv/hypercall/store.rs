@@ -26,7 +26,7 @@ pub fn service(call: &mut Call<'_>) -> bool {
     };
     if moved && let Some(port) = call.domain.events.service_port(HostService::Store) {
         // A shared page that is not there would have failed the ring first.
-        let _ = call.domain.raise(port);
+        let _ = call.context().raise(port);
     }
     more
 }

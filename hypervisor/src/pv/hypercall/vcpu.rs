@@ -7,46 +7,54 @@ use paravane_abi::errno::Errno;
 use paravane_abi::shared_info::VcpuInfo;
 use paravane_abi::vcpu::*;
 
-use super::{Call, HypercallResult, Outcome, done};
+use super::{Call, HypercallResult, Outcome, done, vcpu_context};
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
 use crate::machine::time::MIN_PERIOD;
 use crate::mmu::direct::Stop;
+use crate::pv::event::upcall;
 use crate::pv::guest_pointer::GuestPtr;
+use crate::pv::peers::Left;
 use crate::pv::vcpu::VcpuId;
 
-/// vcpu_op(command, vcpu, argument). The domain has vCPU 0 alone; any other does not exist (ENOENT).
+/// vcpu_op(command, vcpu, argument). A number beyond the domain's vCPUs is ENOENT.
 pub fn vcpu_op(call: &mut Call<'_>) -> HypercallResult {
     let [command, vcpu, argument, ..] = call.args;
-    if VcpuId::new(vcpu.low32()) != Some(call.vcpu.id) {
-        return Err(Errno::ENOENT);
-    }
+    let vcpu = call.domain.vcpu(vcpu.low32())?;
+    let is_own = vcpu == call.vcpu.id;
     match command.low32() {
-        VCPUOP_INITIALISE => Err(Errno::EEXIST),
-        VCPUOP_UP => done(0),
-        VCPUOP_DOWN => {
-            // It was the last one: the domain has nothing left to run (xen: domain_shutdown, poweroff).
-            super::service_console(&mut call.context());
-            call.domain.end.get_or_insert(DomainEnd::PowerOff);
-            done(0)
-        }
-        VCPUOP_IS_UP => done(1),
+        VCPUOP_INITIALISE => vcpu_context::initialise(call, vcpu, argument.pointer()),
+        VCPUOP_UP => up(call, vcpu),
+        VCPUOP_DOWN => down(call, vcpu),
+        VCPUOP_IS_UP => done(call.domain.peers.get(vcpu).map_or(0, |peer| peer.up.into())),
         VCPUOP_GET_RUNSTATE_INFO => {
-            let info = call.vcpu.runstate.at(call.domain.clock.now());
+            let seen = call.domain.peers.get(vcpu).map_or(call.vcpu.runstate, |peer| peer.runstate);
+            let runstate = if is_own { call.vcpu.runstate } else { seen };
+            let info = runstate.at(call.domain.clock.now());
             call.guest().write(argument.pointer(), &info)?;
             done(0)
         }
         VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => {
             let op: VcpuRegisterRunstateMemoryArea = call.guest().read(argument.pointer())?;
-            call.vcpu.runstate.area = guest_address(op.addr)?;
-            // A page that is not there yet is written when the vCPU next wakes up.
-            let _ = call.context().publish_runstate();
+            let area = guest_address(op.addr)?;
+            if is_own {
+                call.vcpu.runstate.area = area;
+                // A page that is not there yet is written when the vCPU next wakes up.
+                let _ = call.context().publish_runstate();
+            } else {
+                leave(call, vcpu, |left| left.runstate_area = Some(area));
+            }
             done(0)
         }
         VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA => {
             let op: VcpuRegisterTimeMemoryArea = call.guest().read(argument.pointer())?;
-            call.vcpu.runstate.time_area = guest_address(op.addr)?;
-            let _ = call.context().publish_time_copy();
+            let area = guest_address(op.addr)?;
+            if is_own {
+                call.vcpu.runstate.time_area = area;
+                let _ = call.context().publish_time_copy();
+            } else {
+                leave(call, vcpu, |left| left.time_area = Some(area));
+            }
             done(0)
         }
         VCPUOP_SET_PERIODIC_TIMER => {
@@ -54,13 +62,15 @@ pub fn vcpu_op(call: &mut Call<'_>) -> HypercallResult {
             if op.period_ns < MIN_PERIOD {
                 return Err(Errno::EINVAL);
             }
-            call.vcpu.timers.set_periodic(Some(op.period_ns), call.domain.clock.now());
+            set_periodic(call, vcpu, Some(op.period_ns));
             done(0)
         }
         VCPUOP_STOP_PERIODIC_TIMER => {
-            call.vcpu.timers.set_periodic(None, 0);
+            set_periodic(call, vcpu, None);
             done(0)
         }
+        // A vCPU sets this one for itself alone.
+        VCPUOP_SET_SINGLESHOT_TIMER | VCPUOP_STOP_SINGLESHOT_TIMER if !is_own => Err(Errno::EINVAL),
         VCPUOP_SET_SINGLESHOT_TIMER => {
             let op: VcpuSetSingleshotTimer = call.guest().read(argument.pointer())?;
             if op.flags & VCPU_SSHOTTMR_FUTURE != 0 && op.timeout_abs_ns < call.domain.clock.now() {
@@ -73,18 +83,61 @@ pub fn vcpu_op(call: &mut Call<'_>) -> HypercallResult {
             call.vcpu.timers.set_singleshot(None);
             done(0)
         }
-        VCPUOP_REGISTER_VCPU_INFO => register_vcpu_info(call, argument.pointer()),
+        VCPUOP_REGISTER_VCPU_INFO => register_vcpu_info(call, vcpu, argument.pointer()),
         VCPUOP_SEND_NMI => {
             // Nothing to say about it: an argument is a mistake.
             if argument.word() != 0 {
                 return Err(Errno::EINVAL);
             }
-            call.vcpu.nmi.pending = true;
+            if is_own {
+                call.vcpu.nmi.pending = true;
+            } else {
+                leave(call, vcpu, |left| left.nmi = true);
+            }
             done(0)
         }
         // Only a vCPU that is pinned for good has a physical processor.
         VCPUOP_GET_PHYSID => Err(Errno::EINVAL),
         _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// Lets a vCPU run that has a context.
+fn up(call: &mut Call<'_>, vcpu: VcpuId) -> HypercallResult {
+    let peer = call.domain.peers.get_mut(vcpu).filter(|peer| peer.initialised).ok_or(Errno::EINVAL)?;
+    peer.up = true;
+    call.domain.bells.kick(vcpu);
+    done(0)
+}
+
+/// Has a vCPU run no more until it is brought up again, where it then goes on. With the last one the domain has nothing
+/// left to run (xen: domain_shutdown, poweroff).
+fn down(call: &mut Call<'_>, vcpu: VcpuId) -> HypercallResult {
+    if !call.domain.peers.others_are_up(vcpu) {
+        super::service_console(&mut call.context());
+        call.domain.end.get_or_insert(DomainEnd::PowerOff);
+        return done(0);
+    }
+    if let Some(peer) = call.domain.peers.get_mut(vcpu) {
+        peer.up = false;
+    }
+    if vcpu != call.vcpu.id {
+        call.domain.bells.kick(vcpu);
+    }
+    done(0)
+}
+
+/// Leaves something for another vCPU's thread.
+fn leave(call: &mut Call<'_>, vcpu: VcpuId, what: impl FnOnce(&mut Left)) {
+    call.domain.peers.leave(vcpu, what);
+    call.domain.bells.kick(vcpu);
+}
+
+fn set_periodic(call: &mut Call<'_>, vcpu: VcpuId, period: Option<u64>) {
+    if vcpu == call.vcpu.id {
+        call.vcpu.timers.set_periodic(period, call.domain.clock.now());
+    } else {
+        leave(call, vcpu, |left| left.periodic = Some(period));
     }
 }
 
@@ -95,14 +148,19 @@ fn guest_address(va: u64) -> Result<u64, Errno> {
     if addr::is_canonical(va) && !addr::is_hypervisor(va) { Ok(va) } else { Err(Errno::EFAULT) }
 }
 
-/// Moves the vCPU's info, with what it holds, to a frame of the guest's; once.
-fn register_vcpu_info(call: &mut Call<'_>, argument: GuestPtr<VcpuRegisterVcpuInfo>) -> HypercallResult {
+/// Moves a vCPU's info, with what it holds, to a frame of the guest's; once. Another's only while that is down.
+fn register_vcpu_info(
+    call: &mut Call<'_>,
+    vcpu: VcpuId,
+    argument: GuestPtr<VcpuRegisterVcpuInfo>,
+) -> HypercallResult {
     let op = call.guest().read(argument)?;
     let offset = u64::from(op.offset);
     if offset > PAGE_SIZE - size_of::<VcpuInfo>() as u64 || !offset.is_multiple_of(8) {
         return Err(Errno::ENXIO);
     }
-    if call.upcall().vcpu_info != call.upcall().shared_info {
+    let runs = vcpu != call.vcpu.id && call.domain.peers.get(vcpu).is_none_or(|peer| peer.up);
+    if runs || call.domain.bells.vcpu_info_has_moved(vcpu) {
         return Err(Errno::EINVAL);
     }
     // Held for good: the host writes to it by frame, so that it must never become a page table.
@@ -112,13 +170,18 @@ fn register_vcpu_info(call: &mut Call<'_>, argument: GuestPtr<VcpuRegisterVcpuIn
         Err(Stop::Restart) => return Ok(Outcome::Again(call.raw())),
     }
     let to = Maddr(Mfn(op.mfn).maddr().0 + offset);
-    let mut info: VcpuInfo =
-        call.domain.memory.read_obj(call.upcall().vcpu_info).map_err(|_| Errno::EFAULT)?;
+    let from = call.domain.bells.of(vcpu).vcpu_info;
+    // One that had no place until now begins as those in the shared page do: with upcalls masked.
+    let fresh = VcpuInfo { evtchn_upcall_mask: 1, ..VcpuInfo::default() };
+    let mut info = if from == upcall::NOWHERE {
+        fresh
+    } else {
+        call.domain.memory.read_obj(from).map_err(|_| Errno::EFAULT)?
+    };
     info.time = call.domain.clock.published(info.time.version);
     call.domain.memory.write_obj(to, &info).map_err(|_| Errno::EFAULT)?;
-    call.domain.upcalls.vcpu_info_moved(call.vcpu.id, to);
-    call.domain.virtio.vcpu_info_moved(to);
-    call.upcall().mark_pending(&call.domain.memory).map_err(|_| Errno::EFAULT)?;
+    call.domain.bells.vcpu_info_moved(vcpu, to);
+    call.domain.bells.of(vcpu).mark_pending(&call.domain.memory).map_err(|_| Errno::EFAULT)?;
     done(0)
 }
 
@@ -152,7 +215,8 @@ mod tests {
         let mut t = TestDomain::new();
         assert_eq!(call(&mut t, VCPUOP_IS_UP, 0), Ok(1));
         assert_eq!(call(&mut t, VCPUOP_UP, 0), Ok(0));
-        assert_eq!(call(&mut t, VCPUOP_INITIALISE, NOWHERE), Err(Errno::EEXIST));
+        assert_eq!(call(&mut t, VCPUOP_INITIALISE, NOWHERE), Err(Errno::EFAULT));
+        assert_eq!(call(&mut t, VCPUOP_INITIALISE, va(FREE)), Err(Errno::EEXIST));
         for vcpu in [1, 31, 8191, 0xffff_ffff] {
             for command in 0..15 {
                 assert_eq!(t.call(nr::VCPU_OP, [command, vcpu, NOWHERE]), Err(Errno::ENOENT));
@@ -225,7 +289,7 @@ mod tests {
         let mut t = TestDomain::new();
         let area = VcpuRegisterRunstateMemoryArea { addr: va(FREE) + 4096 - 20 };
         assert_eq!(with(&mut t, VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA, area), Ok(0));
-        t.vcpu.assists = 1 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
+        t.assists = 1 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
         t.cx().wait_as(RunState::Blocked);
         t.cx().run_again();
         let copy: VcpuRunstateInfo = t.read_at(area.addr).unwrap();

@@ -17,6 +17,8 @@ pub struct About {
     pub domain: DomId,
     /// Its name.
     pub name: String,
+    /// How many vCPUs it has.
+    pub vcpus: usize,
     /// Its memory, in KiB.
     pub memory_kib: u64,
     /// Frame and port of the store's own ring.
@@ -51,7 +53,7 @@ impl Plant<'_> {
         for above in ["/", "/local", "/local/domain", "/vm"] {
             self.node(Path::known(above), &hidden, "");
         }
-        let About { name, memory_kib, store, console, domain } = self.about.clone();
+        let About { name, vcpus, memory_kib, store, console, domain } = self.about.clone();
         let vm = Path::known("/vm").child(NO_UUID);
         for (path, value) in [("", ""), ("/name", name.as_str()), ("/uuid", NO_UUID)] {
             self.readable(Path::known(&format!("{vm}{path}")), value);
@@ -62,8 +64,6 @@ impl Plant<'_> {
             ("/name", name),
             ("/domid", domain.to_string()),
             ("/cpu", String::new()),
-            ("/cpu/0", String::new()),
-            ("/cpu/0/availability", "online".into()),
             ("/memory", String::new()),
             ("/memory/static-max", memory_kib.to_string()),
             ("/memory/target", memory_kib.to_string()),
@@ -79,6 +79,10 @@ impl Plant<'_> {
             ("/device", String::new()),
         ] {
             self.readable(Path::known(&format!("{}{path}", self.about.home())), &value);
+        }
+        for vcpu in (0..vcpus).map(|number| format!("/cpu/{number}")) {
+            self.readable(Path::known(&format!("{}{vcpu}", self.about.home())), "");
+            self.readable(Path::known(&format!("{}{vcpu}/availability", self.about.home())), "online");
         }
         // The guest's own: what the toolstack and the guest ask of each other, and where the guest says what it can.
         for path in [

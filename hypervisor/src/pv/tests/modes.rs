@@ -207,7 +207,7 @@ fn the_io_privilege_level_is_in_the_flags_when_asked_for() {
     t.vcpu.io.level = 2;
     t.cx().enter_handler(Callback { address: HANDLER, mask_events: false }, &[]);
     assert_eq!(pushed::<5>(&t)[4] >> 12 & 3, 0);
-    t.vcpu.assists = 1 << VMASST_TYPE_ARCHITECTURAL_IOPL;
+    t.assists = 1 << VMASST_TYPE_ARCHITECTURAL_IOPL;
     t.cx().enter_handler(Callback { address: HANDLER, mask_events: false }, &[]);
     assert_eq!(pushed::<5>(&t)[4] >> 12 & 3, 2);
     iret(&mut t, IretContext { rflags: IF | 3 << 12, ..to_user() });

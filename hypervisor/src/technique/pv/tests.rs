@@ -11,7 +11,7 @@ use crate::x86::rflags::TF;
 const HANDLER: u64 = va(FREE);
 
 /// A domain that runs a user program.
-fn in_user_mode() -> PvGuest {
+fn in_user_mode() -> TestDomain {
     let mut t = TestDomain::new();
     for vector in 0..20 {
         t.handle(vector, HANDLER + u64::from(vector), 0);
@@ -19,7 +19,7 @@ fn in_user_mode() -> PvGuest {
     t.vcpu.kernel_sp = va(STACK + 1);
     t.vcpu.kernel_mode = false;
     t.vcpu.regs.rip = va(FREE + 1);
-    PvGuest { domain: t.domain, vcpu: t.vcpu }
+    t
 }
 
 /// XSA-204, here where SYSCALL is carried out: a single step of it is never the kernel's, and the program's goes on.
@@ -28,7 +28,7 @@ fn xsa_204_a_system_call_is_no_step_into_the_kernel() {
     let mut t = in_user_mode();
     t.vcpu.syscall.address = HANDLER + 0x100;
     t.vcpu.regs.rflags |= TF;
-    t.handle(Exit::Syscall);
+    handle(&mut t.cx(), Exit::Syscall);
     assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rflags & TF), (HANDLER + 0x100, 0));
     let rsp = t.vcpu.regs.rsp;
     let [.., flags, _, ss] = t.cx().guest().read::<[u64; 7]>(GuestPtr::new(rsp)).unwrap();
@@ -39,7 +39,7 @@ fn xsa_204_a_system_call_is_no_step_into_the_kernel() {
     // either.
     let mut t = in_user_mode();
     t.vcpu.regs.rflags |= TF;
-    t.handle(Exit::Syscall);
+    handle(&mut t.cx(), Exit::Syscall);
     assert_eq!((t.vcpu.regs.rip, t.vcpu.regs.rflags & TF), (HANDLER + u64::from(TRAP_INVALID_OP), 0));
     assert_ne!(t.vcpu.regs.rip, HANDLER + u64::from(TRAP_DEBUG));
 }
@@ -50,8 +50,8 @@ fn xsa_7_a_system_call_at_the_end_of_the_lower_half() {
     let mut t = in_user_mode();
     t.vcpu.kernel_mode = true;
     (t.vcpu.regs.rip, t.vcpu.regs.rax) = (1 << 47, u64::MAX);
-    t.handle(Exit::Syscall);
-    assert!(matches!(t.prepare(), Next::Run(_)));
+    handle(&mut t.cx(), Exit::Syscall);
+    assert!(matches!(prepare(&mut t.cx()), Next::Run(_)));
     assert_eq!((t.vcpu.regs.rip, t.domain.end.is_none()), (HANDLER + u64::from(TRAP_GP_FAULT), true));
 }
 
@@ -61,7 +61,7 @@ fn an_exit_of_cpl_0_ends_the_guest() {
     let port = Exit::Port { port: 0x60, size: 1, bytes: 1, write: false };
     for exit in [port, Exit::Mmio { address: 1 << 40, bytes: 8, write: true }, Exit::Halt] {
         let mut t = in_user_mode();
-        assert_eq!(t.handle(exit).cause, Cause::Dead);
+        assert_eq!(handle(&mut t.cx(), exit).cause, Cause::Dead);
         assert!(matches!(&t.domain.end, Some(DomainEnd::Killed(why)) if why.starts_with(Exit::NOT_AT_CPL_3)));
     }
 }

@@ -45,7 +45,7 @@ fn what_the_interrupt_flag_means_is_in_memory() {
     }
     t.vcpu.io.level = 0;
     is_refused(&mut t, CLI);
-    t.vcpu.assists = 1 << VMASST_TYPE_ARCHITECTURAL_IOPL;
+    t.assists = 1 << VMASST_TYPE_ARCHITECTURAL_IOPL;
     completes(&mut t, CLI, GP);
     is_refused(&mut user_domain(), STI);
     let mut t = user_domain();
@@ -444,7 +444,7 @@ proptest! {
         near: bool,
     ) {
         let mut t = if user { user_domain() } else { domain() };
-        t.vcpu.assists = 1 << 2;
+        t.assists = 1 << 2;
         t.vcpu.io.level = 3;
         let place = |value: u64| if near { va(0) + value % (32 << 12) } else { value };
         let r = &mut t.vcpu.regs;

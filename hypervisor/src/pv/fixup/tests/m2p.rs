@@ -106,7 +106,7 @@ fn user_programs_read_it_unless_the_kernel_forbids_that() {
     let entry = entry(&t, VALUE);
     t.vcpu.regs.rbx = entry;
     loads(&mut t, &[0x48, 0x8b, 0x03], entry);
-    t.vcpu.assists = 1 << 32;
+    t.assists = 1 << 32;
     assert_eq!(raises(&mut t, &[0x48, 0x8b, 0x03], at(entry, USER)).0, 14);
 }
 

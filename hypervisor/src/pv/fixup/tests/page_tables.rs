@@ -19,7 +19,7 @@ const fn at(address: u64) -> Fault {
 
 fn kernel() -> TestDomain {
     let mut t = domain();
-    t.vcpu.assists = 1 << VMASST_TYPE_WRITABLE_PAGETABLES;
+    t.assists = 1 << VMASST_TYPE_WRITABLE_PAGETABLES;
     t.vcpu.regs.rdi = ENTRY;
     t
 }
@@ -143,9 +143,9 @@ fn what_is_not_done_is_the_guests_page_fault() {
     for error_code in [PFEC_PRESENT, PFEC_WRITE, PFEC_PRESENT | PFEC_WRITE | PFEC_FETCH] {
         is_the_guests(&mut t, MOV_RDI_RAX, Fault { error_code, ..at(ENTRY) });
     }
-    t.vcpu.assists = 0;
+    t.assists = 0;
     is_the_guests(&mut t, MOV_RDI_RAX, at(ENTRY));
-    t.vcpu.assists = 1 << VMASST_TYPE_WRITABLE_PAGETABLES;
+    t.assists = 1 << VMASST_TYPE_WRITABLE_PAGETABLES;
     stores(&mut t, MOV_RDI_RAX);
 }
 

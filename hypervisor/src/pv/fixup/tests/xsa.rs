@@ -21,7 +21,7 @@ fn xsa_200_the_wide_compare_and_exchange_is_not_emulated() {
     let entry = va(L1) + PAGE * 8;
     let error_code = PFEC_PRESENT | PFEC_WRITE | PFEC_USER;
     let mut t = domain();
-    t.vcpu.assists = 1 << VMASST_TYPE_WRITABLE_PAGETABLES;
+    t.assists = 1 << VMASST_TYPE_WRITABLE_PAGETABLES;
     let before = t.peek(L1, PAGE);
     let cmpxchg8b: &[u8] = &[0x0f, 0xc7, 0x0f];
     let cmpxchg16b: &[u8] = &[0x48, 0x0f, 0xc7, 0x0f];

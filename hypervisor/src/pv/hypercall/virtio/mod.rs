@@ -124,7 +124,7 @@ fn give_back(call: &mut Call<'_>, id: u32) {
 fn close(call: &mut Call<'_>, port: u32) {
     // A port that the table names is bound, and has a bit.
     let _ = call.domain.events.close(port, DOMID);
-    let _ = call.domain.forget(port);
+    let _ = call.domain.bells.forget(port);
 }
 
 fn publish(cx: &mut PvContext<'_>, id: u32) {
@@ -143,7 +143,7 @@ pub fn service(cx: &mut PvContext<'_>) {
         publish(cx, id);
         let port = cx.domain.virtio.get(id).map_or(0, |device| device.ports.config());
         if port != 0
-            && let Err(e) = cx.domain.raise(port)
+            && let Err(e) = cx.raise(port)
         {
             cx.kill(e);
         }

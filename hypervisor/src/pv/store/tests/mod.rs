@@ -32,7 +32,7 @@ struct Message {
 }
 
 fn about() -> About {
-    About { domain: GUEST, name: "guest".into(), memory_kib: 65536, store: (7, 1), console: (4, 2) }
+    About { domain: GUEST, name: "guest".into(), vcpus: 1, memory_kib: 65536, store: (7, 1), console: (4, 2) }
 }
 
 impl Bench {

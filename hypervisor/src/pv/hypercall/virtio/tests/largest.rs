@@ -15,7 +15,7 @@ const GUEST: u64 = 2 * VIRTIO_MAX_REGION_FRAMES;
 const ARGUMENT: u64 = va(BUFFER);
 
 fn large() -> Machine {
-    machine_on(TestDomain::with_frames(GUEST), vec![Box::new(Entropy)])
+    machine_on(domain_of(GUEST), vec![Box::new(Entropy)])
 }
 
 impl Machine {

@@ -18,7 +18,8 @@ use super::*;
 use crate::machine::kick::Kick;
 use crate::pv::devices::PvDevices;
 use crate::pv::domain::CONSOLE_PORT;
-use crate::testing::pv::{FREE, L1, NOWHERE, RO, TestDomain, va};
+use crate::pv::vcpu::VcpuId;
+use crate::testing::pv::{FRAMES, FREE, L1, NOWHERE, RO, TestDomain, va};
 use crate::virtio::Device;
 use crate::virtio::entropy::Entropy;
 
@@ -56,13 +57,18 @@ fn machine() -> Machine {
     machine_with(vec![Box::new(Entropy), Box::new(Entropy)])
 }
 
-fn machine_with(devices: Vec<Box<dyn Device>>) -> Machine {
-    machine_on(TestDomain::new(), devices)
+fn domain_of(frames: u64) -> (TestDomain, Arc<Kicks>) {
+    let kicks = Arc::new(Kicks::default());
+    (TestDomain::with_kicks(frames, vec![kicks.clone()]), kicks)
 }
 
-fn machine_on(mut t: TestDomain, devices: Vec<Box<dyn Device>>) -> Machine {
-    let kicks = Arc::new(Kicks::default());
-    t.virtio = PvDevices::new(devices, &t.memory, t.upcall(), kicks.clone());
+fn machine_with(devices: Vec<Box<dyn Device>>) -> Machine {
+    machine_on(domain_of(FRAMES), devices)
+}
+
+/// On a domain whose devices kick `kicks`.
+fn machine_on((mut t, kicks): (TestDomain, Arc<Kicks>), devices: Vec<Box<dyn Device>>) -> Machine {
+    t.virtio = PvDevices::new(devices, &t.bells);
     t.virtio.publish_all(&t.memory).unwrap();
     Machine { t, kicks }
 }
@@ -119,7 +125,7 @@ impl Machine {
     /// Waits, as a vCPU that blocks, until `done`.
     fn wait_until(&mut self, mut done: impl FnMut(&mut TestDomain) -> bool) {
         let kicks = self.kicks.clone();
-        self.t.virtio.set_waiting(true);
+        self.t.bells.set_polling(VcpuId::BOOT, true);
         loop {
             let seen = *kicks.count.lock().unwrap();
             service(&mut self.t.cx());
