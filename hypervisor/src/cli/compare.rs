@@ -1,6 +1,7 @@
 //! `paravane compare`: the comparison, with progress on a terminal; or recorded ones, read back.
 
 mod changes;
+mod page;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
+use self::page::Page;
 use super::engine_options::{TransportArg, technique_names};
 use super::fidelity::{self, Asked};
 use super::progress::ProgressLine;
@@ -38,6 +40,8 @@ Examples:
   paravane compare --busy-poll 0                     with vCPUs and devices that sleep at once
   paravane compare --repeat 10 --json > a.json       everything, every run included
   paravane compare a.json b.json                     what changed from a to b beyond noise
+  paravane compare --repeat 10 --html report.html    charts of it, on one page for a browser
+  paravane compare a.json --html report.html         those of a result that exists
   paravane compare --fidelity                        which technique answers as the machine would
 
 The first table has a row for each workload and a column for each technique, in the order in which the field found \
@@ -103,8 +107,9 @@ impl Engines {
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CompareArgs {
-    /// Measure nothing: show what changed from the first of two results of --json to the second
-    #[arg(value_name = "FILE", num_args = 2, conflicts_with_all = MEASURING)]
+    /// Measure nothing: show what changed from the first of two results of --json to the second, or, with --html, make
+    /// the page of one
+    #[arg(value_name = "RESULT", num_args = 1..=2, conflicts_with_all = MEASURING)]
     files: Vec<PathBuf>,
     /// Only these workloads [default: all]
     #[arg(long, short, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = workload_names())]
@@ -133,6 +138,9 @@ pub(super) struct CompareArgs {
     /// Print JSON, with the raw figures of every run
     #[arg(long)]
     json: bool,
+    /// Write a page with charts, which a browser shows without network
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["list", "fidelity", "tolerance"])]
+    html: Option<PathBuf>,
     /// List workloads and techniques, measure nothing
     #[arg(long)]
     list: bool,
@@ -180,6 +188,11 @@ fn workload_names() -> PossibleValuesParser {
     PossibleValuesParser::new(WORKLOADS.iter().map(|w| w.name))
 }
 
+/// Neither one result to make a page of, nor two to compare.
+#[derive(Debug, thiserror::Error)]
+#[error("two results are compared (without --html), and a page is made of one (with --html)")]
+pub(super) struct WrongNumber;
+
 /// Compares; the exit status of the process.
 pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
     if args.list {
@@ -187,8 +200,11 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let width = terminal::columns().unwrap_or(WIDTH);
-    if let [first, second] = &args.files[..] {
-        return changes::run(args, first, second, width);
+    match (&args.files[..], &args.html) {
+        ([], _) => {}
+        ([file], Some(html)) => return page::of_recorded(file, html),
+        ([first, second], None) => return changes::run(args, first, second, width),
+        _ => return Err(WrongNumber.into()),
     }
     args.busy_poll.into_iter().for_each(busy_poll::set_longest_us);
     let engines = engines(&args.engine);
@@ -215,6 +231,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         seed: args.seed.unwrap_or_else(seed),
         machines: engines.iter().map(machine).collect(),
     };
+    let page = args.html.as_deref().map(Page::open).transpose()?;
     let mut line = ProgressLine::stderr();
     let comparisons = compare(&settings, launch::run, |p| {
         line.show(p.done, p.total, &format!("{} by {} on {}", p.workload, p.technique, p.engine.name()));
@@ -227,12 +244,14 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
     let view = View { details: args.details || settings.workloads.len() == 1, width };
     let ok = match <[_; 1]>::try_from(comparisons) {
         Ok([one]) if !all => {
+            page.map_or(Ok(()), |page| page.write(&one))?;
             show(args.json, &one, |one| text(one, &view))?;
             one.ok()
         }
         several => {
             let several = several.map_or_else(|several| several, Vec::from);
             let side = SideBySide::new(several, all).context("no engine was named")?;
+            page.map_or(Ok(()), |page| page.write(&side))?;
             show(args.json, &side, |side| side_text(side, &view))?;
             side.ok()
         }

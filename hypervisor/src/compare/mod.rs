@@ -18,11 +18,13 @@ mod fidelity;
 mod figures;
 mod grid;
 mod host;
+mod html;
 mod native;
 mod needs;
 mod order;
 mod outcome;
 mod overview;
+mod paragraphs;
 mod result;
 mod sample;
 mod schedule;
@@ -40,6 +42,7 @@ pub use fidelity::{
     Answer, Fidelity, FidelityRow, FidelitySettings, ROWS, Row, Verdict, fidelity, fidelity_text,
 };
 pub use host::HostFacts;
+pub use html::html;
 pub use needs::{Needs, Unavailable};
 pub use order::reading;
 pub use outcome::{Outcome, OutcomeError};

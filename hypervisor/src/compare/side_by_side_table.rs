@@ -8,6 +8,7 @@ use comfy_table::{Cell, Table};
 
 use super::comparison::Comparison;
 use super::overview::write_overview;
+use super::paragraphs::write_paragraphs;
 use super::result::WorkloadResult;
 use super::side_by_side::{SideBySide, TrapDifference, results};
 use super::table::{self, View, new_table, right, wrapped};
@@ -30,6 +31,9 @@ fn write(out: &mut String, side: &SideBySide, view: &View) -> fmt::Result {
         table::write_engine(out, comparison)?;
         table::write_guests(out, comparison)?;
         write_overview(out, comparison, view)?;
+        if !view.details {
+            write_paragraphs(out, comparison, view)?;
+        }
     }
     for difference in &side.trap_differences {
         out.write_str(&wrapped("", &told(difference), view.width))?;

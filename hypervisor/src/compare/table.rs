@@ -8,6 +8,7 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 use super::comparison::Comparison;
 use super::host::HostFacts;
 use super::overview::write_overview;
+use super::paragraphs::write_paragraphs;
 use super::result::{Saving, TechniqueResult, WorkloadResult};
 use super::statistics::Spread;
 use crate::ledger::{BatchSizes, HardwareExit, HardwareExits, Region, WorkRow, exit_table, nanos, nanos_f64};
@@ -38,6 +39,8 @@ fn write(out: &mut String, comparison: &Comparison, view: &View) -> fmt::Result 
         for workload in &comparison.workloads {
             write_workload(out, workload, comparison)?;
         }
+    } else {
+        write_paragraphs(out, comparison, view)?;
     }
     write_notes(out, comparison.notes, comparison.debug_build, view)
 }
@@ -79,7 +82,7 @@ pub(super) fn write_guests(out: &mut String, comparison: &Comparison) -> fmt::Re
 
 pub(super) fn write_notes(out: &mut String, notes: &[&str], debug_build: bool, view: &View) -> fmt::Result {
     if !view.details {
-        let more = "Exits by cause, other work, the spread of times: --details. Every run: --json.";
+        let more = "Exits by cause, other work, the spread of times: --details. Every run: --json. Charts: --html FILE.";
         writeln!(out, "{}", wrapped("", more, view.width))?;
     }
     writeln!(out, "Notes")?;

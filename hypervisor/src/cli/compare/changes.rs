@@ -21,5 +21,10 @@ pub(super) fn run(args: &CompareArgs, first: &Path, second: &Path, width: usize)
 }
 
 fn read(file: &Path) -> anyhow::Result<Recorded> {
-    Recorded::parse(&super::read(file)?).with_context(|| path(file).to_string())
+    parsed(file, &super::read(file)?)
+}
+
+/// What is in a file, if it is a result.
+pub(super) fn parsed(file: &Path, text: &str) -> anyhow::Result<Recorded> {
+    Recorded::parse(text).with_context(|| path(file).to_string())
 }
