@@ -59,6 +59,7 @@
 #![allow(rustdoc::private_intra_doc_links)]
 
 pub mod audit;
+pub mod autopsy;
 pub mod backend;
 pub mod bare;
 pub mod build;

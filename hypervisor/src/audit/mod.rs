@@ -40,6 +40,14 @@ use crate::image::compressed::unpack;
 use crate::image::lines::Lines;
 use crate::image::{Header, Image, ImageKind, header};
 
+/// The instruction that `code`, at `rip`, begins with, what it does at CPL 3, and what to use in its place; `None` if it
+/// is none that needs a replacement.
+pub fn remedy(code: &[u8], rip: u64) -> Option<(String, &'static str, &'static str)> {
+    let instruction = iced_x86::Decoder::with_ip(64, code, rip, iced_x86::DecoderOptions::NONE).decode();
+    let class = Class::of(&instruction)?;
+    Some((instruction.to_string(), class.effect().describe(), advice::instead(class)))
+}
+
 /// Audits an ELF file, compressed or not. It can be any kernel or object file, not only an image for Paravane.
 ///
 /// # Errors

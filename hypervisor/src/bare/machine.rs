@@ -11,13 +11,14 @@ use crate::engine::Exit;
 use crate::exec::executor::Executor;
 use crate::exec::virtual_cpu::{VirtualCpu, hardware_flags};
 use crate::machine::end::DomainEnd;
-use crate::machine::memory::MachineMemory;
+use crate::machine::memory::{MachineMemory, PAGE_SIZE};
 use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{NoShadow, Shadow};
 use crate::mmu::space::VcpuSpace;
 use crate::virtio::Slot;
 use crate::x86::decode;
 use crate::x86::registers::Regs;
+use crate::x86::walk::{PseudoPhysicalTables, walk};
 
 /// The first state of a bare kernel's CPU, as the boot protocol has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +121,25 @@ impl BareMachine {
     /// Whether the kernel waits in HLT.
     pub fn is_halted(&self) -> bool {
         self.cpu.halted
+    }
+
+    /// What it was doing, as the rest of a sentence.
+    pub fn doing(&self) -> &'static str {
+        match (self.cpu.halted, self.cpu.interrupts) {
+            (true, true) => "waits for an interrupt (HLT)",
+            (true, false) => "waits in HLT with interrupts off: nothing can wake it",
+            (false, true) => "runs",
+            (false, false) => "runs with interrupts off",
+        }
+    }
+
+    /// Eight bytes of the guest's linear memory, by its own tables; `None` where there are none, or on two pages.
+    pub fn peek(&self, memory: &MachineMemory, va: u64) -> Option<u64> {
+        if va % PAGE_SIZE > PAGE_SIZE - 8 {
+            return None;
+        }
+        let walked = walk(memory, &PseudoPhysicalTables, self.cpu.cr3, va);
+        memory.read_obj(walked.ok()?.maddr?).ok()
     }
 
     /// When the monitor should kick the guest, or wake it from HLT, because a device raises an interrupt that the guest

@@ -25,6 +25,7 @@ use super::stats_file::StatisticsFile;
 use super::status::{self, Interruption};
 use super::terminal::{self, RawMode};
 use super::{input_file, oom, signals, size, trace_file};
+use crate::autopsy::text::Style;
 use crate::backend::console::stdio::Outside;
 use crate::host::busy_poll;
 use crate::host::limit::Advice;
@@ -297,6 +298,10 @@ fn conclude(report: &Report, by: Interruption, output: &OutputState) -> anyhow::
         let unread = if output.is_unread() { "; nobody reads standard output" } else { "" };
         let what = status::describe(&report.end, by);
         notice(format_args!("{}{unread}", printable::lines(&what)));
+        if let Some(autopsy) = &report.autopsy {
+            let style = if io::stderr().is_terminal() { Style::TERMINAL } else { Style::PLAIN };
+            notice::text(&autopsy.text(style));
+        }
     }
     // A reader that went away did so of its own will; SIGPIPE has set the status.
     match output.failure().filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::registers::Registers;
 use super::status::{self, Interruption};
+use crate::autopsy::Autopsy;
 use crate::launch::{HostMemory, Report};
 use crate::ledger::{HardwareExit, HardwareExits, Ledger, Region, WorkRow, exit_table, nanos};
 use crate::text::printable::printable;
@@ -56,6 +57,9 @@ pub(super) struct Statistics<'a> {
     end: String,
     /// Where it was, unless it ended of its own will.
     registers: Option<Registers<'a>>,
+    /// Why it ended there, if it did not end of its own will.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    autopsy: Option<&'a Autopsy>,
     engine: Engine<'a>,
     startup: Startup<'a>,
     /// Bytes of the host's memory as the guest ended.
@@ -106,6 +110,7 @@ impl<'a> Statistics<'a> {
             image,
             end: status::describe(&report.end, by),
             registers: report.last.as_ref().map(Registers),
+            autopsy: report.autopsy.as_ref(),
             engine: Engine {
                 name: report.engine.name,
                 transport: report.engine.transport,
@@ -283,6 +288,7 @@ mod tests {
             last: Some(LastState { regs: Regs { rax: 7, ..Regs::default() }, place: None }),
             run_ns: 1_000_000,
             first_output_ns: None,
+            autopsy: None,
             trace: None,
         }
     }

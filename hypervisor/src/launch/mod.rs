@@ -19,6 +19,7 @@ mod vcpus;
 pub use footprint::HostMemory;
 pub use start::{RunError, run};
 
+use crate::autopsy::Autopsy;
 use crate::engine::EngineInfo;
 use crate::ledger::Ledger;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
@@ -158,6 +159,8 @@ pub struct Report {
     pub last: Option<LastState>,
     /// From the start of [`run`] to the first byte that the guest printed; `None` if it printed nothing.
     pub first_output_ns: Option<u64>,
+    /// Why it ended there, for people, if it did not end of its own will.
+    pub autopsy: Option<Autopsy>,
     /// What became of the trace, if there was to be one.
     pub trace: Option<trace::record::Outcome>,
 }

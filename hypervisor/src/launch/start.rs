@@ -11,6 +11,7 @@ use super::engines::limits_of;
 use super::stage::{Stage, StageError, Wanted, last_resort};
 use super::vcpus::Seats;
 use super::{Config, HostMemory, LastState, Report, select};
+use crate::autopsy;
 use crate::build;
 use crate::build::mapping::AddressLimits;
 use crate::build::{BuildError, DomainConfig};
@@ -33,7 +34,6 @@ use crate::technique::{MakeError, Parts, Technique};
 use crate::trace;
 use crate::trace::record::Recorder;
 use crate::virtio;
-use crate::x86::registers::Regs;
 
 /// A domain could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -277,6 +277,10 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     .map_err(RunError::Thread)?;
     let run_ns = nanos(running.elapsed());
     let end = domain.end();
+    let autopsy = is_bad(&end).then(|| {
+        let testimonies = domain.testimonies();
+        autopsy::of(image.elf(), testimonies, &mut |vcpu, va| domain.peek(vcpu, va))
+    });
     let mut count = || HostMemory::count(domain.runners().boot.memory(), &layout, seats.boot_cpu());
     let memory = if config.count_memory { count() } else { None };
     let regs = domain.last();
@@ -285,7 +289,8 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     let mut devices = Vec::new();
     domain.with_slots(&mut |slots| devices = virtio::report(slots));
     Ok(Report {
-        last: last_state(&end, regs, image.elf()),
+        last: is_bad(&end).then(|| LastState { regs, place: locate(image.elf(), regs.rip) }),
+        autopsy,
         memory,
         devices,
         end: name_the_place(end, regs.rip, image.elf()),
@@ -358,13 +363,11 @@ fn domain_name(image: &str) -> String {
     file.map_or_else(|| image.to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Where the guest was, unless it ended of its own will: then nobody asks.
-fn last_state(end: &DomainEnd, regs: Regs, elf: &[u8]) -> Option<LastState> {
+/// Whether people ask where the guest was: it did not end of its own will.
+fn is_bad(end: &DomainEnd) -> bool {
     match end {
-        DomainEnd::PowerOff | DomainEnd::Reboot | DomainEnd::Suspend => None,
-        DomainEnd::GuestCrash | DomainEnd::Watchdog | DomainEnd::Killed(_) | DomainEnd::Interrupted => {
-            Some(LastState { regs, place: locate(elf, regs.rip) })
-        }
+        DomainEnd::PowerOff | DomainEnd::Reboot | DomainEnd::Suspend => false,
+        DomainEnd::GuestCrash | DomainEnd::Watchdog | DomainEnd::Killed(_) | DomainEnd::Interrupted => true,
     }
 }
 

@@ -17,6 +17,7 @@ use paravane_abi::vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL;
 use zerocopy::IntoBytes;
 
 use super::context::PvContext;
+use super::exception::Exception;
 use super::vcpu::Callback;
 use crate::machine::memory::Maddr;
 use crate::x86::debug::DR6_SINGLE_STEP;
@@ -78,6 +79,10 @@ impl PvContext<'_> {
 
     /// Enters the guest's handler for an exception, or ends a guest that has none.
     pub fn deliver_fault(&mut self, fault: Fault) {
+        if self.vcpu.kernel_mode {
+            let (rip, rsp) = (self.vcpu.regs.rip, self.vcpu.regs.rsp);
+            self.vcpu.last_exception = Some(Exception { fault, rip, rsp });
+        }
         let handler = self.handler(fault.vector);
         if handler.address == 0 {
             return self.no_handler(fault);

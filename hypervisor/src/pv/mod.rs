@@ -16,6 +16,7 @@ pub mod devices;
 pub mod domain;
 pub mod entry;
 pub mod event;
+pub mod exception;
 pub mod fixup;
 pub mod free_frames;
 pub mod grants;

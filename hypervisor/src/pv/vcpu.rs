@@ -5,6 +5,7 @@
 use paravane_abi::debugreg::{DEBUGREG_CONTROL_DEFAULT, DEBUGREG_STATUS_DEFAULT};
 use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
 
+use super::exception::Exception;
 use super::runstate::Runstate;
 use crate::ledger::Ledger;
 use crate::machine::memory::Mfn;
@@ -192,6 +193,8 @@ pub struct PvVcpu {
     pub ledger: Ledger,
     /// It would let others run (SCHEDOP_yield).
     pub yields: bool,
+    /// The last exception of its kernel, for people.
+    pub last_exception: Option<Exception>,
 }
 
 /// What every guest finds set in CR4: PAE, MCE, OSFXSR, OSXMMEXCPT.
@@ -236,6 +239,7 @@ impl PvVcpu {
             runstate: Runstate::default(),
             ledger: Ledger::new(),
             yields: false,
+            last_exception: None,
         }
     }
 

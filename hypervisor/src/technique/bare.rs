@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::method::{Guest, Left, Method};
 use super::{Domain, MakeError, Parts, Runners};
+use crate::autopsy::Testimony;
 use crate::bare::platform::Platform;
 use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::bare::{BareBoot, BareMachine, BareOutcome};
@@ -90,6 +91,14 @@ impl<M: Method> Domain for BareDomain<M> {
 
     fn into_ledger(self: Box<Self>) -> Ledger {
         self.ledger
+    }
+
+    fn testimonies(&mut self) -> Vec<Testimony> {
+        vec![Testimony { regs: self.regs, doing: self.machine.doing(), ..Testimony::default() }]
+    }
+
+    fn peek(&mut self, _: u32, va: u64) -> Option<u64> {
+        self.machine.peek(&self.memory, va)
     }
 }
 

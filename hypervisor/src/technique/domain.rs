@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::autopsy::Testimony;
 use crate::build::BuiltDomain;
 use crate::engine::Machine;
 use crate::host::zeroed::NoMemory;
@@ -39,6 +40,14 @@ pub trait Domain {
     fn with_slots(&self, look: &mut dyn FnMut(&[&Slot]));
     /// The account of all its exits, once it has ended. Moved out: a host without memory for a copy must not lose it.
     fn into_ledger(self: Box<Self>) -> Ledger;
+    /// What its virtual CPUs were doing, for people: after a bad end.
+    fn testimonies(&mut self) -> Vec<Testimony> {
+        vec![Testimony { regs: self.last(), ..Testimony::default() }]
+    }
+    /// Eight bytes of the linear memory of the virtual CPU `vcpu`; `None` where nothing is mapped, or nobody can tell.
+    fn peek(&mut self, _vcpu: u32, _va: u64) -> Option<u64> {
+        None
+    }
 }
 
 /// What a domain is made from.

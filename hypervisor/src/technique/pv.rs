@@ -8,6 +8,7 @@ use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
 use super::{Domain, EngineNeed, Runners, Technique, on_any_host};
+use crate::autopsy::Testimony;
 use crate::engine::{Coherence, Cpu, Exit};
 use crate::image::GuestKind;
 use crate::ledger::{Cause, Ledger};
@@ -32,6 +33,7 @@ use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
 
 mod make;
+mod testimony;
 
 /// The row of the table.
 pub(super) const TECHNIQUE: Technique = Technique {
@@ -86,6 +88,22 @@ impl Domain for PvGuest {
         let mut sum = self.boot.vcpu.ledger;
         self.others.iter().for_each(|runner| sum.merge(&runner.vcpu.ledger));
         sum
+    }
+
+    fn testimonies(&mut self) -> Vec<Testimony> {
+        let domain = self.shared.lock();
+        let ended_by = self.shared.ended_by.load(Ordering::Relaxed);
+        let all = std::iter::once(&self.boot).chain(&self.others).map(|runner| &runner.vcpu);
+        let mut all: Vec<&PvVcpu> = all.filter(|vcpu| vcpu.state != RunState::Offline).collect();
+        // The one that ended the domain comes first.
+        all.sort_by_key(|vcpu| vcpu.id.index() != ended_by);
+        all.into_iter().map(|vcpu| testimony::of(&domain, vcpu)).collect()
+    }
+
+    fn peek(&mut self, vcpu: u32, va: u64) -> Option<u64> {
+        let mut all = std::iter::once(&self.boot).chain(&self.others);
+        let runner = all.find(|runner| runner.vcpu.id.number() == vcpu)?;
+        GuestMemory::new(&self.shared.memory, runner.vcpu.space.root()).read(GuestPtr::new(va)).ok()
     }
 }
 

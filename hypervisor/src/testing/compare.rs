@@ -86,6 +86,7 @@ pub fn play(mut config: Config, line: &str, cause: Cause, traps: u64, ns: u64) -
         devices: Vec::new(),
         run_ns: ns,
         first_output_ns: None,
+        autopsy: None,
         trace: None,
     }
 }

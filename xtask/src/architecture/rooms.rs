@@ -44,7 +44,7 @@ const ROOMS: &[Room] = &[
     with_unsafe(
         "cli",
         "the program: arguments, terminal, signals, output",
-        "compare launch technique trace monitor audit image virtio backend engine ledger machine host x86 text",
+        "compare launch technique trace monitor autopsy audit image virtio backend engine ledger machine host x86 text",
     ),
     room(
         "compare",
@@ -54,12 +54,12 @@ const ROOMS: &[Room] = &[
     room(
         "launch",
         "from a configuration to a running guest",
-        "technique trace monitor pv build image virtio engine ledger machine host x86 text",
+        "technique trace monitor pv autopsy build image virtio engine ledger machine host x86 text",
     ),
     room(
         "technique",
         "the ways to virtualize a kernel",
-        "monitor pv bare patch translate build image virtio mmu engine ledger machine host x86",
+        "monitor pv bare patch translate autopsy build image virtio mmu engine ledger machine host x86",
     ),
     room("trace", "every exit, written to a file and read again", "monitor image ledger host text"),
     with_unsafe(
@@ -73,6 +73,7 @@ const ROOMS: &[Room] = &[
         "the PC that a bare kernel sees, and its exits",
         "interpreter exec virtio mmu engine ledger machine host x86",
     ),
+    room("autopsy", "why a guest ended where it did", "audit image x86"),
     room("audit", "instructions that do not work at CPL 3", "patch image machine x86 text"),
     room("patch", "jumps to stubs in a kernel's code", "codegen exec mmu ledger machine x86"),
     room("translate", "a bare kernel's code as code of ours", "codegen exec mmu machine host x86"),

@@ -1,0 +1,111 @@
+//! Why a guest ended where it did: what a kernel's author wants to know, without having asked.
+//!
+//! A technique testifies for each virtual CPU ([`Testimony`]); here that becomes words, with the image's symbols and
+//! lines, a [`backtrace`] by frame pointers, and for an instruction that does not work at CPL 3 what to use instead.
+//! All of it happens after the end, or while the guest stands still: the guest's memory is read, never written, and
+//! whatever it holds is doubted.
+//!
+//! What may not be done here: changing anything, or deciding how a run ended.
+
+#![forbid(unsafe_code)]
+
+pub mod backtrace;
+pub mod text;
+
+use serde::Serialize;
+
+use crate::audit;
+use crate::image::lines::Lines;
+use crate::image::symbols::symbolize;
+use crate::x86::registers::Regs;
+
+/// What a technique knows of a virtual CPU.
+#[derive(Clone, Debug, Default)]
+pub struct Testimony {
+    /// Its number.
+    pub vcpu: u32,
+    /// Its registers.
+    pub regs: Regs,
+    /// What it was doing, as the rest of a sentence: "runs its kernel".
+    pub doing: &'static str,
+    /// What else its kernel's author should know, a sentence each.
+    pub notes: Vec<String>,
+    /// An exception of its kernel's, where that is what it came to grief by: what, and at which address.
+    pub exception: Option<(String, u64)>,
+}
+
+/// Reads eight bytes of a guest's linear memory, for one of its virtual CPUs; `None` where nothing is mapped.
+pub type Read<'a> = dyn FnMut(u32, u64) -> Option<u64> + 'a;
+
+/// What is known of a guest that came to a bad end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Autopsy {
+    /// Of each of its virtual CPUs.
+    pub vcpus: Vec<Account>,
+}
+
+/// What is known of one virtual CPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Account {
+    /// Its number.
+    pub vcpu: u32,
+    /// What it was doing.
+    pub doing: &'static str,
+    /// Where it was, the innermost function first.
+    pub backtrace: Vec<Place>,
+    /// The kernel's last exception, if it had to do with the end: what, and where.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exception: Option<(String, Place)>,
+    /// What else there is to say, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A place in a guest's code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Linear address.
+    pub address: u64,
+    /// The function and the offset in it, if the image has symbols.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<String>,
+    /// File and line, if it has line tables.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
+}
+
+/// Turns what a technique says into what people want to know. `elf` is the guest's image.
+pub fn of(elf: &[u8], testimonies: Vec<Testimony>, read: &mut Read<'_>) -> Autopsy {
+    let lines = Lines::new(elf);
+    let place = |address: u64, returns: bool| {
+        // A return address may be the first of another function or line.
+        let at = address.saturating_sub(u64::from(returns));
+        let line = lines.as_ref().and_then(|lines| lines.at(at)).map(|line| line.to_string());
+        Place { address, function: symbolize(elf, at), line }
+    };
+    let vcpus = testimonies.into_iter().map(|Testimony { vcpu, regs, doing, mut notes, exception }| {
+        let page = |rip| symbolize(elf, rip).is_some_and(|name| name.starts_with("hypercall_page"));
+        let mut word = |address| read(vcpu, address);
+        let stack = backtrace::walk(&regs, page, &mut word);
+        let backtrace =
+            stack.into_iter().enumerate().map(|(depth, address)| place(address, depth > 0)).collect();
+        if let Some((_, rip)) = &exception {
+            notes.extend(remedy(*rip, &mut word));
+        }
+        let exception = exception.map(|(what, rip)| (what, place(rip, false)));
+        Account { vcpu, doing, backtrace, exception, notes }
+    });
+    Autopsy { vcpus: vcpus.collect() }
+}
+
+/// What to use instead of the instruction at `rip`, if it is one that needs a replacement.
+fn remedy(rip: u64, word: &mut dyn FnMut(u64) -> Option<u64>) -> Option<String> {
+    let mut code = [0; 16];
+    for (at, bytes) in code.chunks_exact_mut(8).enumerate() {
+        bytes.copy_from_slice(&word(rip.checked_add(at as u64 * 8)?).unwrap_or(0).to_le_bytes());
+    }
+    let (instruction, effect, instead) = audit::remedy(&code, rip)?;
+    Some(format!("`{instruction}` {effect} in a kernel that runs deprivileged; instead: {instead}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! What a paravirtual kernel's author wants to know of its vCPU once it has come to a bad end.
+
+use crate::autopsy::Testimony;
+use crate::machine::end::DomainEnd;
+use crate::pv::domain::PvDomain;
+use crate::pv::event::{Binding, HostService};
+use crate::pv::vcpu::{PvVcpu, RunState};
+
+use paravane_abi::event::{EVTCHN_2L_NR_CHANNELS, EvtchnPort};
+use paravane_abi::virq::{VIRQ_CONSOLE, VIRQ_DEBUG, VIRQ_TIMER};
+
+/// The most ports that are named.
+const MOST_PORTS: usize = 8;
+
+pub(super) fn of(domain: &PvDomain, vcpu: &PvVcpu) -> Testimony {
+    let hangs = matches!(domain.end, None | Some(DomainEnd::Interrupted | DomainEnd::Watchdog));
+    let exception = vcpu.last_exception.filter(|_| !hangs);
+    Testimony {
+        vcpu: vcpu.id.number(),
+        regs: vcpu.regs,
+        doing: doing(vcpu),
+        exception: exception.map(|exception| (exception.to_string(), exception.rip)),
+        notes: if hangs { events(domain, vcpu) } else { Vec::new() },
+    }
+}
+
+fn doing(vcpu: &PvVcpu) -> &'static str {
+    match (vcpu.state, vcpu.kernel_mode) {
+        (RunState::Blocked, _) => "waits for an event (SCHEDOP_block)",
+        (RunState::Polling, _) => "polls event channels (SCHEDOP_poll)",
+        (RunState::Offline, _) => "is down",
+        (RunState::Running, true) => "is in its kernel",
+        (RunState::Running, false) => "is in a user program",
+    }
+}
+
+/// Why no event reaches the kernel, as far as that can be seen.
+fn events(domain: &PvDomain, vcpu: &PvVcpu) -> Vec<String> {
+    let mut notes = Vec::new();
+    let waits = vcpu.state != RunState::Running;
+    let masked = matches!(domain.bells.of(vcpu.id).state(&domain.memory), Ok((_, true)));
+    if vcpu.event.address == 0 {
+        notes.push("it has registered no handler for events (SDK: event::install)".to_owned());
+    } else if masked && !waits {
+        notes.push("it has masked events: none reaches its handler (SDK: event::enable)".to_owned());
+    }
+    let pending = (1..EVTCHN_2L_NR_CHANNELS).filter(|port| {
+        domain.events.binding(*port) != Binding::Free
+            && domain.events.vcpu(*port) == vcpu.id
+            && domain.bells.is_pending(*port) == Ok(true)
+    });
+    let pending: Vec<EvtchnPort> = pending.take(MOST_PORTS).collect();
+    for port in &pending {
+        let what = name(domain.events.binding(*port));
+        notes.push(format!("port {port} ({what}) is pending and was not handled"));
+    }
+    if waits && pending.is_empty() && vcpu.timers.next().is_none() {
+        notes.push("it has set no timer, and nothing is pending: only a device can wake it".to_owned());
+    }
+    notes
+}
+
+fn name(binding: Binding) -> String {
+    match binding {
+        Binding::Virq(VIRQ_TIMER) => "the timer, VIRQ_TIMER".to_owned(),
+        Binding::Virq(VIRQ_DEBUG) => "VIRQ_DEBUG".to_owned(),
+        Binding::Virq(VIRQ_CONSOLE) => "VIRQ_CONSOLE".to_owned(),
+        Binding::Virq(number) => format!("virtual interrupt {number}"),
+        Binding::Ipi => "from another vCPU, or itself".to_owned(),
+        Binding::Loop { peer } => format!("sent through port {peer}"),
+        Binding::Host(HostService::Console) => "the console".to_owned(),
+        Binding::Host(HostService::Store) => "the xenstore".to_owned(),
+        Binding::Host(HostService::Queue { device, queue }) => {
+            format!("virtio device {device}, queue {queue}")
+        }
+        Binding::Host(HostService::Config { device }) => format!("virtio device {device}, configuration"),
+        Binding::Free | Binding::Unbound { .. } => "not bound".to_owned(),
+    }
+}
