@@ -5,19 +5,26 @@
 
 use crate::x86::registers::Regs;
 
-/// The most places of one backtrace.
-pub const LONGEST: usize = 24;
+/// The most places that are followed.
+const LONGEST: usize = 4096;
+/// Of more than twice as many places, so many are kept at either end: what recursed, and who began it.
+pub const KEPT: usize = 12;
 /// The furthest from one frame to the next.
 const LARGEST_FRAME: u64 = 1 << 20;
+
+/// Where a stack leads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stack {
+    /// Addresses in code, innermost first.
+    pub places: Vec<u64>,
+    /// How many more there are after the first [`KEPT`].
+    pub skipped: usize,
+}
 
 /// The addresses that control is at and would return to, innermost first. `is_stub` says whether code at an address has
 /// no frame of its own, so that its return address is the last thing on the stack: the hypercall page. `word` reads the
 /// guest's memory.
-pub fn walk(
-    regs: &Regs,
-    is_stub: impl Fn(u64) -> bool,
-    word: &mut dyn FnMut(u64) -> Option<u64>,
-) -> Vec<u64> {
+pub fn walk(regs: &Regs, is_stub: impl Fn(u64) -> bool, word: &mut dyn FnMut(u64) -> Option<u64>) -> Stack {
     let mut places = vec![regs.rip];
     if is_stub(regs.rip) {
         places.extend(word(regs.rsp));
@@ -38,7 +45,11 @@ pub fn walk(
         lowest = frame + 8;
         frame = next;
     }
-    places
+    let skipped = places.len().saturating_sub(2 * KEPT);
+    if skipped > 0 {
+        places.drain(KEPT..KEPT + skipped);
+    }
+    Stack { places, skipped }
 }
 
 #[cfg(test)]
@@ -55,8 +66,21 @@ mod tests {
             HashMap::from([(0x0f00, 0x77), (0x1000, 0x1040), (0x1008, 0xa1), (0x1040, 0), (0x1048, 0xa2)]);
         let regs = Regs { rip: 0xa0, rsp: 0x0f00, rbp: 0x1000, ..Regs::default() };
         let mut word = |address| words.get(&address).copied();
-        assert_eq!(walk(&regs, |_| false, &mut word), [0xa0, 0xa1, 0xa2]);
-        assert_eq!(walk(&regs, |rip| rip == 0xa0, &mut word), [0xa0, 0x77, 0xa1, 0xa2]);
+        assert_eq!(walk(&regs, |_| false, &mut word).places, [0xa0, 0xa1, 0xa2]);
+        assert_eq!(walk(&regs, |rip| rip == 0xa0, &mut word).places, [0xa0, 0x77, 0xa1, 0xa2]);
+    }
+
+    #[test]
+    fn a_recursion_is_cut_in_its_middle() {
+        for depth in [0, 1, KEPT, 2 * KEPT - 1, 2 * KEPT, 1000] {
+            let regs = Regs { rip: 1, rsp: 0x1000, rbp: 0x1000, ..Regs::default() };
+            let top = 0x1000 + 16 * depth as u64;
+            let mut word = |at: u64| (at < top).then(|| if at.is_multiple_of(16) { at + 16 } else { at });
+            let Stack { places, skipped } = walk(&regs, |_| false, &mut word);
+            assert_eq!(places.len() + skipped, depth + 1);
+            assert_eq!(places.len(), (depth + 1).min(2 * KEPT));
+            assert_eq!(places.last(), Some(&if depth == 0 { 1 } else { top - 8 }));
+        }
     }
 
     proptest! {
@@ -70,8 +94,8 @@ mod tests {
                 reads += 1;
                 Some(address.wrapping_add(seed % 4096) & !7)
             };
-            let places = walk(&regs, |_| true, &mut word);
-            prop_assert!(places.len() <= LONGEST && reads <= 2 * LONGEST + 1);
+            let stack = walk(&regs, |_| true, &mut word);
+            prop_assert!(stack.places.len() <= 2 * KEPT && reads <= 2 * LONGEST + 1);
         }
     }
 }

@@ -12,6 +12,7 @@
 pub mod backtrace;
 pub mod text;
 
+use backtrace::Stack;
 use serde::Serialize;
 
 use crate::audit;
@@ -53,6 +54,8 @@ pub struct Account {
     pub doing: &'static str,
     /// Where it was, the innermost function first.
     pub backtrace: Vec<Place>,
+    /// How many more places there are after the first [`backtrace::KEPT`].
+    pub skipped: usize,
     /// The kernel's last exception, if it had to do with the end: what, and where.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exception: Option<(String, Place)>,
@@ -85,14 +88,14 @@ pub fn of(elf: &[u8], testimonies: Vec<Testimony>, read: &mut Read<'_>) -> Autop
     let vcpus = testimonies.into_iter().map(|Testimony { vcpu, regs, doing, mut notes, exception }| {
         let page = |rip| symbolize(elf, rip).is_some_and(|name| name.starts_with("hypercall_page"));
         let mut word = |address| read(vcpu, address);
-        let stack = backtrace::walk(&regs, page, &mut word);
+        let Stack { places, skipped } = backtrace::walk(&regs, page, &mut word);
         let backtrace =
-            stack.into_iter().enumerate().map(|(depth, address)| place(address, depth > 0)).collect();
+            places.into_iter().enumerate().map(|(depth, address)| place(address, depth > 0)).collect();
         if let Some((_, rip)) = &exception {
             notes.extend(remedy(*rip, &mut word));
         }
         let exception = exception.map(|(what, rip)| (what, place(rip, false)));
-        Account { vcpu, doing, backtrace, exception, notes }
+        Account { vcpu, doing, backtrace, skipped, exception, notes }
     });
     Autopsy { vcpus: vcpus.collect() }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Formatter, Result, Write};
 
+use super::backtrace::KEPT;
 use super::{Account, Autopsy, Place};
 
 /// How parts of the text are set off on a terminal; empty elsewhere.
@@ -35,7 +36,7 @@ impl Autopsy {
 }
 
 fn tell(to: &mut String, account: &Account, style: Style) -> Result {
-    let Account { vcpu, doing, backtrace, exception, notes } = account;
+    let Account { vcpu, doing, backtrace, skipped, exception, notes } = account;
     if let Some((what, place)) = exception {
         writeln!(to, "  its kernel's last exception: {what}")?;
         line(to, place, style)?;
@@ -44,7 +45,10 @@ fn tell(to: &mut String, account: &Account, style: Style) -> Result {
         &"" => writeln!(to, "  vCPU {vcpu}:")?,
         doing => writeln!(to, "  vCPU {vcpu} {doing}:")?,
     }
-    for place in backtrace {
+    for (depth, place) in backtrace.iter().enumerate() {
+        if depth == KEPT && *skipped > 0 {
+            writeln!(to, "    ... {skipped} more ...")?;
+        }
         line(to, place, style)?;
     }
     for note in notes {

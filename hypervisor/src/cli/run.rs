@@ -299,8 +299,8 @@ fn conclude(report: &Report, by: Interruption, output: &OutputState) -> anyhow::
         let what = status::describe(&report.end, by);
         notice(format_args!("{}{unread}", printable::lines(&what)));
         if let Some(autopsy) = &report.autopsy {
-            let style = if io::stderr().is_terminal() { Style::TERMINAL } else { Style::PLAIN };
-            notice::text(&autopsy.text(style));
+            let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            notice::text(&autopsy.text(if colours { Style::TERMINAL } else { Style::PLAIN }));
         }
     }
     // A reader that went away did so of its own will; SIGPIPE has set the status.

@@ -4,6 +4,8 @@ use core::arch::asm;
 
 use paravane_guest::{Boot, event, power, println, trap};
 
+use crate::mistakes;
+
 /// The kernel of `endings`.
 pub fn main(boot: Boot) -> ! {
     let name = boot.cmdline().get("test").unwrap_or("poweroff");
@@ -28,7 +30,10 @@ pub fn main(boot: Boot) -> ! {
         "stack-overflow" => overflow(),
         "bad-stack" => bad_stack(),
         "undefined" => undefined(),
-        _ => panic!("there is no ending called {name}"),
+        _ => {
+            mistakes::make(name);
+            panic!("there is no ending called {name}")
+        }
     }
 }
 

@@ -10,6 +10,8 @@ pub mod endings;
 #[cfg(guest)]
 pub mod hello;
 #[cfg(guest)]
+mod mistakes;
+#[cfg(guest)]
 mod probe;
 #[cfg(guest)]
 mod suite;
