@@ -7,9 +7,9 @@
 //! Capacity is fixed when the log is made: nothing here allocates later, and no guest can make it grow. A reader that
 //! falls further behind learns that everything it has cached is stale.
 //!
-//! With several virtual CPUs the log also says up to where *all* of them are current ([`TableLog::everyone_knows`]): what
-//! a frame was before may still be cached by one of them if it lost that use later ([`TableLog::is_known`]). A single
-//! virtual CPU applies everything before it runs again, so that for it everything is known.
+//! With several virtual CPUs the log also says up to where *all* of them are current ([`TableLog::everyone_knows`]):
+//! what a frame was before may still be cached by one of them if it lost that use later ([`TableLog::is_known`]). A
+//! single virtual CPU applies everything before it runs again, so that for it everything is known.
 //!
 //! Code here may not depend on the readers, or on what they do with the log.
 
@@ -146,8 +146,8 @@ impl TableLog {
         self.known.is_none_or(|known| position <= known)
     }
 
-    /// Every virtual CPU is current up to `position`: it has nothing cached from before, or will have dropped it before it
-    /// runs the guest again.
+    /// Every virtual CPU is current up to `position`: it has nothing cached from before, or will have dropped it before
+    /// it runs the guest again.
     pub fn everyone_knows(&mut self, position: Position) {
         if let Some(known) = &mut self.known {
             *known = position.max(*known);

@@ -1,18 +1,20 @@
 //! What each virtual CPU of a domain has seen of its page tables' changes, while it runs.
 //!
-//! For engines on which every CPU must catch up by itself (`EveryCpu` of decision 26): there one that runs may use what a change took away until it has left the guest and come back. Whoever needs that to be over
+//! For engines on which every CPU must catch up by itself (`EveryCpu` of decision 26): there one that runs may use what
+//! a change took away until it has left the guest and come back. Whoever needs that to be over
 //! [demands](Seen::demand) it, kicks those that are [behind](Seen::behind), and [waits](Seen::wait_for) until none is.
 //! One that is outside is not waited for, however little it has seen: it looks for demands on its way in.
 //!
 //! Each side stores what it is about to do before it looks at the other's word, in one order for all (SeqCst), so that
-//! one of the two sees the other: the CPU that enters turns back, or the one that demands waits for it. The model in the
-//! tests visits every order of the steps, and fails for each rule that is broken.
+//! one of the two sees the other: the CPU that enters turns back, or the one that demands waits for it. The model in
+//! the tests visits every order of the steps, and fails for each rule that is broken.
 //!
 //! Rules for the callers:
 //!
-//! * A CPU enters in the order [`Waker::enter_guest`](super::waker::Waker::enter_guest), [`Seen::enter`]: whoever finds it
-//!   inside must be able to kick it out.
-//! * Catching up, demanding and the log itself are under the domain's lock; waiting, entering and leaving are without it.
+//! * A CPU enters in the order [`Waker::enter_guest`](super::waker::Waker::enter_guest), [`Seen::enter`]: whoever finds
+//!   it inside must be able to kick it out.
+//! * Catching up, demanding and the log itself are under the domain's lock; waiting, entering and leaving are without
+//!   it.
 //! * What a CPU has caught up with, it has cached nothing from before: catching up flushes.
 //!
 //! Nothing here is taken by a CPU that enters or leaves, unless somebody waits for it.
@@ -77,7 +79,8 @@ impl Seen {
         self.demanded.fetch_max(position.0, Ordering::SeqCst);
     }
 
-    /// The CPUs in the guest that have not seen everything up to `position`, which has been demanded: those to be kicked.
+    /// The CPUs in the guest that have not seen everything up to `position`, which has been demanded: those to be
+    /// kicked.
     pub fn behind(&self, position: Position) -> impl Iterator<Item = usize> {
         let words = self.cpus.iter().enumerate();
         words.filter(move |(_, word)| word.load(Ordering::SeqCst) < position.0).map(|(cpu, _)| cpu)

@@ -197,7 +197,7 @@ impl Pass<'_> {
     }
 
     /// Calls `write` for a frame that the guest may write to, and fails for any other.
-    fn fill(&mut self, mfn: Mfn, write: impl FnOnce(&MachineMemory) -> Result<(), Stop>) -> Result<(), Stop> {
+    fn fill(&mut self, mfn: Mfn, write: impl Fn(&MachineMemory) -> Result<(), Stop>) -> Result<(), Stop> {
         self.operation(None, |pass| {
             pass.hold(mfn, FrameType::Writable, Errno::EINVAL)?;
             let result = write(pass.memory);

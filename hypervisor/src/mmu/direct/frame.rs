@@ -180,8 +180,8 @@ pub(super) enum Hold {
 pub(super) struct FrameTable {
     // The allocator zeroes it, so that unused frames cost no memory.
     words: Vec<u64>,
-    /// The position of the log when a CPU could last begin to use the frame by a reference that is gone now. Empty where
-    /// a single CPU uses the frames.
+    /// The position of the log when a CPU could last begin to use the frame by a reference that is gone now. Empty
+    /// where a single CPU uses the frames.
     lost: Vec<u64>,
 }
 

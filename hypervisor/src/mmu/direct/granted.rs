@@ -70,8 +70,9 @@ impl DirectPaging {
         })
     }
 
-    /// Takes the mapping of a granted frame back, and everything that a CPU may have cached of it before the caller goes on
-    /// ([`TableLog::take_wanted`]). In its place comes the mapping of the linear address `replacement`, which then has none.
+    /// Takes the mapping of a granted frame back, and everything that a CPU may have cached of it before the caller
+    /// goes on ([`TableLog::take_wanted`]). In its place comes the mapping of the linear address `replacement`, which
+    /// then has none.
     ///
     /// Refused with EINVAL, nothing being changed, when `place` does not map that frame with just those rights.
     pub fn unmap_granted(

@@ -75,6 +75,7 @@ impl DirectPaging {
     /// When the host has no memory for an account of when each frame was last used.
     pub fn expect_several_vcpus(&mut self, log: &mut TableLog) -> Result<(), NoMemory> {
         log.share();
+        self.work.expect_several_vcpus();
         self.frames.note_losses()
     }
 

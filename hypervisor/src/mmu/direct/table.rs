@@ -12,7 +12,7 @@ use paravane_abi::{Errno, addr, pte};
 use super::entry;
 use super::frame::{FrameType, Level, Owner};
 use super::state::{Pass, Stop};
-use super::work::Top;
+use super::work::{Others, Top};
 use crate::machine::memory::{Mfn, PAGE_SHIFT};
 
 /// Whether the guest may use slot `index` of a table of `level`.
@@ -23,32 +23,44 @@ pub(super) fn is_guest_slot(level: Level, index: usize) -> bool {
 impl Pass<'_> {
     /// Makes one operation, which validates the table `top` and what is below it, if any.
     ///
-    /// Whatever another operation keeps unfinished is no reason to refuse this one: it is given up, and this one is to be
-    /// issued again.
+    /// What another operation keeps unfinished is no reason to refuse this one
+    /// ([`Work::refused`](super::work::Work::refused)).
     pub(super) fn operation<T>(
         &mut self,
         top: Option<Top>,
-        op: impl FnOnce(&mut Self) -> Result<T, Stop>,
+        mut op: impl FnMut(&mut Self) -> Result<T, Stop>,
     ) -> Result<T, Stop> {
         self.work.budget = self.work.limit;
         self.drain()?;
-        if let Some(top) = top {
-            self.work.resume(top);
-        }
-        let mut result = op(self);
-        match (&result, top) {
-            (Err(Stop::Restart), Some(top)) => self.work.suspend(top),
-            _ => self.work.give_up_own(),
-        }
-        if matches!(result, Err(Stop::Refused(_))) && self.work.give_up_others() {
-            result = Err(Stop::Restart);
+        let mut result = self.attempt(top, &mut op);
+        if matches!(result, Err(Stop::Refused(_))) {
+            match self.work.refused() {
+                Others::Nothing => {}
+                Others::Unfinished => result = Err(Stop::Restart),
+                Others::GivenUp => result = self.drain().and_then(|()| self.attempt(top, &mut op)),
+            }
         }
         // What remains is finished by the operations after this one.
         let _ = self.drain();
         result
     }
-    /// Takes a table reference. It is on behalf of the operation itself (a pin, a root, an entry being written), or of an
-    /// entry that is validated.
+    fn attempt<T>(
+        &mut self,
+        top: Option<Top>,
+        mut op: impl FnMut(&mut Self) -> Result<T, Stop>,
+    ) -> Result<T, Stop> {
+        if let Some(top) = top {
+            self.work.resume(top);
+        }
+        let result = op(self);
+        match (&result, top) {
+            (Err(Stop::Restart), Some(top)) => self.work.suspend(top),
+            _ => self.work.give_up_own(),
+        }
+        result
+    }
+    /// Takes a table reference. It is on behalf of the operation itself (a pin, a root, an entry being written), or of
+    /// an entry that is validated.
     pub(super) fn get_table(&mut self, mfn: Mfn, level: Level) -> Result<(), Stop> {
         if !self.hold(mfn, FrameType::Table(level), Errno::EINVAL)? {
             return Ok(());

@@ -1,9 +1,10 @@
 //! The unfinished parts of operations, and the budget of the present one.
 //!
 //! An operation that stops half-way keeps no half-validated frame: what it finished is kept under the table that it
-//! validates, and the same operation finds it there when it is issued again. Meanwhile other vCPUs make theirs. What is
-//! kept can stand in their way; then it is given up, and they are issued again. So nothing that another vCPU has not
-//! finished is ever the reason of a refusal, and one that only passes by costs nobody their progress.
+//! validates, and the same operation finds it there when it is issued again. Meanwhile other vCPUs make theirs. One
+//! that is refused while anything is kept may have been refused for that reason alone: it is issued again until the
+//! others are finished. What is never finished is given up after a while. So nothing unfinished is ever the reason of a
+//! refusal, and what another vCPU does costs nobody their progress while they make any.
 
 use std::collections::VecDeque;
 
@@ -18,6 +19,10 @@ const ENTRIES: u32 = addr::PT_ENTRIES as u32;
 /// as it likes; of those the oldest are given up.
 pub(super) const UNFINISHED: usize = 64;
 
+/// With several vCPUs: how many refusals wait for unfinished operations before those are given up. Each is an exit of
+/// some 25 us, so that a vCPU that is preempted by the host for a moment can still finish its operation.
+const PATIENCE: u32 = 256;
+
 /// The table that an operation validates, at the top of what it may have to validate.
 pub(super) type Top = (Mfn, Level);
 
@@ -28,10 +33,24 @@ struct Unfinished {
     kept: Vec<Mfn>,
 }
 
+/// What a refused operation found of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Others {
+    /// Nothing: the refusal stands.
+    Nothing,
+    /// Something that may be the reason, and will be finished.
+    Unfinished,
+    /// The same, but it has been given up now.
+    GivenUp,
+}
+
 /// Unfinished work.
 #[derive(Debug)]
 pub(super) struct Work {
     unfinished: VecDeque<Unfinished>,
+    /// Refusals since the unfinished operations were last found to get on.
+    waits: u32,
+    patience: u32,
     pub(super) dropping: Vec<Mfn>,
     /// Tables that the present operation has finished.
     pub(super) kept: Vec<Mfn>,
@@ -47,12 +66,20 @@ impl Work {
     pub(super) fn new(limit: u32) -> Self {
         Self {
             unfinished: VecDeque::new(),
+            waits: 0,
+            // One vCPU makes no other operation before it has finished the last, unless that is interrupted or
+            // abandoned.
+            patience: 0,
             dropping: Vec::new(),
             kept: Vec::new(),
             budget: 0,
             looked_at: 0,
             limit,
         }
+    }
+    /// From now on operations of several vCPUs come between the parts of one.
+    pub(super) fn expect_several_vcpus(&mut self) {
+        self.patience = PATIENCE;
     }
     pub(super) fn spend(&mut self) -> bool {
         match self.budget.checked_sub(ENTRIES) {
@@ -82,19 +109,27 @@ impl Work {
             && let Some(Unfinished { kept, .. }) = self.unfinished.remove(at)
         {
             self.kept = kept;
+            self.waits = 0;
         }
     }
     /// The operation ends: whatever it has kept is used by it, or by nobody.
     pub(super) fn give_up_own(&mut self) {
         self.dropping.append(&mut self.kept);
     }
-    /// Gives up what other operations have kept; whether that was anything.
-    pub(super) fn give_up_others(&mut self) -> bool {
-        let any = !self.unfinished.is_empty();
+    /// An operation is refused, as far as it knows.
+    pub(super) fn refused(&mut self) -> Others {
+        if self.unfinished.is_empty() {
+            return Others::Nothing;
+        }
+        if self.waits < self.patience {
+            self.waits += 1;
+            return Others::Unfinished;
+        }
+        self.waits = 0;
         for unfinished in self.unfinished.drain(..) {
             self.dropping.extend(unfinished.kept);
         }
-        any
+        Others::GivenUp
     }
     /// The frames that the lists hold a type reference to.
     #[cfg(test)]

@@ -25,9 +25,11 @@ impl World {
             c.refs += 1;
             c.type_refs += 1;
         };
-        held(self.tables.kernel_root());
-        self.tables.user_root().into_iter().for_each(&mut held);
-        self.tables.gdt_frames().for_each(&mut held);
+        for tables in std::iter::once(&self.tables).chain(self.others.iter().map(|vcpu| &vcpu.tables)) {
+            held(tables.kernel_root());
+            tables.user_root().into_iter().for_each(&mut held);
+            tables.gdt_frames().for_each(&mut held);
+        }
         self.direct.work.parked().for_each(&mut held);
         for mfn in self.all_frames() {
             if self.direct.frame(mfn).unwrap().pinned() {
@@ -46,7 +48,7 @@ impl World {
             assert_eq!(counts, wanted, "counts of {mfn:?}, {:?}", frame.kind());
             assert!(frame.held_as().is_none() || frame.validated(), "{mfn:?} is held unchecked");
         }
-        self.audit_cpu();
+        self.audit_cpu(&self.cpu);
     }
 
     fn read_table(&self, mfn: Mfn) -> [u64; addr::PT_ENTRIES] {
@@ -96,17 +98,17 @@ impl World {
     }
 
     /// Checks that the CPU's cached translations give a hostile guest no forbidden access.
-    fn audit_cpu(&self) {
-        for &mfn in &self.cpu.readable {
+    pub(super) fn audit_cpu(&self, cpu: &Cpu) {
+        for &mfn in &cpu.readable {
             let owner = self.direct.frame(Mfn(mfn)).unwrap().owner();
             assert_ne!(owner, Owner::Hypervisor, "a stale translation reaches frame {mfn}");
         }
-        for &mfn in &self.cpu.writable {
+        for &mfn in &cpu.writable {
             let held = self.direct.frame(Mfn(mfn)).unwrap().held_as();
             let safe = matches!(held, None | Some(FrameType::Writable | FrameType::None));
             assert!(safe, "frame {mfn} is {held:?} and a stale translation allows writing to it");
         }
-        for &(mfn, level) in &self.cpu.tables {
+        for &(mfn, level) in &cpu.tables {
             let held = self.direct.frame(Mfn(mfn)).unwrap().held_as();
             let same = match held {
                 None => true,
@@ -124,10 +126,10 @@ impl World {
             self.reach(root, 4, true, &mut cpu);
         }
         self.cpu = cpu;
-        self.audit_cpu();
+        self.audit_cpu(&self.cpu);
     }
 
-    fn reach(&self, table: Mfn, level: u8, writable: bool, cpu: &mut Cpu) {
+    pub(super) fn reach(&self, table: Mfn, level: u8, writable: bool, cpu: &mut Cpu) {
         cpu.tables.insert((table.0, level));
         for (index, value) in self.read_table(table).into_iter().enumerate() {
             let reserved = level == 4 && !is_guest_slot(Level::L4, index);

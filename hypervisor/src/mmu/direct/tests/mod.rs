@@ -1,6 +1,7 @@
 //! A small machine for the tests, with checks that must hold after every operation.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use paravane_abi::mmu::MmuextOp;
 use paravane_abi::{Errno, pte};
@@ -16,6 +17,7 @@ mod audit;
 mod operations;
 mod properties;
 mod restart;
+mod several;
 mod xsa;
 
 /// Frames of the test guest.
@@ -39,17 +41,26 @@ const EBUSY: Result<(), Stop> = Err(Stop::Refused(Errno::EBUSY));
 
 /// A guest with four boot tables that map all its frames from linear address 0, its tables read-only.
 struct World {
-    memory: MachineMemory,
+    memory: Arc<MachineMemory>,
     direct: DirectPaging,
     log: TableLog,
     space: VcpuSpace,
     tables: VcpuTables,
     layout: HypervisorLayout,
     cpu: Cpu,
+    /// Other vCPUs, whose operations [`several`] makes; this one then does not run on by itself.
+    others: Vec<Vcpu>,
+}
+
+/// A vCPU whose turn it is not.
+struct Vcpu {
+    number: usize,
+    space: VcpuSpace,
+    tables: VcpuTables,
 }
 
 /// The translations that a CPU may have cached: everything that it could reach since the last flush.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Cpu {
     readable: BTreeSet<u64>,
     writable: BTreeSet<u64>,
@@ -80,7 +91,9 @@ impl World {
         let mut log = TableLog::default();
         let space = VcpuSpace::new(Mfn(base + L4), &log);
         let tables = direct.pin_initial(&memory, &mut log, Mfn(base + L4)).unwrap();
-        let mut world = Self { memory, direct, log, space, tables, layout, cpu: Cpu::default() };
+        let memory = Arc::new(memory);
+        let mut world =
+            Self { memory, direct, log, space, tables, layout, cpu: Cpu::default(), others: Vec::new() };
         world.enter();
         world
     }
@@ -115,7 +128,9 @@ impl World {
         op: impl FnOnce(&mut DirectPaging, &MachineMemory, &mut TableLog, &mut VcpuSpace, &mut VcpuTables) -> T,
     ) -> T {
         let result = op(&mut self.direct, &self.memory, &mut self.log, &mut self.space, &mut self.tables);
-        self.enter();
+        if self.others.is_empty() {
+            self.enter();
+        }
         result
     }
     /// The frames that the log reports to the engine as tables again.

@@ -9,7 +9,7 @@ use super::*;
 
 /// One operation of the guest. Frames and slots are few, so that operations collide.
 #[derive(Clone, Debug)]
-enum Act {
+pub(super) enum Act {
     Update {
         table: u64,
         slot: u64,
@@ -78,12 +78,12 @@ fn table() -> impl Strategy<Value = u64> {
     prop_oneof![1 => L4..FREE, 1 => frame()]
 }
 
-fn slot() -> impl Strategy<Value = u64> {
+pub(super) fn slot() -> impl Strategy<Value = u64> {
     prop_oneof![6 => 0..6u64, 2 => 6..FRAMES, 2 => prop_oneof![255..258u64, 270..274u64, Just(511u64)]]
 }
 
 /// Entries are kept relative to the guest's first frame until they are used.
-fn value() -> impl Strategy<Value = u64> {
+pub(super) fn value() -> impl Strategy<Value = u64> {
     let flags = prop_oneof![
         6 => Just(RW),
         5 => Just(RO),
@@ -100,7 +100,7 @@ fn value() -> impl Strategy<Value = u64> {
     ]
 }
 
-fn act() -> impl Strategy<Value = Act> {
+pub(super) fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         10 => (table(), slot(), value(), prop_oneof![5 => Just(0u64), 3 => 0..8u64])
             .prop_map(|(table, slot, value, command)| Act::Update { table, slot, value, command }),
@@ -129,7 +129,7 @@ impl World {
     fn absolute(&self, offset: u64) -> Mfn {
         Mfn(self.layout.hypervisor_frames().wrapping_add(offset))
     }
-    fn absolute_entry(&self, value: u64) -> u64 {
+    pub(super) fn absolute_entry(&self, value: u64) -> u64 {
         let base = self.layout.hypervisor_frames() << 12;
         value & !pte::ADDR_MASK | value.wrapping_add(base) & pte::ADDR_MASK
     }
@@ -137,7 +137,7 @@ impl World {
         Maddr(self.absolute(frame).maddr().0.saturating_add(slot * 8))
     }
 
-    fn act(&mut self, act: &Act) -> Result<(), Stop> {
+    pub(super) fn act(&mut self, act: &Act) -> Result<(), Stop> {
         match *act {
             Act::Update { table, slot, value, command } => {
                 let value = self.absolute_entry(value);
@@ -191,9 +191,9 @@ impl World {
             Act::Poke { frame, slot, value } => {
                 // The guest's own store, if a mapping allows it.
                 let (mfn, value) = (self.absolute(frame), self.absolute_entry(value));
+                let at = self.slot_at(frame, slot);
                 if self.direct.frame(mfn).and_then(|f| f.held_as()) == Some(FrameType::Writable) {
-                    self.memory.store_u64(self.slot_at(frame, slot), value).unwrap();
-                    self.enter();
+                    self.op(|_, m, _, _, _| m.store_u64(at, value).unwrap());
                 }
                 Ok(())
             }
@@ -219,11 +219,11 @@ impl World {
         self.until_done(|w| w.ext(cmd, top))
     }
 
-    /// Issues an operation again until it is done: a few times must be enough.
+    /// Issues an operation again until it is done: a few times must be enough. Of several vCPUs, others come in between.
     fn until_done(&mut self, mut op: impl FnMut(&mut Self) -> Result<(), Stop>) -> Result<(), Stop> {
         let mut result = op(self);
         for _ in 0..64 {
-            if result != Err(Stop::Restart) {
+            if result != Err(Stop::Restart) || !self.others.is_empty() {
                 break;
             }
             result = op(self);

@@ -2,9 +2,9 @@
 //! effect: a model of flush by restart (decision 26), every state of which is visited.
 //!
 //! There is one frame. A page-table entry may use it as memory that the guest writes, or as a table; a CPU in the guest
-//! may walk that entry at any time, and caches what it finds. In the host each CPU removes the entry, or links the frame
-//! again, in the same way or in the other; a CPU that comes too early demands that the others drop what they have cached.
-//! A step is one access to what the CPUs share: the domain's lock, the entry, the log, the words of
+//! may walk that entry at any time, and caches what it finds. In the host each CPU removes the entry, or links the
+//! frame again, in the same way or in the other; a CPU that comes too early demands that the others drop what they have
+//! cached. A step is one access to what the CPUs share: the domain's lock, the entry, the log, the words of
 //! [`Seen`](crate::monitor::seen::Seen). All of them are sequentially consistent, as they are there.
 //!
 //! The guest has broken out if a CPU is in the guest with the frame cached as something that it is not. With any of the
@@ -156,8 +156,8 @@ impl State {
         Self { lock: None, ..self }
     }
 
-    /// `next`, or the state in which the CPU has walked the entry before. It can do so in the guest, and from when it has
-    /// caught up: that may be a way into the guest's address space and out again.
+    /// `next`, or the state in which the CPU has walked the entry before. It can do so in the guest, and from when it
+    /// has caught up: that may be a way into the guest's address space and out again.
     fn while_it_walks(mut self, cpu: usize, next: Self, rules: Rules) -> Vec<Self> {
         let owner = if rules.machine == Coherence::OwnEntry { 0 } else { cpu };
         let Some(usage) = self.entry else { return vec![next] };
