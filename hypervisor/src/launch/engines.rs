@@ -101,7 +101,7 @@ const KVM: Engine = Engine {
             TransportChoice::Pio => Some(Transport::Pio),
             TransportChoice::Vmcall => Some(Transport::Vmcall),
         };
-        Ok(Box::new(KvmMachine::new(setup.memory, setup.layout, transport)?))
+        Ok(Box::new(KvmMachine::new(setup.memory, setup.layout, transport, setup.vcpus)?))
     },
 };
 

@@ -65,8 +65,12 @@ impl Wanted<'_> {
     pub fn stage(&self, technique: &'static Technique, steps: &mut Steps) -> Result<Stage, StageError> {
         let Self { config, virt_base, written, check } = self;
         let frames = config.mem_bytes / PAGE_SIZE;
-        let layout =
-            HypervisorLayout::with_code(frames, (technique.shadow_frames)(frames), technique.own_code);
+        let layout = HypervisorLayout::with_vcpus(
+            frames,
+            (technique.shadow_frames)(frames),
+            technique.own_code,
+            config.vcpus,
+        );
         let own = (technique.own_frames)(&layout) * PAGE_SIZE;
         available::check(config.mem_bytes, written.fixed, written.growing + own)?;
         let plan = select::plan(technique, config.engine, config.transport, *virt_base, check)?;

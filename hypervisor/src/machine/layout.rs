@@ -12,6 +12,9 @@ use super::memory::Mfn;
 /// The most frames of a grant table: Xen's default (its option `gnttab_max_frames`).
 pub const GRANT_FRAMES: u64 = 64;
 
+/// Frames of the engine's for each virtual CPU past the first.
+pub const VCPU_FRAMES: u64 = 5;
+
 /// How many frames of code of ours, and of state that it shares with the monitor, a guest's kernel view has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnCode {
@@ -56,10 +59,17 @@ impl HypervisorLayout {
 
     /// The same, with code of ours in the guest's kernel view.
     pub fn with_code(guest_frames: u64, shadow_frames: u64, own: OwnCode) -> Self {
+        Self::with_vcpus(guest_frames, shadow_frames, own, 1)
+    }
+
+    /// The same, for a guest of several virtual CPUs.
+    pub fn with_vcpus(guest_frames: u64, shadow_frames: u64, own: OwnCode, vcpus: u32) -> Self {
+        let of_vcpus = u64::from(vcpus.saturating_sub(1)) * VCPU_FRAMES;
         // The tables describe all frames, those of the hypervisor included: size them by an upper bound.
-        let bound = guest_frames + shadow_frames + own.state + own.code + guest_frames / 256 + 1024;
+        let bound =
+            guest_frames + shadow_frames + own.state + own.code + of_vcpus + guest_frames / 256 + 1024;
         let m2p_frames = (bound * 8).div_ceil(4096);
-        let engine_frames = 24 + m2p_frames.div_ceil(512) + bound.div_ceil(512 * 512);
+        let engine_frames = 24 + m2p_frames.div_ceil(512) + bound.div_ceil(512 * 512) + of_vcpus;
         let engine = 0..engine_frames;
         let shared_info = Mfn(engine.end);
         let grants = engine.end + 1..engine.end + 1 + GRANT_FRAMES;
@@ -93,6 +103,10 @@ mod tests {
             assert!((l.m2p.end - l.m2p.start) * 512 >= l.total, "{guest} frames");
             assert_eq!(l.hypervisor_frames() + guest, l.total);
             assert_eq!(l.shared(), l.engine.end..l.m2p.start);
+            let several =
+                HypervisorLayout::with_vcpus(guest, guest / 64, OwnCode { state: 2, code: 300 }, 64);
+            assert!((several.m2p.end - several.m2p.start) * 512 >= several.total, "{guest} frames");
+            assert!(several.engine.end >= l.engine.end + 63 * VCPU_FRAMES);
         }
     }
 }

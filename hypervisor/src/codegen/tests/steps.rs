@@ -38,7 +38,7 @@ pub(crate) fn worlds() -> Vec<(&'static str, World)> {
         Err(missing) => skip("process", missing),
     }
     match World::new(Backing::Anonymous, |memory, layout| {
-        KvmMachine::new(memory, layout, None).map(|e| Box::new(e) as Box<dyn Machine>)
+        KvmMachine::new(memory, layout, None, 1).map(|e| Box::new(e) as Box<dyn Machine>)
     }) {
         Ok(world) => worlds.push(("kvm", world)),
         Err(missing) => skip("kvm", missing),

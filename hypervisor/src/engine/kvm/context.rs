@@ -137,8 +137,8 @@ pub struct Features {
     pub gdt: Gdt,
 }
 
-/// A vCPU in long mode on the gate's tables.
-pub fn initial_sregs(features: Features) -> kvm_sregs {
+/// A vCPU in long mode on its gate's tables.
+pub fn initial_sregs(features: Features, gate: &GateTables) -> kvm_sregs {
     let gdt = features.gdt;
     let null = segment(0, DATA, 3, false);
     let mut sregs = kvm_sregs {
@@ -152,12 +152,12 @@ pub fn initial_sregs(features: Features) -> kvm_sregs {
         apic_base: msr::APIC_BASE_ADDRESS | msr::APIC_BASE_ENABLED | msr::APIC_BASE_BSP,
         ..Default::default()
     };
-    sregs.gdt.base = gdt.base(tables::DESCRIPTORS_VA);
+    sregs.gdt.base = gdt.base(gate.va(tables::DESCRIPTORS_VA));
     sregs.gdt.limit = gdt.limit();
-    sregs.idt.base = tables::IDT_VA;
+    sregs.idt.base = gate.va(tables::IDT_VA);
     sregs.idt.limit = tables::IDT_LIMIT;
     sregs.tr = kvm_segment {
-        base: tables::TSS_VA,
+        base: gate.va(tables::TSS_VA),
         limit: u32::from(tables::TSS_LIMIT),
         selector: gdt.tss(),
         type_: features.tss_type,
@@ -271,9 +271,9 @@ pub fn enter_gate(
     let frame = [regs.rax, regs.rdx, regs.rcx, regs.rsi, k.rip, cs.into(), k.rflags, k.rsp, ss.into()];
     let size = std::mem::size_of_val(&frame) as u64;
     write_words(memory, Maddr(gate.stack_top().0 - size), &frame)?;
-    k.rsp = tables::STACK_TOP_VA - size;
+    k.rsp = gate.va(tables::STACK_TOP_VA) - size;
     k.rip = rip;
-    k.rsi = tables::WORK_VA;
+    k.rsi = gate.va(tables::WORK_VA);
     // No interrupt may use the gate's stack meanwhile; none is ever injected, but say so.
     k.rflags = 2;
     Ok(())
@@ -292,20 +292,19 @@ pub fn read_frame(
 ) -> Exit {
     const LOST: Exit = Exit::Dead("the gate's stack is not in memory");
     let has_code = Exception::has_error(vector);
-    let at = |va: u64| Maddr(gate.stack_top().0.wrapping_sub(tables::STACK_TOP_VA.wrapping_sub(va)));
-    let Ok([mut error, rip, cs, flags, rsp_there, ss]) =
-        memory.read_obj::<[u64; 6]>(at(tables::STACK_TOP_VA - 48))
-    else {
+    let top = gate.va(tables::STACK_TOP_VA);
+    let at = |va: u64| Maddr(gate.stack_top().0.wrapping_sub(top.wrapping_sub(va)));
+    let Ok([mut error, rip, cs, flags, rsp_there, ss]) = memory.read_obj::<[u64; 6]>(at(top - 48)) else {
         return LOST;
     };
     if cs & 3 != 3 {
         return Exit::Dead("an exception in the gate");
     }
-    let from_guest = rsp == tables::STACK_TOP_VA - if has_code { 48 } else { 40 };
+    let from_guest = rsp == top - if has_code { 48 } else { 40 };
     if gdt.is_guests() && !from_guest {
         let inner = if has_code { rsp } else { rsp.wrapping_sub(8) };
         let Ok([code, inner_rip]) = memory.read_obj::<[u64; 2]>(at(inner)) else { return LOST };
-        if inner_rip != tables::TEXT_VA + gate::iretq_offset() {
+        if inner_rip != gate.va(tables::TEXT_VA) + gate::iretq_offset() {
             return Exit::Dead("an exception in the gate");
         }
         error = code;

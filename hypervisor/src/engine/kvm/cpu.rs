@@ -2,6 +2,7 @@
 //!
 //! Runs on the vCPU's thread. What may not be done here: allocating, logging or waiting on the way in or out.
 
+use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -19,14 +20,15 @@ use super::tables::GateTables;
 use super::transport::Transport;
 use super::{gate, host, port, setup, state, stats, tables};
 use crate::engine::state::{BadState, Breakpoints, NoBreakpoints, VectorState};
-use crate::engine::{Cpu, Exit, canonical};
+use crate::engine::{Coherence, Cpu, Exit, canonical};
 use crate::machine::kick::Kick;
 use crate::machine::memory::{MachineMemory, Mfn};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Allowed, Pending, VcpuSpace};
 use crate::x86::control::cr4;
 use crate::x86::exception::Fault;
-use crate::x86::registers::Regs;
+use crate::x86::registers::{Regs, Selectors};
+use crate::x86::rflags;
 
 /// A virtual CPU, bound to the thread that it is run on.
 pub struct KvmCpu {
@@ -46,6 +48,8 @@ pub struct KvmCpu {
     planner: Planner,
     /// The gate has a work list that it has not applied yet.
     to_apply: bool,
+    /// What other virtual CPUs there are, and what they have of a change that this one applies.
+    others: Others,
     /// RIP of a VMCALL that waits for its answer: KVM completes it at the next entry, whatever RIP is then.
     call: Option<u64>,
     /// A signal came while an exception was being delivered to the gate: the next entry reports the kick.
@@ -55,7 +59,7 @@ pub struct KvmCpu {
 }
 
 impl KvmCpu {
-    /// A virtual CPU that has not run. `zap` is the machine, and where a slot can be added to it and deleted.
+    /// A virtual CPU that has not run. `vm` comes with where a slot can be added to it and deleted.
     pub(super) fn new(
         vcpu: VcpuFd,
         kick: KvmKick,
@@ -77,6 +81,7 @@ impl KvmCpu {
             port_closed: false,
             planner: Planner::new(),
             to_apply: false,
+            others: Others::None,
             call: None,
             kick_owed: false,
             spare_slot,
@@ -97,6 +102,14 @@ impl KvmCpu {
                 exit => return exit == Exit::Syscall,
             }
         }
+    }
+
+    /// There are other virtual CPUs, which share the page tables.
+    pub(super) fn shares_tables(&mut self, coherence: Coherence) {
+        self.others = match coherence {
+            Coherence::OwnEntry => Others::Follow,
+            Coherence::EveryCpu => Others::ForThemselves,
+        };
     }
 
     /// Makes KVM drop every translation that it has cached of any page table.
@@ -146,12 +159,16 @@ impl KvmCpu {
         }
         to_kvm(regs, &mut shared.regs);
         if ring == 0 {
-            let rip = call.unwrap_or(self.gate.apply());
+            let rip = call.unwrap_or(self.gate.apply(self.others != Others::None));
             enter_gate(regs, segments, &mut shared.regs, rip, memory, &self.gate)
                 .map_err(|_| "the gate's stack is not in memory")?;
         }
         if call.is_some() {
-            let answer = if apply { Answer::Apply } else { Answer::Return };
+            let answer = match self.others {
+                _ if !apply => Answer::Return,
+                Others::None => Answer::Apply,
+                Others::Follow | Others::ForThemselves => Answer::ApplyShared,
+            };
             self.vcpu.get_kvm_run().__bindgen_anon_1.hypercall.ret = answer as u64;
         }
         self.vcpu.set_sync_dirty_reg(SyncReg::Register);
@@ -213,6 +230,33 @@ impl KvmCpu {
         Ok(())
     }
 
+    /// Has the gate apply its work list now, so that all virtual CPUs are current. A kick meanwhile is reported by the next
+    /// entry.
+    fn run_errand(&mut self, space: &VcpuSpace) -> Result<(), &'static str> {
+        let gdt = self.features.gdt;
+        let shared = self.vcpu.sync_regs_mut();
+        set_segments(&mut shared.sregs, gdt, &Selectors::FLAT, 0);
+        shared.sregs.cr3 = space.root().maddr().0;
+        shared.sregs.tr.type_ = self.features.tss_type;
+        shared.regs.rip = self.gate.errand();
+        shared.regs.rsi = self.gate.va(tables::WORK_VA);
+        shared.regs.rsp = self.gate.va(tables::STACK_TOP_VA);
+        shared.regs.rflags = rflags::FIXED;
+        self.vcpu.set_sync_dirty_reg(SyncReg::Register);
+        self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+        let end = self.gate.va(tables::TEXT_VA) + gate::errand_out_offset() + gate::OUT_LEN;
+        loop {
+            match self.run() {
+                Stop::Gate if self.vcpu.sync_regs().regs.rip == end => break,
+                Stop::Interrupted => self.kick_owed = true,
+                Stop::Dead(why) => return Err(why),
+                Stop::Gate | Stop::Call | Stop::Input => return Err("an exception in the gate"),
+            }
+        }
+        self.to_apply = false;
+        Ok(())
+    }
+
     /// Runs until the guest stops; the registers are then in the shared page.
     fn run(&mut self) -> Stop {
         loop {
@@ -254,8 +298,8 @@ impl KvmCpu {
         // An exception that KVM is about to deliver would be delivered to whatever runs next.
         let exception = shared.events.exception;
         let queued = exception.injected != 0 || exception.pending != 0;
-        let in_vector_stub =
-            shared.sregs.cs.dpl == 0 && rip.wrapping_sub(tables::TEXT_VA) < 32 * gate::VECTOR_STRIDE;
+        let in_vector_stub = shared.sregs.cs.dpl == 0
+            && rip.wrapping_sub(self.gate.va(tables::TEXT_VA)) < 32 * gate::VECTOR_STRIDE;
         queued || in_vector_stub || self.gate.syscall().contains(&rip)
     }
 
@@ -280,7 +324,7 @@ impl KvmCpu {
             }
             return self.other_output(regs, space.root(), space.user_mode(), memory);
         }
-        let stub = rip.wrapping_sub(tables::TEXT_VA + gate::OUT_LEN);
+        let stub = rip.wrapping_sub(self.gate.va(tables::TEXT_VA) + gate::OUT_LEN);
         match u8::try_from(stub / gate::VECTOR_STRIDE) {
             Ok(vector @ 0..32) if stub.is_multiple_of(gate::VECTOR_STRIDE) => read_frame(
                 (vector, shared.regs.rsp),
@@ -307,6 +351,17 @@ impl KvmCpu {
     }
 }
 
+/// The other virtual CPUs, as far as page tables go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    /// There are none.
+    None,
+    /// They are current as soon as this one has applied a change.
+    Follow,
+    /// Each applies every change.
+    ForThemselves,
+}
+
 /// How a KVM_RUN ended.
 enum Stop {
     Gate,
@@ -317,6 +372,10 @@ enum Stop {
 }
 
 impl Cpu for KvmCpu {
+    fn settle_here(&mut self) -> io::Result<()> {
+        if self.kick.is_attached() { Ok(()) } else { self.kick.attach(self.vcpu.get_kvm_run()) }
+    }
+
     fn catch_up(
         &mut self,
         space: &mut VcpuSpace,
@@ -326,7 +385,7 @@ impl Cpu for KvmCpu {
         let new_gdt = self.map_gdt(space, memory)?;
         self.plan(&space.pending(log), new_gdt, memory)?;
         space.caught_up(log);
-        Ok(())
+        if self.to_apply && self.others == Others::Follow { self.run_errand(space) } else { Ok(()) }
     }
 
     fn enter(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit {

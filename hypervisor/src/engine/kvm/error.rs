@@ -27,6 +27,12 @@ pub enum KvmError {
          KVM_CAP_EXIT_HYPERCALL is missing; use a newer kernel"
     )]
     NoWay,
+    /// Several virtual CPUs would disagree about the time.
+    #[error(
+        "this KVM cannot give its virtual CPUs the same time-stamp counter (KVM_VCPU_TSC_OFFSET is missing); use --vcpus 1, \
+         or Linux 5.16 or newer"
+    )]
+    Clocks,
     /// The timer of its deadlines could not be made.
     #[error("cannot make a timer: {0}{advice}", advice = Advice::of_timer(.0))]
     Timer(std::io::Error),

@@ -32,6 +32,8 @@ pub enum Answer {
     Return = 0,
     /// Apply the work list first.
     Apply = 1,
+    /// Apply it beside others first.
+    ApplyShared = 2,
 }
 
 global_asm!(
@@ -84,13 +86,56 @@ paravane_gate_\name\()_call:
     paravane_call_host vmcall, vmcall
     paravane_call_host vmmcall, vmmcall
 
-    /* Answered: 0 and 1 are the host's own; anything else is a refusal by KVM, and the end. */
+    /* Answered: 0, 1 and 2 are the host's own; anything else is a refusal by KVM, and the end. */
 .Lparavane_answered:
     cmp rax, 1
     jb .Lparavane_return
     je paravane_gate_apply
+    cmp rax, 2
+    je paravane_gate_apply_shared
     out {port}, al
     hlt
+
+    /*
+     * The same two lists for tables that other processors and the host's threads use meanwhile: what is stored again is
+     * what is there, in one access, so that no accessed or dirty bit and no change of the host's is undone.
+     */
+    .macro paravane_apply_shared
+    lodsq
+    xchg rcx, rax
+    jrcxz 2f
+1:  lodsq
+    lock or byte ptr [rax], 0
+    loop 1b
+2:  lodsq
+    xchg rcx, rax
+    jrcxz 4f
+3:  lodsq
+    lock or qword ptr [rax], 0
+    loop 3b
+4:  mov rax, cr3
+    mov cr3, rax
+    .endm
+
+    /* An errand: apply, and back to the host. */
+    .balign 16
+    .globl paravane_gate_errand
+    .hidden paravane_gate_errand
+paravane_gate_errand:
+    paravane_apply_shared
+    .globl paravane_gate_errand_out
+    .hidden paravane_gate_errand_out
+paravane_gate_errand_out:
+    out {port}, al
+    hlt
+
+    /* Apply beside others, and on to the guest. */
+    .balign 16
+    .globl paravane_gate_apply_shared
+    .hidden paravane_gate_apply_shared
+paravane_gate_apply_shared:
+    paravane_apply_shared
+    jmp .Lparavane_return
 
     /*
      * Apply: rsi = work list. First the tables whose every cached translation must go: a one-byte store to
@@ -146,6 +191,9 @@ unsafe extern "C" {
     static paravane_gate_vmcall_call: u8;
     static paravane_gate_vmmcall: u8;
     static paravane_gate_vmmcall_call: u8;
+    static paravane_gate_errand: u8;
+    static paravane_gate_errand_out: u8;
+    static paravane_gate_apply_shared: u8;
     static paravane_gate_apply: u8;
     static paravane_gate_iretq: u8;
     static paravane_gate_text_end: u8;
@@ -165,6 +213,21 @@ pub fn supervisor_text() -> &'static [u8] {
 /// Offset of `apply` in [`supervisor_text`].
 pub fn apply_offset() -> u64 {
     offset_of(&raw const paravane_gate_apply)
+}
+
+/// Offset of `apply` for tables that others use at the same time.
+pub fn apply_shared_offset() -> u64 {
+    offset_of(&raw const paravane_gate_apply_shared)
+}
+
+/// Offset of the errand, which applies a list and leaves for the host.
+pub fn errand_offset() -> u64 {
+    offset_of(&raw const paravane_gate_errand)
+}
+
+/// Offset of the instruction by which the errand leaves.
+pub fn errand_out_offset() -> u64 {
+    offset_of(&raw const paravane_gate_errand_out)
 }
 
 /// Offset in [`supervisor_text`] of the IRETQ that goes back to the guest.

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 use kvm_bindings::kvm_run;
 
@@ -48,25 +48,27 @@ fn install_handler() {
     });
 }
 
-/// Kicks the vCPU of the thread that made it.
-#[derive(Debug)]
+/// Kicks a vCPU, once a thread runs it.
+#[derive(Debug, Default)]
 pub struct KvmKick {
-    thread: libc::pid_t,
-    timer: libc::timer_t,
+    thread: AtomicI32,
+    timer: AtomicPtr<libc::c_void>,
     attached: AtomicBool,
     /// A signal is on its way and was not answered yet: another would only take up room in the host's queue of
     /// them, which all processes of a user share.
     pending: AtomicBool,
 }
 
-// SAFETY: the timer handle is a number to the kernel; `timer_settime` and `tgkill` may be called by any thread.
-unsafe impl Send for KvmKick {}
-// SAFETY: as above; the only mutable state is atomic.
-unsafe impl Sync for KvmKick {}
-
 impl KvmKick {
     /// Attaches the calling thread to the vCPU whose shared page is `run`.
     pub fn new(run: &mut kvm_run) -> io::Result<Self> {
+        let kick = Self::default();
+        kick.attach(run)?;
+        Ok(kick)
+    }
+
+    /// The same for one that no thread has been attached to: until then its kicks do nothing.
+    pub fn attach(&self, run: &mut kvm_run) -> io::Result<()> {
         install_handler();
         threads::unblock_signal(signal());
         IMMEDIATE_EXIT.with(|cell| cell.set(&raw mut run.immediate_exit));
@@ -82,7 +84,10 @@ impl KvmKick {
         if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { thread, timer, attached: AtomicBool::new(true), pending: AtomicBool::new(false) })
+        self.thread.store(thread, Ordering::Relaxed);
+        self.timer.store(timer, Ordering::Relaxed);
+        self.attached.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// For the vCPU, once `immediate_exit` is clear again and before it returns for this kick.
@@ -93,12 +98,21 @@ impl KvmKick {
         self.pending.store(false, Ordering::SeqCst);
     }
 
-    /// Ends the attachment, before the vCPU's shared page goes away. Must run on the vCPU's thread.
+    /// Whether a thread has been attached.
+    pub fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::Acquire)
+    }
+
+    /// Ends the attachment, before the vCPU's shared page goes away. Must run on the vCPU's thread, or after that has
+    /// ended.
     pub fn detach(&self) {
         if self.attached.swap(false, Ordering::AcqRel) {
-            IMMEDIATE_EXIT.with(|cell| cell.set(ptr::null_mut()));
+            // SAFETY: no arguments, cannot fail.
+            if unsafe { libc::gettid() } == self.thread.load(Ordering::Relaxed) {
+                IMMEDIATE_EXIT.with(|cell| cell.set(ptr::null_mut()));
+            }
             // SAFETY: the timer is ours and deleted once, because of the swap above.
-            unsafe { libc::timer_delete(self.timer) };
+            unsafe { libc::timer_delete(self.timer.load(Ordering::Relaxed)) };
         }
     }
 }
@@ -106,8 +120,9 @@ impl KvmKick {
 impl Kick for KvmKick {
     fn kick(&self) {
         if self.attached.load(Ordering::Acquire) && !self.pending.swap(true, Ordering::SeqCst) {
+            let thread = self.thread.load(Ordering::Relaxed);
             // SAFETY: plain system call; a thread that is gone is an error that we may ignore.
-            let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread, signal()) };
+            let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
             if sent != 0 {
                 // The queue of signals is full: the next kick has to try again.
                 self.pending.store(false, Ordering::SeqCst);
@@ -127,7 +142,7 @@ impl Kick for KvmKick {
         let spec =
             libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
         // SAFETY: the timer lives until `detach`; `spec` is a live local.
-        unsafe { libc::timer_settime(self.timer, 0, &spec, ptr::null_mut()) };
+        unsafe { libc::timer_settime(self.timer.load(Ordering::Relaxed), 0, &spec, ptr::null_mut()) };
     }
 }
 

@@ -18,20 +18,34 @@ use crate::engine::{Cpu, EngineInfo, Machine, NoCpu};
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::MachineMemory;
 
-/// A virtual machine with one virtual CPU.
+/// A virtual machine.
 pub struct KvmMachine {
     /// Made with the machine, to ask it for the clock; goes first.
     boot: Option<KvmCpu>,
+    /// The other virtual CPUs, in order from number 1.
+    others: Vec<Option<KvmCpu>>,
     vm: Arc<VmFd>,
     info: EngineInfo,
     transport: Transport,
     gate: GateTables,
+    spare_slot: kvm_userspace_memory_region,
 }
 
 impl KvmMachine {
-    /// Sets up a VM over `memory` with one vCPU that runs on the calling thread, and a way into the host: the
+    /// Sets up a VM over `memory` with vCPUs, of which the first runs on the calling thread, and a way into the host: the
     /// one that is asked for, or else the best that works (see `transport`).
     pub fn new(
+        memory: &MachineMemory,
+        layout: &HypervisorLayout,
+        transport: Option<Transport>,
+        vcpus: u32,
+    ) -> Result<Self, KvmError> {
+        let mut machine = Self::with_boot_cpu(memory, layout, transport)?;
+        machine.add_others((memory, layout), vcpus)?;
+        Ok(machine)
+    }
+
+    fn with_boot_cpu(
         memory: &MachineMemory,
         layout: &HypervisorLayout,
         transport: Option<Transport>,
@@ -64,7 +78,7 @@ impl KvmMachine {
         let gdt = Gdt::on(host::usable_kind());
         let gate = GateTables::install(memory, layout, transport, gdt)?;
         let tss_type = context::tss_type();
-        let (mut vcpu, features) = setup::processor(&vm, gate.syscall().start, tss_type, gdt)?;
+        let (mut vcpu, features) = setup::processor(&vm, 0, &gate, (tss_type, gdt))?;
         let (tsc_khz, tsc_offset) = setup::clock(&vcpu)?;
         let kick = KvmKick::new(vcpu.get_kvm_run()).map_err(KvmError::Timer)?;
         let spare_slot = kvm_userspace_memory_region {
@@ -90,7 +104,32 @@ impl KvmMachine {
             coherence: host::coherence(),
         };
         let boot = KvmCpu::new(vcpu, kick, (vm.clone(), spare_slot), gate.clone(), features, transport);
-        Ok(Self { vm, info, transport, gate, boot: Some(boot) })
+        Ok(Self { vm, info, transport, gate, spare_slot, boot: Some(boot), others: Vec::new() })
+    }
+
+    /// Adds the virtual CPUs past the first. Each belongs to a thread once that settles with it.
+    fn add_others(
+        &mut self,
+        (memory, layout): (&MachineMemory, &HypervisorLayout),
+        vcpus: u32,
+    ) -> Result<(), KvmError> {
+        let (gdt, tss_type) = (Gdt::on(host::usable_kind()), context::tss_type());
+        for id in 1..vcpus {
+            let gate = self.gate.another((memory, layout), id, self.transport, gdt)?;
+            let (vcpu, features) = setup::processor(&self.vm, id, &gate, (tss_type, gdt))?;
+            let (_, tsc_offset) = setup::clock(&vcpu)?;
+            if tsc_offset != self.info.tsc_offset {
+                return Err(KvmError::Clocks);
+            }
+            let zap = (self.vm.clone(), self.spare_slot);
+            let mut cpu = KvmCpu::new(vcpu, KvmKick::default(), zap, gate, features, self.transport);
+            cpu.shares_tables(self.info.coherence);
+            self.others.push(Some(cpu));
+        }
+        if let Some(boot) = self.boot.as_mut().filter(|_| vcpus > 1) {
+            boot.shares_tables(self.info.coherence);
+        }
+        Ok(())
     }
 }
 
@@ -120,10 +159,16 @@ impl Machine for KvmMachine {
     }
 
     fn cpu(&mut self, id: u32) -> Result<Box<dyn Cpu>, NoCpu> {
-        if id != 0 {
-            return Err(NoCpu::Absent { engine: self.info.name, id, vcpus: 1 });
-        }
-        self.boot.take().map(|cpu| Box::new(cpu) as Box<dyn Cpu>).ok_or(NoCpu::Taken(id))
+        let vcpus = u32::try_from(self.others.len()).map_or(u32::MAX, |others| others + 1);
+        let number = usize::try_from(id).unwrap_or(usize::MAX);
+        let cpu = match number.checked_sub(1) {
+            None => self.boot.take(),
+            Some(other) => {
+                let absent = NoCpu::Absent { engine: self.info.name, id, vcpus };
+                self.others.get_mut(other).ok_or(absent)?.take()
+            }
+        };
+        cpu.map(|cpu| Box::new(cpu) as Box<dyn Cpu>).ok_or(NoCpu::Taken(id))
     }
 
     fn kernel_statistics(&self) -> Vec<(String, u64)> {

@@ -6,6 +6,7 @@ use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 use super::context::{Features, initial_sregs};
 use super::error::{KvmError, refused};
 use super::gdt::Gdt;
+use super::tables::GateTables;
 use super::{cpuid, tsc};
 use crate::machine::memory::MachineMemory;
 use crate::x86::{msr, rflags};
@@ -29,19 +30,25 @@ pub fn machine(memory: &MachineMemory) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-/// A vCPU in long mode whose SYSCALL goes to `syscall_va`, and what its processor has. All of that is allowed.
-pub fn processor(vm: &VmFd, syscall_va: u64, tss_type: u8, gdt: Gdt) -> Result<(VcpuFd, Features), KvmError> {
-    let mut vcpu = vm.create_vcpu(0).map_err(refused("KVM_CREATE_VCPU"))?;
+/// The vCPU number `id`, in long mode, whose SYSCALL goes to its `gate`; and what its processor has. All of that is
+/// allowed.
+pub fn processor(
+    vm: &VmFd,
+    id: u32,
+    gate: &GateTables,
+    (tss_type, gdt): (u8, Gdt),
+) -> Result<(VcpuFd, Features), KvmError> {
+    let mut vcpu = vm.create_vcpu(id.into()).map_err(refused("KVM_CREATE_VCPU"))?;
     let (entries, xcr0) = cpuid::table();
     let table = CpuId::from_entries(&entries).map_err(no_table("CPUID table"))?;
     vcpu.set_cpuid2(&table).map_err(refused("KVM_SET_CPUID2"))?;
-    set_msrs(&vcpu, syscall_va, gdt)?;
+    set_msrs(&vcpu, gate.syscall().start, gdt)?;
     let xcr0 = if xcr0 != 0 && set_xcr0(&vcpu, xcr0) { xcr0 } else { 0 };
     for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
         vcpu.set_sync_valid_reg(reg);
     }
     let features = Features { xcr0, fsgsbase: cpuid::has_fsgsbase(&entries), tss_type, gdt };
-    vcpu.sync_regs_mut().sregs = initial_sregs(features);
+    vcpu.sync_regs_mut().sregs = initial_sregs(features, gate);
     vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
     Ok((vcpu, features))
 }

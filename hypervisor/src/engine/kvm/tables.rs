@@ -10,6 +10,10 @@
 //! | 260 | gate: text, the guest's descriptors, its own descriptor tables, stack, work list | nothing |
 //! | 262 | all machine memory, for the gate's page-table stores | nothing |
 //!
+//! Each virtual CPU has a gate of its own: its descriptor tables, stack and work list, at a distance of [`STRIDE`] from
+//! those of the one before. The text is one frame, mapped in each, and finds the data around it relative to itself. Two
+//! exceptions at once would otherwise overwrite one another's frames.
+//!
 //! Slot 256, where Xen has its M2P, does not work for guests of software KVM: loads from there fault, and are emulated.
 
 use std::ops::Range;
@@ -21,7 +25,7 @@ use super::gate;
 use super::gdt::{Gdt, offset};
 use super::host::{self, HostKind};
 use super::transport::Transport;
-use crate::machine::layout::HypervisorLayout;
+use crate::machine::layout::{HypervisorLayout, VCPU_FRAMES};
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::mmu::space::GdtFrames;
 use crate::x86::descriptor::{Gate, bits, flat, tss};
@@ -58,8 +62,12 @@ pub const GATE_VA: u64 = slot_va(260);
 /// Linear address at which the gate sees machine address 0.
 pub const PHYSMAP_VA: u64 = slot_va(262);
 
-/// SYSCALL's target on the `pio` transport.
+/// From the gate of one virtual CPU to that of the next: what one L1 table maps.
+pub const STRIDE: u64 = 2 << 20;
+
+/// SYSCALL's target on the `pio` transport, the same for all virtual CPUs.
 pub const SYSCALL_VA: u64 = GATE_VA;
+// Of the first virtual CPU's gate:
 /// The supervisor text.
 pub const TEXT_VA: u64 = GATE_VA + PAGE_SIZE;
 /// The pages of the guest's GDT, right below the descriptors of our own.
@@ -93,6 +101,11 @@ const L1_GATE: u64 = L2_GATE + 1;
 const L3_PHYSMAP: u64 = L1_GATE + 1;
 const FIRST_L2_PHYSMAP: u64 = L3_PHYSMAP + 1;
 
+// Frames of the gate of a virtual CPU past the first, counted from its own first, which are laid out like the first's.
+const OWN_DESCRIPTORS: u64 = 0;
+const OWN_L1: u64 = VCPU_FRAMES - 1;
+const _: () = assert!(OWN_L1 == WORK_FRAME + WORK_PAGES - DESCRIPTORS_FRAME);
+
 /// Offset of the IDT in the descriptor page.
 const IDT_OFFSET: u64 = 0x800;
 /// Offset of the TSS in the descriptor page.
@@ -112,10 +125,16 @@ const IO_BITMAP_BYTES: u64 = gate::EXIT_PORT as u64 / 8 + 2;
 /// Last valid offset of the TSS.
 pub const TSS_LIMIT: u16 = (IO_BITMAP + IO_BITMAP_BYTES - 1) as u16;
 
-/// The gate as it lies in machine memory.
+/// The gate of a virtual CPU, as it lies in machine memory.
 #[derive(Clone, Debug)]
 pub struct GateTables {
     base: u64,
+    /// The first frame of its own: its descriptors'.
+    own: u64,
+    /// The L1 table that maps it.
+    l1: u64,
+    /// How far it is from the first one.
+    distance: u64,
     syscall: Range<u64>,
     reserved: [u64; 16],
 }
@@ -132,8 +151,6 @@ impl GateTables {
         let frame = |n: u64| Mfn(base + n).maddr();
         memory.write(frame(SYSCALL_FRAME), gate::syscall_text())?;
         memory.write(frame(TEXT_FRAME), gate::supervisor_text())?;
-        write_descriptors(memory, frame(DESCRIPTORS_FRAME), transport, gdt)?;
-
         let table = |n: u64, flags: u64| frame(n).0 | flags;
         let user = pte::PRESENT | pte::RW | pte::USER | pte::ACCESSED;
         let supervisor = pte::PRESENT | pte::RW | pte::ACCESSED;
@@ -141,14 +158,8 @@ impl GateTables {
             |table: u64, index: u64, entry: u64| memory.store_u64(Maddr(frame(table).0 + index * 8), entry);
 
         put(L3_GATE, 0, table(L2_GATE, user))?;
-        put(L2_GATE, 0, table(L1_GATE, user))?;
         let to_see = if transport == Transport::Pio { pte::PRESENT | pte::USER | pte::ACCESSED } else { 0 };
         put(L1_GATE, 0, table(SYSCALL_FRAME, to_see))?;
-        put(L1_GATE, 1, table(TEXT_FRAME, pte::PRESENT | pte::ACCESSED))?;
-        for n in 0..2 + WORK_PAGES {
-            let entry = table(DESCRIPTORS_FRAME + n, supervisor | pte::DIRTY | pte::NX);
-            put(L1_GATE, DESCRIPTORS_PAGE + n, entry)?;
-        }
 
         let gib = layout.total.div_ceil(1 << 18);
         for n in 0..gib {
@@ -168,11 +179,63 @@ impl GateTables {
         }
         reserved[260 - 256] = table(L3_GATE, user);
         reserved[262 - 256] = table(L3_PHYSMAP, supervisor);
-        let tables = Self { base, syscall: syscall_range(transport), reserved };
-        if gdt.is_guests() {
-            tables.map_gdt(memory, &[None; GDT_FRAMES])?;
-        }
+        let tables = Self {
+            base,
+            own: base + DESCRIPTORS_FRAME,
+            l1: base + L1_GATE,
+            distance: 0,
+            syscall: syscall_range(transport),
+            reserved,
+        };
+        tables.install_own(memory, transport, gdt)?;
         Ok(tables)
+    }
+
+    /// The gate of another virtual CPU of the same machine, number `id` from 1.
+    pub fn another(
+        &self,
+        (memory, layout): (&MachineMemory, &HypervisorLayout),
+        id: u32,
+        transport: Transport,
+        gdt: Gdt,
+    ) -> Result<Self, BadMachineAddress> {
+        let own = layout.engine.end.saturating_sub(u64::from(id) * VCPU_FRAMES);
+        let distance = u64::from(id) * STRIDE;
+        let syscall = match transport {
+            Transport::Pio => self.syscall.clone(),
+            Transport::Vmcall => self.syscall.start + distance..self.syscall.end + distance,
+        };
+        let tables = Self { own, l1: own + OWN_L1, distance, syscall, ..self.clone() };
+        tables.install_own(memory, transport, gdt)?;
+        Ok(tables)
+    }
+
+    /// Writes what this virtual CPU has for itself, and maps it.
+    fn install_own(
+        &self,
+        memory: &MachineMemory,
+        transport: Transport,
+        gdt: Gdt,
+    ) -> Result<(), BadMachineAddress> {
+        let at = |frame: u64, index: u64| Maddr(Mfn(frame).maddr().0 + index * 8);
+        let user = pte::PRESENT | pte::RW | pte::USER | pte::ACCESSED;
+        let supervisor = pte::PRESENT | pte::RW | pte::ACCESSED;
+        let text = Mfn(self.base + TEXT_FRAME).maddr().0 | pte::PRESENT | pte::ACCESSED;
+        write_descriptors(memory, Mfn(self.own + OWN_DESCRIPTORS).maddr(), (transport, gdt), self.distance)?;
+        memory.store_u64(at(self.l1, 1), text)?;
+        for n in 0..2 + WORK_PAGES {
+            let entry = Mfn(self.own + n).maddr().0 | supervisor | pte::DIRTY | pte::NX;
+            memory.store_u64(at(self.l1, DESCRIPTORS_PAGE + n), entry)?;
+        }
+        if gdt.is_guests() {
+            self.map_gdt(memory, &[None; GDT_FRAMES])?;
+        }
+        memory.store_u64(at(self.base + L2_GATE, self.distance / STRIDE), Mfn(self.l1).maddr().0 | user)
+    }
+
+    /// Where this gate has what the first one has at `va`.
+    pub fn va(&self, va: u64) -> u64 {
+        va + self.distance
     }
 
     /// Makes these frames the guest's part of the GDT. Returns the page table that maps them: all that is cached of
@@ -180,7 +243,7 @@ impl GateTables {
     ///
     /// The processor sets accessed bits in the guest's descriptors, as it does on Xen.
     pub fn map_gdt(&self, memory: &MachineMemory, frames: &GdtFrames) -> Result<Mfn, BadMachineAddress> {
-        let table = Mfn(self.base + L1_GATE);
+        let table = Mfn(self.l1);
         let empty = Mfn(self.base + EMPTY_FRAME).maddr().0 | pte::PRESENT | pte::ACCESSED | pte::NX;
         let writable = pte::PRESENT | pte::RW | pte::ACCESSED | pte::DIRTY | pte::NX;
         for (page, frame) in (GUEST_GDT_PAGE..).zip(frames) {
@@ -197,7 +260,7 @@ impl GateTables {
     /// An L4 table with the reserved slots and nothing else. It lies where the work list is, which is not needed before
     /// the next one is written.
     pub fn empty_root(&self, memory: &MachineMemory) -> Result<Mfn, BadMachineAddress> {
-        let root = Mfn(self.base + WORK_FRAME);
+        let root = self.work().mfn();
         memory.write(root.maddr(), &[0; PAGE_SIZE as usize])?;
         let slots = root.maddr().0 + addr::RESERVED_L4_FIRST as u64 * 8;
         memory.write(Maddr(slots), zerocopy::IntoBytes::as_bytes(&self.reserved))?;
@@ -205,33 +268,40 @@ impl GateTables {
     }
     /// Machine address of the stack page's end: exception frames lie just below.
     pub fn stack_top(&self) -> Maddr {
-        Maddr(Mfn(self.base + STACK_FRAME).maddr().0 + PAGE_SIZE)
+        Maddr(self.own_frame(STACK_FRAME).0 + PAGE_SIZE)
     }
     /// From where SYSCALL arrives to where it leaves for the host (exclusive): RIP is there as long as the host has
     /// not heard of it.
     pub fn syscall(&self) -> Range<u64> {
         self.syscall.clone()
     }
-    /// Linear address of `apply`.
-    pub fn apply(&self) -> u64 {
-        TEXT_VA + gate::apply_offset()
+    /// Linear address of `apply`; of the one for tables that other virtual CPUs and their threads use at the same time, if
+    /// they are `shared`.
+    pub fn apply(&self, shared: bool) -> u64 {
+        self.va(TEXT_VA) + if shared { gate::apply_shared_offset() } else { gate::apply_offset() }
+    }
+    /// Linear address of what applies a work list and leaves for the host.
+    pub fn errand(&self) -> u64 {
+        self.va(TEXT_VA) + gate::errand_offset()
+    }
+    /// Machine address of a frame of its own, by the number of the first gate's.
+    fn own_frame(&self, frame: u64) -> Maddr {
+        Mfn(self.own + frame - DESCRIPTORS_FRAME).maddr()
     }
     /// Machine address of the words in which the `vmcall` transport keeps registers.
     pub fn scratch(&self) -> Maddr {
-        Mfn(self.base + STACK_FRAME).maddr()
+        self.own_frame(STACK_FRAME)
     }
     /// Closes the port of the `pio` transport to CPL 3, or opens it.
     pub fn close_port(&self, memory: &MachineMemory, close: bool) -> Result<(), BadMachineAddress> {
-        let byte = Mfn(self.base + DESCRIPTORS_FRAME).maddr().0
-            + TSS_OFFSET
-            + IO_BITMAP
-            + u64::from(gate::EXIT_PORT / 8);
+        let byte =
+            self.own_frame(DESCRIPTORS_FRAME).0 + TSS_OFFSET + IO_BITMAP + u64::from(gate::EXIT_PORT / 8);
         let closed = 0xffu8;
         memory.write_obj(Maddr(byte), &if close { closed } else { closed & !(1 << (gate::EXIT_PORT % 8)) })
     }
     /// Machine address of the work list.
     pub fn work(&self) -> Maddr {
-        Mfn(self.base + WORK_FRAME).maddr()
+        self.own_frame(WORK_FRAME)
     }
 }
 
@@ -269,9 +339,10 @@ fn map_m2p(
 fn write_descriptors(
     memory: &MachineMemory,
     page: Maddr,
-    transport: Transport,
-    gdt: Gdt,
+    (transport, gdt): (Transport, Gdt),
+    distance: u64,
 ) -> Result<(), BadMachineAddress> {
+    let tss_va = TSS_VA + distance;
     let put = |offset: u64, value: u64| memory.store_u64(Maddr(page.0 + offset), value);
     put(u64::from(offset::KERNEL_CS), flat::CODE_64)?;
     put(u64::from(offset::KERNEL_SS), flat::DATA)?;
@@ -280,12 +351,12 @@ fn write_descriptors(
     put(u64::from(offset::USER_CS & !3), flat::CODE_64 | bits::DPL)?;
     const BUSY_TSS: u64 = 0x8b << 40;
     let limit = u64::from(TSS_LIMIT);
-    let low = limit | (TSS_VA & 0xff_ffff) << 16 | BUSY_TSS | (TSS_VA >> 24 & 0xff) << 56;
+    let low = limit | (tss_va & 0xff_ffff) << 16 | BUSY_TSS | (tss_va >> 24 & 0xff) << 56;
     put(u64::from(offset::TSS), low)?;
-    put(u64::from(offset::TSS) + 8, TSS_VA >> 32)?;
+    put(u64::from(offset::TSS) + 8, tss_va >> 32)?;
 
     let tss = page.0 + TSS_OFFSET;
-    memory.write_obj(Maddr(tss + tss::RSP0), &STACK_TOP_VA)?;
+    memory.write_obj(Maddr(tss + tss::RSP0), &(STACK_TOP_VA + distance))?;
     memory.write_obj(Maddr(tss + tss::IO_BITMAP), &(IO_BITMAP as u16))?;
     let mut bitmap = [0xffu8; IO_BITMAP_BYTES as usize];
     if transport == Transport::Pio {
@@ -294,7 +365,7 @@ fn write_descriptors(
     memory.write(Maddr(tss + IO_BITMAP), &bitmap)?;
 
     for number in 0..32u8 {
-        let handler = TEXT_VA + u64::from(number) * gate::VECTOR_STRIDE;
+        let handler = TEXT_VA + distance + u64::from(number) * gate::VECTOR_STRIDE;
         // INT3 and INTO are the two that software may raise without privilege (SDM vol. 3, 6.12.1.2).
         let raised_by_software = [vector::BREAKPOINT, vector::OVERFLOW].contains(&number);
         let gate = Gate {
@@ -315,6 +386,7 @@ fn write_descriptors(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::layout::OwnCode;
     use crate::machine::memory::Backing;
 
     fn walk(memory: &MachineMemory, reserved: &[u64; 16], va: u64) -> Option<(u64, bool)> {
@@ -379,6 +451,55 @@ mod tests {
         assert_eq!(at(1), Some(empty));
         assert_eq!(Gdt::Gates.base(DESCRIPTORS_VA), DESCRIPTORS_VA);
         assert!(u64::from(Gdt::Guests.limit()) < 15 * PAGE_SIZE);
+    }
+
+    #[test]
+    fn each_virtual_cpu_has_a_gate_of_its_own() {
+        const LAST: u32 = 63;
+        let layout = HypervisorLayout::with_vcpus(1 << 14, 0, OwnCode::NONE, LAST + 1);
+        let memory = MachineMemory::new(layout.hypervisor_frames(), 1 << 14, Backing::Anonymous).unwrap();
+        for transport in [Transport::Pio, Transport::Vmcall] {
+            let first = GateTables::install(&memory, &layout, transport, Gdt::Guests).unwrap();
+            let mut own = Vec::new();
+            let mut gates = vec![first.clone()];
+            for id in 1..=LAST {
+                gates.push(first.another((&memory, &layout), id, transport, Gdt::Guests).unwrap());
+            }
+            let reserved = first.reserved_l4_entries();
+            for gate in &gates {
+                let at = |va| walk(&memory, &reserved, gate.va(va));
+                assert_eq!(at(TEXT_VA), Some((TEXT_FRAME * PAGE_SIZE, false)));
+                for (va, maddr) in [
+                    (DESCRIPTORS_VA, gate.own_frame(DESCRIPTORS_FRAME)),
+                    (STACK_VA, gate.scratch()),
+                    (WORK_VA, gate.work()),
+                    (WORK_VA + PAGE_SIZE, Maddr(gate.work().0 + PAGE_SIZE)),
+                ] {
+                    assert_eq!(at(va), Some((maddr.0, false)), "{va:#x}");
+                    assert!(layout.engine.contains(&maddr.mfn().0));
+                    own.push(maddr);
+                }
+                own.push(Mfn(gate.l1).maddr());
+                assert_eq!(gate.va(SYSCALL_VA) == SYSCALL_VA, gate.distance == 0);
+                let seen = at(SYSCALL_VA).is_some_and(|(_, user)| user);
+                assert_eq!(seen, transport == Transport::Pio && gate.distance == 0);
+                let rsp0: u64 = memory
+                    .read_obj(Maddr(gate.own_frame(DESCRIPTORS_FRAME).0 + TSS_OFFSET + tss::RSP0))
+                    .unwrap();
+                assert_eq!(rsp0, gate.va(STACK_TOP_VA));
+            }
+            let count = own.len();
+            own.sort();
+            own.dedup();
+            assert_eq!(own.len(), count, "nothing is shared");
+            // The machine-to-physical table's page tables are not among them.
+            for (n, mfn) in layout.m2p.clone().enumerate() {
+                assert_eq!(
+                    walk(&memory, &reserved, M2P_VA + n as u64 * PAGE_SIZE),
+                    Some((mfn * PAGE_SIZE, true))
+                );
+            }
+        }
     }
 
     fn open_ports(transport: Transport) -> Vec<u64> {

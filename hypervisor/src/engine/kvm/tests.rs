@@ -2,7 +2,7 @@
 
 use super::gdt::Gdt;
 use super::*;
-use crate::engine::{Exit, Machine};
+use crate::engine::{Coherence, Exit, Machine};
 use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{Backing, MachineMemory, Maddr};
 use crate::testing::engine::{CODE_VA, TEXT, World, code};
@@ -11,7 +11,7 @@ use crate::x86::exception::Fault;
 
 fn world(transport: Transport) -> Option<World> {
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
-        KvmMachine::new(memory, layout, Some(transport)).map(|e| Box::new(e) as Box<dyn Machine>)
+        KvmMachine::new(memory, layout, Some(transport), 1).map(|e| Box::new(e) as Box<dyn Machine>)
     };
     match World::new(Backing::Anonymous, make) {
         Ok(world) => Some(world),
@@ -23,6 +23,22 @@ fn world(transport: Transport) -> Option<World> {
             skip("hardware-kvm", why);
             None
         }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A machine with two vCPUs, of which nothing is cached that the other's gate has changed.
+#[test]
+fn a_change_by_one_gate_is_known_to_all() {
+    let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
+        KvmMachine::new(memory, layout, None, 2).map(|e| Box::new(e) as Box<dyn Machine>)
+    };
+    match World::with_vcpus(Backing::Anonymous, 2, make) {
+        Ok(w) if w.engine.info().coherence == Coherence::EveryCpu => {
+            skip("software-kvm", "on hardware each vCPU catches up by itself");
+        }
+        Ok(mut w) => crate::testing::engine::several::no_late_store(&mut w, 2000),
+        Err(why @ (KvmError::Absent | KvmError::Permission)) => skip("kvm", why),
         Err(error) => panic!("{error}"),
     }
 }
@@ -53,7 +69,7 @@ fn syscall_in_compatibility_mode(w: &mut World) {
 fn a_closed_port_is_noticed() {
     let layout = HypervisorLayout::new(64, 0);
     let memory = MachineMemory::new(layout.hypervisor_frames(), 64, Backing::Anonymous).unwrap();
-    let mut machine = match KvmMachine::new(&memory, &layout, Some(Transport::Pio)) {
+    let mut machine = match KvmMachine::new(&memory, &layout, Some(Transport::Pio), 1) {
         Ok(machine) => machine,
         Err(why @ (KvmError::Absent | KvmError::Permission)) => return skip("kvm", why),
         Err(error) => panic!("{error}"),
@@ -67,7 +83,7 @@ fn a_closed_port_is_noticed() {
 #[test]
 fn a_transport_is_found() {
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
-        KvmMachine::new(memory, layout, None).map(|e| Box::new(e) as Box<dyn Machine>)
+        KvmMachine::new(memory, layout, None, 1).map(|e| Box::new(e) as Box<dyn Machine>)
     };
     match World::new(Backing::Anonymous, make) {
         Ok(mut w) => {

@@ -10,6 +10,7 @@ pub(crate) mod own_code;
 pub(crate) mod ports;
 pub(crate) mod registers;
 mod selectors;
+pub(crate) mod several;
 pub(crate) mod state;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -137,7 +138,16 @@ impl World {
         backing: Backing,
         make: impl FnOnce(&MachineMemory, &HypervisorLayout) -> Result<Box<dyn Machine>, E>,
     ) -> Result<Self, E> {
-        let layout = HypervisorLayout::with_code(GUEST_FRAMES, 0, OwnCode { state: 1, code: 1 });
+        Self::with_vcpus(backing, 1, make)
+    }
+
+    /// The same on a machine that has this many virtual CPUs, of which the world takes the first.
+    pub fn with_vcpus<E>(
+        backing: Backing,
+        vcpus: u32,
+        make: impl FnOnce(&MachineMemory, &HypervisorLayout) -> Result<Box<dyn Machine>, E>,
+    ) -> Result<Self, E> {
+        let layout = HypervisorLayout::with_vcpus(GUEST_FRAMES, 0, OwnCode { state: 1, code: 1 }, vcpus);
         let memory = MachineMemory::new(layout.hypervisor_frames(), GUEST_FRAMES, backing).unwrap();
         let mut engine = make(&memory, &layout)?;
         let cpu = engine.cpu(0).unwrap();
