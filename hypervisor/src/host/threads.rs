@@ -51,11 +51,24 @@ pub fn spawn_vcpu<'scope, 'env, T: Send + 'scope>(
 
 /// Pins the calling thread to the CPU that it runs on; returns where it was allowed to run before.
 pub fn pin_to_this_cpu() -> Option<libc::cpu_set_t> {
+    pin_to(this_cpu()?)
+}
+
+/// The CPU that the calling thread runs on.
+pub fn this_cpu() -> Option<usize> {
+    // SAFETY: has no precondition.
+    usize::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
+/// Pins the calling thread to a CPU; returns where it was allowed to run before.
+pub fn pin_to(cpu: usize) -> Option<libc::cpu_set_t> {
     let size = size_of::<libc::cpu_set_t>();
-    // SAFETY: both sets are live locals of the size given; all zeroes is the empty set.
+    if cpu >= size * 8 {
+        return None;
+    }
+    // SAFETY: both sets are live locals of the size given; all zeroes is the empty set, and the number is within one.
     let before = unsafe {
         let (mut before, mut one): (libc::cpu_set_t, libc::cpu_set_t) = (zeroed(), zeroed());
-        let cpu = usize::try_from(libc::sched_getcpu()).ok().filter(|cpu| *cpu < size * 8)?;
         libc::CPU_SET(cpu, &mut one);
         (libc::sched_getaffinity(0, size, &raw mut before) == 0
             && libc::sched_setaffinity(0, size, &raw const one) == 0)
@@ -63,6 +76,13 @@ pub fn pin_to_this_cpu() -> Option<libc::cpu_set_t> {
     }?;
     EVERYWHERE.get_or_init(|| before);
     Some(before)
+}
+
+/// The numbers of the CPUs in a set, in order.
+pub fn numbers(cpus: &libc::cpu_set_t) -> Vec<u16> {
+    let all = 0..u16::try_from(size_of::<libc::cpu_set_t>() * 8).unwrap_or(u16::MAX);
+    // SAFETY: a live set, and numbers within it.
+    all.filter(|cpu| unsafe { libc::CPU_ISSET(usize::from(*cpu), cpus) }).collect()
 }
 
 /// Unblocks `signal` in the calling thread, in case it was blocked when the program was started.

@@ -125,7 +125,7 @@ const PROCESS: Engine = Engine {
     },
     set_up: |setup| {
         let lowest = Lowest::for_guest(setup.virt_base);
-        let machine = ProcessMachine::with_lowest(setup.memory, setup.layout, lowest)?;
+        let machine = ProcessMachine::with_lowest(setup.memory, setup.layout, lowest, setup.vcpus)?;
         // Another engine may take less of the host's memory: where this one leaves too little, that may do.
         check_own_room().map_err(ProcessEngineError::from)?;
         Ok(Box::new(machine))

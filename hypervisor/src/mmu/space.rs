@@ -64,6 +64,13 @@ pub struct Pending<'a> {
     pub flush: Flush,
 }
 
+impl Pending<'_> {
+    /// Whether no page table has changed.
+    pub fn is_nothing(&self) -> bool {
+        !self.stale && self.writes.is_empty() && self.reused.is_empty()
+    }
+}
+
 impl VcpuSpace {
     /// An address space whose L4 is `root`, of a virtual CPU that has cached nothing yet.
     pub fn new(root: Mfn, log: &TableLog) -> Self {

@@ -2,15 +2,18 @@
 //!
 //! Besides the guest's pages a guest process maps three pieces of the engine, at the same addresses in each: the
 //! stub's code, a *room* that it can write (register blocks, FPU images, the signal stack) and a *board*
-//! that it can only read (filters, set-up script, the batch of calls for the mapper). Room and board are one
-//! memfd for each process, so that no process sees another's. The room is the guest's to scribble on:
-//! whatever is read from it is a claim, bounded here and judged by [`super::context`].
+//! that it can only read (filters, set-up script, the batch of calls for the mapper). What belongs to one virtual
+//! CPU is a *lane*: a copy of the three, a guest thread and a mapper. Lanes lie [`STRIDE`] apart. All rooms and boards
+//! of a process are one memfd, so that no process sees another's. The rooms are the guest's to scribble on, any of its
+//! threads on any of them and at any time: whatever is read from there is read once, and is a claim, bounded here
+//! and judged by [`super::context`].
 //!
 //! Nothing of the host may be written into either: no host address, no secret.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::sys;
@@ -31,6 +34,10 @@ pub(super) const ROOM_SIZE: u64 = 0x2_0000;
 pub(super) const BOARD: u64 = 0x10_0000;
 /// Bytes of the board.
 pub(super) const BOARD_SIZE: u64 = 0x4_0000;
+/// From one lane's code, room and board to the next one's. A power of two, which divides the address of the first.
+pub(super) const STRIDE: u64 = 0x20_0000;
+/// How many lanes there can be.
+pub(super) const MAX_LANES: u8 = 64;
 /// First address past what Linux gives a process with 4-level tables.
 pub(super) const TASK_END: u64 = 0x7fff_ffff_f000;
 
@@ -85,26 +92,108 @@ pub(super) mod board {
 /// Bytes of one step of a script or batch: the call's number and six arguments.
 pub(super) const STEP: u64 = 56;
 
+/// Bytes of one lane's room and board, as they follow each other in the memfd.
 const FILE_SIZE: u64 = ROOM_SIZE + BOARD_SIZE;
-/// Where the board is in the memfd; the room is at 0.
+/// Where the board is in the lane's part of the memfd; the room is at 0.
 pub(super) const BOARD_FILE_OFFSET: u64 = ROOM_SIZE;
 
-/// The monitor's view of one process's room and board.
+/// One of the lanes of a machine's processes, all of which have the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lane {
+    index: u8,
+    count: u8,
+}
+
+impl Lane {
+    /// All lanes of a machine with this many virtual CPUs.
+    pub fn all(count: u8) -> Vec<Self> {
+        (0..count.clamp(1, MAX_LANES)).map(|index| Self { index, count }).collect()
+    }
+    /// The first lane of a machine with this many.
+    pub const fn first(count: u8) -> Self {
+        Self { index: 0, count }
+    }
+    /// This one and all others of its machine.
+    pub fn everyone(self) -> impl Iterator<Item = Self> {
+        (0..self.count).map(move |index| Self { index, ..self })
+    }
+    /// The one after it.
+    pub fn next(self) -> Option<Self> {
+        let index = self.index.checked_add(1).filter(|index| *index < self.count)?;
+        Some(Self { index, ..self })
+    }
+    pub fn is_first(self) -> bool {
+        self.index == 0
+    }
+    /// Whether it is the only one.
+    pub fn is_alone(self) -> bool {
+        self.count == 1
+    }
+    pub fn index(self) -> usize {
+        self.index.into()
+    }
+    /// Its bit in a set of lanes.
+    pub fn bit(self) -> u64 {
+        1 << self.index
+    }
+    pub fn count(self) -> u64 {
+        self.count.into()
+    }
+    /// Where its code begins.
+    pub const fn start(self) -> u64 {
+        CODE + self.index as u64 * STRIDE
+    }
+    /// Where its part of the memfd begins.
+    pub fn file_offset(self) -> u64 {
+        u64::from(self.index) * FILE_SIZE
+    }
+    /// The address in a guest process of an offset in its room.
+    pub const fn room_va(self, offset: u64) -> u64 {
+        self.start() + ROOM + offset
+    }
+    /// The address in a guest process of an offset in its board.
+    pub const fn board_va(self, offset: u64) -> u64 {
+        self.start() + BOARD + offset
+    }
+    /// Turns an address that a guest process claims into an offset in the room, if `len` bytes there are in it.
+    pub fn offset_in_room(self, address: u64, len: u64) -> Option<u64> {
+        let offset = address.checked_sub(self.room_va(0))?;
+        (offset.checked_add(len)? <= ROOM_SIZE).then_some(offset)
+    }
+}
+
+/// The monitor's view of the room and board of one lane of one process.
 #[derive(Debug)]
 pub(super) struct Area {
-    memfd: OwnedFd,
+    memfd: Arc<OwnedFd>,
+    /// Where its part of the memfd begins.
+    start: u64,
     base: NonNull<u8>,
 }
 
-// SAFETY: the pointer is to the mapping that this value owns, which does not depend on a thread.
+// SAFETY: the mapping is this value's own until it is dropped, and which thread accesses it makes no difference. The
+// guest writes to it at any time in any case: accesses are raw, of plain bytes, and nothing borrows from it but the
+// batch number, which is atomic.
 unsafe impl Send for Area {}
+// SAFETY: as above.
+unsafe impl Sync for Area {}
 
 impl Area {
-    /// Fresh, zeroed memory; no page of it is touched.
+    /// Fresh, zeroed memory for each of `lanes`; no page of it is touched.
+    pub fn for_lanes(lanes: &[Lane]) -> io::Result<Vec<Self>> {
+        let memfd = sys::memfd(c"paravane-room", libc::MFD_CLOEXEC, lanes.len() as u64 * FILE_SIZE)?;
+        let memfd = Arc::new(memfd);
+        let area = |lane: &Lane| {
+            let start = lane.file_offset();
+            let base = sys::map_shared(memfd.as_fd(), start, FILE_SIZE)?;
+            Ok(Self { memfd: memfd.clone(), start, base })
+        };
+        lanes.iter().map(area).collect()
+    }
+    /// The same for a process of one lane.
+    #[cfg(test)]
     pub fn new() -> io::Result<Self> {
-        let memfd = sys::memfd(c"paravane-room", libc::MFD_CLOEXEC, FILE_SIZE)?;
-        let base = sys::map_shared(memfd.as_fd(), FILE_SIZE)?;
-        Ok(Self { memfd, base })
+        Ok(Self::for_lanes(&Lane::all(1))?.remove(0))
     }
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.memfd.as_fd()
@@ -163,14 +252,14 @@ impl Area {
     }
     /// Empties the room, for a process that the monitor holds at a hand-over.
     pub fn clear_room(&self) {
-        if sys::punch_hole(self.memfd.as_fd(), 0, ROOM_SIZE).is_err() {
+        if sys::punch_hole(self.memfd.as_fd(), self.start, ROOM_SIZE).is_err() {
             self.write_room(0, &[0; ROOM_SIZE as usize]);
         }
     }
     /// Forgets the calls of all batches, for a process whose mapper has nothing to do.
     pub fn clear_steps(&self) {
         let (start, len) = (BOARD_FILE_OFFSET + board::STEPS, BOARD_SIZE - board::STEPS);
-        if sys::punch_hole(self.memfd.as_fd(), start, len).is_err() {
+        if sys::punch_hole(self.memfd.as_fd(), self.start + start, len).is_err() {
             self.write_room(start, &[0; (BOARD_SIZE - board::STEPS) as usize]);
         }
     }
@@ -200,20 +289,16 @@ impl ToU64 for [u8; 8] {
     }
 }
 
-/// Turns an address that a guest process claims into an offset in the room, if `len` bytes there are in it.
-pub(super) fn offset_in_room(address: u64, len: u64) -> Option<u64> {
-    let offset = address.checked_sub(CODE + ROOM)?;
-    (offset.checked_add(len)? <= ROOM_SIZE).then_some(offset)
-}
-
-/// The address in a guest process of an offset in its room.
+/// The address in a guest process of an offset in the room of its first lane.
+#[cfg(test)]
 pub(super) const fn room_va(offset: u64) -> u64 {
-    CODE + ROOM + offset
+    Lane::first(1).room_va(offset)
 }
 
-/// The address in a guest process of an offset in its board.
+/// The address in a guest process of an offset in the board of its first lane.
+#[cfg(test)]
 pub(super) const fn board_va(offset: u64) -> u64 {
-    CODE + BOARD + offset
+    Lane::first(1).board_va(offset)
 }
 
 #[cfg(test)]
@@ -222,19 +307,25 @@ mod tests {
 
     #[test]
     fn claims_about_the_room_are_bounded() {
-        assert_eq!(offset_in_room(room_va(0x100), 8), Some(0x100));
-        assert_eq!(offset_in_room(room_va(ROOM_SIZE - 8), 8), Some(ROOM_SIZE - 8));
-        assert_eq!(offset_in_room(room_va(ROOM_SIZE - 7), 8), None);
-        assert_eq!(offset_in_room(room_va(0) - 1, 8), None);
-        assert_eq!(offset_in_room(u64::MAX, 8), None);
-        assert_eq!(offset_in_room(room_va(0), u64::MAX), None);
-        assert_eq!(offset_in_room(board_va(0), 8), None);
+        for lane in Lane::all(MAX_LANES) {
+            assert_eq!(lane.offset_in_room(lane.room_va(0x100), 8), Some(0x100));
+            assert_eq!(lane.offset_in_room(lane.room_va(ROOM_SIZE - 8), 8), Some(ROOM_SIZE - 8));
+            assert_eq!(lane.offset_in_room(lane.room_va(ROOM_SIZE - 7), 8), None);
+            assert_eq!(lane.offset_in_room(lane.room_va(0) - 1, 8), None);
+            assert_eq!(lane.offset_in_room(u64::MAX, 8), None);
+            assert_eq!(lane.offset_in_room(lane.room_va(0), u64::MAX), None);
+            assert_eq!(lane.offset_in_room(lane.board_va(0), 8), None);
+            let another = lane.next().unwrap_or(Lane::first(MAX_LANES));
+            assert_eq!(lane.offset_in_room(another.room_va(0x100), 8), None);
+        }
     }
 
     #[test]
     fn pieces_do_not_overlap() {
         const {
-            assert!(CODE_SIZE <= ROOM && ROOM + ROOM_SIZE <= BOARD && CODE + BOARD + BOARD_SIZE < TASK_END);
+            assert!(CODE_SIZE <= ROOM && ROOM + ROOM_SIZE <= BOARD && BOARD + BOARD_SIZE <= STRIDE);
+            assert!(CODE + MAX_LANES as u64 * STRIDE <= TASK_END);
+            assert!(STRIDE.is_power_of_two() && CODE.is_multiple_of(STRIDE));
             assert!(room::FPU_OUT + room::FPU_SIZE <= room::FPU_IN);
             assert!(room::FPU_IN + room::FPU_SIZE <= room::STACK && room::STACK < ROOM_SIZE);
         }

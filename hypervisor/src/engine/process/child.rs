@@ -5,14 +5,16 @@
 //! knowing what a hand-over means.
 
 use std::io;
+use std::io::{Read, Write};
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::area::{Area, CODE, board, room};
+use super::area::{Area, CODE, Lane, STRIDE, board, room};
 use super::filter::MEMORY_FD;
 use super::script::{self, AREA_FD, SOCKET_FD, Terms};
-use super::stub::{self, KIND_READY};
+use super::stub::{self, KIND_DONE, KIND_READY};
 use super::sys::{self, Ended, Received};
 use crate::host::limit::Advice;
 
@@ -67,7 +69,8 @@ const DISPATCH_BLOCK: u64 = 1;
 pub(super) struct Image(OwnedFd);
 
 impl Image {
-    pub fn new() -> Result<Self, SpawnError> {
+    /// For processes with this many lanes.
+    pub fn new(lanes: u8) -> Result<Self, SpawnError> {
         const MFD_EXEC: u32 = 0x10;
         const CLOEXEC: u32 = libc::MFD_CLOEXEC;
         // MFD_EXEC came with Linux 6.3, together with the setting that makes it necessary.
@@ -75,24 +78,26 @@ impl Image {
             .or_else(|_| sys::memfd(c"paravane-guest", CLOEXEC, 0))
             .map_err(host("create a memfd"))?;
         let file = std::fs::File::from(fd);
-        std::os::unix::fs::FileExt::write_all_at(&file, &elf(stub::code()), 0)
+        std::os::unix::fs::FileExt::write_all_at(&file, &elf(stub::code(), lanes), 0)
             .map_err(host("write the stub"))?;
         Ok(Self(file.into()))
     }
 }
 
-/// A static ELF executable of one page of code at [`CODE`] (System V gABI, chapters 4 and 5).
-fn elf(code: &[u8]) -> Vec<u8> {
+/// A static ELF executable of one page of code at [`CODE`], and at the places of the other lanes (System V gABI,
+/// chapters 4 and 5).
+fn elf(code: &[u8], lanes: u8) -> Vec<u8> {
     const PAGE: usize = 4096;
     let mut file = Vec::with_capacity(2 * PAGE);
     let mut put = |bytes: &[u8]| file.extend_from_slice(bytes);
     put(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    // ET_EXEC, x86-64, version 1; entry; program headers at 64; no sections; two headers of 56 bytes.
+    // ET_EXEC, x86-64, version 1; entry; program headers at 64; no sections; headers of 56 bytes, one for each copy of
+    // the code and one for the stack.
     put(&[2, 0, 62, 0, 1, 0, 0, 0]);
     put(&CODE.to_le_bytes());
     put(&64u64.to_le_bytes());
     put(&[0; 12]);
-    put(&[64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
+    put(&[64, 0, 56, 0, lanes + 1, 0, 64, 0, 0, 0, 0, 0]);
     let mut header = |kind: u32, flags: u32, words: [u64; 6]| {
         put(&kind.to_le_bytes());
         put(&flags.to_le_bytes());
@@ -100,7 +105,9 @@ fn elf(code: &[u8]) -> Vec<u8> {
     };
     const PAGE64: u64 = PAGE as u64;
     let (readable, executable) = (4, 1);
-    header(libc::PT_LOAD, readable | executable, [PAGE64, CODE, CODE, PAGE64, PAGE64, PAGE64]);
+    for at in (0..u64::from(lanes)).map(|lane| CODE + lane * STRIDE) {
+        header(libc::PT_LOAD, readable | executable, [PAGE64, at, at, PAGE64, PAGE64, PAGE64]);
+    }
     // A stack that is not executable: without this, old kernels make every readable mapping so.
     header(libc::PT_GNU_STACK, readable | 2, [0, 0, 0, 0, 0, 16]);
     file.resize(PAGE, 0);
@@ -179,18 +186,31 @@ fn clone_and_exec(launch_args: &mut Launch) -> Result<(u32, OwnedFd), SpawnError
     Ok((pid.unsigned_abs(), unsafe { OwnedFd::from_raw_fd(pidfd) }))
 }
 
-/// A guest process that is stopped at a hand-over, or running between two.
+/// A guest process. Each of its guest threads is stopped at a hand-over, or running between two.
+///
+/// It is reaped when it is dropped, not before: until then its number is its own, and whoever has a share of it can
+/// signal its threads.
 #[derive(Debug)]
 pub(super) struct Child {
-    area: Area,
     pid: u32,
     pidfd: OwnedFd,
-    listener: OwnedFd,
-    /// The notification to answer; `None` while it runs.
-    stopped: Option<u64>,
-    /// Before 6.11 a listener does not tell that the last caller is gone: the pidfd must be watched as well.
+    /// What each virtual CPU has of it.
+    threads: Vec<Threads>,
+    /// Whether the listener does not tell of the process's end (before Linux 6.11).
     watch: bool,
-    ended: Option<Ended>,
+}
+
+/// The guest thread and the mapper of one lane. Used by that lane's virtual CPU only, and by who made the process.
+#[derive(Debug)]
+pub(super) struct Threads {
+    area: Area,
+    listener: OwnedFd,
+    /// The guest thread's number.
+    guest: u32,
+    /// The hand-over at which the guest thread is stopped, or 0.
+    stopped: AtomicU64,
+    /// The same of the mapper, where there are several.
+    idle: AtomicU64,
 }
 
 /// A hand-over, as the guest's process tells it: nothing of it is to be believed.
@@ -203,15 +223,23 @@ pub(super) struct HandOver {
     pub gs_base: u64,
 }
 
+/// A hand-over as Linux tells it, which is true, and as the process does.
+struct Call {
+    id: u64,
+    thread: u32,
+    handed_over: HandOver,
+}
+
 impl Child {
     /// Makes a guest process and waits until it has nothing left but what a guest may use.
     pub fn spawn(image: &Image, memory: BorrowedFd<'_>, terms: Terms) -> Result<Self, SpawnError> {
-        let area = Area::new().map_err(host("map shared memory"))?;
-        script::write(&area, terms);
+        let lanes = Lane::all(terms.lanes);
+        let mut areas = Area::for_lanes(&lanes).map_err(host("map shared memory"))?;
+        script::write(&areas, terms);
         let (ours, theirs) = UnixStream::pair().map_err(host("make a socket pair"))?;
         let mut launch = Launch {
             image: image.0.as_raw_fd(),
-            area: area.fd().as_raw_fd(),
+            area: areas.first().map_or(-1, |area| area.fd().as_raw_fd()),
             memory: memory.as_raw_fd(),
             socket: theirs.as_raw_fd(),
             // SAFETY: has no precondition.
@@ -224,80 +252,157 @@ impl Child {
             sys::reap(pidfd.as_fd(), true);
             return Err(SpawnError::Exec(io::Error::from_raw_os_error(launch.error)));
         }
-        let Some(listener) = sys::receive_fd(&ours).map_err(host("receive the listener"))? else {
-            return Err(why_not(&area, terms, pidfd.as_fd()));
+        let Some(listeners) = receive_listeners(&ours, lanes.len())? else {
+            return Err(why_not(&areas, terms, pidfd.as_fd()));
         };
-        sys::hand_over_synchronously(listener.as_fd());
         let watch = sys::kernel_version() < (6, 11);
-        let mut child = Self { area, pid, pidfd, listener, stopped: None, watch, ended: None };
-        match child.wait() {
-            Some(HandOver { kind: KIND_READY, .. }) => {
-                child.area.set_board(board::DISPATCH, DISPATCH_BLOCK);
-                Ok(child)
-            }
-            _ => Err(child.ended.map_or_else(
-                || why_not(&child.area, terms, child.pidfd.as_fd()),
-                |ended| explain(&child.area, terms, ended),
-            )),
+        let (stopped, idle) = (|| AtomicU64::new(0), || AtomicU64::new(0));
+        let threads = areas.drain(..).zip(listeners).map(|(area, listener)| {
+            sys::hand_over_synchronously(listener.as_fd());
+            Threads { area, listener, guest: 0, stopped: stopped(), idle: idle() }
+        });
+        let mut child = Self { pid, pidfd, threads: threads.collect(), watch };
+        match child.get_ready(&lanes, ours) {
+            true => Ok(child),
+            false => Err(child.why_not(terms)),
         }
     }
 
-    pub fn area(&self) -> &Area {
-        &self.area
+    /// Waits until every thread has only what a guest may use; `false` if it ended before.
+    fn get_ready(&mut self, lanes: &[Lane], mut socket: UnixStream) -> bool {
+        for lane in lanes {
+            // The first lane's mapper is told to go on when all the others are there.
+            let later_mapper = u32::from(!lane.is_first());
+            if !(0..=later_mapper).all(|_| self.one_is_ready(*lane)) {
+                return false;
+            }
+        }
+        match lanes {
+            // What is left to do then is what makes further threads impossible.
+            [first, _, ..] => {
+                let told = socket.write_all(&[1]).is_ok() && socket.read(&mut [0]).is_ok_and(|len| len == 0);
+                told && self.one_is_ready(*first)
+            }
+            _ => true,
+        }
+    }
+
+    /// Waits for the first hand-over of a lane's guest thread or mapper, whichever it is.
+    fn one_is_ready(&mut self, lane: Lane) -> bool {
+        let (received, threads) = (self.receive(lane), self.threads.get_mut(lane.index()));
+        let (Some(Call { id, thread, handed_over }), Some(threads)) = (received, threads) else {
+            return false;
+        };
+        match handed_over.kind {
+            KIND_READY => {
+                *threads.stopped.get_mut() = id;
+                threads.guest = thread;
+                threads.area.set_board(board::DISPATCH, DISPATCH_BLOCK);
+                true
+            }
+            KIND_DONE => {
+                *threads.idle.get_mut() = id;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn of(&self, lane: Lane) -> Option<&Threads> {
+        self.threads.get(lane.index())
+    }
+    /// The monitor's view of a lane's room and board.
+    pub fn area(&self, lane: Lane) -> Option<&Area> {
+        self.of(lane).map(|threads| &threads.area)
+    }
+    /// The board on which batches are written.
+    pub fn batches(&self) -> Option<&Area> {
+        self.threads.first().map(|threads| &threads.area)
     }
     pub fn pid(&self) -> u32 {
         self.pid
     }
-    pub fn pidfd(&self) -> RawFd {
-        self.pidfd.as_raw_fd()
+    /// The number of a lane's guest thread.
+    pub fn guest_thread(&self, lane: Lane) -> u32 {
+        self.of(lane).map_or(0, |threads| threads.guest)
     }
-    /// Lets the guest thread go on; the hand-over that stopped it is answered.
-    pub fn resume(&mut self) {
-        if let Some(id) = self.stopped.take() {
-            sys::answer(self.listener.as_fd(), id);
+    /// Lets the guest thread go on; the hand-over that stopped it is answered. `false` if it cannot: it is gone.
+    pub fn resume(&self, lane: Lane) -> bool {
+        let Some(threads) = self.of(lane) else { return false };
+        let id = threads.stopped.swap(0, Relaxed);
+        id != 0 && sys::answer(threads.listener.as_fd(), id)
+    }
+    /// The same for a process with one lane, after the mapper has carried out the batch on the board, which ends with
+    /// the answer.
+    pub fn resume_after_batch(&self, lane: Lane) -> bool {
+        let Some(threads) = self.of(lane) else { return false };
+        threads.area.set_board(board::ANSWER, threads.stopped.swap(0, Relaxed));
+        threads.area.publish();
+        sys::futex_wake(threads.area.batch());
+        true
+    }
+    /// Has a lane's mapper carry out the batch, and waits until it has. `false` if the process ended: all of its
+    /// threads have then, so that its mappings are gone as well.
+    pub fn carry_out(&self, lane: Lane) -> bool {
+        let Some(threads) = self.of(lane) else { return false };
+        let id = threads.idle.swap(0, Relaxed);
+        let done = id != 0 && sys::answer(threads.listener.as_fd(), id) && self.errand_done(lane);
+        if !done {
+            self.end();
         }
+        done
     }
-    /// The same, after the mapper has carried out the batch on the board, which ends with the answer.
-    pub fn resume_after_batch(&mut self) {
-        if let Some(id) = self.stopped.take() {
-            self.area.set_board(board::ANSWER, id);
-            self.area.publish();
-            sys::futex_wake(self.area.batch());
-        }
+    /// Waits until a lane's mapper is idle. Its guest thread is stopped meanwhile.
+    fn errand_done(&self, lane: Lane) -> bool {
+        let (Some(threads), Some(call)) = (self.of(lane), self.receive(lane)) else { return false };
+        threads.idle.store(call.id, Relaxed);
+        call.thread != threads.guest
     }
-    /// Waits for the next hand-over; `None` when the process ended.
-    pub fn wait(&mut self) -> Option<HandOver> {
+    /// Waits for the next hand-over of a lane's guest thread; `None` when the process ended. Its mapper is idle
+    /// meanwhile, or answers.
+    pub fn wait(&self, lane: Lane) -> Option<HandOver> {
+        let (threads, call) = (self.of(lane)?, self.receive(lane)?);
+        threads.stopped.store(call.id, Relaxed);
+        Some(call.handed_over)
+    }
+    /// Waits for a hand-over of either thread of a lane.
+    fn receive(&self, lane: Lane) -> Option<Call> {
+        let listener = self.of(lane)?.listener.as_fd();
         loop {
             if self.watch {
-                sys::wait_readable(self.listener.as_fd(), self.pidfd.as_fd());
-                if self.has_ended() {
+                sys::wait_readable(listener, self.pidfd.as_fd());
+                if self.ended().is_some() {
                     return None;
                 }
             }
-            match sys::receive(self.listener.as_fd()) {
-                Received::Call { id, args: [kind, siginfo, ucontext, fs_base, gs_base, _] } => {
-                    self.stopped = Some(id);
-                    return Some(HandOver { kind, siginfo, ucontext, fs_base, gs_base });
+            match sys::receive(listener) {
+                Received::Call { id, thread, args: [kind, siginfo, ucontext, fs_base, gs_base, _] } => {
+                    let handed_over = HandOver { kind, siginfo, ucontext, fs_base, gs_base };
+                    return Some(Call { id, thread, handed_over });
                 }
                 Received::Nothing => {}
-                Received::Gone if self.has_ended() => return None,
+                Received::Gone if self.ended().is_some() => return None,
                 Received::Gone => std::thread::yield_now(),
             }
         }
     }
-    fn has_ended(&mut self) -> bool {
-        self.ended = self.ended.or_else(|| sys::reap(self.pidfd.as_fd(), false));
-        self.ended.is_some()
-    }
-    /// How the process ended, once [`Child::wait`] said that it did.
+    /// How the process ended, once it has.
     pub fn ended(&self) -> Option<Ended> {
-        self.ended
+        sys::peek(self.pidfd.as_fd(), false)
     }
-    /// Ends the process if it has not ended.
-    pub fn end(&mut self) {
-        if self.ended.is_none() {
+    /// Ends the process if it has not ended, and waits until it has.
+    pub fn end(&self) {
+        if self.ended().is_none() {
             sys::signal(self.pidfd.as_raw_fd(), libc::SIGKILL);
-            self.ended = sys::reap(self.pidfd.as_fd(), true);
+            sys::peek(self.pidfd.as_fd(), true);
+        }
+    }
+    /// Why it ended while it was set up.
+    fn why_not(mut self, terms: Terms) -> SpawnError {
+        let areas: Vec<Area> = self.threads.drain(..).map(|threads| threads.area).collect();
+        match self.ended() {
+            Some(ended) => explain(&areas, terms, ended),
+            None => why_not(&areas, terms, self.pidfd.as_fd()),
         }
     }
 }
@@ -305,19 +410,36 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         self.end();
+        sys::reap(self.pidfd.as_fd(), true);
     }
 }
 
-fn why_not(area: &Area, terms: Terms, pidfd: BorrowedFd<'_>) -> SpawnError {
-    // It has closed its socket, and so has ended or is about to: the status of an exit under way stands.
-    sys::signal(pidfd.as_raw_fd(), libc::SIGKILL);
-    explain(area, terms, sys::reap(pidfd, true).unwrap_or(Ended::Unknown))
+/// The listener of each lane, in order; `None` if the process ended before it sent them all.
+fn receive_listeners(socket: &UnixStream, lanes: usize) -> Result<Option<Vec<OwnedFd>>, SpawnError> {
+    let mut listeners: Vec<Option<OwnedFd>> = (0..lanes).map(|_| None).collect();
+    for _ in 0..lanes {
+        let Some((lane, listener)) = sys::receive_fd(socket).map_err(host("receive the listener"))? else {
+            return Ok(None);
+        };
+        if let Some(slot) = listeners.get_mut(usize::from(lane)) {
+            *slot = Some(listener);
+        }
+    }
+    Ok(listeners.into_iter().collect())
 }
 
-fn explain(area: &Area, terms: Terms, ended: Ended) -> SpawnError {
+fn why_not(areas: &[Area], terms: Terms, pidfd: BorrowedFd<'_>) -> SpawnError {
+    // It has closed its socket, and so has ended or is about to: the status of an exit under way stands.
+    sys::signal(pidfd.as_raw_fd(), libc::SIGKILL);
+    explain(areas, terms, sys::peek(pidfd, true).unwrap_or(Ended::Unknown))
+}
+
+fn explain(areas: &[Area], terms: Terms, ended: Ended) -> SpawnError {
+    // Whoever fails, the first lane's code interprets the scripts.
+    let failed_at = areas.first().map_or(0, |area| area.room(room::FAILED_AT));
     match ended {
         Ended::Status(errno) => SpawnError::SetUp {
-            step: script::name_of(area, terms, area.room(room::FAILED_AT)),
+            step: script::name_of(areas, terms, failed_at),
             error: io::Error::from_raw_os_error(errno),
         },
         Ended::Signal(signal) => SpawnError::Killed(format!("signal {signal}")),

@@ -3,10 +3,11 @@
 //! All of it is read from memory that the guest can write, and a user program can write it as well as its kernel. So
 //! a claim is cut down to what code at CPL 3 can bring about by honest means: the vectors that it can raise, with error
 //! codes that they have, flags that it can set, bases that are canonical. No value is used as an address or a length
-//! before it was bounded. Linux's signal frame: `struct rt_sigframe` (asm/sigcontext.h, asm/ucontext.h); error codes
+//! before it was bounded, and none is read twice: another thread of the guest may write to it meanwhile. Linux's signal
+//! frame: `struct rt_sigframe` (asm/sigcontext.h, asm/ucontext.h); error codes
 //! and vectors as the processor raised them.
 
-use super::area::{Area, offset_in_room, room};
+use super::area::{Area, Lane, room};
 use super::child::HandOver;
 use super::script::SIGNALS;
 use super::stub::{self, KICK_SIGNAL, KIND_HYPERCALL, KIND_KICKED};
@@ -65,7 +66,7 @@ pub(super) struct Stop {
 }
 
 /// Decodes a hand-over; `None` for one that the stub never makes: the guest made it up, and its state is lost.
-pub(super) fn decode(area: &Area, h: &HandOver, fpu_size: u64) -> Option<Stop> {
+pub(super) fn decode(area: &Area, lane: Lane, h: &HandOver, fpu_size: u64) -> Option<Stop> {
     match h.kind {
         KIND_HYPERCALL => {
             let regs = possible(saved_by_stub(area, h));
@@ -74,7 +75,10 @@ pub(super) fn decode(area: &Area, h: &HandOver, fpu_size: u64) -> Option<Stop> {
         KIND_KICKED => {
             Some(Stop { trap: Trap::KickBeforeEntry, regs: Regs::default(), fpu: FpuAt::Registers })
         }
-        signal => from_signal(area, h, SIGNALS.into_iter().find(|s| *s as u64 == signal)?, fpu_size),
+        signal => {
+            let signal = SIGNALS.into_iter().find(|s| *s as u64 == signal)?;
+            from_signal(area, lane, h, signal, fpu_size)
+        }
     }
 }
 
@@ -131,11 +135,11 @@ const SI_CALL_ADDR: u64 = 16;
 const SI_ARCH: u64 = 28;
 const SIGINFO_SIZE: u64 = 128;
 
-fn from_signal(area: &Area, h: &HandOver, signal: i32, fpu_size: u64) -> Option<Stop> {
-    let uc = offset_in_room(h.ucontext, UCONTEXT_SIZE)?;
-    let info = offset_in_room(h.siginfo, SIGINFO_SIZE)?;
+fn from_signal(area: &Area, lane: Lane, h: &HandOver, signal: i32, fpu_size: u64) -> Option<Stop> {
+    let uc = lane.offset_in_room(h.ucontext, UCONTEXT_SIZE)?;
+    let info = lane.offset_in_room(h.siginfo, SIGINFO_SIZE)?;
     let image = area.room(uc + FPSTATE);
-    let fpu = match offset_in_room(image, fpu_size) {
+    let fpu = match lane.offset_in_room(image, fpu_size) {
         Some(offset) if image.is_multiple_of(64) => FpuAt::Frame(offset),
         _ => return None,
     };
@@ -249,8 +253,8 @@ fn exception(area: &Area, uc: u64, signal: i32) -> Trap {
 }
 
 /// Whether a stop happened inside the stub, so that its registers are not guest code's.
-pub(super) fn inside_stub(stop: &Stop) -> bool {
-    stub::contains(stop.regs.rip)
+pub(super) fn inside_stub(stop: &Stop, lane: Lane) -> bool {
+    stub::contains(stop.regs.rip, lane)
 }
 
 /// Whether a stop is the single step of a guest that entered the stub with TF set.
@@ -284,8 +288,8 @@ pub(super) fn store(area: &Area, regs: &Regs, bases: Option<(u64, u64)>, load_fp
 }
 
 /// Whether a stop inside the stub came while the guest's state was being loaded.
-pub(super) fn is_loading(stop: &Stop) -> bool {
-    stub::is_loading(stop.regs.rip)
+pub(super) fn is_loading(stop: &Stop, lane: Lane) -> bool {
+    stub::is_loading(stop.regs.rip, lane)
 }
 
 /// Clears the trap flag.

@@ -1,15 +1,18 @@
 //! The three seccomp filters of a guest process: what its threads may ask of Linux.
 //!
-//! *Listener* (both threads): a hand-over, recognised by the address of its SYSCALL instruction and its
+//! *Listener* (both threads of a lane): a hand-over, recognised by the address of its SYSCALL instruction and its
 //! number, is reported to the monitor. *Guest* (the guest thread): everything else traps to the stub, as a
 //! SIGSYS that becomes an exit. Together they leave the guest thread no call at all that Linux would carry
 //! out. *Mapper* (the mapper thread): mapping calls, waiting and answering, from our code only, each with
-//! its arguments as we make them; anything else kills the process.
+//! its arguments as we make them; anything else kills the process. Where there are several lanes a mapper waits by a
+//! hand-over of its own, which no guest thread can make, instead of the other two.
+//!
+//! Each lane's filters know the addresses of its own copy of the stub only.
 //!
 //! The filters check `arch` first, so that INT 0x80 and SYSENTER (32-bit numbers) and x32 numbers never
 //! match. Of several filters the most restrictive verdict counts (seccomp(2)): TRAP, USER_NOTIF, ALLOW.
 
-use super::area::{CODE, CODE_SIZE};
+use super::area::{CODE_SIZE, Lane};
 use super::stub::{self, HANDOVER_NR, Place};
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
@@ -76,29 +79,40 @@ impl Program {
     }
 }
 
-fn hand_over_or(handed_over: u32, otherwise: u32) -> Vec<u64> {
+/// `yes` for the hand-over with its SYSCALL just before one of `sites`, `no` for all else.
+fn hand_over_or(sites: &[u64], yes: u32, no: u32) -> Vec<u64> {
     let mut p = Program::default();
     p.load(ARCH);
-    p.must_be(AUDIT_ARCH_X86_64, otherwise);
-    p.field_must_be(IP, stub::address(Place::HandedOver), otherwise);
+    p.must_be(AUDIT_ARCH_X86_64, no);
     p.load(NR);
-    p.must_be(HANDOVER_NR, otherwise);
-    p.verdict(handed_over);
+    p.must_be(HANDOVER_NR, no);
+    for site in sites {
+        // The next site is looked at if either half is another's.
+        p.load(IP + 4);
+        p.op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, (site >> 32) as u32, 0, 3);
+        p.load(IP);
+        p.op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, *site as u32, 0, 1);
+        p.verdict(yes);
+    }
+    p.verdict(no);
     p.into_words()
 }
 
 /// Reports hand-overs to the monitor; has no opinion on anything else.
-pub(super) fn listener() -> Vec<u64> {
-    hand_over_or(libc::SECCOMP_RET_USER_NOTIF, libc::SECCOMP_RET_ALLOW)
+pub(super) fn listener(lane: Lane) -> Vec<u64> {
+    let sites = [Place::HandedOver, Place::Errand].map(|place| stub::address_in(lane, place));
+    let sites = if lane.is_alone() { sites.get(..1) } else { Some(&sites[..]) };
+    hand_over_or(sites.unwrap_or_default(), libc::SECCOMP_RET_USER_NOTIF, libc::SECCOMP_RET_ALLOW)
 }
 
 /// Traps everything but hand-overs.
-pub(super) fn guest() -> Vec<u64> {
-    hand_over_or(libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_TRAP)
+pub(super) fn guest(lane: Lane) -> Vec<u64> {
+    let site = stub::address_in(lane, Place::HandedOver);
+    hand_over_or(&[site], libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_TRAP)
 }
 
 /// What the mapper's batches are made of, and nothing else.
-pub(super) fn mapper() -> Vec<u64> {
+pub(super) fn mapper(lane: Lane) -> Vec<u64> {
     const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
     const RIGHTS: u32 = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u32;
     const SHARED: u64 = (libc::MAP_SHARED | libc::MAP_FIXED) as u64;
@@ -106,10 +120,10 @@ pub(super) fn mapper() -> Vec<u64> {
     p.load(ARCH);
     p.must_be(AUDIT_ARCH_X86_64, KILL);
     p.load(IP + 4);
-    p.must_be((CODE >> 32) as u32, KILL);
+    p.must_be((lane.start() >> 32) as u32, KILL);
     p.load(IP);
     p.op(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, !(CODE_SIZE as u32 - 1), 0, 0);
-    p.must_be(CODE as u32, KILL);
+    p.must_be(lane.start() as u32, KILL);
     p.allow_call(libc::SYS_mmap, |p| {
         p.load(arg(2));
         p.must_lack(!RIGHTS, KILL);
@@ -124,12 +138,18 @@ pub(super) fn mapper() -> Vec<u64> {
         p.must_lack(!RIGHTS, KILL);
     });
     p.allow_call(libc::SYS_madvise, |p| p.field_must_be(arg(2), libc::MADV_POPULATE_READ as u64, KILL));
-    p.allow_call(libc::SYS_futex, |p| p.field_must_be(arg(1), libc::FUTEX_WAIT as u64, KILL));
-    p.allow_call(libc::SYS_ioctl, |p| {
-        p.field_must_be(arg(0), LISTENER_FD, KILL);
-        p.load(arg(1));
-        p.must_be(libc::SECCOMP_IOCTL_NOTIF_SEND as u32, KILL);
-    });
+    if lane.is_alone() {
+        p.allow_call(libc::SYS_futex, |p| p.field_must_be(arg(1), libc::FUTEX_WAIT as u64, KILL));
+        p.allow_call(libc::SYS_ioctl, |p| {
+            p.field_must_be(arg(0), LISTENER_FD, KILL);
+            p.load(arg(1));
+            p.must_be(libc::SECCOMP_IOCTL_NOTIF_SEND as u32, KILL);
+        });
+    } else {
+        p.allow_call(HANDOVER_NR.into(), |p| {
+            p.field_must_be(IP, stub::address_in(lane, Place::Errand), KILL);
+        });
+    }
     p.allow_call(libc::SYS_exit_group, |_| {});
     p.verdict(KILL);
     p.into_words()
@@ -137,6 +157,7 @@ pub(super) fn mapper() -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::area::{CODE, STRIDE};
     use super::*;
 
     /// What a filter says of a call; an interpreter of the few instructions that filters here consist of.
@@ -172,25 +193,50 @@ mod tests {
 
     #[test]
     fn only_the_hand_over_passes_the_guest_filter() {
-        let (guest, listener) = (guest(), listener());
-        let there = stub::address(Place::HandedOver);
-        assert_eq!(run(&guest, X86_64, HANDOVER_NR, there, [7; 6]), libc::SECCOMP_RET_ALLOW);
-        assert_eq!(run(&listener, X86_64, HANDOVER_NR, there, [7; 6]), libc::SECCOMP_RET_USER_NOTIF);
-        for (arch, nr, ip) in [
-            (X86_64, HANDOVER_NR, there + 1),
-            (X86_64, HANDOVER_NR, there ^ 1 << 32),
-            (X86_64, HANDOVER_NR | 0x4000_0000, there),
-            (X86_64, libc::SYS_write as u32, there),
-            (I386, HANDOVER_NR, there),
-        ] {
-            assert_eq!(run(&guest, arch, nr, ip, [0; 6]), libc::SECCOMP_RET_TRAP);
-            assert_eq!(run(&listener, arch, nr, ip, [0; 6]), libc::SECCOMP_RET_ALLOW);
+        for lane in Lane::all(1).into_iter().chain(Lane::all(3)) {
+            let (guest, listener) = (guest(lane), listener(lane));
+            let there = stub::address_in(lane, Place::HandedOver);
+            let errand = stub::address_in(lane, Place::Errand);
+            let (trap, allow) = (libc::SECCOMP_RET_TRAP, libc::SECCOMP_RET_ALLOW);
+            assert_eq!(run(&guest, X86_64, HANDOVER_NR, there, [7; 6]), allow);
+            assert_eq!(run(&listener, X86_64, HANDOVER_NR, there, [7; 6]), libc::SECCOMP_RET_USER_NOTIF);
+            let elsewhere = [there + 1, there ^ 1 << 32, 0, u64::MAX, there ^ STRIDE, there + STRIDE, errand];
+            let elsewhere = elsewhere.map(|ip| (X86_64, HANDOVER_NR, ip));
+            for (arch, nr, ip) in elsewhere.into_iter().chain([
+                (X86_64, HANDOVER_NR | 0x4000_0000, there),
+                (X86_64, libc::SYS_write as u32, there),
+                (I386, HANDOVER_NR, there),
+            ]) {
+                assert_eq!(run(&guest, arch, nr, ip, [0; 6]), trap);
+                if ip != errand || lane.is_alone() {
+                    assert_eq!(run(&listener, arch, nr, ip, [0; 6]), allow);
+                }
+            }
+        }
+    }
+
+    /// Where a mapper waits by a hand-over, only its lane's mapper can make it.
+    #[test]
+    fn an_errand_is_the_mapper_s_alone() {
+        for lane in Lane::all(3) {
+            let errand = stub::address_in(lane, Place::Errand);
+            let (kill, notify) = (libc::SECCOMP_RET_KILL_PROCESS, libc::SECCOMP_RET_USER_NOTIF);
+            let (mapper, listener) = (mapper(lane), listener(lane));
+            assert_eq!(run(&mapper, X86_64, HANDOVER_NR, errand, [0; 6]), libc::SECCOMP_RET_ALLOW);
+            assert_eq!(run(&listener, X86_64, HANDOVER_NR, errand, [0; 6]), notify);
+            for ip in [errand ^ STRIDE, errand + 2, stub::address_in(lane, Place::HandedOver)] {
+                assert_eq!(run(&mapper, X86_64, HANDOVER_NR, ip, [0; 6]), kill);
+            }
+            for (nr, arg) in [(libc::SYS_futex, libc::FUTEX_WAIT as u64), (libc::SYS_ioctl, 0)] {
+                let args = [0, if arg == 0 { libc::SECCOMP_IOCTL_NOTIF_SEND } else { arg }, 0, 0, 0, 0];
+                assert_eq!(run(&mapper, X86_64, nr as u32, lane.start() + 0x80, args), kill);
+            }
         }
     }
 
     #[test]
     fn no_number_passes_from_elsewhere() {
-        let guest = guest();
+        let guest = guest(Lane::first(1));
         for nr in (0..1024).chain(0x4000_0000..0x4000_0400).chain([u32::MAX]) {
             assert_eq!(run(&guest, X86_64, nr, 0x40_1000, [0; 6]), libc::SECCOMP_RET_TRAP);
             assert_eq!(run(&guest, I386, nr, 0x40_1000, [0; 6]), libc::SECCOMP_RET_TRAP);
@@ -199,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_mapper_maps_machine_memory_only() {
-        let p = mapper();
+        let p = mapper(Lane::first(1));
         let call = |nr: i64, args| run(&p, X86_64, nr as u32, CODE + 0x80, args);
         let (allow, kill) = (libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_KILL_PROCESS);
         let flags = (libc::MAP_SHARED | libc::MAP_FIXED) as u64;

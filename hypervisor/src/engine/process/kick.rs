@@ -1,9 +1,12 @@
 //! Kicks: making the guest thread stop, from any thread, from a signal handler, or at a deadline.
 //!
-//! A kick marks itself pending and signals the guest's process. The stub turns the signal into a hand-over;
+//! A kick marks itself pending and signals the guest's thread. The stub turns the signal into a hand-over;
 //! where it is in our own code it leaves a mark for its way back into the guest and goes on. A guest that
 //! hides in our code could so outlast a kick, which is why kicks *insist*: until one is answered the signal
-//! comes again every millisecond, and a process that used [`PATIENCE_NS`] of CPU time meanwhile is killed.
+//! comes again every millisecond, and a process whose thread used [`PATIENCE_NS`] of CPU time meanwhile is killed.
+//!
+//! A target is a thread's number in a process's. Both are its own for as long as the process is not reaped, and whoever
+//! reaps it takes the aim away first.
 //!
 //! Deadlines and insistence are POSIX timers whose signal goes to the vCPU's own thread: nothing on the exit
 //! path. Their handler may run late, even after its engine is gone, so what it touches is static.
@@ -11,7 +14,6 @@
 
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::RawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 
@@ -26,20 +28,31 @@ const INSIST_NS: i64 = 1_000_000;
 const PATIENCE_NS: u64 = 300_000_000;
 /// How many engines one program can have at a time.
 const SLOTS: usize = 256;
-const NOBODY: RawFd = -1;
+const NOBODY: u64 = 0;
+
+/// A thread of a process, in one word.
+fn target(process: u32, thread: u32) -> u64 {
+    u64::from(process) << 32 | u64::from(thread)
+}
+
+/// Process and thread of a target.
+fn parts(target: u64) -> (u32, u32) {
+    ((target >> 32) as u32, target as u32)
+}
 
 /// One engine's kick state.
 #[derive(Debug)]
 struct Slot {
     taken: AtomicBool,
     pending: AtomicBool,
-    /// The pidfd of the process that runs guest code now, or [`NOBODY`]; and its pid, for its CPU time.
-    target: AtomicI32,
-    pid: AtomicU32,
-    /// The process's CPU time when a kick was first repeated; 0 before that.
+    /// The thread that runs guest code now, or [`NOBODY`].
+    target: AtomicU64,
+    /// How many guest threads its process has.
+    threads: AtomicU32,
+    /// The thread's CPU time when a kick was first repeated; 0 before that.
     since: AtomicU64,
-    /// It was killed for not answering.
-    killed: AtomicBool,
+    /// The process that was killed for not answering, or 0.
+    killed: AtomicU32,
     /// The kernel's id of the timer that repeats.
     insist: AtomicI32,
     /// How many kicks may be using the target: it is not closed before they are done.
@@ -50,10 +63,10 @@ static ALL: [Slot; SLOTS] = [const {
     Slot {
         taken: AtomicBool::new(false),
         pending: AtomicBool::new(false),
-        target: AtomicI32::new(NOBODY),
-        pid: AtomicU32::new(0),
+        target: AtomicU64::new(NOBODY),
+        threads: AtomicU32::new(1),
         since: AtomicU64::new(0),
-        killed: AtomicBool::new(false),
+        killed: AtomicU32::new(0),
         insist: AtomicI32::new(-1),
         users: AtomicU32::new(0),
     }
@@ -74,7 +87,8 @@ impl Slot {
     fn signal(&self) {
         let target = self.target.load(SeqCst);
         if target != NOBODY {
-            sys::signal(target, KICK_SIGNAL);
+            let (process, thread) = parts(target);
+            sys::signal_thread(process, thread, KICK_SIGNAL);
             sys::set_timer(self.insist.load(SeqCst), INSIST_NS, INSIST_NS);
         }
     }
@@ -88,16 +102,22 @@ impl Slot {
         if target == NOBODY {
             return;
         }
-        let used = sys::cpu_time_ns(self.pid.load(SeqCst));
+        let (process, thread) = parts(target);
+        let used = match self.threads.load(SeqCst) {
+            1 => sys::cpu_time_ns(process),
+            // Linux lets nobody read the clock of another process's thread. Its share of the process's is what is left.
+            threads => sys::thread_time_ns(process, thread)
+                .unwrap_or_else(|| sys::cpu_time_ns(process) / u64::from(threads.max(1))),
+        };
         let since = self.since.load(SeqCst);
         if since == 0 {
             self.since.store(used.max(1), SeqCst);
         }
         let patience_is_over = since != 0 && used.saturating_sub(since) > PATIENCE_NS;
         if patience_is_over {
-            self.killed.store(true, SeqCst);
+            self.killed.store(process, SeqCst);
         }
-        sys::signal(target, if patience_is_over { libc::SIGKILL } else { KICK_SIGNAL });
+        sys::signal_thread(process, thread, if patience_is_over { libc::SIGKILL } else { KICK_SIGNAL });
     }
 
     /// Ends the repetition of a kick that was answered before its thread came to set the timer: nobody else would, and
@@ -160,25 +180,45 @@ fn install_handler() -> io::Result<()> {
 pub(super) struct ProcessKick {
     index: usize,
     slot: &'static Slot,
-    deadline: i32,
+    deadline: AtomicI32,
+    /// The thread that its timers signal, or 0 while there are none.
+    settled: AtomicU32,
 }
 
 impl ProcessKick {
-    /// For the calling thread, which will run the vCPU.
-    pub fn new() -> io::Result<Self> {
+    /// For a virtual CPU whose process has so many guest threads. It has to [settle](Self::settle).
+    pub fn new(threads: u8) -> io::Result<Self> {
         install_handler()?;
-        threads::unblock_signal(timer_signal());
         let free = |(_, slot): &(usize, &'static Slot)| !slot.taken.swap(true, SeqCst);
         let Some((index, slot)) = ALL.iter().enumerate().find(free) else {
             return Err(io::Error::from_raw_os_error(libc::EUSERS));
         };
         slot.pending.store(false, SeqCst);
-        slot.killed.store(false, SeqCst);
-        // From here on dropping `kick` gives the slot back.
-        let mut kick = Self { index, slot, deadline: -1 };
-        slot.insist.store(sys::make_timer(timer_signal(), value(kick.index, true))?, SeqCst);
-        kick.deadline = sys::make_timer(timer_signal(), value(kick.index, false))?;
-        Ok(kick)
+        slot.killed.store(0, SeqCst);
+        slot.threads.store(threads.into(), SeqCst);
+        // From here on dropping it gives the slot back.
+        Ok(Self { index, slot, deadline: AtomicI32::new(-1), settled: AtomicU32::new(0) })
+    }
+    /// The calling thread is the one that runs the vCPU: it gets the timers' signals.
+    pub fn settle(&self) -> io::Result<()> {
+        let thread = sys::this_thread();
+        if self.settled.load(SeqCst) == thread {
+            return Ok(());
+        }
+        threads::unblock_signal(timer_signal());
+        self.delete_timers();
+        self.slot.insist.store(sys::make_timer(timer_signal(), value(self.index, true))?, SeqCst);
+        self.deadline.store(sys::make_timer(timer_signal(), value(self.index, false))?, SeqCst);
+        self.settled.store(thread, SeqCst);
+        Ok(())
+    }
+    fn delete_timers(&self) {
+        for timer in [&self.deadline, &self.slot.insist] {
+            let timer = timer.swap(-1, SeqCst);
+            if timer >= 0 {
+                sys::delete_timer(timer);
+            }
+        }
     }
     /// Whether a kick waits; takes it.
     pub fn take(&self) -> bool {
@@ -189,25 +229,25 @@ impl ProcessKick {
         self.slot.since.store(0, SeqCst);
         self.slot.pending.swap(false, SeqCst)
     }
-    /// Whether a process was killed because it did not answer a kick, since this was asked last.
-    pub fn lost_patience(&self) -> bool {
-        self.slot.killed.swap(false, SeqCst)
+    /// Whether `process` was killed because it did not answer a kick, this virtual CPU's or another's.
+    pub fn lost_patience(&self, process: u32) -> bool {
+        ALL.iter().any(|slot| slot.killed.load(SeqCst) == process)
     }
     /// Says whom a kick must signal from now on. Ask [`ProcessKick::take`] after this and before entering.
-    pub fn aim(&self, pidfd: RawFd, pid: u32) {
-        self.slot.pid.store(pid, SeqCst);
-        self.slot.target.store(pidfd, SeqCst);
+    pub fn aim(&self, process: u32, thread: u32) {
+        self.slot.target.store(target(process, thread), SeqCst);
     }
     /// Takes the aim away.
     pub fn rest(&self) {
         self.slot.target.store(NOBODY, SeqCst);
     }
-    /// The same for good: when this returns nobody uses a pidfd any more, and they may be closed.
+    /// The same for good: when this returns nobody is about to signal a thread any more, and processes may be reaped.
     pub fn retire(&self) {
         self.rest();
         while self.slot.users.load(SeqCst) != 0 {
             std::hint::spin_loop();
         }
+        self.slot.killed.store(0, SeqCst);
     }
 }
 
@@ -216,17 +256,14 @@ impl Kick for ProcessKick {
         self.slot.kick();
     }
     fn arm(&self, ns: u64) {
-        sys::set_timer(self.deadline, i64::try_from(ns).unwrap_or(i64::MAX), 0);
+        sys::set_timer(self.deadline.load(SeqCst), i64::try_from(ns).unwrap_or(i64::MAX), 0);
     }
 }
 
 impl Drop for ProcessKick {
     fn drop(&mut self) {
-        for timer in [self.deadline, self.slot.insist.swap(-1, SeqCst)] {
-            if timer >= 0 {
-                sys::delete_timer(timer);
-            }
-        }
+        self.delete_timers();
+        self.slot.killed.store(0, SeqCst);
         self.slot.target.store(NOBODY, SeqCst);
         self.slot.taken.store(false, SeqCst);
     }
@@ -247,10 +284,11 @@ mod tests {
     /// The kicking thread was held up between its two halves: the vCPU has left the guest for it, and entered again.
     #[test]
     fn nobody_insists_on_a_kick_that_was_answered_before_it_was_made() {
-        let kick = ProcessKick::new().unwrap();
+        let kick = ProcessKick::new(1).unwrap();
+        kick.settle().unwrap();
         let insist = kick.slot.insist.load(SeqCst);
-        // No process has this descriptor: signals go nowhere.
-        kick.aim(RawFd::MAX, 0);
+        // No process has this number: signals go nowhere.
+        kick.aim(i32::MAX.unsigned_abs(), 1);
         kick.slot.pending.store(true, SeqCst);
         assert!(kick.take());
         kick.slot.signal();

@@ -7,12 +7,13 @@
 //!
 //! What may not be done here: ending the guest for what a user program did.
 
+use std::sync::Arc;
+
 use super::area::{Area, room};
-use super::child::Child;
 use super::context::{self, FpuAt, Stop, Trap};
-use super::cpu::{Fpu, LOST, ProcessCpu};
+use super::cpu::{Fpu, LOST, ProcessCpu, why_dead};
 use super::fpu;
-use super::space::Space;
+use super::space::{Space, Spaces};
 use super::sys::Ended;
 use crate::engine::Exit;
 use crate::x86::exception::{Fault, vector};
@@ -35,34 +36,93 @@ pub(super) enum Remnants {
 impl ProcessCpu {
     /// Whether a process that ended did so by what its own code can bring about: a signal frame that found no place, a
     /// system call in the midst of our code, or hiding from kicks.
-    pub(super) fn ended_by_itself(&self, ended: Option<Ended>) -> bool {
+    fn ended_by_itself(&self, process: u32, ended: Option<Ended>) -> bool {
         match ended {
             Some(Ended::Signal(
                 libc::SIGSEGV | libc::SIGSYS | libc::SIGBUS | libc::SIGILL | libc::SIGTRAP | libc::SIGFPE,
             )) => true,
-            Some(Ended::Signal(libc::SIGKILL)) => self.kick.lost_patience(),
+            Some(Ended::Signal(libc::SIGKILL)) => self.kick.lost_patience(process),
             _ => false,
         }
+    }
+
+    /// The process in use has ended. Where the guest had not been let go on in it, and there is another by now, nothing
+    /// is lost.
+    #[cold]
+    pub(super) fn lost_process(&mut self, resumed: bool) -> Result<(), Exit> {
+        let shared = self.shared.clone();
+        let mut spaces = shared.lock();
+        let Some(here) = &self.here else { return Err(self.die(LOST)) };
+        let (process, ended) = (here.child.pid(), here.child.ended());
+        let is_mine = |s: &Space| Arc::ptr_eq(&s.child, &here.child);
+        if spaces.all.get(here.index).is_some_and(is_mine) {
+            return Err(match self.ended_by_itself(process, ended) {
+                true if self.user => self.replace_now(&mut spaces),
+                itself => self.die(why_dead(ended, itself)),
+            });
+        }
+        // Another virtual CPU found that out first.
+        let (index, root) = (here.index, here.root);
+        if !resumed {
+            return self.come_to(&mut spaces, index, root).map_err(|why| self.die(why));
+        }
+        if !self.user {
+            return Err(self.die(SHARED_AND_SPOILT));
+        }
+        Err(self.renewed(&mut spaces))
     }
 
     /// Gives the address space in use a new process in place of one that a user program has spoilt. Its registers are
     /// what they were when it was entered; its vector state, which was in the process, is lost.
     #[cold]
     pub(super) fn replace(&mut self) -> Exit {
-        let current = self.current;
-        // Nobody may be about to signal a process whose descriptor goes.
+        let shared = self.shared.clone();
+        let mut spaces = shared.lock();
+        let is_mine = |s: &Space| self.here.as_ref().is_some_and(|here| Arc::ptr_eq(&s.child, &here.child));
+        match self.here.as_ref().and_then(|here| spaces.all.get(here.index)).is_some_and(is_mine) {
+            true => self.replace_now(&mut spaces),
+            // Another virtual CPU has done so.
+            false => self.renewed(&mut spaces),
+        }
+    }
+
+    fn replace_now(&mut self, spaces: &mut Spaces) -> Exit {
+        let Some(index) = self.here.as_ref().map(|here| here.index) else { return self.die(LOST) };
+        // Nobody may be about to signal a process that is no more.
         self.kick.retire();
-        self.mirror.drop_space(&mut self.spaces, current);
-        let Some(space) = self.spaces.get_mut(current) else { return self.die(LOST) };
-        // Before there is another: limits on processes count both.
-        space.child.end();
-        let Ok(child) = Child::spawn(&self.image, std::os::fd::AsFd::as_fd(&self.memory), self.terms) else {
+        spaces.mirror.drop_space(&mut spaces.all, index);
+        if let Some(space) = spaces.all.get(index) {
+            // Before there is another: limits on processes count both.
+            space.child.end();
+        }
+        let Some(child) = spaces.birth() else {
             return self
                 .die("a user program spoilt the guest's process, and the host has no room for another");
         };
-        fpu::reset(child.area(), room::FPU_IN);
-        *space = Space { root: space.root, last_used: space.last_used, ..Space::new(child) };
-        self.fpu = Fpu { space: current, at: FpuAt::Frame(room::FPU_IN) };
+        let generation = spaces.new_generation();
+        if let Some(space) = spaces.all.get_mut(index) {
+            let (root, last_used, held) = (space.root, space.last_used, space.held);
+            *space = Space { root, last_used, held, ..Space::new(child, generation) };
+        }
+        self.shared.note_upheaval();
+        self.renewed(spaces)
+    }
+
+    /// Goes on in the process that took the place of a spoilt one.
+    fn renewed(&mut self, spaces: &mut Spaces) -> Exit {
+        let Some((index, root)) = self.here.as_ref().map(|here| (here.index, here.root)) else {
+            return self.die(LOST);
+        };
+        self.fpu = None;
+        if let Err(why) = self.come_to(spaces, index, root) {
+            return self.die(why);
+        }
+        if let Some(here) = &self.here
+            && let Some(area) = here.child.area(self.lane)
+        {
+            fpu::reset(area, room::FPU_IN);
+            self.fpu = Some(Fpu { child: here.child.clone(), at: FpuAt::Frame(room::FPU_IN) });
+        }
         self.stepping = false;
         REFUSED
     }
@@ -78,7 +138,9 @@ impl ProcessCpu {
                 Some(self.replace())
             }
             // A jump into the stub: no step of the stub has to be completed.
-            Trap::Fault(_) if context::inside_stub(stop) && !context::is_loading(stop) => {
+            Trap::Fault(_)
+                if context::inside_stub(stop, self.lane) && !context::is_loading(stop, self.lane) =>
+            {
                 *regs = stop.regs;
                 Some(REFUSED)
             }
@@ -89,14 +151,14 @@ impl ProcessCpu {
     /// Empties the room of the process in use if somebody else's state may be in it.
     pub(super) fn empty_room(&mut self) {
         let user = self.user;
-        let Some(space) = self.spaces.get_mut(self.current) else { return };
-        let remnants = space.remnants;
+        let Some(seat) = self.seat() else { return };
+        let remnants = seat.remnants;
         if !user {
             if remnants == Remnants::None {
                 // What a program said of its bases is not believed.
-                space.bases = None;
+                seat.bases = None;
             }
-            space.remnants = remnants.max(Remnants::Kernels);
+            seat.remnants = remnants.max(Remnants::Kernels);
         }
         if remnants == Remnants::Others || (user && remnants == Remnants::Kernels) {
             self.empty_room_now();
@@ -105,22 +167,28 @@ impl ProcessCpu {
 
     #[cold]
     fn empty_room_now(&mut self) {
-        let (user, current) = (self.user, self.current);
-        let Some(space) = self.spaces.get_mut(current) else { return };
-        space.remnants = if user { Remnants::None } else { Remnants::Kernels };
+        let user = self.user;
+        let Some(seat) = self.seat() else { return };
+        seat.remnants = if user { Remnants::None } else { Remnants::Kernels };
         // What was claimed of them was claimed by somebody else.
-        space.bases = None;
-        let area = space.child.area();
-        let keep = (self.fpu.space == current).then_some(self.fpu.at.offset());
-        clear(area, keep, self.fpu_size);
+        seat.bases = None;
+        let Some(here) = &self.here else { return };
+        let Some(area) = here.child.area(self.lane) else { return };
+        let fpu = self.fpu.as_ref().filter(|fpu| Arc::ptr_eq(&fpu.child, &here.child));
+        let keep = fpu.map(|fpu| fpu.at.offset());
+        clear(area, keep, self.shared.fpu_size);
         if keep.is_some() {
-            self.fpu.at = FpuAt::Frame(room::FPU_IN);
+            self.fpu_moved();
         }
     }
 }
 
+/// The last message of a guest whose kernel was in an address space, and so in a process, that its user programs share.
+const SHARED_AND_SPOILT: &str = "a user program spoilt the guest's process while its kernel ran in it on another \
+                                 virtual CPU (both use one page-table root)";
+
 /// Clears a room but for the FPU image at `keep`, which moves to [`room::FPU_IN`].
-fn clear(area: &Area, keep: Option<u64>, fpu_size: u64) {
+pub(super) fn clear(area: &Area, keep: Option<u64>, fpu_size: u64) {
     let mut image = [0; room::FPU_SIZE as usize];
     let image = image.get_mut(..fpu_size as usize).unwrap_or_default();
     if let Some(at) = keep {

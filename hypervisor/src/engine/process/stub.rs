@@ -1,7 +1,8 @@
 //! The engine's code that runs inside a guest process.
 //!
 //! Three parts, all position-independent, without a stack of their own and without data other than the room
-//! and the board (see [`super::area`]):
+//! and the board (see [`super::area`]). Each lane has a copy of all of it, which finds that lane's room and board
+//! because they are equally far from it:
 //!
 //! * the *interpreter* of scripts, with which a fresh process sets itself up and the mapper thread carries
 //!   out batches of mapping calls that the monitor wrote on the read-only board;
@@ -19,7 +20,7 @@ use std::arch::global_asm;
 
 use paravane_abi::hypercall::IRET;
 
-use super::area::{BOARD, CODE, CODE_SIZE, ROOM, ROOM_SIZE, STEP, board, room};
+use super::area::{BOARD, CODE, CODE_SIZE, Lane, ROOM, ROOM_SIZE, STEP, STRIDE, board, room};
 
 /// The number with which the stub hands over: `getpid`, harmless and allowed under every container's filter,
 /// should it ever reach Linux.
@@ -30,6 +31,8 @@ pub(super) const KIND_HYPERCALL: u64 = 0x100;
 pub(super) const KIND_READY: u64 = 0x101;
 /// A kick found it on the way into the guest: its state is what it was to be resumed with.
 pub(super) const KIND_KICKED: u64 = 0x102;
+/// A mapper that is one of several waits for an errand; the last is done.
+pub(super) const KIND_DONE: u64 = 0x103;
 /// The signal that kicks.
 pub(super) const KICK_SIGNAL: i32 = libc::SIGUSR1;
 /// PKRU's state component.
@@ -50,6 +53,10 @@ global_asm!(
     ".globl paravane_stub_end", ".hidden paravane_stub_end",
     ".globl paravane_stub_mapper", ".hidden paravane_stub_mapper",
     ".globl paravane_stub_answer", ".hidden paravane_stub_answer",
+    ".globl paravane_stub_script", ".hidden paravane_stub_script",
+    ".globl paravane_stub_errands", ".hidden paravane_stub_errands",
+    ".globl paravane_stub_errand", ".hidden paravane_stub_errand",
+    ".globl paravane_stub_signal_of_lanes", ".hidden paravane_stub_signal_of_lanes",
     ".globl paravane_stub_ready", ".hidden paravane_stub_ready",
     ".globl paravane_stub_hypercall", ".hidden paravane_stub_hypercall",
     ".globl paravane_stub_handed_over", ".hidden paravane_stub_handed_over",
@@ -91,11 +98,15 @@ global_asm!(
     "    jmp .Lparavane_step",
     ".Lparavane_jump:",
     "    jmp qword ptr [rbx + 8]",
-    // The thread that clone made continues with its own script.
+    // The thread that clone made continues with its own script, of which the step has the address.
     ".Lparavane_cloned:",
     "    test eax, eax",
     "    jnz .Lparavane_next_step",
-    "    lea rbx, [rip + paravane_stub_start + {guest_script}]",
+    "    mov rbx, [rbx + 48]",
+    "    jmp .Lparavane_step",
+    // A step that jumps here continues with another script, whose address is its second argument.
+    "paravane_stub_script:",
+    "    mov rbx, [rbx + 16]",
     "    jmp .Lparavane_step",
     // Says which step failed, and ends the process with the error as its status.
     ".Lparavane_step_failed:",
@@ -133,6 +144,17 @@ global_asm!(
     "    test rax, rax",
     "    jns .Lparavane_wait",
     "    jmp .Lparavane_end_process",
+    // A mapper that is one of several: it is idle, and done with its last errand, while its hand-over is not answered.
+    // Its last step jumps here. Every lane's steps are those on the first board.
+    "paravane_stub_errands:",
+    "    mov edi, {kind_done}",
+    "    mov eax, {handover}",
+    "    syscall",
+    "paravane_stub_errand:",
+    "    test rax, rax",
+    "    js paravane_stub_errands",
+    "    movabs rbx, {first_steps}",
+    "    jmp .Lparavane_step",
     // The guest thread's first hand-over.
     "paravane_stub_ready:",
     "    lea rsp, [rip + paravane_stub_start + {stack_top}]",
@@ -225,6 +247,14 @@ global_asm!(
     "    lea rsp, [rip + paravane_stub_start + {stack_top}]",
     "    mov edi, {kind_kicked}",
     "    jmp .Lparavane_save_fpu",
+    // A process has one handler for each signal: the signal stack says in whose lane it is to be handled.
+    "paravane_stub_signal_of_lanes:",
+    "    mov rax, rsp",
+    "    and rax, -{stride}",
+    "    lea rcx, [rip + paravane_stub_signal]",
+    "    and ecx, {stride} - 1",
+    "    add rax, rcx",
+    "    jmp rax",
     // Every signal: rdi number, rsi siginfo, rdx ucontext, on the signal stack. The flags that Linux leaves
     // as the guest had them (NT would break IRETQ, AC our own accesses) go first.
     "paravane_stub_signal:",
@@ -285,10 +315,11 @@ global_asm!(
     board_size = const super::area::BOARD_SIZE,
     board_file_offset = const super::area::BOARD_FILE_OFFSET,
     script = const BOARD + board::SCRIPT,
-    guest_script = const BOARD + board::GUEST_SCRIPT,
     batch = const BOARD + board::BATCH,
     answer = const BOARD + board::ANSWER,
     steps = const BOARD + board::STEPS,
+    first_steps = const CODE + BOARD + board::STEPS,
+    stride = const STRIDE,
     step = const STEP,
     failed_at = const ROOM + room::FAILED_AT,
     exit = const ROOM + room::EXIT,
@@ -307,6 +338,7 @@ global_asm!(
     kind_hypercall = const KIND_HYPERCALL,
     kind_ready = const KIND_READY,
     kind_kicked = const KIND_KICKED,
+    kind_done = const KIND_DONE,
     kick_signal = const KICK_SIGNAL,
     code_size = const CODE_SIZE,
     components_low = const FPU_COMPONENTS as u32 as i32,
@@ -319,6 +351,10 @@ unsafe extern "C" {
     static paravane_stub_end: u8;
     static paravane_stub_mapper: u8;
     static paravane_stub_answer: u8;
+    static paravane_stub_script: u8;
+    static paravane_stub_errands: u8;
+    static paravane_stub_errand: u8;
+    static paravane_stub_signal_of_lanes: u8;
     static paravane_stub_ready: u8;
     static paravane_stub_hypercall: u8;
     static paravane_stub_handed_over: u8;
@@ -334,6 +370,12 @@ pub(super) enum Place {
     Mapper,
     /// Where it answers the guest's notification.
     Answer,
+    /// Where a script continues with another.
+    Script,
+    /// Where a mapper that is one of several waits.
+    Errands,
+    /// The instruction after the SYSCALL with which it waits.
+    Errand,
     /// The guest thread's start.
     Ready,
     /// Where the hypercall page calls.
@@ -342,19 +384,30 @@ pub(super) enum Place {
     HandedOver,
     /// The handler of every signal.
     Signal,
+    /// The same where there are several lanes.
+    SignalOfLanes,
 }
 
-/// The address of `place` in a guest process.
+/// The address of `place` in the first lane of a guest process.
 pub(super) fn address(place: Place) -> u64 {
     let symbol = match place {
         Place::Mapper => &raw const paravane_stub_mapper,
         Place::Answer => &raw const paravane_stub_answer,
+        Place::Script => &raw const paravane_stub_script,
+        Place::Errands => &raw const paravane_stub_errands,
+        Place::Errand => &raw const paravane_stub_errand,
         Place::Ready => &raw const paravane_stub_ready,
         Place::Hypercall => &raw const paravane_stub_hypercall,
         Place::HandedOver => &raw const paravane_stub_handed_over,
         Place::Signal => &raw const paravane_stub_signal,
+        Place::SignalOfLanes => &raw const paravane_stub_signal_of_lanes,
     };
     from_symbol(symbol)
+}
+
+/// The same in the copy of a lane.
+pub(super) fn address_in(lane: Lane, place: Place) -> u64 {
+    lane.start() - CODE + address(place)
 }
 
 fn from_symbol(symbol: *const u8) -> u64 {
@@ -362,15 +415,16 @@ fn from_symbol(symbol: *const u8) -> u64 {
     CODE + (symbol.addr() - start.addr()) as u64
 }
 
-/// Whether `rip` lies in the stub at all.
-pub(super) fn contains(rip: u64) -> bool {
-    (CODE..CODE + CODE_SIZE).contains(&rip)
+/// Whether `rip` lies in the stub at all, in any of the copies.
+pub(super) fn contains(rip: u64, lane: Lane) -> bool {
+    rip.checked_sub(CODE).is_some_and(|at| at / STRIDE < lane.count() && at % STRIDE < CODE_SIZE)
 }
 
-/// Whether `rip` lies where the guest's state is being loaded: a fault there is one of that state.
-pub(super) fn is_loading(rip: u64) -> bool {
-    (from_symbol(&raw const paravane_stub_resume)..from_symbol(&raw const paravane_stub_window_end))
-        .contains(&rip)
+/// Whether `rip` lies where the state of a lane's guest is being loaded: a fault there is one of that state.
+pub(super) fn is_loading(rip: u64, lane: Lane) -> bool {
+    let loading =
+        from_symbol(&raw const paravane_stub_resume)..from_symbol(&raw const paravane_stub_window_end);
+    rip.checked_sub(lane.start() - CODE).is_some_and(|rip| loading.contains(&rip))
 }
 
 /// The stub's machine code.
@@ -382,6 +436,24 @@ pub(super) fn code() -> &'static [u8] {
 
 /// Bytes of `call [rip + disp32]`.
 pub(super) const CALL_LENGTH: u64 = 6;
+/// Bytes of `syscall`.
+pub(super) const SYSCALL_LENGTH: u64 = 2;
+
+/// The hypercall page's entry `number` where there are several lanes: a SYSCALL, between what keeps rcx and r11 on the
+/// stack. The entry for `iret` pushes them, and rax, as part of its frame.
+///
+/// Code that they all execute cannot tell whose room to save its registers in; the signal stack of a thread can.
+pub(super) fn hypercall_entry_of_lanes(number: u32) -> [u8; 32] {
+    let is_iret = u64::from(number) == IRET;
+    let pushes: &[u8] = if is_iret { &[0x51, 0x41, 0x53, 0x50] } else { &[0x51, 0x41, 0x53] };
+    let pops: &[u8] = if is_iret { &[] } else { &[0x41, 0x5b, 0x59, 0xc3] };
+    let load = [0xb8].into_iter().chain(number.to_le_bytes()).chain([0x0f, 0x05]);
+    let mut entry = [0xcc; 32];
+    for (to, from) in entry.iter_mut().zip(pushes.iter().copied().chain(load).chain(pops.iter().copied())) {
+        *to = from;
+    }
+    entry
+}
 
 /// The hypercall page's entry `number`: `mov eax, number; call [stub]; ret`, and the stub's address in its last
 /// 8 bytes. No SYSCALL: a call costs a signal less than a trap.
@@ -411,7 +483,15 @@ mod tests {
     fn the_stub_fits_its_page_and_makes_few_calls() {
         assert!(code().len() as u64 <= CODE_SIZE);
         let calls = code().windows(2).filter(|w| *w == [0x0f, 0x05]).count();
-        assert_eq!(calls, 6, "entry, step, end, wait, answer, hand-over");
+        assert_eq!(calls, 7, "entry, step, end, wait, answer, errand, hand-over");
+    }
+
+    #[test]
+    fn the_hypercall_page_of_several_keeps_what_syscall_clobbers() {
+        let call = [0x51, 0x41, 0x53, 0xb8, 1, 0, 0, 0, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0xc3, 0xcc];
+        assert_eq!(hypercall_entry_of_lanes(1)[..15], call);
+        let iret = [0x51, 0x41, 0x53, 0x50, 0xb8, 23, 0, 0, 0, 0x0f, 0x05, 0xcc];
+        assert_eq!(hypercall_entry_of_lanes(23)[..12], iret);
     }
 
     #[test]
@@ -422,6 +502,8 @@ mod tests {
         let iret = hypercall_entry(23);
         assert_eq!(iret[..11], [0x51, 0x41, 0x53, 0x50, 0xb8, 23, 0, 0, 0, 0xff, 0x15]);
         assert_eq!((iret[11], iret[15]), (9, 0xc3));
-        assert!(contains(address(Place::Hypercall)) && !contains(CODE + CODE_SIZE));
+        let one = Lane::all(1)[0];
+        assert!(contains(address(Place::Hypercall), one) && !contains(CODE + CODE_SIZE, one));
+        assert!(!contains(CODE + STRIDE, one) && contains(CODE + STRIDE, Lane::all(2)[0]));
     }
 }

@@ -5,6 +5,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::io::Write;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -26,13 +27,12 @@ pub(super) fn memfd(name: &CStr, flags: u32, size: u64) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Maps `size` bytes of a memfd, shared, readable and writable.
-pub(super) fn map_shared(fd: BorrowedFd<'_>, size: u64) -> io::Result<NonNull<u8>> {
+/// Maps `size` bytes of a memfd from `offset` on, shared, readable and writable.
+pub(super) fn map_shared(fd: BorrowedFd<'_>, offset: u64, size: u64) -> io::Result<NonNull<u8>> {
     let rights = libc::PROT_READ | libc::PROT_WRITE;
+    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
     // SAFETY: a fresh mapping at an address that the kernel chooses overlaps no memory of this program.
-    let p = unsafe {
-        libc::mmap(std::ptr::null_mut(), size as usize, rights, libc::MAP_SHARED, fd.as_raw_fd(), 0)
-    };
+    let p = unsafe { libc::mmap(std::ptr::null_mut(), size as usize, rights, libc::MAP_SHARED, fd, offset) };
     if p == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -81,8 +81,8 @@ pub(super) fn futex_wake(word: &AtomicU32) {
 
 /// What a seccomp listener received.
 pub(super) enum Received {
-    /// A thread handed over: the notification's id and the call's arguments.
-    Call { id: u64, args: [u64; 6] },
+    /// A thread handed over: the notification's id, which thread it was, and the call's arguments.
+    Call { id: u64, thread: u32, args: [u64; 6] },
     /// A signal interrupted us, or the caller vanished between calling and being seen.
     Nothing,
     /// Nobody is left who could call.
@@ -96,7 +96,7 @@ pub(super) fn receive(listener: BorrowedFd<'_>) -> Received {
     // SAFETY: the pointer is to a structure of the size that the request encodes.
     let answer = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut notif) };
     if answer == 0 {
-        return Received::Call { id: notif.id, args: notif.data.args };
+        return Received::Call { id: notif.id, thread: notif.pid, args: notif.data.args };
     }
     match io::Error::last_os_error().raw_os_error() {
         Some(libc::EINTR | libc::EAGAIN) => Received::Nothing,
@@ -126,8 +126,9 @@ pub(super) fn wait_readable(listener: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) {
     unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
 }
 
-/// Receives one descriptor from `socket`; `None` when the other side closed it without sending one.
-pub(super) fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+/// Receives one descriptor from `socket`, and the byte that comes with it; `None` when the other side closed it without
+/// sending one.
+pub(super) fn receive_fd(socket: &UnixStream) -> io::Result<Option<(u8, OwnedFd)>> {
     #[repr(C, align(8))]
     struct Control([u8; 24]);
     let (mut byte, mut control) = ([0u8; 1], Control([0; 24]));
@@ -154,7 +155,21 @@ pub(super) fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     }
     // SAFETY: not null, so it is the header that lies in `control`; the only kind that this socket carries
     // is one descriptor, freshly installed for us.
-    Ok(Some(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned()) }))
+    let fd = unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned()) };
+    Ok(Some((byte[0], fd)))
+}
+
+/// Sends `signal` to a thread of a process that was not waited for, so that its number is its own. May be called from a
+/// signal handler.
+pub(super) fn signal_thread(process: u32, thread: u32, signal: i32) {
+    // SAFETY: no memory is involved.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) };
+}
+
+/// The calling thread's number.
+pub(super) fn this_thread() -> u32 {
+    // SAFETY: has no precondition.
+    unsafe { libc::gettid() }.unsigned_abs()
 }
 
 /// Sends `signal` to the process of `pidfd`. May be called from a signal handler.
@@ -165,9 +180,18 @@ pub(super) fn signal(pidfd: RawFd, signal: i32) {
 
 /// How a process ended, once it has; reaps it. `None` while it lives, unless `block`.
 pub(super) fn reap(pidfd: BorrowedFd<'_>, block: bool) -> Option<Ended> {
+    wait_for(pidfd, if block { 0 } else { libc::WNOHANG })
+}
+
+/// The same without reaping it: its number stays its own.
+pub(super) fn peek(pidfd: BorrowedFd<'_>, block: bool) -> Option<Ended> {
+    wait_for(pidfd, libc::WNOWAIT | if block { 0 } else { libc::WNOHANG })
+}
+
+fn wait_for(pidfd: BorrowedFd<'_>, options: i32) -> Option<Ended> {
     // SAFETY: plain data, for which all zeroes is a value.
     let mut info: libc::siginfo_t = unsafe { zeroed() };
-    let options = libc::WEXITED | libc::__WALL | if block { 0 } else { libc::WNOHANG };
+    let options = options | libc::WEXITED | libc::__WALL;
     loop {
         // SAFETY: `info` is live; the descriptor is borrowed.
         let answer =
@@ -253,6 +277,28 @@ pub(super) fn set_timer(timer: i32, ns: i64, interval_ns: i64) {
 pub(super) fn delete_timer(timer: i32) {
     // SAFETY: the kernel refuses an id that does not name a timer.
     unsafe { libc::syscall(libc::SYS_timer_delete, timer) };
+}
+
+/// CPU time that a thread of another process has used; `None` if it is gone, or /proc is not to be had. May be called
+/// in a signal handler.
+pub(super) fn thread_time_ns(process: u32, thread: u32) -> Option<u64> {
+    let mut path = [0u8; 64];
+    let mut text = path.as_mut_slice();
+    write!(text, "/proc/{process}/task/{thread}/schedstat\0").ok()?;
+    let mut words = [0u8; 64];
+    // SAFETY: the path ends with a NUL, the buffer is live and of the length given, the descriptor is ours alone.
+    let len = unsafe {
+        let fd = libc::open(path.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if fd < 0 {
+            return None;
+        }
+        let len = libc::read(fd, words.as_mut_ptr().cast(), words.len());
+        libc::close(fd);
+        len
+    };
+    let words = words.get(..usize::try_from(len).ok()?)?;
+    let first = words.split(|byte| *byte == b' ').next()?;
+    std::str::from_utf8(first).ok()?.parse().ok()
 }
 
 /// CPU time that a process has used; 0 if it is gone. May be called in a signal handler.

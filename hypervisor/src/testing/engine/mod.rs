@@ -153,7 +153,8 @@ impl World {
         let cpu = engine.cpu(0).unwrap();
         let reserved = engine.reserved_l4_entries();
         let next = memory.guest_base().0;
-        let by_page = if engine.info().transport == "vmcall" { Exit::Syscall } else { Exit::Hypercall };
+        let by_syscall = ["vmcall", "syscall"].contains(&engine.info().transport);
+        let by_page = if by_syscall { Exit::Syscall } else { Exit::Hypercall };
         let log = TableLog::default();
         let mut world = Self {
             memory,

@@ -3,7 +3,7 @@
 //! Written straight to the process's board as steps of the interpreter; neighbours are merged as they come.
 //! A batch that overflows becomes one call that unmaps everything, for the mirror is only a cache.
 
-use super::super::area::{Area, BOARD_SIZE, GUEST_END, STEP, board};
+use super::super::area::{Area, BOARD_SIZE, GUEST_END, Lane, STEP, board};
 use super::super::filter::MEMORY_FD;
 use super::super::stub::{self, Place, STEP_JUMP};
 use crate::machine::memory::PAGE_SIZE;
@@ -107,9 +107,9 @@ impl Batch {
         *self = Self::default();
         self.add(area, Call::Unmap, 0, GUEST_END / PAGE_SIZE);
     }
-    /// Ends the batch, ready to be carried out, and begins a new one.
-    pub fn finish(&mut self, area: &Area) {
-        let words = [STEP_JUMP, stub::address(Place::Answer)];
+    /// Ends the batch, ready to be carried out by a lane's mapper, which goes on at `then`; begins a new one.
+    pub fn finish(&mut self, area: &Area, lane: Lane, then: Place) {
+        let words = [STEP_JUMP, stub::address_in(lane, then)];
         write(area, self.calls, &words);
         *self = Self::default();
     }

@@ -2,8 +2,9 @@
 //!
 //! A process's mappings are to this engine what a TLB is to a processor: a cache of what the guest's tables
 //! say, filled by the faults that miss it and never wider than they are. Every change of an entry comes from
-//! [`TableLog`]; the mappings that depended on it go, or change, before the guest runs again. So INVLPG and
-//! loads of CR3 have nothing left to do here. Three things bound it, whatever the guest's tables look like:
+//! [`TableLog`]; the mappings that depended on it go, or change, before the guest runs again (with several virtual CPUs:
+//! before the one that applies the log goes on; an entry is read anew then, under the lock under which faults read them,
+//! so that whoever read an older value has mapped it by then). So INVLPG and loads of CR3 have nothing left to do here. Three things bound it, whatever the guest's tables look like:
 //! the pool of chunks, the number of mappings of one process (Linux allows 65,530), and the batch; past any
 //! of them everything of a process is unmapped and filled again.
 //!
@@ -133,7 +134,10 @@ impl Mirror {
         if !self.can_have(va) {
             return Filled::Unmappable;
         }
-        set_accessed(memory, &t, write);
+        if !set_accessed(memory, &t, write) {
+            // Changed since it was walked: the guest's next access finds out.
+            return Filled::Again;
+        }
         let Some(id) = self.chunk_for(spaces, current, va, &t) else { return Filled::Unmappable };
         if t.level == 1 {
             self.fill_small(spaces, id, memory, va, &t)
@@ -207,11 +211,13 @@ impl Mirror {
     ) {
         let frame = write.entry.mfn().0;
         let index = write.entry.offset() >> 3;
+        // What is there now: a fault may have set bits since, and a later write of the same entry is in the log too.
+        let now = memory.load_u64(write.entry).unwrap_or(write.new);
         // The table may serve at several levels at once: a linear page table refers to itself.
         let mut at = self.chunks.first_of_table(0, frame);
         while let Some(id) = at {
             at = self.chunks.next_of_table(id, 0, frame);
-            self.leaf_changed(spaces, current, memory, id, index as usize, write.new);
+            self.leaf_changed(spaces, current, memory, id, index as usize, now);
         }
         const HARMLESS: u64 =
             pte::ACCESSED | pte::DIRTY | pte::GLOBAL | pte::AVAIL0 | pte::AVAIL1 | pte::AVAIL2;
@@ -292,8 +298,8 @@ impl Mirror {
         let Some(space) = spaces.get_mut(s) else { return };
         let untouched = space.runs == 0 && space.batch.is_empty();
         space.runs = 0;
-        if !untouched {
-            space.batch.unmap_all(space.child.area());
+        if !untouched && let Some(area) = space.child.batches() {
+            space.batch.unmap_all(area);
         }
         let Ok(number) = u8::try_from(s) else { return };
         let mut from = 0;
@@ -373,8 +379,10 @@ impl Mirror {
 }
 
 fn emit(spaces: &mut [Space], s: usize, f: impl FnOnce(&mut Batch, &Area)) {
-    if let Some(space) = spaces.get_mut(s) {
-        f(&mut space.batch, space.child.area());
+    if let Some(space) = spaces.get_mut(s)
+        && let Some(area) = space.child.batches()
+    {
+        f(&mut space.batch, area);
     }
 }
 
@@ -382,15 +390,13 @@ fn rights_of(page: Page) -> Rights {
     Rights { write: page.writable(), execute: page.executable() }
 }
 
-/// Sets the accessed bit of every entry on the way, and the leaf's dirty bit for a store.
-fn set_accessed(memory: &MachineMemory, t: &Translation, write: bool) {
-    for level in t.level..=4 {
-        let Some(step) = t.step(level) else { continue };
+/// Sets the accessed bit of every entry on the way, and the leaf's dirty bit for a store. `false` if an entry is another
+/// by now: what it is then is not for us to change (SDM vol. 3, 4.8: the processor does both in one access).
+fn set_accessed(memory: &MachineMemory, t: &Translation, write: bool) -> bool {
+    (t.level..=4).filter_map(|level| Some((level, t.step(level)?))).all(|(level, step)| {
         let dirty = if write && level == t.level { pte::DIRTY } else { 0 };
-        let missing = (pte::ACCESSED | dirty) & !step.value;
-        if missing != 0 {
-            // The entry was read from there a moment ago; there is nothing to do about its absence.
-            let _ = memory.fetch_or_u64(step.entry, missing);
-        }
-    }
+        let new = step.value | pte::ACCESSED | dirty;
+        new == step.value
+            || memory.compare_exchange_u64(step.entry, step.value, new).is_ok_and(|set| set.is_ok())
+    })
 }

@@ -17,7 +17,7 @@ fn world_from(lowest: Lowest) -> Option<World> {
         return None;
     }
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
-        ProcessMachine::with_lowest(memory, layout, lowest).map(|e| Box::new(e) as Box<dyn Machine>)
+        ProcessMachine::with_lowest(memory, layout, lowest, 1).map(|e| Box::new(e) as Box<dyn Machine>)
     };
     Some(World::new(Backing::Memfd, make).unwrap())
 }

@@ -1,6 +1,7 @@
 //! The engine's contract, run on this engine.
 
 mod attacks;
+mod lanes;
 mod lifecycle;
 mod low_pages;
 
@@ -13,12 +14,18 @@ use crate::testing::engine::{World, contract};
 use crate::testing::skip::skip;
 
 pub(super) fn world() -> Option<World> {
+    world_of(1)
+}
+
+/// A world with so many virtual CPUs, of which it has the first.
+pub(super) fn world_of(vcpus: u32) -> Option<World> {
     if let Err(missing) = probe() {
         skip("process", missing);
         return None;
     }
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
-        ProcessMachine::new(memory, layout).map(|e| Box::new(e) as Box<dyn Machine>)
+        ProcessMachine::with_lowest(memory, layout, Lowest::ASSUMED, vcpus)
+            .map(|e| Box::new(e) as Box<dyn Machine>)
     };
     Some(World::new(Backing::Memfd, make).unwrap())
 }

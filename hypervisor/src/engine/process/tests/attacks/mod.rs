@@ -367,7 +367,7 @@ fn regions_without_end() {
 fn roots_without_end() {
     let Some(mut w) = world() else { return };
     const VA: u64 = 0x2000_0000;
-    const ROOTS: u64 = crate::engine::process::cpu::MAX_SPACES as u64 + 8;
+    const ROOTS: u64 = crate::engine::process::space::MAX_SPACES as u64 + 8;
     let leaf = w.get(crate::testing::engine::CODE_VA);
     let roots: Vec<_> = (0..ROOTS)
         .map(|i| {

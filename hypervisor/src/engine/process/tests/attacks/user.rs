@@ -330,9 +330,9 @@ fn a_room_holds_nothing_of_another_address_space() {
     assert_eq!(marks(&mut w), 0, "a room of its own");
     // Roots in turn, until each process has served a kernel and then another root's user program.
     let roots: Vec<_> =
-        (0..3 * crate::engine::process::cpu::MAX_SPACES).map(|_| another_root(&mut w)).collect();
+        (0..3 * crate::engine::process::space::MAX_SPACES).map(|_| another_root(&mut w)).collect();
     for (n, root) in roots.iter().enumerate() {
-        let program = n >= crate::engine::process::cpu::MAX_SPACES;
+        let program = n >= crate::engine::process::space::MAX_SPACES;
         w.space.set_root(*root);
         w.space.set_user_mode(program);
         if program {
