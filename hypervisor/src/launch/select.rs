@@ -11,7 +11,7 @@ use crate::build::mapping::AddressLimits;
 use crate::engine::Machine;
 use crate::engine::kvm::{self, HostKind};
 use crate::machine::memory::Backing;
-use crate::technique::Technique;
+use crate::technique::{EngineNeed, Technique};
 
 /// No engine could be set up.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,14 @@ pub enum SelectError {
         "--transport is about KVM; the process engine has one way in: leave --transport out, or use --engine kvm"
     )]
     NoTransport,
+    /// A transport was asked for together with a technique that uses none.
+    #[error(
+        "--transport is how a kernel at CPL 3 calls KVM; {technique} has no such calls: leave --transport out"
+    )]
+    NoCalls {
+        /// Which technique.
+        technique: &'static str,
+    },
     /// The engine that was asked for does not offer what the technique needs.
     #[error("technique {technique} does not run on {engine}; {instead}")]
     Technique {
@@ -98,6 +106,9 @@ fn plan_on(
         unfit: Vec::new(),
         asked: true,
     };
+    if needs_transports && technique.engine != EngineNeed::Deprivileged {
+        return Err(SelectError::NoCalls { technique: technique.name });
+    }
     let able = |engine: &&'static Engine| engine.offers.contains(&technique.engine);
     if let Some(engine) = choice.named() {
         if !able(&engine) {
@@ -177,6 +188,7 @@ fn failures(failed: &[(&'static Engine, EngineError)]) -> String {
 mod tests {
     use super::*;
     use crate::engine::kvm::KvmError;
+    use crate::technique::TECHNIQUES;
 
     fn trap() -> &'static Technique {
         Technique::named("trap").unwrap()
@@ -255,6 +267,25 @@ mod tests {
             assert_eq!(order(&on(EngineChoice::Auto).unwrap()), [EngineChoice::Kvm]);
             assert_eq!(order(&on(EngineChoice::Kvm).unwrap()), [EngineChoice::Kvm]);
             assert!(matches!(on(EngineChoice::Process), Err(SelectError::NoTransport)));
+        }
+    }
+
+    /// It was accepted, and meant nothing.
+    #[test]
+    fn a_technique_without_calls_takes_no_transport() {
+        for technique in TECHNIQUES.iter().filter(|t| t.engine != EngineNeed::Deprivileged) {
+            for choice in [EngineChoice::Auto, EngineChoice::Kvm] {
+                let plan = plan_on(technique, choice, TransportChoice::Pio, everywhere, HostKind::Hardware);
+                let Err(error) = plan else { panic!("{} with a transport", technique.name) };
+                assert!(
+                    error.to_string().contains(&format!("{} has no such calls", technique.name)),
+                    "{error}"
+                );
+            }
+            assert!(
+                plan_on(technique, EngineChoice::Auto, TransportChoice::Auto, everywhere, HostKind::Hardware)
+                    .is_ok()
+            );
         }
     }
 
