@@ -4,6 +4,7 @@
 //! are async-signal-safe. What may not be done here: knowing a guest, a domain, an engine or a device.
 
 pub mod busy_poll;
+pub mod code_page;
 pub mod host_cpuid;
 pub mod limit;
 pub mod notice;
