@@ -25,14 +25,18 @@ pub(super) struct Pages {
     /// For each linear page with code: the frame that it led to, and its blocks.
     linear: HashMap<u64, (u64, u32)>,
     members: Vec<Member>,
+    /// For [`Pages::check`], which must not allocate; otherwise empty.
+    stale: Vec<u64>,
 }
 
 impl Pages {
     /// Room for so many blocks.
     pub fn new(blocks: usize) -> Self {
+        let linear = HashMap::with_capacity(blocks / 8);
         Self {
             frames: HashMap::with_capacity(blocks / 8),
-            linear: HashMap::with_capacity(blocks / 8),
+            stale: Vec::with_capacity(linear.capacity()),
+            linear,
             members: Vec::with_capacity(blocks * 2),
         }
     }
@@ -90,22 +94,21 @@ impl Pages {
         mut frame_of: impl FnMut(u64) -> Option<u64>,
     ) {
         let only = only.map(|va| va >> PAGE_SHIFT);
-        let mut stale = Vec::new();
         match only {
             Some(page) => {
                 if let Some((pfn, _)) = self.linear.get(&page)
                     && frame_of(page << PAGE_SHIFT) != Some(*pfn)
                 {
-                    stale.push(page);
+                    self.stale.push(page);
                 }
             }
             None => {
                 let moved =
                     self.linear.iter().filter(|(page, (pfn, _))| frame_of(*page << PAGE_SHIFT) != Some(*pfn));
-                stale.extend(moved.map(|(page, _)| *page));
+                self.stale.extend(moved.map(|(page, _)| *page));
             }
         }
-        for page in stale {
+        while let Some(page) = self.stale.pop() {
             if let Some((_, list)) = self.linear.remove(&page) {
                 self.kill_list(list, memory, cache);
             }
