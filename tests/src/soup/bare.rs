@@ -184,6 +184,8 @@ impl Cook {
         self.put(&[0x0f, 0x20, 0xd8, 0x48, 0x05]);
         self.put(&(VIRT_BASE as u32).to_le_bytes());
         self.put(&[0x48, 0x8b, 0x08, 0x48, 0x89, 0x48, 0x08]);
+        // mov al, 0xff; out 0x21, al: what the mask is at reset is the firmware's business.
+        self.put(&[0xb0, 0xff, 0xe6, 0x21]);
         let start = self.random.any();
         self.put(&[0x48, 0xbb]);
         self.put(&start.to_le_bytes());
@@ -292,14 +294,22 @@ impl Cook {
     }
 
     /// Changes the operand of an instruction right behind a privileged one, by a store to `more` beyond it.
+    ///
+    /// A processor need not notice by itself that an instruction changes if the store uses another linear address than
+    /// the fetch: a serializing instruction must come between (SDM vol. 3, "Self-Modifying Code"). Here that is INVLPG.
+    /// Without it QEMU's processor (7.2) executes the old operand: `mov [alias], bl; cli; mov eax, imm` gave the old
+    /// `imm` if the store missed the TLB, and the new one with `mov cl, [alias]` before it, with INVLPG, WBINVD,
+    /// MOV to CR2 or a taken jump in between, and by the instruction's own address.
     fn store_ahead(&mut self, more: u64) {
-        // lea rax, [operand]; mov rcx, more; add rax, rcx; mov or xor [rax], bl; cli; mov eax, imm
-        let operand = self.ahead(7 + 10 + 3 + 2 + 1 + 1);
+        let serializing: &[u8] = if more == 0 { &[] } else { &[0x0f, 0x01, 0x3c, 0x24] };
+        // lea rax, [operand]; mov rcx, more; add rax, rcx; mov or xor [rax], bl; invlpg [rsp]; cli; mov eax, imm
+        let operand = self.ahead(7 + 10 + 3 + 2 + serializing.len() as u64 + 1 + 1);
         self.relative(&[0x48, 0x8d, 0x05], operand);
         self.put(&[0x48, 0xb9]);
         self.put(&more.to_le_bytes());
         let opcode = self.random.one_of(&[0x88, 0x30, 0x00]);
         self.put(&[0x48, 0x01, 0xc8, opcode, 0x18]);
+        self.put(serializing);
         self.note(&[0xfa, 0xb8, 1, 0, 0, 0]);
     }
 
