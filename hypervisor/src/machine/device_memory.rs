@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
-use super::memory::{BadMachineAddress, MachineMemory, Mfn, PAGE_SIZE};
+use super::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 
 /// A buffer of a request. It was found to be the device's memory when the request was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,13 @@ pub struct Region {
     pub frames: u64,
 }
 
+impl Region {
+    /// The address after its last byte.
+    fn end(&self) -> u64 {
+        self.address.saturating_add(self.frames.saturating_mul(PAGE_SIZE))
+    }
+}
+
 /// A view could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
@@ -56,6 +63,8 @@ pub struct DeviceMemory {
     view: GuestMemoryMmap,
     /// The view borrows its mapping from this. `None` in tests.
     machine: Option<Arc<MachineMemory>>,
+    /// In order of addresses.
+    regions: Arc<[Region]>,
 }
 
 impl DeviceMemory {
@@ -75,19 +84,34 @@ impl DeviceMemory {
             views.push(GuestRegionMmap::new(mapping, GuestAddress(r.address)).ok_or(MemoryError::Layout)?);
         }
         let view = GuestMemoryMmap::from_regions(views).map_err(|_| MemoryError::Layout)?;
-        Ok(Self { view, machine: Some(Arc::clone(machine)) })
+        Ok(Self { view, machine: Some(Arc::clone(machine)), regions: sorted.into() })
     }
 
     /// Memory that is not a machine's, for tests of devices.
     #[cfg(test)]
     pub fn standing_alone(view: GuestMemoryMmap) -> Self {
-        Self { view, machine: None }
+        Self { view, machine: None, regions: Arc::default() }
     }
 
     /// Says that the device has written to it. To be called before the driver is told of a buffer.
     pub fn wrote(&self) {
         if let Some(machine) = &self.machine {
             machine.note_foreign_write();
+        }
+    }
+
+    /// Says that the device is given this buffer to write to. To be called before it does.
+    pub fn lend(&self, buffer: Segment) {
+        let Some(machine) = &self.machine else { return };
+        let (mut at, end) = (buffer.address, buffer.address.saturating_add(buffer.len.into()));
+        let first = self.regions.partition_point(|region| region.end() <= at);
+        for region in self.regions.get(first..).unwrap_or_default() {
+            let part = end.min(region.end()).saturating_sub(at);
+            if part == 0 || at < region.address {
+                break;
+            }
+            machine.note_lent(Maddr(region.first.maddr().0 + (at - region.address)), part);
+            at += part;
         }
     }
 
@@ -194,6 +218,21 @@ mod tests {
         let mut iovecs = Vec::new();
         assert_eq!(d.iovecs(&across, 1, 9, &mut iovecs), 3);
         assert_eq!(iovecs.iter().map(|v| v.iov_len).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn frames_with_buffers_are_known() {
+        let m = machine();
+        // Device pages 16 and 17 are frames 5 and 3, and these are the guest's 3 and 1.
+        let d = DeviceMemory::new(&m, &[region(0x11000, 3, 1), region(0x10000, 5, 1)]).unwrap();
+        let lent = || (0..9).filter(|pfn| m.is_lent(*pfn)).collect::<Vec<_>>();
+        d.lend(Segment { address: 0x10ff0, len: 16 });
+        assert_eq!(lent(), [3]);
+        d.lend(Segment { address: 0x10fff, len: 2 });
+        assert_eq!(lent(), [1, 3]);
+        d.lend(Segment { address: 0xfff0, len: 4 });
+        d.lend(Segment { address: u64::MAX, len: u32::MAX });
+        assert_eq!(lent(), [1, 3]);
     }
 
     #[test]

@@ -117,6 +117,8 @@ pub struct MachineMemory {
     guest_base: u64,
     /// How often devices gave buffers back.
     foreign_writes: AtomicU64,
+    /// A bit for each of the guest's frames: a device was given a buffer in it.
+    lent: Box<[AtomicU64]>,
 }
 
 impl MachineMemory {
@@ -136,7 +138,9 @@ impl MachineMemory {
         };
         let mmap = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), len, file)])
             .map_err(|e| fail(e.to_string()))?;
-        Ok(Self { mmap, memfd, frames, guest_base: hypervisor_frames, foreign_writes: AtomicU64::new(0) })
+        let lent = (0..guest_frames.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let foreign_writes = AtomicU64::new(0);
+        Ok(Self { mmap, memfd, frames, guest_base: hypervisor_frames, foreign_writes, lent })
     }
 
     /// The number of all frames, the hypervisor's and the guest's.
@@ -280,6 +284,23 @@ impl MachineMemory {
     /// How often a device has: who keeps something derived from memory compares it when this number has changed.
     pub fn foreign_writes(&self) -> u64 {
         self.foreign_writes.load(Ordering::Acquire)
+    }
+    /// Says that a device is given a buffer to write to, before it does. Any thread may call this.
+    pub fn note_lent(&self, addr: Maddr, len: u64) {
+        let last = Maddr(addr.0.saturating_add(len.saturating_sub(1)));
+        for pfn in (addr.mfn().0..=last.mfn().0).filter_map(|mfn| self.mfn_to_pfn(Mfn(mfn))) {
+            let (word, bit) =
+                (usize::try_from(pfn / 64).ok().and_then(|n| self.lent.get(n)), 1 << (pfn % 64));
+            // Most have been for long. The count of writes orders this for who looks.
+            if let Some(word) = word.filter(|word| word.load(Ordering::Relaxed) & bit == 0) {
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+    }
+    /// Whether a device was ever given a buffer in this frame.
+    pub fn is_lent(&self, pfn: u64) -> bool {
+        let word = usize::try_from(pfn / 64).ok().and_then(|n| self.lent.get(n));
+        word.is_some_and(|word| word.load(Ordering::Relaxed) >> (pfn % 64) & 1 != 0)
     }
     /// The `vm-memory` view, for devices built on rust-vmm crates.
     pub fn inner(&self) -> &GuestMemoryMmap {

@@ -22,6 +22,9 @@ const TRIED: [u8; 8] = [0x10, 0x11, 0x12, 0x13, 0x40, 0x60, 0x80, 0xa0];
 /// The lowest byte of a displacement that may have any: distances of 16 from each other.
 const ANY_LOW: [u8; 16] = [0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240];
 
+/// What an entry of an L3 table spans.
+const SPAN: u64 = 1 << 30;
+
 /// A page of stubs.
 #[derive(Clone, Debug)]
 struct Page {
@@ -53,6 +56,7 @@ pub(crate) struct Arena {
     /// Linear address of the page of state.
     pub state: u64,
     state_frame: Mfn,
+    /// In the order of their places within [`SPAN`].
     pages: Vec<Page>,
     /// From the lowest of them to the highest.
     span: Range<u64>,
@@ -84,13 +88,14 @@ impl Arena {
 
     fn add(&mut self, va: u64) -> Option<usize> {
         let mfn = Mfn(self.frames.next()?);
-        self.pages.push(Page { va, mfn, used: Vec::new() });
+        let index = self.first_at(va);
+        self.pages.insert(index, Page { va, mfn, used: Vec::new() });
         self.span = self.span.start.min(va)..self.span.end.max(va.saturating_add(PAGE_SIZE));
-        Some(self.pages.len() - 1)
+        Some(index)
     }
 
     /// Everything, for the shadow to map.
-    pub fn overlay(&self) -> Vec<OverlayPage> {
+    pub fn overlay(&self) -> impl Iterator<Item = OverlayPage> + '_ {
         let state = OverlayPage { va: self.state, mfn: self.state_frame, writable: true, executable: false };
         let code = self.pages.iter().map(|p| OverlayPage {
             va: p.va,
@@ -98,11 +103,24 @@ impl Arena {
             writable: false,
             executable: true,
         });
-        std::iter::once(state).chain(code).collect()
+        std::iter::once(state).chain(code)
+    }
+
+    /// Where in the list the first page is, or would be, whose place within [`SPAN`] is that of `at`.
+    fn first_at(&self, at: u64) -> usize {
+        let place = (at % SPAN) & !(PAGE_SIZE - 1);
+        self.pages.partition_point(|page| page.va % SPAN < place)
+    }
+
+    fn index(&self, at: u64) -> Option<usize> {
+        let first = self.first_at(at);
+        let place = (at % SPAN) & !(PAGE_SIZE - 1);
+        let mut there = self.pages.get(first..)?.iter().take_while(|page| page.va % SPAN == place);
+        there.position(|page| page.va == at & !(PAGE_SIZE - 1)).map(|n| first + n)
     }
 
     fn page(&self, at: u64) -> Option<&Page> {
-        self.pages.iter().find(|page| page.va == at & !(PAGE_SIZE - 1))
+        self.pages.get(self.index(at)?)
     }
 
     /// Whether an address is in a page of stubs.
@@ -113,8 +131,8 @@ impl Arena {
     /// The place in a page of stubs that `at` may be, where the guest uses its tables at two linear addresses: what
     /// lies in a table of ours is then at both. (Their distance is a multiple of what an L3 entry spans.)
     pub fn seen_from(&self, at: u64) -> Option<u64> {
-        const SPAN: u64 = 1 << 30;
-        let page = self.pages.iter().find(|page| page.va % SPAN == (at % SPAN) & !(PAGE_SIZE - 1))?;
+        let page = self.pages.get(self.first_at(at))?;
+        (page.va % SPAN == (at % SPAN) & !(PAGE_SIZE - 1)).then_some(())?;
         Some(page.va | (at % PAGE_SIZE))
     }
 
@@ -125,9 +143,7 @@ impl Arena {
 
     /// Takes `len` bytes more at the end of those taken from `at` on; whether they were free.
     pub fn extend(&mut self, at: u64, taken: u64, len: u64) -> bool {
-        let Some(page) = self.pages.iter_mut().find(|page| page.va == at & !(PAGE_SIZE - 1)) else {
-            return false;
-        };
+        let Some(page) = self.index(at).and_then(|index| self.pages.get_mut(index)) else { return false };
         let from = at % PAGE_SIZE + taken;
         if len > taken && page.free_from(from) < len - taken {
             return false;
@@ -233,7 +249,8 @@ impl Room for Growing<'_> {
     fn take(&mut self, end: u64, pattern: &Pattern) -> Option<u64> {
         let known = self.arena.pages.iter().find_map(|page| self.in_page(page, end, pattern));
         let at = known.or_else(|| self.in_new_page(end, pattern))?;
-        let page = self.arena.pages.iter_mut().find(|page| page.va == at & !(PAGE_SIZE - 1))?;
+        let index = self.arena.index(at)?;
+        let page = self.arena.pages.get_mut(index)?;
         page.take(at % PAGE_SIZE, NEAR);
         Some(at)
     }
@@ -268,7 +285,7 @@ mod tests {
             taken += 1;
         }
         assert_eq!((taken, arena.pages.len()), (8, 2));
-        assert_eq!(arena.overlay().len(), 3);
+        assert_eq!(arena.overlay().count(), 3);
     }
 
     proptest! {

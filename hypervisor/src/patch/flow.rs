@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use iced_x86::{FlowControl, Instruction};
+use iced_x86::{FlowControl, Instruction, Mnemonic};
 
 use super::site::ends_flow;
 use crate::x86::decode::decoder;
@@ -19,7 +19,8 @@ const LONGEST: usize = 1 << 20;
 pub(crate) struct Flow {
     /// Where instructions begin, in order.
     pub begins: Vec<u64>,
-    /// The targets of direct jumps and calls, in this function and elsewhere.
+    /// The targets of direct jumps and calls, in this function and elsewhere, and what follows each HLT: the frame of
+    /// the interrupt that ends it says so.
     pub targets: Vec<u64>,
     /// The privileged and sensitive instructions, in order.
     pub sensitive: Vec<u64>,
@@ -79,6 +80,9 @@ fn follow(
         if Class::of(&insn).is_some() {
             flow.sensitive.push(at);
         }
+        if insn.mnemonic() == Mnemonic::Hlt {
+            flow.targets.push(insn.next_ip());
+        }
         if let Some(target) = direct_target(&insn) {
             flow.targets.push(target);
             if range.contains(&target) {
@@ -115,7 +119,10 @@ mod tests {
         let code = [0xfa, 0x74, 0x02, 0xfb, 0xc3, 0xf4, 0xeb, 0xfd, 0xfa, 0xfa];
         let flow = explore(&code, 0x1000).unwrap();
         assert_eq!(flow.begins, [0x1000, 0x1001, 0x1003, 0x1004, 0x1005, 0x1006]);
-        assert_eq!((flow.sensitive, flow.targets), (vec![0x1000, 0x1003, 0x1005], vec![0x1005, 0x1005]));
+        assert_eq!(
+            (flow.sensitive, flow.targets),
+            (vec![0x1000, 0x1003, 0x1005], vec![0x1005, 0x1006, 0x1005])
+        );
     }
 
     #[test]

@@ -7,17 +7,18 @@
 use std::ops::Range;
 
 use super::arena::{Arena, Growing};
-use super::flow::Flow;
 use super::kernel::{Kernel, flow_of, is_free};
 use super::record::{Frame, Hidden, Installed, Site};
-use super::site::{NEAR, Patch, Plan, Tactic, View, plan};
+use super::site::{NEAR, Patch, Plan, Tactic, View, plan_among};
 use super::stub::Stub;
 use crate::codegen::emitter::{Emitter, Environment};
 use crate::codegen::recipe::{Point, Recipe, Then, restore};
 use crate::codegen::state_page::StatePage;
+use crate::exec::virtual_cpu::TableRegister;
 use crate::ledger::Work;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
 
+mod ahead;
 mod upkeep;
 
 /// How often a place is patched anew after its patch was taken back, before it is left alone.
@@ -45,12 +46,20 @@ pub(crate) struct Patcher {
     targets: Vec<u64>,
     /// How many of the latter.
     learned: u32,
-    /// The kernel's functions, from its symbols, in order. Taken when its code is first looked at.
+    /// The kernel's functions, from its symbols, in order.
     functions: Vec<Range<u64>>,
+    /// They are where the symbols say, and have been patched.
+    prepared: bool,
+    /// The table whose handlers have been patched, and how many tables there were.
+    handlers: (TableRegister, u32),
     /// What jumps hide: the guest's instructions that began there, in order.
     hidden: Vec<Hidden>,
-    /// The arena has pages that the shadow does not know, and `points` are not in order.
+    /// The arena may have pages that the shadow does not know.
     grown: bool,
+    /// How many of `points` are in order.
+    sorted: usize,
+    /// The number of devices' writes when the code was last compared.
+    foreign: u64,
     /// `hidden` is not what `sites` say.
     changed: bool,
     /// How often a place was patched or tried.
@@ -76,8 +85,12 @@ impl Patcher {
             targets: Vec::new(),
             learned: 0,
             functions,
+            prepared: false,
+            handlers: (TableRegister::default(), 0),
             hidden: Vec::new(),
             grown: false,
+            sorted: 0,
+            foreign: 0,
             changed: false,
             tried: Vec::new(),
             code: Vec::new(),
@@ -159,7 +172,7 @@ impl Patcher {
     /// The instruction at RIP traps, and is one of those that stubs are for: patches it, if that can be done.
     pub fn trapped(&mut self, k: &mut Kernel<'_>) {
         let site = k.regs.rip;
-        if !self.functions.is_empty() {
+        if !self.prepared && !self.functions.is_empty() {
             self.prepare(k);
             if self.covers(site) {
                 return;
@@ -172,7 +185,8 @@ impl Patcher {
         }
         // Overwritten by the guest without our knowledge, such as by a device.
         self.undo(k, |s| s.jumps.iter().any(|j| j.patch.at == site));
-        self.patch(k, site, maddr, &[]);
+        let flow = self.function_of(site).and_then(|function| flow_of(k, function));
+        self.patch(k, site, maddr, flow.as_ref().map_or(&[], |flow| &flow.begins));
     }
 
     fn patch(&mut self, k: &mut Kernel<'_>, site: u64, maddr: Maddr, known: &[u64]) {
@@ -193,29 +207,6 @@ impl Patcher {
     /// Whether a stub has the instruction at `site`.
     fn covers(&self, site: u64) -> bool {
         self.sites.iter().flat_map(|s| &s.jumps).any(|j| j.patch.moved.contains(&site))
-    }
-
-    /// Patches all that direct control flow reaches in the kernel's functions, once an instruction that is known by
-    /// their symbols traps: then its code is where they say.
-    fn prepare(&mut self, k: &mut Kernel<'_>) {
-        let of_rip = self.functions.partition_point(|function| function.start <= k.regs.rip);
-        let first = of_rip.checked_sub(1).and_then(|i| self.functions.get(i)).and_then(|f| flow_of(k, f));
-        if first.is_none_or(|flow| flow.begins.binary_search(&k.regs.rip).is_err()) {
-            return;
-        }
-        let functions = std::mem::take(&mut self.functions);
-        let flows: Vec<Flow> = functions.iter().filter_map(|function| flow_of(k, function)).collect();
-        self.targets = flows.iter().flat_map(|flow| flow.targets.iter().copied()).collect();
-        self.targets.sort_unstable();
-        self.targets.dedup();
-        for flow in &flows {
-            for &site in &flow.sensitive {
-                let Some(maddr) = k.code_at(site) else { continue };
-                if !self.covers(site) && self.may_try(maddr) {
-                    self.patch(k, site, maddr, &flow.begins);
-                }
-            }
-        }
     }
 
     fn may_try(&mut self, maddr: Maddr) -> bool {
@@ -254,8 +245,9 @@ impl Patcher {
         let Self { arena: Some(arena), sites, targets, .. } = self else { return None };
         let is_target = |at: u64| targets.binary_search(&at).is_ok();
         let is_taken = |range: &Range<u64>| sites.iter().any(|s| s.touches(range));
-        let view = View { base: page, code: &code, is_target: &is_target, is_taken: &is_taken, known };
-        let Plan { tactic, patches } = plan(&view, site, &mut Growing { arena, is_free: &is_free })?;
+        let view =
+            View { base: page, code: &code, is_target: &is_target, is_taken: &is_taken, known, spares: true };
+        let Plan { tactic, patches } = plan_among(&view, site, &mut Growing { arena, is_free: &is_free })?;
         self.undo(k, |s| patches.iter().any(|p| s.jumps.iter().any(|j| j.patch.overlaps(p))));
         let mut stubs = Vec::new();
         for patch in &patches {
@@ -276,7 +268,10 @@ impl Patcher {
         for (patch, entries) in patches.into_iter().zip(stubs) {
             let at = Maddr(maddr.mfn().maddr().0 | (patch.at % PAGE_SIZE));
             k.shadow.replace_code(k.memory, at, &patch.bytes).ok()?;
-            jumps.push(Installed { patch, maddr: at, entries });
+            let len = patch.moved.end.max(patch.jump().end) - patch.at;
+            let mut held = vec![0; usize::try_from(len).ok()?];
+            k.memory.read(at, &mut held).ok()?;
+            jumps.push(Installed { patch, maddr: at, entries, held });
         }
         self.sites.push(Site { jumps });
         self.changed = true;
@@ -294,7 +289,7 @@ impl Patcher {
         Emitter::new(&mut bytes, &mut points, at, from, env).gate(&self.hypercall).ok()?;
         k.memory.write(arena.maddr(at)?, bytes.get(..bytes.len().min(96))?).ok()?;
         self.env = Some(Environment { gate: Some(at), ..env });
-        (self.points, self.arena) = (points, Some(arena));
+        (self.points, self.arena, self.sorted) = (points, Some(arena), 0);
         Some(())
     }
 
@@ -342,3 +337,6 @@ impl Patcher {
 pub(crate) fn is_callout(recipe: &Recipe) -> bool {
     recipe.then == Then::Callout
 }
+
+#[cfg(test)]
+mod tests;

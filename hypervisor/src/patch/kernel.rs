@@ -13,6 +13,7 @@ use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{LookupError, Shadow};
 use crate::mmu::space::VcpuSpace;
 use crate::x86::decode::{Dialect, instruction_at};
+use crate::x86::descriptor::Gate;
 use crate::x86::exception::page_error;
 use crate::x86::registers::Regs;
 use crate::x86::walk::Access;
@@ -56,6 +57,26 @@ pub(super) fn flow_of(k: &Kernel<'_>, function: &Range<u64>) -> Option<Flow> {
         at = end;
     }
     explore(&code, function.start)
+}
+
+/// Where the gates of the kernel's IDT lead: what is there is executed, sooner or later. In order.
+pub(super) fn gate_targets(k: &Kernel<'_>) -> Vec<u64> {
+    let gates = (u64::from(k.cpu.idt.limit) + 1) / Gate::SIZE;
+    let word = |at: u64| {
+        let mut bytes = [0; 8];
+        let maddr = k.shadow.lookup(k.memory, at, Access::default()).ok()?.maddr()?;
+        k.shadow.read(k.memory, maddr, &mut bytes).ok()?;
+        Some(u64::from_le_bytes(bytes))
+    };
+    let target = |vector: u64| {
+        let at = k.cpu.idt.base.checked_add(vector * Gate::SIZE).filter(|at| at % 8 == 0)?;
+        let gate = Gate::from_words(word(at)?, word(at.checked_add(8)?)?);
+        (gate.present && matches!(gate.kind, Gate::INTERRUPT | Gate::TRAP)).then_some(gate.handler)
+    };
+    let mut targets: Vec<u64> = (0..gates.min(256)).filter_map(target).collect();
+    targets.sort_unstable();
+    targets.dedup();
+    targets
 }
 
 /// Whether a page of ours may lie at `va`: on the side of the address space where `site` is, and nothing is mapped.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::site::Patch;
-use crate::machine::memory::Maddr;
+use crate::machine::memory::{MachineMemory, Maddr};
 
 /// One jump, and its stub.
 #[derive(Debug)]
@@ -13,6 +13,9 @@ pub(super) struct Installed {
     pub maddr: Maddr,
     /// Where the stub can be entered instead of the guest's instructions.
     pub entries: Vec<(u64, u64)>,
+    /// What is in memory since, from `maddr` on: the jump, and what is left of the code that it and the stub are made
+    /// from.
+    pub held: Vec<u8>,
 }
 
 impl Installed {
@@ -22,10 +25,17 @@ impl Installed {
         let inner = hidden.contains(&rip) && rip != self.patch.at;
         self.entries.iter().find(|(guest, _)| inner && *guest == rip).map(|(_, stub)| *stub)
     }
-    /// The machine addresses of all that the stub was made from.
-    pub fn moved(&self) -> Range<u64> {
-        let from = self.maddr.0;
-        from..from + (self.patch.moved.end - self.patch.moved.start)
+    /// The machine addresses of all that the jump and its stub were made from.
+    pub fn made_from(&self) -> Range<u64> {
+        self.maddr.0..self.maddr.0 + self.held.len() as u64
+    }
+    /// Whether memory is not what it was made to be: somebody stored there who is not seen.
+    pub fn is_damaged(&self, memory: &MachineMemory) -> bool {
+        let mut part = [0; 16];
+        (self.maddr.0..).step_by(part.len()).zip(self.held.chunks(part.len())).any(|(at, held)| {
+            let now = part.get_mut(..held.len()).unwrap_or_default();
+            memory.read(Maddr(at), now).is_ok() && now != held
+        })
     }
 }
 
@@ -41,9 +51,8 @@ impl Site {
     }
     pub fn is_made_from(&self, range: &Range<u64>) -> bool {
         self.jumps.iter().any(|j| {
-            let (moved, jump) = (j.moved(), j.patch.jump());
-            let end = moved.end.max(j.maddr.0 + (jump.end - jump.start));
-            moved.start < range.end && range.start < end
+            let from = j.made_from();
+            from.start < range.end && range.start < from.end
         })
     }
 }

@@ -129,6 +129,8 @@ pub(crate) struct View<'a> {
     pub is_taken: &'a dyn Fn(&Range<u64>) -> bool,
     /// Where instructions are known to begin, in order.
     pub known: &'a [u64],
+    /// What belongs to another patch does not move; without this, that patch goes.
+    pub spares: bool,
 }
 
 /// Bytes to be written over code.
@@ -258,6 +260,9 @@ impl View<'_> {
             }
             ended |= ends_flow(&insn);
             at = insn.next_ip();
+        }
+        if self.spares && (self.is_taken)(&(from..at)) {
+            return None;
         }
         Some(Run { range: from..at, inner })
     }
@@ -414,6 +419,12 @@ pub(crate) fn plan(view: &View<'_>, site: u64, room: &mut dyn Room) -> Option<Pl
     ];
     let mut tried = Tactic::ALL.into_iter().zip(ways);
     tried.find_map(|(tactic, way)| way(room).map(|patches| Plan { tactic, patches }))
+}
+
+/// The same, at no other patch's expense if that is possible.
+pub(crate) fn plan_among(view: &View<'_>, site: u64, room: &mut dyn Room) -> Option<Plan> {
+    let spares = |spares| View { spares, ..*view };
+    plan(&spares(true), site, room).or_else(|| plan(&spares(false), site, room))
 }
 
 #[cfg(test)]

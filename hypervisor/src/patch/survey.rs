@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::arena::{Arena, Growing};
 use super::flow::{Flow, explore};
-use super::site::{Patch, Plan, Tactic, View, plan};
+use super::site::{Patch, Plan, Tactic, View, plan_among};
 use crate::machine::memory::{Mfn, PAGE_SIZE};
 
 /// Frames that a survey may use: more than any technique's row gives.
@@ -91,7 +91,7 @@ pub fn survey(code: &[Code<'_>], mapped: &[Range<u64>], functions: &[Range<u64>]
             Some((patch.at, plan.tactic))
         })
     };
-    Survey { sites: sites.iter().map(of_site).collect(), pages: arena.overlay().len() }
+    Survey { sites: sites.iter().map(of_site).collect(), pages: arena.overlay().count() }
 }
 
 fn one(
@@ -110,7 +110,11 @@ fn one(
     let known = function.and_then(|i| flows.get(i)).map_or(&[][..], |(_, flow)| &flow.begins);
     let is_target = |at: u64| targets.binary_search(&at).is_ok();
     let is_taken = |range: &Range<u64>| plans.iter().any(|p| p.patches.iter().any(|one| one.touches(range)));
-    plan(&View { base, code: bytes, is_target: &is_target, is_taken: &is_taken, known }, site, room)
+    plan_among(
+        &View { base, code: bytes, is_target: &is_target, is_taken: &is_taken, known, spares: true },
+        site,
+        room,
+    )
 }
 
 #[cfg(test)]

@@ -120,6 +120,8 @@ impl Chain {
                 return Err(Broken::Order);
             }
             self.readable += 1;
+        } else {
+            memory.lend(segment);
         }
         self.segments.push(segment);
         Ok(())

@@ -2,7 +2,7 @@
 //! code in a way that patches cannot serve.
 
 use super::super::kernel::Kernel;
-use super::super::record::Frame;
+use super::super::record::{Frame, Site};
 use super::{IDLE_STORES, Patcher};
 use crate::machine::memory::PAGE_SIZE;
 use crate::x86::walk::Access;
@@ -51,16 +51,12 @@ impl Patcher {
     /// the kernel is entered.
     pub fn refresh(&mut self, k: &mut Kernel<'_>) {
         self.follow_writes(k);
-        if std::mem::take(&mut self.grown)
-            && let Some(arena) = &self.arena
-        {
-            self.points.sort_unstable_by_key(|point| point.at);
-            k.shadow.set_overlay(k.memory, k.log, &arena.overlay());
-            // All of them at once, rather than by a fault each.
-            for page in arena.overlay() {
-                let access = Access { write: page.writable, user: false, fetch: page.executable };
-                k.shadow.fill_overlay(k.memory, k.log, k.space, page.va, access);
-            }
+        self.follow_devices(k);
+        if !k.cpu.user {
+            self.prepare_handlers(k);
+        }
+        if std::mem::take(&mut self.grown) {
+            self.show_stubs(k);
         }
         if k.shadow.overlay_collides(k.memory) {
             // Stubs are in the guest's way. All of them go; no address of them is anywhere in the guest.
@@ -68,11 +64,49 @@ impl Patcher {
             self.moves += 1;
             (self.arena, self.env) = (None, None);
             self.points.clear();
+            self.sorted = 0;
             self.tried.clear();
             k.shadow.set_overlay(k.memory, k.log, &[]);
         }
         if std::mem::take(&mut self.changed) {
             self.hide();
+        }
+    }
+
+    /// Has the shadow show the pages of stubs that it does not know yet.
+    fn show_stubs(&mut self, k: &mut Kernel<'_>) {
+        let Some(arena) = &self.arena else { return };
+        merge(&mut self.points, self.sorted, |point| point.at);
+        self.sorted = self.points.len();
+        for page in arena.overlay() {
+            if !k.shadow.overlay().contains(&page) {
+                k.shadow.replace_overlay_page(k.memory, k.log, page);
+                // At once, rather than by a fault each.
+                let access = Access { write: page.writable, user: false, fetch: page.executable };
+                k.shadow.fill_overlay(k.memory, k.log, k.space, page.va, access);
+            }
+        }
+    }
+
+    /// Takes back what was made from code that a device has written over since. Only frames in which a device was ever
+    /// given a buffer are looked at.
+    fn follow_devices(&mut self, k: &mut Kernel<'_>) {
+        let foreign = k.memory.foreign_writes();
+        if std::mem::replace(&mut self.foreign, foreign) == foreign {
+            return;
+        }
+        let suspended = self.suspended;
+        for n in 0..self.code.len() {
+            let Some(pfn) = self.code.get(n).map(|frame| frame.pfn) else { break };
+            let Some(mfn) = k.memory.pfn_to_mfn(pfn).filter(|_| k.memory.is_lent(pfn)) else { continue };
+            let (memory, range) = (k.memory, mfn.maddr().0..mfn.maddr().0 + PAGE_SIZE);
+            // While the kernel steps, its code is in memory and not what is held against it.
+            let damaged = |site: &Site| suspended || site.jumps.iter().any(|jump| jump.is_damaged(memory));
+            let sites = self.sites.len();
+            self.undo(k, |site| site.is_made_from(&range) && damaged(site));
+            if self.sites.len() != sites && !self.sites.iter().any(|site| site.is_made_from(&range)) {
+                k.shadow.unprotect_code(pfn);
+            }
         }
     }
 
@@ -123,5 +157,39 @@ impl Patcher {
     /// Whether all code is as the guest wrote it.
     pub fn is_suspended(&self) -> bool {
         self.suspended
+    }
+}
+
+/// Puts what follows the first `sorted` in order, and all of it in its place among them. A new stub is in one piece, so
+/// that this is a move of memory for each, and no search through all.
+fn merge<T, K: Ord>(all: &mut [T], mut sorted: usize, key: impl Fn(&T) -> K) {
+    all.get_mut(sorted..).unwrap_or_default().sort_unstable_by_key(&key);
+    while let Some((before, rest)) = all.split_at_checked(sorted)
+        && let Some(first) = rest.first().map(&key)
+    {
+        let place = before.partition_point(|one| key(one) <= first);
+        let Some(next) = before.get(place).map(&key) else { break };
+        let n = rest.partition_point(|one| key(one) < next);
+        if let Some(part) = all.get_mut(place..sorted + n) {
+            part.rotate_right(n);
+        }
+        sorted += n;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn merging_is_sorting(mut all in prop::collection::vec(any::<u8>(), 0..64), sorted in 0usize..64) {
+            let sorted = sorted.min(all.len());
+            all[..sorted].sort_unstable();
+            let mut expected = all.clone();
+            expected.sort_unstable();
+            super::merge(&mut all, sorted, |one| *one);
+            prop_assert_eq!(all, expected);
+        }
     }
 }

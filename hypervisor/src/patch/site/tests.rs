@@ -36,7 +36,8 @@ impl Room for Nowhere {
 fn plan_of(code: &[u8], site: u64, targets: &[u64]) -> Option<Plan> {
     let is_target = |at: u64| targets.contains(&(at - BASE));
     let known: Vec<u64> = boundaries(code).into_iter().map(|(_, insn)| insn.ip()).collect();
-    let view = View { base: BASE, code, is_target: &is_target, is_taken: &|_| false, known: &known };
+    let view =
+        View { base: BASE, code, is_target: &is_target, is_taken: &|_| false, known: &known, spares: false };
     plan(&view, BASE + site, &mut Anywhere(0))
 }
 
@@ -123,7 +124,14 @@ fn the_tactics_in_order() {
     assert_eq!(plan.patches[0].stub, (BASE + 5).wrapping_add_signed(i32::from_le_bytes([0x90; 4]).into()));
     check(&punned, 0, &[1, 2, 3, 4, 5], &plan);
 
-    let view = View { base: BASE, code: &punned, is_target: &|_| false, is_taken: &|_| false, known: &[] };
+    let view = View {
+        base: BASE,
+        code: &punned,
+        is_target: &|_| false,
+        is_taken: &|_| false,
+        known: &[],
+        spares: false,
+    };
     assert!(plan_nowhere(&view, BASE).is_none(), "no room, no patch");
 }
 
@@ -226,7 +234,7 @@ proptest! {
         let targets: Vec<u64> = all.iter().zip(targets).filter(|(_, t)| *t).map(|((at, _), _)| *at as u64).collect();
         let is_target = |at: u64| targets.contains(&(at - BASE));
         let known: Vec<u64> = all.iter().map(|(_, insn)| insn.ip()).collect();
-        let view = View { base: BASE, code: &code, is_target: &is_target, is_taken: &|_| false, known: &known };
+        let view = View { base: BASE, code: &code, is_target: &is_target, is_taken: &|_| false, known: &known, spares: false };
         for (site, insn) in all {
             if let Some(found) = plan(&view, insn.ip(), &mut Anywhere(seed)) {
                 check(&code, site as u64, &targets, &found);
