@@ -1,5 +1,7 @@
 //! Every workload by every technique: what is asked for, and the whole result.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::host::HostFacts;
@@ -60,6 +62,8 @@ pub struct Comparison {
     pub notes: &'static [&'static str],
     /// The technique that the others are compared with, if it was measured.
     pub baseline: Option<&'static str>,
+    /// What the techniques that were measured do, in a line each.
+    pub abouts: BTreeMap<&'static str, &'static str>,
     /// Techniques that cannot be used on this host, and why.
     pub unavailable: Vec<NotHere>,
     /// Which techniques were measured, in the order of the settings.
@@ -105,6 +109,7 @@ impl Comparison {
             workloads: Vec::new(),
             notes: &NOTES,
             baseline: techniques.iter().find(|name| **name == settings.baseline).copied(),
+            abouts: taking_part.able.iter().map(|technique| (technique.name, technique.about)).collect(),
             unavailable: taking_part.unavailable.clone(),
             techniques,
             started: false,

@@ -122,7 +122,7 @@ mod tests {
         for part in [
             "* map-512: map, touch, protect and unmap 512 scattered pages. By trap 920 us [900 us, 9.00 ms] and 7 exits by \
              page-table store.",
-            "pv is the fastest, ~0 of that.",
+            "pv is the fastest, .0001 of that.",
             "pv needs one exit.",
             "Far from the others: run ",
             " by trap (9.00 ms).",

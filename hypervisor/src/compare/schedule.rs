@@ -82,15 +82,8 @@ pub fn compare<E: std::fmt::Display>(
             };
             let counts = round >= settings.warm_up;
             let mut run = |technique: &'static Technique, machine: &Machine| {
-                let (workload, technique_name, engine) = (workload, technique.name, machine.engine);
-                let total = boots * rounds;
-                on_progress(Progress {
-                    workload: workload.name,
-                    technique: technique_name,
-                    engine,
-                    done,
-                    total,
-                });
+                let (name, engine, total) = (technique.name, machine.engine, boots * rounds);
+                on_progress(Progress { workload: workload.name, technique: name, engine, done, total });
                 done += 1;
                 measure(technique, workload, machine, &mut boot)
             };

@@ -35,7 +35,9 @@ try {
   baseline.value = "pv";
   baseline.dispatchEvent(new Event("change"));
   check("the baseline is another one", button("#time", "against pv") !== undefined);
+  button("#time", "as measured").focus();
   button("#time", "as measured").click();
+  check("a chart that is drawn anew keeps the focus", document.activeElement === button("#time", "as measured"));
   check("times are shown as measured", all("#time svg text").some((node) => node.textContent.endsWith("s")));
 
   const rows = () => all("#time .names button").map((node) => node.textContent);
@@ -69,9 +71,13 @@ try {
   button("#controls", "dark").click();
   check("dark is another colour than light", light !== colour(), `${light} ${colour()}`);
 
+  window.dispatchEvent(new Event("beforeprint"));
+  check("what is printed fits paper", all("main svg[role=img]").every((node) => node.getAttribute("width") < 690));
+  window.dispatchEvent(new Event("afterprint"));
+
   const named = (node) => (node.getAttribute("aria-label") || node.textContent || "").trim()
     || (node.labels && node.labels.length && node.labels[0].textContent.trim());
-  const controls = all("button, select, input, a[href], summary");
+  const controls = all("button, select, input, a[href], summary, [tabindex='0']");
   check("every control has a name", controls.every(named), controls.filter((node) => !named(node)).map((node) => node.outerHTML).join());
   check("every control is reached by Tab", controls.every((node) => node.tabIndex >= 0));
   check("a focus is seen", (() => {

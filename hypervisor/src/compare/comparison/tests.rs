@@ -334,7 +334,7 @@ fn the_members_of_the_json() {
     };
     assert_eq!(
         members(&json),
-        "asked baseline busy_poll_us debug_build engine host mem_bytes notes repeat schema seed unavailable version \
+        "abouts asked baseline busy_poll_us debug_build engine host mem_bytes notes repeat schema seed unavailable version \
          warm_up workloads"
     );
     let workload = &json["workloads"][0];

@@ -13,7 +13,16 @@ function fill(node, attributes, children) {
 }
 const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
-const put = (id, ...children) => document.getElementById(id).replaceChildren(...children);
+
+/// Replaces what is in a box. Whoever pressed a key in it stays where they were.
+function put(id, ...children) {
+  const box = document.getElementById(id);
+  const controls = () => [...box.querySelectorAll("button, select, input, summary")];
+  const at = controls().indexOf(document.activeElement);
+  box.replaceChildren(...children);
+  const same = at >= 0 ? controls()[at] : null;
+  if (same) { same.focus({ preventScroll: true }); }
+}
 
 // Techniques are told apart by shape as well as by colour.
 const SHAPES = ["circle", "square", "diamond", "up", "down", "plus", "bar", "ring"];
@@ -99,10 +108,15 @@ function rowsPicture({ names, heights, scale, label, draw, room: { width, beside
   return el("div", { class: "rows", style: `grid-template-columns:${beside}px 1fr` }, column, el("div", { class: "picture" }, picture));
 }
 
+// What is printed has the width of paper, whatever the window's.
+const PAPER = 690;
+let onPaper = false;
+
 /// How much room a picture has, and its rows' names beside it.
 function roomFor(id, wanted) {
-  const whole = document.getElementById(id).clientWidth || 700;
-  const [beside, around] = window.innerWidth <= 640 ? [Math.min(wanted, 104), 28] : [wanted, 44];
+  const whole = onPaper ? PAPER : document.getElementById(id).clientWidth || PAPER;
+  const narrow = !onPaper && window.innerWidth <= 640;
+  const [beside, around] = narrow ? [Math.min(wanted, 104), 28] : [wanted, 44];
   return { beside, width: Math.max(170, whole - around - beside) };
 }
 
@@ -118,7 +132,8 @@ const asTable = new Set();
 
 /// A chart with its title, one sentence about how it is read, its controls, and its numbers as a table on request.
 function chart(id, title, sentence, { controls = [], picture, legend, rows }) {
-  const box = el("div", { class: "table", id: `${id}-table`, hidden: !asTable.has(id) });
+  const box = el("div", { class: "table", id: `${id}-table`, hidden: !asTable.has(id),
+    tabindex: 0, role: "region", "aria-label": `${title}, as a table` });
   const show = () => box.replaceChildren(...(asTable.has(id) ? [table(title, ...rows())] : []));
   const button = el("button", { type: "button", "aria-expanded": String(asTable.has(id)), "aria-controls": box.id,
     onclick: () => {

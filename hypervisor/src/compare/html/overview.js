@@ -1,6 +1,15 @@
 // The charts of all workloads: a row each, a mark for each technique.
 
-const LANE = 7;
+/// How far the marks of a row are apart.
+const laneFor = (lanes) => (lanes > 7 ? 5.5 : 7);
+
+/// What a line through a mark means, as far as all of them keep it.
+function intervals(list) {
+  const spreads = list.flatMap((workload) => Object.values(workload.techniques)).map((result) => result.spread);
+  const sure = spreads.filter(Boolean).map((spread) => spread.confidence);
+  if (!sure.length) { return ""; }
+  return ` A line through a mark is where the true median lies, with ${Math.floor(100 * Math.min(...sure))} % confidence or more.`;
+}
 
 /// The rows of these workloads, with what `value` says of each technique's result.
 function dots(id, list, { value, spread, label, title, sentence, controls, zero, extra, columns, baselineMark }) {
@@ -19,9 +28,10 @@ function dots(id, list, { value, spread, label, title, sentence, controls, zero,
     act: () => goTo(workload.name),
   }));
   const lanes = Math.max(1, shown.length + (extra ? 1 : 0));
+  const apart = laneFor(lanes);
   const draw = (row, top, height) => points[row].flatMap((point) => {
     const lane = point.name === "native" ? lanes - 1 : shown.indexOf(point.name);
-    const y = top + height / 2 + (lane - (lanes - 1) / 2) * LANE;
+    const y = top + height / 2 + (lane - (lanes - 1) / 2) * apart;
     const x = scale.place(point.value);
     const ends = point.result && spread ? spread(list[row], point.result) : null;
     const said = `${list[row].name} by ${point.name}: ${label(point.value)}`
@@ -32,7 +42,7 @@ function dots(id, list, { value, spread, label, title, sentence, controls, zero,
       marker(point.name, x, y, 4.2, said),
     ].filter(Boolean);
   });
-  const heights = list.map(() => lanes * LANE + 12);
+  const heights = list.map(() => lanes * apart + 12);
   const picture = everything.length ? rowsPicture({ names, heights, scale, label, draw, room,
     said: `${title}, a row for each of ${list.length} workloads; the button Numbers shows them as a table`,
     marks: baselineMark ? [1] : [] }) : el("p", { class: "soft" }, "Nothing of it was measured.");
@@ -63,8 +73,8 @@ function timeChart() {
       ? [result.spread.low, result.spread.high].map((ns) => value(workload, { ...result, ns })) : null),
     label: state.relative ? times : time,
     title: "Time",
-    sentence: `${how} Each step of the scale is ten times the one before; a line through a mark is where the median `
-      + "lies with 95 % confidence. Choose a workload to see what it is made of.",
+    sentence: `${how} Each step of the scale is ten times the one before.${intervals(jobs())} Choose a workload to see `
+      + "what it is made of.",
     controls: [measureSwitch()],
     baselineMark: state.relative,
     columns: (list, shown) => [["workload", ...shown], list.map((workload) => [workload.name, ...shown.map((name) => {

@@ -2,37 +2,35 @@
 
 function drawControls() {
   const again = () => { drawControls(); drawAll(); };
-  const keep = (node, key) => fill(node, { "data-key": key }, []);
-  const focused = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.key : null;
   const wasOpen = Boolean(document.querySelector("#controls details[open]"));
   const toggle = (set, value) => { if (!set.delete(value)) { set.add(value); } again(); };
-  const shown = engines.length > 1 ? el("div", { class: "group" }, el("span", { class: "name" }, "Engine"),
-    segments("Engine", engines.map((one, index) => [index, one.asked]), state.engine, (value) => { state.engine = value; again(); })) : null;
-  const marks = el("div", { class: "group", role: "group", "aria-label": "Techniques shown" }, el("span", { class: "name" }, "Techniques"),
-    ...allTechniques.map((name) => keep(el("button", { class: "technique", type: "button", "aria-pressed": String(!state.hidden.has(name)),
-      onclick: () => toggle(state.hidden, name) }, sample(name), name), `technique ${name}`)));
-  const choice = select("", allTechniques.map((name) => [name, name]), state.baseline, (value) => { state.baseline = value; again(); });
-  const baseline = el("div", { class: "group" }, el("span", { class: "name" }, "Baseline"), choice);
-  choice.querySelector("select").setAttribute("aria-label", "Baseline: the technique that others are compared with");
-  keep(choice.querySelector("select"), "baseline");
+  const group = (name, ...controls) => el("div", { class: "group", role: "group", "aria-label": name },
+    el("span", { class: "name", "aria-hidden": "true" }, name), ...controls);
+  const shown = engines.length > 1 ? group("Engine", segments("Engine",
+    engines.map((one, index) => [index, one.asked]), state.engine, (value) => { state.engine = value; again(); })) : null;
+  const about = (name) => ((engines[0] || {}).abouts || {})[name];
+  const marks = group("Techniques", ...allTechniques.map((name) => el("button", { class: "technique", type: "button",
+    "aria-pressed": String(!state.hidden.has(name)), title: about(name), onclick: () => toggle(state.hidden, name) },
+  sample(name), name)));
+  const choice = el("select", { "aria-label": "Baseline: the technique that others are compared with",
+    onchange: (event) => { state.baseline = event.target.value; again(); } },
+  ...allTechniques.map((name) => el("option", { value: name, selected: name === state.baseline }, name)));
   const all = (left) => { state.left = new Set(left ? allWorkloads.map((w) => w.name) : []); again(); };
-  const checks = el("details", { open: wasOpen }, el("summary", null, `Workloads: ${allWorkloads.length - state.left.size} of ${allWorkloads.length} shown`),
+  const checks = el("details", { open: wasOpen },
+    el("summary", null, `Workloads: ${allWorkloads.length - state.left.size} of ${allWorkloads.length} shown`),
     el("div", { class: "checks" }, ...allWorkloads.map((workload) => el("label", { title: workload.about },
-      keep(el("input", { type: "checkbox", checked: !state.left.has(workload.name), onchange: () => toggle(state.left, workload.name) }),
-        `workload ${workload.name}`), ` ${workload.name}`))),
-    keep(el("button", { type: "button", onclick: () => all(false) }, "All"), "all"), " ",
-    keep(el("button", { type: "button", onclick: () => all(true) }, "None"), "none"));
+      el("input", { type: "checkbox", checked: !state.left.has(workload.name), onchange: () => toggle(state.left, workload.name) }),
+      ` ${workload.name}`))),
+    el("button", { type: "button", onclick: () => all(false) }, "All"), " ",
+    el("button", { type: "button", onclick: () => all(true) }, "None"));
   const theme = document.documentElement.dataset.theme || "";
-  const page = el("div", { class: "group" }, el("span", { class: "name" }, "Page"),
+  const page = group("Page",
     segments("Colours", [["", "as the system"], ["light", "light"], ["dark", "dark"]], theme, (value) => {
       if (value) { document.documentElement.dataset.theme = value; } else { delete document.documentElement.dataset.theme; }
       drawControls();
     }),
     el("button", { type: "button", onclick: () => window.print() }, "Print"));
-  put("controls", ...[shown, marks, baseline, checks, page].filter(Boolean));
-  // Whoever pressed a key stays where they were.
-  const same = focused && [...document.querySelectorAll("#controls [data-key]")].find((node) => node.dataset.key === focused);
-  if (same) { same.focus({ preventScroll: true }); }
+  put("controls", ...[shown, marks, group("Baseline", choice), checks, page].filter(Boolean));
 }
 
 function drawAll() {
@@ -68,6 +66,9 @@ function introduce() {
   // What stands between back quotes is a name.
   const marked = (note) => note.split("`").map((text, index) => (index % 2 ? el("code", null, text) : text));
   put("notes", ...(data.notes || []).map((note) => el("li", null, ...marked(note))));
+  const abouts = Object.entries((engines[0] || {}).abouts || {}).filter(([name]) => allTechniques.includes(name))
+    .sort(([a], [b]) => place(a) - place(b));
+  put("techniques", ...abouts.flatMap(([name, about]) => [el("dt", null, sample(name), ` ${name}`), el("dd", null, about)]));
   put("raw", el("button", { type: "button", id: "download", onclick: download }, "Download the JSON"));
 }
 
@@ -89,4 +90,7 @@ window.addEventListener("resize", () => {
     if (window.innerWidth !== drawnAt) { drawnAt = window.innerWidth; drawAll(); }
   });
 });
+for (const [event, paper] of [["beforeprint", true], ["afterprint", false]]) {
+  window.addEventListener(event, () => { onPaper = paper; drawAll(); });
+}
 document.documentElement.dataset.drawn = "true";
