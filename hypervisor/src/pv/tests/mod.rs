@@ -1,4 +1,5 @@
 //! A domain under attack by its own guest, by what Xen once got wrong.
 
 mod modes;
+mod several;
 mod xsa;

@@ -4,8 +4,10 @@ use paravane_abi::segment::FLAT_USER_SS;
 use paravane_abi::trap::TRAP_DEBUG;
 
 use super::*;
+use crate::machine::kick::Kick;
 use crate::pv::guest_pointer::GuestPtr;
-use crate::testing::pv::{FREE, STACK, TestDomain, va};
+use crate::testing::engine::CountKicks;
+use crate::testing::pv::{FRAMES, FREE, STACK, TestDomain, va};
 use crate::x86::rflags::TF;
 
 const HANDLER: u64 = va(FREE);
@@ -64,4 +66,52 @@ fn an_exit_of_cpl_0_ends_the_guest() {
         assert_eq!(handle(&mut t.cx(), exit).cause, Cause::Dead);
         assert!(matches!(&t.domain.end, Some(DomainEnd::Killed(why)) if why.starts_with(Exit::NOT_AT_CPL_3)));
     }
+}
+
+/// XSA-336: the timers of a vCPU that is down raise nothing, and it finds them when it is up again.
+#[test]
+fn xsa_336_the_timers_of_a_vcpu_that_is_down_wait() {
+    let kicks = (0..2).map(|_| Arc::new(CountKicks::default()) as Arc<dyn Kick>).collect();
+    let mut t = TestDomain::with_kicks(FRAMES, kicks);
+    let second = VcpuId::new(1).unwrap();
+    let port = t.domain.events.bind_virq(VIRQ_TIMER, VcpuId::BOOT).unwrap();
+    t.vcpu.timers.set_singleshot(Some(1));
+    for (id, up) in [(second, true), (VcpuId::BOOT, false)] {
+        t.domain.peers.get_mut(id).unwrap().up = up;
+    }
+    assert_eq!(prepare(&mut t.cx()), Next::Wait(None));
+    assert_eq!(t.bells.is_pending(port), Ok(false));
+    t.domain.peers.get_mut(VcpuId::BOOT).unwrap().up = true;
+    assert!(matches!(prepare(&mut t.cx()), Next::Run(None)));
+    assert_eq!(t.bells.is_pending(port), Ok(true));
+    // A poll that it was in is over.
+    t.vcpu.timers.set_poll(Some(u64::MAX));
+    t.cx().wait_as(RunState::Polling);
+    t.domain.peers.get_mut(VcpuId::BOOT).unwrap().up = false;
+    assert_eq!(prepare(&mut t.cx()), Next::Wait(None));
+    t.domain.peers.get_mut(VcpuId::BOOT).unwrap().up = true;
+    assert!(matches!(prepare(&mut t.cx()), Next::Run(None)));
+}
+
+/// Two vCPUs end: the domain's last words are of the one that ended it.
+#[test]
+fn the_one_that_ends_the_domain_is_remembered() {
+    let kicks: Vec<_> = (0..2).map(|_| Arc::new(CountKicks::default())).collect();
+    let theirs = kicks.iter().map(|kicks| Arc::clone(kicks) as Arc<dyn Kick>).collect();
+    let t = TestDomain::with_kicks(FRAMES, theirs);
+    let second = PvVcpu::absent(VcpuId::new(1).unwrap(), &t.domain.log);
+    let clock = t.domain.clock;
+    let shared = Arc::new(Shared::new(t.domain, Coherence::OwnEntry));
+    let runner = |vcpu| PvRunner::new(Arc::clone(&shared), vcpu);
+    let (boot, others) = (runner(t.vcpu), vec![runner(second)]);
+    let mut guest = PvGuest { shared: Arc::clone(&shared), boot, others, clock };
+    guest.others[0].vcpu.regs.rip = 0x5555;
+    assert_eq!(guest.last().rip, guest.boot.vcpu.regs.rip);
+    guest.others[0].handle(Exit::Dead("broken"));
+    assert_eq!(guest.others[0].prepare(), Next::End);
+    assert_eq!((kicks[0].count(), guest.boot.prepare()), (1, Next::End));
+    assert_eq!(guest.last().rip, 0x5555);
+    assert!(matches!(guest.end(), DomainEnd::Killed(why) if why.contains("0x5555")));
+    guest.others[0].vcpu.ledger.record(Cause::Kick, 1);
+    assert_eq!(Box::new(guest).into_ledger().exits(), 1);
 }
