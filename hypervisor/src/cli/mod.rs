@@ -40,7 +40,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::host::notice::notice;
 use crate::text::printable;
@@ -131,7 +131,6 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 /// What the program is to do: what its arguments say, and a file that they name.
 fn parse() -> Result<Command, ConfigFileError> {
     let mut words: Vec<OsString> = std::env::args_os().collect();
-    let parsed = |words: &[OsString]| Cli::try_parse_from(words).map(|cli| cli.command);
     let mut command = parsed(&words).unwrap_or_else(|error| misused(&error));
     if let Command::Runner(args) = &command
         && let Some(run) = args.as_run()
@@ -154,6 +153,26 @@ fn parse() -> Result<Command, ConfigFileError> {
         ));
         misused(&error)
     }))
+}
+
+/// The command that these words are, the program's name the first of them.
+fn parsed(words: &[OsString]) -> Result<Command, clap::Error> {
+    match words.get(1..).and_then(run_alone) {
+        Some(args) => Ok(Command::Run(args)),
+        None => Cli::try_parse_from(words).map(|cli| cli.command),
+    }
+}
+
+/// The arguments of `run`, if these words are that and nothing is wrong with them.
+///
+/// clap describes every option of every command to itself before it parses any, while a user waits for the guest's
+/// first byte. What this refuses, the whole command line explains.
+fn run_alone(words: &[OsString]) -> Option<run::RunArgs> {
+    const NAME: &str = "run";
+    words.first().filter(|name| *name == NAME)?;
+    let command = run::RunArgs::augment_args(clap::Command::new(NAME));
+    let mut matches = command.try_get_matches_from(words).ok()?;
+    run::RunArgs::from_arg_matches_mut(&mut matches).ok()
 }
 
 /// Ends the program as clap does. Arguments that would drive a terminal are escaped, and the message then has no
@@ -244,6 +263,41 @@ mod tests {
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
+    }
+
+    /// Parsed alone, `run` is what it is among the other commands, and what it refuses gets their answer.
+    #[test]
+    fn run_is_parsed_the_same_alone() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let alone = |line: &str| run_alone(words(line).get(1..)?);
+        for line in [
+            "paravane run",
+            "paravane run --bare --mem 1G --smp 1 --stats --timeout 10s",
+            "paravane run kernel.elf -m 32 -m 64 --cmdline=-quiet --initrd f --engine process --transport pio",
+            "paravane run --rng --disk a.img --disk b.qcow2,readonly,queues=2 --busy-poll 0",
+            "paravane run -- --help",
+        ] {
+            let Ok(Command::Run(whole)) = Cli::try_parse_from(words(line)).map(|cli| cli.command) else {
+                panic!("{line}");
+            };
+            assert_eq!(format!("{:?}", alone(line)), format!("{:?}", Some(whole)), "{line}");
+        }
+        for line in [
+            "paravane run --help",
+            "paravane run -V",
+            "paravane run --mem 1.5G",
+            "paravane doctor",
+            "paravane",
+        ] {
+            assert!(alone(line).is_none(), "{line}");
+            assert_eq!(
+                parsed(&words(line)).map_err(|error| error.to_string()).is_err(),
+                Cli::try_parse_from(words(line)).is_err()
+            );
+        }
+        let told = |error: clap::Error| error.to_string();
+        let line = words("paravane run --engine xen");
+        assert_eq!(parsed(&line).map_err(told).err(), Cli::try_parse_from(&line).map_err(told).err());
     }
 
     #[test]
