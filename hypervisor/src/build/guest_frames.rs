@@ -2,10 +2,13 @@
 //!
 //! The builders write through this and so cannot reach a hypervisor frame, whatever an image says.
 
-use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, PAGE_SIZE};
+use crate::machine::memory::{Backing, BadMachineAddress, MachineMemory, Maddr, PAGE_SIZE};
 
-/// What fills one table page or one chunk of a list.
+/// What fills one table page.
 pub(super) type Words = [u64; 512];
+
+/// Words of a list that are written at once: each write has a price of its own, and so has each page of the chunk.
+const CHUNK: usize = 8 * 512;
 
 /// Pseudo-physical memory while it is being filled.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +25,12 @@ impl GuestFrames<'_> {
     }
 
     /// Has the host find memory for what the guest is about to touch: see [`MachineMemory::populate`].
+    ///
+    /// Not if it is a memfd: a guest process's own fault on a page costs no more than this for it.
     pub fn populate(&self, pa: u64, len: u64) {
-        if let Ok(maddr) = self.maddr(pa, len as usize) {
+        if self.0.backing() == Backing::Anonymous
+            && let Ok(maddr) = self.maddr(pa, len as usize)
+        {
             self.0.populate(maddr, len);
         }
     }
@@ -37,7 +44,7 @@ impl GuestFrames<'_> {
     }
 }
 
-/// Writes `count` consecutive words, word `i` being `word(i)`, a page's worth at a time.
+/// Writes `count` consecutive words, word `i` being `word(i)`, a few pages' worth at a time.
 ///
 /// `put` gets the byte offset of each chunk.
 pub(super) fn write_words(
@@ -46,7 +53,7 @@ pub(super) fn write_words(
     mut put: impl FnMut(u64, &[u8]) -> Result<(), BadMachineAddress>,
 ) -> Result<(), BadMachineAddress> {
     use zerocopy::IntoBytes;
-    let mut chunk: Words = [0; 512];
+    let mut chunk = [0; CHUNK];
     let mut first = 0;
     while first < count {
         let mut filled = 0;
@@ -63,7 +70,6 @@ pub(super) fn write_words(
 #[cfg(test)]
 mod tests {
     use crate::build::guest_frames::*;
-    use crate::machine::memory::Backing;
 
     #[test]
     fn only_guest_frames_are_written() {
@@ -78,10 +84,11 @@ mod tests {
     }
 
     #[test]
-    fn words_come_in_order_and_in_pages() {
+    fn words_come_in_order_and_in_chunks() {
+        const COUNT: u64 = 2 * CHUNK as u64 + 6;
         let mut out = Vec::new();
         write_words(
-            1030,
+            COUNT,
             |i| i * 3,
             |at, bytes| {
                 assert_eq!(at, out.len() as u64);
@@ -91,6 +98,6 @@ mod tests {
         )
         .unwrap();
         let words: Vec<u64> = out.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
-        assert_eq!(words, (0..1030).map(|i| i * 3).collect::<Vec<_>>());
+        assert_eq!(words, (0..COUNT).map(|i| i * 3).collect::<Vec<_>>());
     }
 }

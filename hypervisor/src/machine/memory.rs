@@ -28,6 +28,9 @@ pub const PAGE_SIZE: u64 = 4096;
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
 
+/// Bytes that [`MachineMemory::fill`] populates at once: they are still in the processor's cache when they are written.
+const FILL_STEP: usize = 64 * PAGE_SIZE as usize;
+
 /// The name of [`Backing::Memfd`]'s memfd.
 pub const MEMFD_NAME: &str = "paravane-memory";
 
@@ -186,7 +189,8 @@ impl MachineMemory {
     /// Copies `buf` into machine memory that this process will not access soon.
     ///
     /// The same as [`MachineMemory::write`], but a memfd is written through its descriptor. That saves mapping its
-    /// pages into this process, which takes as long as copying them (about 1 us a page).
+    /// pages into this process, which takes as long as copying them (about 1 us a page). Anonymous memory has to be
+    /// mapped: many pages at once, which saves a fault for each (a quarter of a microsecond).
     pub fn fill(&self, addr: Maddr, buf: &[u8]) -> Result<(), BadMachineAddress> {
         use std::os::unix::fs::FileExt;
         let end = addr.0.checked_add(buf.len() as u64);
@@ -195,7 +199,20 @@ impl MachineMemory {
             .as_ref()
             .filter(|_| end.is_some_and(|end| end <= self.len()))
             .is_some_and(|file| file.write_all_at(buf, addr.0).is_ok());
-        if written { Ok(()) } else { self.write(addr, buf) }
+        if written {
+            return Ok(());
+        }
+        let mut start = addr;
+        for part in buf.chunks(FILL_STEP) {
+            let len = part.len() as u64;
+            // One page is cheaper touched.
+            if len > PAGE_SIZE {
+                self.populate(start.mfn().maddr(), len + start.offset());
+            }
+            self.write(start, part)?;
+            start.0 += len;
+        }
+        Ok(())
     }
     /// Reads a plain-data value.
     pub fn read_obj<T: FromBytes + IntoBytes>(&self, addr: Maddr) -> Result<T, BadMachineAddress> {
@@ -253,7 +270,9 @@ impl MachineMemory {
     /// Asks the host to allocate memory for these pages now, which is cheaper than allocating each when the guest first
     /// touches it. The host may fail to do so; it then allocates them at the first touch.
     pub fn populate(&self, addr: Maddr, len: u64) {
-        if let Ok(slice) = self.mmap.get_slice(GuestAddress(addr.0), len as usize) {
+        if len != 0
+            && let Ok(slice) = self.mmap.get_slice(GuestAddress(addr.0), len as usize)
+        {
             let start = slice.ptr_guard_mut().as_ptr();
             // SAFETY: the slice proves that the pages are mapped; their content does not change.
             unsafe { libc::madvise(start.cast(), slice.len(), libc::MADV_POPULATE_WRITE) };
@@ -390,6 +409,22 @@ mod tests {
             assert!(m.fill(Maddr(PAGE_SIZE - 1), &[5; 2]).is_err() && m.fill(Maddr(u64::MAX), &[5]).is_err());
             assert_eq!(m.len(), PAGE_SIZE);
             assert_eq!(m.memfd().is_some(), backing == Backing::Memfd);
+        }
+    }
+
+    #[test]
+    fn what_is_filled_in_steps_is_whole() {
+        let bytes: Vec<u8> = (0..2 * FILL_STEP + 5).map(|i| (i % 251) as u8).collect();
+        let frames = (bytes.len() as u64).div_ceil(PAGE_SIZE) + 1;
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let m = MachineMemory::new(0, frames, backing).unwrap();
+            m.fill(Maddr(100), &bytes).unwrap();
+            let mut all = vec![0; m.len() as usize];
+            m.read(Maddr(0), &mut all).unwrap();
+            let (before, after) = (&all[..100], &all[100 + bytes.len()..]);
+            assert!(all[100..].starts_with(&bytes), "{backing:?}");
+            assert!(before.iter().chain(after).all(|byte| *byte == 0), "{backing:?}");
+            assert!(m.fill(Maddr(frames * PAGE_SIZE - 9), &bytes).is_err());
         }
     }
 
