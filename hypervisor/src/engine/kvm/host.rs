@@ -1,6 +1,7 @@
 //! What kind of KVM this machine has. Looks only: nothing is set up here.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::engine::Coherence;
 use crate::x86::virtualization::{Extension, Hardware, Translation};
@@ -27,9 +28,10 @@ pub fn host_kind() -> HostKind {
     if usable { usable_kind() } else { HostKind::Absent }
 }
 
-/// The kind of a KVM that was opened.
+/// The kind of a KVM that was opened. It is looked up once: a dozen steps of start-up ask.
 pub(super) fn usable_kind() -> HostKind {
-    if module_loaded("kvm_pvm") { HostKind::Software } else { HostKind::Hardware }
+    static KIND: OnceLock<HostKind> = OnceLock::new();
+    *KIND.get_or_init(|| if module_loaded("kvm_pvm") { HostKind::Software } else { HostKind::Hardware })
 }
 
 /// What makes a store to a page table known to all vCPUs: a KVM that shadows page tables in software has one shadow for
@@ -43,7 +45,7 @@ pub(super) fn coherence() -> Coherence {
 
 /// One line about the host's KVM.
 pub(super) fn describe() -> &'static str {
-    if module_loaded("kvm_pvm") {
+    if usable_kind() == HostKind::Software {
         "software KVM (kvm_pvm)"
     } else if module_loaded("kvm_amd") {
         "hardware KVM (kvm_amd)"

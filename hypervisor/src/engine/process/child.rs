@@ -164,7 +164,8 @@ extern "C" fn launch(arg: *mut libc::c_void) -> i32 {
 /// Runs [`launch`] on a stack of its own while this thread sleeps; returns the new process's pidfd.
 fn clone_and_exec(launch_args: &mut Launch) -> Result<(u32, OwnedFd), SpawnError> {
     const STACK: usize = 32 << 10;
-    let mut stack = vec![0u128; STACK / size_of::<u128>()];
+    // Not zeroed: most of its pages are never touched.
+    let mut stack = Vec::<u128>::with_capacity(STACK / size_of::<u128>());
     let mut pidfd: RawFd = -1;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     let args: *mut Launch = launch_args;
@@ -175,8 +176,13 @@ fn clone_and_exec(launch_args: &mut Launch) -> Result<(u32, OwnedFd), SpawnError
         let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        let pid =
-            libc::clone(launch, stack.as_mut_ptr_range().end.cast(), flags, args.cast(), &raw mut pidfd);
+        let pid = libc::clone(
+            launch,
+            stack.spare_capacity_mut().as_mut_ptr_range().end.cast(),
+            flags,
+            args.cast(),
+            &raw mut pidfd,
+        );
         let error = io::Error::last_os_error();
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
         if pid < 0 { Err(error) } else { Ok(pid) }
