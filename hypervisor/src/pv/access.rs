@@ -1,7 +1,14 @@
 //! The guest's linear memory, read and written by the host on the guest's behalf.
 //!
-//! The one gate for every pointer that a guest passes: page by page through the guest's own tables, with the
-//! rights of CPL 3, never in the range that is reserved for the hypervisor. A pointer that fails is EFAULT.
+//! The one gate for every pointer that a guest passes: page by page through the guest's own tables, with the rights of
+//! CPL 3, never in the range that is reserved for the hypervisor. A pointer that fails is EFAULT.
+//!
+//! Writing is only for who holds the domain lock: it keeps the entry that the walk found, and with it the frame
+//! writable memory, until the bytes are there. Without the lock another vCPU could have made a page table of the frame.
+//! Who writes without it (devices, event bits, rings) goes by frame, and holds that as writable memory
+//! ([`DirectPaging::get_writable`]).
+//!
+//! [`DirectPaging::get_writable`]: crate::mmu::direct::DirectPaging::get_writable
 
 use paravane_abi::errno::Errno;
 use paravane_abi::trap::{PFEC_PRESENT, PFEC_WRITE, TRAP_GP_FAULT, TRAP_PAGE_FAULT};

@@ -26,7 +26,7 @@ use crate::pv::event::upcall::Upcall;
 use crate::pv::guest_pointer::GuestPtr;
 use crate::pv::hypercall::{HypercallResult, Outcome, dispatch};
 use crate::pv::store::About;
-use crate::pv::vcpu::PvVcpu;
+use crate::pv::vcpu::{PvVcpu, VcpuId};
 use crate::testing::engine::CountKicks;
 use crate::x86::registers::Regs;
 
@@ -217,6 +217,22 @@ impl TestDomain {
         self.memory.load_u64(Maddr(Mfn(self.facts.m2p.start).maddr().0 + mfn * 8)).unwrap()
     }
 
+    /// From now on several vCPUs use its tables.
+    pub fn share(&mut self) {
+        self.domain.mmu.expect_several_vcpus(&mut self.domain.log).unwrap();
+    }
+    /// What the host does before an interrupted call is issued again: it enters the guest.
+    pub fn everyone_catches_up(&mut self) {
+        self.domain.log.applied_for_everyone();
+    }
+    /// Another vCPU of its kernel's, with the same tables.
+    pub fn another_vcpu(&mut self, number: u32) -> PvVcpu {
+        let root = self.vcpu.space.root();
+        let tables = self.domain.mmu.attach(&self.domain.memory, &mut self.domain.log, root).unwrap();
+        let space = VcpuSpace::new(root, &self.domain.log);
+        PvVcpu::new(VcpuId::new(number).unwrap(), self.vcpu.regs, space, tables)
+    }
+
     /// Makes a hypercall, to its end however often it is interrupted.
     pub fn call<const N: usize>(&mut self, number: u64, args: [u64; N]) -> Result<u64, Errno> {
         let mut all = [0; 6];
@@ -225,7 +241,10 @@ impl TestDomain {
             match self.dispatch(number, all)? {
                 Outcome::Done(value) => return Ok(value),
                 Outcome::Jumped => return Ok(self.vcpu.regs.rax),
-                Outcome::Again(rest) => all = rest,
+                Outcome::Again(rest) => {
+                    self.everyone_catches_up();
+                    all = rest;
+                }
             }
         }
         panic!("hypercall {number} never ends");

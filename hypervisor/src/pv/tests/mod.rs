@@ -2,4 +2,5 @@
 
 mod modes;
 mod several;
+mod waits;
 mod xsa;

@@ -9,6 +9,7 @@ use crate::machine::memory::{Maddr, Mfn};
 use crate::testing::pv::{CONSOLE, FRAMES, FREE, L1, L2, NOWHERE, RO, RW, SCRATCH, TestDomain, va};
 
 mod properties;
+mod several;
 mod xsa;
 
 /// PFN of what is granted, PFN whose address is mapped over, PFN whose mapping replaces.
