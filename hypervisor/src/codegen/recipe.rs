@@ -158,21 +158,24 @@ pub(crate) fn find(points: &[Point], at: u32) -> Option<&Recipe> {
 /// Makes the guest's state whole after an exit at `at` in emitted code; returns the recipe that applied. `None` where
 /// no instruction of ours begins: the guest jumped there by itself, and the state is its own.
 ///
-/// `origin` is the linear address that [`Point::at`] counts from.
-pub(crate) fn restore(
-    points: &[Point],
+/// `origin` is the linear address that [`Point::at`] counts from; `points` has those among which that of a place is.
+pub(crate) fn restore<'a>(
+    points: impl Fn(u32) -> &'a [Point],
     origin: u64,
     memory: &MachineMemory,
     page: StatePage,
     cpu: &mut VirtualCpu,
     regs: &mut Regs,
 ) -> Option<Recipe> {
-    let at = |address: u64| u32::try_from(address.wrapping_sub(origin)).ok();
-    let mut recipe = *find(points, at(regs.rip)?)?;
+    let recipe_at = |address: u64| {
+        let at = u32::try_from(address.wrapping_sub(origin)).ok()?;
+        find(points(at), at)
+    };
+    let mut recipe = *recipe_at(regs.rip)?;
     if recipe.then == Then::Called {
         // Who called is a claim, but every callout that it can name is one that the kernel could have come to.
         let caller = page.word(memory, state_page::STACK_TOP - 8);
-        let of_caller = find(points, at(caller)?).filter(|found| found.then == Then::Callout)?;
+        let of_caller = recipe_at(caller).filter(|found| found.then == Then::Callout)?;
         recipe = of_caller.saved(of_caller.saved.and(recipe.saved));
     }
     recipe.apply(memory, page, cpu, regs);

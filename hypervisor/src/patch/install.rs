@@ -118,11 +118,11 @@ impl Patcher {
         page.read_back(k.memory, k.cpu);
         let rip = k.regs.rip;
         if arena.contains(rip) {
-            return restore(&self.points, arena.origin, k.memory, page, k.cpu, k.regs);
+            return restore(|_| &self.points, arena.origin, k.memory, page, k.cpu, k.regs);
         }
         let seen = arena.seen_from(rip).filter(|_| k.code_at(rip).is_none())?;
         k.regs.rip = seen;
-        let recipe = restore(&self.points, arena.origin, k.memory, page, k.cpu, k.regs);
+        let recipe = restore(|_| &self.points, arena.origin, k.memory, page, k.cpu, k.regs);
         let beside = k.regs.rip.wrapping_add(rip.wrapping_sub(seen));
         k.regs.rip = if recipe.is_some() && k.code_at(beside).is_some() { beside } else { rip };
         if recipe.is_some() {

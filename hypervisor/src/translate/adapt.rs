@@ -35,7 +35,7 @@ const FREE: u64 = 1;
 /// Masks that adapted stores use: the bits within an entry, those that select an alias, those of a page.
 pub(super) const MASKS: [u64; 3] = [7, (ALIASES - 1) << 12, !0xfff];
 /// How often a store traps before it is taken for one that writes page tables.
-const PROVEN: u8 = 8;
+const PROVEN: u8 = 3;
 /// How many stores are counted, and how many can be adapted.
 const COUNTED: usize = 256;
 

@@ -30,6 +30,8 @@ pub(super) struct Source<'a> {
     pub in_page: usize,
     /// Whether lookups are likely to come to it.
     pub is_target: bool,
+    /// Where the function that it belongs to is likely to return to.
+    pub returns_to: Option<u64>,
 }
 
 /// What translating makes, in buffers that are used again.
@@ -89,6 +91,8 @@ pub(super) struct Block<'a> {
     pub links: &'a mut Vec<(Forward, u64)>,
     pub returns: &'a mut Vec<u64>,
     pub called: &'a mut Vec<u64>,
+    /// Where its function is likely to return to.
+    pub returns_to: Option<u64>,
     /// Where its code begins.
     body: usize,
 }
@@ -116,7 +120,8 @@ pub(super) fn translate(
     product.clear();
     let Product { bytes, points, links, returns, called, crosses, entry, body } = product;
     let emitter = Emitter::new(bytes, points, base, origin, env);
-    let mut block = Block { emitter, shared, links, returns, called, body: 0 };
+    let returns_to = source.returns_to;
+    let mut block = Block { emitter, shared, links, returns, called, returns_to, body: 0 };
     if source.is_target {
         while !lookup::is_aligned(block.emitter.here(), shared) {
             block.emitter.raw(&[TRAP]);
@@ -159,13 +164,20 @@ pub(super) fn translate(
             *crosses = true;
         }
         let code = source.code.get(at..end)?;
-        let offsets = decoder.get_constant_offsets(&insn);
+        let plain = is_plain(&insn);
+        let logs = plain && is_logged(ip);
+        // Of use for operands that are to be displaced only, which most instructions have not.
+        let offsets = if insn.is_ip_rel_memory_operand() || logs {
+            decoder.get_constant_offsets(&insn)
+        } else {
+            ConstantOffsets::default()
+        };
         let rest = source.code.get(end..).unwrap_or_default();
         let (len, links_len) = (block.emitter.len(), block.links.len());
         let (returns_len, called_len) = (block.returns.len(), block.called.len());
-        let goes = if is_plain(&insn) && is_logged(ip) && block.logged(&insn, offsets, code) {
+        let goes = if logs && block.logged(&insn, offsets, code) {
             Ok(Goes::On)
-        } else if is_plain(&insn) {
+        } else if plain {
             block.emitter.copy(&insn, offsets, code).map(|()| Goes::On)
         } else if Class::of(&insn).is_some() {
             block.sensitive(&insn, rest)

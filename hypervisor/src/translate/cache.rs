@@ -3,9 +3,8 @@
 //! Space is given out from one end to the other. When some of it is short, of whatever kind, everything is dropped and
 //! translated anew: that is simple, and all of it is bounded. A block that goes alone leaves its space unused.
 
-use std::collections::HashMap;
-
 use super::block::Product;
+use super::near::ByAddress;
 use crate::codegen::emitter::TRAP;
 use crate::codegen::recipe::Point;
 use crate::machine::memory::{MachineMemory, Maddr};
@@ -49,9 +48,9 @@ pub(super) struct Cache {
     points: Vec<Point>,
     reserved_points: usize,
     blocks: Vec<Block>,
-    by_va: HashMap<u64, u32>,
+    by_va: ByAddress<u32>,
     /// By the address that they wait for.
-    waiting: HashMap<u64, u32>,
+    waiting: ByAddress<u32>,
     links: Vec<Waiting>,
 }
 
@@ -67,8 +66,8 @@ impl Cache {
             points: Vec::with_capacity(blocks * 8),
             reserved_points: 0,
             blocks: Vec::with_capacity(blocks),
-            by_va: HashMap::with_capacity(blocks),
-            waiting: HashMap::with_capacity(blocks),
+            by_va: ByAddress::with_capacity_and_hasher(blocks, Default::default()),
+            waiting: ByAddress::with_capacity_and_hasher(blocks, Default::default()),
             links: Vec::with_capacity(blocks * 2),
         }
     }
@@ -193,9 +192,13 @@ impl Cache {
         self.by_va.get(&va).and_then(|number| self.block(*number)).filter(|block| block.alive)
     }
 
-    /// All points, by offset.
-    pub fn points(&self) -> &[Point] {
-        &self.points
+    /// The points, by offset, among which that at `offset` is if there is one: those of its block.
+    pub fn points_around(&self, offset: u32) -> &[Point] {
+        let after = self.blocks.partition_point(|block| block.start <= offset);
+        let first = after.checked_sub(1).and_then(|number| self.blocks.get(number));
+        let first = first.map_or(0, |block| block.first_point as usize);
+        let end = self.blocks.get(after).map_or(self.points.len(), |block| block.first_point as usize);
+        self.points.get(first..end).unwrap_or_default()
     }
 
     /// The block that an offset lies in.

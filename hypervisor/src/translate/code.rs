@@ -52,7 +52,12 @@ pub(super) fn pointer(insn: &Instruction, shadow: &Shadow, memory: &MachineMemor
         return None;
     }
     let va = insn.ip_rel_memory_address();
-    if !va.is_multiple_of(8) {
+    word(shadow, memory, va)
+}
+
+/// The word that the kernel finds at `va`, if it is an aligned one.
+pub(super) fn word(shadow: &Shadow, memory: &MachineMemory, va: u64) -> Option<u64> {
+    if !va.is_multiple_of(8) || !is_canonical(va) {
         return None;
     }
     let at = shadow.lookup(memory, va, Access { write: false, user: false, fetch: false }).ok()?.maddr()?;

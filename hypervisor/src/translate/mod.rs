@@ -11,10 +11,10 @@
 //! | one block: from an address to where control certainly goes elsewhere | `block.rs` |
 //! | transfers of control in it | `transfer.rs` |
 //! | the lookup of an indirect transfer's target, as code | `lookup.rs` |
-//! | the cache of blocks, their links, the table of targets | `cache.rs`, `targets.rs` |
+//! | the cache of blocks, their links, the table of targets | `cache.rs`, `near.rs`, `targets.rs` |
 //! | which frames and linear pages blocks came from, and whether they still do | `pages.rs` |
 //! | stores to page tables that are logged | `adapt.rs` |
-//! | what is translated when | `translator.rs` |
+//! | what is translated when | `translator.rs`, `translator/make.rs` |
 //!
 //! A block belongs to a linear address and to the frames that its code was in. It goes when one of them is written to,
 //! or when the address is seen to lead to another frame after a flush of translations, as a CPU's own may.
@@ -29,6 +29,7 @@ mod block;
 mod cache;
 mod code;
 mod lookup;
+mod near;
 mod pages;
 mod place;
 mod targets;

@@ -139,8 +139,16 @@ impl Block<'_> {
             e.op(popped, &[0x48, 0x8d, 0xa4, 0x24]);
             e.raw(&extra.to_le_bytes());
         }
-        e.spill(to_target(), RAX)?;
-        lookup::lookup(e, self.shared)
+        if let Some(to) = self.returns_to
+            && let Some(other) = lookup::guess(e, to_target(), to, self.shared)?
+        {
+            e.reload(to_target(), RCX)?;
+            self.link(to);
+            self.emitter.land(other)?;
+            self.emitter.load(to_target(), RCX, TARGET)?;
+        }
+        self.emitter.spill(to_target(), RAX)?;
+        lookup::lookup(&mut self.emitter, self.shared)
     }
 
     /// IRETQ.

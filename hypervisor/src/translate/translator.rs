@@ -1,14 +1,14 @@
 //! Translates what is about to run, and turns the guest's state into the cache's and back.
 
+mod make;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use iced_x86::Instruction;
-
 use super::adapt::{ALIASES, Adaptation};
-use super::block::{Product, Source, translate};
+use super::block::Product;
 use super::cache::Cache;
-use super::code::{frame_of, is_mapped, is_sensitive, next_page, pointer, read_frame, room_in_page};
+use super::code::{frame_of, is_mapped, is_sensitive, word};
 use super::lookup::{Shared, emit_shared};
 use super::pages::{Pages, Reader};
 use super::place::{Place, TABLE_FRAMES};
@@ -23,13 +23,14 @@ use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{OverlayPage, Shadow};
 use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::control::efer;
-use crate::x86::decode::MAX_LENGTH;
 use crate::x86::registers::Regs;
 use crate::x86::rflags;
 use crate::x86::walk::Access;
 
 /// How many blocks are translated at once, most of them because they are likely to be needed.
 const AT_ONCE: usize = 48;
+/// How many pages of the cache are mapped at once, before they are used: neighbours are mapped by one call of the host's.
+const SHOWN_AT_ONCE: u64 = 64;
 /// Bytes of code that one block is made from at the most.
 const READ_AHEAD: usize = 768;
 
@@ -70,6 +71,16 @@ pub(crate) enum Found {
     Stepped,
 }
 
+/// A block that is to be made.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    va: u64,
+    /// Whether lookups are likely to come to it.
+    is_target: bool,
+    /// Where the function that it belongs to is likely to return to.
+    returns_to: Option<u64>,
+}
+
 /// The translator of one virtual CPU.
 #[derive(Debug)]
 pub(crate) struct Translator {
@@ -85,7 +96,9 @@ pub(crate) struct Translator {
     pages: Pages,
     targets: Targets,
     product: Product,
-    queue: VecDeque<(u64, bool)>,
+    queue: VecDeque<Wanted>,
+    /// The page of code that was looked up last, while it cannot change, and its frame.
+    page: Option<(u64, u64)>,
     /// How much of the cache has been mapped ahead of use.
     shown: u64,
     /// The block that the last exit was from.
@@ -99,6 +112,8 @@ pub(crate) struct Translator {
     /// The instruction for which a trapping byte was entered, because the kernel steps itself.
     called_out: Option<u64>,
     done: Done,
+    /// How often devices had written when frames with code were last compared.
+    foreign_writes: u64,
     /// Of stores to page tables, if they are to be logged.
     adaptation: Option<Adaptation>,
 }
@@ -123,6 +138,7 @@ impl Translator {
             place,
             placed: false,
             product: Product::default(),
+            page: None,
             queue: VecDeque::with_capacity(AT_ONCE * 8),
             shown: 0,
             last: None,
@@ -131,6 +147,7 @@ impl Translator {
             stepping: false,
             called_out: None,
             done: Done::default(),
+            foreign_writes: 0,
             adaptation: adaptive.then(Adaptation::new),
         }
     }
@@ -180,7 +197,7 @@ impl Translator {
             return again;
         }
         if self.cache.find(rip).is_none() {
-            self.translate_from(s, rip, false);
+            self.translate_from(s, Wanted { va: rip, is_target: false, returns_to: None });
         }
         self.cache.find(rip).map(|block| block.body)
     }
@@ -212,8 +229,8 @@ impl Translator {
         if let Some((block, _)) = self.cache.at(offset) {
             self.last = Some(block);
         }
-        let Some(Recipe { then, .. }) = restore(self.cache.points(), va, memory, self.state, cpu, regs)
-        else {
+        let points = |at| self.cache.points_around(at);
+        let Some(Recipe { then, .. }) = restore(points, va, memory, self.state, cpu, regs) else {
             return Found::Guest;
         };
         if matches!(then, Then::Miss | Then::TargetMiss | Then::Native) {
@@ -237,7 +254,11 @@ impl Translator {
     pub fn learn(&mut self, s: &mut Surroundings<'_>) {
         let rip = s.regs.rip;
         if self.cache.find(rip).is_none() && self.is_placed(s) {
-            self.translate_from(s, rip, true);
+            // A function that was called through a pointer is likely to be called from the same place again.
+            let returns_to = word(s.shadow, s.memory, s.regs.rsp);
+            let returns_to =
+                returns_to.filter(|to| self.cache.find(*to).is_some_and(|to| to.entry.is_some()));
+            self.translate_from(s, Wanted { va: rip, is_target: true, returns_to });
         }
         if let Some(entry) = self.entry_of(s.memory, rip) {
             self.targets.insert(s.memory, rip, entry);
@@ -292,6 +313,13 @@ impl Translator {
         let memory = s.memory;
         let mut written = [None; 16];
         let mut places = written.iter_mut();
+        let foreign_writes = memory.foreign_writes();
+        if std::mem::replace(&mut self.foreign_writes, foreign_writes) != foreign_writes {
+            while let Some(pfn) = pages.changed_by_device(memory) {
+                pages.written(pfn, memory, cache);
+                s.shadow.unprotect_code(pfn);
+            }
+        }
         let overflow = s.shadow.take_code_writes(|write| {
             if pages.written(write.pfn, memory, cache)
                 && let Some(place) = places.next()
@@ -389,98 +417,5 @@ impl Translator {
         self.cache.clear();
         self.targets.clear(s.memory, self.shared.miss);
         self.last = None;
-    }
-
-    /// Translates the code at `va`, and some that it is likely to lead to.
-    fn translate_from(&mut self, s: &mut Surroundings<'_>, va: u64, is_target: bool) {
-        self.queue.clear();
-        self.queue.push_back((va, is_target));
-        let mut made = 0;
-        while let Some((va, is_target)) = self.queue.pop_front() {
-            if self.cache.find(va).is_none() {
-                if made == AT_ONCE {
-                    continue;
-                }
-                if !self.translate_one(s, va, is_target, made == 0) {
-                    if made == 0 {
-                        return;
-                    }
-                    continue;
-                }
-                made += 1;
-            }
-            if is_target && let Some(entry) = self.entry_of(s.memory, va) {
-                self.targets.offer(s.memory, va, entry);
-            }
-        }
-        while self.shown < u64::from(self.cache.next()) {
-            self.show(s, self.place.cache().0 + self.shown, false);
-            self.shown += PAGE_SIZE;
-        }
-    }
-
-    /// Translates one block, for which everything else may go if it is `needed`; whether it is there now.
-    fn translate_one(&mut self, s: &mut Surroundings<'_>, va: u64, is_target: bool, needed: bool) -> bool {
-        for attempt in 0..2 {
-            let Some([pfn, second]) = self.make(s, va, is_target) else { return false };
-            if !self.cache.has_room(&self.product) || !self.pages.has_room() {
-                if !needed || attempt == 1 {
-                    return false;
-                }
-                self.forget(s);
-                self.done.flushes += 1;
-                continue;
-            }
-            let block = self.cache.add(s.memory, va, &self.product);
-            self.done.blocks += 1;
-            self.done.bytes += self.product.bytes.len() as u64;
-            self.pages.add(va, pfn, block);
-            s.shadow.protect_code(s.memory, s.log, pfn);
-            if self.product.crosses {
-                self.pages.add(next_page(va), second, block);
-                s.shadow.protect_code(s.memory, s.log, second);
-            }
-            let product = &self.product;
-            let room = self.queue.capacity() - self.queue.len();
-            let likely = product.links.iter().map(|(_, target)| (*target, false));
-            let targets = product.returns.iter().chain(&product.called).map(|target| (*target, true));
-            self.queue.extend(targets.chain(likely).take(room));
-            return true;
-        }
-        false
-    }
-
-    /// Makes the product for the code at `va`; returns its frame, and that of the next page.
-    fn make(&mut self, s: &mut Surroundings<'_>, va: u64, is_target: bool) -> Option<[u64; 2]> {
-        let (shadow, memory) = (&*s.shadow, s.memory);
-        let mut code = [0u8; READ_AHEAD + MAX_LENGTH];
-        let in_page = ((PAGE_SIZE - va % PAGE_SIZE) as usize).min(READ_AHEAD);
-        let pfn = frame_of(shadow, memory, va)?;
-        let mut second = pfn;
-        let (head, tail) = code.split_at_mut_checked(in_page)?;
-        if !read_frame(memory, pfn, va, head) {
-            return None;
-        }
-        let mut len = in_page;
-        let tail = tail.get_mut(..MAX_LENGTH)?;
-        let next = va.wrapping_add(in_page as u64);
-        if next.is_multiple_of(PAGE_SIZE) {
-            if let Some(frame) = frame_of(shadow, memory, next)
-                && read_frame(memory, frame, next, tail)
-            {
-                second = frame;
-                len += MAX_LENGTH;
-            }
-        } else if read_frame(memory, pfn, next, tail.get_mut(..room_in_page(next))?) {
-            len += room_in_page(next);
-        }
-        let source = Source { va, code: code.get(..len)?, in_page, is_target };
-        let origin = self.cache.next();
-        let base = self.place.cache().0 + u64::from(origin);
-        let guess = |insn: &Instruction| pointer(insn, shadow, memory);
-        let adaptation = self.adaptation.as_ref();
-        let is_logged = |rip| adaptation.is_some_and(|adaptation| adaptation.is_adapted(rip));
-        translate(source, (base, origin), self.env, &self.shared, &mut self.product, is_logged, guess)?;
-        Some([pfn, second])
     }
 }

@@ -112,7 +112,7 @@ impl Run<'_> {
     fn whole(&mut self) -> (State, Then) {
         let (mut cpu, mut regs) = (self.cpu.clone(), self.w.regs);
         self.page.read_back(&self.w.memory, &mut cpu);
-        let recipe = restore(&self.points, CODE_VA, &self.w.memory, self.page, &mut cpu, &mut regs);
+        let recipe = restore(|_| &self.points, CODE_VA, &self.w.memory, self.page, &mut cpu, &mut regs);
         let recipe = recipe.unwrap_or_else(|| panic!("no recipe at {:#x}", self.w.regs.rip));
         (state(self.w, &cpu, regs), recipe.then)
     }

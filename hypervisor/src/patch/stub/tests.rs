@@ -66,7 +66,7 @@ impl Run<'_> {
     fn state(&mut self) -> State {
         let (mut cpu, mut regs) = (self.cpu.clone(), self.w.regs);
         self.page.read_back(&self.w.memory, &mut cpu);
-        restore(&self.stub.points, CODE_VA, &self.w.memory, self.page, &mut cpu, &mut regs);
+        restore(|_| &self.stub.points, CODE_VA, &self.w.memory, self.page, &mut cpu, &mut regs);
         regs.rflags &= !(rflags::TF | self.ignored);
         // What lies below RSP an interrupt would overwrite.
         let stack =
