@@ -423,8 +423,13 @@ pub(crate) fn plan(view: &View<'_>, site: u64, room: &mut dyn Room) -> Option<Pl
 
 /// The same, at no other patch's expense if that is possible.
 pub(crate) fn plan_among(view: &View<'_>, site: u64, room: &mut dyn Room) -> Option<Plan> {
-    let spares = |spares| View { spares, ..*view };
-    plan(&spares(true), site, room).or_else(|| plan(&spares(false), site, room))
+    let insn = view.insn(site)?;
+    let sparing = View { spares: true, ..*view };
+    // Only the tactics that need one place for a stub: where the others do not fit, they have taken places in vain.
+    let found = sparing.with_followers(site, room).map(|patches| Plan { tactic: Tactic::Followers, patches });
+    let found = found
+        .or_else(|| sparing.jump_before(&insn, room).map(|patches| Plan { tactic: Tactic::Before, patches }));
+    found.or_else(|| plan(&View { spares: false, ..*view }, site, room))
 }
 
 #[cfg(test)]

@@ -65,7 +65,8 @@ impl Patcher {
         self.undo(k, |site| site.jumps.iter().any(|jump| targets.iter().any(|at| jump.entry(*at).is_some())));
         self.targets.extend(targets);
         self.targets.sort_unstable();
-        for flow in flows {
+        // Twice, for those that a neighbour drove out.
+        for flow in flows.iter().chain(flows) {
             for &site in &flow.sensitive {
                 let Some(maddr) = k.code_at(site) else { continue };
                 if !self.covers(site) && self.may_try(maddr) {
