@@ -11,5 +11,8 @@ fn main() -> Result<(), ImageError> {
         cfgs: &[],
         prefix: "",
     };
-    guests.build()
+    guests.build()?;
+    let programs =
+        Guest { directory: "../guest-kernel/user", package: "paravane-user", bins: &["programs"], ..guests };
+    programs.build()
 }

@@ -3,13 +3,14 @@
 //! This is the top of the kernel: it knows the shell, the workloads and the self-tests, and nothing knows it but the
 //! image (`main.rs`), which connects it to the machine layer's entry code.
 
+use alloc::vec::Vec;
 use core::panic::PanicInfo;
 
 use crate::cmdline::Purpose;
 use crate::kernel::{CurrentMmu, Kernel, Memory};
 use crate::machine::{Boot, Current, Machine, Shutdown};
 use crate::memory::heap;
-use crate::{console, exception, network, println, selftest, shell, workload};
+use crate::{console, exception, network, println, process, selftest, shell, workload};
 
 /// Sets the kernel up, runs the task that the command line names, and ends the kernel.
 ///
@@ -33,7 +34,9 @@ pub unsafe fn start(boot: Boot, mmu: CurrentMmu) -> ! {
     };
     // SAFETY: called once; all memory is mapped, and nothing has been allocated yet.
     assert!(unsafe { heap::init(&mut memory.frames) }, "no memory for the heap");
-    let mut kernel = Kernel { memory, started: Current::clock(), cmdline: boot.cmdline };
+    // SAFETY: `Memory` hands out none of its frames.
+    let module = unsafe { boot.memory.module_bytes() };
+    let mut kernel = Kernel { memory, module, started: Current::clock(), cmdline: boot.cmdline };
     Current::interrupts_on();
     console::open(&mut kernel);
     let how = dispatch(&mut kernel);
@@ -48,11 +51,28 @@ fn dispatch(kernel: &mut Kernel) -> Shutdown {
     match Purpose::from_cmdline(kernel.cmdline) {
         Purpose::Shell => shell::run(kernel),
         Purpose::Bench(name) => verdict(workload::run(kernel, name)),
+        Purpose::Program(words) => program(kernel, words),
         Purpose::Serve => {
             network::serve(kernel);
             Shutdown::PowerOff
         }
         Purpose::Test(name) => verdict(selftest::run(kernel, name)),
+    }
+}
+
+/// Runs a program of the initial RAM disk; `words` are its name and arguments, separated by commas.
+fn program(kernel: &mut Kernel, words: &str) -> Shutdown {
+    let words: Vec<&str> = words.split(',').collect();
+    match process::run(kernel, &words) {
+        Ok(0) => Shutdown::PowerOff,
+        Ok(status) => {
+            println!("{}: ended with status {status:#x}", words[0]);
+            Shutdown::Crash
+        }
+        Err(errno) => {
+            println!("{}: cannot be started: {errno:?}; is it in the initial RAM disk?", words[0]);
+            Shutdown::Crash
+        }
     }
 }
 

@@ -13,6 +13,8 @@ pub enum Purpose<'a> {
     Bench(&'a str),
     /// Run this system test and power off.
     Test(&'a str),
+    /// Run this program, whose name and arguments are separated by commas, and power off.
+    Program(&'a str),
     /// Serve the network until Ctrl-C, and power off.
     Serve,
 }
@@ -25,6 +27,7 @@ impl<'a> Purpose<'a> {
             .find_map(|word| match word.split_once('=') {
                 Some(("bench", name)) => Some(Self::Bench(name)),
                 Some(("test", name)) => Some(Self::Test(name)),
+                Some(("run", words)) => Some(Self::Program(words)),
                 None if word == "serve" => Some(Self::Serve),
                 _ => None,
             })

@@ -31,6 +31,7 @@
 //! | Start, choice of the task, panic | `boot` |
 //! | An image of its own, which shows why the bare machine avoids some instructions | `fidelity` |
 //! | The tasks | [`shell`], `workload` (what `paravane compare` runs), `selftest` (what system tests ask for) |
+//! | Programs in user mode | [`process`] |
 //! | Services on devices | `network` (TCP/IP), `vsock` (sockets to the host), `files` (ext4) |
 //! | Services of the kernel | `exception`, `time`, `console` |
 //! | Virtio drivers, the same for both machines | `device` |
@@ -46,7 +47,6 @@
 //! both layers of `machine`.
 #![cfg_attr(not(test), no_std)]
 
-#[cfg(guest)]
 extern crate alloc;
 // The SDK has the functions that compiled Rust expects of a runtime (`memcpy` and the like), for both machines.
 #[cfg(guest)]
@@ -57,6 +57,7 @@ pub mod interrupts;
 pub mod line_editor;
 pub mod memory;
 pub mod pattern;
+pub mod process;
 pub mod rate;
 pub mod shell;
 pub mod single;

@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate's map, from top to bottom.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "boot",
     "fidelity",
     "shell",
     "workload",
     "selftest",
+    "process",
     "network",
     "vsock",
     "files",

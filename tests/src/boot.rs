@@ -49,6 +49,8 @@ pub struct Guest<'a> {
     pub cmdline: &'a str,
     /// Its memory in bytes.
     pub mem_bytes: u64,
+    /// Its initial RAM disk.
+    pub initrd: Option<&'static [u8]>,
     /// Makes its virtio devices, once for each boot.
     pub devices: fn() -> Vec<Box<dyn Device>>,
     /// Console input, available before the guest starts.
@@ -67,6 +69,7 @@ impl Guest<'static> {
             technique: None,
             cmdline: "",
             mem_bytes: 32 << 20,
+            initrd: None,
             devices: Vec::new,
             input: &[],
             deadline: PATIENCE,
@@ -106,7 +109,7 @@ impl Guest<'_> {
             mem_bytes: self.mem_bytes,
             vcpus: 1,
             cmdline: self.cmdline.to_owned(),
-            initrd: None,
+            initrd: self.initrd.map(<[u8]>::to_vec),
             devices: (self.devices)(),
             technique: self.technique,
             engine,

@@ -20,3 +20,8 @@ pub static VIRTIO_SOUP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/virtio
 
 /// Runs `programs=N` random user programs from `seed=N`, and checks that they cannot harm it.
 pub static USER_SOUP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/user-soup.elf"));
+
+/// Programs for the reference kernel, and for Linux.
+pub static PROGRAMS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/programs.elf"));
+/// The same file.
+pub static PROGRAMS_FILE: &str = concat!(env!("OUT_DIR"), "/programs.elf");

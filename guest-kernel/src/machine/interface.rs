@@ -1,11 +1,14 @@
 //! The contract between the kernel and a machine layer.
 #![forbid(unsafe_code)]
 
+use paravane_guest::user::{Left, UserContext};
 use paravane_guest::virtio::Interrupts;
 use paravane_guest::virtio::drivers::transport::DeviceType;
 
 use super::exception::ExceptionHandler;
 use super::primitive::Primitive;
+use crate::memory::contents::Contents;
+use crate::memory::frames::Frame;
 use crate::memory::paging::Mmu;
 use crate::memory::{BootMemory, Memory};
 
@@ -34,7 +37,7 @@ pub trait Machine {
     /// The machine's name in messages.
     const NAME: &'static str;
     /// Its page-table primitives.
-    type Mmu: Mmu + 'static;
+    type Mmu: Mmu + Contents + 'static;
     /// How drivers reach a virtio device.
     type Transport: Interrupts;
     /// Its operations, for nanobenchmarks.
@@ -71,6 +74,14 @@ pub trait Machine {
 
     /// Makes the cheapest request that only the machine can answer; returns whether the answer is right.
     fn null_call() -> bool;
+
+    /// Prepares the machine for programs. Called once.
+    fn allow_programs();
+    /// With interrupts off, and everything flushed: runs a program in the live address space under `root` until it
+    /// leaves user mode. Interrupts that arrive meanwhile are handled.
+    fn run_program(mmu: &Self::Mmu, root: Frame, context: &mut UserContext) -> Left;
+    /// Makes the processor use no program's address space, from the next flush on at the latest.
+    fn forget_programs(mmu: &mut Self::Mmu, kernel: Frame);
 
     /// Makes the virtio devices reachable, once; returns how many there may be. `cmdline` is the kernel's.
     fn attach_devices(memory: &mut Memory<Self::Mmu>, cmdline: &str) -> usize;

@@ -12,8 +12,9 @@ use super::frames::{FrameAllocator, PAGE_SIZE};
 use super::layout::direct_map;
 use crate::single::Single;
 
-/// Frames given to the heap: 512 KiB.
-const FRAMES: u64 = 128;
+/// Frames given to the heap: a sixteenth of those that are free, which a thousand processes need of 128 MiB, within
+/// these bounds.
+const FRAMES: core::ops::RangeInclusive<u64> = 128..=2048;
 
 struct KernelHeap(Single<Heap>);
 
@@ -43,9 +44,10 @@ unsafe impl GlobalAlloc for KernelHeap {
 /// # Safety
 /// Called once, before the first allocation, with all free frames mapped.
 pub unsafe fn init(frames: &mut FrameAllocator<'_>) -> bool {
-    let Some(first) = frames.allocate_run(FRAMES) else { return false };
+    let count = (frames.free_frames() / 16).clamp(*FRAMES.start(), *FRAMES.end());
+    let Some(first) = frames.allocate_run(count) else { return false };
     // SAFETY: the frames are mapped and were just allocated for this, and nothing else allocates meanwhile.
-    unsafe { HEAP.0.get().init(direct_map(first) as *mut u8, (FRAMES * PAGE_SIZE) as usize) }
+    unsafe { HEAP.0.get().init(direct_map(first) as *mut u8, (count * PAGE_SIZE) as usize) }
     true
 }
 

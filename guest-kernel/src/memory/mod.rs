@@ -4,22 +4,27 @@
 //! | --- | --- |
 //! | [`frames`] | the frame allocator |
 //! | [`paging`] | page tables and address spaces, over the machine's page-table primitives ([`paging::Mmu`]) |
+//! | [`contents`] | what is in frames |
+//! | [`shares`] | frames that several programs own |
 //! | [`layout`] | which address is for what |
 //! | `heap` | the global allocator |
 //!
 //! Nothing here knows the machine: it is a parameter.
 
+pub mod contents;
 pub mod frames;
 #[cfg(guest)]
 pub mod heap;
 pub mod layout;
 pub mod paging;
+pub mod shares;
 
 use core::ops::Range;
 
 use crate::single::Single;
 use frames::{Frame, FrameAllocator};
 use paging::{Access, AddressSpace, MapError, Mmu, Span, Stale};
+use shares::Shares;
 
 pub use layout::{PRIVATE, SCRATCH, VIRT_BASE, direct_map};
 
@@ -41,6 +46,20 @@ pub struct BootMemory {
     pub root: Frame,
 }
 
+#[cfg(guest)]
+impl BootMemory {
+    /// The module, up to the end of its last frame.
+    ///
+    /// # Safety
+    /// Nothing writes to its frames.
+    pub unsafe fn module_bytes(&self) -> &'static [u8] {
+        let Range { start, end } = self.module;
+        let len = end.0.saturating_sub(start.0) * frames::PAGE_SIZE;
+        // SAFETY: all memory is in the direct map; nothing changes these frames, as the caller promises.
+        unsafe { core::slice::from_raw_parts(direct_map(start) as *const u8, len as usize) }
+    }
+}
+
 /// The memory of a machine whose page tables are changed by `M`; all of it but the heap.
 pub struct Memory<M> {
     /// The machine's page-table primitives.
@@ -49,6 +68,8 @@ pub struct Memory<M> {
     pub frames: FrameAllocator<'static>,
     /// The kernel's own address space.
     pub space: AddressSpace,
+    /// The frames that several programs own.
+    pub shares: Shares,
     /// How many frames the kernel manages, used ones included.
     pub total_frames: u64,
 }
@@ -68,6 +89,7 @@ impl<M: Mmu> Memory<M> {
             mmu,
             frames: FrameAllocator::new(map),
             space: AddressSpace::adopt_boot(boot.root),
+            shares: Shares::new(),
             total_frames: boot.frames.min(MAX_FRAMES as u64),
         };
         memory.map_all(boot)?;

@@ -65,6 +65,8 @@ pub enum Command<'a> {
     List(&'a str),
     /// Print a file of the disk.
     Print(&'a str),
+    /// Run a program: its name and arguments.
+    Run(&'a str),
     /// Serve the network until Ctrl-C.
     Serve,
     /// Ping this address so many times.
@@ -97,6 +99,7 @@ impl<'a> Command<'a> {
         ("console", "what this console is, and how large"),
         ("ls [PATH]", "list a directory of the disk (ext2, ext3 or ext4)"),
         ("cat PATH", "print a file of the disk"),
+        ("run PROGRAM [ARG...]", "run a program of the initial RAM disk"),
         ("serve", "serve HTTP, a TCP sink and a source, until Ctrl-C"),
         ("ping ADDRESS [COUNT]", "ask another station for echoes"),
         ("fetch ADDRESS[:PORT]", "fetch a page from a web server"),
@@ -123,6 +126,7 @@ impl<'a> Command<'a> {
             Some("console") => Self::Console,
             Some("ls") => Self::List(words.next().unwrap_or("/")),
             Some("cat") => Self::Print(words.next().unwrap_or("/")),
+            Some("run") => Self::Run(line.trim_ascii_start().strip_prefix("run").unwrap_or_default()),
             Some("serve") => Self::Serve,
             Some("ping") => {
                 let target = words.next().unwrap_or_default();

@@ -1,5 +1,6 @@
 //! A session at the shell.
 
+use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
 use super::command::Command;
@@ -9,7 +10,7 @@ use crate::kernel::Kernel;
 use crate::line_editor::{LineEditor, Typed};
 use crate::machine::{Current, Machine, Shutdown};
 use crate::memory::heap;
-use crate::{console, files, network, print, println, vsock, workload};
+use crate::{console, files, network, print, println, process, vsock, workload};
 
 /// Reads commands and carries them out until one ends the session; returns how the kernel is to end.
 pub fn run(kernel: &mut Kernel) -> Shutdown {
@@ -58,6 +59,15 @@ fn obey(kernel: &mut Kernel, command: Command<'_>) -> ControlFlow<Shutdown> {
         },
         Command::List(path) => files::list(kernel, path),
         Command::Print(path) => files::print(kernel, path),
+        Command::Run(words) => {
+            let words: Vec<&str> = words.split_ascii_whitespace().collect();
+            match process::run(kernel, &words) {
+                Ok(status) => println!("run: status {status:#x}"),
+                Err(errno) => {
+                    println!("run: {errno:?}; start the guest with programs: `paravane run --initrd FILE`")
+                }
+            }
+        }
         Command::Serve => network::serve(kernel),
         Command::Ping(target, count) => network::ping(kernel, target, count),
         Command::Fetch(target) => network::fetch(kernel, target),

@@ -114,6 +114,12 @@ impl UserMode {
         outcome
     }
 
+    /// The next run loads the program's tables and bases, whatever was loaded last. For kernels that change user mode's
+    /// tables by calls of their own.
+    pub fn loads_anew(&mut self) {
+        self.loaded = None;
+    }
+
     /// Makes user mode have no tables, so that those it had can be freed.
     ///
     /// # Errors

@@ -13,6 +13,10 @@ pub const DATA: u16 = 0x10;
 pub const TSS: u16 = 0x18;
 pub const USER_DATA: u16 = 0x28 | 3;
 pub const USER_CODE: u16 = 0x30 | 3;
+/// Programs' descriptors. At CPL 3, an IRETQ to a selector that exists there does not trap; these are past the end of
+/// the tables that hosts run on (Linux has 16 descriptors), so that one that is meant to enter ring 3 is seen.
+pub const PROGRAM_DATA: u16 = 0x88 | 3;
+pub const PROGRAM_CODE: u16 = 0x90 | 3;
 /// SYSRET loads SS from 8 bytes after this, and CS from 16 bytes after it (SDM vol. 2B, SYSRET).
 pub const SYSRET_BASE: u16 = USER_DATA - 8;
 
@@ -38,13 +42,25 @@ struct TaskState {
 }
 
 /// Entries of the GDT.
-const DESCRIPTORS: usize = 7;
+const DESCRIPTORS: usize = 19;
 
 static GDT: Single<[u64; DESCRIPTORS]> = Single::new([
     0,
     0x00af_9b00_0000_ffff, // 64-bit code, DPL 0
     0x00cf_9300_0000_ffff, // data, DPL 0
     0,                     // the TSS, 16 bytes
+    0,
+    0x00cf_f300_0000_ffff, // data, DPL 3
+    0x00af_fb00_0000_ffff, // 64-bit code, DPL 3
+    0,                     // not used, up to those of programs
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
     0,
     0x00cf_f300_0000_ffff, // data, DPL 3
     0x00af_fb00_0000_ffff, // 64-bit code, DPL 3

@@ -3,6 +3,7 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::memory::contents::{Contents, direct};
 use crate::memory::frames::{Frame, PAGE_SIZE};
 use crate::memory::layout::direct_map;
 use crate::memory::paging::{Mmu, Stale};
@@ -27,7 +28,26 @@ fn slot(table: Frame, index: usize) -> *mut u64 {
     (direct_map(table) as *mut u64).wrapping_add(index)
 }
 
+impl Contents for BareMmu {
+    fn copy_out(&self, frame: Frame, offset: usize, into: &mut [u8]) {
+        direct::copy_out(frame, offset, into);
+    }
+
+    fn copy_in(&mut self, frame: Frame, offset: usize, from: &[u8]) {
+        direct::copy_in(frame, offset, from);
+    }
+
+    fn copy_frame(&mut self, from: Frame, to: Frame) {
+        direct::copy_frame(from, to);
+    }
+
+    fn zero(&mut self, frame: Frame) {
+        direct::zero(frame);
+    }
+}
+
 impl Mmu for BareMmu {
+    const KERNEL_WITH_PROGRAMS: bool = true;
     fn entry(&self, frame: Frame, bits: u64) -> u64 {
         frame.0 << 12 | bits
     }

@@ -8,12 +8,15 @@
 
 use core::arch::asm;
 
+use paravane_guest::user::{Left, UserContext};
 use paravane_guest::virtio::drivers::transport::DeviceType;
 
 use super::exception::{self, ExceptionHandler};
 use super::interface::{Machine, Shutdown};
 use super::primitive::Primitive;
 use crate::memory::Memory;
+use crate::memory::frames::Frame;
+use crate::memory::paging::Mmu;
 
 pub(crate) mod descriptors;
 pub mod entry;
@@ -22,6 +25,7 @@ mod pic;
 mod pit;
 mod port;
 mod primitives;
+mod programs;
 mod start_info;
 mod timer;
 mod traps;
@@ -93,6 +97,20 @@ impl Machine for Bare {
     /// Reads CR3, the cheapest operation that a kernel at CPL 3 cannot do by itself: one register, no side effect.
     fn null_call() -> bool {
         mmu::read_root() == mmu::expected_root()
+    }
+
+    fn allow_programs() {
+        programs::allow();
+    }
+
+    fn run_program(_: &BareMmu, root: Frame, context: &mut UserContext) -> Left {
+        programs::run(root, context)
+    }
+
+    fn forget_programs(mmu: &mut BareMmu, kernel: Frame) {
+        if mmu::expected_root() != kernel {
+            mmu.switch(kernel);
+        }
     }
 
     fn attach_devices(memory: &mut Memory<BareMmu>, cmdline: &str) -> usize {

@@ -11,21 +11,21 @@ use super::{timer, tsc, uart, virtio};
 /// Vectors with a gate: 32 exceptions, 16 interrupt requests.
 pub const VECTORS: usize = 48;
 
-const PAGE_FAULT: u64 = 14;
+pub const PAGE_FAULT: u64 = 14;
 const TIMER: u64 = FIRST_IRQ as u64 + pic::TIMER_IRQ as u64;
 const SERIAL: u64 = FIRST_IRQ as u64 + pic::SERIAL_IRQ as u64;
 
 /// The frame that the stubs below leave on the stack, lowest address first.
 #[repr(C)]
-struct Frame {
-    registers: [u64; 15],
-    vector: u64,
-    error_code: u64,
-    rip: u64,
-    cs: u64,
-    rflags: u64,
-    rsp: u64,
-    ss: u64,
+pub struct Frame {
+    pub registers: [u64; 15],
+    pub vector: u64,
+    pub error_code: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
 }
 
 // One stub of 16 bytes for each vector pushes a zero where the processor pushes no error code (the constant has a bit
@@ -61,6 +61,9 @@ global_asm!(
     "push r13",
     "push r14",
     "push r15",
+    // What interrupts a program is handled by whoever started it.
+    "test byte ptr [rsp + {cs}], 3",
+    "jnz program_left",
     "mov rbp, rsp",
     "sub rsp, 512",
     "and rsp, -16",
@@ -89,6 +92,7 @@ global_asm!(
     "iretq",
     ".popsection",
     vectors = const VECTORS,
+    cs = const core::mem::offset_of!(Frame, cs),
     dispatch = sym dispatch,
 );
 
@@ -105,6 +109,13 @@ pub fn entry_point(vector: usize) -> u64 {
 extern "C" fn dispatch(frame: &mut Frame) {
     match frame.vector {
         vector if vector < FIRST_IRQ as u64 => handle_exception(frame),
+        vector => interrupt(vector),
+    }
+}
+
+/// Handles the interrupt of a vector, with interrupts off.
+pub fn interrupt(vector: u64) {
+    match vector {
         TIMER => {
             pic::acknowledge(pic::TIMER_IRQ);
             if timer::expired() {
@@ -136,7 +147,8 @@ fn handle_exception(frame: &mut Frame) {
     frame.rip = exception.rip;
 }
 
-fn fault_address() -> u64 {
+/// CR2.
+pub fn fault_address() -> u64 {
     let address;
     // SAFETY: reading CR2 has no effect.
     unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack, preserves_flags)) };

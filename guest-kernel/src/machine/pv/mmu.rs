@@ -1,11 +1,13 @@
 //! Page tables that the hypervisor checks: every change of a live table waits in the SDK's queue until a flush makes
 //! all of them in one call.
 
+use paravane_guest::abi::mmu::MmuextOp;
 use paravane_guest::abi::pte;
 use paravane_guest::memory::{Mfn, Pfn};
 use paravane_guest::paging::{self, PagingError};
 use paravane_guest::queue::FlushReason;
 
+use crate::memory::contents::{Contents, direct};
 use crate::memory::frames::Frame;
 use crate::memory::paging::{MAX_COUNTERS, Mmu, Stale};
 
@@ -18,6 +20,12 @@ impl PvMmu {
     /// Wraps the SDK's primitives.
     pub const fn new(mmu: paging::Mmu<'static>) -> Self {
         Self(mmu)
+    }
+
+    /// Queues an extended operation that concerns user mode only.
+    pub fn extended(&mut self, op: MmuextOp) {
+        // SAFETY: the kernel's own tables stay as they are.
+        done(unsafe { self.0.queue().extended(op) }.map_err(PagingError::from));
     }
 
     /// The domain's memory.
@@ -38,7 +46,26 @@ fn done<T>(outcome: Result<T, PagingError>) -> T {
     }
 }
 
+impl Contents for PvMmu {
+    fn copy_out(&self, frame: Frame, offset: usize, into: &mut [u8]) {
+        direct::copy_out(frame, offset, into);
+    }
+
+    fn copy_in(&mut self, frame: Frame, offset: usize, from: &[u8]) {
+        direct::copy_in(frame, offset, from);
+    }
+
+    fn copy_frame(&mut self, from: Frame, to: Frame) {
+        direct::copy_frame(from, to);
+    }
+
+    fn zero(&mut self, frame: Frame) {
+        direct::zero(frame);
+    }
+}
+
 impl Mmu for PvMmu {
+    const KERNEL_WITH_PROGRAMS: bool = false;
     /// How often the queue was flushed, by reason.
     const COUNTERS: &'static [&'static str] = &["flush-explicit", "flush-full", "flush-order"];
 

@@ -9,6 +9,7 @@ use paravane_guest::hypercall::Hypervisor;
 use paravane_guest::memory::Pfn;
 use paravane_guest::queue::Queue;
 use paravane_guest::trap::{EXCEPTIONS, TrapFrame};
+use paravane_guest::user::{Left, UserContext};
 use paravane_guest::virtio::drivers::transport::DeviceType;
 use paravane_guest::virtio::{self, PvTransport};
 use paravane_guest::{console, event, hypercall, paging, power, time, trap};
@@ -24,6 +25,7 @@ use super::primitive::Primitive;
 
 mod mmu;
 mod primitives;
+mod programs;
 mod tick;
 
 pub use mmu::PvMmu;
@@ -150,6 +152,18 @@ impl Machine for Pv {
     /// or later.
     fn null_call() -> bool {
         hypercall::version::version().is_ok_and(|(major, _)| major >= 3)
+    }
+
+    fn allow_programs() {
+        programs::allow();
+    }
+
+    fn run_program(mmu: &PvMmu, root: Frame, context: &mut UserContext) -> Left {
+        programs::run(mmu, root, context)
+    }
+
+    fn forget_programs(mmu: &mut PvMmu, _: Frame) {
+        programs::forget(mmu);
     }
 
     fn attach_devices(_: &mut Memory<PvMmu>, _: &str) -> usize {

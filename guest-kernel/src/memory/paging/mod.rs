@@ -10,7 +10,7 @@ use super::frames::{Frame, FrameAllocator, PAGE_SIZE};
 
 mod span;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use span::index;
 pub use span::{ENTRIES, Span};
@@ -28,6 +28,7 @@ const USER: u64 = 1 << 2;
 // Set from the start: this kernel never reads them, and the processor or the hypervisor then need not set them.
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
+const NO_EXECUTE: u64 = 1 << 63;
 const TABLE: u64 = PRESENT | WRITABLE | ACCESSED;
 
 /// The accesses that a page permits.
@@ -39,6 +40,13 @@ pub enum Access {
     ReadWrite,
     /// The same, for user programs too. What leads to the page must have been made for such a page.
     User,
+    /// A user program may read, and do what is said.
+    Program {
+        /// Whether it may write.
+        write: bool,
+        /// Whether it may execute what is there.
+        execute: bool,
+    },
 }
 
 impl Access {
@@ -47,6 +55,10 @@ impl Access {
             Self::ReadOnly => PRESENT | ACCESSED,
             Self::ReadWrite => PRESENT | WRITABLE | ACCESSED | DIRTY,
             Self::User => PRESENT | WRITABLE | USER | ACCESSED | DIRTY,
+            Self::Program { write, execute } => {
+                let written = if write { WRITABLE | DIRTY } else { 0 };
+                PRESENT | USER | ACCESSED | written | if execute { 0 } else { NO_EXECUTE }
+            }
         }
     }
 
@@ -69,6 +81,8 @@ pub enum Stale {
 
 /// The page-table primitives of a machine, from which this module builds address spaces.
 pub trait Mmu {
+    /// Whether the processor runs programs in address spaces that have the kernel in them, out of their reach.
+    const KERNEL_WITH_PROGRAMS: bool;
     /// The names of what the machine counts about its own work; empty if it counts nothing.
     const COUNTERS: &'static [&'static str] = &[];
     /// Those counts since the start, in the same order.
@@ -146,6 +160,21 @@ impl AddressSpace {
         Ok(Self { root, live: false })
     }
 
+    /// A new, empty address space for a program. It is not live.
+    ///
+    /// # Errors
+    /// When there is no frame for its root.
+    pub fn for_program<M: Mmu>(
+        mmu: &mut M,
+        frames: &mut FrameAllocator<'_>,
+        kernel: &Self,
+    ) -> Result<Self, MapError> {
+        if M::KERNEL_WITH_PROGRAMS {
+            return Self::new(mmu, frames, kernel);
+        }
+        Ok(Self { root: new_table(mmu, frames)?, live: false })
+    }
+
     /// The L4's frame.
     pub const fn root(&self) -> Frame {
         self.root
@@ -200,7 +229,7 @@ impl AddressSpace {
         if entry & PRESENT == 0 {
             return false;
         }
-        self.store(mmu, table, index, entry & !WRITABLE | access.bits());
+        self.store(mmu, table, index, entry & !(WRITABLE | NO_EXECUTE) | access.bits());
         true
     }
 
@@ -222,13 +251,18 @@ impl AddressSpace {
         (entry & PRESENT != 0).then(|| (mmu.frame(entry), Access::of(entry)))
     }
 
-    /// Makes the processor use this address space. From the first time on it is live.
-    pub fn activate(&mut self, mmu: &mut impl Mmu) {
+    /// Makes the processor able to use this address space, from the next flush on.
+    pub fn make_live(&mut self, mmu: &mut impl Mmu) {
         if !self.live {
             each_private_table(mmu, self.root, &mut |mmu, table| mmu.adopt(table));
             mmu.pin(self.root);
             self.live = true;
         }
+    }
+
+    /// Makes the processor use this address space. From the first time on it is live.
+    pub fn activate(&mut self, mmu: &mut impl Mmu) {
+        self.make_live(mmu);
         mmu.switch(self.root);
         mmu.flush(Stale::Nothing);
     }
@@ -241,6 +275,71 @@ impl AddressSpace {
             mmu.flush(Stale::Nothing);
         }
         each_private_table(mmu, self.root, &mut |_, table| free_table(frames, table));
+    }
+
+    /// How many tables are its own.
+    pub fn table_count(&self, mmu: &mut impl Mmu) -> u64 {
+        let mut count = 0;
+        each_private_table(mmu, self.root, &mut |_, _| count += 1);
+        count
+    }
+
+    /// Calls `f` with the frame of each of its own pages.
+    pub fn each_page<M: Mmu>(&self, mmu: &mut M, f: &mut impl FnMut(Frame)) {
+        each_child(mmu, self.root, 4, PRIVATE_SLOTS, &mut |mmu: &mut M, table, level| {
+            if level == 1 {
+                let entries = (0..ENTRIES).map(|index| mmu.read(table, index)).filter(|e| e & PRESENT != 0);
+                entries.for_each(|entry| f(mmu.frame(entry)));
+            }
+        });
+    }
+
+    /// A copy that shares all its own pages, none of which is writable in either afterwards; `f` is told each one's
+    /// frame. The copy is not live. In effect, for this one, after a flush of everything.
+    ///
+    /// # Errors
+    /// When tables run out; less than [`table_count`](Self::table_count) frames were free then, and nothing happened.
+    pub fn fork<M: Mmu>(
+        &self,
+        mmu: &mut M,
+        frames: &mut FrameAllocator<'_>,
+        kernel: &Self,
+        f: &mut impl FnMut(Frame),
+    ) -> Result<Self, MapError> {
+        if frames.free_frames() < self.table_count(mmu) {
+            return Err(MapError::OutOfFrames);
+        }
+        let copy = Self::for_program(mmu, frames, kernel)?;
+        self.fork_table(mmu, frames, (self.root, copy.root), 4, f)?;
+        Ok(copy)
+    }
+
+    fn fork_table<M: Mmu>(
+        &self,
+        mmu: &mut M,
+        frames: &mut FrameAllocator<'_>,
+        (from, to): (Frame, Frame),
+        level: u8,
+        f: &mut impl FnMut(Frame),
+    ) -> Result<(), MapError> {
+        for index in if level == 4 { PRIVATE_SLOTS } else { 0..ENTRIES } {
+            let entry = mmu.read(from, index);
+            if entry & PRESENT == 0 {
+                continue;
+            }
+            if level > 1 {
+                let table = new_table(mmu, frames)?;
+                self.fork_table(mmu, frames, (mmu.frame(entry), table), level - 1, f)?;
+                mmu.fill(to, index, mmu.entry(table, TABLE | USER));
+                continue;
+            }
+            if entry & WRITABLE != 0 {
+                self.store(mmu, from, index, entry & !WRITABLE);
+            }
+            mmu.fill(to, index, entry & !WRITABLE);
+            f(mmu.frame(entry));
+        }
+        Ok(())
     }
 
     /// The table and index of the entry that maps `va`, if tables lead there.
@@ -302,11 +401,11 @@ impl AddressSpace {
     ) -> Result<u64, MapError> {
         let table = new_table(mmu, frames)?;
         if let Err(error) = self.build(mmu, frames, table, level, false, span, leaves) {
-            each_table(mmu, table, level, &mut |_, table| free_table(frames, table));
+            each_table(mmu, table, level, &mut |_, table, _| free_table(frames, table));
             return Err(error);
         }
         if parent_live {
-            each_table(mmu, table, level, &mut |mmu, table| mmu.adopt(table));
+            each_table(mmu, table, level, &mut |mmu, table, _| mmu.adopt(table));
         }
         Ok(mmu.entry(table, TABLE | leaves.table_bits()))
     }
@@ -315,7 +414,7 @@ impl AddressSpace {
 impl Leaves {
     /// What the entries that lead to them have in addition.
     const fn table_bits(self) -> u64 {
-        if matches!(self, Self::Run(_, Access::User)) { USER } else { 0 }
+        if matches!(self, Self::Run(_, Access::User | Access::Program { .. })) { USER } else { 0 }
     }
 
     /// The leaves that remain after `bytes` of them.
@@ -339,17 +438,17 @@ fn free_table(frames: &mut FrameAllocator<'_>, table: Frame) {
     }
 }
 
-/// Calls `f` for a table and all tables below it, those first.
-fn each_table<M: Mmu>(mmu: &mut M, table: Frame, level: u8, f: &mut impl FnMut(&mut M, Frame)) {
+/// Calls `f` for a table of `level` and all tables below it, those first, each with its level.
+fn each_table<M: Mmu>(mmu: &mut M, table: Frame, level: u8, f: &mut impl FnMut(&mut M, Frame, u8)) {
     if level > 1 {
         each_child(mmu, table, level, 0..ENTRIES, f);
     }
-    f(mmu, table);
+    f(mmu, table, level);
 }
 
 /// Calls `f` for the tables of an address space that are its own, the root last.
 fn each_private_table<M: Mmu>(mmu: &mut M, root: Frame, f: &mut impl FnMut(&mut M, Frame)) {
-    each_child(mmu, root, 4, PRIVATE_SLOTS, f);
+    each_child(mmu, root, 4, PRIVATE_SLOTS, &mut |mmu: &mut M, table, _| f(mmu, table));
     f(mmu, root);
 }
 
@@ -358,7 +457,7 @@ fn each_child<M: Mmu>(
     table: Frame,
     level: u8,
     slots: core::ops::Range<usize>,
-    f: &mut impl FnMut(&mut M, Frame),
+    f: &mut impl FnMut(&mut M, Frame, u8),
 ) {
     for index in slots {
         let entry = mmu.read(table, index);

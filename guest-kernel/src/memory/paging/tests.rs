@@ -3,12 +3,15 @@
 use std::collections::{HashMap, HashSet};
 
 use super::*;
+use crate::memory::contents::Contents;
 
 const VA: u64 = SLOT_SIZE + 0x1234_5000;
 
 /// Tables in a map; writes to live tables are queued until a flush, as a paravirtual machine does.
 #[derive(Default)]
-struct Machine {
+pub(crate) struct Machine {
+    /// What is in frames that are no tables; zeroes where nothing is.
+    bytes: HashMap<Frame, Vec<u8>>,
     tables: HashMap<Frame, [u64; ENTRIES]>,
     adopted: HashSet<Frame>,
     pinned: HashSet<Frame>,
@@ -18,13 +21,32 @@ struct Machine {
     live_writes: usize,
 }
 
+impl Contents for Machine {
+    fn copy_out(&self, frame: Frame, offset: usize, into: &mut [u8]) {
+        into.copy_from_slice(&self.bytes.get(&frame).unwrap_or(&vec![0; 4096])[offset..offset + into.len()]);
+    }
+    fn copy_in(&mut self, frame: Frame, offset: usize, from: &[u8]) {
+        assert!(!self.adopted.contains(&frame), "a live table was overwritten");
+        let bytes = self.bytes.entry(frame).or_insert_with(|| vec![0; 4096]);
+        bytes[offset..offset + from.len()].copy_from_slice(from);
+    }
+    fn copy_frame(&mut self, from: Frame, to: Frame) {
+        let bytes = self.bytes.get(&from).cloned().unwrap_or(vec![0; 4096]);
+        self.bytes.insert(to, bytes);
+    }
+    fn zero(&mut self, frame: Frame) {
+        self.bytes.insert(frame, vec![0; 4096]);
+    }
+}
+
 impl Mmu for Machine {
+    const KERNEL_WITH_PROGRAMS: bool = false;
     fn entry(&self, frame: Frame, bits: u64) -> u64 {
         // Machine frames differ from pseudo-physical ones, so that code which confuses them fails here.
         (frame.0 + 0x1000) << 12 | bits
     }
     fn frame(&self, entry: u64) -> Frame {
-        Frame((entry >> 12) - 0x1000)
+        Frame((entry & !NO_EXECUTE & !0xfff) / PAGE_SIZE - 0x1000)
     }
     fn read(&self, table: Frame, index: usize) -> u64 {
         assert!(!self.queue.iter().any(|&(t, i, _)| (t, i) == (table, index)), "a queued write was read");

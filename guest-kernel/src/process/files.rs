@@ -1,0 +1,233 @@
+//! Open files, and which of them a process knows by which number.
+#![forbid(unsafe_code)]
+
+use alloc::vec::Vec;
+
+use super::abi::Errno;
+use super::pipe::{Flow, Pipe};
+
+/// Files that a process may have open.
+const MAX_NUMBERS: usize = 32;
+/// Files that may be open in all.
+const MAX_OPEN: usize = 4096;
+/// Pipes that there may be.
+const MAX_PIPES: usize = 128;
+
+/// What an open file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum File {
+    /// The console.
+    Console,
+    /// A file of the archive, and how far it was read.
+    Archive(&'static [u8], usize),
+    /// Reads end at once, and writes go nowhere.
+    Null,
+    /// Reads are zeroes, and writes go nowhere.
+    Zero,
+    /// A list of processes, and how far it was read.
+    Processes(usize),
+    /// The end of a pipe to read from.
+    PipeRead(usize),
+    /// The end of a pipe to write to.
+    PipeWrite(usize),
+    /// One end of two pipes: what is read, what is written.
+    Pair(usize, usize),
+}
+
+/// The files that a process knows by number.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers(Vec<Option<usize>>);
+
+/// All open files.
+#[derive(Debug, Default)]
+pub struct Files {
+    open: Vec<Option<(File, u32)>>,
+    pipes: Vec<Option<Pipe>>,
+}
+
+impl Numbers {
+    /// The open file of a number.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn get(&self, number: u64) -> Result<usize, Errno> {
+        let slot = usize::try_from(number).ok().and_then(|number| self.0.get(number).copied());
+        slot.flatten().ok_or(Errno::BadF)
+    }
+
+    /// Gives an open file the lowest free number.
+    fn add(&mut self, open: usize) -> Result<u64, Errno> {
+        let number = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
+        self.set(number, open)
+    }
+
+    fn set(&mut self, number: usize, open: usize) -> Result<u64, Errno> {
+        if number >= MAX_NUMBERS {
+            return Err(Errno::MFile);
+        }
+        if self.0.len() <= number {
+            self.0.try_reserve(number + 1 - self.0.len()).map_err(|_| Errno::NoMem)?;
+            self.0.resize(number + 1, None);
+        }
+        self.0[number] = Some(open);
+        Ok(number as u64)
+    }
+}
+
+fn place<T>(all: &mut Vec<Option<T>>, max: usize, value: T) -> Result<usize, Errno> {
+    let free = all.iter().position(Option::is_none).unwrap_or(all.len());
+    if free == all.len() {
+        if free >= max || all.try_reserve(1).is_err() {
+            return Err(Errno::NFile);
+        }
+        all.push(None);
+    }
+    all[free] = Some(value);
+    Ok(free)
+}
+
+impl Files {
+    /// Opens a file for a process.
+    ///
+    /// # Errors
+    /// When too many are open.
+    pub fn open(&mut self, numbers: &mut Numbers, file: File) -> Result<u64, Errno> {
+        let open = place(&mut self.open, MAX_OPEN, (file, 1))?;
+        numbers.add(open).inspect_err(|_| self.open[open] = None)
+    }
+
+    /// Makes a pipe, and opens both ends.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn pipe(&mut self, numbers: &mut Numbers) -> Result<[u64; 2], Errno> {
+        let pipe = place(&mut self.pipes, MAX_PIPES, Pipe::new())?;
+        self.open_two(numbers, File::PipeRead(pipe), File::PipeWrite(pipe))
+            .inspect_err(|_| self.pipes[pipe] = None)
+    }
+
+    /// Makes two connected ends, each to read from and write to.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn pair(&mut self, numbers: &mut Numbers) -> Result<[u64; 2], Errno> {
+        let one = place(&mut self.pipes, MAX_PIPES, Pipe::new())?;
+        let other = place(&mut self.pipes, MAX_PIPES, Pipe::new()).inspect_err(|_| self.pipes[one] = None)?;
+        self.open_two(numbers, File::Pair(one, other), File::Pair(other, one)).inspect_err(|_| {
+            (self.pipes[one], self.pipes[other]) = (None, None);
+        })
+    }
+
+    fn open_two(&mut self, numbers: &mut Numbers, one: File, other: File) -> Result<[u64; 2], Errno> {
+        let first = self.open(numbers, one)?;
+        match self.open(numbers, other) {
+            Ok(second) => Ok([first, second]),
+            Err(errno) => {
+                if let Some(open) = numbers.0[first as usize].take() {
+                    self.open[open] = None;
+                }
+                Err(errno)
+            }
+        }
+    }
+
+    /// The file behind a number.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn get(&self, numbers: &Numbers, number: u64) -> Result<File, Errno> {
+        let open = numbers.get(number)?;
+        self.open[open].map(|(file, _)| file).ok_or(Errno::BadF)
+    }
+
+    /// Notes how far a file was read.
+    pub fn seek(&mut self, numbers: &Numbers, number: u64, to: usize) {
+        if let Ok(open) = numbers.get(number)
+            && let Some((File::Archive(_, at) | File::Processes(at), _)) = &mut self.open[open]
+        {
+            *at = to;
+        }
+    }
+
+    /// Closes a number. True if it was the end of a pipe, so that whoever waits at the other must look.
+    ///
+    /// # Errors
+    /// When nothing is open there.
+    pub fn close(&mut self, numbers: &mut Numbers, number: u64) -> Result<bool, Errno> {
+        let open = numbers.get(number)?;
+        numbers.0[number as usize] = None;
+        Ok(self.drop_one(open))
+    }
+
+    fn drop_one(&mut self, open: usize) -> bool {
+        let Some((file, count)) = &mut self.open[open] else { return false };
+        *count -= 1;
+        if *count > 0 {
+            return false;
+        }
+        let file = *file;
+        self.open[open] = None;
+        let (read, write) = match file {
+            File::PipeRead(pipe) => (Some(pipe), None),
+            File::PipeWrite(pipe) => (None, Some(pipe)),
+            File::Pair(one, other) => (Some(one), Some(other)),
+            _ => return false,
+        };
+        if let Some(pipe) = read.and_then(|pipe| self.pipes[pipe].as_mut()) {
+            pipe.readers -= 1;
+        }
+        if let Some(pipe) = write.and_then(|pipe| self.pipes[pipe].as_mut()) {
+            pipe.writers -= 1;
+        }
+        for pipe in [read, write].into_iter().flatten() {
+            if self.pipes[pipe].as_ref().is_some_and(|pipe| pipe.readers == 0 && pipe.writers == 0) {
+                self.pipes[pipe] = None;
+            }
+        }
+        true
+    }
+
+    /// Gives an open file another number, in place of what has it.
+    ///
+    /// # Errors
+    /// When the first number is nobody's, or the second too high.
+    pub fn duplicate(&mut self, numbers: &mut Numbers, number: u64, to: u64) -> Result<(u64, bool), Errno> {
+        let open = numbers.get(number)?;
+        if number == to {
+            return Ok((to, false));
+        }
+        let at = usize::try_from(to).ok().filter(|to| *to < MAX_NUMBERS).ok_or(Errno::BadF)?;
+        let closed = self.close(numbers, to).unwrap_or(false);
+        numbers.set(at, open)?;
+        self.count(open);
+        Ok((to, closed))
+    }
+
+    fn count(&mut self, open: usize) {
+        if let Some((_, count)) = &mut self.open[open] {
+            *count += 1;
+        }
+    }
+
+    /// A child has its parent's files.
+    pub fn inherit(&mut self, parent: &Numbers) -> Numbers {
+        parent.0.iter().flatten().for_each(|open| self.count(*open));
+        parent.clone()
+    }
+
+    /// Closes everything of a process. True if ends of pipes were among it.
+    pub fn close_all(&mut self, numbers: &mut Numbers) -> bool {
+        let all = core::mem::take(&mut numbers.0);
+        all.into_iter().flatten().fold(false, |any, open| self.drop_one(open) | any)
+    }
+
+    /// Reads from a pipe.
+    pub fn read_pipe(&mut self, pipe: usize, into: &mut [u8]) -> Flow {
+        self.pipes[pipe].as_mut().map_or(Flow::Moved(0), |pipe| pipe.read(into))
+    }
+
+    /// Writes to a pipe.
+    pub fn write_pipe(&mut self, pipe: usize, from: &[u8]) -> Flow {
+        self.pipes[pipe].as_mut().map_or(Flow::Broken, |pipe| pipe.write(from))
+    }
+}

@@ -1,0 +1,157 @@
+//! Processes of the reference kernel, on both machines and every engine; the same programs on Linux.
+
+use std::process::Command;
+
+use paravane::machine::end::DomainEnd;
+use paravane_tests::boot::{Guest, Outcome};
+use paravane_tests::guests::{PROGRAMS, PROGRAMS_FILE};
+use paravane_tests::verdict::note;
+
+use crate::reference::BUILDS;
+
+/// Runs a program, whose name and arguments are separated by commas, on both machines.
+fn run(words: &str, mib: u64, input: &[u8]) -> Vec<Outcome> {
+    let cmdline = format!("run={words}");
+    let boot = |(name, image): (&'static str, &'static [u8])| {
+        let guest = Guest { name, cmdline: &cmdline, mem_bytes: mib << 20, input, ..Guest::new(image) };
+        Guest { initrd: Some(PROGRAMS), ..guest }.boot()
+    };
+    BUILDS.into_iter().flat_map(boot).collect()
+}
+
+/// The line of the contract's result.
+fn result(text: &str) -> Option<&str> {
+    text.lines().find(|line| line.starts_with("contract: run="))
+}
+
+#[test]
+fn system_calls_keep_the_contract_that_linux_keeps() {
+    let linux = Command::new(PROGRAMS_FILE).arg("contract").output().expect("the programs run on Linux");
+    let linux = String::from_utf8_lossy(&linux.stdout).into_owned();
+    let expected = result(&linux).unwrap_or_else(|| panic!("Linux: {linux}")).to_owned();
+    assert!(expected.ends_with(" failed=0"), "Linux: {linux}");
+    for outcome in run("contract", 64, b"") {
+        outcome.must_end(&DomainEnd::PowerOff).must_print(&expected);
+    }
+    note(format_args!("processes: {expected}, on Linux as well"));
+}
+
+#[test]
+fn a_fault_ends_its_program_and_nothing_else() {
+    let input = b"fault read 0x40100000\nfault write 0x40100000\nfault jump 0x40100000\nfault privileged\nfault stack\n\
+                  echo still here\nexit 0\n";
+    for outcome in run("sh", 64, input) {
+        outcome.must_end(&DomainEnd::PowerOff).must_print("still here\n");
+        for line in [
+            "]: page fault, reading 0x40100000, rip 0x80",
+            "]: page fault, writing 0x40100000, rip 0x80",
+            "]: page fault, executing 0x40100000, rip 0x40100000",
+            "]: general protection 0x0, rip 0x80",
+            "]: page fault, writing 0x803f",
+        ] {
+            outcome.must_print(line);
+        }
+        outcome.must(!outcome.text.contains("nothing happened"), "should have stopped the program");
+    }
+}
+
+#[test]
+fn the_shell_connects_programs() {
+    let input =
+        b"echo one two three | cat | wc\nsh -c true ; echo and\ncat < /dev/null | wc\nps | cat\nexit 0\n";
+    for outcome in run("sh", 64, input) {
+        outcome.must_end(&DomainEnd::PowerOff);
+        for line in ["1 3 14\n", "and\n", "0 0 0\n", " cat\n"] {
+            outcome.must_print(line);
+        }
+    }
+}
+
+/// An endless loop, one that takes all memory, and a fork bomb, at once.
+#[test]
+fn bad_neighbours_leave_the_shell_responsive() {
+    let input = b"loop &\nhog &\nforkbomb &\necho one | cat\nsleep 100ms\necho two\nkill -9 -1\nwait\necho three | cat\n\
+                  exit 0\n";
+    for outcome in run("sh", 64, input) {
+        outcome.must_end(&DomainEnd::PowerOff);
+        for line in ["one\n", "two\n", "three\n"] {
+            outcome.must_print(line);
+        }
+    }
+}
+
+#[test]
+fn a_thousand_processes_live_at_once() {
+    for outcome in run("crowd,1000", 256, b"") {
+        outcome.must_end(&DomainEnd::PowerOff).must_print("crowd: 1000 processes live at once\n");
+        outcome.must_print("crowd: 1000 answered, 1000 ended\n");
+    }
+}
+
+#[test]
+fn processes_compute_what_they_should() {
+    for outcome in run("stress,50", 64, b"") {
+        outcome.must_end(&DomainEnd::PowerOff).must_print("stress: 50 rounds, all right\n");
+    }
+}
+
+/// The exits of a program, without those of one that does less.
+fn exits(more: &str, less: &str) -> Vec<(String, u64)> {
+    let count = |outcome: &Outcome| {
+        outcome.must_end(&DomainEnd::PowerOff);
+        outcome.report.ledger.exits()
+    };
+    let pairs = run(more, 64, b"").into_iter().zip(run(less, 64, b""));
+    pairs.map(|(more, less)| (more.name.clone(), count(&more).saturating_sub(count(&less)))).collect()
+}
+
+/// Fork and exit of a process with a thousand pages that it can write to: one batch of updates, and a trap for each.
+#[test]
+fn a_fork_takes_a_fiftieth_of_the_traps() {
+    let all = exits("big,1000,1", "big,1000,0");
+    let of = |machine: &str| {
+        all.iter().filter(|(name, _)| name == machine).map(|(_, exits)| *exits).collect::<Vec<_>>()
+    };
+    let (Some(pv), Some(bare)) = (of("pv").into_iter().max(), of("bare").into_iter().min()) else { return };
+    note(format_args!("processes: fork and exit of 1000 pages: {pv} exits, where each trap counts {bare}"));
+    assert!(pv * 50 <= bare, "{all:?}");
+}
+
+/// While nothing can run, the processor is given back: a long sleep takes no more exits than a short one, but those of a
+/// timer that counts no further than 55 ms.
+#[test]
+fn an_idle_kernel_gives_the_processor_back() {
+    for (machine, exits) in exits("sleep,2", "sleep,1ms") {
+        let most = if machine == "pv" { 20 } else { 40 * 10 };
+        assert!(exits <= most, "{machine}: {exits} exits in two seconds of sleep");
+    }
+}
+
+/// Each benchmark works, briefly. What they measure is for a quiet machine.
+#[test]
+fn benchmarks_work() {
+    for words in [
+        "lat_syscall,null,10",
+        "lat_syscall,read,10",
+        "lat_syscall,write,10",
+        "lat_syscall,open,10",
+        "lat_sig,10",
+        "lat_proc,fork,2",
+        "lat_proc,exec,2",
+        "lat_proc,sh,2",
+        "lat_ctx,4,8",
+        "lat_pipe,10",
+        "lat_unix,10",
+        "lat_mmap,2",
+        "lat_pagefault,256",
+        "bw_mem,rd,2",
+        "bw_mem,wr,2",
+        "bw_mem,cp,2",
+        "bw_pipe,4",
+    ] {
+        let name = words.split(',').next().unwrap_or_default();
+        for outcome in run(words, 64, b"") {
+            outcome.must_end(&DomainEnd::PowerOff).must_print(&format!("bench: name={name} kind="));
+        }
+    }
+}
