@@ -35,7 +35,7 @@ pub struct Changes {
     pub circumstances: Vec<Difference>,
     /// Everything that both have, in the first one's order.
     pub rows: Vec<Change>,
-    /// What only the first has: `ENGINE WORKLOAD TECHNIQUE`.
+    /// What only the first has: `WORKLOAD by TECHNIQUE`.
     pub only_first: Vec<String>,
     /// What only the second has.
     pub only_second: Vec<String>,
