@@ -52,20 +52,12 @@ impl DirectPaging {
         })
     }
 
-    /// Gives back the tables of a vCPU that will not use them.
-    pub fn detach(
-        &mut self,
-        memory: &MachineMemory,
-        log: &mut TableLog,
-        space: &mut VcpuSpace,
-        mut tables: VcpuTables,
-    ) {
-        // Nothing is validated here, so that nothing is refused or interrupted.
-        let _ = self.set_gdt(memory, log, space, &mut tables, &[], 0);
-        let _ = self.pass(memory, log).operation(None, |pass| {
-            tables.user.into_iter().chain([tables.kernel]).for_each(|root| pass.put_table(root));
-            Ok(())
-        });
+    /// Gives back the tables of a vCPU that will not use them. What nobody else uses is taken down by the operations that
+    /// follow: this one has no budget that could end.
+    pub fn detach(&mut self, memory: &MachineMemory, log: &mut TableLog, tables: VcpuTables) {
+        let mut pass = self.pass(memory, log);
+        pass.put_gdt(&tables.gdt);
+        tables.user.into_iter().chain([tables.kernel]).for_each(|root| pass.put_table(root));
     }
 
     /// One operation of `mmuext_op`, for the calling domain's own frames and the calling vCPU.

@@ -93,7 +93,7 @@ impl Pass<'_> {
         Ok(self.memory.write_obj(mfn.maddr(), &page)?)
     }
 
-    fn put_gdt(&mut self, gdt: &Gdt) {
+    pub(super) fn put_gdt(&mut self, gdt: &Gdt) {
         for mfn in gdt.frames.iter().flatten() {
             self.release(*mfn);
         }

@@ -53,7 +53,7 @@ pub(super) fn initialise(
         Ok(()) => {}
         Err(Stop::Refused(errno)) => {
             let domain = &mut *call.domain;
-            domain.mmu.detach(&domain.memory, &mut domain.log, &mut space, tables);
+            domain.mmu.detach(&domain.memory, &mut domain.log, tables);
             return Err(errno);
         }
         Err(Stop::Restart) => {

@@ -247,3 +247,35 @@ fn xsa_290_an_operation_ends_whatever_another_vcpu_does_in_between() {
         }
     }
 }
+
+/// XSA-242 again: a vCPU that was not brought up gives its tables back, also while more is to be taken down than one
+/// operation may.
+#[test]
+fn xsa_242_tables_of_a_vcpu_that_never_runs_are_given_back() {
+    let mut s = with_large_tree(Coherence::OwnEntry, 40);
+    for act in [update(L1, 53, 53 << 12 | RO), update(L1, 52, 0), ext(MMUEXT_PIN_L1_TABLE, 53)] {
+        s.enter(0);
+        assert_eq!(s.finish(0, &act).1, Ok(()));
+    }
+    s.w.audit();
+    let (root, single, descriptors) = (s.w.mfn(4), s.w.mfn(53).0, s.w.mfn(52).0);
+    let w = &mut s.w;
+    let mut tables = loop {
+        if let Ok(tables) = w.direct.attach(&w.memory, &mut w.log, root) {
+            break tables;
+        }
+        w.log.applied_for_everyone();
+    };
+    let mut space = VcpuSpace::new(root, &w.log);
+    w.direct.set_gdt(&w.memory, &mut w.log, &mut space, &mut tables, &[descriptors], 512).unwrap();
+    w.direct.work.limit = 0;
+    let unpin = MmuextOp { cmd: MMUEXT_UNPIN_TABLE, arg1: single, ..MmuextOp::default() };
+    assert_eq!(w.direct.mmuext_one(&w.memory, &mut w.log, &mut w.space, &mut w.tables, &unpin), Ok(()));
+    assert_eq!(w.direct.work.parked().count(), 1, "still to be taken down");
+    w.direct.detach(&w.memory, &mut w.log, tables);
+    w.audit();
+    w.direct.work.limit = SMALLEST;
+    while s.issue(1, &ext(MMUEXT_CLEAR_PAGE, 54)) == Err(Stop::Restart) {}
+    assert_eq!(s.w.direct.frame(Mfn(descriptors)).map(|frame| frame.refs()), Some(0));
+    assert_eq!([4, 46, 53].map(|pfn| s.w.held(pfn)), [None; 3]);
+}
