@@ -31,6 +31,7 @@ use crate::host::busy_poll;
 use crate::host::limit::Advice;
 use crate::host::notice;
 use crate::host::notice::notice;
+use crate::host::threads;
 use crate::image::GuestKind;
 use crate::launch;
 use crate::launch::{Config, Report};
@@ -191,6 +192,9 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
         on_pause: events.clone().map(on_pause),
         trace,
     };
+    if usize::try_from(args.vcpus).is_ok_and(|vcpus| vcpus > threads::cpus()) {
+        notice(format_args!("{} virtual CPUs take turns on {} CPUs", args.vcpus, threads::cpus()));
+    }
     oom::stand_before_others();
     let result = launch::run(config);
     drop(raw);

@@ -10,6 +10,7 @@ pub mod limit;
 pub mod notice;
 pub mod poll;
 pub mod random;
+pub mod run_delay;
 pub mod socket;
 pub mod threads;
 pub mod zeroed;

@@ -193,6 +193,8 @@ pub struct PvVcpu {
     pub ledger: Ledger,
     /// It would let others run (SCHEDOP_yield).
     pub yields: bool,
+    /// It issues the call again that it has just made, which was interrupted.
+    pub calls_again: bool,
     /// The last exception of its kernel, for people.
     pub last_exception: Option<Exception>,
 }
@@ -239,6 +241,7 @@ impl PvVcpu {
             runstate: Runstate::default(),
             ledger: Ledger::new(),
             yields: false,
+            calls_again: false,
             last_exception: None,
         }
     }

@@ -32,6 +32,13 @@ impl PvContext<'_> {
         let _ = self.publish_time_copy();
     }
 
+    /// The host's scheduler has kept the vCPU from its CPU for `ns` since it was last told.
+    pub fn steal(&mut self, ns: u64) {
+        self.vcpu.runstate.steal(ns, self.domain.clock.now());
+        self.show_runstate();
+        let _ = self.publish_runstate();
+    }
+
     /// Lets the other vCPUs see the account of time.
     fn show_runstate(&mut self) {
         if let Some(peer) = self.domain.peers.get_mut(self.vcpu.id) {

@@ -1,7 +1,8 @@
 //! Paravirtualization: what the exits of a kernel mean that asks by hypercalls. The calls are in [`crate::pv`].
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use paravane_abi::hypercall::IRET;
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
@@ -10,6 +11,7 @@ use paravane_abi::virq::VIRQ_TIMER;
 use super::{Domain, EngineNeed, Runners, Technique, on_any_host};
 use crate::autopsy::Testimony;
 use crate::engine::{Coherence, Cpu, Exit};
+use crate::host::run_delay::RunDelay;
 use crate::image::GuestKind;
 use crate::ledger::{Cause, Ledger};
 use crate::machine::end::DomainEnd;
@@ -115,9 +117,15 @@ pub(super) struct Shared {
     /// Where there are several vCPUs: what they have seen of changes of page tables, while they run.
     several: Option<Seen>,
     coherence: Coherence,
+    clock: Clock,
+    /// How many wait for the lock of the domain.
+    waiting: AtomicU32,
     /// The vCPU that ended the domain, by number.
     ended_by: AtomicUsize,
 }
+
+/// What it takes at most to wake a thread on another CPU, and some.
+const LONGEST_HANDOVER: Duration = Duration::from_micros(500);
 
 impl Shared {
     pub(super) fn new(domain: PvDomain, coherence: Coherence) -> Self {
@@ -127,14 +135,35 @@ impl Shared {
             bells: Arc::clone(&domain.bells),
             several: (vcpus > 1).then(|| Seen::new(vcpus)),
             coherence,
+            clock: domain.clock,
+            waiting: AtomicU32::new(0),
             ended_by: AtomicUsize::new(usize::MAX),
             domain: Mutex::new(domain),
         }
     }
 
-    /// The domain lock. Never taken in the guest or kept asleep: docs/locking.md.
+    /// The domain lock. Never kept in the guest or asleep: docs/locking.md.
     fn lock(&self) -> MutexGuard<'_, PvDomain> {
-        self.domain.lock().unwrap_or_else(PoisonError::into_inner)
+        match self.domain.try_lock() {
+            Ok(domain) => domain,
+            Err(TryLockError::Poisoned(domain)) => domain.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                self.waiting.fetch_add(1, Ordering::Relaxed);
+                let domain = self.domain.lock().unwrap_or_else(PoisonError::into_inner);
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                domain
+            }
+        }
+    }
+
+    /// Lets those go first who wait for the lock, which the caller has just let go and would take again at once: a thread
+    /// that is woken takes longer than a way into the guest and back.
+    fn hand_over(&self) {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        let until = Instant::now() + LONGEST_HANDOVER;
+        while waiting != 0 && self.waiting.load(Ordering::Relaxed) >= waiting && Instant::now() < until {
+            std::thread::yield_now();
+        }
     }
 
     /// The domain has ended: whoever runs or waits is to notice.
@@ -166,11 +195,44 @@ pub struct PvRunner {
     must_be_known: Option<Position>,
     /// System time of the entry to come.
     now: u64,
+    /// What the host's scheduler takes from it.
+    stolen: Stolen,
+}
+
+/// The time that the host's scheduler takes from a vCPU, as far as its guest was told.
+#[derive(Default)]
+struct Stolen {
+    delay: Option<RunDelay>,
+    /// What was told, in all.
+    told: u64,
+    /// System time of the last look.
+    looked: u64,
+}
+
+/// How long the guest's account of stolen time may be behind: a look at it is a system call.
+const STOLEN_LATE_NS: u64 = 1_000_000;
+
+impl Stolen {
+    /// What was taken since the last look, if that was a while ago.
+    fn since_last_look(&mut self, now: u64) -> u64 {
+        if now.saturating_sub(self.looked) < STOLEN_LATE_NS {
+            return 0;
+        }
+        let is_first = self.looked == 0;
+        self.looked = now;
+        if is_first {
+            self.delay = RunDelay::of_this_thread().ok();
+        }
+        let Some(delay) = self.delay.as_ref().and_then(RunDelay::ns) else { return 0 };
+        let since = delay.saturating_sub(self.told);
+        self.told = delay;
+        if is_first { 0 } else { since }
+    }
 }
 
 impl PvRunner {
     pub(super) fn new(shared: Arc<Shared>, vcpu: PvVcpu) -> Self {
-        Self { shared, vcpu, must_be_known: None, now: 0 }
+        Self { shared, vcpu, must_be_known: None, now: 0, stolen: Stolen::default() }
     }
 
     /// The way into the guest where other vCPUs change the page tables as well.
@@ -241,15 +303,28 @@ impl Runner for PvRunner {
         let handled = handle(&mut PvContext { domain: &mut domain, vcpu }, exit);
         *must_be_known = (*must_be_known).max(domain.log.take_wanted());
         drop(domain);
-        if std::mem::take(&mut vcpu.yields) && shared.several.is_some() {
-            std::thread::yield_now();
+        let (yields, again) = (std::mem::take(&mut vcpu.yields), std::mem::take(&mut vcpu.calls_again));
+        if shared.several.is_some() {
+            if again {
+                shared.hand_over();
+            }
+            if yields {
+                std::thread::yield_now();
+            }
         }
         handled
     }
 
     fn prepare(&mut self) -> Next {
+        // Only a guest that has asked for copies of its account pays for the looks.
+        let asks = self.vcpu.runstate.area != 0;
+        let stolen = if asks { self.stolen.since_last_look(self.shared.clock.now()) } else { 0 };
         let mut domain = self.shared.lock();
-        let next = prepare(&mut PvContext { domain: &mut domain, vcpu: &mut self.vcpu });
+        let mut cx = PvContext { domain: &mut domain, vcpu: &mut self.vcpu };
+        if stolen != 0 {
+            cx.steal(stolen);
+        }
+        let next = prepare(&mut cx);
         drop(domain);
         if next == Next::End {
             self.shared.end(self.vcpu.id);

@@ -140,6 +140,8 @@ pub fn perform(mut cx: PvContext<'_>, entered_by: u64) {
         Err(errno) => regs.rax = errno.to_rax(),
         Ok(Outcome::Jumped) => {}
         Ok(Outcome::Again(args)) => {
+            cx.vcpu.calls_again = true;
+            let regs = &mut cx.vcpu.regs;
             [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
             regs.rip = regs.rip.wrapping_sub(entered_by);
         }
