@@ -171,14 +171,15 @@ impl Spaces {
         self.births.make().ok()
     }
 
-    /// Those whose root was something else meanwhile: it is another address space now.
-    pub fn reused(&self, pending: &Pending<'_>) -> Vec<usize> {
+    /// The set of those whose root was something else meanwhile: it is another address space now.
+    pub fn reused(&self, pending: &Pending<'_>) -> u128 {
         if !pending.stale && pending.reused.is_empty() {
-            return Vec::new();
+            return 0;
         }
         let is_reused = |root: Mfn| pending.stale || pending.reused.iter().any(|table| *table == root);
-        let all = self.all.iter().enumerate();
-        all.filter(|(_, s)| s.root.is_some_and(is_reused)).map(|(index, _)| index).collect()
+        // Fewer than 128: one for each virtual CPU and one more.
+        let all = self.all.iter().zip(0u32..);
+        all.filter(|(s, _)| s.root.is_some_and(is_reused)).fold(0, |set, (_, index)| set | 1 << index)
     }
 
     /// Takes a process from its root: what it has is of an address space that is gone, or another now. `kept` is where

@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use super::area::{Area, room};
 use super::context::{self, FpuAt, Stop, Trap};
-use super::cpu::{Fpu, LOST, ProcessCpu, why_dead};
+use super::cpu::{ProcessCpu, why_dead};
 use super::fpu;
+use super::hold::{Fpu, LOST};
 use super::space::{Space, Spaces};
 use super::sys::Ended;
 use crate::engine::Exit;
