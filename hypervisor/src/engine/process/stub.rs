@@ -255,6 +255,7 @@ global_asm!(
     "    and ecx, {stride} - 1",
     "    add rax, rcx",
     "    jmp rax",
+    "paravane_stub_signal_of_lanes_end:",
     // Every signal: rdi number, rsi siginfo, rdx ucontext, on the signal stack. The flags that Linux leaves
     // as the guest had them (NT would break IRETQ, AC our own accesses) go first.
     "paravane_stub_signal:",
@@ -270,7 +271,19 @@ global_asm!(
     "    mov rax, rcx",
     "    sub rax, rbx",
     "    cmp rax, {code_size}",
+    "    jb 2f",
+    // Whoever has its signals come by the first lane's code is in ours there as well.
+    "    movabs rax, {first_code}",
+    "    sub rax, rbx",
+    "    neg rax",
+    "    add rax, rcx",
+    "    lea r8, [rip + paravane_stub_signal_of_lanes]",
+    "    cmp rax, r8",
+    "    jb .Lparavane_hand_over",
+    "    lea r8, [rip + paravane_stub_signal_of_lanes_end]",
+    "    cmp rax, r8",
     "    jae .Lparavane_hand_over",
+    "2:",
     // A kick (or another signal that someone sent) that arrives in the stub leaves a mark; then the stub continues, or
     // the window begins anew.
     "    inc dword ptr [rip + paravane_stub_start + {kicked}]",
@@ -318,6 +331,7 @@ global_asm!(
     batch = const BOARD + board::BATCH,
     answer = const BOARD + board::ANSWER,
     steps = const BOARD + board::STEPS,
+    first_code = const CODE,
     first_steps = const CODE + BOARD + board::STEPS,
     stride = const STRIDE,
     step = const STEP,

@@ -124,6 +124,26 @@ fn kicks_are_for_one() {
     assert_eq!(entries.load(SeqCst), 1, "nobody kicked the other");
 }
 
+/// Signals that arrive together interrupt each other's first instruction, which all lanes share.
+#[test]
+fn signals_that_arrive_together_are_each_one_s_own() {
+    let Some(mut w) = super::second() else { return };
+    let pid = w.cpu.processes()[0];
+    // Who is not root may not look where core dumps are forbidden.
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return };
+    let tasks: Vec<i32> = tasks.map(|t| t.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    for _ in 0..20 {
+        w.load(&code!("mov rcx, 100000", "4:", "dec rcx", "jnz 4b", "cli"));
+        for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS, libc::SIGUSR1] {
+            for task in &tasks {
+                // SAFETY: has no memory arguments. The mappers have all of them blocked.
+                assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, pid, *task, signal) }, 0);
+            }
+        }
+        assert_eq!((w.run(), w.regs.rcx), (gp(0), 0), "at {:#x}", w.regs.rip);
+    }
+}
+
 /// A page that is taken away is away when the one that took it has caught up, wherever the other is.
 fn nobody_stores_to_what_was_unmapped(rounds: u64) {
     const VA: u64 = 0x2000_0000;
