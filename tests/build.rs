@@ -7,7 +7,16 @@ fn main() -> Result<(), ImageError> {
     let guests = Guest {
         directory: "guests",
         package: "paravane-test-guests",
-        bins: &["hello", "hello-high", "conformance", "endings", "user-mode", "user-soup", "virtio-soup"],
+        bins: &[
+            "hello",
+            "hello-high",
+            "conformance",
+            "endings",
+            "smp",
+            "user-mode",
+            "user-soup",
+            "virtio-soup",
+        ],
         cfgs: &[],
         prefix: "",
     };

@@ -11,11 +11,11 @@ use paravane_abi::Errno;
 use paravane_abi::callback::{CALLBACKF_MASK_EVENTS, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE};
 use paravane_abi::event::EVTCHN_2L_NR_CHANNELS;
 
-pub use crate::hypercall::event::{
-    Port, alloc_unbound, bind_interdomain, bind_ipi, bind_virq, close, send, status,
-};
+use crate::hypercall;
+pub use crate::hypercall::event::{Port, alloc_unbound, bind_interdomain, close, send, status};
 use crate::hypercall::trap::register_callback;
 use crate::shared::SHARED;
+use crate::smp;
 use crate::trap::{event_entry, failsafe_entry, set_upcall_handler};
 
 /// Ports that a domain can have.
@@ -54,6 +54,36 @@ pub fn install() -> Result<(), Errno> {
     }
 }
 
+/// As [`bind_virq`](crate::hypercall::event::bind_virq); the vCPU that it is bound for handles it.
+///
+/// # Errors
+/// As there.
+pub fn bind_virq(virq: u32, vcpu: u32) -> Result<Port, Errno> {
+    let port = hypercall::event::bind_virq(virq, vcpu)?;
+    smp::set_owner(port.0 as usize, vcpu);
+    Ok(port)
+}
+
+/// As [`bind_ipi`](crate::hypercall::event::bind_ipi); the vCPU that it is bound for handles it.
+///
+/// # Errors
+/// As there.
+pub fn bind_ipi(vcpu: u32) -> Result<Port, Errno> {
+    let port = hypercall::event::bind_ipi(vcpu)?;
+    smp::set_owner(port.0 as usize, vcpu);
+    Ok(port)
+}
+
+/// Has another vCPU handle a port's events: not those of a virtual interrupt of one vCPU, or between vCPUs.
+///
+/// # Errors
+/// `EINVAL` for a port that is bound to its vCPU, `ENOENT` for a vCPU that does not exist.
+pub fn move_to(port: Port, vcpu: u32) -> Result<(), Errno> {
+    hypercall::event::bind_vcpu(port, vcpu)?;
+    smp::set_owner(port.0 as usize, vcpu);
+    Ok(())
+}
+
 /// Sets the handler of a port and unmasks the port. False for a port that cannot exist.
 pub fn handle(port: Port, handler: Handler) -> bool {
     let Some(slot) = HANDLERS.slot(port) else { return false };
@@ -63,12 +93,12 @@ pub fn handle(port: Port, handler: Handler) -> bool {
     true
 }
 
-/// Binds a virtual interrupt of vCPU 0 and sets its handler.
+/// Binds a virtual interrupt of the calling vCPU and sets its handler.
 ///
 /// # Errors
 /// As for [`bind_virq`].
 pub fn handle_virq(virq: u32, handler: Handler) -> Result<Port, Errno> {
-    let port = bind_virq(virq, 0)?;
+    let port = bind_virq(virq, smp::id())?;
     handle(port, handler);
     Ok(port)
 }
@@ -80,9 +110,14 @@ pub fn mask(port: Port) {
     }
 }
 
-/// Allows upcalls for one port, and handles an event that is pending. No transition.
+/// Allows upcalls for one port, and handles an event that is pending. No transition, unless the port is another vCPU's.
 pub fn unmask(port: Port) {
     let Some((word, bit)) = place(port) else { return };
+    if smp::owner(port.0 as usize) != smp::id() {
+        // Only the hypervisor reaches the other vCPU; it refuses no port that there can be.
+        let _ = hypercall::event::unmask(port);
+        return;
+    }
     SHARED.mask()[word].fetch_and(!bit, Ordering::AcqRel);
     // An event that arrived while the port was masked raised no upcall: raise it now, as the hypervisor would.
     if SHARED.pending()[word].load(Ordering::Acquire) & bit != 0 {
@@ -169,14 +204,19 @@ pub(crate) fn dispatch() {
 }
 
 fn dispatch_word(word: usize) {
+    let id = smp::id();
     let mask = &SHARED.mask()[word];
     let pending = &SHARED.pending()[word];
     let mut ready = pending.load(Ordering::Acquire) & !mask.load(Ordering::Acquire);
     while ready != 0 {
         let bit = ready & ready.wrapping_neg();
         ready ^= bit;
-        pending.fetch_and(!bit, Ordering::AcqRel);
         let port = Port(word as u32 * 64 + bit.trailing_zeros());
+        if smp::owner(port.0 as usize) != id {
+            // Its own vCPU was told as well.
+            continue;
+        }
+        pending.fetch_and(!bit, Ordering::AcqRel);
         // SAFETY: a slot of the table, read in one access.
         match HANDLERS.slot(port).and_then(|slot| unsafe { slot.read_volatile() }) {
             Some(handler) => handler(port),

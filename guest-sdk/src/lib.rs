@@ -43,7 +43,7 @@
 //! 4. **Unsafe code is in few, named places.** Assembly is in [`image`], `hypercall/raw.rs`, `trap/entry.rs`,
 //!    `user/entry.rs` and `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in `shared.rs`, its device table
 //!    in `virtio/table.rs`, memory of devices in `virtio/pool.rs` and `virtio/rings.rs`. All other code uses these.
-//! 5. **One vCPU.** Handlers, queue and shared page belong to the boot vCPU.
+//! 5. **A vCPU's own is its own.** Part of the shared page, multicall queue, handlers of events: [`smp`] says what else.
 //!
 //! # Map
 //!
@@ -58,6 +58,7 @@
 //! | know the time, set a timer | [`time`] |
 //! | map, protect and unmap pages; switch address spaces | [`paging`] |
 //! | run programs in user mode | [`user`] |
+//! | use several vCPUs, lock what they share | [`smp`] |
 //! | drive virtio devices | `virtio`, with the feature of that name |
 //! | make several calls in one transition | [`queue`] |
 //! | make any other hypercall | [`hypercall`], [`abi`] |
@@ -99,6 +100,7 @@ pub mod queue;
 #[cfg(guest)]
 mod runtime;
 mod shared;
+pub mod smp;
 pub mod test;
 #[cfg(test)]
 mod testing;

@@ -11,6 +11,8 @@ use paravane_abi::virtio::{VIRTIO_TABLE_OFFSET, VirtioTable};
 
 use paravane_abi::shared_info::{EVTCHN_WORDS, SharedInfo, VcpuInfo, VcpuTimeInfo};
 
+use crate::smp;
+
 /// The page: its address lies in the image, its frame comes from the hypervisor.
 #[repr(C, align(4096))]
 pub(crate) struct SharedPage(UnsafeCell<[u8; 4096]>);
@@ -35,17 +37,35 @@ macro_rules! field {
     };
 }
 
+/// A field of the calling vCPU's part of the page, which for the later ones lies elsewhere.
+macro_rules! own {
+    ($name:ident, $atomic:ty, $offset:expr) => {
+        pub(crate) fn $name(&self) -> &$atomic {
+            const { assert!($offset + size_of::<$atomic>() <= size_of::<VcpuInfo>()) };
+            const { assert!($offset % align_of::<$atomic>() == 0) };
+            // SAFETY: in bounds and aligned by the assertions; there is no plain reference to these bytes, which are
+            // there for as long as the kernel is.
+            unsafe { &*smp::info().add($offset).cast::<$atomic>() }
+        }
+    };
+}
+
 impl SharedPage {
     /// The page's virtual address.
     pub(crate) fn address(&self) -> u64 {
         self.0.get().addr() as u64
     }
 
-    field!(upcall_mask, AtomicU8, UPCALL_MASK);
-    field!(upcall_pending, AtomicU8, UPCALL_PENDING);
-    field!(pending_selector, AtomicU64, offset_of!(VcpuInfo, evtchn_pending_sel));
-    field!(fault_address, AtomicU64, offset_of!(VcpuInfo, arch));
-    field!(time_version, AtomicU32, offset_of!(VcpuInfo, time));
+    /// Its first byte, which is the first of vCPU 0's part.
+    pub(crate) fn start(&self) -> *mut u8 {
+        self.0.get().cast()
+    }
+
+    own!(upcall_mask, AtomicU8, UPCALL_MASK);
+    own!(upcall_pending, AtomicU8, UPCALL_PENDING);
+    own!(pending_selector, AtomicU64, offset_of!(VcpuInfo, evtchn_pending_sel));
+    own!(fault_address, AtomicU64, offset_of!(VcpuInfo, arch));
+    own!(time_version, AtomicU32, offset_of!(VcpuInfo, time));
     field!(pending, [AtomicU64; EVTCHN_WORDS], offset_of!(SharedInfo, evtchn_pending));
     field!(mask, [AtomicU64; EVTCHN_WORDS], offset_of!(SharedInfo, evtchn_mask));
     field!(wall_version, AtomicU32, offset_of!(SharedInfo, wc_version));
@@ -63,9 +83,7 @@ impl SharedPage {
     /// A copy of the time fields, possibly torn: the caller compares versions.
     pub(crate) fn time_copy(&self) -> VcpuTimeInfo {
         // SAFETY: in bounds; every value of plain data is valid, a torn one included.
-        unsafe {
-            self.0.get().cast::<u8>().add(offset_of!(VcpuInfo, time)).cast::<VcpuTimeInfo>().read_volatile()
-        }
+        unsafe { smp::info().add(offset_of!(VcpuInfo, time)).cast::<VcpuTimeInfo>().read_volatile() }
     }
 }
 

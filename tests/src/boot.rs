@@ -51,6 +51,8 @@ pub struct Guest<'a> {
     pub mem_bytes: u64,
     /// Its initial RAM disk.
     pub initrd: Option<&'static [u8]>,
+    /// How many vCPUs it has.
+    pub vcpus: u32,
     /// Makes its virtio devices, once for each boot.
     pub devices: fn() -> Vec<Box<dyn Device>>,
     /// Console input, available before the guest starts.
@@ -70,6 +72,7 @@ impl Guest<'static> {
             cmdline: "",
             mem_bytes: 32 << 20,
             initrd: None,
+            vcpus: 1,
             devices: Vec::new,
             input: &[],
             deadline: PATIENCE,
@@ -107,7 +110,7 @@ impl Guest<'_> {
             image: self.image.clone(),
             image_name: self.name.to_owned(),
             mem_bytes: self.mem_bytes,
-            vcpus: 1,
+            vcpus: self.vcpus,
             cmdline: self.cmdline.to_owned(),
             initrd: self.initrd.map(<[u8]>::to_vec),
             devices: (self.devices)(),

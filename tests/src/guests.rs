@@ -12,6 +12,9 @@ pub static CONFORMANCE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/confor
 /// Ends in the way that `test=NAME` on its command line selects.
 pub static ENDINGS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/endings.elf"));
 
+/// Starts its other vCPUs, of which there are to be `vcpus=N`, and checks what they do to each other.
+pub static SMP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/smp.elf"));
+
 /// Checks the SDK's user mode, and lets programs attack their kernel.
 pub static USER_MODE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/user-mode.elf"));
 

@@ -2,9 +2,10 @@
 
 use paravane_abi::domid::{DOMID_SELF, DomId};
 use paravane_abi::event::{
-    EVTCHNOP_ALLOC_UNBOUND, EVTCHNOP_BIND_INTERDOMAIN, EVTCHNOP_BIND_IPI, EVTCHNOP_BIND_VIRQ, EVTCHNOP_CLOSE,
-    EVTCHNOP_SEND, EVTCHNOP_STATUS, EVTCHNOP_UNMASK, EvtchnAllocUnbound, EvtchnBindInterdomain,
-    EvtchnBindIpi, EvtchnBindVirq, EvtchnClose, EvtchnSend, EvtchnStatus, EvtchnUnmask,
+    EVTCHNOP_ALLOC_UNBOUND, EVTCHNOP_BIND_INTERDOMAIN, EVTCHNOP_BIND_IPI, EVTCHNOP_BIND_VCPU,
+    EVTCHNOP_BIND_VIRQ, EVTCHNOP_CLOSE, EVTCHNOP_SEND, EVTCHNOP_STATUS, EVTCHNOP_UNMASK, EvtchnAllocUnbound,
+    EvtchnBindInterdomain, EvtchnBindIpi, EvtchnBindVcpu, EvtchnBindVirq, EvtchnClose, EvtchnSend,
+    EvtchnStatus, EvtchnUnmask,
 };
 use paravane_abi::hypercall::EVENT_CHANNEL_OP;
 use paravane_abi::{Errno, event};
@@ -43,6 +44,16 @@ pub fn bind_ipi(vcpu: u32) -> Result<Port, Errno> {
     let mut op = EvtchnBindIpi { vcpu, ..Default::default() };
     // SAFETY: the structure of this operation.
     unsafe { operation(EVENT_CHANNEL_OP, EVTCHNOP_BIND_IPI, &mut op) }.map(|_| Port(op.port))
+}
+
+/// Chooses the vCPU that a port notifies.
+///
+/// # Errors
+/// `EINVAL` for a port that is bound to its vCPU, `ENOENT` for a vCPU that does not exist.
+pub fn bind_vcpu(port: Port, vcpu: u32) -> Result<(), Errno> {
+    let mut op = EvtchnBindVcpu { port: port.0, vcpu };
+    // SAFETY: the structure of this operation.
+    unsafe { operation(EVENT_CHANNEL_OP, EVTCHNOP_BIND_VCPU, &mut op) }.map(drop)
 }
 
 /// Connects a new port to a port of `remote` that waits for this domain.

@@ -1,7 +1,13 @@
 //! TLB invalidations that are due at the end of a flush.
 #![forbid(unsafe_code)]
 
-use paravane_abi::mmu::{MMUEXT_INVLPG_LOCAL, MMUEXT_TLB_FLUSH_LOCAL, MmuextOp};
+use core::sync::atomic::Ordering;
+
+use paravane_abi::mmu::{
+    MMUEXT_INVLPG_ALL, MMUEXT_INVLPG_LOCAL, MMUEXT_TLB_FLUSH_ALL, MMUEXT_TLB_FLUSH_LOCAL, MmuextOp,
+};
+
+use crate::smp::SEVERAL;
 
 /// The most pages that are invalidated one by one; for more, everything is flushed.
 const PAGES: usize = 8;
@@ -46,11 +52,14 @@ impl Tlb {
 
     /// Takes the next operation that is due.
     pub(super) fn take(&mut self) -> Option<MmuextOp> {
+        let several = SEVERAL.load(Ordering::Relaxed) != 0;
         if self.all {
             self.all = false;
-            return Some(MmuextOp { cmd: MMUEXT_TLB_FLUSH_LOCAL, ..MmuextOp::default() });
+            let cmd = if several { MMUEXT_TLB_FLUSH_ALL } else { MMUEXT_TLB_FLUSH_LOCAL };
+            return Some(MmuextOp { cmd, ..MmuextOp::default() });
         }
         self.count = self.count.checked_sub(1)?;
-        Some(MmuextOp { cmd: MMUEXT_INVLPG_LOCAL, arg1: self.pages[self.count], ..MmuextOp::default() })
+        let cmd = if several { MMUEXT_INVLPG_ALL } else { MMUEXT_INVLPG_LOCAL };
+        Some(MmuextOp { cmd, arg1: self.pages[self.count], ..MmuextOp::default() })
     }
 }

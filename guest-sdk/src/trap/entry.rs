@@ -22,6 +22,7 @@ use super::frame::{EVENT_VECTOR, FAILSAFE_VECTOR, TrapFrame};
 use super::handlers::dispatch;
 use crate::hypercall::hypercall_page;
 use crate::shared::{SHARED, UPCALL_MASK, UPCALL_PENDING};
+use crate::smp::{INFO, SEVERAL};
 use crate::user::{PROGRAMS, SYSCALL_VECTOR, left};
 
 /// An entry point: an address, and never called by Rust.
@@ -96,7 +97,12 @@ unsafe extern "C" fn common() -> ! {
         "jmp {left}",
         "9:",
         "mov rbx, rsp",
+        // The vCPU's part of the shared page: the first one's as long as there is no other.
         "lea r12, [rip + {shared}]",
+        "cmp byte ptr [rip + {several}], 0",
+        "je 30f",
+        "mov r12, gs:[{info}]",
+        "30:",
         "sub rsp, 512",
         "and rsp, -16",
         "fxsave64 [rsp]",
@@ -191,6 +197,8 @@ unsafe extern "C" fn common() -> ! {
         programs = sym PROGRAMS,
         left = sym left,
         shared = sym SHARED,
+        several = sym SEVERAL,
+        info = const INFO,
         page = sym hypercall_page,
         dispatch = sym dispatch,
         cs = const offset_of!(TrapFrame, cs),

@@ -30,13 +30,18 @@ pub fn fault_address() -> u64 {
 /// # Errors
 /// What the hypervisor answers.
 pub fn install() -> Result<(), Errno> {
+    // SAFETY: the addresses are entry points of `entry`; they are fewer than `EXCEPTIONS`, so that the last entry is
+    // empty.
+    unsafe { set_trap_table(&table()) }
+}
+
+/// The entry point of every exception, and an empty entry at the end.
+pub(crate) fn table() -> [TrapInfo; EXCEPTIONS] {
     let mut table = [TrapInfo::default(); EXCEPTIONS];
     let entries = entry::exceptions();
     for (info, (vector, address)) in table.iter_mut().zip(entries) {
         let dpl = if matches!(vector, TRAP_INT3 | TRAP_OVERFLOW) { 3 } else { 0 };
         *info = TrapInfo { vector, flags: dpl | TI_IF, cs: FLAT_KERNEL_CS, address, ..TrapInfo::default() };
     }
-    // SAFETY: the addresses are entry points of `entry`; they are fewer than `EXCEPTIONS`, so that the last entry is
-    // empty.
-    unsafe { set_trap_table(&table) }
+    table
 }

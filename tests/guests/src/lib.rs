@@ -14,6 +14,8 @@ mod mistakes;
 #[cfg(guest)]
 mod probe;
 #[cfg(guest)]
+pub mod smp;
+#[cfg(guest)]
 mod suite;
 #[cfg(guest)]
 pub mod user_mode;

@@ -15,6 +15,7 @@ mod parity;
 mod patching;
 mod processes;
 mod reference;
+mod smp;
 mod soup;
 mod techniques;
 mod translate;

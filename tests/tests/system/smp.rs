@@ -1,0 +1,34 @@
+//! Several vCPUs, by the SDK's means.
+
+use paravane::machine::end::DomainEnd;
+use paravane_tests::boot::Guest;
+use paravane_tests::guests::SMP;
+
+/// Boots the guest with so many vCPUs on every engine.
+fn with(vcpus: u32) {
+    let cmdline = format!("vcpus={vcpus}");
+    for outcome in (Guest { name: "smp", cmdline: &cmdline, vcpus, ..Guest::new(SMP) }).boot() {
+        outcome.must_end(&DomainEnd::PowerOff).must_print("test: name=smp ok=true");
+        outcome.must(!outcome.text.contains("ok=false"), "should have passed every check");
+    }
+}
+
+#[test]
+fn one_vcpu_is_alone() {
+    with(1);
+}
+
+#[test]
+fn two_vcpus_interrupt_each_other_and_share_memory() {
+    with(2);
+}
+
+#[test]
+fn four_vcpus_on_fewer_processors() {
+    with(4);
+}
+
+#[test]
+fn as_many_vcpus_as_there_can_be() {
+    with(64);
+}
