@@ -19,7 +19,6 @@ use paravane_abi::Errno;
 use paravane_abi::context::{VGCF_IN_KERNEL, VcpuGuestContext};
 use paravane_abi::hypercall::VCPU_OP;
 use paravane_abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS, SEGBASE_GS_KERNEL};
-use paravane_abi::trap::TRAP_VECTORS;
 use paravane_abi::vcpu::{
     VCPUOP_DOWN, VCPUOP_INITIALISE, VCPUOP_REGISTER_VCPU_INFO, VCPUOP_UP, VcpuRegisterVcpuInfo,
 };
@@ -72,10 +71,12 @@ pub fn start(
     place_info(memory, vcpu)?;
     let top = stack.as_mut_ptr_range().end.addr() as u64 & !15;
     let mut context = VcpuGuestContext { flags: VGCF_IN_KERNEL, ..Default::default() };
-    for (slot, entry) in context.trap_ctxt.iter_mut().zip(trap::table()) {
-        *slot = entry;
+    // By vector here, where a trap table is a list.
+    for entry in trap::table().into_iter().filter(|entry| entry.address != 0) {
+        if let Some(slot) = context.trap_ctxt.get_mut(usize::from(entry.vector)) {
+            *slot = entry;
+        }
     }
-    const { assert!(trap::EXCEPTIONS <= TRAP_VECTORS) };
     let regs = &mut context.user_regs;
     (regs.rip, regs.rdi, regs.rsi) = (own::first_instruction(), main as usize as u64, u64::from(vcpu));
     // As after a call: RSP + 8 is aligned, and there is nothing to return to.

@@ -50,7 +50,9 @@ fn null_dereference() -> ! {
     panic!("there is something at 8: {value:#x}")
 }
 
+/// The mistake that is to be explained.
 #[inline(never)]
+#[allow(unconditional_recursion)]
 fn endless_recursion(depth: u64) -> u64 {
     let room = core::hint::black_box([depth; 32]);
     endless_recursion(depth + 1) + room.iter().sum::<u64>()

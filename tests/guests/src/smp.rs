@@ -125,15 +125,20 @@ fn other(vcpu: u32) -> ! {
         READY.fetch_add(1, SeqCst);
     }
     loop {
-        // The hypervisor refuses no PV domain.
-        let _ = event::block();
+        // An interrupt between the look and the wait would be handled, and not end the wait.
+        event::disable();
         match TASK.load(SeqCst) {
-            task::STORE if vcpu == 1 => store(),
+            task::STORE if vcpu == 1 && STORES.load(SeqCst) => {
+                event::enable();
+                store();
+            }
             task::STOP => {
+                event::enable();
                 let _ = smp::stop();
                 RESUMED.fetch_add(1, SeqCst);
             }
-            _ => {}
+            // The hypervisor refuses no PV domain.
+            _ => drop(event::block()),
         }
     }
 }
