@@ -4,9 +4,12 @@ use paravane_abi::domid::DOMID_SELF;
 use paravane_abi::memory::{
     XENMEM_DECREASE_RESERVATION, XENMEM_EXCHANGE, XenMemoryExchange, XenMemoryReservation,
 };
-use paravane_abi::mmu::MMUEXT_UNPIN_TABLE;
+use paravane_abi::mmu::{MMUEXT_UNPIN_TABLE, MmuUpdate};
 
 use super::*;
+use crate::machine::memory::Mfn;
+use crate::pv::hypercall::Outcome;
+use crate::testing::pv::{L2, RW, SCRATCH};
 
 const OUT: u64 = BUFFER + 6;
 
@@ -105,4 +108,34 @@ fn a_frame_under_two_addresses() {
     a.region_count = 64;
     assert_eq!(m.virtio(VIRTIOP_ACTIVATE, a).map(drop), Err(Errno::EPERM));
     assert!(m.is_clean());
+}
+
+/// A frame that another vCPU may still walk as a table is given to no device: the activation waits, and holds nothing,
+/// not even the frames that come before it.
+#[test]
+fn an_activation_waits_for_what_was_a_table() {
+    let mut m = machine();
+    let link = |m: &mut Machine, entry: u64| {
+        let ptr = Mfn(m.t.mfn(L2)).maddr().0 + 100 * 8;
+        m.t.write_at(va(SCRATCH), &MmuUpdate { ptr, val: entry }).unwrap();
+        m.t.call(nr::MMU_UPDATE, [va(SCRATCH), 1, 0, DOMID_SELF.into()]).unwrap();
+    };
+    let (read_only, table) = (m.t.entry(BUFFER, RO), m.t.entry(BUFFER, RW));
+    m.t.map(BUFFER, read_only).unwrap();
+    link(&mut m, table);
+    m.t.share();
+    link(&mut m, 0);
+    let (activate, queue, regions) = m.request();
+    m.t.write_at(va(LISTS), &queue).unwrap();
+    m.t.write_at(va(LISTS) + 0x100, &regions).unwrap();
+    m.t.write_at(va(SCRATCH), &activate).unwrap();
+    let args = [VIRTIOP_ACTIVATE.into(), va(SCRATCH), 0, 0, 0, 0];
+    let held = |m: &Machine| [RING, BUFFER].map(|pfn| m.t.mmu.frame(Mfn(m.t.mfn(pfn))).unwrap().type_refs());
+    let before = held(&m);
+    assert_eq!(m.t.dispatch(nr::PARAVANE_VIRTIO_OP, args), Ok(Outcome::Again(args)));
+    assert!(m.t.log.take_wanted().is_some());
+    assert_eq!((held(&m), m.is_clean()), (before, true));
+    m.t.everyone_catches_up();
+    assert_eq!(m.t.call(nr::PARAVANE_VIRTIO_OP, args), Ok(0));
+    assert_eq!(held(&m), before.map(|references| references + 1));
 }
