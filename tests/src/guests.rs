@@ -26,5 +26,3 @@ pub static USER_SOUP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/user-sou
 
 /// Programs for the reference kernel, and for Linux.
 pub static PROGRAMS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/programs.elf"));
-/// The same file.
-pub static PROGRAMS_FILE: &str = concat!(env!("OUT_DIR"), "/programs.elf");

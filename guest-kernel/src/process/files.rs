@@ -7,7 +7,7 @@ use super::abi::Errno;
 use super::pipe::{Flow, Pipe};
 
 /// Files that a process may have open.
-const MAX_NUMBERS: usize = 32;
+const MAX_NUMBERS: usize = 64;
 /// Files that may be open in all.
 const MAX_OPEN: usize = 4096;
 /// Pipes that there may be.

@@ -17,6 +17,7 @@ use super::files::{File, Numbers};
 use super::signals::{self, Delivery, Signals};
 use super::space::{Fault, Space, Use};
 use super::table::{FIRST, Pid, Process, State, Table, Wait};
+use crate::interrupts::TYPED;
 use crate::kernel::{Kernel, Memory};
 use crate::line_editor::Typed;
 use crate::machine::{Current, Machine};
@@ -116,10 +117,16 @@ impl Turns {
             self.armed = u64::MAX;
         }
         self.table.wake_sleepers(now);
-        Current::console_receive();
-        while self.table.typed.len() < TYPED_MAX
-            && let Some(byte) = console::try_read()
-        {
+        // What the interrupt handler had no room for is asked for only then: on a bare machine that is a trap.
+        while TYPED.room() == 0 {
+            self.take_typed();
+            Current::console_receive();
+        }
+        self.take_typed();
+    }
+
+    fn take_typed(&mut self) {
+        while let Some(byte) = console::try_read() {
             self.typed(byte);
         }
     }
@@ -136,6 +143,8 @@ impl Turns {
                 return others.into_iter().for_each(|pid| self.table.signal(pid, signal::INT));
             }
             Typed::End => *typed_end = true,
+            // Nobody reads: what is too much is lost.
+            Typed::Line(_) if typed.len() > TYPED_MAX => return,
             Typed::Line(line) => {
                 console::write(b"\n");
                 typed.extend(line.as_bytes());

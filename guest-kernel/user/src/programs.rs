@@ -169,7 +169,7 @@ fn hog(arguments: Arguments) -> u64 {
 fn fork_bomb() -> ! {
     loop {
         if sys::fork().is_err() {
-            let _ = sys::sleep(1_000_000);
+            let _ = sys::sleep(20_000_000);
         }
     }
 }

@@ -46,8 +46,9 @@ impl EntryArea {
 }
 
 /// The hypervisor aligns the stack pointer to 16 bytes before it pushes.
-const _: () =
-    assert!(offset_of!(EntryArea, return_sp) == size_of::<TrapFrame>() && size_of::<TrapFrame>() % 16 == 0);
+const _: () = assert!(
+    offset_of!(EntryArea, return_sp) == size_of::<TrapFrame>() && size_of::<TrapFrame>().is_multiple_of(16)
+);
 
 /// Enters user mode with the registers in `area`; returns when user mode was left, with those that it had then.
 ///
