@@ -2,7 +2,8 @@
 //!
 //! The structure is copied once and checked as a whole before any of it is used. Its tables may take long to validate:
 //! then the call is issued again, and those that were taken already wait with the [`Peer`](crate::pv::peers::Peer). What a
-//! context may hold is what the vCPU could have set itself by hypercalls, and nothing else.
+//! context may hold is what the vCPU could have set itself by hypercalls, and nothing else. Its FPU state and its selectors
+//! are not used: a vCPU begins with those of a reset, and with flat ones.
 
 use paravane_abi::addr::is_canonical;
 use paravane_abi::context::{
