@@ -2,19 +2,19 @@
 
 use core::arch::{asm, naked_asm};
 
-use crate::machine::bare::descriptors::{self, TSS, TablePointer, USER_DATA};
+use crate::machine::bare::descriptors::{self, DESCRIPTORS, TSS, TablePointer, USER_DATA};
 use crate::single::Single;
 
 use super::Answer;
 use super::guard::attempt;
 
-/// The selector of a local descriptor table, in the table of this module.
+/// The selector of a local descriptor table, in the table of this module: two entries that the kernel does not use.
 const LDT: u16 = 7 << 3;
 /// The base of user mode's data: as a stack segment it has none (SDM vol. 3, 3.2.4).
 pub(super) const USER_DATA_BASE: u64 = 64;
 
 /// The kernel's descriptors, and a local descriptor table of one empty entry.
-static GDT: Single<[u64; 9]> = Single::new([0; 9]);
+static GDT: Single<[u64; DESCRIPTORS]> = Single::new([0; DESCRIPTORS]);
 static EMPTY: Single<u64> = Single::new(0);
 
 /// Extends the kernel's descriptor table.
@@ -24,11 +24,11 @@ pub(super) fn load() {
     unsafe {
         let kernel = descriptors::table();
         let all = GDT.get();
-        let (first, own) = all.split_at_mut(kernel.len());
-        first.copy_from_slice(&kernel);
+        all.copy_from_slice(&kernel);
         // An LDT of 8 bytes (SDM vol. 3, 3.5.1).
         let low = 7 | (table & 0xff_ffff) << 16 | 0x82 << 40 | (table >> 24 & 0xff) << 56;
-        own.copy_from_slice(&[low, table >> 32]);
+        let own = usize::from(LDT / 8);
+        all[own..own + 2].copy_from_slice(&[low, table >> 32]);
         all[usize::from(USER_DATA / 8)] |= USER_DATA_BASE << 16;
         asm!("lgdt [{}]", in(reg) &TablePointer::to(&GDT), options(nostack, readonly));
     }

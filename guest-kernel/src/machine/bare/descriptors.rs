@@ -42,7 +42,7 @@ struct TaskState {
 }
 
 /// Entries of the GDT.
-const DESCRIPTORS: usize = 19;
+pub const DESCRIPTORS: usize = 19;
 
 static GDT: Single<[u64; DESCRIPTORS]> = Single::new([
     0,
