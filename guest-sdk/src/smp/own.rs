@@ -26,10 +26,13 @@ struct Own {
     word: AtomicUsize,
 }
 
-const NOBODY: Own =
-    Own { info: AtomicPtr::new(core::ptr::null_mut()), id: AtomicU32::new(0), word: AtomicUsize::new(0) };
+impl Own {
+    const fn new() -> Self {
+        Self { info: AtomicPtr::new(core::ptr::null_mut()), id: AtomicU32::new(0), word: AtomicUsize::new(0) }
+    }
+}
 
-static OWN: [Own; MAX_VCPUS] = [NOBODY; MAX_VCPUS];
+static OWN: [Own; MAX_VCPUS] = [const { Own::new() }; MAX_VCPUS];
 
 /// Whether GS is this module's: another vCPU has been started. For the entry code.
 pub(crate) static SEVERAL: AtomicU8 = AtomicU8::new(0);

@@ -34,6 +34,11 @@ struct World {
 }
 
 impl World {
+    /// A kernel with this code, all of it one function.
+    fn one(code: &[u8], function: Range<u64>) -> Self {
+        Self::new(code, std::slice::from_ref(&function))
+    }
+
     /// A kernel with this code, whose functions are where `functions` say: offsets in it.
     fn new(code: &[u8], functions: &[Range<u64>]) -> Self {
         let memory = MachineMemory::new(OWN, 64, Backing::Anonymous).unwrap();
@@ -41,9 +46,9 @@ impl World {
         let mut space = VcpuSpace::new(Mfn(0), &log);
         let flags = pte::PRESENT | pte::RW | pte::ACCESSED | pte::DIRTY;
         let poke = |at: u64, value: u64| memory.store_u64(Maddr(OWN * PAGE_SIZE + at), value).unwrap();
-        poke(TABLES, TABLES + 0x1000 | flags);
-        poke(TABLES + 0x1008, TABLES + 0x2000 | flags);
-        poke(TABLES + 0x2000, TABLES + 0x3000 | flags);
+        poke(TABLES, (TABLES + 0x1000) | flags);
+        poke(TABLES + 0x1008, (TABLES + 0x2000) | flags);
+        poke(TABLES + 0x2000, (TABLES + 0x3000) | flags);
         for page in 0..64 {
             poke(TABLES + 0x3000 + page * 8, page << 12 | flags);
         }
@@ -103,7 +108,7 @@ fn what_a_device_stores_over_a_patch_is_code_again() {
         (0, &TWO[..6]),
         (3, &TWO[3..5]),
     ] {
-        let mut w = World::new(&TWO, &[0..13]);
+        let mut w = World::one(&TWO, 0..13);
         w.trap();
         assert!(w.is_patched(0) && w.is_patched(6), "{:x?}", w.code(13));
         w.store(offset, bytes);
@@ -116,7 +121,7 @@ fn what_a_device_stores_over_a_patch_is_code_again() {
 
 #[test]
 fn a_device_that_stores_elsewhere_costs_no_patch() {
-    let mut w = World::new(&TWO, &[0..13]);
+    let mut w = World::one(&TWO, 0..13);
     w.trap();
     w.store(0x800, &[1; 64]);
     w.store(IDT - CODE, &[1; 64]);
@@ -132,7 +137,7 @@ fn handlers_that_no_symbol_names_are_patched_once_the_idt_is_loaded() {
     code.resize(0x30, 0xcc);
     code.extend([0x48, 0x83, 0xc4, 0x08, 0x48, 0xcf]);
     code.resize(0x40, 0xcc);
-    let mut w = World::new(&code, &[0..13]);
+    let mut w = World::one(&code, 0..13);
     w.trap();
     assert!(w.is_patched(0) && !w.is_patched(0x34));
     let handler = BASE + CODE + 0x20;
@@ -151,7 +156,7 @@ fn handlers_that_no_symbol_names_are_patched_once_the_idt_is_loaded() {
 fn what_follows_hlt_is_not_hidden() {
     // cmp rax, rbx; jae +4; sti; hlt; cli; jmp -10; ret
     let code = [0x48, 0x39, 0xd8, 0x73, 0x05, 0xfb, 0xf4, 0xfa, 0xeb, 0xf6, 0xc3];
-    let mut w = World::new(&code, &[0..11]);
+    let mut w = World::one(&code, 0..11);
     w.regs.rip += 5;
     w.trap();
     assert!(w.is_patched(5) && w.is_patched(6), "{:x?}", w.code(11));
@@ -167,7 +172,7 @@ fn neighbours_make_room_for_each_other() {
         0x89, 0xc8, 0xee, 0xc1, 0xe9, 0x08, 0x89, 0xc8, 0xee, 0xfb, 0xf4, 0xfa, 0x0f, 0x31, 0x48, 0xc1, 0xe2,
         0x20, 0xc3,
     ];
-    let mut w = World::new(&code, &[0..19]);
+    let mut w = World::one(&code, 0..19);
     w.regs.rip += 2;
     w.trap();
     let left: Vec<u64> = [2, 8, 9, 10, 11].into_iter().filter(|site| !w.is_patched(*site)).collect();
