@@ -1,6 +1,6 @@
 //! Programs for the reference kernel's user mode, and what they need: one static file that runs on Linux, too.
 //!
-//! The file is all programs: its first argument's last part says which ([`programs::main`]), as BusyBox does it. System
+//! The file is all programs: its first argument's last part says which (`programs::main`), as BusyBox does it. System
 //! calls are Linux's for x86-64; only those are used that the reference kernel has.
 #![no_std]
 #![allow(dropping_copy_types)] // `drop` says that it does not matter what a call answers

@@ -1,7 +1,7 @@
 //! Several vCPUs: starting them, telling them apart, and what each has of its own.
 //!
 //! A domain starts on vCPU 0. [`start`] gives another one its first state and lets it run. From then on GS belongs to this
-//! module: its base is the address of a [`vCPU's own words`](Own), where the entry code and [`crate::event`] find that
+//! module: its base is the address of a vCPU's own words, where the entry code and [`crate::event`] find that
 //! vCPU's part of the shared page. A kernel that starts no other vCPU pays a load and a branch for that.
 //!
 //! What vCPUs share, they share as threads do: atomics, or a [`SpinLock`]. An event is handled on the vCPU that its port

@@ -8,7 +8,7 @@
 //! | A kernel wants to | and finds it in |
 //! | --- | --- |
 //! | make an address space for a program | [`UserSpace`] |
-//! | load a program, static or static-PIE, into it | [`elf::Elf`], [`load`] |
+//! | load a program, static or static-PIE, into it | [`elf::Elf`], [`load()`] |
 //! | run it until it makes a system call, faults or is interrupted | [`UserMode::run`], [`UserContext`], [`Left`] |
 //! | read what a pointer of the program means, write to it | [`UserSpace::copy_from_user`], [`UserSpace::copy_to_user`] |
 //!

@@ -200,7 +200,7 @@ impl Area {
     }
     /// A pointer to `len` bytes at `offset` of the file.
     ///
-    /// Every access goes through here. Offsets are ours or were bounded by [`offset_in_room`]; a wrong one
+    /// Every access goes through here. Offsets are ours or were bounded by `offset_in_room`; a wrong one
     /// is clamped into the mapping rather than trusted.
     fn at(&self, offset: u64, len: u64) -> *mut u8 {
         let offset = offset.min(FILE_SIZE.saturating_sub(len));
