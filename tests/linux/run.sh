@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Boots guests that others built for Xen, on KVM: two of Debian's own kernels (that of its current release, and the
 # newest of another series in its archive) and Debian's GRUB for paravirtual domains. Each kernel runs a torture program
-# for a while; then its user space answers a question on the console. GRUB reaches its prompt and halts.
+# for a while; then its user space answers a question on the console. The current one does so with two and with four
+# vCPUs as well. GRUB reaches its prompt and halts.
 #
-# usage: tests/linux/run.sh [SECONDS [GUEST...]]      default: 100 seconds of torture; guests: current other grub
+# usage: tests/linux/run.sh [SECONDS [GUEST...]]      default: 100 seconds of torture;
+#                                                     guests: current current-2 current-4 other grub
 #
 # Exit status: 0 if all guests passed, or if something needed is missing: it then prints SKIP and the reason, unless
 # PARAVANE_REQUIRE names `linux` (for the kernel of another series, `linux-other`). 1 if anything failed. The consoles'
@@ -14,7 +16,7 @@ cd "$(dirname "$0")/../.."
 seconds=${1:-100}
 [ $# = 0 ] || shift
 guests=("$@")
-[ $# != 0 ] || guests=(current other grub)
+[ $# != 0 ] || guests=(current current-2 current-4 other grub)
 # Added to the torture's time: far more than booting takes even on a busy machine.
 start_s=300
 mem=512M
@@ -83,11 +85,12 @@ fail() {
     return 1
 }
 
-# linux NAME PACKAGE: tests a kernel of Debian's.
+# linux NAME PACKAGE: tests a kernel of Debian's, with as many vCPUs as NAME ends in, or one.
 linux() {
+    local vcpus=${1##*[!0-9]}
     local name=$1 kernel=("$work/$2"/boot/vmlinuz-*) line one=$((RANDOM % 1000)) two=$((RANDOM % 1000))
     local answer= verdict= tortured=
-    start "$name" $((seconds + start_s)) --mem "$mem" --initrd "$work/initramfs" \
+    start "$name" $((seconds + start_s)) --mem "$mem" --vcpus "${vcpus:-1}" --initrd "$work/initramfs" \
         --cmdline "console=hvc0 loglevel=6 paravane.seconds=$seconds" "${kernel[0]}"
     while IFS= read -r line <&"$from"; do
         printf '%s\n' "$line" >>"$log"
@@ -134,8 +137,10 @@ find_kernel
 current=$kernel
 other=$(other_package "$current")
 
-declare -A package=([current]=$current [other]=$other [grub]=grub-xen-host)
-declare -A file=([current]='./boot/vmlinuz-*' [other]='./boot/vmlinuz-*' [grub]='*/grub-x86_64-xen.bin')
+declare -A package=([current]=$current [current-2]=$current [current-4]=$current [other]=$other [grub]=grub-xen-host)
+linux_file='./boot/vmlinuz-*'
+declare -A file=([current]=$linux_file [current-2]=$linux_file [current-4]=$linux_file [other]=$linux_file)
+file[grub]='*/grub-x86_64-xen.bin'
 present=()
 for guest in "${guests[@]}"; do
     if [ -z "${package[$guest]:-}" ]; then
