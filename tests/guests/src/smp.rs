@@ -89,8 +89,9 @@ pub fn main(boot: Boot) -> ! {
 }
 
 fn start(boot: &Boot, vcpu: u32) -> Result<(), StartError> {
+    let stacks = &raw mut STACKS;
     // SAFETY: each stack is handed out once: a second start of the same vCPU is refused before it is used.
-    let stack = unsafe { &mut (*(&raw mut STACKS))[vcpu as usize] };
+    let stack = unsafe { &mut (*stacks)[vcpu as usize] };
     smp::start(boot.memory(), vcpu, boot.root(), stack, other)
 }
 
