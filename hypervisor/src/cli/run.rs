@@ -302,7 +302,8 @@ fn conclude(report: &Report, by: Interruption, output: &OutputState) -> anyhow::
         let unread = if output.is_unread() { "; nobody reads standard output" } else { "" };
         let what = status::describe(&report.end, by);
         notice(format_args!("{}{unread}", printable::lines(&what)));
-        if let Some(autopsy) = &report.autopsy {
+        // Whoever sent a signal had a reason.
+        if let Some(autopsy) = report.autopsy.as_ref().filter(|_| by.signal.is_none()) {
             let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             notice::text(&autopsy.text(if colours { Style::TERMINAL } else { Style::PLAIN }));
         }

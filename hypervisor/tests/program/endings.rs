@@ -1,4 +1,4 @@
-//! Exit statuses and the one line that explains them.
+//! Exit statuses, the one line that explains them, and what follows it about a bad end.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ fn how_the_guest_ended_is_reported() {
             let ran = run(&[&options[..], &["--cmdline", cmdline, "--timeout", timeout]].concat(), b"");
             ran.must_end(code);
             match said {
-                Some(said) => ran.must_say(said),
+                Some(said) => ran.must_explain(said),
                 None => ran.must(ran.err.is_empty(), "should have kept quiet"),
             };
         }
@@ -41,7 +41,7 @@ fn a_conversation_over_a_pipe() {
         run(&options, b"mem\npanic\n")
             .must_end(3)
             .must_print("panic: ")
-            .must_say("paravane: the guest crashed");
+            .must_explain("paravane: the guest crashed");
     }
 }
 

@@ -81,6 +81,15 @@ impl Ran {
         self.must(self.out.contains(part), format_args!("should have printed {part:?}"))
     }
 
+    /// Checks that the first line on standard error begins so, and that what the vCPU was doing follows.
+    #[track_caller]
+    fn must_explain(&self, part: &str) -> &Self {
+        let mut lines = self.err.lines();
+        let said = lines.next().is_some_and(|line| line.starts_with(part));
+        let explained = lines.any(|line| line.starts_with("  vCPU 0 ") || line == "  vCPU 0:");
+        self.must(said && explained, format_args!("should have said {part:?}, and what its vCPU was doing"))
+    }
+
     /// Checks for `part` in one line on standard error.
     #[track_caller]
     fn must_say(&self, part: &str) -> &Self {
