@@ -159,6 +159,7 @@ fn what_was_patched_does_not_trap() {
         let exits = region.exits.iter().filter(|row| row.cause != Cause::Kick).count();
         outcome.must(exits == 0, format_args!("should have taken no exit: {:?}", region.exits));
         let (done, left) = (patched(&outcome, "sites patched"), patched(&outcome, "sites left"));
-        outcome.must(left * 100 <= done, format_args!("should have patched nearly all: {done}, not {left}"));
+        // Some layouts leave no room: an OUT before a RET, a CLI between an HLT and a jump's target (decision 23).
+        outcome.must(left * 50 <= done, format_args!("should have patched nearly all: {done}, not {left}"));
     }
 }
