@@ -1,7 +1,6 @@
 //! Processes of the reference kernel, on both machines and every engine; the same programs on Linux.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Command;
 use std::{fs, io};
 
@@ -24,11 +23,12 @@ fn run(words: &str, mib: u64, input: &[u8]) -> Vec<Outcome> {
 
 /// What a program prints on Linux.
 fn on_linux(name: &str) -> io::Result<String> {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs.elf");
+    let file = std::env::temp_dir().join(format!("paravane-programs-{}.elf", std::process::id()));
     fs::write(&file, PROGRAMS)?;
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
-    let output = Command::new(&file).arg(name).output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let output = Command::new(&file).arg(name).output();
+    fs::remove_file(&file)?;
+    Ok(String::from_utf8_lossy(&output?.stdout).into_owned())
 }
 
 /// The line of the contract's result.
