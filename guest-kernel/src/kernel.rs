@@ -17,7 +17,8 @@ pub struct Kernel {
     pub memory: Memory,
     /// When the kernel was started, in nanoseconds of [`Machine::clock`].
     pub started: u64,
-    /// The module (initial RAM disk) that came with the kernel, up to the end of its last frame; empty if there is none.
+    /// The module (initial RAM disk) that came with the kernel, up to the end of its last frame; empty if there is
+    /// none.
     pub module: &'static [u8],
     /// The command line that the kernel was started with.
     pub cmdline: &'static str,

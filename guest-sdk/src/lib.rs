@@ -41,9 +41,11 @@
 //! 3. **The hypervisor may refuse.** Every call that can fail returns an error, and the error of a queued update
 //!    names the update.
 //! 4. **Unsafe code is in few, named places.** Assembly is in [`image`], `hypercall/raw.rs`, `trap/entry.rs`,
-//!    `user/entry.rs` and `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in `shared.rs`, its device table
-//!    in `virtio/table.rs`, memory of devices in `virtio/pool.rs` and `virtio/rings.rs`. All other code uses these.
-//! 5. **A vCPU's own is its own.** Part of the shared page, multicall queue, handlers of events: [`smp`] says what else.
+//!    `user/entry.rs` and `runtime.rs`; frames become pointers in [`memory`]; the shared page is touched in
+//!    `shared.rs`, its device table in `virtio/table.rs`, memory of devices in `virtio/pool.rs` and `virtio/rings.rs`.
+//!    All other code uses these.
+//! 5. **A vCPU's own is its own.** Part of the shared page, multicall queue, handlers of events: [`smp`] says what
+//!    else.
 //!
 //! # Map
 //!

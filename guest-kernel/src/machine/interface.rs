@@ -68,8 +68,8 @@ pub trait Machine {
     /// Requests one timer interrupt when [`clock`](Self::clock) reaches `deadline`, in place of any pending one.
     fn arm_timer(deadline: u64);
 
-    /// Requests `count` timer interrupts, `period` nanoseconds apart or a little more; returns how much it is. Those that
-    /// cannot be handled in time come late, one after the other. In place of any pending one.
+    /// Requests `count` timer interrupts, `period` nanoseconds apart or a little more; returns how much it is. Those
+    /// that cannot be handled in time come late, one after the other. In place of any pending one.
     fn tick(period: u64, count: u64) -> u64;
 
     /// Makes the cheapest request that only the machine can answer; returns whether the answer is right.

@@ -76,8 +76,8 @@ pub fn prepare(file: &'static [u8], arguments: &[Vec<u8>]) -> Result<Start, Errn
     Ok(Start { areas, heap, entry: elf.entry + by, stack, contents })
 }
 
-/// The first stack pointer, and what is there: the arguments' addresses, an empty environment, the auxiliary vector, and
-/// the arguments.
+/// The first stack pointer, and what is there: the arguments' addresses, an empty environment, the auxiliary vector,
+/// and the arguments.
 fn stack(arguments: &[Vec<u8>], auxiliary: &[[u64; 2]]) -> Result<(u64, Vec<u8>), Errno> {
     let text: usize = arguments.iter().map(|argument| argument.len() + 1).sum();
     if text > ARGUMENT_BYTES || arguments.len() > ARGUMENTS {

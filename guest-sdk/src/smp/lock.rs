@@ -1,8 +1,8 @@
 //! A lock whose waiters give their processor to whoever holds it.
 //!
 //! A vCPU is a thread of the host's: the holder of a lock may not be running. So a waiter spins for about as long as a
-//! critical section lasts, and then yields at each turn. Whoever locks it in a handler must lock it with events disabled
-//! everywhere else ([`SpinLock::lock_without_events`]), or a vCPU waits for itself.
+//! critical section lasts, and then yields at each turn. Whoever locks it in a handler must lock it with events
+//! disabled everywhere else ([`SpinLock::lock_without_events`]), or a vCPU waits for itself.
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};

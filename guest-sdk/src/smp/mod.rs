@@ -1,13 +1,14 @@
 //! Several vCPUs: starting them, telling them apart, and what each has of its own.
 //!
-//! A domain starts on vCPU 0. [`start`] gives another one its first state and lets it run. From then on GS belongs to this
-//! module: its base is the address of a vCPU's own words, where the entry code and [`crate::event`] find that
+//! A domain starts on vCPU 0. [`start`] gives another one its first state and lets it run. From then on GS belongs to
+//! this module: its base is the address of a vCPU's own words, where the entry code and [`crate::event`] find that
 //! vCPU's part of the shared page. A kernel that starts no other vCPU pays a load and a branch for that.
 //!
-//! What vCPUs share, they share as threads do: atomics, or a [`SpinLock`]. An event is handled on the vCPU that its port
-//! is bound to ([`event::bind_ipi`](crate::event::bind_ipi), [`event::handle_virq`](crate::event::handle_virq)), so a
-//! handler's data belong to that vCPU. Each vCPU has a multicall queue of its own ([`Queue::new`](crate::queue::Queue)),
-//! and page-table updates of any of them reach all: a queue invalidates on every vCPU once there are several.
+//! What vCPUs share, they share as threads do: atomics, or a [`SpinLock`]. An event is handled on the vCPU that its
+//! port is bound to ([`event::bind_ipi`](crate::event::bind_ipi), [`event::handle_virq`](crate::event::handle_virq)),
+//! so a handler's data belong to that vCPU. Each vCPU has a multicall queue of its own
+//! ([`Queue::new`](crate::queue::Queue)), and page-table updates of any of them reach all: a queue invalidates on every
+//! vCPU once there are several.
 
 mod lock;
 mod own;
@@ -51,8 +52,8 @@ pub fn count() -> u32 {
     (0..MAX_VCPUS as u32).take_while(|vcpu| is_up(*vcpu).is_ok()).count() as u32
 }
 
-/// Starts vCPU `vcpu`, which runs `main` with its number: in the address space with the L4 table `root`, on `stack`, with
-/// events disabled and with the entry points of the calling kernel ([`trap::install`], [`crate::event::install`]).
+/// Starts vCPU `vcpu`, which runs `main` with its number: in the address space with the L4 table `root`, on `stack`,
+/// with events disabled and with the entry points of the calling kernel ([`trap::install`], [`crate::event::install`]).
 ///
 /// # Errors
 /// If there is no such vCPU, if it was started before, or if the hypervisor refuses what it is to start with.

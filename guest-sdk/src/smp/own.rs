@@ -85,7 +85,12 @@ pub fn id() -> u32 {
     let id: u32;
     // SAFETY: GS leads to the words of the vCPU that runs this, see `smp::start`.
     unsafe {
-        asm!("mov {:e}, gs:[{id}]", out(reg) id, id = const offset_of!(Own, id), options(nostack, preserves_flags, readonly));
+        asm!(
+            "mov {:e}, gs:[{id}]",
+            out(reg) id,
+            id = const offset_of!(Own, id),
+            options(nostack, preserves_flags, readonly)
+        );
     }
     id
 }

@@ -20,7 +20,8 @@ pub(crate) use frame::{EVENT_VECTOR, FAILSAFE_VECTOR};
 pub(crate) use handlers::set_upcall_handler;
 pub use handlers::{EXCEPTIONS, Handler, set_handler};
 
-/// The address of the last page fault, as [`TrapFrame::fault_address`] says it, for kernels with entry code of their own.
+/// The address of the last page fault, as [`TrapFrame::fault_address`] says it, for kernels with entry code of their
+/// own.
 pub fn fault_address() -> u64 {
     TrapFrame::default().fault_address()
 }

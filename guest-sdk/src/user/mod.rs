@@ -14,7 +14,8 @@
 //!
 //! ```no_run
 //! # use paravane_guest::{paging::{Mmu, FrameSource}, user::{Left, UserContext, UserMode, UserSpace, load, elf::Elf}};
-//! # fn kernel(file: &[u8], mmu: &mut Mmu<'static>, frames: &mut impl FrameSource) -> Result<(), Box<dyn std::error::Error>> {
+//! # type Outcome = Result<(), Box<dyn std::error::Error>>;
+//! # fn kernel(file: &[u8], mmu: &mut Mmu<'static>, frames: &mut impl FrameSource) -> Outcome {
 //! let mut user = UserMode::install()?;
 //! let space = UserSpace::new(mmu, frames)?;
 //! let program = load(&Elf::parse(file)?, &space, mmu, frames, 0)?;

@@ -40,8 +40,8 @@ use crate::image::compressed::unpack;
 use crate::image::lines::Lines;
 use crate::image::{Header, Image, ImageKind, header};
 
-/// The instruction that `code`, at `rip`, begins with, what it does at CPL 3, and what to use in its place; `None` if it
-/// is none that needs a replacement.
+/// The instruction that `code`, at `rip`, begins with, what it does at CPL 3, and what to use in its place; `None` if
+/// it is none that needs a replacement.
 pub fn remedy(code: &[u8], rip: u64) -> Option<(String, &'static str, &'static str)> {
     let instruction = iced_x86::Decoder::with_ip(64, code, rip, iced_x86::DecoderOptions::NONE).decode();
     let class = Class::of(&instruction)?;

@@ -163,8 +163,8 @@ impl BareMachine {
         self.handler(regs, mem, log, space, now_ns).execute_here()
     }
 
-    /// Its virtual CPU and the shadow of its page tables, and whether an interrupt waits for the kernel to allow it: for
-    /// code of ours beside the guest's.
+    /// Its virtual CPU and the shadow of its page tables, and whether an interrupt waits for the kernel to allow it:
+    /// for code of ours beside the guest's.
     pub(crate) fn hot_parts(&mut self) -> (&mut VirtualCpu, &mut Shadow, bool) {
         let waits = self.platform.interrupt_waits();
         (&mut self.cpu, &mut self.shadow, waits)

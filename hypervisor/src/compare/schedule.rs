@@ -1,7 +1,7 @@
 //! What runs when: each repetition does everything once, in an order of its own by chance.
 //!
-//! A host that gets warmer or busier meanwhile does so for all alike, the repetitions of one measurement are spread over
-//! the whole time, and no measurement always follows the same other one. The order follows from the seed alone.
+//! A host that gets warmer or busier meanwhile does so for all alike, the repetitions of one measurement are spread
+//! over the whole time, and no measurement always follows the same other one. The order follows from the seed alone.
 
 use super::comparison::{Comparison, Settings, TakingPart, needs_an_engine};
 use super::native::{middle, native};

@@ -1,5 +1,5 @@
-//! Several engines as text: an overview of each, where their counts differ, and, if asked for, a table for each workload
-//! with a block of columns for each engine.
+//! Several engines as text: an overview of each, where their counts differ, and, if asked for, a table for each
+//! workload with a block of columns for each engine.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};

@@ -174,10 +174,10 @@ pub enum NoCpu {
 
 /// A virtual CPU: runs code at CPL 3 and maps its pages.
 ///
-/// The contract: `catch_up` makes visible everything that is [pending](VcpuSpace::pending) in `space` and `log` (and says
-/// so by [`VcpuSpace::caught_up`]). `enter` loads `regs`, runs until something stops the guest, stores the guest's
-/// registers back and says what it was. Each entry is preceded by a `catch_up`, with nothing pending in between. Neither
-/// allocates, logs, or takes a lock that another virtual CPU can hold for long.
+/// The contract: `catch_up` makes visible everything that is [pending](VcpuSpace::pending) in `space` and `log` (and
+/// says so by [`VcpuSpace::caught_up`]). `enter` loads `regs`, runs until something stops the guest, stores the guest's
+/// registers back and says what it was. Each entry is preceded by a `catch_up`, with nothing pending in between.
+/// Neither allocates, logs, or takes a lock that another virtual CPU can hold for long.
 ///
 /// A virtual CPU belongs to one thread, which need not be the one that made it: see [`Cpu::settle_here`].
 ///
@@ -196,8 +196,8 @@ pub trait Cpu: Send {
     /// Makes everything known that is pending in `space` and `log`, which nobody changes meanwhile: of a domain with
     /// several virtual CPUs, under its lock.
     ///
-    /// Afterwards this virtual CPU is current, as soon as it has entered the guest. With [`Coherence::OwnEntry`] and more
-    /// than one virtual CPU, all of them are current at once.
+    /// Afterwards this virtual CPU is current, as soon as it has entered the guest. With [`Coherence::OwnEntry`] and
+    /// more than one virtual CPU, all of them are current at once.
     ///
     /// # Errors
     /// With why the guest cannot go on.
@@ -270,8 +270,8 @@ pub enum Irqchip {
     Kernel,
 }
 
-/// A virtual CPU whose kernel runs at CPL 0: the page tables are the guest's own, exceptions and privileged instructions
-/// need nobody, and memory is guest-physical.
+/// A virtual CPU whose kernel runs at CPL 0: the page tables are the guest's own, exceptions and privileged
+/// instructions need nobody, and memory is guest-physical.
 pub trait Ring0 {
     /// Sets the privileged state of the boot protocol, with the L4 table at `cr3`. Before the first entry.
     ///

@@ -1,5 +1,5 @@
-//! The virtual CPUs of a run, and their threads: the first one's is the thread that called [`run`](super::run), each other
-//! has one of its own for as long as the domain lives. Where there is only the first, no thread is started.
+//! The virtual CPUs of a run, and their threads: the first one's is the thread that called [`run`](super::run), each
+//! other has one of its own for as long as the domain lives. Where there is only the first, no thread is started.
 
 use std::io;
 use std::sync::Arc;
@@ -70,8 +70,8 @@ impl Seats {
         sum
     }
 
-    /// Runs all of them until the domain's life is over, or `orders`, which are the first one's, say stop. The `observer`
-    /// is notified of the first one's exits.
+    /// Runs all of them until the domain's life is over, or `orders`, which are the first one's, say stop. The
+    /// `observer` is notified of the first one's exits.
     pub fn run<O: Observer>(
         &mut self,
         runners: Runners<'_>,

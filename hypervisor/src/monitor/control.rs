@@ -1,8 +1,8 @@
 //! The control channel of a domain: the only way to tell it something from outside while it runs.
 //!
 //! A [`Control`] may be used from any thread and from a signal handler: it sets a bit and kicks the virtual CPUs, which
-//! look at the bits before each entry. That costs the exit path one load. [`Orders`] is the other end, in a virtual CPU's
-//! thread: it has the times at which something is due as well.
+//! look at the bits before each entry. That costs the exit path one load. [`Orders`] is the other end, in a virtual
+//! CPU's thread: it has the times at which something is due as well.
 //!
 //! What may not be done in [`Control`]: anything that is not async-signal-safe.
 
@@ -84,8 +84,8 @@ impl Control {
         self.kickers().iter().for_each(|kicker| kicker.kick());
     }
 
-    /// Makes the virtual CPU that takes input leave the guest, or ends its wait, without a command: there is input for it.
-    /// Does nothing before it can be kicked: it then looks for input before its first entry.
+    /// Makes the virtual CPU that takes input leave the guest, or ends its wait, without a command: there is input for
+    /// it. Does nothing before it can be kicked: it then looks for input before its first entry.
     pub fn kick(&self) {
         if let Some(kicker) = self.kickers().first() {
             kicker.kick();

@@ -42,8 +42,8 @@ pub trait Runner {
     fn memory(&self) -> &MachineMemory;
     /// Runs the guest until it stops.
     fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit;
-    /// The address of the guest's code that the guest was left at by `exit`, which has not been handled yet: RIP, or for
-    /// a call through a page of stubs, where the stub was called from. Whoever wants to know asks once, and before
+    /// The address of the guest's code that the guest was left at by `exit`, which has not been handled yet: RIP, or
+    /// for a call through a page of stubs, where the stub was called from. Whoever wants to know asks once, and before
     /// [`Runner::handle`].
     fn place(&mut self, _exit: Exit) -> u64 {
         self.regs().rip

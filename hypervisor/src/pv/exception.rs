@@ -19,8 +19,8 @@ pub struct Exception {
     pub rsp: u64,
 }
 
-/// How near to the stack pointer a page fault is taken for the stack's: the frame of a handler, the red zone, and what a
-/// function probes at once.
+/// How near to the stack pointer a page fault is taken for the stack's: the frame of a handler, the red zone, and what
+/// a function probes at once.
 const OF_THE_STACK: u64 = 4096;
 
 impl fmt::Display for Exception {

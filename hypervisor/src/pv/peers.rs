@@ -1,7 +1,7 @@
 //! What the vCPUs of a domain may see of each other, and leave for each other to find.
 //!
-//! A vCPU belongs to its thread ([`PvVcpu`]). What another one asks of it is left here, under the domain's lock, and its
-//! thread takes it before it next runs or waits; who leaves something kicks it.
+//! A vCPU belongs to its thread ([`PvVcpu`]). What another one asks of it is left here, under the domain's lock, and
+//! its thread takes it before it next runs or waits; who leaves something kicks it.
 
 use super::runstate::Runstate;
 use super::vcpu::{PvVcpu, VcpuId};

@@ -156,8 +156,8 @@ impl Shared {
         }
     }
 
-    /// Lets those go first who wait for the lock, which the caller has just let go and would take again at once: a thread
-    /// that is woken takes longer than a way into the guest and back.
+    /// Lets those go first who wait for the lock, which the caller has just let go and would take again at once: a
+    /// thread that is woken takes longer than a way into the guest and back.
     fn hand_over(&self) {
         let waiting = self.waiting.load(Ordering::Relaxed);
         let until = Instant::now() + LONGEST_HANDOVER;

@@ -29,7 +29,8 @@ use crate::x86::walk::Access;
 
 /// How many blocks are translated at once, most of them because they are likely to be needed.
 const AT_ONCE: usize = 48;
-/// How many pages of the cache are mapped at once, before they are used: neighbours are mapped by one call of the host's.
+/// How many pages of the cache are mapped at once, before they are used: neighbours are mapped by one call of the
+/// host's.
 const SHOWN_AT_ONCE: u64 = 64;
 /// Bytes of code that one block is made from at the most.
 const READ_AHEAD: usize = 768;

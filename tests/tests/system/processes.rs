@@ -128,8 +128,8 @@ fn a_fork_takes_a_fiftieth_of_the_traps() {
     assert!(pv * 50 <= bare, "{all:?}");
 }
 
-/// While nothing can run, the processor is given back: a long sleep takes no more exits than a short one, but those of a
-/// timer that counts no further than 55 ms.
+/// While nothing can run, the processor is given back: a long sleep takes no more exits than a short one, but those of
+/// a timer that counts no further than 55 ms.
 #[test]
 fn an_idle_kernel_gives_the_processor_back() {
     for (machine, exits) in exits("sleep,2", "sleep,1ms") {

@@ -1,8 +1,8 @@
 //! Two recorded comparisons: what changed from the first to the second by more than noise.
 //!
 //! Each measure of each pair is judged by its runs: a permutation test of ranks, whose p-values are held against each
-//! other, so that a long list of equals yields no list of changes (`statistics/permutation.rs`). Counts that are the same
-//! in every run have no noise.
+//! other, so that a long list of equals yields no list of changes (`statistics/permutation.rs`). Counts that are the
+//! same in every run have no noise.
 //!
 //! Files come from anywhere: what does not parse is an error, and names in them are made fit for a terminal where they
 //! are shown. What may not be done here: calling something a change because its median moved.

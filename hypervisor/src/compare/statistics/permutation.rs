@@ -1,7 +1,7 @@
 //! Whether two sets of measurements differ by more than chance would explain.
 //!
-//! The test of Wilcoxon, Mann and Whitney: if the sets are alike, each division of the joint ranks into two sets of these
-//! sizes is as likely as the one that was found. The p-value is the share of divisions that are as uneven. Equal
+//! The test of Wilcoxon, Mann and Whitney: if the sets are alike, each division of the joint ranks into two sets of
+//! these sizes is as likely as the one that was found. The p-value is the share of divisions that are as uneven. Equal
 //! measurements share their mean rank; the divisions are those of the ranks as they are, so ties need no correction.
 
 use super::shuffle::Random;
@@ -75,8 +75,8 @@ fn drawn(mut ranks: Vec<u64>, chosen: usize, as_uneven: impl Fn(u64) -> bool) ->
     f64::from(hits + 1) / f64::from(DRAWN + 1)
 }
 
-/// Which of many differences are beyond chance, so that of those about 1 in 20 is wrong at most: Benjamini and Hochberg's
-/// procedure. Among a thousand comparisons of the same thing with itself, fifty have a p-value below 0.05.
+/// Which of many differences are beyond chance, so that of those about 1 in 20 is wrong at most: Benjamini and
+/// Hochberg's procedure. Among a thousand comparisons of the same thing with itself, fifty have a p-value below 0.05.
 pub(in crate::compare) fn discoveries(p_values: &[f64], wrong: f64) -> Vec<bool> {
     let mut sorted = p_values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,7 +1,7 @@
 //! An order by chance that can be had again: what drifts (heat, other work, the host's memory) then falls on all alike.
 
-/// Numbers from a seed: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014). Not for
-/// secrets.
+/// Numbers from a seed: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014). Not
+/// for secrets.
 #[derive(Clone, Debug)]
 pub(in crate::compare) struct Random(u64);
 

@@ -230,8 +230,8 @@ impl KvmCpu {
         Ok(())
     }
 
-    /// Has the gate apply its work list now, so that all virtual CPUs are current. A kick meanwhile is reported by the next
-    /// entry.
+    /// Has the gate apply its work list now, so that all virtual CPUs are current. A kick meanwhile is reported by the
+    /// next entry.
     fn run_errand(&mut self, space: &VcpuSpace) -> Result<(), &'static str> {
         let gdt = self.features.gdt;
         let shared = self.vcpu.sync_regs_mut();

@@ -32,8 +32,8 @@ pub struct KvmMachine {
 }
 
 impl KvmMachine {
-    /// Sets up a VM over `memory` with vCPUs, of which the first runs on the calling thread, and a way into the host: the
-    /// one that is asked for, or else the best that works (see `transport`).
+    /// Sets up a VM over `memory` with vCPUs, of which the first runs on the calling thread, and a way into the host:
+    /// the one that is asked for, or else the best that works (see `transport`).
     pub fn new(
         memory: &MachineMemory,
         layout: &HypervisorLayout,

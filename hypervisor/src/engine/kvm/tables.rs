@@ -275,8 +275,8 @@ impl GateTables {
     pub fn syscall(&self) -> Range<u64> {
         self.syscall.clone()
     }
-    /// Linear address of `apply`; of the one for tables that other virtual CPUs and their threads use at the same time, if
-    /// they are `shared`.
+    /// Linear address of `apply`; of the one for tables that other virtual CPUs and their threads use at the same time,
+    /// if they are `shared`.
     pub fn apply(&self, shared: bool) -> u64 {
         self.va(TEXT_VA) + if shared { gate::apply_shared_offset() } else { gate::apply_offset() }
     }

@@ -67,8 +67,8 @@ impl ProcessMachine {
         Self::with_lowest(memory, layout, Lowest::ASSUMED, 1)
     }
 
-    /// The same for a guest that is to have addresses from `lowest` up, as [`Lowest::for_guest`] found them, and so many
-    /// virtual CPUs: 64 at most. The calling thread runs the first.
+    /// The same for a guest that is to have addresses from `lowest` up, as [`Lowest::for_guest`] found them, and so
+    /// many virtual CPUs: 64 at most. The calling thread runs the first.
     pub fn with_lowest(
         memory: &MachineMemory,
         layout: &HypervisorLayout,

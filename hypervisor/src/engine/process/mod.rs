@@ -6,11 +6,11 @@
 //! that obeys the monitor alone. The threat model is in `docs/process-engine.md`.
 //!
 //! A tour, outside in: `machine` is made once, `cpu` enters the guest and decodes nothing; `space` has the address
-//! spaces that the virtual CPUs share, each a process, a `child`, which `births` makes, `hold` the one that a virtual CPU
-//! is in; `script` is how that process locks itself up, `filter` the rules of that; `stub` is the
-//! engine's code in it, `area` the engine's memory in it; `context` turns a hand-over into registers and a trap, `fpu`
-//! checks its vector state; `spoilt` deals with what a user program may do to it; `mirror` keeps its mappings equal to
-//! the guest's page tables, which `lowest` bounds; `kick` stops it.
+//! spaces that the virtual CPUs share, each a process, a `child`, which `births` makes, `hold` the one that a virtual
+//! CPU is in; `script` is how that process locks itself up, `filter` the rules of that; `stub` is the engine's code in
+//! it, `area` the engine's memory in it; `context` turns a hand-over into registers and a trap, `fpu` checks its vector
+//! state; `spoilt` deals with what a user program may do to it; `mirror` keeps its mappings equal to the guest's page
+//! tables, which `lowest` bounds; `kick` stops it.
 //!
 //! A virtual CPU runs on one thread; only `kick` may be used from others, and from signal handlers. Processes die with
 //! the thread that made them. What may not be done here: interpreting an exit, or believing a guest process.

@@ -1,5 +1,5 @@
-//! The address spaces of a machine: the processes that have them, what is to be done to these before the guest runs, and
-//! whose they are.
+//! The address spaces of a machine: the processes that have them, what is to be done to these before the guest runs,
+//! and whose they are.
 //!
 //! All virtual CPUs share them, behind one lock ([`Shared`]). A virtual CPU *holds* the address space that it was in
 //! last, also while it is outside: its vector state is there. What is held by another is never given to another root,

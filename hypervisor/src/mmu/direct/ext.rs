@@ -52,8 +52,8 @@ impl DirectPaging {
         })
     }
 
-    /// Gives back the tables of a vCPU that will not use them. What nobody else uses is taken down by the operations that
-    /// follow: this one has no budget that could end.
+    /// Gives back the tables of a vCPU that will not use them. What nobody else uses is taken down by the operations
+    /// that follow: this one has no budget that could end.
     pub fn detach(&mut self, memory: &MachineMemory, log: &mut TableLog, tables: VcpuTables) {
         let mut pass = self.pass(memory, log);
         pass.put_gdt(&tables.gdt);

@@ -1,11 +1,11 @@
 //! Raising event channels, from any thread and without the domain's lock.
 //!
 //! What is needed to set a port pending and have the guest notice, whether the vCPU that the port notifies runs, blocks
-//! or polls: for that vCPU's own thread, for those of the others, and for the threads of devices. Nothing of it waits or
-//! takes a lock.
+//! or polls: for that vCPU's own thread, for those of the others, and for the threads of devices. Nothing of it waits
+//! or takes a lock.
 //!
-//! A vCPU says that it polls before it looks at what is pending; who raises a port sets it pending before it looks at who
-//! polls. So one of the two sees the other, although the port may be masked, so that there is no upcall.
+//! A vCPU says that it polls before it looks at what is pending; who raises a port sets it pending before it looks at
+//! who polls. So one of the two sees the other, although the port may be masked, so that there is no upcall.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -90,8 +90,8 @@ impl Doorbells {
         Upcall { shared_info: self.shared_info, vcpu_info: Maddr(at) }
     }
 
-    /// Sets a port pending, and kicks the vCPU that it notifies where that changes something for it. `by` is the vCPU on
-    /// whose thread this is called, which need not be kicked.
+    /// Sets a port pending, and kicks the vCPU that it notifies where that changes something for it. `by` is the vCPU
+    /// on whose thread this is called, which need not be kicked.
     ///
     /// A vCPU whose upcalls are masked is kicked too: it may be about to unmask them without a look.
     ///
@@ -114,8 +114,8 @@ impl Doorbells {
         if !is_new {
             return Ok(());
         }
-        // If something moved just now, the vCPU may have looked at all ports before this one was set pending. The shared
-        // page is always there; an info page of the guest's is held for good.
+        // If something moved just now, the vCPU may have looked at all ports before this one was set pending. The
+        // shared page is always there; an info page of the guest's is held for good.
         let now = self.targets.of(port);
         let there = self.of(now);
         if now != target || there.vcpu_info != seen.vcpu_info {

@@ -133,8 +133,8 @@ impl EventChannels {
         Ok(port)
     }
 
-    /// Whether a vCPU other than the first can have a virtual interrupt of that number: EINVAL if there is none, or if it
-    /// is the domain's, which begins with its first vCPU.
+    /// Whether a vCPU other than the first can have a virtual interrupt of that number: EINVAL if there is none, or if
+    /// it is the domain's, which begins with its first vCPU.
     pub fn check_virq(virq: u32, vcpu: u32) -> Result<(), Errno> {
         if virq >= NR_VIRQS || vcpu != 0 && !is_per_vcpu(virq) { Err(Errno::EINVAL) } else { Ok(()) }
     }

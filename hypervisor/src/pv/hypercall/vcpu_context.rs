@@ -1,9 +1,9 @@
 //! VCPUOP_initialise: the context that a vCPU begins with (public/arch-x86/xen.h, `vcpu_guest_context`).
 //!
 //! The structure is copied once and checked as a whole before any of it is used. Its tables may take long to validate:
-//! then the call is issued again, and those that were taken already wait with the [`Peer`](crate::pv::peers::Peer). What a
-//! context may hold is what the vCPU could have set itself by hypercalls, and nothing else. Its FPU state and its selectors
-//! are not used: a vCPU begins with those of a reset, and with flat ones.
+//! then the call is issued again, and those that were taken already wait with the [`Peer`](crate::pv::peers::Peer).
+//! What a context may hold is what the vCPU could have set itself by hypercalls, and nothing else. Its FPU state and
+//! its selectors are not used: a vCPU begins with those of a reset, and with flat ones.
 
 use paravane_abi::addr::is_canonical;
 use paravane_abi::context::{
@@ -113,8 +113,8 @@ fn attach(call: &mut Call<'_>, context: &VcpuGuestContext) -> Result<(VcpuTables
     Ok((tables, VcpuSpace::new(frame(root), &domain.log)))
 }
 
-/// Takes all tables of the context, in place of those that an interrupted call has taken: each costs nothing if it is the
-/// same.
+/// Takes all tables of the context, in place of those that an interrupted call has taken: each costs nothing if it is
+/// the same.
 fn take_tables(
     call: &mut Call<'_>,
     context: &VcpuGuestContext,

@@ -323,7 +323,8 @@ fn xsa_343_a_port_that_is_closed_while_it_is_raised_leaves_nothing() {
     }
 }
 
-/// XSA-155, for the largest structure of all: another vCPU changes it while it is read. What is used is what was checked.
+/// XSA-155, for the largest structure of all: another vCPU changes it while it is read. What is used is what was
+/// checked.
 #[test]
 fn xsa_155_a_context_is_used_as_it_was_checked() {
     const VCPUS: u32 = 32;

@@ -123,8 +123,8 @@ impl Cpu for Ring0Cpu {
             self.kick.answered();
         }
         if exit == Exit::Shutdown && self.vcpu.sync_regs().regs.rip == RESET_RIP {
-            // SVM leaves no state, and KVM puts that after a reset in its place (APM vol. 2, 15.14.3): what the guest was
-            // entered with says more.
+            // SVM leaves no state, and KVM puts that after a reset in its place (APM vol. 2, 15.14.3): what the guest
+            // was entered with says more.
             return exit;
         }
         general_from_kvm(&self.vcpu.sync_regs().regs, regs);

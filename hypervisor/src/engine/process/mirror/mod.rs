@@ -1,12 +1,12 @@
 //! The mirror: guest page tables as mappings of guest processes.
 //!
-//! A process's mappings are to this engine what a TLB is to a processor: a cache of what the guest's tables
-//! say, filled by the faults that miss it and never wider than they are. Every change of an entry comes from
-//! [`TableLog`]; the mappings that depended on it go, or change, before the guest runs again (with several virtual CPUs:
-//! before the one that applies the log goes on; an entry is read anew then, under the lock under which faults read them,
-//! so that whoever read an older value has mapped it by then). So INVLPG and loads of CR3 have nothing left to do here. Three things bound it, whatever the guest's tables look like:
-//! the pool of chunks, the number of mappings of one process (Linux allows 65,530), and the batch; past any
-//! of them everything of a process is unmapped and filled again.
+//! A process's mappings are to this engine what a TLB is to a processor: a cache of what the guest's tables say, filled
+//! by the faults that miss it and never wider than they are. Every change of an entry comes from [`TableLog`]; the
+//! mappings that depended on it go, or change, before the guest runs again (with several virtual CPUs: before the one
+//! that applies the log goes on; an entry is read anew then, under the lock under which faults read them, so that
+//! whoever read an older value has mapped it by then). So INVLPG and loads of CR3 have nothing left to do here. Three
+//! things bound it, whatever the guest's tables look like: the pool of chunks, the number of mappings of one process
+//! (Linux allows 65,530), and the batch; past any of them everything of a process is unmapped and filled again.
 //!
 //! A page is mapped only if its entry has A set, and writable only if it has D: the first access and the
 //! first store fault, and set them, as the processor would (SDM vol. 3, 4.8). What may not be done here:
@@ -390,8 +390,8 @@ fn rights_of(page: Page) -> Rights {
     Rights { write: page.writable(), execute: page.executable() }
 }
 
-/// Sets the accessed bit of every entry on the way, and the leaf's dirty bit for a store. `false` if an entry is another
-/// by now: what it is then is not for us to change (SDM vol. 3, 4.8: the processor does both in one access).
+/// Sets the accessed bit of every entry on the way, and the leaf's dirty bit for a store. `false` if an entry is
+/// another by now: what it is then is not for us to change (SDM vol. 3, 4.8: the processor does both in one access).
 fn set_accessed(memory: &MachineMemory, t: &Translation, write: bool) -> bool {
     (t.level..=4).filter_map(|level| Some((level, t.step(level)?))).all(|(level, step)| {
         let dirty = if write && level == t.level { pte::DIRTY } else { 0 };

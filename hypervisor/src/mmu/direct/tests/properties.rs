@@ -219,7 +219,8 @@ impl World {
         self.until_done(|w| w.ext(cmd, top))
     }
 
-    /// Issues an operation again until it is done: a few times must be enough. Of several vCPUs, others come in between.
+    /// Issues an operation again until it is done: a few times must be enough. Of several vCPUs, others come in
+    /// between.
     fn until_done(&mut self, mut op: impl FnMut(&mut Self) -> Result<(), Stop>) -> Result<(), Stop> {
         let mut result = op(self);
         for _ in 0..64 {

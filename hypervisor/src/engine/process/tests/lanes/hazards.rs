@@ -308,8 +308,8 @@ fn is_canonical_and_allowed(regs: &Regs) -> bool {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// Whatever is written to a room while a hand-over in it is decoded: what comes of it is what code at CPL 3 can bring
-    /// about, and points into the room.
+    /// Whatever is written to a room while a hand-over in it is decoded: what comes of it is what code at CPL 3 can
+    /// bring about, and points into the room.
     #[test]
     fn a_room_may_change_while_it_is_read(
         words in prop::collection::vec((0u64..ROOM_SIZE / 8, any::<u64>()), 64..256),
