@@ -36,3 +36,16 @@ fn no_memory_is_no_reason_to_say_nothing() {
     assert_eq!(found.vcpus[0].backtrace.len(), 1);
     assert!(found.vcpus[0].notes.is_empty(), "what cannot be read has no remedy");
 }
+
+#[test]
+fn vcpus_that_do_the_same_are_told_once() {
+    let waits = |vcpu| Testimony { vcpu, doing: "waits", ..Testimony::default() };
+    let runs = Testimony { vcpu: 1, doing: "runs", ..Testimony::default() };
+    let told = |vcpus| of(&[], vcpus, &mut |_, _| None).to_string();
+    assert_eq!(
+        told(vec![runs.clone(), waits(0), waits(2), waits(3)]),
+        "  vCPU 1 runs:\n    0x0\n  vCPU 0 waits:\n    0x0\n  the same: 2 more, from vCPU 2 to vCPU 3\n"
+    );
+    assert!(told(vec![waits(0), waits(2)]).ends_with("  the same: vCPU 2\n"));
+    assert!(!told(vec![waits(0), runs]).contains("the same"));
+}

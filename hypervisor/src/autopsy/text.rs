@@ -27,15 +27,27 @@ impl Autopsy {
     /// The text, with a line feed at the end of each line.
     pub fn text(&self, style: Style) -> String {
         let mut text = String::new();
-        for account in &self.vcpus {
+        let mut accounts = self.vcpus.as_slice();
+        // Idle vCPUs are alike, and there may be 64 of them.
+        while let [first, rest @ ..] = accounts {
+            let alike = rest.iter().take_while(|other| other.is_like(first)).count();
+            let (likewise, rest) = rest.split_at(alike);
             // A String takes everything.
-            let _ = tell(&mut text, account, style);
+            let _ = tell(&mut text, first, likewise, style);
+            accounts = rest;
         }
         text
     }
 }
 
-fn tell(to: &mut String, account: &Account, style: Style) -> Result {
+impl Account {
+    /// Whether all is the same but the number.
+    fn is_like(&self, other: &Self) -> bool {
+        Self { vcpu: other.vcpu, ..self.clone() } == *other
+    }
+}
+
+fn tell(to: &mut String, account: &Account, likewise: &[Account], style: Style) -> Result {
     let Account { vcpu, doing, backtrace, skipped, exception, notes } = account;
     if let Some((what, place)) = exception {
         writeln!(to, "  its kernel's last exception: {what}")?;
@@ -54,7 +66,19 @@ fn tell(to: &mut String, account: &Account, style: Style) -> Result {
     for note in notes {
         writeln!(to, "  {note}")?;
     }
-    Ok(())
+    match likewise {
+        [] => Ok(()),
+        [one] => writeln!(to, "  the same: vCPU {}", one.vcpu),
+        [first, .., last] => {
+            writeln!(
+                to,
+                "  the same: {} more, from vCPU {} to vCPU {}",
+                likewise.len(),
+                first.vcpu,
+                last.vcpu
+            )
+        }
+    }
 }
 
 fn line(to: &mut String, place: &Place, Style { name, faint, end }: Style) -> Result {

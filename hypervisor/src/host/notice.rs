@@ -49,17 +49,20 @@ pub fn stop_waiting() {
 
 /// Waits at most `wait_ms` milliseconds until `fd` has room or has failed; returns whether it does. Async-signal-safe.
 pub fn has_room(fd: BorrowedFd<'_>, wait_ms: libc::c_int) -> bool {
+    writable(fd, wait_ms) != 0
+}
+
+/// What poll(2) says of writing to `fd`, after at most `wait_ms` milliseconds; 0 if nothing.
+fn writable(fd: BorrowedFd<'_>, wait_ms: libc::c_int) -> libc::c_short {
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one pollfd, live for the call.
-    unsafe { libc::poll(&raw mut poll, 1, wait_ms) > 0 }
+    let reported = unsafe { libc::poll(&raw mut poll, 1, wait_ms) };
+    if reported > 0 { poll.revents } else { 0 }
 }
 
 /// Whether `fd` is a pipe or a socket whose reader is gone, so that a write would raise SIGPIPE.
 pub fn is_deserted(fd: BorrowedFd<'_>) -> bool {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one pollfd, live for the call.
-    let reported = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    reported > 0 && poll.revents & (libc::POLLERR | libc::POLLHUP) != 0
+    writable(fd, 0) & (libc::POLLERR | libc::POLLHUP) != 0
 }
 
 /// Writes all of `bytes`; gives up with `TimedOut` once `give_up` is set and there is no room.

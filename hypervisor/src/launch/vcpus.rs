@@ -93,19 +93,19 @@ impl Seats {
                     if settled.is_ok() {
                         vcpu_loop::run(&mut *seat.cpu, runner, &seat.waker, &mut orders, &mut Unobserved);
                     }
-                    control.is_over();
+                    control.end_all();
                     settled
                 };
                 match threads::spawn_vcpu(scope, format!("vcpu{number}"), body) {
                     Ok(thread) => threads.push(thread),
                     Err(error) => {
-                        control.is_over();
+                        control.end_all();
                         return Err(error);
                     }
                 }
             }
             vcpu_loop::run(&mut *boot.cpu, runners.boot, &boot.waker, orders, observer);
-            control.is_over();
+            control.end_all();
             let panicked = |_| io::Error::other("a virtual CPU's thread panicked; this is a bug in Paravane");
             threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|why| Err(panicked(why))))
         })

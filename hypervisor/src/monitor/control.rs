@@ -128,7 +128,7 @@ impl Control {
     }
 
     /// One virtual CPU has run to its end, for whatever reason: the others end as well.
-    pub fn is_over(&self) {
+    pub fn end_all(&self) {
         self.0.commands.fetch_or(OVER, Ordering::SeqCst);
         if let [_, _, ..] = self.kickers() {
             self.kick_all();
@@ -319,7 +319,7 @@ mod tests {
             assert!(!orders.has_any());
         }
         assert_eq!(*shown.lock().unwrap(), [2], "once, and everything");
-        control.is_over();
+        control.end_all();
         assert!(orders.iter().all(Orders::says_stop) && !control.is_stopping());
         assert_eq!(counts(), [5, 4]);
     }
