@@ -12,7 +12,7 @@ use paravane_abi::callback::{CALLBACKF_MASK_EVENTS, CALLBACKTYPE_EVENT, CALLBACK
 use paravane_abi::event::EVTCHN_2L_NR_CHANNELS;
 
 use crate::hypercall;
-pub use crate::hypercall::event::{Port, alloc_unbound, bind_interdomain, close, send, status};
+pub use crate::hypercall::event::{Port, alloc_unbound, bind_interdomain, send, status};
 use crate::hypercall::trap::register_callback;
 use crate::shared::SHARED;
 use crate::smp;
@@ -74,14 +74,34 @@ pub fn bind_ipi(vcpu: u32) -> Result<Port, Errno> {
     Ok(port)
 }
 
+/// Closes a port. Its number may be another port's afterwards, which vCPU 0 handles unless it is bound otherwise.
+///
+/// # Errors
+/// `EINVAL` for a port that is closed.
+pub fn close(port: Port) -> Result<(), Errno> {
+    // Before the number is free: afterwards another vCPU may have got it.
+    let owner = smp::owner(port.0 as usize);
+    smp::set_owner(port.0 as usize, 0);
+    hypercall::event::close(port).inspect_err(|_| smp::set_owner(port.0 as usize, owner))
+}
+
 /// Has another vCPU handle a port's events: not those of a virtual interrupt of one vCPU, or between vCPUs.
 ///
 /// # Errors
 /// `EINVAL` for a port that is bound to its vCPU, `ENOENT` for a vCPU that does not exist.
 pub fn move_to(port: Port, vcpu: u32) -> Result<(), Errno> {
-    hypercall::event::bind_vcpu(port, vcpu)?;
-    smp::set_owner(port.0 as usize, vcpu);
-    Ok(())
+    // While it moves, each of the two vCPUs could take it for the other's. So it is masked, and what came meanwhile or
+    // before is raised where it is handled from now on.
+    let was_masked =
+        place(port).is_none_or(|(word, bit)| SHARED.mask()[word].fetch_or(bit, Ordering::AcqRel) & bit != 0);
+    let moved = hypercall::event::bind_vcpu(port, vcpu);
+    if moved.is_ok() {
+        smp::set_owner(port.0 as usize, vcpu);
+    }
+    if !was_masked {
+        hypercall::event::unmask(port)?;
+    }
+    moved
 }
 
 /// Sets the handler of a port and unmasks the port. False for a port that cannot exist.
@@ -213,7 +233,7 @@ fn dispatch_word(word: usize) {
         ready ^= bit;
         let port = Port(word as u32 * 64 + bit.trailing_zeros());
         if smp::owner(port.0 as usize) != id {
-            // Its own vCPU was told as well.
+            // Its own vCPU is told as well: by who raised it, or by `move_to`.
             continue;
         }
         pending.fetch_and(!bit, Ordering::AcqRel);

@@ -5,6 +5,7 @@
 //! disabled everywhere else ([`SpinLock::lock_without_events`]), or a vCPU waits for itself.
 
 use core::cell::UnsafeCell;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,7 +34,7 @@ impl<T> SpinLock<T> {
     /// Waits until it holds the lock.
     pub fn lock(&self) -> Guard<'_, T> {
         self.acquire();
-        Guard { lock: self, enable: false }
+        Guard::new(self, false)
     }
 
     /// The same, with events disabled until the guard goes.
@@ -41,12 +42,13 @@ impl<T> SpinLock<T> {
         let enable = event::is_enabled();
         event::disable();
         self.acquire();
-        Guard { lock: self, enable }
+        Guard::new(self, enable)
     }
 
     /// Holds the lock if nobody else does.
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
-        (!self.locked.swap(true, Ordering::Acquire)).then_some(Guard { lock: self, enable: false })
+        // A guard that is made and not given away would let go of what somebody else holds.
+        if self.locked.swap(true, Ordering::Acquire) { None } else { Some(Guard::new(self, false)) }
     }
 
     fn acquire(&self) {
@@ -61,10 +63,22 @@ impl<T> SpinLock<T> {
 }
 
 /// Holds a lock, and lets go of it when dropped.
+///
+/// It stays on the vCPU that locked, whose events it may enable again.
 #[derive(Debug)]
 pub struct Guard<'a, T> {
     lock: &'a SpinLock<T>,
     enable: bool,
+    stays: PhantomData<*const ()>,
+}
+
+// SAFETY: a shared guard gives out shared references to the value, and nothing else.
+unsafe impl<T: Sync> Sync for Guard<'_, T> {}
+
+impl<'a, T> Guard<'a, T> {
+    fn new(lock: &'a SpinLock<T>, enable: bool) -> Self {
+        Self { lock, enable, stays: PhantomData }
+    }
 }
 
 impl<T> Deref for Guard<'_, T> {
@@ -112,6 +126,7 @@ mod tests {
         assert_eq!(*SUM.lock(), 40_000);
         let held = SUM.try_lock().unwrap();
         assert!(SUM.try_lock().is_none());
+        assert!(SUM.try_lock().is_none(), "a try that failed has let go of nothing");
         drop(held);
         assert!(SUM.try_lock().is_some());
     }

@@ -6,6 +6,7 @@ use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
+use paravane_abi::domid::DOMID_SELF;
 use paravane_abi::errno::Errno;
 use paravane_abi::mmu::{UVMF_ALL, UVMF_INVLPG};
 use paravane_abi::pte;
@@ -46,6 +47,8 @@ static TASK: AtomicU32 = AtomicU32::new(task::ANSWER);
 /// The page's stores go on; a store met a page that is read-only.
 static STORES: AtomicBool = AtomicBool::new(false);
 static FAULTS: AtomicU64 = AtomicU64::new(0);
+/// Events of a port that moves, by vCPU.
+static MOVED: [AtomicU32; MAX_VCPUS] = [const { AtomicU32::new(0) }; MAX_VCPUS];
 static RESUMED: AtomicU32 = AtomicU32::new(0);
 
 mod task {
@@ -53,6 +56,7 @@ mod task {
     pub const COUNT: u32 = 1;
     pub const STORE: u32 = 2;
     pub const STOP: u32 = 3;
+    pub const MOVE: u32 = 4;
 }
 
 /// The kernel of `smp`.
@@ -82,6 +86,9 @@ pub fn main(boot: Boot) -> ! {
     locks(&mut suite, wanted);
     if wanted > 1 {
         shootdown(&mut suite, memory);
+    }
+    if wanted > 1 {
+        moving(&mut suite);
     }
     stopping(&mut suite, wanted);
     suite.equal("right-vcpu", WRONG_VCPU.load(SeqCst), 0);
@@ -239,6 +246,37 @@ fn shootdown(suite: &mut Suite, memory: Memory) {
     STORES.store(false, SeqCst);
     suite.equal("late-stores", late, 0);
     suite.holds("faults", FAULTS.load(SeqCst) >= u64::from(ROUNDS));
+}
+
+/// A port that moves: its event is handled once, on the vCPU that has it, also if it was pending before.
+fn moving(suite: &mut Suite) {
+    TASK.store(task::MOVE, SeqCst);
+    let Ok(end) = event::alloc_unbound(DOMID_SELF) else { return };
+    let Ok(port) = event::bind_interdomain(DOMID_SELF, end) else { return };
+    event::handle(end, on_moved);
+    let seen = || [0, 1].map(|vcpu: usize| MOVED[vcpu].load(SeqCst));
+    suite.equal("send-before", event::send(port), Ok(()));
+    until(|| seen() == [1, 0]);
+    event::disable();
+    suite.equal("send-while-disabled", event::send(port), Ok(()));
+    suite.equal("move", event::move_to(end, 1), Ok(()));
+    event::enable();
+    until(|| seen() == [1, 1]);
+    suite.equal("send-after", event::send(port), Ok(()));
+    until(|| seen() == [1, 2]);
+    // The number is used again, by a port of this vCPU's.
+    suite.equal("close", event::close(end), Ok(()));
+    suite.equal("close-other", event::close(port), Ok(()));
+    let Ok(again) = event::alloc_unbound(DOMID_SELF) else { return };
+    let Ok(other) = event::bind_interdomain(DOMID_SELF, again) else { return };
+    event::handle(again, on_moved);
+    suite.equal("send-to-another", event::send(other), Ok(()));
+    until(|| seen() == [2, 2]);
+    suite.equal("moved", seen(), [2, 2]);
+}
+
+fn on_moved(_: Port) {
+    MOVED[smp::id() as usize].fetch_add(1, SeqCst);
 }
 
 /// The others stop, and one of them goes on once more.
