@@ -34,6 +34,8 @@ fn delay(text: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     #[test]
@@ -48,8 +50,12 @@ mod tests {
     fn every_thread_has_its_own() {
         // Other kernels than Debian's may be built without it.
         let Ok(own) = RunDelay::of_this_thread() else { return };
-        let before = own.ns();
-        assert!(before.is_some());
-        std::thread::spawn(move || assert!(own.ns() >= before, "whoever reads it")).join().unwrap();
+        assert!(own.ns().is_some());
+        let file =
+            |delay: &RunDelay| std::fs::read_link(format!("/proc/self/fd/{}", delay.0.as_raw_fd())).unwrap();
+        let ours = file(&own);
+        let theirs = std::thread::spawn(move || (file(&own), file(&RunDelay::of_this_thread().unwrap())));
+        let (seen_there, theirs) = theirs.join().unwrap();
+        assert!(seen_there == ours && theirs != ours, "{ours:?} {theirs:?}");
     }
 }

@@ -25,7 +25,7 @@ use crate::ledger::Ledger;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
 use crate::monitor::Control;
-use crate::monitor::control::Show;
+use crate::monitor::control::{OnPause, Show};
 use crate::technique::Technique;
 use crate::trace;
 use crate::virtio::{Device, DeviceStops, Tell};
@@ -122,7 +122,7 @@ pub struct Config {
     /// Tells the user of devices that stop for what their drivers did.
     pub on_stop: Option<Tell>,
     /// Called when the guest begins to stand still, with true, and when it goes on, with false.
-    pub on_pause: Option<Box<dyn FnMut(bool) + Send>>,
+    pub on_pause: Option<OnPause>,
     /// Where every exit is to be written to.
     pub trace: Option<trace::record::Destination>,
 }

@@ -262,7 +262,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         Some(show) if config.vcpus > 1 => control.show_together(show),
         on_peek => orders.on_peek = on_peek,
     }
-    orders.on_pause = config.on_pause;
+    config.on_pause.into_iter().for_each(|tell| control.on_pause(tell));
     orders.postponed = config.once_running.map(|work| Postponed { work, by: clock.now() + POSTPONE_NS });
     // The guest's clock is younger than the run.
     orders.stop_at =

@@ -46,11 +46,18 @@ struct Shared {
     kickers: OnceLock<Box<[Arc<dyn Kick>]>>,
     /// Where there are several: their ledgers, to be shown together.
     together: Mutex<Option<Together>>,
+    /// Called when all virtual CPUs stand still, with true, and when the first goes on, with false.
+    on_pause: Mutex<Option<OnPause>>,
 }
+
+/// Tells whether a domain stands still.
+pub type OnPause = Box<dyn FnMut(bool) + Send>;
 
 /// The ledgers of several virtual CPUs, on their way to be shown.
 struct Together {
     show: Show,
+    /// The count of peeks that they are for.
+    peeks: u32,
     /// The sum of those that were handed over, and of how many.
     sum: Ledger,
     handed: usize,
@@ -121,9 +128,30 @@ impl Control {
         standing >= self.kickers().len().max(1)
     }
 
+    /// Has `tell` called when the domain begins to stand still, with true, and when it goes on, with false.
+    pub fn on_pause(&self, tell: OnPause) {
+        *self.0.on_pause.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+    }
+
+    /// One virtual CPU more, or less, stands still.
+    fn stands(&self, stands: bool) {
+        // Counted under the lock, so that what is told is in order.
+        let mut on_pause = self.0.on_pause.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.is_paused();
+        match stands {
+            true => self.0.standing.fetch_add(1, Ordering::AcqRel),
+            false => self.0.standing.fetch_sub(1, Ordering::AcqRel),
+        };
+        if let Some(tell) = &mut *on_pause
+            && before != self.is_paused()
+        {
+            tell(stands);
+        }
+    }
+
     /// What [`Command::Peek`] calls where there are several virtual CPUs, with the sum of their ledgers.
     pub fn show_together(&self, show: Show) {
-        let together = Together { show, sum: Ledger::new(), handed: 0 };
+        let together = Together { show, peeks: 0, sum: Ledger::new(), handed: 0 };
         *self.0.together.lock().unwrap_or_else(PoisonError::into_inner) = Some(together);
     }
 
@@ -175,23 +203,12 @@ pub struct Orders {
     pub postponed: Option<Postponed>,
     /// What [`Command::Peek`] calls where there is one virtual CPU; see [`Control::show_together`] for more.
     pub on_peek: Option<Show>,
-    /// Called when the virtual CPU begins to stand still, with true, and when it goes on, with false.
-    pub on_pause: Option<Box<dyn FnMut(bool) + Send>>,
 }
 
 impl Orders {
     /// Nothing but the commands of `control`. `clock` is the domain's.
     pub fn new(control: Control, clock: Clock) -> Self {
-        Self {
-            control,
-            peeks: 0,
-            clock,
-            began: clock.now(),
-            stop_at: None,
-            postponed: None,
-            on_peek: None,
-            on_pause: None,
-        }
+        Self { control, peeks: 0, clock, began: clock.now(), stop_at: None, postponed: None, on_peek: None }
     }
 
     /// The clock that all times here are in.
@@ -221,14 +238,8 @@ impl Orders {
     }
 
     /// Tells those who wait for it whether the virtual CPU stands still.
-    pub(super) fn stands(&mut self, stands: bool) {
-        match stands {
-            true => self.control.0.standing.fetch_add(1, Ordering::AcqRel),
-            false => self.control.0.standing.fetch_sub(1, Ordering::AcqRel),
-        };
-        if let Some(tell) = &mut self.on_pause {
-            tell(stands);
-        }
+    pub(super) fn stands(&self, stands: bool) {
+        self.control.stands(stands);
     }
 
     /// Does what takes no decision of the loop: shows the ledger, and does the postponed work when it is time.
@@ -252,7 +263,14 @@ impl Orders {
             show(ledger, ns);
         }
         let mut together = self.control.0.together.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Together { show, sum, handed }) = &mut *together else { return };
+        let Some(Together { show, peeks, sum, handed }) = &mut *together else { return };
+        // Another virtual CPU may be a peek behind: what it has to show for that one nobody waits for.
+        if *peeks != self.peeks {
+            if (self.peeks.wrapping_sub(*peeks)).cast_signed() < 0 {
+                return;
+            }
+            (*peeks, *sum, *handed) = (self.peeks, Ledger::new(), 0);
+        }
         sum.merge(ledger);
         *handed += 1;
         if *handed >= self.control.kickers().len() {
@@ -280,7 +298,7 @@ mod tests {
         control.send(Command::Pause);
         assert_eq!(kicks.count(), 0);
         control.attach([kicks.clone() as Arc<dyn Kick>]);
-        let mut orders = Orders::new(control.clone(), Clock::new(1_000_000, 0));
+        let orders = Orders::new(control.clone(), Clock::new(1_000_000, 0));
         assert!(orders.has_any() && orders.says_pause(), "it was sent before");
         orders.stands(true);
         assert!(control.is_paused());
@@ -298,6 +316,9 @@ mod tests {
         let (control, kicks) = (Control::default(), [(); 2].map(|()| Arc::new(CountKicks::default())));
         control.attach(kicks.iter().map(|kicks| kicks.clone() as Arc<dyn Kick>));
         let mut orders = [(); 2].map(|()| Orders::new(control.clone(), Clock::new(1_000_000, 0)));
+        let paused = Arc::new(Mutex::new(Vec::new()));
+        let tells = paused.clone();
+        control.on_pause(Box::new(move |stands| tells.lock().unwrap().push(stands)));
         let shown = Arc::new(Mutex::new(Vec::new()));
         let told = shown.clone();
         control.show_together(Box::new(move |ledger, _| told.lock().unwrap().push(ledger.exits())));
@@ -306,9 +327,11 @@ mod tests {
         control.kick();
         assert_eq!(counts(), [2, 1], "input is one's business");
         orders[0].stands(true);
-        assert!(!control.is_paused());
+        assert!(!control.is_paused() && paused.lock().unwrap().is_empty());
         orders[1].stands(true);
         assert!(control.is_paused());
+        orders.iter().for_each(|orders| orders.stands(false));
+        assert_eq!(*paused.lock().unwrap(), [true, false], "of the domain, not of one virtual CPU");
         control.send(Command::Resume);
         control.send(Command::Peek);
         let mut ledger = Ledger::new();
@@ -319,9 +342,15 @@ mod tests {
             assert!(!orders.has_any());
         }
         assert_eq!(*shown.lock().unwrap(), [2], "once, and everything");
+        // One is asked again before the other has answered: each is in the sum once all the same.
+        control.send(Command::Peek);
+        orders[0].obey(&ledger);
+        control.send(Command::Peek);
+        orders.iter_mut().for_each(|orders| orders.obey(&ledger));
+        assert_eq!(*shown.lock().unwrap(), [2, 2]);
         control.end_all();
         assert!(orders.iter().all(Orders::says_stop) && !control.is_stopping());
-        assert_eq!(counts(), [5, 4]);
+        assert_eq!(counts(), [7, 6]);
     }
 
     #[test]

@@ -255,10 +255,12 @@ impl PvVcpu {
         vcpu
     }
 
-    /// Becomes what the guest initialised. Its own account goes on.
+    /// Becomes what the guest initialised. Its own account goes on, and so does what others have left for it meanwhile:
+    /// timers and an NMI.
     pub fn begin_as(&mut self, context: Self) {
-        let (ledger, runstate) = (std::mem::take(&mut self.ledger), self.runstate);
-        *self = Self { ledger, runstate, state: self.state, ..context };
+        let (ledger, timers) = (std::mem::take(&mut self.ledger), std::mem::take(&mut self.timers));
+        let (runstate, nmi, state) = (self.runstate, self.nmi, self.state);
+        *self = Self { ledger, timers, runstate, nmi, state, ..context };
     }
 
     /// Sets or clears CR0.TS, as the guest sees it and for the engine.

@@ -51,7 +51,6 @@ struct InterpretedDomain {
     outcome: Option<BareOutcome>,
     /// A copy for who asks for the registers.
     regs: Regs,
-    /// Not used: nothing derives from the guest's tables.
     clock: Clock,
     ledger: Ledger,
     end: Option<DomainEnd>,

@@ -166,11 +166,17 @@ impl Shared {
         }
     }
 
-    /// The domain has ended: whoever runs or waits is to notice.
-    fn end(&self, vcpu: VcpuId) {
-        let _ =
-            self.ended_by.compare_exchange(usize::MAX, vcpu.index(), Ordering::Relaxed, Ordering::Relaxed);
-        self.bells.kick_others(vcpu);
+    /// Notes who has ended the domain, if it has just ended. Before the vCPU that did lets go of the lock: another one
+    /// that finds it ended is not to blame.
+    fn note_end(&self, domain: &PvDomain, vcpu: VcpuId) {
+        if domain.end.is_some() {
+            let _ = self.ended_by.compare_exchange(
+                usize::MAX,
+                vcpu.index(),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
     }
 
     /// Waits until no vCPU can use what a change before `position` took away, where each has to see to that itself. The
@@ -184,6 +190,41 @@ impl Shared {
             .for_each(|vcpu| self.bells.kick(vcpu));
         seen.wait_for(position);
         self.lock().log.everyone_knows(position);
+    }
+}
+
+impl Shared {
+    /// The way into the guest where other vCPUs change the page tables as well. `must_be_known` is up to where all others
+    /// must be current before.
+    fn enter_beside_others(
+        &self,
+        seen: &Seen,
+        vcpu: &mut PvVcpu,
+        (must_be_known, now): (Option<Position>, u64),
+        cpu: &mut dyn Cpu,
+    ) -> Exit {
+        let each_for_itself = self.coherence == Coherence::EveryCpu;
+        if let Some(position) = must_be_known.filter(|_| each_for_itself) {
+            self.have_everyone_know(seen, position);
+        }
+        loop {
+            let mut domain = self.lock();
+            PvContext { domain: &mut domain, vcpu }.follow_wall_clock(now);
+            self.note_end(&domain, vcpu.id);
+            if let Err(why) = cpu.catch_up(&mut vcpu.space, &domain.log, &self.memory) {
+                return Exit::Dead(why);
+            }
+            if !each_for_itself {
+                domain.log.applied_for_everyone();
+            }
+            drop(domain);
+            if seen.enter(vcpu.id.index(), vcpu.space.position()) || !each_for_itself {
+                break;
+            }
+        }
+        let exit = cpu.enter(&mut vcpu.regs, &vcpu.space, &self.memory);
+        seen.leave(vcpu.id.index());
+        exit
     }
 }
 
@@ -234,32 +275,6 @@ impl PvRunner {
     pub(super) fn new(shared: Arc<Shared>, vcpu: PvVcpu) -> Self {
         Self { shared, vcpu, must_be_known: None, now: 0, stolen: Stolen::default() }
     }
-
-    /// The way into the guest where other vCPUs change the page tables as well.
-    fn enter_beside_others(&mut self, seen: &Seen, shared: &Shared, cpu: &mut dyn Cpu) -> Exit {
-        let Self { vcpu, must_be_known, now, .. } = self;
-        let each_for_itself = shared.coherence == Coherence::EveryCpu;
-        if let Some(position) = must_be_known.take().filter(|_| each_for_itself) {
-            shared.have_everyone_know(seen, position);
-        }
-        loop {
-            let mut domain = shared.lock();
-            PvContext { domain: &mut domain, vcpu }.follow_wall_clock(*now);
-            if let Err(why) = cpu.catch_up(&mut vcpu.space, &domain.log, &shared.memory) {
-                return Exit::Dead(why);
-            }
-            if !each_for_itself {
-                domain.log.applied_for_everyone();
-            }
-            drop(domain);
-            if seen.enter(vcpu.id.index(), vcpu.space.position()) || !each_for_itself {
-                break;
-            }
-        }
-        let exit = cpu.enter(&mut vcpu.regs, &vcpu.space, &shared.memory);
-        seen.leave(vcpu.id.index());
-        exit
-    }
 }
 
 impl Runner for PvRunner {
@@ -277,18 +292,20 @@ impl Runner for PvRunner {
         if exit != Exit::Hypercall || regs.rax == IRET {
             return regs.rip;
         }
+        // A walk notes that the page was accessed, in an entry that must be one still.
+        let _domain = self.shared.lock();
         let guest = GuestMemory::new(&self.shared.memory, self.vcpu.space.root());
         guest.read(GuestPtr::new(regs.rsp)).unwrap_or(regs.rip)
     }
 
     fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {
-        let shared = Arc::clone(&self.shared);
+        let Self { shared, vcpu, must_be_known, now, .. } = self;
         if let Some(seen) = &shared.several {
-            return self.enter_beside_others(seen, &shared, cpu);
+            return shared.enter_beside_others(seen, vcpu, (must_be_known.take(), *now), cpu);
         }
-        let vcpu = &mut self.vcpu;
         let mut domain = shared.lock();
-        PvContext { domain: &mut domain, vcpu }.follow_wall_clock(self.now);
+        PvContext { domain: &mut domain, vcpu }.follow_wall_clock(*now);
+        shared.note_end(&domain, vcpu.id);
         let caught_up = cpu.catch_up(&mut vcpu.space, &domain.log, &shared.memory);
         drop(domain);
         match caught_up {
@@ -302,6 +319,7 @@ impl Runner for PvRunner {
         let mut domain = shared.lock();
         let handled = handle(&mut PvContext { domain: &mut domain, vcpu }, exit);
         *must_be_known = (*must_be_known).max(domain.log.take_wanted());
+        shared.note_end(&domain, vcpu.id);
         drop(domain);
         let (yields, again) = (std::mem::take(&mut vcpu.yields), std::mem::take(&mut vcpu.calls_again));
         if shared.several.is_some() {
@@ -325,9 +343,11 @@ impl Runner for PvRunner {
             cx.steal(stolen);
         }
         let next = prepare(&mut cx);
+        self.shared.note_end(&domain, self.vcpu.id);
         drop(domain);
         if next == Next::End {
-            self.shared.end(self.vcpu.id);
+            // Whoever runs or waits is to notice.
+            self.shared.bells.kick_others(self.vcpu.id);
         }
         next
     }
@@ -343,6 +363,7 @@ impl Runner for PvRunner {
             hypercall::service_console(&mut cx);
         }
         hypercall::service_devices(&mut cx);
+        self.shared.note_end(&domain, self.vcpu.id);
     }
 
     fn ledger(&mut self) -> &mut Ledger {
@@ -395,8 +416,6 @@ fn prepare(cx: &mut PvContext<'_>) -> Next {
             return Next::End;
         }
     }
-    // Before the checks below: an event after them must find a vCPU that polls.
-    cx.domain.bells.set_polling(cx.vcpu.id, cx.vcpu.state == RunState::Polling);
     match cx.vcpu.state {
         RunState::Running => {}
         RunState::Blocked if cx.upcall_due() || cx.vcpu.nmi.pending => cx.run_again(),
@@ -404,9 +423,13 @@ fn prepare(cx: &mut PvContext<'_>) -> Next {
             cx.vcpu.timers.set_poll(None);
             cx.run_again();
         }
-        RunState::Blocked | RunState::Polling | RunState::Offline => return Next::Wait(next_deadline(cx)),
+        RunState::Polling => return Next::Wait(next_deadline(cx)),
+        RunState::Blocked | RunState::Offline => {
+            cx.domain.bells.end_poll(cx.vcpu.id);
+            return Next::Wait(next_deadline(cx));
+        }
     }
-    cx.domain.bells.set_polling(cx.vcpu.id, false);
+    cx.domain.bells.end_poll(cx.vcpu.id);
     cx.check_rip();
     cx.deliver_nmi();
     cx.deliver_upcall();
@@ -450,10 +473,14 @@ fn expire_timers(cx: &mut PvContext<'_>) {
     }
 }
 
-/// Whether a poll is over: a port is pending, or an upcall or an NMI could be delivered.
+/// Whether a poll is over: a port is pending, or was and has been cleared since, or an upcall or an NMI could be
+/// delivered.
 fn poll_is_over(cx: &PvContext<'_>) -> bool {
     let pending = |&port: &u32| cx.domain.bells.is_pending(port) == Ok(true);
-    cx.upcall_due() || cx.vcpu.nmi.pending || cx.vcpu.polled.ports().iter().any(pending)
+    cx.upcall_due()
+        || cx.vcpu.nmi.pending
+        || cx.domain.bells.poll_has_ended(cx.vcpu.id)
+        || cx.vcpu.polled.ports().iter().any(pending)
 }
 
 /// A SYSCALL of a user program: entered in the kernel's handler; without one, an undefined instruction.

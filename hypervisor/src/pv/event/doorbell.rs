@@ -8,7 +8,7 @@
 //! who polls. So one of the two sees the other, although the port may be masked, so that there is no upcall.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use paravane_abi::event::{EVTCHN_2L_NR_CHANNELS, EvtchnPort};
 use paravane_abi::shared_info::{VcpuInfo, XEN_LEGACY_MAX_VCPUS};
@@ -46,9 +46,22 @@ impl Targets {
 struct Doorbell {
     /// The machine address of the vCPU's info, which may move once.
     vcpu_info: AtomicU64,
-    /// The vCPU polls, or is about to: any port may be the one, masked or not.
-    polls: AtomicBool,
+    /// The port that the vCPU polls, masked or not; [`SEVERAL`] if that can be any, and 0 once it polls no longer, or a
+    /// port that it polls has become pending. Who finds that port may have cleared it before the vCPU looks.
+    polls: AtomicU32,
     kick: Arc<dyn Kick>,
+}
+
+/// More ports than one, or none of them in particular, as Xen sees it (evtchn_check_pollers).
+const SEVERAL: u32 = u32::MAX;
+
+impl Doorbell {
+    /// Ends the poll that `port`, which became pending, is for; whether there was one.
+    fn ends_poll(&self, port: EvtchnPort) -> bool {
+        let polls = self.polls.load(Ordering::SeqCst);
+        (polls == port || polls == SEVERAL)
+            && self.polls.compare_exchange(polls, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
 }
 
 /// The ways from any thread to the vCPUs of a domain.
@@ -68,7 +81,7 @@ impl Doorbells {
         let targets = Arc::new(Targets::new(kicks.len()));
         let bell = |(number, kick)| Doorbell {
             vcpu_info: AtomicU64::new(first_info(shared_info, number).0),
-            polls: AtomicBool::new(false),
+            polls: AtomicU32::new(0),
             kick,
         };
         let vcpus = kicks.into_iter().enumerate().map(bell).collect();
@@ -110,7 +123,7 @@ impl Doorbells {
         by: Option<VcpuId>,
     ) -> Result<(), BadMachineAddress> {
         let (is_new, upcall) = seen.raise_both(&self.memory, port)?;
-        self.notify(target, (is_new, upcall), by);
+        self.notify(target, port, (is_new, upcall), by);
         if !is_new {
             return Ok(());
         }
@@ -120,18 +133,20 @@ impl Doorbells {
         let there = self.of(now);
         if now != target || there.vcpu_info != seen.vcpu_info {
             let upcall = there.select(&self.memory, port)?;
-            self.notify(now, (true, upcall), by);
+            self.notify(now, port, (true, upcall), by);
         }
         Ok(())
     }
 
-    /// Kicks `target` if an upcall became pending there; and if the port is newly pending, whoever may poll it.
-    fn notify(&self, target: VcpuId, (is_new, upcall): (bool, bool), by: Option<VcpuId>) {
+    /// Kicks `target` if an upcall became pending there; and if the port is newly pending, whoever polls it.
+    fn notify(&self, target: VcpuId, port: EvtchnPort, (is_new, upcall): (bool, bool), by: Option<VcpuId>) {
         for (number, bell) in self.vcpus.iter().enumerate() {
+            if by.is_some_and(|by| by.index() == number) {
+                continue;
+            }
             let wakes = number == target.index() && upcall;
-            if by.is_none_or(|by| by.index() != number)
-                && (wakes || is_new && bell.polls.load(Ordering::SeqCst))
-            {
+            let polled = is_new && bell.ends_poll(port);
+            if wakes || polled {
                 bell.kick.kick();
             }
         }
@@ -144,7 +159,7 @@ impl Doorbells {
     pub fn unmask(&self, port: EvtchnPort, by: VcpuId) -> Result<(), BadMachineAddress> {
         let target = self.targets.of(port);
         let upcall = self.of(target).unmask(&self.memory, port)?;
-        self.notify(target, (false, upcall), Some(by));
+        self.notify(target, port, (false, upcall), Some(by));
         Ok(())
     }
 
@@ -157,7 +172,7 @@ impl Doorbells {
         let there = self.of(target);
         if there.is_pending(&self.memory, port)? {
             let upcall = there.select(&self.memory, port)?;
-            self.notify(target, (false, upcall), Some(by));
+            self.notify(target, port, (false, upcall), Some(by));
         }
         Ok(())
     }
@@ -203,12 +218,23 @@ impl Doorbells {
         self.attention.load(Ordering::Relaxed) && self.attention.swap(false, Ordering::SeqCst)
     }
 
-    /// A vCPU polls, or does so no longer. For its own thread, before it looks at what is pending.
-    pub fn set_polling(&self, vcpu: VcpuId, polls: bool) {
-        if let Some(bell) = self.bell(vcpu)
-            && bell.polls.load(Ordering::Relaxed) != polls
-        {
+    /// A vCPU polls these ports. For its own thread, before it looks at what is pending.
+    pub fn poll(&self, vcpu: VcpuId, ports: &[EvtchnPort]) {
+        if let Some(bell) = self.bell(vcpu) {
+            let polls = if let [one] = ports { *one } else { SEVERAL };
             bell.polls.store(polls, Ordering::SeqCst);
+        }
+    }
+    /// Whether a port that a vCPU polled has become pending since, or it polls nothing.
+    pub fn poll_has_ended(&self, vcpu: VcpuId) -> bool {
+        self.bell(vcpu).is_none_or(|bell| bell.polls.load(Ordering::SeqCst) == 0)
+    }
+    /// A vCPU polls no longer. For its own thread.
+    pub fn end_poll(&self, vcpu: VcpuId) {
+        if let Some(bell) = self.bell(vcpu)
+            && bell.polls.load(Ordering::Relaxed) != 0
+        {
+            bell.polls.store(0, Ordering::SeqCst);
         }
     }
     /// Whether the guest has given a vCPU's info a place of its own.
@@ -259,9 +285,20 @@ mod tests {
         };
         assert_eq!((raised(5), raised(5)), (1, 0));
         assert_eq!(raised(6), 0, "an upcall is pending already");
-        bells.set_polling(VcpuId::BOOT, true);
-        assert_eq!((raised(7), raised(7)), (1, 0), "but this port may be polled");
-        bells.set_polling(VcpuId::BOOT, false);
+        bells.poll(VcpuId::BOOT, &[7]);
+        assert_eq!((raised(10), bells.poll_has_ended(VcpuId::BOOT)), (0, false), "this one is not polled");
+        assert_eq!((raised(7), raised(7)), (1, 0), "but this one is");
+        assert!(
+            bells.poll_has_ended(VcpuId::BOOT),
+            "though it may be cleared by the time that the vCPU looks"
+        );
+        for several in [&[][..], &[20, 21]] {
+            bells.poll(VcpuId::BOOT, several);
+            assert_eq!(raised(11 + several.len() as u32), 1, "any may be the one");
+        }
+        bells.poll(VcpuId::BOOT, &[7]);
+        bells.end_poll(VcpuId::BOOT);
+        assert!(bells.poll_has_ended(VcpuId::BOOT));
         bells.vcpu_info_moved(VcpuId::BOOT, Maddr(4096));
         assert_eq!(raised(8), 1);
         assert_eq!(raised(u32::MAX), 0);
@@ -288,7 +325,7 @@ mod tests {
         assert_eq!(counts(), [0, 1, 0]);
         assert_eq!(bells.of(vcpu(1)).state(&bells.memory), Ok((true, false)));
         assert_eq!(bells.of(VcpuId::BOOT).state(&bells.memory), Ok((false, false)));
-        bells.set_polling(vcpu(2), true);
+        bells.poll(vcpu(2), &[6]);
         bells.raise(6, Some(VcpuId::BOOT)).unwrap();
         assert_eq!(
             counts(),

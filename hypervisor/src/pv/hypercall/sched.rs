@@ -89,7 +89,6 @@ fn poll(call: &mut Call<'_>, argument: GuestPtr<SchedPoll>) -> HypercallResult {
         return Err(Errno::EINVAL);
     }
     call.spend(op.nr_ports.into());
-    let mut pending = false;
     call.vcpu.polled.clear();
     let ports = GuestSlice::<EvtchnPort>::new(op.ports, op.nr_ports.into());
     for n in 0..ports.count() {
@@ -98,9 +97,15 @@ fn poll(call: &mut Call<'_>, argument: GuestPtr<SchedPoll>) -> HypercallResult {
             return Err(Errno::EINVAL);
         }
         call.vcpu.polled.push(port);
-        pending |= call.domain.bells.is_pending(port).map_err(|_| Errno::EFAULT)?;
     }
-    if !pending && !call.context().upcall_due() {
+    // Before the look: what becomes pending after it must find a vCPU that polls.
+    let (id, polled) = (call.vcpu.id, call.vcpu.polled);
+    call.domain.bells.poll(id, polled.ports());
+    if polled.ports().iter().any(|port| call.domain.bells.is_pending(*port) != Ok(false))
+        || call.context().upcall_due()
+    {
+        call.domain.bells.end_poll(id);
+    } else {
         call.vcpu.timers.set_poll((op.timeout != 0).then_some(op.timeout));
         call.context().wait_as(RunState::Polling);
     }

@@ -92,7 +92,7 @@ fn check(context: &VcpuGuestContext) -> Result<(), Errno> {
     let [_, user_root, _, kernel_root, ..] = context.ctrlreg;
     if addresses.into_iter().chain(handlers).any(|address| !is_canonical(address))
         || kernel_root == 0
-        || in_user_mode && user_root == 0
+        || in_user_mode && frame(user_root) == Mfn(0)
         || context.gdt_ents > FIRST_RESERVED_GDT_ENTRY.into()
     {
         return Err(Errno::EINVAL);
@@ -125,10 +125,10 @@ fn take_tables(
     let domain = &mut *call.domain;
     let (memory, log) = (&domain.memory, &mut domain.log);
     let op = |cmd, arg1, arg2| MmuextOp { cmd, arg1, arg2, ..Default::default() };
-    let user = if user_root == 0 { Mfn(0) } else { frame(user_root) };
     for op in [
         op(MMUEXT_NEW_BASEPTR, frame(kernel_root).0, 0),
-        op(MMUEXT_NEW_USER_BASEPTR, user.0, 0),
+        // Frame 0 is none: the vCPU has no program then.
+        op(MMUEXT_NEW_USER_BASEPTR, frame(user_root).0, 0),
         op(MMUEXT_SET_LDT, context.ldt_base, context.ldt_ents),
     ] {
         domain.mmu.mmuext_one(memory, log, space, tables, &op)?;

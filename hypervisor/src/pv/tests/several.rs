@@ -179,6 +179,7 @@ fn a_context_that_is_refused_leaves_nothing() {
         changed(&|c| c.ctrlreg[3] = u64::MAX),
         changed(&|c| c.ctrlreg[1] = table << 12),
         changed(&|c| c.flags = 0),
+        changed(&|c| (c.flags, c.ctrlreg[1]) = (0, 1)),
         changed(&|c| (c.ldt_base, c.ldt_ents) = (8, 1)),
         changed(&|c| (c.ldt_base, c.ldt_ents) = (0, 8193)),
         changed(&|c| c.gdt_ents = 7169),
@@ -247,6 +248,13 @@ fn timers_and_nmis_are_left_for_another_and_its_single_shot_is_its_own() {
     let shot = VcpuSetSingleshotTimer { timeout_abs_ns: 1, flags: 0, _pad: 0 };
     assert_eq!(s.op_with(VCPUOP_SET_SINGLESHOT_TIMER, 1, shot), Err(Errno::EINVAL));
     assert_eq!(s.op(VCPUOP_STOP_SINGLESHOT_TIMER, 1, 0), Err(Errno::EINVAL));
+    // What is left before its first start is there when it starts.
+    let mut s = Several::new(2);
+    assert_eq!(s.op_with(VCPUOP_SET_PERIODIC_TIMER, 1, VcpuSetPeriodicTimer { period_ns: 5_000_000 }), Ok(0));
+    assert_eq!(s.op(VCPUOP_SEND_NMI, 1, 0), Ok(0));
+    s.other(1).take_left();
+    let s = s.with_the_second_up();
+    assert!(s.others[0].timers.next().is_some() && s.others[0].nmi.pending);
 }
 
 #[test]
@@ -262,8 +270,8 @@ fn an_ipi_reaches_its_vcpu_and_no_other() {
     assert_eq!((s.kicks[0].count() - before[0], s.state_of(0).0), (0, true), "one's own thread looks anyway");
     // Who polls it is woken although it is masked, wherever it notifies.
     let third = VcpuId::new(2).unwrap();
-    s.t.bells.set_polling(third, true);
     let polled = s.bind_ipi(1).unwrap();
+    s.t.bells.poll(third, &[polled]);
     let mask = Maddr(s.t.upcall().shared_info.0 + 2560);
     s.t.memory.fetch_or_u64(mask, 1 << polled).unwrap();
     s.send(polled).unwrap();

@@ -125,8 +125,8 @@ impl Machine {
     /// Waits, as a vCPU that blocks, until `done`.
     fn wait_until(&mut self, mut done: impl FnMut(&mut TestDomain) -> bool) {
         let kicks = self.kicks.clone();
-        self.t.bells.set_polling(VcpuId::BOOT, true);
         loop {
+            self.t.bells.poll(VcpuId::BOOT, &[]);
             let seen = *kicks.count.lock().unwrap();
             service(&mut self.t.cx());
             if done(&mut self.t) {
