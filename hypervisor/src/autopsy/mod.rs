@@ -12,12 +12,14 @@
 pub mod backtrace;
 pub mod text;
 
+use std::collections::BTreeMap;
+
 use backtrace::Stack;
 use serde::Serialize;
 
 use crate::audit;
 use crate::image::lines::Lines;
-use crate::image::symbols::symbolize;
+use crate::image::symbol_map::SymbolMap;
 use crate::x86::registers::Regs;
 
 /// What a technique knows of a virtual CPU.
@@ -78,15 +80,19 @@ pub struct Place {
 
 /// Turns what a technique says into what people want to know. `elf` is the guest's image.
 pub fn of(elf: &[u8], testimonies: Vec<Testimony>, read: &mut Read<'_>) -> Autopsy {
-    let lines = Lines::new(elf);
-    let place = |address: u64, returns: bool| {
-        // A return address may be the first of another function or line.
-        let at = address.saturating_sub(u64::from(returns));
+    let (symbols, lines) = (SymbolMap::new(elf), Lines::new(elf));
+    // 64 virtual CPUs may stand at the same places, and an image may make a lookup as slow as it likes.
+    let mut names = Once::new(|at| {
         let line = lines.as_ref().and_then(|lines| lines.at(at)).map(|line| line.to_string());
-        Place { address, function: symbolize(elf, at), line }
+        (symbols.symbolize(at), line)
+    });
+    let mut place = |address: u64, returns: bool| {
+        // A return address may be the first of another function or line.
+        let (function, line) = names.of(address.saturating_sub(u64::from(returns)));
+        Place { address, function, line }
     };
     let vcpus = testimonies.into_iter().map(|Testimony { vcpu, regs, doing, mut notes, exception }| {
-        let page = |rip| symbolize(elf, rip).is_some_and(|name| name.starts_with("hypercall_page"));
+        let page = |rip| symbols.symbolize(rip).is_some_and(|name| name.starts_with("hypercall_page"));
         let mut word = |address| read(vcpu, address);
         let Stack { places, skipped } = backtrace::walk(&regs, page, &mut word);
         let backtrace =
@@ -98,6 +104,22 @@ pub fn of(elf: &[u8], testimonies: Vec<Testimony>, read: &mut Read<'_>) -> Autop
         Account { vcpu, doing, backtrace, skipped, exception, notes }
     });
     Autopsy { vcpus: vcpus.collect() }
+}
+
+/// Answers that are found once for each address.
+struct Once<A, F> {
+    find: F,
+    found: BTreeMap<u64, A>,
+}
+
+impl<A: Clone, F: FnMut(u64) -> A> Once<A, F> {
+    const fn new(find: F) -> Self {
+        Self { find, found: BTreeMap::new() }
+    }
+
+    fn of(&mut self, address: u64) -> A {
+        self.found.entry(address).or_insert_with(|| (self.find)(address)).clone()
+    }
 }
 
 /// What to use instead of the instruction at `rip`, if it is one that needs a replacement.

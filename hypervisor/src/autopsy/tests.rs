@@ -49,3 +49,14 @@ fn vcpus_that_do_the_same_are_told_once() {
     assert!(told(vec![waits(0), waits(2)]).ends_with("  the same: vCPU 2\n"));
     assert!(!told(vec![waits(0), runs]).contains("the same"));
 }
+
+#[test]
+fn an_address_is_looked_up_once() {
+    let mut lookups = 0;
+    let mut names = Once::new(|at| {
+        lookups += 1;
+        at + 1
+    });
+    assert_eq!([5, 7, 5, 5, 7].map(|at| names.of(at)), [6, 8, 6, 6, 8]);
+    assert_eq!(lookups, 2);
+}

@@ -3,6 +3,7 @@
 //! Answers what [`symbolize`](super::symbols::symbolize) does, which looks at every symbol for each address. Here every
 //! symbol is looked at once.
 
+use std::cell::OnceCell;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use object::LittleEndian;
 use object::elf::{FileHeader64, SHT_SYMTAB};
 use object::read::elf::{FileHeader, Sym};
 
-use super::symbols::{Rank, extent, readable};
+use super::symbols::{Names, Rank, extent, readable};
 use crate::text::printable::printable;
 
 type Header = FileHeader64<LittleEndian>;
@@ -24,8 +25,18 @@ pub struct SymbolId(usize);
 pub struct SymbolMap {
     /// Where another symbol becomes the best, and which.
     changes: Vec<(u64, Option<SymbolId>)>,
-    /// Value and name, fit for a terminal.
-    symbols: Vec<(u64, String)>,
+    symbols: Vec<Named>,
+    /// The names as they are in the image, where they may overlap: each by itself could be far more than the image.
+    strings: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Named {
+    value: u64,
+    /// Where in the strings its name is.
+    name: u32,
+    /// The name fit for a terminal, once somebody has asked for it.
+    readable: OnceCell<String>,
 }
 
 /// A symbol that may be the best between two addresses.
@@ -45,13 +56,14 @@ impl SymbolMap {
         let header = Header::parse(elf).ok()?;
         let sections = header.sections(LittleEndian, elf).ok()?;
         let table = sections.symbols(LittleEndian, elf, SHT_SYMTAB).ok()?;
+        let names = Names::of(elf, &sections, &table);
         let (mut spans, mut symbols) = (Vec::new(), Vec::new());
         for (index, symbol) in table.enumerate() {
             let Some((rank, size)) = Rank::with_size(symbol) else { continue };
-            let Some(name) = symbol.name(LittleEndian, table.strings()).ok().filter(|name| !name.is_empty())
-            else {
+            let name = symbol.st_name(LittleEndian);
+            if !names.has(name) {
                 continue;
-            };
+            }
             let (start, end) = if rank.spans {
                 (rank.value, rank.value.saturating_add(size))
             } else {
@@ -61,23 +73,32 @@ impl SymbolMap {
             };
             if start < end {
                 spans.push(Span { start, end, rank });
-                symbols.push((rank.value, printable(&readable(name)).to_string()));
+                symbols.push(Named { value: rank.value, name, readable: OnceCell::new() });
             }
         }
-        Some(Self { changes: changes(&spans), symbols })
+        Some(Self { changes: changes(&spans), symbols, strings: names.strings().to_vec() })
     }
 
     /// The symbol that `address` lies in, and how far behind its beginning.
     pub fn find(&self, address: u64) -> Option<(SymbolId, u64)> {
         let after = self.changes.partition_point(|(at, _)| *at <= address);
         let (_, best) = self.changes.get(after.checked_sub(1)?)?;
-        let (value, _) = self.symbols.get((*best)?.0)?;
-        Some(((*best)?, address.checked_sub(*value)?))
+        let symbol = self.symbols.get((*best)?.0)?;
+        Some(((*best)?, address.checked_sub(symbol.value)?))
     }
 
     /// A symbol's name, fit for a terminal.
     pub fn name(&self, id: SymbolId) -> &str {
-        self.symbols.get(id.0).map_or("", |(_, name)| name)
+        let Some(symbol) = self.symbols.get(id.0) else { return "" };
+        let name = || Names::within(&self.strings).at(symbol.name).unwrap_or_default();
+        symbol.readable.get_or_init(|| printable(&readable(name())).to_string())
+    }
+
+    /// The symbol that `address` lies in, as `name+0x12`.
+    pub fn symbolize(&self, address: u64) -> Option<String> {
+        let (id, offset) = self.find(address)?;
+        let name = self.name(id);
+        Some(if offset == 0 { name.to_owned() } else { format!("{name}+{offset:#x}") })
     }
 
     /// Whether there are no symbols.
@@ -117,12 +138,6 @@ mod tests {
     use crate::image::symbols::symbolize;
     use crate::testing::elf::{Elf, Symbol};
 
-    fn says(map: &SymbolMap, address: u64) -> Option<String> {
-        let (id, offset) = map.find(address)?;
-        let name = map.name(id);
-        Some(if offset == 0 { name.to_owned() } else { format!("{name}+{offset:#x}") })
-    }
-
     #[test]
     fn no_symbols_is_no_error() {
         for elf in [&Elf::plain().bytes()[..], b"not ELF"] {
@@ -146,7 +161,7 @@ mod tests {
             let image = elf.bytes();
             let map = SymbolMap::new(&image);
             for address in (0xfe0..0x1080).chain([0, u64::MAX]) {
-                prop_assert_eq!(says(&map, address), symbolize(&image, address), "{:#x}", address);
+                prop_assert_eq!(map.symbolize(address), symbolize(&image, address), "{:#x}", address);
             }
         }
     }

@@ -2,16 +2,60 @@
 //!
 //! Symbols are read only when someone asks; a stripped image has none, which is not an error.
 
+use std::fmt::{self, Write};
 use std::ops::Range;
 
 use object::LittleEndian;
 use object::elf::{FileHeader64, SHN_ABS, SHN_UNDEF, SHT_SYMTAB, STT_FUNC, STT_NOTYPE, STT_OBJECT};
-use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
+use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym, SymbolTable};
 
 use super::lines::Lines;
 use crate::text::printable::printable;
 
 type Header = FileHeader64<LittleEndian>;
+
+/// The most bytes of a name that are looked at, and of its readable form that are kept. Names share their bytes, so
+/// that a small file can have many thousand of them that are as long as the file.
+pub const LONGEST_NAME: usize = 1024;
+
+/// The names of an image's symbols.
+#[derive(Clone, Copy)]
+pub(super) struct Names<'a>(&'a [u8]);
+
+impl<'a> Names<'a> {
+    /// Those of `table`.
+    pub(super) fn of(
+        elf: &'a [u8],
+        sections: &SectionTable<'a, Header>,
+        table: &SymbolTable<'a, Header>,
+    ) -> Self {
+        let section = sections.section(table.string_section()).ok();
+        Self::within(section.and_then(|section| section.data(LittleEndian, elf).ok()).unwrap_or_default())
+    }
+
+    /// Those that are in the bytes of a string table.
+    pub(super) const fn within(strings: &'a [u8]) -> Self {
+        Self(strings)
+    }
+
+    /// The string table.
+    pub(super) const fn strings(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// The bytes of the name that begins at `offset`, the first [`LONGEST_NAME`] of them; `None` if it has none.
+    pub(super) fn at(self, offset: u32) -> Option<&'a [u8]> {
+        let rest = self.0.get(usize::try_from(offset).ok()?..)?;
+        let rest = rest.get(..LONGEST_NAME).unwrap_or(rest);
+        let name = rest.split(|byte| *byte == 0).next()?;
+        (!name.is_empty()).then_some(name)
+    }
+
+    /// Whether a name begins at `offset`. Costs the same for all names.
+    pub(super) fn has(self, offset: u32) -> bool {
+        usize::try_from(offset).ok().and_then(|at| self.0.get(at)).is_some_and(|first| *first != 0)
+    }
+}
 
 /// The function (or other symbol) that `rip` lies in, as `name+0x12`; Rust names are demangled, and the text is
 /// fit for a terminal.
@@ -19,7 +63,8 @@ pub fn symbolize(elf: &[u8], rip: u64) -> Option<String> {
     let header = Header::parse(elf).ok()?;
     let sections = header.sections(LittleEndian, elf).ok()?;
     let symbols = sections.symbols(LittleEndian, elf, SHT_SYMTAB).ok()?;
-    let mut best: Option<(Rank, &[u8])> = None;
+    let names = Names::of(elf, &sections, &symbols);
+    let mut best: Option<(Rank, u32)> = None;
     for (index, symbol) in symbols.enumerate() {
         let Some(rank) = Rank::of(symbol, rip) else { continue };
         let section = || extent(&sections, symbols.symbol_section(LittleEndian, symbol, index).ok()??);
@@ -27,15 +72,13 @@ pub fn symbolize(elf: &[u8], rip: u64) -> Option<String> {
         if !rank.spans && !section().is_some_and(|section| section.contains(&rip)) {
             continue;
         }
-        if best.is_none_or(|(other, _)| rank > other)
-            && let Ok(name) = symbol.name(LittleEndian, symbols.strings())
-            && !name.is_empty()
-        {
+        let name = symbol.st_name(LittleEndian);
+        if best.is_none_or(|(other, _)| rank > other) && names.has(name) {
             best = Some((rank, name));
         }
     }
     let (rank, name) = best?;
-    let name = printable(&readable(name)).to_string();
+    let name = printable(&readable(names.at(name)?)).to_string();
     match rip - rank.value {
         0 => Some(name),
         offset => Some(format!("{name}+{offset:#x}")),
@@ -84,11 +127,26 @@ pub fn locate(elf: &[u8], rip: u64) -> Option<String> {
     }
 }
 
-/// A symbol's name with Rust names demangled, without the hash that closes them. It is a stranger's text: print
-/// it by [`printable`].
+/// A symbol's name with Rust names demangled, without the hash that closes them, cut at [`LONGEST_NAME`]. It is a
+/// stranger's text: print it by [`printable`].
 pub fn readable(name: &[u8]) -> String {
-    let name = String::from_utf8_lossy(name);
-    format!("{:#}", rustc_demangle::demangle(&name))
+    let name = String::from_utf8_lossy(name.get(..LONGEST_NAME).unwrap_or(name));
+    let mut text = Cut(String::new());
+    // It fails where the text is cut, and a short mangled name may stand for a megabyte.
+    let _ = write!(text, "{:#}", rustc_demangle::demangle(&name));
+    text.0
+}
+
+/// Text that takes no more than [`LONGEST_NAME`] bytes.
+struct Cut(String);
+
+impl Write for Cut {
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        let room = LONGEST_NAME.saturating_sub(self.0.len());
+        let fits = more.get(..more.floor_char_boundary(room)).unwrap_or(more);
+        self.0.push_str(fits);
+        if fits.len() == more.len() { Ok(()) } else { Err(fmt::Error) }
+    }
 }
 
 /// How well a symbol names an address: one that spans it, then the nearest, then functions before labels.
@@ -180,6 +238,34 @@ mod tests {
         let mut elf = elf();
         elf.symbols[3].name = "in\u{202e}ner\x1b[2J";
         assert_eq!(symbolize(&elf.bytes(), 0x1016).as_deref(), Some(r"in\u{202e}ner\u{1b}[2J+0x2"));
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        // Made once, for the rest of the test's process.
+        let long: &'static str = "n".repeat(1 << 20).leak();
+        let mut elf = elf();
+        elf.symbols[3].name = long;
+        let image = elf.bytes();
+        let cut = &long[..LONGEST_NAME];
+        assert_eq!(symbolize(&image, 0x1014).as_deref(), Some(cut));
+        let map = crate::image::symbol_map::SymbolMap::new(&image);
+        assert_eq!(map.symbolize(0x1014).as_deref(), Some(cut));
+        assert_eq!(readable(long.as_bytes()), cut);
+        for name in ["\u{20ac}".repeat(1000).as_bytes(), &[0xff; 2000]] {
+            assert!(readable(name).len() <= LONGEST_NAME);
+        }
+    }
+
+    #[test]
+    fn what_is_looked_at_of_a_name_has_a_limit() {
+        let strings = [&b"\0ab\0"[..], &[b'x'; 2 * LONGEST_NAME]].concat();
+        let names = Names::within(&strings);
+        assert_eq!(names.at(1), Some(&b"ab"[..]));
+        assert_eq!(names.at(4).map(<[u8]>::len), Some(LONGEST_NAME), "no end within it");
+        for (offset, has) in [(0, false), (1, true), (3, false), (4, true), (u32::MAX, false)] {
+            assert_eq!((names.has(offset), names.at(offset).is_some()), (has, has), "{offset}");
+        }
     }
 
     #[test]
