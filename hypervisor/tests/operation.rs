@@ -139,6 +139,43 @@ fn a_run_that_cannot_start_has_ended_and_a_missing_descriptor_is_named() {
 }
 
 #[test]
+fn whatever_ends_a_run_that_has_begun_is_told_once_as_it_was() {
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
+    for (name, args, stdout, status, reason) in [
+        ("disk", &["--disk", "/nonexistent/disk"][..], Stdio::piped(), 1, "/nonexistent/disk"),
+        (
+            "json",
+            &["--stats-json", "/dev/full", "--cmdline", "bench=null-call"],
+            Stdio::null(),
+            1,
+            "/dev/full",
+        ),
+        ("output", &["--cmdline", "bench=null-call"], full(), 1, "console output was lost: No space left"),
+        ("good", &["--cmdline", "bench=null-call"], Stdio::null(), 0, "the guest powered off"),
+    ] {
+        let events = Scratch::new(&format!("events-{name}"), "");
+        let mut command = paravane(&["run", "--timeout", "60s", "--events", events.name()]);
+        let output = command.args(args).stdout(stdout).output().unwrap();
+        let told = fs::read_to_string(&events.0).unwrap();
+        let lines: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let names: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
+        if name != "disk" && !names.contains(&"started") {
+            skip("engine", text(&output.stderr));
+            continue;
+        }
+        assert_eq!(
+            (names[0], names.iter().filter(|name| **name == "ended").count()),
+            ("starting", 1),
+            "{told}"
+        );
+        let last = lines.last().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{name}: {}", text(&output.stderr));
+        assert_eq!((&last["event"], &last["status"]), (&"ended".into(), &status.into()), "{told}");
+        assert!(last["reason"].as_str().unwrap().contains(reason), "{told}");
+    }
+}
+
+#[test]
 fn shells_and_man_get_what_the_command_line_knows() {
     for shell in ["bash", "zsh", "fish"] {
         let output = output(&["completions", shell]);

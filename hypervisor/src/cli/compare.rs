@@ -3,7 +3,8 @@
 mod changes;
 mod page;
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -179,9 +180,20 @@ fn percent(text: &str) -> Result<f64, String> {
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("not a percentage".to_owned()) }
 }
 
+/// The longest result that is read, in MiB: several times that of a thousand runs of everything.
+const LONGEST_MIB: u64 = 256;
+
 /// A recorded result.
 fn read(file: &Path) -> anyhow::Result<String> {
-    fs::read_to_string(file).with_context(|| format!("cannot read {}", path(file)))
+    read_within(file, LONGEST_MIB << 20).with_context(|| format!("cannot read {}", path(file)))
+}
+
+fn read_within(file: &Path, longest: u64) -> io::Result<String> {
+    let mut text = String::new();
+    if File::open(file)?.take(longest.saturating_add(1)).read_to_string(&mut text)? as u64 > longest {
+        return Err(io::Error::other(format!("it is longer than {LONGEST_MIB} MiB")));
+    }
+    Ok(text)
 }
 
 fn workload_names() -> PossibleValuesParser {
@@ -321,6 +333,17 @@ mod tests {
         assert_eq!(selected(&[]).len(), WORKLOADS.len());
         let names = ["timer-1000".to_owned(), "null-call".to_owned()];
         assert_eq!(selected(&names).iter().map(|w| w.name).collect::<Vec<_>>(), ["null-call", "timer-1000"]);
+    }
+
+    #[test]
+    fn a_result_without_an_end_is_refused() {
+        let error = read_within(Path::new("/dev/zero"), 4096).unwrap_err();
+        assert_eq!(error.to_string(), "it is longer than 256 MiB");
+        let own = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let length = std::fs::metadata(own).unwrap().len();
+        assert!(
+            read_within(Path::new(own), length).is_ok() && read_within(Path::new(own), length - 1).is_err()
+        );
     }
 
     #[test]

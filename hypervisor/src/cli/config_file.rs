@@ -1,8 +1,9 @@
 //! The file of `run --config`: the same options as on the command line, in TOML.
 //!
-//! A file becomes arguments that stand before those of the command line, so that clap checks both alike and whatever is
-//! said there wins; options that may be repeated add up. The names are those of the command line, taken from it: there
-//! is no second list of options that could differ.
+//! A file becomes arguments that stand before those of the command line, so that clap checks both alike: of a value that
+//! is given twice the command line's wins, options that may be repeated add up, and what excludes each other does so
+//! across both. The names are those of the command line, taken from it: there is no second list of options that could
+//! differ.
 //!
 //! What may not be done here: knowing what an option means.
 
@@ -109,7 +110,10 @@ fn operand(path: String) -> OsString {
 
 /// The option of that name which a file may have.
 fn option<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
-    command.get_arguments().find(|arg| arg.get_long() == Some(name) && is_allowed(arg))
+    let is_called = |arg: &Arg| {
+        arg.get_long() == Some(name) || arg.get_visible_aliases().unwrap_or_default().contains(&name)
+    };
+    command.get_arguments().find(|arg| is_called(arg) && is_allowed(arg))
 }
 
 /// Options that ask for words instead of a run, and those that nobody is told of, are for the command line.
@@ -151,7 +155,11 @@ fn add(
 fn text_of(name: &str, value: &Spanned<DeValue<'_>>) -> Result<String, Mistake> {
     match value.get_ref() {
         DeValue::String(text) => Ok(text.clone().into_owned()),
-        DeValue::Integer(number) => Ok(number.to_string()),
+        // In whatever base it is written: the command line has decimal numbers.
+        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) => Ok(number.to_string()),
+            Err(error) => Err(Mistake { at: value.span().start, what: format!("`{name}`: {error}") }),
+        },
         _ => Err(Mistake {
             at: value.span().start,
             what: format!("`{name}` is a text in quotes, as after --{name} on the command line"),
@@ -205,6 +213,7 @@ mod tests {
             ]
         );
         assert_eq!(of("").unwrap(), [""; 0]);
+        assert_eq!(of("smp = 2\nmem = 0x40_0000").unwrap(), ["--smp=2", "--mem=4194304"]);
     }
 
     #[test]
@@ -216,6 +225,7 @@ mod tests {
             ("help = true", 1, "no option `help`"),
             ("rng = 1", 1, "true or false"),
             ("mem = 1.5", 1, "a text in quotes"),
+            ("mem = 9223372036854775808", 1, "number too large"),
             ("mem = [1, 2]", 1, "a text in quotes"),
             ("\n[run]\nmem = 1", 2, "no option `run`"),
             ("mem = ", 1, ""),

@@ -1,9 +1,11 @@
 //! `run --events`: what becomes of a run, for the program that supervises it, one JSON object a line.
 //!
-//! A line is written when its event happens, in one write(2). Nothing here is on the exit path, and a supervisor that
-//! went away is no reason to end the guest.
+//! A line is written when its event happens. Nothing here is on the exit path, and a supervisor that went away or does
+//! not read is no reason to end the guest or to hold it up: a line for which there is no room is dropped, and the next
+//! one that is written says how many were. Where a long line finds room for its beginning only, the rest of it goes
+//! before the next line, so that lines are whole.
 //!
-//! What may not be done here: deciding anything by an event.
+//! What may not be done here: deciding anything by an event, or waiting for a reader.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -113,6 +115,9 @@ struct Line<'a> {
     ns: u128,
     /// Milliseconds since 1970.
     unix_ms: u128,
+    /// How many lines before this one were dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost: Option<u64>,
 }
 
 /// Where a run's events are written; clones write to the same place.
@@ -120,9 +125,18 @@ struct Line<'a> {
 pub(super) struct Events(Arc<Shared>);
 
 struct Shared {
-    /// `None` once nobody reads them.
-    file: Mutex<Option<File>>,
+    out: Mutex<Out>,
     began: Instant,
+}
+
+/// Where lines go, and what did not go there.
+struct Out {
+    /// `None` once nobody reads them.
+    file: Option<File>,
+    /// The end of a line whose beginning has been written.
+    rest: Vec<u8>,
+    /// How many lines were dropped since the last one that was written.
+    lost: u64,
 }
 
 impl Events {
@@ -138,23 +152,48 @@ impl Events {
                 .open(path)
                 .map_err(|error| EventsError::File { path: path.clone(), error })?,
         };
-        Ok(Self(Arc::new(Shared { file: Mutex::new(Some(file)), began })))
+        Ok(Self(Arc::new(Shared {
+            out: Mutex::new(Out { file: Some(file), rest: Vec::new(), lost: 0 }),
+            began,
+        })))
     }
 
-    /// Writes an event.
+    /// Writes an event, if there is room for it.
     pub(super) fn tell(&self, event: &Event<'_>) {
         let ns = self.0.began.elapsed().as_nanos();
         let unix_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis());
-        let Ok(mut line) = serde_json::to_vec(&Line { event, ns, unix_ms }) else { return };
-        line.push(b'\n');
-        let mut file = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(open) = file.as_ref() else { return };
-        if notice::is_deserted(open.as_fd()) {
-            *file = None;
-        } else if let Err(error) = notice::write(open.as_fd(), &line) {
+        let told = {
+            let mut out = self.0.out.lock().unwrap_or_else(PoisonError::into_inner);
+            let lost = Some(out.lost).filter(|lost| *lost != 0);
+            out.tell(&Line { event, ns, unix_ms, lost })
+        };
+        // Without the lock: this one waits for a reader.
+        if let Err(error) = told {
             notice(format_args!("events are no longer written: {error}{}", Advice::of_writes(&error)));
-            *file = None;
         }
+    }
+}
+
+impl Out {
+    /// Writes a line or drops it. After an error nothing more is written.
+    fn tell(&mut self, line: &Line<'_>) -> io::Result<()> {
+        let Ok(mut line) = serde_json::to_vec(line) else { return Ok(()) };
+        line.push(b'\n');
+        let Some(file) = self.file.take() else { return Ok(()) };
+        if notice::is_deserted(file.as_fd()) {
+            return Ok(());
+        }
+        let written = notice::write_now(file.as_fd(), &self.rest)?;
+        self.rest.drain(..written);
+        if self.rest.is_empty() {
+            let written = notice::write_now(file.as_fd(), &line)?;
+            self.lost = if written == 0 { self.lost + 1 } else { 0 };
+            self.rest.extend(line.get(written..).filter(|_| written != 0).unwrap_or_default());
+        } else {
+            self.lost += 1;
+        }
+        self.file = Some(file);
+        Ok(())
     }
 }
 
@@ -195,7 +234,7 @@ impl<S: ConsoleSink> ConsoleSink for Announced<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::os::fd::AsRawFd;
 
     use super::*;
@@ -236,8 +275,50 @@ mod tests {
         assert!(end["ns"].as_u64().is_some_and(|ns| ns > 0) && end["unix_ms"].is_u64());
         drop(reader);
         events.tell(&Event::Paused);
-        assert!(events.0.file.lock().unwrap().is_none());
+        assert!(events.0.out.lock().unwrap().file.is_none());
         events.tell(&Event::Resumed);
         io::stderr().flush().unwrap();
+    }
+    /// A supervisor that does not read holds nothing up, and learns what it has missed.
+    #[test]
+    fn what_finds_no_room_is_dropped_and_counted() {
+        let (mut reader, mut writer) = io::pipe().unwrap();
+        let events = Events::open(&EventsTo::Descriptor(writer.as_raw_fd()), Instant::now()).unwrap();
+        let mut filled = 0;
+        while notice::has_room(writer.as_fd(), 0) {
+            writer.write_all(&[b' '; notice::AT_ONCE]).unwrap();
+            filled += notice::AT_ONCE;
+        }
+        events.tell(&Event::Paused);
+        events.tell(&Event::Resumed);
+        reader.read_exact(&mut vec![0; filled]).unwrap();
+        events.tell(&Event::Paused);
+        // Longer than the pipe is.
+        let long = "x".repeat(2 * filled);
+        events.tell(&Event::Ended { status: 1, reason: long.clone() });
+        events.tell(&Event::Resumed);
+        let mut reader = BufReader::new(reader);
+        let mut next = |wanted: usize| {
+            let mut line = Vec::new();
+            while line.last() != Some(&b'\n') {
+                let piece = reader.fill_buf().unwrap();
+                let end = piece.iter().position(|byte| *byte == b'\n').map_or(piece.len(), |at| at + 1);
+                line.extend(&piece[..end]);
+                reader.consume(end);
+                if wanted != 0 && line.len() >= wanted {
+                    // What did not fit goes before the next line.
+                    events.tell(&Event::Resumed);
+                }
+            }
+            serde_json::from_slice::<serde_json::Value>(&line).unwrap()
+        };
+        let first = next(0);
+        assert_eq!((&first["event"], &first["lost"]), (&"paused".into(), &2.into()));
+        let second = next(1);
+        assert_eq!((&second["event"], second.get("lost")), (&"ended".into(), None));
+        assert_eq!(second["reason"], long);
+        let third = next(0);
+        assert_eq!(third["event"], "resumed");
+        assert!(third["lost"].as_u64().is_some_and(|lost| lost >= 1), "{third}");
     }
 }

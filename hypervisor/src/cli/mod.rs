@@ -120,12 +120,17 @@ pub fn main(origin: Origin) -> ExitCode {
 
 fn failed(error: &anyhow::Error) -> ExitCode {
     notice(message(error));
+    ExitCode::from(status_of(error))
+}
+
+/// The exit status of a program that ends by this error.
+fn status_of(error: &anyhow::Error) -> u8 {
     // What can be seen from the arguments alone is as wrong as a word that clap does not know.
     let usage = error.is::<device::TooMany>()
         || error.is::<paths::Clash>()
         || error.is::<NoSuchCause>()
         || matches!(error.downcast_ref(), Some(ConfigFileError::Mistake { .. }));
-    ExitCode::from(if usage { status::USAGE } else { status::HOST_ERROR })
+    if usage { status::USAGE } else { status::HOST_ERROR }
 }
 
 /// What the program is to do: what its arguments say, and a file that they name.
@@ -143,8 +148,8 @@ fn parse() -> Result<Command, ConfigFileError> {
     let cli = Cli::command();
     let Some(run) = cli.find_subcommand("run") else { return Ok(command) };
     let from_file = config_file::arguments(path, run, !args.names_a_kernel())?;
-    // Right after the command: what is typed comes later, and wins.
-    let place = words.iter().position(|word| word == "run").map_or(words.len(), |at| at + 1);
+    // Right after the command: of a value given twice, what is typed comes later and wins.
+    let place = after_run(&words);
     words.splice(place..place, from_file);
     Ok(parsed(&words).unwrap_or_else(|error| {
         notice(format_args!(
@@ -153,6 +158,11 @@ fn parse() -> Result<Command, ConfigFileError> {
         ));
         misused(&error)
     }))
+}
+
+/// Where the arguments of `run` begin. The first word is the program's own name, which may be "run" as well.
+fn after_run(words: &[OsString]) -> usize {
+    words.iter().skip(1).position(|word| word == "run").map_or(words.len(), |at| at + 2)
 }
 
 /// The command that these words are, the program's name the first of them.
@@ -298,6 +308,16 @@ mod tests {
         let told = |error: clap::Error| error.to_string();
         let line = words("paravane run --engine xen");
         assert_eq!(parsed(&line).map_err(told).err(), Cli::try_parse_from(&line).map_err(told).err());
+    }
+
+    #[test]
+    fn a_program_called_run_finds_where_its_options_go() {
+        for (line, place) in
+            [("paravane run --rng", 2), ("run run --rng run", 2), ("./run run", 2), ("run", 1)]
+        {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(after_run(&words), place, "{line}");
+        }
     }
 
     #[test]

@@ -147,78 +147,112 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     let events = args.events.as_ref().map(|to| Events::open(to, origin.main())).transpose()?;
     let tell = |event: &Event<'_>| events.iter().for_each(|events| events.tell(event));
     tell(&Event::Starting { pid: std::process::id(), image: &image_name, memory: args.mem });
-    let lost = LostDevice::default();
-    let report_loss = lost.reporter(control.clone(), || ending::ask(Asker::LostDevice));
-    let Opened { devices, stdio } = args.devices.open(&report_loss)?;
-    let json = args.stats_json.as_deref().map(StatisticsFile::open).transpose()?;
-    let trace =
-        args.trace.as_deref().map(|path| trace_file::open(path, args.image.as_deref())).transpose()?;
-
-    let left = Arc::new(AtomicBool::new(false));
-    let output = OutputState::default();
-    let raw = RawMode::enter();
-    let input = ConsoleInput::default();
-    let mut to = Destination::Console(input.clone());
-    if let Some(Outside { keys, resized }) = stdio {
-        to = Destination::Device(keys);
-        resized.into_iter().for_each(signals::on_resize);
-    }
-    let keyboard = Keyboard::new(to, control.clone(), Arc::clone(&left), raw.is_some());
-    // Without the escape key nobody waits for what is typed before the guest has printed.
-    let early = raw.is_some().then(|| keyboard.clone());
-    let sink = Output::stdout(output.clone(), control.clone(), early).context("standard output is closed")?;
-    let config = Config {
-        image,
-        image_name: image_name.clone(),
-        mem_bytes: args.mem,
-        vcpus: args.vcpus,
-        cmdline: args.cmdline.clone(),
-        initrd,
-        devices,
-        // `--bare` names no technique: where no engine works, another one will do.
-        technique: if args.bare { None } else { technique(args) },
-        engine: args.engine.into(),
-        transport: args.transport.into(),
-        sink: Box::new(Announced::new(sink, events.clone())),
-        input,
-        on_ready: Some(on_ready(events.clone())),
-        once_running: Some(Box::new(move || keyboard.start())),
-        control,
-        deadline: args.timeout.map(|timeout| origin.what_is_left_of(timeout)),
-        on_peek: Some(Box::new(|ledger, ns| notice::text(&stats::so_far(ledger, ns)))),
-        count_memory: args.stats || args.stats_json.is_some(),
-        marks: args.stats || args.stats_json.is_some() || args.trace.is_some(),
-        on_stop: Some(on_stop(events.clone())),
-        on_pause: events.clone().map(on_pause),
-        trace,
+    let begun = Begun { control, image, image_name, initrd, events: events.clone() };
+    let ended = begun.run(args, origin);
+    // Whatever it came to: who was told of a beginning is told of the end.
+    let (status, reason) = match &ended {
+        Ok(ended) => (ended.status, ended.reason.clone()),
+        Err(error) => (super::status_of(error), super::message(error)),
     };
-    if usize::try_from(args.vcpus).is_ok_and(|vcpus| vcpus > threads::cpus()) {
-        notice(format_args!("{} virtual CPUs take turns on {} CPUs", args.vcpus, threads::cpus()));
-    }
-    oom::stand_before_others();
-    let result = launch::run(config);
-    drop(raw);
-    let report = result.inspect_err(|error| {
-        tell(&Event::Ended { status: status::HOST_ERROR, reason: error.to_string() });
-    })?;
+    tell(&Event::Ended { status, reason });
+    ended.map(|ended| ended.status)
+}
 
-    let lost = lost.why();
-    let by =
-        Interruption { signal: ending::signal(), left: left.load(Ordering::Acquire), lost: lost.is_some() };
-    let statistics = Statistics::new(&image_name, (&report, by), origin, output.first_byte());
-    if args.stats {
-        notice::text(&statistics.to_string());
-    }
-    if let Some(file) = json {
-        file.write(&statistics)?;
-    }
-    if let (Some(path), Some(outcome)) = (&args.trace, &report.trace) {
-        trace_file::conclude(path, outcome)?;
-    }
-    tell(&Event::Ended { status: status::of(&report.end, by), reason: status::describe(&report.end, by) });
-    match lost {
-        Some(why) if status::of(&report.end, by) == status::HOST_ERROR => Err(anyhow::Error::msg(why)),
-        _ => conclude(&report, by, &output),
+/// How a run ended.
+struct Ended {
+    /// The exit status of the process.
+    status: u8,
+    /// Why, in words.
+    reason: String,
+}
+
+/// A run of which a supervisor has been told.
+struct Begun {
+    control: Control,
+    image: Cow<'static, [u8]>,
+    image_name: String,
+    initrd: Option<Vec<u8>>,
+    events: Option<Events>,
+}
+
+impl Begun {
+    /// Makes the guest's devices, and runs it to its end.
+    fn run(self, args: &RunArgs, origin: &Origin) -> anyhow::Result<Ended> {
+        let Self { control, image, image_name, initrd, events } = self;
+        let lost = LostDevice::default();
+        let report_loss = lost.reporter(control.clone(), || ending::ask(Asker::LostDevice));
+        let Opened { devices, stdio } = args.devices.open(&report_loss)?;
+        let json = args.stats_json.as_deref().map(StatisticsFile::open).transpose()?;
+        let trace =
+            args.trace.as_deref().map(|path| trace_file::open(path, args.image.as_deref())).transpose()?;
+
+        let left = Arc::new(AtomicBool::new(false));
+        let output = OutputState::default();
+        let raw = RawMode::enter();
+        let input = ConsoleInput::default();
+        let mut to = Destination::Console(input.clone());
+        if let Some(Outside { keys, resized }) = stdio {
+            to = Destination::Device(keys);
+            resized.into_iter().for_each(signals::on_resize);
+        }
+        let keyboard = Keyboard::new(to, control.clone(), Arc::clone(&left), raw.is_some());
+        // Without the escape key nobody waits for what is typed before the guest has printed.
+        let early = raw.is_some().then(|| keyboard.clone());
+        let sink =
+            Output::stdout(output.clone(), control.clone(), early).context("standard output is closed")?;
+        let config = Config {
+            image,
+            image_name: image_name.clone(),
+            mem_bytes: args.mem,
+            vcpus: args.vcpus,
+            cmdline: args.cmdline.clone(),
+            initrd,
+            devices,
+            // `--bare` names no technique: where no engine works, another one will do.
+            technique: if args.bare { None } else { technique(args) },
+            engine: args.engine.into(),
+            transport: args.transport.into(),
+            sink: Box::new(Announced::new(sink, events.clone())),
+            input,
+            on_ready: Some(on_ready(events.clone())),
+            once_running: Some(Box::new(move || keyboard.start())),
+            control,
+            deadline: args.timeout.map(|timeout| origin.what_is_left_of(timeout)),
+            on_peek: Some(Box::new(|ledger, ns| notice::text(&stats::so_far(ledger, ns)))),
+            count_memory: args.stats || args.stats_json.is_some(),
+            marks: args.stats || args.stats_json.is_some() || args.trace.is_some(),
+            on_stop: Some(on_stop(events.clone())),
+            on_pause: events.clone().map(on_pause),
+            trace,
+        };
+        if usize::try_from(args.vcpus).is_ok_and(|vcpus| vcpus > threads::cpus()) {
+            notice(format_args!("{} virtual CPUs take turns on {} CPUs", args.vcpus, threads::cpus()));
+        }
+        oom::stand_before_others();
+        let result = launch::run(config);
+        drop(raw);
+        let report = result?;
+
+        let lost = lost.why();
+        let by = Interruption {
+            signal: ending::signal(),
+            left: left.load(Ordering::Acquire),
+            lost: lost.is_some(),
+        };
+        let statistics = Statistics::new(&image_name, (&report, by), origin, output.first_byte());
+        if args.stats {
+            notice::text(&statistics.to_string());
+        }
+        if let Some(file) = json {
+            file.write(&statistics)?;
+        }
+        if let (Some(path), Some(outcome)) = (&args.trace, &report.trace) {
+            trace_file::conclude(path, outcome)?;
+        }
+        match lost {
+            Some(why) if status::of(&report.end, by) == status::HOST_ERROR => Err(anyhow::Error::msg(why)),
+            _ => Ok(conclude(&report, by, &output)),
+        }
     }
 }
 
@@ -293,14 +327,14 @@ fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
 }
 
 /// Says on standard error what a user should know of the end, and makes it an exit status.
-fn conclude(report: &Report, by: Interruption, output: &OutputState) -> anyhow::Result<u8> {
+fn conclude(report: &Report, by: Interruption, output: &OutputState) -> Ended {
     for device in report.devices.iter().filter(|device| device.untold > 0) {
         notice(format_args!("virtio {} stopped {} times in all", device.device, device.stops));
     }
     let code = status::of(&report.end, by);
+    let what = status::describe(&report.end, by);
     if code != 0 && !quiet(code) {
         let unread = if output.is_unread() { "; nobody reads standard output" } else { "" };
-        let what = status::describe(&report.end, by);
         notice(format_args!("{}{unread}", printable::lines(&what)));
         // Whoever sent a signal had a reason.
         if let Some(autopsy) = report.autopsy.as_ref().filter(|_| by.signal.is_none()) {
@@ -310,10 +344,14 @@ fn conclude(report: &Report, by: Interruption, output: &OutputState) -> anyhow::
     }
     // A reader that went away did so of its own will; SIGPIPE has set the status.
     match output.failure().filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
-        None => Ok(code),
+        None => Ended { status: code, reason: what },
         Some(error) => {
-            notice(format_args!("console output was lost: {error}{}", Advice::of_writes(&error)));
-            Ok(if by.signal.is_some() { code } else { status::HOST_ERROR })
+            let lost = format!("console output was lost: {error}{}", Advice::of_writes(&error));
+            notice(&lost);
+            if by.signal.is_some() {
+                return Ended { status: code, reason: what };
+            }
+            Ended { status: status::HOST_ERROR, reason: lost }
         }
     }
 }

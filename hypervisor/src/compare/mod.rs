@@ -42,7 +42,7 @@ pub use fidelity::{
     Answer, Fidelity, FidelityRow, FidelitySettings, ROWS, Row, Verdict, fidelity, fidelity_text,
 };
 pub use host::HostFacts;
-pub use html::html;
+pub use html::{check_shape, html};
 pub use needs::{Needs, Unavailable};
 pub use order::reading;
 pub use outcome::{Outcome, OutcomeError};

@@ -42,6 +42,25 @@ pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     send(fd, bytes, &NO_WAITING)
 }
 
+/// Writes as much of `bytes` as there is room for now, and waits for nobody; returns how many those were. May be
+/// called with a lock held.
+///
+/// # Errors
+/// What write(2) reports.
+pub fn write_now(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let at_once = at_once(fd);
+    let mut rest = bytes;
+    while !rest.is_empty() && has_room(fd, 0) {
+        match write_piece(fd, rest.get(..at_once).unwrap_or(rest)) {
+            Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes.len() - rest.len())
+}
+
 /// From now on, text for which there is no room is dropped. Async-signal-safe.
 pub fn stop_waiting() {
     NO_WAITING.store(true, Ordering::Release);
@@ -67,28 +86,36 @@ pub fn is_deserted(fd: BorrowedFd<'_>) -> bool {
 
 /// Writes all of `bytes`; gives up with `TimedOut` once `give_up` is set and there is no room.
 fn send(fd: BorrowedFd<'_>, mut bytes: &[u8], give_up: &AtomicBool) -> io::Result<()> {
-    let at_once = if fd.is_terminal() { AT_ONCE_TERMINAL } else { AT_ONCE };
+    let at_once = at_once(fd);
     while !bytes.is_empty() {
         while !has_room(fd, WAIT_MS) {
             if give_up.load(Ordering::Acquire) {
                 return Err(io::Error::new(ErrorKind::TimedOut, "nobody reads it"));
             }
         }
-        let piece = bytes.get(..at_once).unwrap_or(bytes);
-        // SAFETY: `piece` is live and as long as its length says.
-        let written = unsafe { libc::write(fd.as_raw_fd(), piece.as_ptr().cast(), piece.len()) };
-        match usize::try_from(written) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+        match write_piece(fd, bytes.get(..at_once).unwrap_or(bytes)) {
             Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) {
-                    return Err(error);
-                }
-            }
+            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// How much a descriptor with room takes without blocking.
+fn at_once(fd: BorrowedFd<'_>) -> usize {
+    if fd.is_terminal() { AT_ONCE_TERMINAL } else { AT_ONCE }
+}
+
+/// One write(2) of some bytes; how many of them were written.
+fn write_piece(fd: BorrowedFd<'_>, piece: &[u8]) -> io::Result<usize> {
+    // SAFETY: `piece` is live and as long as its length says.
+    let written = unsafe { libc::write(fd.as_raw_fd(), piece.as_ptr().cast(), piece.len()) };
+    match usize::try_from(written) {
+        Ok(0) => Err(ErrorKind::WriteZero.into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]

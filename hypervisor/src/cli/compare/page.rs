@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use serde::Serialize;
 
+use crate::cli::paths::Paths;
 use crate::cli::stats_file::open_or_make;
-use crate::compare::html;
+use crate::compare::{check_shape, html};
 use crate::host::limit::Advice;
-use crate::text::printable;
+use crate::text::printable::{self, path};
 
 /// A page cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +49,14 @@ impl Page {
 
 /// The page of a result that was recorded; the exit status of the process.
 pub(super) fn of_recorded(file: &Path, page: &Path) -> anyhow::Result<u8> {
+    let mut paths = Paths::default();
+    paths.read("RESULT", file);
+    paths.write("--html", page);
+    paths.check()?;
     let text = super::read(file)?;
     super::changes::parsed(file, &text)?;
     let result: serde_json::Value = serde_json::from_str(&text)?;
+    check_shape(&result).with_context(|| path(file).to_string())?;
     Page::open(page)?.write(&result)?;
     Ok(0)
 }

@@ -9,6 +9,8 @@ use crate::text::printable::printable;
 
 /// The shape that is understood.
 const SCHEMA: u64 = 1;
+/// The most runs of a workload by a technique: what `--repeat` allows.
+pub const MOST_RUNS: usize = 1000;
 
 /// A recorded result: one or several engines.
 #[derive(Clone, Debug)]
@@ -25,6 +27,14 @@ pub enum RecordedError {
     /// It is of another version.
     #[error("its schema is {0}, and this program reads schema 1")]
     Schema(String),
+    /// It has more runs than can be measured, and judging them would take longer than anybody waits.
+    #[error("{what} has {runs} runs, and --repeat makes {MOST_RUNS} at most")]
+    Runs {
+        /// The workload and the technique.
+        what: String,
+        /// How many.
+        runs: usize,
+    },
 }
 
 /// One engine's results.
@@ -90,11 +100,23 @@ impl Recorded {
             Some(engines) => Vec::<Recording>::deserialize(engines)?,
             None => vec![Recording::deserialize(&value)?],
         };
+        engines.iter().try_for_each(Recording::check)?;
         Ok(Self { engines })
     }
 }
 
 impl Recording {
+    fn check(&self) -> Result<(), RecordedError> {
+        for workload in &self.workloads {
+            let mut techniques = workload.techniques.iter();
+            if let Some((by, technique)) = techniques.find(|(_, t)| t.runs.len() > MOST_RUNS) {
+                let what = printable(&name(&workload.name, by)).to_string();
+                return Err(RecordedError::Runs { what, runs: technique.runs.len() });
+            }
+        }
+        Ok(())
+    }
+
     /// Everything that was measured, by name.
     pub(super) fn names(&self) -> Vec<String> {
         let of = |w: &Workload| -> Vec<String> { w.techniques.keys().map(|t| name(&w.name, t)).collect() };

@@ -113,7 +113,7 @@ fn write_sums(out: &mut String, changes: &Changes, width: usize) -> fmt::Result 
         out.write_str(&wrapped("", &line, width))?;
     }
     let rule = "Before and now are medians with intervals of 95 % where the runs are enough. A change is one that a \
-                permutation test of ranks tells from noise, with at most 1 in 20 of those told being wrong \
+                permutation test of ranks tells from noise, with at most 1 in 20 of those told being wrong on average \
                 (Benjamini and Hochberg); or a count that is the same in every run before, and another one in every \
                 run now.";
     out.write_str(&wrapped("", rule, width))

@@ -116,6 +116,21 @@ fn another_file_is_refused() {
     }
 }
 
+#[test]
+fn as_many_runs_as_can_be_measured_are_judged_and_no_more() {
+    let of = |count: u64, first: u64| {
+        let times: Vec<u64> = (first..first + count).collect();
+        result(&times, &vec![5; times.len()])
+    };
+    let changes = between(&of(1000, 1), &of(1000, 2));
+    let spread = changes.rows[0].first_spread.as_ref().unwrap();
+    assert!(spread.confidence >= 0.95 && spread.confidence < 0.96, "{spread:?}");
+    assert!(spread.low > spread.min && spread.high < spread.max, "{spread:?}");
+    assert_eq!(changes.rows[0].verdict, Verdict::Noise);
+    let error = Recorded::parse(&of(1001, 1).to_string()).unwrap_err();
+    assert_eq!(error.to_string(), "map-512 by trap has 1001 runs, and --repeat makes 1000 at most");
+}
+
 proptest! {
     #[test]
     fn any_text_is_answered(text in "\\PC{0,60}|[{}\\[\\]:,\"schema1engines ]{0,60}") {

@@ -51,9 +51,10 @@ function marker(name, x, y, size, title) {
 const sample = (name) =>
   svg("svg", { width: 14, height: 14, viewBox: "0 0 14 14", "aria-hidden": "true" }, marker(name, 7, 7, 4.5));
 
-/// Decades from below the least to above the greatest; zeroes have a place of their own at the left.
+/// Decades from below the least to above the greatest; zeroes have a place of their own at the left. What is no number,
+/// or beyond all of them, has no place: a scale up to it would have no end.
 function logScale(values, width, left = 6, right = 22) {
-  const positive = values.filter((value) => value > 0);
+  const positive = values.filter((value) => value > 0 && Number.isFinite(value));
   const zero = values.some((value) => value === 0);
   const low = Math.floor(Math.log10(Math.min(...positive, ...(positive.length ? [] : [1]))) + 1e-9);
   const high = Math.max(low + 1, Math.ceil(Math.log10(Math.max(...positive, ...(positive.length ? [] : [1]))) - 1e-9));
@@ -64,7 +65,7 @@ function logScale(values, width, left = 6, right = 22) {
   const step = Math.ceil((high - low + 1) / room);
   const ticks = zero ? [0] : [];
   for (let power = low; power <= high; power += step) { ticks.push(10 ** power); }
-  return { place, ticks };
+  return { place, ticks: ticks.filter(Number.isFinite) };
 }
 
 function linearScale(low, high, width, left = 6, right = 22) {

@@ -170,7 +170,10 @@ function besideTable() {
 }
 
 function runsChart() {
-  const rows = results().filter(({ result }) => result.spread);
+  // Against a median of nothing, or next to it, no time has a place.
+  const rows = results().filter(({ result }) => result.spread
+    && [...result.runs.map((run) => run.ns), result.spread.low, result.spread.high]
+      .every((ns) => Number.isFinite(ns / result.spread.median)));
   const relative = (result, ns) => ns / result.spread.median;
   const values = rows.flatMap(({ result }) => [...result.runs.map((run) => relative(result, run.ns)), 1]);
   const room = roomFor("runs", 132);

@@ -71,7 +71,8 @@ pub(super) fn median(sorted: &[f64]) -> Option<f64> {
 /// probability of at most k below, twice. The greatest k that keeps the confidence is taken; 0 if none does.
 fn ranks(n: usize) -> (usize, f64) {
     let count = n as f64;
-    // The probability of exactly `k` below: (n choose k) / 2^n. A thousand halvings are no underflow.
+    // The probability of exactly `k` below: (n choose k) / 2^n. A thousand halvings, which is all
+    // that `--repeat` allows and `Recorded::parse` takes, are no underflow.
     let mut exactly = (0..n).fold(1.0, |p, _| p / 2.0);
     let (mut missed, mut found) = (2.0 * exactly, (0, 1.0 - 2.0 * exactly));
     for k in 1..n / 2 {
