@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::area::{Lane, MAX_LANES, room};
 use super::context;
-use super::context::{Stop, Trap};
+use super::context::{FpuAt, Stop, Trap};
 use super::hold::{Fpu, Here, LOST, Seat};
 use super::kick::ProcessKick;
 use super::lowest;
@@ -109,6 +109,9 @@ impl ProcessCpu {
             true => self.shared.lock().resume(here.index, lane),
             false => here.child.resume(lane),
         };
+        if resumed && let Some(fpu) = &mut self.fpu {
+            fpu.at = FpuAt::Registers;
+        }
         let handed_over = if resumed { here.child.wait(lane) } else { None };
         self.kick.rest();
         let Some(handed_over) = handed_over else { return self.lost_process(resumed).map(|()| None) };

@@ -138,6 +138,7 @@ impl ProcessCpu {
     }
 
     /// Sees to it that the FPU state is in place, or can be loaded from the room; the address to load it from, or 0.
+    /// Where it is does not change before the guest thread goes on: it may turn out that it never will.
     pub(super) fn carry_fpu(&mut self) -> u64 {
         let Some(here) = &self.here else { return 0 };
         let Some(area) = here.child.area(self.lane) else { return 0 };
@@ -146,7 +147,7 @@ impl ProcessCpu {
             self.fpu = Some(Fpu { child: here.child.clone(), at: FpuAt::Frame(room::FPU_IN) });
         }
         let fpu = self.fpu.get_or_insert_with(|| Fpu { child: here.child.clone(), at: FpuAt::Registers });
-        match std::mem::replace(&mut fpu.at, FpuAt::Registers) {
+        match fpu.at {
             FpuAt::Registers => 0,
             FpuAt::Frame(offset) => {
                 self.shared.accepted.mend(area, offset);

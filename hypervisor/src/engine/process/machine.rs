@@ -57,7 +57,7 @@ pub enum ProcessEngineError {
 pub struct ProcessMachine {
     info: EngineInfo,
     /// Made with the machine: whether processes can be had here is known only then.
-    cpus: Vec<Option<ProcessCpu>>,
+    pub(super) cpus: Vec<Option<ProcessCpu>>,
 }
 
 impl ProcessMachine {

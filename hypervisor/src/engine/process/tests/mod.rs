@@ -19,13 +19,19 @@ pub(super) fn world() -> Option<World> {
 
 /// A world with so many virtual CPUs, of which it has the first.
 pub(super) fn world_of(vcpus: u32) -> Option<World> {
+    world_by(|memory, layout| ProcessMachine::with_lowest(memory, layout, Lowest::ASSUMED, vcpus))
+}
+
+/// The same of a machine that `make` makes.
+fn world_by(
+    make: impl FnOnce(&MachineMemory, &HypervisorLayout) -> Result<ProcessMachine, ProcessEngineError>,
+) -> Option<World> {
     if let Err(missing) = probe() {
         skip("process", missing);
         return None;
     }
     let make = |memory: &MachineMemory, layout: &HypervisorLayout| {
-        ProcessMachine::with_lowest(memory, layout, Lowest::ASSUMED, vcpus)
-            .map(|e| Box::new(e) as Box<dyn Machine>)
+        make(memory, layout).map(|e| Box::new(e) as Box<dyn Machine>)
     };
     Some(World::new(Backing::Memfd, make).unwrap())
 }

@@ -1,5 +1,6 @@
 //! What a guest that is hostile on one virtual CPU can do to another, and to the monitor: no more than to itself.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use proptest::prelude::*;
@@ -7,8 +8,10 @@ use proptest::prelude::*;
 use super::super::super::area::{Area, CODE, Lane, ROOM_SIZE, STRIDE, room};
 use super::super::super::child::HandOver;
 use super::super::super::context::{self, FpuAt, Trap};
+use super::super::super::cpu::ProcessCpu;
 use super::super::super::script::SIGNALS;
 use super::super::super::stub::{self, KICK_SIGNAL, KIND_DONE, KIND_HYPERCALL, KIND_KICKED, Place};
+use super::super::world_by;
 use super::*;
 use crate::testing::engine::{CODE_VA, HYPERCALL_VA, code, gp};
 use crate::x86::exception::Fault;
@@ -156,6 +159,48 @@ fn a_spoilt_process_is_replaced_for_all_who_are_in_it() {
     for mut vcpu in all {
         is_well(&mut vcpu, &d, user, true);
     }
+}
+
+/// The process is replaced after one has looked whether it was, and before that one has entered it: its vector state
+/// is where it was, not where the entry would have had it.
+#[test]
+fn vector_state_survives_an_entry_that_came_too_late() {
+    let taken = Cell::new(None);
+    let made = world_by(|memory, layout| {
+        let mut machine = ProcessMachine::with_lowest(memory, layout, Lowest::ASSUMED, 2)?;
+        taken.set(machine.cpus[1].take());
+        Ok(machine)
+    });
+    let (Some(mut w), Some(mut late)) = (made, taken.take()) else { return };
+    late.settle_here().unwrap();
+    w.load(&code!("movq r14, xmm5", "movq xmm5, r15", "cli"));
+    let user = w.space.root();
+    let (d, mut all) = split(w, 1);
+    let mut space = VcpuSpace::new(user, &d.log.lock().unwrap());
+    let mut swap = |late: &mut ProcessCpu, new: u64| {
+        let mut regs = Regs { rip: CODE_VA, rsp: STACK_TOP, rflags: 0x202, r15: new, ..Regs::default() };
+        late.catch_up(&mut space, &d.log.lock().unwrap(), &d.memory).unwrap();
+        assert_eq!((late.enter(&mut regs, &space, &d.memory), regs.rip), (gp(0), CODE_VA + 10));
+        regs.r14
+    };
+    let mut spoil = |late: &mut ProcessCpu| {
+        let before = late.shared.upheavals();
+        all[0].is_in(user, true);
+        all[0].goes_on_at(CODE_VA);
+        all[0].regs.rsp = Lane::all(2)[0].room_va(room::STACK) + 0x200;
+        assert_eq!((all[0].run(&d), all[0].regs.rip), (gp(0), CODE_VA), "no room for a signal's frame");
+        assert_eq!((late.upheavals, late.shared.upheavals()), (before, before + 1));
+        // It has just looked.
+        late.upheavals = before + 1;
+    };
+    assert_eq!(swap(&mut late, 0x11), 0);
+    spoil(&mut late);
+    assert_eq!(swap(&mut late, 0x22), 0x11, "it was in the signal's frame");
+    let given = late.save().unwrap();
+    assert_eq!(swap(&mut late, 0x33), 0x22);
+    late.load(&given).unwrap();
+    spoil(&mut late);
+    assert_eq!(swap(&mut late, 0x44), 0x22, "it was given");
 }
 
 /// Nor does it get anywhere by the other's way into the host, or by the mapper's.
