@@ -235,9 +235,21 @@ impl Patcher {
     }
 
     fn install(&mut self, k: &mut Kernel<'_>, site: u64, maddr: Maddr, known: &[u64]) -> Option<Tactic> {
-        let page = site & !(PAGE_SIZE - 1);
         let mut code = [0; PAGE_SIZE as usize];
         k.shadow.read(k.memory, maddr.mfn().maddr(), &mut code).ok()?;
+        self.install_in(k, site, maddr, &code, known)
+    }
+
+    /// Installs a patch in a page whose bytes were `code` when they were read: a device may have stored there since.
+    fn install_in(
+        &mut self,
+        k: &mut Kernel<'_>,
+        site: u64,
+        maddr: Maddr,
+        code: &[u8],
+        known: &[u64],
+    ) -> Option<Tactic> {
+        let page = site & !(PAGE_SIZE - 1);
         if self.arena.is_none() {
             self.open(k, site)?;
         }
@@ -245,8 +257,7 @@ impl Patcher {
         let Self { arena: Some(arena), sites, targets, .. } = self else { return None };
         let is_target = |at: u64| targets.binary_search(&at).is_ok();
         let is_taken = |range: &Range<u64>| sites.iter().any(|s| s.touches(range));
-        let view =
-            View { base: page, code: &code, is_target: &is_target, is_taken: &is_taken, known, spares: true };
+        let view = View { base: page, code, is_target: &is_target, is_taken: &is_taken, known, spares: true };
         let Plan { tactic, patches } = plan_among(&view, site, &mut Growing { arena, is_free: &is_free })?;
         self.undo(k, |s| patches.iter().any(|p| s.jumps.iter().any(|j| j.patch.overlaps(p))));
         let mut stubs = Vec::new();
@@ -268,13 +279,16 @@ impl Patcher {
         for (patch, entries) in patches.into_iter().zip(stubs) {
             let at = Maddr(maddr.mfn().maddr().0 | (patch.at % PAGE_SIZE));
             k.shadow.replace_code(k.memory, at, &patch.bytes).ok()?;
-            let len = patch.moved.end.max(patch.jump().end) - patch.at;
-            let mut held = vec![0; usize::try_from(len).ok()?];
-            k.memory.read(at, &mut held).ok()?;
-            jumps.push(Installed { patch, maddr: at, entries, held });
+            jumps.push(Installed::new(patch, at, entries, code)?);
         }
+        let (is_made_of_it, first) =
+            (jumps.iter().all(|jump| jump.is_made_of(code, k)), jumps.first().map(|jump| jump.maddr));
         self.sites.push(Site { jumps });
         self.changed = true;
+        if !is_made_of_it {
+            self.undo(k, |site| site.jumps.first().map(|jump| jump.maddr) == first);
+            return None;
+        }
         Some(tactic)
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::kernel::Kernel;
 use super::site::Patch;
 use crate::machine::memory::{MachineMemory, Maddr};
 
@@ -15,10 +16,26 @@ pub(super) struct Installed {
     pub entries: Vec<(u64, u64)>,
     /// What is in memory since, from `maddr` on: the jump, and what is left of the code that it and the stub are made
     /// from.
-    pub held: Vec<u8>,
+    held: Vec<u8>,
 }
 
 impl Installed {
+    /// A jump at `maddr`, made from `code`, the bytes of its page. What memory has by now is not asked: it would be
+    /// believed whatever was stored since.
+    pub fn new(patch: Patch, maddr: Maddr, entries: Vec<(u64, u64)>, code: &[u8]) -> Option<Self> {
+        let len = patch.moved.end.max(patch.jump().end).checked_sub(patch.at)?;
+        let mut held = part(code, maddr, usize::try_from(len).ok()?)?.to_vec();
+        held.get_mut(..patch.bytes.len())?.copy_from_slice(&patch.bytes);
+        Some(Self { patch, maddr, entries, held })
+    }
+
+    /// Whether what was replaced, and what is left of the guest's code, is what it is made from.
+    pub fn is_made_of(&self, code: &[u8], k: &Kernel<'_>) -> bool {
+        let mut now = vec![0; self.held.len()];
+        k.shadow.read(k.memory, self.maddr, &mut now).is_ok()
+            && part(code, self.maddr, now.len()) == Some(now.as_slice())
+    }
+
     /// Where the stub goes on with the guest's instruction at `rip`, which a jump hides.
     pub fn entry(&self, rip: u64) -> Option<u64> {
         let hidden = self.patch.at..self.patch.at.saturating_add(self.patch.bytes.len() as u64);
@@ -37,6 +54,11 @@ impl Installed {
             memory.read(Maddr(at), now).is_ok() && now != held
         })
     }
+}
+
+/// The `len` bytes at `maddr` of its page.
+fn part(page: &[u8], maddr: Maddr, len: usize) -> Option<&[u8]> {
+    page.get(usize::try_from(maddr.offset()).ok()?..)?.get(..len)
 }
 
 /// One patched site.

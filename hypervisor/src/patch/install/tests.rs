@@ -119,6 +119,30 @@ fn what_a_device_stores_over_a_patch_is_code_again() {
     }
 }
 
+/// Between the reading of the code and the writing of the jump: neither the stub's copy nor what the jump replaced is
+/// what the guest has there.
+#[test]
+fn what_a_device_stores_while_a_patch_is_made_is_the_code() {
+    for offset in [0, 3, 5] {
+        let mut w = World::one(&TWO, 0..0);
+        let mut code = [0; PAGE_SIZE as usize];
+        w.memory.read(Maddr(OWN * PAGE_SIZE + CODE), &mut code).unwrap();
+        w.store(offset, &[0x77]);
+        let (site, at) = (BASE + CODE, Maddr(OWN * PAGE_SIZE + CODE));
+        let done = w.with(|patcher, k| patcher.install_in(k, site, at, &code, &[]));
+        assert_eq!((done, w.is_patched(0)), (None, false), "{:x?}", w.code(13));
+        let mut expected = TWO;
+        expected[offset as usize] = 0x77;
+        assert_eq!(w.code(13), expected);
+    }
+    // What the stub has a copy of, and what the jump covers, are looked at after that as well.
+    let mut w = World::one(&TWO, 0..0);
+    w.trap();
+    assert!(w.is_patched(0));
+    w.store(5, &[0x77]);
+    assert!(!w.is_patched(0));
+}
+
 #[test]
 fn a_device_that_stores_elsewhere_costs_no_patch() {
     let mut w = World::one(&TWO, 0..13);
