@@ -9,8 +9,8 @@
 //! reaps it takes the aim away first.
 //!
 //! Deadlines and insistence are POSIX timers whose signal goes to the vCPU's own thread: nothing on the exit
-//! path. Their handler may run late, even after its engine is gone, so what it touches is static.
-//! What may not be done here: locks, allocation, waiting (but for the end of an engine).
+//! path. Their handler may run late, even after its virtual CPU is gone, so what it touches is static.
+//! What may not be done here: locks, allocation, waiting (but for kicks under way, before a process is reaped).
 
 use std::io;
 use std::mem::zeroed;
@@ -26,7 +26,7 @@ use crate::machine::kick::Kick;
 const INSIST_NS: i64 = 1_000_000;
 /// CPU time that a process may use before it answers a kick.
 const PATIENCE_NS: u64 = 300_000_000;
-/// How many engines one program can have at a time.
+/// How many virtual CPUs one program can have at a time.
 const SLOTS: usize = 256;
 const NOBODY: u64 = 0;
 
@@ -40,7 +40,7 @@ fn parts(target: u64) -> (u32, u32) {
     ((target >> 32) as u32, target as u32)
 }
 
-/// One engine's kick state.
+/// One virtual CPU's kick state.
 #[derive(Debug)]
 struct Slot {
     taken: AtomicBool,
@@ -55,7 +55,7 @@ struct Slot {
     killed: AtomicU32,
     /// The kernel's id of the timer that repeats.
     insist: AtomicI32,
-    /// How many kicks may be using the target: it is not closed before they are done.
+    /// How many kicks may be using the target: its process is not reaped before they are done.
     users: AtomicU32,
 }
 
@@ -245,7 +245,8 @@ impl ProcessKick {
     pub fn retire(&self) {
         self.rest();
         while self.slot.users.load(SeqCst) != 0 {
-            std::hint::spin_loop();
+            // A kick under way may be that of a thread that waits for this CPU.
+            std::thread::yield_now();
         }
         self.slot.killed.store(0, SeqCst);
     }
