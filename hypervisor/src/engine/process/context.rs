@@ -123,14 +123,14 @@ fn possible(regs: Regs) -> Regs {
 
 /// Offsets in a ucontext.
 const GREGS: u64 = 40;
-const CS: u64 = 184;
+pub(super) const CS: u64 = 184;
 const ERR: u64 = 192;
-const TRAPNO: u64 = 200;
+pub(super) const TRAPNO: u64 = 200;
 const CR2: u64 = 216;
-const FPSTATE: u64 = 224;
+pub(super) const FPSTATE: u64 = 224;
 const UCONTEXT_SIZE: u64 = 304;
 /// Offsets in a siginfo.
-const SI_CODE: u64 = 8;
+pub(super) const SI_CODE: u64 = 8;
 const SI_CALL_ADDR: u64 = 16;
 const SI_ARCH: u64 = 28;
 const SIGINFO_SIZE: u64 = 128;

@@ -351,6 +351,57 @@ fn is_canonical_and_allowed(regs: &Regs) -> bool {
         && regs.rflags & !(rflags::LOADED_AT_CPL3 | rflags::ALWAYS_AT_CPL3) == 0
 }
 
+const FPU_SIZE: u64 = 0xa80;
+/// Where [`Claims`] are made: from the beginning of a signal's frame.
+const UCONTEXT: u64 = 128;
+
+/// What decides what comes of a signal's frame.
+#[derive(Clone, Copy, Debug)]
+struct Claims {
+    /// Where the vector state would be, and where it cannot be.
+    states: [u64; 2],
+    code: u64,
+    vector: u64,
+    cs: u64,
+}
+
+fn any_claims() -> impl Strategy<Value = Claims> {
+    let lane = Lane::all(2)[1];
+    let last = ROOM_SIZE - FPU_SIZE;
+    let possible = (0..=last / 64).prop_map(move |n| lane.room_va(n * 64));
+    let impossible = prop_oneof![
+        Just(0),
+        any::<u64>(),
+        (0..last).prop_map(move |at| lane.room_va(at | 1)),
+        (last / 64 + 1..ROOM_SIZE / 64).prop_map(move |n| lane.room_va(n * 64)),
+        (0..=last / 64).prop_map(move |n| Lane::all(2)[0].room_va(n * 64)),
+    ];
+    let code = prop_oneof![Just(1), Just(128), Just(0), Just(u64::MAX), any::<u64>()];
+    let cs = prop_oneof![Just(0x33), Just(0x23), any::<u64>()];
+    (possible, impossible, code, prop_oneof![0u64..21, any::<u64>()], cs)
+        .prop_map(|(good, bad, code, vector, cs)| Claims { states: [good, bad], code, vector, cs })
+}
+
+impl Claims {
+    fn make(&self, area: &Area, frame: u64) {
+        area.set_room(frame + context::SI_CODE, self.code);
+        area.set_room(frame + UCONTEXT + context::TRAPNO, self.vector);
+        area.set_room(frame + UCONTEXT + context::CS, self.cs);
+        for state in self.states {
+            area.set_room(frame + UCONTEXT + context::FPSTATE, state);
+        }
+    }
+}
+
+/// Ends the other thread however this one ends.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever is written to a room while a hand-over in it is decoded: what comes of it is what code at CPL 3 can
@@ -362,38 +413,50 @@ proptest! {
             Just(0u64), Just(13), Just(14), Just(128), Just(u64::MAX), 0u64..64,
             (0u64..ROOM_SIZE).prop_map(|o| Lane::all(2)[1].room_va(o & !63)),
         ]), 64..256),
+        claims in prop::collection::vec(any_claims(), 1..32),
         at in 0u64..0xc00,
     ) {
-        const FPU_SIZE: u64 = 0xa80;
         let lanes = Lane::all(2);
         let lane = lanes[1];
         let area = Area::for_lanes(&lanes).unwrap().remove(1);
         let frame = room::STACK + 0x1000 + at;
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _over = Over(&done);
             scope.spawn(|| {
                 while !done.load(SeqCst) {
-                    for (word, value) in &words {
-                        area.set_room(word * 8, *value);
-                    }
-                    for (offset, value) in &near {
-                        area.set_room(frame + offset, *value);
+                    let others = words.iter().map(|(word, value)| (word * 8, *value));
+                    let near = near.iter().map(|(offset, value)| (frame + offset, *value));
+                    for ((at, value), claims) in others.chain(near).zip(claims.iter().cycle()) {
+                        area.set_room(at, value);
+                        claims.make(&area, frame);
                     }
                 }
             });
             let kinds = SIGNALS.map(|s| s as u64).into_iter().chain([KIND_HYPERCALL, KIND_KICKED, KIND_DONE]);
-            for kind in kinds.cycle().take(300) {
+            let (mut decoded, mut refused) = (0, 0);
+            // As often as it takes until the other thread has run.
+            for kind in kinds.cycle().take(50_000_000) {
                 let va = lane.room_va(frame);
-                let h = HandOver { kind, siginfo: va, ucontext: va + 128, fs_base: 1 << 63, gs_base: at };
-                let Some(stop) = context::decode(&area, lane, &h, FPU_SIZE) else { continue };
+                let h = HandOver { kind, siginfo: va, ucontext: va + UCONTEXT, fs_base: 1 << 63, gs_base: at };
+                let is_signal = u64::from(![KIND_HYPERCALL, KIND_KICKED, KIND_DONE].contains(&kind));
+                let Some(stop) = context::decode(&area, lane, &h, FPU_SIZE) else {
+                    refused += is_signal;
+                    continue;
+                };
+                decoded += is_signal;
                 assert!(is_canonical_and_allowed(&stop.regs));
-                let Trap::Fault(fault) = stop.trap else { continue };
-                assert!(is_honest(Exit::Fault(fault)), "{fault:?}");
                 if let FpuAt::Frame(offset) = stop.fpu {
                     assert!(offset % 64 == 0 && offset + FPU_SIZE <= ROOM_SIZE);
                 }
+                if let Trap::Fault(fault) = stop.trap {
+                    assert!(is_honest(Exit::Fault(fault)), "{fault:?}");
+                }
+                if decoded >= 200 && refused >= 200 {
+                    break;
+                }
             }
-            done.store(true, SeqCst);
+            assert!(decoded >= 200 && refused >= 200, "{decoded} decoded, {refused} refused");
         });
     }
 }
