@@ -177,7 +177,9 @@ pub enum NoCpu {
 /// The contract: `catch_up` makes visible everything that is [pending](VcpuSpace::pending) in `space` and `log` (and
 /// says so by [`VcpuSpace::caught_up`]). `enter` loads `regs`, runs until something stops the guest, stores the guest's
 /// registers back and says what it was. Each entry is preceded by a `catch_up`, with nothing pending in between.
-/// Neither allocates, logs, or takes a lock that another virtual CPU can hold for long.
+/// Neither allocates, logs, or takes a lock that another virtual CPU can hold for long, but where an address space is
+/// met for the first time, or a user program has made what holds one unfit: another process, say, takes as long as the
+/// host takes to make one.
 ///
 /// A virtual CPU belongs to one thread, which need not be the one that made it: see [`Cpu::settle_here`].
 ///
