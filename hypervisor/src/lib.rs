@@ -39,6 +39,7 @@
 //! | [`launch`] | From a configuration to a running guest, and the report when it has ended |
 //! | [`monitor`] | The loop of a vCPU: enter, exit, account, handle, resume |
 //! | [`trace`] | Every exit of a run, written to a file and read again |
+//! | [`snapshot`] | A domain's memory and state, written to a file and read again |
 //! | [`engine`] | What enters a guest and maps its pages: [`kvm`](engine::kvm), [`process`](engine::process) |
 //! | [`pv`] | Xen's machine: a domain, its vCPU, hypercalls, events, grants, the xenstore |
 //! | [`bare`], [`exec`] | The PC that a bare kernel believes in; what one trapped instruction does |
@@ -78,6 +79,7 @@ pub mod mmu;
 pub mod monitor;
 pub mod patch;
 pub mod pv;
+pub mod snapshot;
 pub mod technique;
 #[cfg(test)]
 mod testing;

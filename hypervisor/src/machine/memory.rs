@@ -278,6 +278,34 @@ impl MachineMemory {
             unsafe { libc::madvise(start.cast(), slice.len(), libc::MADV_POPULATE_WRITE) };
         }
     }
+    /// Puts what a file holds in place of these frames: frame n as it is at `at` + n pages. Of a page that is written
+    /// this memory gets a copy then; the others stay shared with everybody who has the file mapped. For
+    /// [`Backing::Anonymous`]: other processes that map a memfd would see nothing of it.
+    ///
+    /// The file must stay as long as it is: the host ends a program that uses a page past a file's end.
+    ///
+    /// # Errors
+    /// When the frames do not exist, or the host refuses.
+    pub fn map_from(&self, file: &File, at: u64, frames: Range<Mfn>) -> std::io::Result<()> {
+        use std::os::fd::AsRawFd;
+        let count = frames.end.0.saturating_sub(frames.start.0);
+        if count == 0 {
+            return Ok(());
+        }
+        let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
+        let len =
+            count.checked_mul(PAGE_SIZE).and_then(|len| usize::try_from(len).ok()).ok_or_else(invalid)?;
+        let offset = at.checked_add(frames.start.maddr().0).and_then(|at| libc::off_t::try_from(at).ok());
+        let offset = offset.filter(|at| at.cast_unsigned().is_multiple_of(PAGE_SIZE)).ok_or_else(invalid)?;
+        let slice = self.mmap.get_slice(GuestAddress(frames.start.maddr().0), len).map_err(|_| invalid())?;
+        let start = slice.ptr_guard_mut().as_ptr();
+        let (prot, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE);
+        // SAFETY: the slice proves that these pages are this memory's own mapping, which stays readable and writable,
+        // and of the same length; nobody holds a reference into guest memory.
+        let mapped = unsafe { libc::mmap(start.cast(), len, prot, flags, file.as_raw_fd(), offset) };
+        if mapped == libc::MAP_FAILED { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    }
     /// How many of these frames have host memory, because they were touched. `None` if the host does not say, or if the
     /// frames do not exist.
     pub fn existing_frames(&self, frames: Range<Mfn>) -> Option<u64> {

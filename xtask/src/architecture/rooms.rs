@@ -62,6 +62,7 @@ const ROOMS: &[Room] = &[
         "monitor pv bare patch translate autopsy build image virtio mmu engine ledger machine host x86",
     ),
     room("trace", "every exit, written to a file and read again", "monitor image ledger host text"),
+    room("snapshot", "a domain in a file, written and read again", "machine host text"),
     with_unsafe(
         "monitor",
         "the loop of a vCPU: enter, exit, account, handle",
