@@ -38,6 +38,7 @@
 //! | [`technique`] | The ways of virtualizing a kernel |
 //! | [`launch`] | From a configuration to a running guest, and the report when it has ended |
 //! | [`monitor`] | The loop of a vCPU: enter, exit, account, handle, resume |
+//! | [`gdb`] | The debugger's side of a run: breakpoints, steps, gdb's protocol |
 //! | [`trace`] | Every exit of a run, written to a file and read again |
 //! | [`snapshot`] | A domain's memory and state, written to a file and read again |
 //! | [`engine`] | What enters a guest and maps its pages: [`kvm`](engine::kvm), [`process`](engine::process) |
@@ -69,6 +70,7 @@ pub mod codegen;
 pub mod compare;
 pub mod engine;
 pub mod exec;
+pub mod gdb;
 pub mod host;
 pub mod image;
 pub mod interpreter;

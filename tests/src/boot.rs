@@ -129,6 +129,7 @@ impl Guest<'_> {
             marks: self.cmdline.contains("bench="),
             on_stop: None,
             on_pause: None,
+            gdb: None,
             trace: None,
         })?;
         let ran = report.engine.name;

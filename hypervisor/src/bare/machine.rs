@@ -11,13 +11,13 @@ use crate::engine::Exit;
 use crate::exec::executor::Executor;
 use crate::exec::virtual_cpu::{VirtualCpu, hardware_flags};
 use crate::machine::end::DomainEnd;
-use crate::machine::memory::{MachineMemory, PAGE_SIZE};
+use crate::machine::memory::{MachineMemory, Maddr, PAGE_SIZE};
 use crate::mmu::log::TableLog;
 use crate::mmu::shadow::{NoShadow, Shadow};
 use crate::mmu::space::VcpuSpace;
 use crate::virtio::Slot;
 use crate::x86::decode;
-use crate::x86::registers::Regs;
+use crate::x86::registers::{Regs, SystemRegisters};
 use crate::x86::walk::{PseudoPhysicalTables, walk};
 
 /// The first state of a bare kernel's CPU, as the boot protocol has it.
@@ -133,13 +133,28 @@ impl BareMachine {
         }
     }
 
+    /// The memory behind a linear address, by the guest's own tables; `None` where nothing is mapped, or a device.
+    pub fn translate(&self, memory: &MachineMemory, va: u64) -> Option<Maddr> {
+        walk(memory, &PseudoPhysicalTables, self.cpu.cr3, va).ok()?.maddr
+    }
+
+    /// Whether a frame of the guest's is a page table that has a shadow.
+    pub fn is_shadowed(&self, pfn: u64) -> bool {
+        self.shadow.is_table(pfn)
+    }
+
+    /// What its kernel has in registers that a debugger knows and [`Regs`] has not.
+    pub fn system_registers(&self) -> SystemRegisters {
+        let VirtualCpu { cr0, cr2, cr3, cr4, kernel_gs_base, .. } = self.cpu;
+        SystemRegisters { other_gs_base: kernel_gs_base, cr0, cr2, cr3, cr4 }
+    }
+
     /// Eight bytes of the guest's linear memory, by its own tables; `None` where there are none, or on two pages.
     pub fn peek(&self, memory: &MachineMemory, va: u64) -> Option<u64> {
         if va % PAGE_SIZE > PAGE_SIZE - 8 {
             return None;
         }
-        let walked = walk(memory, &PseudoPhysicalTables, self.cpu.cr3, va);
-        memory.read_obj(walked.ok()?.maddr?).ok()
+        memory.read_obj(self.translate(memory, va)?).ok()
     }
 
     /// When the monitor should kick the guest, or wake it from HLT, because a device raises an interrupt that the guest

@@ -15,6 +15,7 @@ mod ending;
 mod engine_options;
 mod events;
 mod fidelity;
+mod gdb;
 mod input;
 mod input_file;
 mod lost_device;

@@ -16,6 +16,7 @@ use super::device::{DeviceArgs, Opened};
 use super::ending::{self, Asker};
 use super::engine_options::{EngineArg, TransportArg, technique_names};
 use super::events::{Announced, Event, Events, EventsTo};
+use super::gdb::{Gdb, how_to_connect};
 use super::input::{Destination, Keyboard};
 use super::lost_device::LostDevice;
 use super::output::{Output, OutputState};
@@ -27,6 +28,7 @@ use super::terminal::{self, RawMode};
 use super::{input_file, oom, signals, size, trace_file};
 use crate::autopsy::text::Style;
 use crate::backend::console::stdio::Outside;
+use crate::gdb::Address;
 use crate::host::busy_poll;
 use crate::host::limit::Advice;
 use crate::host::notice;
@@ -52,6 +54,7 @@ Examples:
   paravane run --net tap=tap0 --vsock cid=3,socket=/tmp/guest.sock
   paravane run --trace boot.trace --timeout 10s                then: paravane trace boot.trace
   paravane run --console pty --cmdline console=virtio
+  paravane run my-kernel.elf --gdb                       then: gdb -ex 'target remote :1234'
   paravane run --config server.toml --mem 1G             options from a file; what is typed here wins
 
 On a terminal, Ctrl-A x leaves and Ctrl-A h shows the other keys; everything else goes to the guest.
@@ -113,6 +116,10 @@ pub(super) struct RunArgs {
     /// Write every exit to a file, for `paravane trace`
     #[arg(long, value_name = "FILE", help_heading = HOST)]
     trace: Option<PathBuf>,
+    /// Have the guest wait for gdb before its first instruction: at HOST:PORT, or a socket's path with a / in it
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = Address::DEFAULT)]
+    #[arg(help_heading = HOST)]
+    gdb: Option<Address>,
     /// Tell a supervisor what becomes of the run: a JSON object a line, to a file or to an open descriptor's number
     #[arg(long, value_name = "FILE|FD", help_heading = HOST)]
     events: Option<EventsTo>,
@@ -186,6 +193,10 @@ impl Begun {
         let trace =
             args.trace.as_deref().map(|path| trace_file::open(path, args.image.as_deref())).transpose()?;
 
+        let gdb = Gdb::default();
+        let debugger = gdb.listen(args.gdb.as_ref())?;
+        let waits = debugger.as_ref().map(|debugger| how_to_connect(args.image.as_deref(), debugger));
+
         let left = Arc::new(AtomicBool::new(false));
         let output = OutputState::default();
         let raw = RawMode::enter();
@@ -214,7 +225,7 @@ impl Begun {
             transport: args.transport.into(),
             sink: Box::new(Announced::new(sink, events.clone())),
             input,
-            on_ready: Some(on_ready(events.clone())),
+            on_ready: Some(on_ready(events.clone(), waits)),
             once_running: Some(Box::new(move || keyboard.start())),
             control,
             deadline: args.timeout.map(|timeout| origin.what_is_left_of(timeout)),
@@ -223,6 +234,7 @@ impl Begun {
             marks: args.stats || args.stats_json.is_some() || args.trace.is_some(),
             on_stop: Some(on_stop(events.clone())),
             on_pause: events.clone().map(on_pause),
+            gdb: debugger,
             trace,
         };
         if usize::try_from(args.vcpus).is_ok_and(|vcpus| vcpus > threads::cpus()) {
@@ -237,6 +249,7 @@ impl Begun {
         let by = Interruption {
             signal: ending::signal(),
             left: left.load(Ordering::Acquire),
+            killed: gdb.killed(),
             lost: lost.is_some(),
         };
         let statistics = Statistics::new(&image_name, (&report, by), origin, output.first_byte());
@@ -257,9 +270,10 @@ impl Begun {
 }
 
 /// What is done once the guest can be told to end, before its first instruction.
-fn on_ready(events: Option<Events>) -> launch::OnReady {
+fn on_ready(events: Option<Events>, waits: Option<String>) -> launch::OnReady {
     Box::new(move |engine, technique| {
         ending::guest_runs();
+        waits.iter().for_each(notice);
         if let Some(events) = events {
             events.tell(&Event::Started { engine: engine.name, technique: technique.name });
         }

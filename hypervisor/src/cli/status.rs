@@ -24,7 +24,7 @@ pub(super) const SIGNAL_BASE: u8 = 128;
 /// The section of `--help` that documents all this.
 pub(super) const HELP: &str = "\
 Exit status:
-  0      the guest powered itself off, or you left it with Ctrl-A x
+  0      the guest powered itself off, or you left it with Ctrl-A x or by gdb's kill
   1      the host failed: no usable engine, an unreadable image, no network, lost output
   2      the command line makes no sense
   3      the guest crashed: it said so, or its watchdog ran out
@@ -44,6 +44,8 @@ pub(super) struct Interruption {
     pub(super) signal: Option<u8>,
     /// Whether the user left with Ctrl-A x.
     pub(super) left: bool,
+    /// Whether the user of a debugger ended it.
+    pub(super) killed: bool,
     /// Whether a device could not be used after all.
     pub(super) lost: bool,
 }
@@ -57,7 +59,7 @@ pub(super) fn of(end: &DomainEnd, by: Interruption) -> u8 {
         (DomainEnd::GuestCrash | DomainEnd::Watchdog, _) => GUEST_CRASH,
         (DomainEnd::Killed(_), _) => KILLED,
         (DomainEnd::Interrupted, Interruption { signal: Some(n), .. }) => SIGNAL_BASE.saturating_add(n),
-        (DomainEnd::Interrupted, Interruption { left: true, .. }) => 0,
+        (DomainEnd::Interrupted, Interruption { left: true, .. } | Interruption { killed: true, .. }) => 0,
         (DomainEnd::Interrupted, Interruption { lost: true, .. }) => HOST_ERROR,
         (DomainEnd::Interrupted, _) => TIMEOUT,
     }
@@ -70,6 +72,7 @@ pub(super) fn describe(end: &DomainEnd, by: Interruption) -> String {
             format!("interrupted by signal {n}")
         }
         (DomainEnd::Interrupted, Interruption { left: true, .. }) => "left with Ctrl-A x".to_owned(),
+        (DomainEnd::Interrupted, Interruption { killed: true, .. }) => "ended by gdb".to_owned(),
         (DomainEnd::Interrupted, Interruption { lost: true, .. }) => {
             "ended because a device was lost".to_owned()
         }
@@ -101,10 +104,12 @@ mod tests {
 
     #[test]
     fn who_interrupted_matters() {
-        let by = |signal, left| of(&DomainEnd::Interrupted, Interruption { signal, left, lost: false });
+        let by = |signal, left| {
+            of(&DomainEnd::Interrupted, Interruption { signal, left, ..Interruption::default() })
+        };
         assert_eq!((by(Some(15), false), by(Some(2), true), by(None, true)), (143, 130, 0));
         assert_eq!(by(None, false), TIMEOUT);
-        let signalled = Interruption { signal: Some(2), left: false, lost: true };
+        let signalled = Interruption { signal: Some(2), lost: true, ..Interruption::default() };
         let lost = Interruption { lost: true, ..Interruption::default() };
         assert_eq!(of(&DomainEnd::Interrupted, lost), HOST_ERROR);
         assert_eq!(of(&DomainEnd::PowerOff, lost), 0, "it did not need it");

@@ -167,6 +167,7 @@ pub(super) fn config(
         marks: true,
         on_stop: None,
         on_pause: None,
+        gdb: None,
         trace: None,
     }
 }

@@ -21,6 +21,7 @@ pub use start::{RunError, run};
 
 use crate::autopsy::Autopsy;
 use crate::engine::EngineInfo;
+use crate::gdb::Debugger;
 use crate::ledger::Ledger;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
@@ -123,6 +124,8 @@ pub struct Config {
     pub on_stop: Option<Tell>,
     /// Called when the guest begins to stand still, with true, and when it goes on, with false.
     pub on_pause: Option<OnPause>,
+    /// The debugger that the guest waits for before its first instruction.
+    pub gdb: Option<Debugger>,
     /// Where every exit is to be written to.
     pub trace: Option<trace::record::Destination>,
 }

@@ -9,13 +9,14 @@ use std::time::{Instant, SystemTime};
 use super::available;
 use super::engines::limits_of;
 use super::stage::{Stage, StageError, Wanted, last_resort};
-use super::vcpus::Seats;
+use super::vcpus::{Seats, Told};
 use super::{Config, HostMemory, LastState, Report, select};
 use crate::autopsy;
 use crate::build;
 use crate::build::mapping::AddressLimits;
 use crate::build::{BuildError, DomainConfig};
 use crate::engine::{EngineInfo, NoCpu};
+use crate::gdb::{self, Answering, Debugger};
 use crate::host::limit::Advice;
 use crate::host::zeroed::{NoMemory, check_own_room};
 use crate::image::error::ImageError;
@@ -106,6 +107,17 @@ pub enum RunError {
         /// What is missing.
         why: String,
     },
+    /// A debugger is asked for, and cannot follow such a guest.
+    #[error("technique {technique} has no debugger (--gdb): {why}; use --technique trap")]
+    Undebuggable {
+        /// What was asked for.
+        technique: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
+    /// There is no thread for its debugger.
+    #[error("cannot start a thread for gdb: {0}{advice}", advice = Advice::of_processes(.0))]
+    Debugger(std::io::Error),
     /// There is no thread for its trace.
     #[error(transparent)]
     Trace(#[from] trace::record::BeginError),
@@ -214,6 +226,9 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         stage => stage?,
     };
     let Stage { technique, layout, memory, mut machine, why } = stage;
+    if let Some(why) = technique.undebuggable.filter(|_| config.gdb.is_some()) {
+        return Err(RunError::Undebuggable { technique: technique.name, why });
+    }
     check_own_room()?;
     let mut seats = Seats::new(&mut *machine, config.vcpus)?;
     steps.done("set up the engine");
@@ -268,15 +283,22 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     orders.stop_at =
         config.deadline.map(|after| clock.now().saturating_add(nanos(after.saturating_sub(start.elapsed()))));
     steps.done("get ready");
+    let debugging = match config.gdb {
+        None => None,
+        Some(debugger) => Some(debug(debugger, &seats, &control, &image)?),
+    };
     let running = Instant::now();
-    let told = (&control, clock);
-    match &mut recorder {
-        None => seats.run(domain.runners(), told, &mut orders, &mut Unobserved),
-        Some(recorder) => seats.run(domain.runners(), told, &mut orders, recorder),
-    }
-    .map_err(RunError::Thread)?;
+    let told = Told { control: &control, clock, debugger: debugging.as_ref().map(Answering::session) };
+    let ran = match &mut recorder {
+        None => seats.run(domain.runners(), &told, &mut orders, &mut Unobserved),
+        Some(recorder) => seats.run(domain.runners(), &told, &mut orders, recorder),
+    };
     let run_ns = nanos(running.elapsed());
     let end = domain.end();
+    if let Some(debugging) = debugging {
+        debugging.finish(&end);
+    }
+    ran.map_err(RunError::Thread)?;
     let autopsy = is_bad(&end).then(|| {
         let testimonies = domain.testimonies();
         autopsy::of(image.elf(), testimonies, &mut |vcpu, va| domain.peek(vcpu, va))
@@ -302,6 +324,18 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         first_output_ns: first.get().copied(),
         trace: recorder.map(Recorder::finish),
     })
+}
+
+/// Starts the thread that answers the debugger.
+fn debug(
+    debugger: Debugger,
+    seats: &Seats,
+    control: &Control,
+    image: &Image<'_>,
+) -> Result<Answering, RunError> {
+    let kicks = [seats.boot_kick()].into_iter().chain(seats.other_kicks());
+    let session = gdb::Session::new(kicks).map_err(RunError::Eventfd)?;
+    debugger.begin(session, control.clone(), image.elf().into()).map_err(RunError::Debugger)
 }
 
 /// What a trace says of the run that it is of.

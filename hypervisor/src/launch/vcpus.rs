@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use super::RunError;
 use crate::engine::{Cpu, Machine};
+use crate::gdb::{Debugged, Session};
 use crate::host::threads;
 use crate::machine::kick::Kick;
 use crate::machine::time::Clock;
 use crate::monitor::control::Orders;
 use crate::monitor::observe::{Observer, Unobserved};
 use crate::monitor::waker::Waker;
-use crate::monitor::{Control, vcpu_loop};
+use crate::monitor::{Control, Runner, vcpu_loop};
 use crate::technique::Runners;
 
 /// A virtual CPU, as the engine has it, and what wakes it.
@@ -27,6 +28,14 @@ impl Seat {
         let waker = Arc::new(Waker::new(cpu.kicker()).map_err(RunError::Eventfd)?);
         Ok(Self { cpu, waker })
     }
+}
+
+/// What the loops are told from outside, and by what clock.
+pub(super) struct Told<'a> {
+    pub control: &'a Control,
+    pub clock: Clock,
+    /// The debugger's side, if there is one.
+    pub debugger: Option<&'a Arc<Session>>,
 }
 
 /// The virtual CPUs of a run.
@@ -75,7 +84,23 @@ impl Seats {
     pub fn run<O: Observer>(
         &mut self,
         runners: Runners<'_>,
-        (control, clock): (&Control, Clock),
+        told: &Told<'_>,
+        orders: &mut Orders,
+        observer: &mut O,
+    ) -> io::Result<()> {
+        let Some(session) = told.debugger else { return self.run_each(runners, told, orders, observer) };
+        let mut boot = Debugged::new(runners.boot, Arc::clone(session), 0);
+        let others = (1..).zip(runners.others);
+        let mut others: Vec<_> =
+            others.map(|(number, runner)| Debugged::new(runner, Arc::clone(session), number)).collect();
+        let others = others.iter_mut().map(|runner| runner as &mut (dyn Runner + Send)).collect();
+        self.run_each(Runners { boot: &mut boot, others }, told, orders, observer)
+    }
+
+    fn run_each<O: Observer>(
+        &mut self,
+        runners: Runners<'_>,
+        &Told { control, clock, .. }: &Told<'_>,
         orders: &mut Orders,
         observer: &mut O,
     ) -> io::Result<()> {

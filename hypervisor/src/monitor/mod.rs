@@ -3,6 +3,7 @@
 //! * [`vcpu_loop`] turns the loop until the guest's life is over. What an exit means is decided by a [`Runner`], of
 //!   which a domain has one for each virtual CPU; the loop knows no technique, and no technique knows the loop.
 //! * [`control`] is the only way to tell a running domain something from outside.
+//! * [`inspect`] is what a debugger may ask of a virtual CPU that stands still.
 //! * [`observe`] is the interface of what is notified of each exit.
 //! * [`seen`] is what the virtual CPUs that run have seen of changed page tables, and how one waits for another.
 //! * [`waker`] makes a virtual CPU leave the guest, or ends its wait.
@@ -14,6 +15,7 @@
 //! the next entry that allocates, logs or waits for a lock, unless a command asked for it.
 
 pub mod control;
+pub mod inspect;
 pub mod observe;
 pub mod runner;
 pub mod seen;

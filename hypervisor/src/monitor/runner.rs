@@ -3,6 +3,7 @@
 //! A technique implements [`Runner`]. What concerns the whole domain (how it ended, its devices) is not here: the loop
 //! has no use for it.
 
+use super::inspect::Inspect;
 use crate::engine::{Cpu, Exit};
 use crate::ledger::{Cause, Ledger};
 use crate::machine::memory::MachineMemory;
@@ -59,4 +60,8 @@ pub trait Runner {
     fn woken(&mut self);
     /// The account of its exits.
     fn ledger(&mut self) -> &mut Ledger;
+    /// Itself, for a debugger; `None` where its technique has no place for one.
+    fn inspect(&mut self) -> Option<&mut dyn Inspect> {
+        None
+    }
 }

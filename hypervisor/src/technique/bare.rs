@@ -2,6 +2,8 @@
 //!
 //! What may not be done here: knowing how a [`Method`] works.
 
+mod inspect;
+
 use std::sync::Arc;
 
 use super::method::{Guest, Left, Method};
@@ -17,6 +19,7 @@ use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
+use crate::monitor::inspect::Inspect;
 use crate::monitor::{Handled, Next, Runner};
 use crate::virtio::Slot;
 use crate::x86::registers::Regs;
@@ -175,5 +178,9 @@ impl<M: Method> Runner for BareDomain<M> {
 
     fn ledger(&mut self) -> &mut Ledger {
         &mut self.ledger
+    }
+
+    fn inspect(&mut self) -> Option<&mut dyn Inspect> {
+        if M::RUNS_THE_KERNELS_CODE { Some(self) } else { None }
     }
 }

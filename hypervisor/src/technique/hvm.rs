@@ -47,6 +47,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     own_code: OwnCode::NONE,
     own_frames: |_| 0,
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
+    undebuggable: Some("the kernel's exceptions, a debugger's among them, do not leave the guest"),
     make: |parts| make(parts, Irqchip::Monitor),
 };
 

@@ -32,6 +32,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     own_code: OwnCode::NONE,
     own_frames: |_| 0,
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
+    undebuggable: Some("its processor is software, which has no part for a debugger"),
     make: |parts| make(parts, true),
 };
 

@@ -44,6 +44,8 @@ pub(super) enum Left {
 pub(super) trait Method {
     /// Whether it is an exit when the guest changes its interrupt flag.
     const NOTICES_STI: bool;
+    /// Whether what runs is the kernel's own code, at the addresses that the kernel knows: a debugger can follow it.
+    const RUNS_THE_KERNELS_CODE: bool = false;
 
     /// The guest's state becomes what the engine is to run.
     fn before_entry(&mut self, guest: &mut Guest<'_>);
@@ -61,6 +63,7 @@ pub(super) struct Unchanged;
 
 impl Method for Unchanged {
     const NOTICES_STI: bool = true;
+    const RUNS_THE_KERNELS_CODE: bool = true;
 
     fn before_entry(&mut self, _: &mut Guest<'_>) {}
 

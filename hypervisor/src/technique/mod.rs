@@ -49,6 +49,8 @@ pub struct Technique {
     pub own_frames: fn(&HypervisorLayout) -> u64,
     /// What the kernel's command line has to say about so many virtio devices.
     pub device_parameters: fn(usize) -> Option<String>,
+    /// Why no debugger can follow its guests; `None` where one can.
+    pub undebuggable: Option<&'static str>,
     /// Makes the domain.
     pub make: fn(Parts<'_>) -> Result<Box<dyn Domain>, MakeError>,
 }

@@ -32,6 +32,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     own_code: OwnCode { state: 1, code: CODE_FRAMES },
     own_frames: |layout| (layout.m2p.end - layout.m2p.start).div_ceil(512),
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
+    undebuggable: Some("it replaces the kernel's instructions by jumps to code of its own"),
     make,
 };
 

@@ -19,6 +19,7 @@ use crate::machine::layout::OwnCode;
 use crate::machine::memory::MachineMemory;
 use crate::machine::time::{Clock, Due};
 use crate::mmu::log::Position;
+use crate::monitor::inspect::Inspect;
 use crate::monitor::seen::Seen;
 use crate::monitor::{Handled, Next, Runner};
 use crate::pv::access::GuestMemory;
@@ -34,6 +35,7 @@ use crate::x86::decode::SYSCALL_LENGTH;
 use crate::x86::exception::Fault;
 use crate::x86::registers::Regs;
 
+mod inspect;
 mod make;
 mod testimony;
 
@@ -49,6 +51,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     own_code: OwnCode::NONE,
     own_frames: make::own_frames,
     device_parameters: |_| None,
+    undebuggable: None,
     make: make::make,
 };
 
@@ -368,6 +371,10 @@ impl Runner for PvRunner {
 
     fn ledger(&mut self) -> &mut Ledger {
         &mut self.vcpu.ledger
+    }
+
+    fn inspect(&mut self) -> Option<&mut dyn Inspect> {
+        Some(self)
     }
 }
 

@@ -25,6 +25,7 @@ pub(super) const TRANSLATE: Technique = Technique {
     own_code: OwnCode { state: 1, code: CODE_FRAMES },
     own_frames: |layout| (layout.m2p.end - layout.m2p.start).div_ceil(512),
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
+    undebuggable: Some("what runs is code that was made from the kernel's, at other addresses"),
     make: |parts| make(parts, false),
 };
 #[allow(missing_docs)]

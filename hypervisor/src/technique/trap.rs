@@ -21,5 +21,6 @@ pub(super) const TECHNIQUE: Technique = Technique {
     // The machine-to-physical table stays empty; the tables that map it are written.
     own_frames: |layout| (layout.m2p.end - layout.m2p.start).div_ceil(512),
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
+    undebuggable: None,
     make: |parts| BareDomain::make(parts, Unchanged),
 };

@@ -34,6 +34,21 @@ pub struct Regs {
     pub selectors: Selectors,
 }
 
+/// Registers that only a kernel can set, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SystemRegisters {
+    /// The base of GS that is not in use: SWAPGS would load it.
+    pub other_gs_base: u64,
+    /// CR0, as the guest reads it.
+    pub cr0: u64,
+    /// CR2.
+    pub cr2: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+}
+
 /// The selectors of code at CPL 3.
 ///
 /// An engine that loads them (`EngineInfo::native_selectors`) takes each as a flat segment of CPL 3, 64-bit code in CS,

@@ -18,3 +18,5 @@ pub const XCOMP_BV: usize = 520;
 pub const HEADER_END: usize = 576;
 /// MXCSR after a reset (SDM vol. 1, 11.6.4).
 pub const MXCSR_RESET: u32 = 0x1f80;
+/// Where the upper halves of YMM0 to YMM15 are (SDM vol. 1, 13.5.2: CPUID says, and all processors say this).
+pub const YMM_HIGH: std::ops::Range<usize> = 576..832;

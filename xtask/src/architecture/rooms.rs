@@ -44,7 +44,7 @@ const ROOMS: &[Room] = &[
     with_unsafe(
         "cli",
         "the program: arguments, terminal, signals, output",
-        "compare launch technique trace monitor autopsy audit image virtio backend engine ledger machine host x86 text",
+        "compare launch gdb technique trace monitor autopsy audit image virtio backend engine ledger machine host x86 text",
     ),
     room(
         "compare",
@@ -54,12 +54,17 @@ const ROOMS: &[Room] = &[
     room(
         "launch",
         "from a configuration to a running guest",
-        "technique trace monitor pv autopsy build image virtio engine ledger machine host x86 text",
+        "gdb technique trace monitor pv autopsy build image virtio engine ledger machine host x86 text",
     ),
     room(
         "technique",
         "the ways to virtualize a kernel",
         "monitor pv bare patch translate autopsy build image virtio mmu engine ledger machine host x86",
+    ),
+    room(
+        "gdb",
+        "a debugger: breakpoints, steps, gdb's protocol",
+        "monitor backend::unix engine ledger machine host x86 text",
     ),
     room("trace", "every exit, written to a file and read again", "monitor image ledger host text"),
     room("snapshot", "a domain in a file, written and read again", "machine host text"),

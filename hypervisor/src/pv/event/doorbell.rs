@@ -185,6 +185,14 @@ impl Doorbells {
         self.of(VcpuId::BOOT).is_pending(&self.memory, port)
     }
 
+    /// Whether a port's mask bit is set.
+    ///
+    /// # Errors
+    /// When there is no such bit.
+    pub fn is_masked(&self, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
+        self.of(VcpuId::BOOT).is_masked(&self.memory, port)
+    }
+
     /// Clears what is pending of a port that is free.
     ///
     /// # Errors

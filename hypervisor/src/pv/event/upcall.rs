@@ -70,6 +70,12 @@ impl Upcall {
         Ok(memory.load_u64(pending)? & bit != 0)
     }
 
+    /// Whether a port's mask bit is set.
+    pub fn is_masked(&self, memory: &MachineMemory, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
+        let (mask, bit) = self.word(offset_of!(SharedInfo, evtchn_mask), port)?;
+        Ok(memory.load_u64(mask)? & bit != 0)
+    }
+
     pub(super) fn select(&self, memory: &MachineMemory, port: EvtchnPort) -> Result<bool, BadMachineAddress> {
         let (mask, bit) = self.word(offset_of!(SharedInfo, evtchn_mask), port)?;
         if memory.load_u64(mask)? & bit != 0 || self.vcpu_info == NOWHERE {

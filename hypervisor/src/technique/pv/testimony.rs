@@ -24,7 +24,7 @@ pub(super) fn of(domain: &PvDomain, vcpu: &PvVcpu) -> Testimony {
     }
 }
 
-fn doing(vcpu: &PvVcpu) -> &'static str {
+pub(super) fn doing(vcpu: &PvVcpu) -> &'static str {
     match (vcpu.state, vcpu.kernel_mode) {
         (RunState::Blocked, _) => "waits for an event (SCHEDOP_block)",
         (RunState::Polling, _) => "polls event channels (SCHEDOP_poll)",
@@ -51,7 +51,7 @@ fn events(domain: &PvDomain, vcpu: &PvVcpu) -> Vec<String> {
     });
     let pending: Vec<EvtchnPort> = pending.take(MOST_PORTS).collect();
     for port in &pending {
-        let what = name(domain.events.binding(*port));
+        let what = binding_name(domain.events.binding(*port));
         notes.push(format!("port {port} ({what}) is pending and was not handled"));
     }
     if waits && pending.is_empty() && vcpu.timers.next().is_none() {
@@ -60,7 +60,7 @@ fn events(domain: &PvDomain, vcpu: &PvVcpu) -> Vec<String> {
     notes
 }
 
-fn name(binding: Binding) -> String {
+pub(super) fn binding_name(binding: Binding) -> String {
     match binding {
         Binding::Virq(VIRQ_TIMER) => "the timer, VIRQ_TIMER".to_owned(),
         Binding::Virq(VIRQ_DEBUG) => "VIRQ_DEBUG".to_owned(),
