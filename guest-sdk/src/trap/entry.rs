@@ -109,12 +109,15 @@ unsafe extern "C" fn common() -> ! {
         // One turn: handle, then choose the way to return.
         "2:",
         "mov rdi, rbx",
-        // A frame record, so that whoever follows RBP comes from the handler to what it interrupted.
+        // A frame record, so that whoever follows RBP comes from the handler to what it interrupted; above it, for
+        // debuggers, the stack pointer there, and again to keep the stack aligned.
+        "push [rbx + {rsp}]",
+        "push [rbx + {rsp}]",
         "push [rbx + {rip}]",
         "push [rbx + {rbp}]",
         "mov rbp, rsp",
-        "call {dispatch}",
-        "add rsp, 16",
+        "80: call {dispatch}",
+        "81: add rsp, 32",
         "test byte ptr [rbx + {cs}], 3",
         "jnz 6f",
         "lea rax, [rip + 3f]",
@@ -185,6 +188,20 @@ unsafe extern "C" fn common() -> ! {
         "add rsp, 8",
         "mov qword ptr [rsp], 0",
         "jmp {page} + {iret}",
+        // For debuggers, where the handler returns to: what was interrupted is at [RBP + 8], its RBP at [RBP], and its
+        // stack pointer, which is the CFA, at [RBP + 16] (DWARF 4, 6.4; "S": the one above is not at a call).
+        ".pushsection .debug_frame, \"\", @progbits",
+        "90: .long 92f - 91f",
+        "91: .long 0xffffffff",
+        ".byte 1, 'S', 0, 1, 0x78, 16",
+        ".balign 8, 0",
+        "92: .long 94f - 93f",
+        "93: .long 90b",
+        ".quad 80b, 81b + 4 - 80b",
+        ".byte 0x0f, 3, 0x76, 16, 0x06, 0x10, 16, 2, 0x76, 8, 0x10, 6, 2, 0x76, 0",
+        ".balign 8, 0",
+        "94:",
+        ".popsection",
         // For `paravane audit`: sensitive instructions that are intended here.
         ".pushsection .paravane.audit, \"\", @progbits",
         ".quad 22b",
@@ -204,6 +221,7 @@ unsafe extern "C" fn common() -> ! {
         cs = const offset_of!(TrapFrame, cs),
         ss = const offset_of!(TrapFrame, ss),
         rip = const offset_of!(TrapFrame, rip),
+        rsp = const offset_of!(TrapFrame, rsp),
         rbp = const offset_of!(TrapFrame, rbp),
         vector = const offset_of!(TrapFrame, vector),
         event = const EVENT_VECTOR,

@@ -51,6 +51,7 @@ pub fn technique(
         own_code,
         own_frames,
         device_parameters,
+        undebuggable: None,
         make,
     }))
 }
