@@ -21,6 +21,14 @@ fn main() -> Result<(), ImageError> {
         prefix: "",
     };
     guests.build()?;
+    let port = Guest {
+        directory: "port",
+        package: "paravane-port",
+        bins: &["bare", "step-1", "step-2", "step-3", "step-4"],
+        prefix: "port-",
+        ..guests
+    };
+    port.build()?;
     let programs =
         Guest { directory: "../guest-kernel/user", package: "paravane-user", bins: &["programs"], ..guests };
     programs.build()

@@ -26,3 +26,12 @@ pub static USER_SOUP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/user-sou
 
 /// Programs for the reference kernel, and for Linux.
 pub static PROGRAMS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/programs.elf"));
+
+/// The kernel of the porting guide, as it is for a bare PC and after each step of its port.
+pub static PORT: [&[u8]; 5] = [
+    include_bytes!(concat!(env!("OUT_DIR"), "/port-bare.elf")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/port-step-1.elf")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/port-step-2.elf")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/port-step-3.elf")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/port-step-4.elf")),
+];

@@ -5,7 +5,7 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, Register};
 use object::{Object, ObjectSection, SectionKind};
 use paravane::image::builtin::{BARE, PV};
-use paravane_tests::guests::{ENDINGS, HELLO, HELLO_HIGH};
+use paravane_tests::guests::{ENDINGS, HELLO, HELLO_HIGH, PORT};
 
 /// Whether an instruction reads or writes memory below the stack pointer.
 fn is_below_stack_pointer(instruction: &Instruction) -> bool {
@@ -33,8 +33,14 @@ fn offenders(image: &[u8]) -> (usize, Vec<String>) {
 
 #[test]
 fn no_kernel_uses_the_red_zone() {
-    let images =
-        [("pv", PV), ("bare", BARE), ("hello", HELLO), ("hello-high", HELLO_HIGH), ("endings", ENDINGS)];
+    let images = [
+        ("pv", PV),
+        ("bare", BARE),
+        ("hello", HELLO),
+        ("hello-high", HELLO_HIGH),
+        ("endings", ENDINGS),
+        ("port", PORT[0]),
+    ];
     for (name, image) in images {
         let (decoded, found) = offenders(image);
         assert!(decoded > 100, "{name}: only {decoded} instructions found");

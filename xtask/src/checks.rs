@@ -74,7 +74,7 @@ pub(crate) fn guest_clippy(root: &Path, machine: &str) -> Command {
     let mut command = cargo(root);
     command.args(["clippy", "--locked", "--lib", "--bins", "-p", "paravane-guest-sdk"]);
     command.args(["-p", "paravane-guest-kernel", "-p", "paravane-user", "-p", "paravane-nano"]);
-    command.args(["-p", "paravane-test-guests"]);
+    command.args(["-p", "paravane-test-guests", "-p", "paravane-port"]);
     // With `--target`, cargo does not use the flags for build scripts, which run on the host.
     command.args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"]);
     command.arg(format!("target/guest-lints-{machine}"));

@@ -13,6 +13,7 @@ mod files;
 mod mistakes;
 mod parity;
 mod patching;
+mod porting;
 mod processes;
 mod reference;
 mod smp;
