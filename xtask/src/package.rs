@@ -17,7 +17,7 @@ const SDK: [&str; 6] = ["-p", "paravane-abi", "-p", "paravane-guest-build", "-p"
 const PROGRAM: [&str; 8] =
     ["-p", "paravane-abi", "-p", "paravane-guest-build", "-p", "paravane-nano", "-p", "paravane"];
 /// What the program's package has to have beside its source.
-const NEEDED: [&str; 8] = [
+const NEEDED: [&str; 9] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
@@ -26,6 +26,7 @@ const NEEDED: [&str; 8] = [
     "prebuilt/pv-guest-kernel.elf",
     "templates/common/build.rs",
     "templates/minimal/manifest.toml",
+    "templates/user/programs/manifest.toml",
 ];
 
 /// The check.

@@ -33,6 +33,11 @@ pub(crate) fn check(with: &Run) -> Outcome {
     boots(&virtio, &["run", "--locked"])?;
     run(&mut virtio.cargo(&["test", "--locked"]))?;
 
+    let user = Project::new(with, "programs", &["--user"])?;
+    boots(&user, &["run", "--locked"])?;
+    run(&mut user.cargo(&["test", "--locked"]))?;
+    run(&mut user.cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+
     let usual = Project::new(with, "my-kernel", &[])?;
     boots(&usual, &["run", "--locked"])?;
     run(&mut usual.cargo(&["test", "--locked", "--release"]))?;

@@ -1,6 +1,6 @@
-//! Builds kernel images from the `build.rs` of a program that embeds them.
+//! Builds kernel images from the `build.rs` of a program that embeds them, and programs from that of their kernel.
 //!
-//! The inner build is an ordinary Cargo build of a package of this workspace with the flags that make a kernel. It
+//! The inner build is an ordinary Cargo build of a package of the same workspace with the flags of guest code. It
 //! has its own target directory, so that it never waits for the outer build's lock. The outer build's environment
 //! must not leak into it: Cargo describes the build script's package and profile in variables that an inner Cargo or
 //! rustc would take for its own.
@@ -13,7 +13,7 @@ use std::{env, fmt, fs, io};
 /// The target: the host's own, so that a stock toolchain has a `core` for it.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The workspace profile that kernels are built with.
+/// The profile of that name in the workspace's manifest.
 const PROFILE: &str = "guest";
 
 /// The code-generation flags of every kernel, for any machine layer or technique.
@@ -105,7 +105,16 @@ impl fmt::Display for ImageError {
 
 impl std::error::Error for ImageError {}
 
-/// One build of a package of kernels.
+/// One build of a package of kernels ([`link::kernel`](crate::link::kernel)) or of programs for a kernel's user mode
+/// ([`link::program`](crate::link::program)), with the profile `guest` of its workspace.
+///
+/// ```no_run
+/// use paravane_guest_build::images::Guest;
+///
+/// let programs = Guest { directory: "programs", package: "programs", bins: &["hello"], cfgs: &[], prefix: "" };
+/// programs.build()?; // then: include_bytes!(concat!(env!("OUT_DIR"), "/hello.elf"))
+/// # Ok::<(), paravane_guest_build::images::ImageError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Guest<'a> {
     /// The directory of the package, relative to the directory of the calling package's manifest.

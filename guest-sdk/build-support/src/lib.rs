@@ -1,4 +1,4 @@
-//! The build-time part of the guest SDK: linking kernels, and embedding kernel images.
+//! The build-time part of the guest SDK: linking kernels and their programs, and embedding either.
 //!
 //! # Principles
 //!
@@ -8,11 +8,12 @@
 //! # Map
 //!
 //! * [`link`] is for a kernel's own `build.rs`: it passes the link script to the linker, so that a kernel builds for
-//!   `x86_64-unknown-linux-gnu` without a custom target.
-//! * [`images`] is for a program that embeds kernels (the `paravane` program, the system tests): its `build.rs`
-//!   builds them with the same Cargo, lock file and compiler.
+//!   `x86_64-unknown-linux-gnu` without a custom target. [`link::program`] does so for programs that run in a kernel's
+//!   user mode.
+//! * [`images`] is for what embeds kernels (the `paravane` program, the system tests), and for kernels that embed
+//!   programs: its `build.rs` builds them with the same Cargo, lock file and compiler.
 //!
-//! The link script itself is `kernel.ld`, beside this crate's manifest.
+//! The link scripts themselves are `kernel.ld` and `program.ld`, beside this crate's manifest.
 #![forbid(unsafe_code)]
 
 pub mod images;

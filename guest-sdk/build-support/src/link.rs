@@ -14,9 +14,13 @@ pub const LOW: u64 = 0x4000_0000;
 /// The upper-half base that most x86-64 kernels use.
 pub const HIGH: u64 = 0xffff_ffff_8000_0000;
 
-const SCRIPT: &str = include_str!("../kernel.ld");
+/// Where [`program`] links programs: where Linux has them, too.
+pub const PROGRAM: u64 = 0x40_0000;
 
-/// Linker arguments that keep the host's C runtime and position independence out of a kernel.
+const SCRIPT: &str = include_str!("../kernel.ld");
+const PROGRAM_SCRIPT: &str = include_str!("../program.ld");
+
+/// Linker arguments that keep the host's C runtime and position independence out of a kernel or a program.
 const ARGUMENTS: &[&str] = &[
     "-nostartfiles",
     "-nostdlib",
@@ -79,7 +83,7 @@ impl Kernel {
         if env::var_os("CARGO_CFG_GUEST").is_none() {
             return Ok(());
         }
-        let script = write_script(&PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()))?;
+        let script = write_script("kernel.ld", SCRIPT)?;
         let directive = match &self.bin {
             Some(bin) => format!("rustc-link-arg-bin={bin}"),
             None => "rustc-link-arg".to_owned(),
@@ -119,9 +123,35 @@ pub fn kernel_bin(bin: &str, virt_base: u64) -> io::Result<()> {
     Kernel::at(virt_base).bin(bin).link()
 }
 
-fn write_script(dir: &Path) -> io::Result<PathBuf> {
-    let path = dir.join("kernel.ld");
-    fs::write(&path, SCRIPT)?;
+/// Links the binaries of a package as programs for a kernel's user mode: static, at [`PROGRAM`], as the SDK's
+/// `user::load` takes them. Does nothing without `--cfg guest`.
+///
+/// The kernel's own `build.rs` builds that package with [`images::Guest`](crate::images::Guest) and embeds the files.
+///
+/// # Errors
+/// When the link script cannot be written to `OUT_DIR`.
+pub fn program() -> io::Result<()> {
+    println!("cargo::rerun-if-changed=build.rs");
+    if env::var_os("CARGO_CFG_GUEST").is_some() {
+        let script = write_script("program.ld", PROGRAM_SCRIPT)?;
+        for argument in program_arguments(&script) {
+            println!("cargo::rustc-link-arg-bins={argument}");
+        }
+    }
+    Ok(())
+}
+
+/// What the script uses must be defined before it is read.
+fn program_arguments(script: &Path) -> Vec<String> {
+    let mut all: Vec<String> = ARGUMENTS.iter().map(|a| (*a).to_owned()).collect();
+    all.push(format!("-Wl,--defsym=PROGRAM_BASE={PROGRAM:#x}"));
+    all.push(format!("-Wl,-T,{}", script.display()));
+    all
+}
+
+fn write_script(name: &str, text: &str) -> io::Result<PathBuf> {
+    let path = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join(name);
+    fs::write(&path, text)?;
     Ok(path)
 }
 
@@ -136,5 +166,8 @@ mod tests {
         let script = position("-Wl,-T,/x/kernel.ld");
         assert!(position("-Wl,--defsym=VIRT_BASE=0xffffffff80000000") < script);
         assert!(position("-Wl,--defsym=BOOT_STACK_SIZE=0x2000") < script, "whole pages");
+        let program = program_arguments(Path::new("/x/program.ld"));
+        let [.., base, script] = program.as_slice() else { panic!("{program:?}") };
+        assert_eq!([base.as_str(), script], ["-Wl,--defsym=PROGRAM_BASE=0x400000", "-Wl,-T,/x/program.ld"]);
     }
 }

@@ -1,9 +1,9 @@
 //! The lock file of a project, so that its first build needs no look at the registry.
 
-/// The template's lock file for a package called `name`, in cargo's order.
+/// The template's lock file for a package called `name`, and others whose names begin with it, in cargo's order.
 pub(super) fn for_package(name: &str, template: &str) -> String {
     let begin = "[[package]]\n";
-    let text = template.replace("name = \"my-kernel\"", &format!("name = \"{name}\""));
+    let text = template.replace("name = \"my-kernel", &format!("name = \"{name}"));
     let mut parts = text.split(begin);
     let head = parts.next().unwrap_or_default();
     let mut packages: Vec<&str> = parts.map(str::trim_end).collect();

@@ -26,6 +26,7 @@ Examples:
   paravane new my-kernel              heap, exceptions, a timer, and tests of them
   paravane new my-kernel --minimal    what says hello and powers off
   paravane new my-kernel --virtio     drivers of virtio devices, and tests with a device
+  paravane new my-kernel --user       programs that are isolated from their kernel
   cd my-kernel
   cargo run                           boots it
   cargo test                          boots its tests, each in a guest of its own
@@ -45,6 +46,9 @@ pub(super) struct NewArgs {
     /// A kernel with virtio devices: it lists them, takes random bytes, reads a disk
     #[arg(long, conflicts_with = "minimal")]
     virtio: bool,
+    /// A kernel that runs user programs, which can reach nothing of it
+    #[arg(long, conflicts_with_all = ["minimal", "virtio"])]
+    user: bool,
     /// The folder of a copy of Paravane's source, whose SDK the kernel is to use [default: the one that this program
     /// was built from, if it is still there, otherwise the package registry]
     #[arg(long, value_name = "DIR")]
@@ -53,9 +57,10 @@ pub(super) struct NewArgs {
 
 impl NewArgs {
     fn template(&self) -> &'static Template {
-        match (self.minimal, self.virtio) {
-            (true, _) => &template::MINIMAL,
-            (_, true) => &template::VIRTIO,
+        match self {
+            Self { minimal: true, .. } => &template::MINIMAL,
+            Self { virtio: true, .. } => &template::VIRTIO,
+            Self { user: true, .. } => &template::USER,
             _ => &template::USUAL,
         }
     }

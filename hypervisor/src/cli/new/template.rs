@@ -5,7 +5,8 @@ use super::sdk::Sdk;
 
 /// A project to write.
 pub(super) struct Template {
-    manifest: &'static str,
+    /// The manifests: paths in the project, and what is there. In them is where the SDK is.
+    manifests: &'static [(&'static str, &'static str)],
     lock: &'static str,
     /// `.cargo/config.toml`.
     config: &'static str,
@@ -27,18 +28,21 @@ macro_rules! file {
 }
 
 /// What every project has.
-const COMMON: [(&str, &str); 3] = [
-    ("build.rs", file!("common/build.rs")),
+const COMMON: [(&str, &str); 2] = [
     (".vscode/settings.json", file!("common/vscode-settings.json")),
     (".gitignore", file!("common/gitignore")),
 ];
 
+/// Of a kernel alone.
+const BUILD: (&str, &str) = ("build.rs", file!("common/build.rs"));
+
 /// `--minimal`.
 pub(super) const MINIMAL: Template = Template {
-    manifest: file!("minimal/manifest.toml"),
+    manifests: &[("Cargo.toml", file!("minimal/manifest.toml"))],
     lock: file!("minimal/lock.toml"),
     config: file!("common/cargo-config.toml"),
     sources: &[
+        BUILD,
         ("src/main.rs", file!("minimal/src/main.rs")),
         ("tests/boot.rs", file!("minimal/tests/boot.rs")),
     ],
@@ -46,22 +50,49 @@ pub(super) const MINIMAL: Template = Template {
 
 /// `--virtio`.
 pub(super) const VIRTIO: Template = Template {
-    manifest: file!("virtio/manifest.toml"),
+    manifests: &[("Cargo.toml", file!("virtio/manifest.toml"))],
     lock: file!("virtio/lock.toml"),
     config: file!("virtio/cargo-config.toml"),
     sources: &[
+        BUILD,
         ("src/main.rs", file!("virtio/src/main.rs")),
         ("src/lib.rs", file!("virtio/src/lib.rs")),
         ("tests/devices.rs", file!("virtio/tests/devices.rs")),
     ],
 };
 
+/// `--user`.
+pub(super) const USER: Template = Template {
+    manifests: &[
+        ("Cargo.toml", file!("user/manifest.toml")),
+        ("programs/Cargo.toml", file!("user/programs/manifest.toml")),
+    ],
+    lock: file!("user/lock.toml"),
+    config: file!("common/cargo-config.toml"),
+    sources: &[
+        ("build.rs", file!("user/build.rs")),
+        ("src/main.rs", file!("user/src/main.rs")),
+        ("src/lib.rs", file!("user/src/lib.rs")),
+        ("src/calls.rs", file!("user/src/calls.rs")),
+        ("src/programs.rs", file!("user/src/programs.rs")),
+        ("src/system_calls.rs", file!("user/src/system_calls.rs")),
+        ("tests/programs.rs", file!("user/tests/programs.rs")),
+        ("programs/build.rs", file!("user/programs/build.rs")),
+        ("programs/src/lib.rs", file!("user/programs/src/lib.rs")),
+        ("programs/src/runtime.rs", file!("user/programs/src/runtime.rs")),
+        ("programs/src/bin/hello.rs", file!("user/programs/src/bin/hello.rs")),
+        ("programs/src/bin/spy.rs", file!("user/programs/src/bin/spy.rs")),
+        ("programs/src/bin/endless.rs", file!("user/programs/src/bin/endless.rs")),
+    ],
+};
+
 /// Without an option.
 pub(super) const USUAL: Template = Template {
-    manifest: file!("usual/manifest.toml"),
+    manifests: &[("Cargo.toml", file!("usual/manifest.toml"))],
     lock: file!("usual/lock.toml"),
     config: file!("common/cargo-config.toml"),
     sources: &[
+        BUILD,
         ("src/main.rs", file!("usual/src/main.rs")),
         ("src/lib.rs", file!("usual/src/lib.rs")),
         ("src/heap.rs", file!("usual/src/heap.rs")),
@@ -73,7 +104,10 @@ pub(super) const USUAL: Template = Template {
 impl Template {
     /// The files of a project called `name`.
     pub(super) fn files(&self, name: &str, sdk: &Sdk) -> Vec<File> {
-        let mut files = vec![File { path: "Cargo.toml", text: named(name, &manifest(self.manifest, sdk)) }];
+        let manifests = self.manifests.iter();
+        let mut files: Vec<File> = manifests
+            .map(|(path, text)| File { path, text: named(name, &manifest(text, sdk)) })
+            .collect();
         if matches!(sdk, Sdk::Source(_)) {
             // Of packages from a registry the file would have the checksums.
             files.push(File { path: "Cargo.lock", text: lock::for_package(name, self.lock) });
@@ -100,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_project_has_its_own_name_everywhere() {
-        for template in [&MINIMAL, &VIRTIO, &USUAL] {
+        for template in [&MINIMAL, &VIRTIO, &USER, &USUAL] {
             for sdk in [Sdk::Registry, Sdk::Source("/sdk".into())] {
                 let files = template.files("a-b", &sdk);
                 assert!(

@@ -1,0 +1,3 @@
+fn main() -> std::io::Result<()> {
+    paravane_guest_build::link::program()
+}
