@@ -163,6 +163,8 @@ fn the_escape_key_helps_and_leaves() {
     guest.type_keys(b"\x01s");
     guest.read_until(&["Exits so far"]);
     guest.read_until(&["Total samples"]);
+    guest.read_until(&["vCPU 0 waits for an event (SCHEDOP_block):"]);
+    guest.read_until(&["guest_kernel::shell::session::run"]);
     guest.type_keys(b"\x01x");
     guest.ends_with(0);
 }

@@ -2,14 +2,16 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Debug, Display};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use paravane::compare;
-use paravane::launch::{Config, EngineChoice, Report, RunError, TransportChoice, run};
+use paravane::launch::{Config, EngineChoice, OnPeek, Report, RunError, TransportChoice, run};
 use paravane::ledger::Region;
 use paravane::machine::console::{CaptureSink, ConsoleInput};
 use paravane::machine::end::DomainEnd;
-use paravane::monitor::Control;
+use paravane::monitor::{Command, Control};
 use paravane::technique::Technique;
 use paravane::virtio::Device;
 
@@ -102,6 +104,38 @@ impl Guest<'_> {
     /// # Panics
     /// If it ran on another engine or transport than the one that was asked for.
     pub fn boot_on(&self, engine: EngineChoice) -> Result<Outcome, RunError> {
+        self.run_on(engine, Control::default(), None)
+    }
+
+    /// Boots it once, and looks at what its vCPUs are doing until one of the looks satisfies `enough`, and the guest is
+    /// stopped. Returns the last look, in the words of the program.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn look_on(&self, engine: EngineChoice, enough: fn(&str) -> bool) -> Result<String, RunError> {
+        let (control, (seen, looks)) = (Control::default(), mpsc::channel());
+        let asks = control.clone();
+        let watcher = thread::spawn(move || {
+            let mut last = String::new();
+            asks.send(Command::Peek);
+            // The guest runs on while this thread wakes. When it has ended, there is nobody to wait for.
+            while let Ok(look) = looks.recv() {
+                last = look;
+                asks.send(if enough(&last) { Command::Stop } else { Command::Peek });
+            }
+            last
+        });
+        let on_peek: OnPeek = Box::new(move |_, _, autopsy| drop(seen.send(autopsy.to_string())));
+        self.run_on(engine, control, Some(on_peek))?;
+        Ok(watcher.join().unwrap_or_else(|_| broken_product("the watcher panicked")))
+    }
+
+    fn run_on(
+        &self,
+        engine: EngineChoice,
+        control: Control,
+        on_peek: Option<OnPeek>,
+    ) -> Result<Outcome, RunError> {
         let sink = CaptureSink::default();
         let input = ConsoleInput::default();
         input.push(self.input);
@@ -121,9 +155,9 @@ impl Guest<'_> {
             input,
             on_ready: None,
             once_running: None,
-            control: Control::default(),
+            control,
             deadline: Some(self.deadline),
-            on_peek: None,
+            on_peek,
             count_memory: false,
             // As `paravane compare` starts its workloads. Without this, port 0x80 has no special meaning.
             marks: self.cmdline.contains("bench="),

@@ -21,16 +21,21 @@ pub struct Stack {
     pub skipped: usize,
 }
 
-/// The addresses that control is at and would return to, innermost first. `is_stub` says whether code at an address has
-/// no frame of its own, so that its return address is the last thing on the stack: the hypercall page. `word` reads the
-/// guest's memory.
-pub fn walk(regs: &Regs, is_stub: impl Fn(u64) -> bool, word: &mut dyn FnMut(u64) -> Option<u64>) -> Stack {
-    let mut places = vec![regs.rip];
-    if is_stub(regs.rip) {
-        places.extend(word(regs.rsp));
-    }
+/// What was found on a stack. What of it counts is decided later, by the image's symbols.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    rip: u64,
+    /// The last thing on the stack.
+    top: Option<u64>,
+    /// Return addresses, innermost first.
+    returns: Vec<u64>,
+}
+
+/// The addresses that control is at and would return to. `word` reads the guest's memory.
+pub fn walk(regs: &Regs, word: &mut dyn FnMut(u64) -> Option<u64>) -> Walked {
+    let mut walked = Walked { rip: regs.rip, top: word(regs.rsp), returns: Vec::new() };
     let (mut frame, mut lowest) = (regs.rbp, regs.rsp);
-    while places.len() < LONGEST
+    while walked.returns.len() < LONGEST
         && frame >= lowest
         && frame - lowest <= LARGEST_FRAME
         && frame.is_multiple_of(8)
@@ -41,15 +46,26 @@ pub fn walk(regs: &Regs, is_stub: impl Fn(u64) -> bool, word: &mut dyn FnMut(u64
         if address == 0 {
             break;
         }
-        places.push(address);
+        walked.returns.push(address);
         lowest = frame + 8;
         frame = next;
     }
-    let skipped = places.len().saturating_sub(2 * KEPT);
-    if skipped > 0 {
-        places.drain(KEPT..KEPT + skipped);
+    walked
+}
+
+impl Walked {
+    /// The places, innermost first. `is_stub` says whether code at an address has no frame of its own, so that its
+    /// return address is the last thing on the stack: the hypercall page.
+    pub fn stack(self, is_stub: impl Fn(u64) -> bool) -> Stack {
+        let Self { rip, top, returns } = self;
+        let top = top.filter(|_| is_stub(rip));
+        let mut places: Vec<u64> = [rip].into_iter().chain(top).chain(returns).collect();
+        let skipped = places.len().saturating_sub(2 * KEPT);
+        if skipped > 0 {
+            places.drain(KEPT..KEPT + skipped);
+        }
+        Stack { places, skipped }
     }
-    Stack { places, skipped }
 }
 
 #[cfg(test)]
@@ -66,8 +82,9 @@ mod tests {
             HashMap::from([(0x0f00, 0x77), (0x1000, 0x1040), (0x1008, 0xa1), (0x1040, 0), (0x1048, 0xa2)]);
         let regs = Regs { rip: 0xa0, rsp: 0x0f00, rbp: 0x1000, ..Regs::default() };
         let mut word = |address| words.get(&address).copied();
-        assert_eq!(walk(&regs, |_| false, &mut word).places, [0xa0, 0xa1, 0xa2]);
-        assert_eq!(walk(&regs, |rip| rip == 0xa0, &mut word).places, [0xa0, 0x77, 0xa1, 0xa2]);
+        let walked = walk(&regs, &mut word);
+        assert_eq!(walked.clone().stack(|_| false).places, [0xa0, 0xa1, 0xa2]);
+        assert_eq!(walked.stack(|rip| rip == 0xa0).places, [0xa0, 0x77, 0xa1, 0xa2]);
     }
 
     #[test]
@@ -76,7 +93,7 @@ mod tests {
             let regs = Regs { rip: 1, rsp: 0x1000, rbp: 0x1000, ..Regs::default() };
             let top = 0x1000 + 16 * depth as u64;
             let mut word = |at: u64| (at < top).then(|| if at.is_multiple_of(16) { at + 16 } else { at });
-            let Stack { places, skipped } = walk(&regs, |_| false, &mut word);
+            let Stack { places, skipped } = walk(&regs, &mut word).stack(|_| false);
             assert_eq!(places.len() + skipped, depth + 1);
             assert_eq!(places.len(), (depth + 1).min(2 * KEPT));
             assert_eq!(places.last(), Some(&if depth == 0 { 1 } else { top - 8 }));
@@ -94,8 +111,8 @@ mod tests {
                 reads += 1;
                 Some(address.wrapping_add(seed % 4096) & !7)
             };
-            let stack = walk(&regs, |_| true, &mut word);
-            prop_assert!(stack.places.len() <= 2 * KEPT && reads <= 2 * LONGEST + 1);
+            let stack = walk(&regs, &mut word).stack(|_| true);
+            prop_assert!(stack.places.len() <= 2 * KEPT && reads <= 2 * LONGEST + 3);
         }
     }
 }

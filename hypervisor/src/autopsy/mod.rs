@@ -1,4 +1,4 @@
-//! Why a guest ended where it did: what a kernel's author wants to know, without having asked.
+//! Why a guest ended where it did, and what one that runs on is doing: what a kernel's author wants to know.
 //!
 //! A technique testifies for each virtual CPU ([`Testimony`]); here that becomes words, with the image's symbols and
 //! lines, a [`backtrace`] by frame pointers, and for an instruction that does not work at CPL 3 what to use instead.
@@ -14,7 +14,7 @@ pub mod text;
 
 use std::collections::BTreeMap;
 
-use backtrace::Stack;
+use backtrace::{Stack, Walked};
 use serde::Serialize;
 
 use crate::audit;
@@ -40,7 +40,30 @@ pub struct Testimony {
 /// Reads eight bytes of a guest's linear memory, for one of its virtual CPUs; `None` where nothing is mapped.
 pub type Read<'a> = dyn FnMut(u32, u64) -> Option<u64> + 'a;
 
-/// What is known of a guest that came to a bad end.
+/// A testimony with all that it takes of the guest's memory to understand it, so that the guest may run on meanwhile.
+#[derive(Clone, Debug, Default)]
+pub struct Witness {
+    testimony: Testimony,
+    walked: Walked,
+    /// The instruction of the exception.
+    code: Option<[u8; 16]>,
+}
+
+impl Witness {
+    /// Looks at the stack. `word` reads eight bytes of the virtual CPU's linear memory.
+    pub fn new(testimony: Testimony, word: &mut dyn FnMut(u64) -> Option<u64>) -> Self {
+        let walked = backtrace::walk(&testimony.regs, word);
+        let code = testimony.exception.as_ref().and_then(|(_, rip)| code_at(*rip, word));
+        Self { testimony, walked, code }
+    }
+
+    /// The number of its virtual CPU.
+    pub fn vcpu(&self) -> u32 {
+        self.testimony.vcpu
+    }
+}
+
+/// What is known of a guest that came to a bad end, or of one that runs on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Autopsy {
     /// Of each of its virtual CPUs.
@@ -80,6 +103,15 @@ pub struct Place {
 
 /// Turns what a technique says into what people want to know. `elf` is the guest's image.
 pub fn of(elf: &[u8], testimonies: Vec<Testimony>, read: &mut Read<'_>) -> Autopsy {
+    let witness = |testimony: Testimony| {
+        let vcpu = testimony.vcpu;
+        Witness::new(testimony, &mut |address| read(vcpu, address))
+    };
+    told(elf, testimonies.into_iter().map(witness).collect())
+}
+
+/// The same of what was seen of a guest before.
+pub fn told(elf: &[u8], witnesses: Vec<Witness>) -> Autopsy {
     let (symbols, lines) = (SymbolMap::new(elf), Lines::new(elf));
     // 64 virtual CPUs may stand at the same places, and an image may make a lookup as slow as it likes.
     let mut names = Once::new(|at| {
@@ -91,14 +123,14 @@ pub fn of(elf: &[u8], testimonies: Vec<Testimony>, read: &mut Read<'_>) -> Autop
         let (function, line) = names.of(address.saturating_sub(u64::from(returns)));
         Place { address, function, line }
     };
-    let vcpus = testimonies.into_iter().map(|Testimony { vcpu, regs, doing, mut notes, exception }| {
+    let vcpus = witnesses.into_iter().map(|Witness { testimony, walked, code }| {
+        let Testimony { vcpu, doing, mut notes, exception, .. } = testimony;
         let page = |rip| symbols.symbolize(rip).is_some_and(|name| name.starts_with("hypercall_page"));
-        let mut word = |address| read(vcpu, address);
-        let Stack { places, skipped } = backtrace::walk(&regs, page, &mut word);
+        let Stack { places, skipped } = walked.stack(page);
         let backtrace =
             places.into_iter().enumerate().map(|(depth, address)| place(address, depth > 0)).collect();
-        if let Some((_, rip)) = &exception {
-            notes.extend(remedy(*rip, &mut word));
+        if let (Some((_, rip)), Some(code)) = (&exception, &code) {
+            notes.extend(remedy(*rip, code));
         }
         let exception = exception.map(|(what, rip)| (what, place(rip, false)));
         Account { vcpu, doing, backtrace, skipped, exception, notes }
@@ -122,13 +154,18 @@ impl<A: Clone, F: FnMut(u64) -> A> Once<A, F> {
     }
 }
 
-/// What to use instead of the instruction at `rip`, if it is one that needs a replacement.
-fn remedy(rip: u64, word: &mut dyn FnMut(u64) -> Option<u64>) -> Option<String> {
+/// The bytes of an instruction; zeroes where nothing can be read.
+fn code_at(rip: u64, word: &mut dyn FnMut(u64) -> Option<u64>) -> Option<[u8; 16]> {
     let mut code = [0; 16];
     for (at, bytes) in code.chunks_exact_mut(8).enumerate() {
         bytes.copy_from_slice(&word(rip.checked_add(at as u64 * 8)?).unwrap_or(0).to_le_bytes());
     }
-    let (instruction, effect, instead) = audit::remedy(&code, rip)?;
+    Some(code)
+}
+
+/// What to use instead of an instruction, if it is one that needs a replacement.
+fn remedy(rip: u64, code: &[u8]) -> Option<String> {
+    let (instruction, effect, instead) = audit::remedy(code, rip)?;
     Some(format!("`{instruction}` {effect} in a kernel that runs deprivileged; instead: {instead}"))
 }
 

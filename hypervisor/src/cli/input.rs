@@ -19,7 +19,7 @@ const ESCAPE: u8 = 0x01;
 /// Shown for Ctrl-A h.
 const HELP: &str = "\r
 paravane: Ctrl-A x       leave: end the guest\r
-          Ctrl-A s       print statistics of the run so far\r
+          Ctrl-A s       print statistics of the run so far, and what each vCPU is doing\r
           Ctrl-A p       pause the guest, or let it go on\r
           Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
           Ctrl-A h       this help\r

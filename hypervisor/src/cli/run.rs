@@ -229,7 +229,9 @@ impl Begun {
             once_running: Some(Box::new(move || keyboard.start())),
             control,
             deadline: args.timeout.map(|timeout| origin.what_is_left_of(timeout)),
-            on_peek: Some(Box::new(|ledger, ns| notice::text(&stats::so_far(ledger, ns)))),
+            on_peek: Some(Box::new(|ledger, ns, doing| {
+                notice::text(&format!("{}{}", stats::so_far(ledger, ns), doing.text(style())));
+            })),
             count_memory: args.stats || args.stats_json.is_some(),
             marks: args.stats || args.stats_json.is_some() || args.trace.is_some(),
             on_stop: Some(on_stop(events.clone())),
@@ -352,8 +354,7 @@ fn conclude(report: &Report, by: Interruption, output: &OutputState) -> Ended {
         notice(format_args!("{}{unread}", printable::lines(&what)));
         // Whoever sent a signal had a reason.
         if let Some(autopsy) = report.autopsy.as_ref().filter(|_| by.signal.is_none()) {
-            let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            notice::text(&autopsy.text(if colours { Style::TERMINAL } else { Style::PLAIN }));
+            notice::text(&autopsy.text(style()));
         }
     }
     // A reader that went away did so of its own will; SIGPIPE has set the status.
@@ -368,6 +369,12 @@ fn conclude(report: &Report, by: Interruption, output: &OutputState) -> Ended {
             Ended { status: status::HOST_ERROR, reason: lost }
         }
     }
+}
+
+/// How parts of what is said on standard error are set off.
+fn style() -> Style {
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    if colours { Style::TERMINAL } else { Style::PLAIN }
 }
 
 /// Whether an end needs no words, because whoever caused it knows.

@@ -26,7 +26,7 @@ use crate::ledger::Ledger;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
 use crate::monitor::Control;
-use crate::monitor::control::{OnPause, Show};
+use crate::monitor::control::OnPause;
 use crate::technique::Technique;
 use crate::trace;
 use crate::virtio::{Device, DeviceStops, Tell};
@@ -72,6 +72,9 @@ pub enum TransportChoice {
     Vmcall,
 }
 
+/// Shows the account of a running guest's exits, for how many nanoseconds it has been running, and what its virtual CPUs
+/// are doing. The guest waits, and does not pay for it.
+pub type OnPeek = Box<dyn FnMut(&Ledger, u64, &Autopsy) + Send>;
 /// Something that is done once.
 pub type Once = Box<dyn FnOnce() + Send>;
 /// What is done once it is known what runs the guest, and by which technique.
@@ -118,8 +121,8 @@ pub struct Config {
     /// Whether the kernel may mark a measured region in the ledger by writing to port 0x80, whatever its privileges.
     /// For paravirtual guests: to a bare kernel that port is one of its machine's, always.
     pub marks: bool,
-    /// Shows the ledger of the running domain, for [`Command::Peek`](crate::monitor::Command::Peek).
-    pub on_peek: Option<Show>,
+    /// Shows the running domain, for [`Command::Peek`](crate::monitor::Command::Peek).
+    pub on_peek: Option<OnPeek>,
     /// Tells the user of devices that stop for what their drivers did.
     pub on_stop: Option<Tell>,
     /// Called when the guest begins to stand still, with true, and when it goes on, with false.

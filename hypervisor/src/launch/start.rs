@@ -10,7 +10,7 @@ use super::available;
 use super::engines::limits_of;
 use super::stage::{Stage, StageError, Wanted, last_resort};
 use super::vcpus::{Seats, Told};
-use super::{Config, HostMemory, LastState, Report, select};
+use super::{Config, HostMemory, LastState, OnPeek, Report, select};
 use crate::autopsy;
 use crate::build;
 use crate::build::mapping::AddressLimits;
@@ -27,7 +27,7 @@ use crate::machine::end::DomainEnd;
 use crate::machine::memory::{CreateError, PAGE_SIZE};
 use crate::machine::time::Clock;
 use crate::monitor::Control;
-use crate::monitor::control::{Orders, Postponed};
+use crate::monitor::control::{Look, Orders, Postponed, Show};
 use crate::monitor::observe::Unobserved;
 use crate::pv::domain::{CONSOLE_PORT, STORE_PORT};
 use crate::pv::hypercall::FEATURES;
@@ -185,11 +185,12 @@ impl ConsoleSink for FirstByte {
 ///
 /// # Errors
 /// When it cannot be started; whatever happens afterwards is in the [`Report`].
-pub fn run(config: Config) -> Result<Report, RunError> {
+pub fn run(mut config: Config) -> Result<Report, RunError> {
     let start = Instant::now();
     let mut steps = Steps { last: start, list: Vec::with_capacity(8) };
     let name = config.image_name.clone();
-    let image = Image::parse_within(&config.image, config.mem_bytes)
+    let file = Arc::new(std::mem::take(&mut config.image));
+    let image = Image::parse_within(&file, config.mem_bytes)
         .map_err(|error| RunError::Image { image: name.clone(), error })?;
     steps.done("read the image");
 
@@ -259,7 +260,7 @@ pub fn run(config: Config) -> Result<Report, RunError> {
     })?;
     steps.done("take over its page tables");
     let clock = domain.clock();
-    let about = || trace_header(&config.image, &config.image_name, technique, &info, clock);
+    let about = || trace_header(&file, &config.image_name, technique, &info, clock);
     let mut recorder = match config.trace {
         None => None,
         Some(to) => Some(Recorder::begin(to, about(), 0)?),
@@ -273,7 +274,8 @@ pub fn run(config: Config) -> Result<Report, RunError> {
         on_ready(&info, technique);
     }
     let mut orders = Orders::new(control.clone(), clock);
-    match config.on_peek {
+    let on_peek = config.on_peek.map(|show| with_autopsy(show, file.clone(), config.mem_bytes));
+    match on_peek {
         Some(show) if config.vcpus > 1 => control.show_together(show),
         on_peek => orders.on_peek = on_peek,
     }
@@ -336,6 +338,16 @@ fn debug(
     let kicks = [seats.boot_kick()].into_iter().chain(seats.other_kicks());
     let session = gdb::Session::new(kicks).map_err(RunError::Eventfd)?;
     debugger.begin(session, control.clone(), image.elf().into()).map_err(RunError::Debugger)
+}
+
+/// Shows what is seen of a guest with the names of the places in it. The image's file, in which they are, is unpacked
+/// again: it is small, and hardly anybody looks.
+fn with_autopsy(mut show: OnPeek, file: Arc<Cow<'static, [u8]>>, largest: u64) -> Show {
+    Box::new(move |Look { ledger, ns, witnesses }| {
+        let image = Image::parse_within(&file, largest);
+        let elf = image.as_ref().map_or(&[][..], |image| image.elf());
+        show(ledger, ns, &autopsy::told(elf, witnesses));
+    })
 }
 
 /// What a trace says of the run that it is of.

@@ -9,6 +9,7 @@
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use crate::autopsy::Witness;
 use crate::ledger::Ledger;
 use crate::machine::kick::Kick;
 use crate::machine::time::Clock;
@@ -22,7 +23,7 @@ pub enum Command {
     Pause,
     /// Go on after a pause.
     Resume,
-    /// Show the ledger, see [`Orders::on_peek`].
+    /// Show the ledger and where the virtual CPUs are, see [`Orders::on_peek`].
     Peek,
 }
 
@@ -53,7 +54,7 @@ struct Shared {
 /// Tells whether a domain stands still.
 pub type OnPause = Box<dyn FnMut(bool) + Send>;
 
-/// The ledgers of several virtual CPUs, on their way to be shown.
+/// The ledgers of several virtual CPUs and where they are, on the way to be shown.
 struct Together {
     show: Show,
     /// The count of peeks that they are for.
@@ -61,6 +62,8 @@ struct Together {
     /// The sum of those that were handed over, and of how many.
     sum: Ledger,
     handed: usize,
+    /// Where those were.
+    witnesses: Vec<Witness>,
 }
 
 /// The end of the channel that commands are sent from. Clones share the channel.
@@ -149,9 +152,9 @@ impl Control {
         }
     }
 
-    /// What [`Command::Peek`] calls where there are several virtual CPUs, with the sum of their ledgers.
+    /// What [`Command::Peek`] calls where there are several virtual CPUs, with the sum of their ledgers and all of them.
     pub fn show_together(&self, show: Show) {
-        let together = Together { show, peeks: 0, sum: Ledger::new(), handed: 0 };
+        let together = Together { show, peeks: 0, sum: Ledger::new(), handed: 0, witnesses: Vec::new() };
         *self.0.together.lock().unwrap_or_else(PoisonError::into_inner) = Some(together);
     }
 
@@ -178,8 +181,19 @@ impl Control {
     }
 }
 
-/// Shows a ledger, given for how many nanoseconds the guest has been running. The guest waits, and does not pay for it.
-pub type Show = Box<dyn FnMut(&Ledger, u64) + Send>;
+/// What is seen of a guest that runs on.
+#[derive(Debug)]
+pub struct Look<'a> {
+    /// The account of its exits so far.
+    pub ledger: &'a Ledger,
+    /// For how many nanoseconds it has been running.
+    pub ns: u64,
+    /// Where its virtual CPUs are.
+    pub witnesses: Vec<Witness>,
+}
+
+/// Shows what is seen of a guest. The guest waits, and does not pay for it.
+pub type Show = Box<dyn FnMut(Look<'_>) + Send>;
 
 /// Work that is postponed until the guest is under way: until it prints something, waits, or has run for a while.
 pub struct Postponed {
@@ -242,12 +256,14 @@ impl Orders {
         self.control.stands(stands);
     }
 
-    /// Does what takes no decision of the loop: shows the ledger, and does the postponed work when it is time.
-    pub(super) fn obey(&mut self, ledger: &Ledger) {
+    /// Whether somebody wants to look at the guest, who has not been shown it: [`Orders::show`].
+    pub(super) fn wants_a_look(&mut self) -> bool {
         let peeks = self.control.0.commands.load(Ordering::Acquire) & PEEKS;
-        if std::mem::replace(&mut self.peeks, peeks) != peeks {
-            self.peek(ledger);
-        }
+        std::mem::replace(&mut self.peeks, peeks) != peeks
+    }
+
+    /// Does the postponed work when it is time.
+    pub(super) fn do_postponed(&mut self) {
         // The work is the first virtual CPU's; another one that takes the bit has cost nothing but a little patience.
         let under_way = self.control.take(UNDER_WAY);
         let now = self.clock.now();
@@ -256,25 +272,29 @@ impl Orders {
         }
     }
 
-    /// Shows the ledger: of several virtual CPUs the sum, by the last one that hands its own over. None waits for it.
-    fn peek(&mut self, ledger: &Ledger) {
+    /// Shows the guest: several virtual CPUs together, by the last one that hands its own over. None waits for it.
+    pub(super) fn show(&mut self, ledger: &Ledger, witness: Option<Witness>) {
         let ns = self.clock.now().saturating_sub(self.began);
         if let Some(show) = &mut self.on_peek {
-            show(ledger, ns);
+            return show(Look { ledger, ns, witnesses: witness.into_iter().collect() });
         }
         let mut together = self.control.0.together.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Together { show, peeks, sum, handed }) = &mut *together else { return };
+        let Some(Together { show, peeks, sum, handed, witnesses }) = &mut *together else { return };
         // Another virtual CPU may be a peek behind: what it has to show for that one nobody waits for.
         if *peeks != self.peeks {
             if (self.peeks.wrapping_sub(*peeks)).cast_signed() < 0 {
                 return;
             }
             (*peeks, *sum, *handed) = (self.peeks, Ledger::new(), 0);
+            witnesses.clear();
         }
         sum.merge(ledger);
+        witnesses.extend(witness);
         *handed += 1;
         if *handed >= self.control.kickers().len() {
-            show(sum, ns);
+            let mut witnesses = std::mem::take(witnesses);
+            witnesses.sort_by_key(Witness::vcpu);
+            show(Look { ledger: sum, ns, witnesses });
             (*sum, *handed) = (Ledger::new(), 0);
         }
     }
@@ -290,6 +310,7 @@ impl Orders {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::autopsy::Testimony;
     use crate::testing::engine::CountKicks;
 
     #[test]
@@ -321,7 +342,10 @@ mod tests {
         control.on_pause(Box::new(move |stands| tells.lock().unwrap().push(stands)));
         let shown = Arc::new(Mutex::new(Vec::new()));
         let told = shown.clone();
-        control.show_together(Box::new(move |ledger, _| told.lock().unwrap().push(ledger.exits())));
+        control.show_together(Box::new(move |look| {
+            let vcpus: Vec<u32> = look.witnesses.iter().map(Witness::vcpu).collect();
+            told.lock().unwrap().push((look.ledger.exits(), vcpus));
+        }));
         let counts = || kicks.each_ref().map(|kicks| kicks.count());
         control.send(Command::Pause);
         control.kick();
@@ -336,18 +360,24 @@ mod tests {
         control.send(Command::Peek);
         let mut ledger = Ledger::new();
         ledger.record(crate::ledger::Cause::Kick, 1);
-        for orders in &mut orders {
-            assert!(orders.has_any());
-            orders.obey(&ledger);
-            assert!(!orders.has_any());
-        }
-        assert_eq!(*shown.lock().unwrap(), [2], "once, and everything");
+        let look = |orders: &mut Orders, vcpu| {
+            assert!(orders.has_any() && orders.wants_a_look());
+            let testimony = Testimony { vcpu, ..Testimony::default() };
+            orders.show(&ledger, Some(Witness::new(testimony, &mut |_| None)));
+            assert!(!orders.has_any() && !orders.wants_a_look());
+        };
+        let [first, second] = &mut orders;
+        look(second, 1);
+        look(first, 0);
+        let both = (2, vec![0, 1]);
+        assert_eq!(*shown.lock().unwrap(), [both.clone()], "once, and everything");
         // One is asked again before the other has answered: each is in the sum once all the same.
         control.send(Command::Peek);
-        orders[0].obey(&ledger);
+        look(first, 0);
         control.send(Command::Peek);
-        orders.iter_mut().for_each(|orders| orders.obey(&ledger));
-        assert_eq!(*shown.lock().unwrap(), [2, 2]);
+        look(first, 0);
+        look(second, 1);
+        assert_eq!(*shown.lock().unwrap(), [both.clone(), both]);
         control.end_all();
         assert!(orders.iter().all(Orders::says_stop) && !control.is_stopping());
         assert_eq!(counts(), [7, 6]);

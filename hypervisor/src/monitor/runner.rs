@@ -4,6 +4,7 @@
 //! has no use for it.
 
 use super::inspect::Inspect;
+use crate::autopsy::{Testimony, Witness};
 use crate::engine::{Cpu, Exit};
 use crate::ledger::{Cause, Ledger};
 use crate::machine::memory::MachineMemory;
@@ -58,6 +59,11 @@ pub trait Runner {
     fn about_to_run(&mut self, now: u64);
     /// Somebody kicked: console input may have come, or a device may have completed something.
     fn woken(&mut self);
+    /// What it is doing, for people; `None` if there is nothing to say of it.
+    fn witness(&mut self) -> Option<Witness> {
+        let testimony = Testimony { regs: *self.regs(), ..Testimony::default() };
+        Some(Witness::new(testimony, &mut |_| None))
+    }
     /// The account of its exits.
     fn ledger(&mut self) -> &mut Ledger;
     /// Itself, for a debugger; `None` where its technique has no place for one.

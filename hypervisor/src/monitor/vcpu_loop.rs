@@ -41,7 +41,7 @@ pub fn run<O: Observer>(
             if orders.says_stop() {
                 break;
             }
-            orders.obey(runner.ledger());
+            obey(runner, orders);
             do_not_charge(&mut open, clock.now().saturating_sub(before));
         }
         match runner.prepare() {
@@ -96,11 +96,20 @@ pub fn run<O: Observer>(
     settle(runner.ledger(), observer, open.take(), clock.now());
 }
 
+/// Does what takes no decision of the loop: shows the guest, and does the postponed work when it is time.
+fn obey(runner: &mut dyn Runner, orders: &mut Orders) {
+    if orders.wants_a_look() {
+        let witness = runner.witness();
+        orders.show(runner.ledger(), witness);
+    }
+    orders.do_postponed();
+}
+
 /// Keeps the guest out of the processor until it is to go on or to end.
 fn stand_still(cpu: &mut dyn Cpu, runner: &mut dyn Runner, waker: &Waker, orders: &mut Orders) {
     orders.stands(true);
     while orders.says_pause() && !orders.says_stop() {
-        orders.obey(runner.ledger());
+        obey(runner, orders);
         let now = orders.clock().now();
         waker.wait(orders.due().map(|time| Duration::from_nanos(time.saturating_sub(now))));
     }

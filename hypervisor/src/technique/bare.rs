@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::method::{Guest, Left, Method};
 use super::{Domain, MakeError, Parts, Runners};
-use crate::autopsy::Testimony;
+use crate::autopsy::{Testimony, Witness};
 use crate::bare::platform::Platform;
 use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::bare::{BareBoot, BareMachine, BareOutcome};
@@ -65,6 +65,12 @@ impl<M: Method + 'static> BareDomain<M> {
     }
 }
 
+impl<M> BareDomain<M> {
+    fn testimony(&self) -> Testimony {
+        Testimony { regs: self.regs, doing: self.machine.doing(), ..Testimony::default() }
+    }
+}
+
 /// The method, and the guest that it works on.
 fn split<M>(domain: &mut BareDomain<M>) -> (&mut M, Guest<'_>) {
     let BareDomain { method, memory, machine, regs, log, space, ledger, .. } = domain;
@@ -97,7 +103,7 @@ impl<M: Method> Domain for BareDomain<M> {
     }
 
     fn testimonies(&mut self) -> Vec<Testimony> {
-        vec![Testimony { regs: self.regs, doing: self.machine.doing(), ..Testimony::default() }]
+        vec![self.testimony()]
     }
 
     fn peek(&mut self, _: u32, va: u64) -> Option<u64> {
@@ -175,6 +181,10 @@ impl<M: Method> Runner for BareDomain<M> {
 
     /// Input is polled before each entry.
     fn woken(&mut self) {}
+
+    fn witness(&mut self) -> Option<Witness> {
+        Some(Witness::new(self.testimony(), &mut |va| self.machine.peek(&self.memory, va)))
+    }
 
     fn ledger(&mut self) -> &mut Ledger {
         &mut self.ledger

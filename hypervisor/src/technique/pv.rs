@@ -9,7 +9,7 @@ use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
 use super::{Domain, EngineNeed, Runners, Technique, on_any_host};
-use crate::autopsy::Testimony;
+use crate::autopsy::{Testimony, Witness};
 use crate::engine::{Coherence, Cpu, Exit};
 use crate::host::run_delay::RunDelay;
 use crate::image::GuestKind;
@@ -367,6 +367,17 @@ impl Runner for PvRunner {
         }
         hypercall::service_devices(&mut cx);
         self.shared.note_end(&domain, self.vcpu.id);
+    }
+
+    fn witness(&mut self) -> Option<Witness> {
+        if self.vcpu.state == RunState::Offline {
+            return None;
+        }
+        // A walk notes that pages were accessed, in entries that must be entries still.
+        let domain = self.shared.lock();
+        let guest = GuestMemory::new(&self.shared.memory, self.vcpu.space.root());
+        let testimony = testimony::of(&domain, &self.vcpu);
+        Some(Witness::new(testimony, &mut |va| guest.read(GuestPtr::new(va)).ok()))
     }
 
     fn ledger(&mut self) -> &mut Ledger {

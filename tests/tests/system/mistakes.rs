@@ -3,6 +3,8 @@
 use paravane::machine::end::DomainEnd;
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::guests::ENDINGS;
+use paravane_tests::machine::engines;
+use paravane_tests::verdict::broken_product;
 
 use crate::endings::HANG;
 
@@ -77,6 +79,26 @@ fn events_that_do_not_come() {
             "spin_with_events_masked",
         ],
     );
+}
+
+/// What Ctrl-A s says of a guest that hangs is what its end would say.
+#[test]
+fn a_hang_is_explained_while_it_lasts() {
+    let guest = Guest { name: "endings", cmdline: "test=events-masked", ..Guest::new(ENDINGS) };
+    let explained = |look: &str| look.contains("VIRQ_TIMER) is pending and was not handled");
+    for &engine in engines() {
+        let look = guest.look_on(engine, explained).unwrap_or_else(|error| broken_product(error));
+        for part in [
+            "vCPU 0 is in its kernel:",
+            "spin_with_events_masked",
+            "it has masked events",
+            "(the timer, VIRQ_TIMER) is pending",
+        ] {
+            if !look.contains(part) {
+                broken_product(format_args!("on {engine:?} a look should have shown {part:?}:\n{look}"));
+            }
+        }
+    }
 }
 
 #[test]

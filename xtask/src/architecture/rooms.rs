@@ -71,7 +71,7 @@ const ROOMS: &[Room] = &[
     with_unsafe(
         "monitor",
         "the loop of a vCPU: enter, exit, account, handle",
-        "engine mmu::log ledger machine host x86",
+        "autopsy engine mmu::log ledger machine host x86",
     ),
     room("pv", "Xen's machine: domain, hypercalls, events, store", "exec virtio mmu ledger machine host x86"),
     room(

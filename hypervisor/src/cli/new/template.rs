@@ -105,9 +105,8 @@ impl Template {
     /// The files of a project called `name`.
     pub(super) fn files(&self, name: &str, sdk: &Sdk) -> Vec<File> {
         let manifests = self.manifests.iter();
-        let mut files: Vec<File> = manifests
-            .map(|(path, text)| File { path, text: named(name, &manifest(text, sdk)) })
-            .collect();
+        let mut files: Vec<File> =
+            manifests.map(|(path, text)| File { path, text: named(name, &manifest(text, sdk)) }).collect();
         if matches!(sdk, Sdk::Source(_)) {
             // Of packages from a registry the file would have the checksums.
             files.push(File { path: "Cargo.lock", text: lock::for_package(name, self.lock) });

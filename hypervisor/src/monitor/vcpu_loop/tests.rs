@@ -11,7 +11,7 @@ use crate::machine::memory::{Backing, MachineMemory, Mfn};
 use crate::machine::time::Clock;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
-use crate::monitor::control::Postponed;
+use crate::monitor::control::{Look, Postponed};
 use crate::monitor::observe::Unobserved;
 use crate::monitor::{Command, Control};
 use crate::x86::registers::Regs;
@@ -152,8 +152,8 @@ fn the_ledger_is_shown_once_for_each_request() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (again, shown) = (control.clone(), seen.clone());
     let mut orders = Orders::new(control, clock());
-    orders.on_peek = Some(Box::new(move |ledger, _| {
-        shown.lock().unwrap().push(ledger.exits());
+    orders.on_peek = Some(Box::new(move |look| {
+        shown.lock().unwrap().push(look.ledger.exits());
         if shown.lock().unwrap().len() < 3 {
             again.send(Command::Peek);
         }
@@ -261,7 +261,7 @@ fn paid_and_shown(exit: Exit) -> (u64, u64) {
     let waker = Arc::new(waker());
     let taken = Arc::<AtomicU64>::default();
     let (before, after) = (clock.now(), taken.clone());
-    let show = move |_: &Ledger, _| {
+    let show = move |_: Look<'_>| {
         let start = clock.now();
         // Longer than all before it, and than what is left to do.
         while clock.now() - start <= 10_000_000 + 2 * (start - before) {}
