@@ -165,6 +165,8 @@ impl Guest<'_> {
             on_pause: None,
             gdb: None,
             trace: None,
+            snapshot_to: None,
+            restore: None,
         })?;
         let ran = report.engine.name;
         let way = report.engine.transport;

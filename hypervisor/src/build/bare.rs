@@ -117,6 +117,7 @@ pub(super) fn build(
         start_info_va: virt_base + pa(plan.start_info),
         console_mfn: None,
         store_mfn: None,
+        hypercall_page: None,
         shared_info: layout.shared_info,
         pt_frames: frames(memory, plan.pt),
         virt_base,

@@ -66,6 +66,14 @@ impl AddressLimits {
         if va >= self.lower_half_start { Ok(()) } else { Err(BuildError::VirtualRange { va, bytes }) }
     }
 
+    /// Checks that so many bytes at `va` can be mapped for a guest that was saved.
+    ///
+    /// # Errors
+    /// When they cannot.
+    pub fn check_range(&self, va: u64, bytes: u64) -> Result<(), BuildError> {
+        self.check(va, pages(bytes).max(1))
+    }
+
     /// Checks that `pages` pages at `va` can be mapped for the guest.
     pub(super) fn check(&self, va: u64, pages: u64) -> Result<(), BuildError> {
         let last = pages.checked_mul(PAGE_SIZE).and_then(|bytes| va.checked_add(bytes - 1));

@@ -118,6 +118,8 @@ pub struct BuiltDomain {
     pub console_mfn: Option<Mfn>,
     /// The xenstore ring's frame; a bare domain has none.
     pub store_mfn: Option<Mfn>,
+    /// The hypercall page, if the image has room for one.
+    pub hypercall_page: Option<Mfn>,
     /// The shared info page.
     pub shared_info: Mfn,
     /// The frames of the tables of the initial mapping.

@@ -195,6 +195,7 @@ pub(super) fn build(
         start_info_va,
         console_mfn: Some(Mfn(frame_base + plan.console)),
         store_mfn: Some(Mfn(frame_base + plan.store)),
+        hypercall_page: notes.hypercall_page.map(|page| Mfn(frame_base + (page - virt_base) / PAGE_SIZE)),
         shared_info: layout.shared_info,
         pt_frames: frames(memory, plan.pt),
         virt_base,

@@ -97,6 +97,14 @@ pub(super) enum Event<'a> {
     Paused,
     /// It goes on.
     Resumed,
+    /// The guest was to be saved.
+    Saved {
+        /// To which file.
+        file: &'a str,
+        /// Why it was not, in words.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        problem: Option<&'a str>,
+    },
     /// The run is over.
     Ended {
         /// The exit status of the program.

@@ -21,9 +21,13 @@ const HELP: &str = "\r
 paravane: Ctrl-A x       leave: end the guest\r
           Ctrl-A s       print statistics of the run so far, and what each vCPU is doing\r
           Ctrl-A p       pause the guest, or let it go on\r
+          Ctrl-A w       save the guest to the file of --snapshot-to\r
           Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
           Ctrl-A h       this help\r
 ";
+
+/// Shown for Ctrl-A w where there is no file.
+const NOT_SAVED: &str = "\r\nparavane: the guest is not saved: start it with --snapshot-to FILE\r\n";
 
 /// What a typed byte means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,7 @@ enum Typed {
     Leave,
     Statistics,
     Pause,
+    Save,
     Help,
 }
 
@@ -53,6 +58,7 @@ impl Escapes {
             b'x' | b'X' => Typed::Leave,
             b's' | b'S' => Typed::Statistics,
             b'p' | b'P' => Typed::Pause,
+            b'w' | b'W' => Typed::Save,
             b'h' | b'H' | b'?' => Typed::Help,
             _ => Typed::Nothing,
         }
@@ -79,6 +85,8 @@ pub(super) struct Reader {
     pub(super) escapes: bool,
     /// Called when the user leaves, to see to it that the run ends.
     pub(super) insist: fn(),
+    /// Whether there is a file that the domain can be saved to.
+    pub(super) saves: bool,
 }
 
 /// What reads standard input once it is started, which happens once; clones share it.
@@ -89,6 +97,7 @@ struct Starting {
     started: AtomicBool,
     parts: Mutex<Option<(Destination, Control, Arc<AtomicBool>)>>,
     escapes: bool,
+    saves: AtomicBool,
 }
 
 impl std::fmt::Debug for Keyboard {
@@ -101,7 +110,14 @@ impl Keyboard {
     /// With the fields of [`Reader`].
     pub(super) fn new(to: Destination, control: Control, left: Arc<AtomicBool>, escapes: bool) -> Self {
         let parts = Mutex::new(Some((to, control, left)));
-        Self(Arc::new(Starting { started: AtomicBool::new(false), parts, escapes }))
+        let saves = AtomicBool::new(false);
+        Self(Arc::new(Starting { started: AtomicBool::new(false), parts, escapes, saves }))
+    }
+
+    /// The same, where there is a file that the domain can be saved to.
+    pub(super) fn saving(self, saves: bool) -> Self {
+        self.0.saves.store(saves, Ordering::Relaxed);
+        self
     }
 
     /// Whether [`Keyboard::start`] was called.
@@ -115,7 +131,8 @@ impl Keyboard {
         let parts = self.0.parts.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((to, control, left)) = parts else { return };
         let (escapes, insist) = (self.0.escapes, || ending::ask(Asker::Keyboard));
-        if let Err(error) = (Reader { to, control, left, escapes, insist }).spawn() {
+        let saves = self.0.saves.load(Ordering::Relaxed);
+        if let Err(error) = (Reader { to, control, left, escapes, insist, saves }).spawn() {
             let advice = Advice::of_processes(&error);
             notice(format_args!("the guest has no console input: {error}{advice}"));
         }
@@ -193,6 +210,8 @@ impl Reader {
             }
             Typed::Statistics => self.control.send(Command::Peek),
             Typed::Pause => self.control.toggle_pause(),
+            Typed::Save if self.saves => self.control.send(Command::Save),
+            Typed::Save => notice::text(NOT_SAVED),
             Typed::Help => notice::text(HELP),
         }
         None
@@ -207,7 +226,7 @@ mod tests {
     fn reader(to: Destination, escapes: bool) -> (Reader, Arc<CountKicks>) {
         let (control, kicks) = (Control::default(), Arc::new(CountKicks::default()));
         control.attach([kicks.clone() as Arc<dyn crate::machine::kick::Kick>]);
-        (Reader { to, control, left: Arc::default(), escapes, insist: || () }, kicks)
+        (Reader { to, control, left: Arc::default(), escapes, insist: || (), saves: true }, kicks)
     }
 
     /// What reaches the guest, the channel, whether the user left, and how many kicks there were.
@@ -233,6 +252,9 @@ mod tests {
         assert_eq!(got, b"a\x01bc");
         assert!(!control.is_stopping() && !left);
         assert_eq!(kicks, 2, "for the statistics and for what was typed");
+        let (got, control, _, kicks) = type_in(b"a\x01w");
+        assert_eq!((got.as_slice(), kicks), (&b"a"[..], 2));
+        assert!(!control.is_stopping());
     }
 
     #[test]

@@ -39,8 +39,9 @@ use crate::launch;
 use crate::launch::{Config, Report};
 use crate::machine::console::ConsoleInput;
 use crate::monitor::Control;
+use crate::snapshot::Snapshot;
 use crate::technique::Technique;
-use crate::text::printable;
+use crate::text::{printable, units};
 use crate::virtio;
 
 const EXAMPLES: &str = "\
@@ -55,6 +56,7 @@ Examples:
   paravane run --trace boot.trace --timeout 10s                then: paravane trace boot.trace
   paravane run --console pty --cmdline console=virtio
   paravane run my-kernel.elf --gdb                       then: gdb -ex 'target remote :1234'
+  paravane run --snapshot-to warm.snap                       then Ctrl-A w, and: paravane run --restore warm.snap
   paravane run --config server.toml --mem 1G             options from a file; what is typed here wins
 
 On a terminal, Ctrl-A x leaves and Ctrl-A h shows the other keys; everything else goes to the guest.
@@ -123,6 +125,13 @@ pub(super) struct RunArgs {
     /// Tell a supervisor what becomes of the run: a JSON object a line, to a file or to an open descriptor's number
     #[arg(long, value_name = "FILE|FD", help_heading = HOST)]
     events: Option<EventsTo>,
+    /// Save the guest to this file on Ctrl-A w or SIGUSR2, each time anew; it goes on afterwards
+    #[arg(long, value_name = "FILE", help_heading = HOST)]
+    snapshot_to: Option<PathBuf>,
+    /// Go on with a guest that --snapshot-to saved, on whichever engine
+    #[arg(long, value_name = "FILE", help_heading = HOST)]
+    #[arg(conflicts_with_all = ["image", "bare", "mem", "vcpus", "cmdline", "initrd", "technique"])]
+    restore: Option<PathBuf>,
     /// Read options from a TOML file: `mem = "256M"` is --mem 256M, and `image` the kernel. The command line wins
     #[arg(long, value_name = "FILE", help_heading = HOST)]
     config: Option<PathBuf>,
@@ -136,7 +145,7 @@ impl RunArgs {
 
     /// Whether it is said which kernel is to run.
     pub(super) fn names_a_kernel(&self) -> bool {
-        self.image.is_some() || self.bare
+        self.image.is_some() || self.bare || self.restore.is_some()
     }
 }
 
@@ -148,13 +157,14 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     ending::begin(control.clone(), timeout)?;
     terminal::restore_on_panic();
     args.busy_poll.into_iter().for_each(busy_poll::set_longest_us);
+    let snapshot = args.restore.as_deref().map(Snapshot::open).transpose()?;
     let (image, image_name) = load_image(args)?;
     let initrd = load_initrd(args)?;
     check_paths(args)?;
     let events = args.events.as_ref().map(|to| Events::open(to, origin.main())).transpose()?;
     let tell = |event: &Event<'_>| events.iter().for_each(|events| events.tell(event));
     tell(&Event::Starting { pid: std::process::id(), image: &image_name, memory: args.mem });
-    let begun = Begun { control, image, image_name, initrd, events: events.clone() };
+    let begun = Begun { control, image, image_name, initrd, snapshot, events: events.clone() };
     let ended = begun.run(args, origin);
     // Whatever it came to: who was told of a beginning is told of the end.
     let (status, reason) = match &ended {
@@ -179,13 +189,14 @@ struct Begun {
     image: Cow<'static, [u8]>,
     image_name: String,
     initrd: Option<Vec<u8>>,
+    snapshot: Option<Snapshot>,
     events: Option<Events>,
 }
 
 impl Begun {
     /// Makes the guest's devices, and runs it to its end.
     fn run(self, args: &RunArgs, origin: &Origin) -> anyhow::Result<Ended> {
-        let Self { control, image, image_name, initrd, events } = self;
+        let Self { control, image, image_name, initrd, snapshot, events } = self;
         let lost = LostDevice::default();
         let report_loss = lost.reporter(control.clone(), || ending::ask(Asker::LostDevice));
         let Opened { devices, stdio } = args.devices.open(&report_loss)?;
@@ -200,13 +211,17 @@ impl Begun {
         let left = Arc::new(AtomicBool::new(false));
         let output = OutputState::default();
         let raw = RawMode::enter();
+        if args.snapshot_to.is_some() {
+            signals::on_save(control.clone());
+        }
         let input = ConsoleInput::default();
         let mut to = Destination::Console(input.clone());
         if let Some(Outside { keys, resized }) = stdio {
             to = Destination::Device(keys);
             resized.into_iter().for_each(signals::on_resize);
         }
-        let keyboard = Keyboard::new(to, control.clone(), Arc::clone(&left), raw.is_some());
+        let keyboard = Keyboard::new(to, control.clone(), Arc::clone(&left), raw.is_some())
+            .saving(args.snapshot_to.is_some());
         // Without the escape key nobody waits for what is typed before the guest has printed.
         let early = raw.is_some().then(|| keyboard.clone());
         let sink =
@@ -238,6 +253,8 @@ impl Begun {
             on_pause: events.clone().map(on_pause),
             gdb: debugger,
             trace,
+            snapshot_to: args.snapshot_to.clone().map(|path| snapshot_to(path, events.clone())),
+            restore: snapshot,
         };
         if usize::try_from(args.vcpus).is_ok_and(|vcpus| vcpus > threads::cpus()) {
             notice(format_args!("{} virtual CPUs take turns on {} CPUs", args.vcpus, threads::cpus()));
@@ -292,6 +309,28 @@ fn on_stop(events: Option<Events>) -> virtio::Tell {
     })
 }
 
+/// Saves the guest, and says so.
+fn snapshot_to(path: PathBuf, events: Option<Events>) -> launch::SnapshotTo {
+    let name = printable::path(&path).to_string();
+    let tell = move |outcome: Result<launch::Saved, String>| {
+        let problem = match &outcome {
+            Ok(launch::Saved { summary, took }) => {
+                let memory = units::bytes(summary.memory);
+                notice(format_args!("saved to {name}: {memory} of memory, in {} ms", took.as_millis()));
+                None
+            }
+            Err(why) => {
+                notice(format_args!("the guest was not saved: {why}"));
+                Some(why.clone())
+            }
+        };
+        events
+            .iter()
+            .for_each(|events| events.tell(&Event::Saved { file: &name, problem: problem.as_deref() }));
+    };
+    launch::SnapshotTo { path, tell: Box::new(tell) }
+}
+
 /// Tells a supervisor that the guest stands still or goes on.
 fn on_pause(events: Events) -> Box<dyn FnMut(bool) + Send> {
     Box::new(move |stands| events.tell(if stands { &Event::Paused } else { &Event::Resumed }))
@@ -311,6 +350,7 @@ fn check_paths(args: &RunArgs) -> anyhow::Result<()> {
     args.stats_json.iter().for_each(|path| paths.write("--stats-json", path));
     args.trace.iter().for_each(|path| paths.write("--trace", path));
     args.config.iter().for_each(|path| paths.read("--config", path));
+    args.restore.iter().for_each(|path| paths.read("--restore", path));
     if let Some(EventsTo::File(path)) = &args.events {
         paths.write("--events", path);
     }
@@ -325,6 +365,9 @@ fn technique(args: &RunArgs) -> Option<&'static Technique> {
 }
 
 fn load_image(args: &RunArgs) -> anyhow::Result<(Cow<'static, [u8]>, String)> {
+    if let Some(path) = &args.restore {
+        return Ok((Cow::Borrowed(&[]), printable::path(path).to_string()));
+    }
     match &args.image {
         None => {
             let kind = technique(args).map_or(GuestKind::Pv, |technique| technique.runs);

@@ -6,6 +6,7 @@
 //! | everything else that ends a program, faults and abort(3) too | restore the terminal, then do what they do |
 //! | TSTP | restores the terminal, then stops the program |
 //! | CONT | makes the terminal raw again, whatever stopped the program |
+//! | USR2 | saves the guest, if there is a file for it ([`on_save`]) |
 //! | XFSZ | nothing: a file over its limit is an error of the write |
 //!
 //! What was ignored when the program started stays ignored (nohup, background jobs).
@@ -22,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::ending::{self, Asker};
 use super::terminal;
 use crate::host::threads;
+use crate::monitor::{Command, Control};
 
 /// What ends a run. SIGPIPE is among them: a console whose reader went away has no use.
 const ENDING: [libc::c_int; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];
@@ -46,6 +48,7 @@ const FATAL: [libc::c_int; 16] = [
 ];
 
 static RESIZED: OnceLock<EventFd> = OnceLock::new();
+static SAVES: OnceLock<Control> = OnceLock::new();
 /// What Rust's runtime does about SIGSEGV and SIGBUS: it looks for stack overflows.
 static OF_THE_RUNTIME: OnceLock<[libc::sigaction; 2]> = OnceLock::new();
 
@@ -80,6 +83,12 @@ pub(super) fn guard_terminal() {
 pub(super) fn on_resize(bell: EventFd) {
     RESIZED.get_or_init(|| bell);
     handle(libc::SIGWINCH, on_resized as Plain as usize, libc::SA_RESTART, false);
+}
+
+/// Has SIGUSR2 save the guest. After [`guard_terminal`], which takes that signal for one that ends the program.
+pub(super) fn on_save(control: Control) {
+    SAVES.get_or_init(|| control);
+    handle(libc::SIGUSR2, on_save_signal as Plain as usize, libc::SA_RESTART, false);
 }
 
 /// Lets a closed pipe end the process quietly, as for any filter: for commands that run no guest.
@@ -174,6 +183,12 @@ extern "C" fn on_stop(_: libc::c_int) {
 
 extern "C" fn on_continue(_: libc::c_int) {
     preserving_errno(terminal::reenter);
+}
+
+extern "C" fn on_save_signal(_: libc::c_int) {
+    if let Some(control) = SAVES.get() {
+        preserving_errno(|| control.send(Command::Save));
+    }
 }
 
 extern "C" fn on_resized(_: libc::c_int) {

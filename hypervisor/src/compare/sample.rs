@@ -169,6 +169,8 @@ pub(super) fn config(
         on_pause: None,
         gdb: None,
         trace: None,
+        snapshot_to: None,
+        restore: None,
     }
 }
 

@@ -11,6 +11,9 @@
 pub mod available;
 pub mod engines;
 pub mod footprint;
+mod going;
+mod restore;
+mod save;
 pub mod select;
 mod stage;
 pub mod start;
@@ -27,11 +30,13 @@ use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::end::DomainEnd;
 use crate::monitor::Control;
 use crate::monitor::control::OnPause;
+use crate::snapshot::{Snapshot, Summary};
 use crate::technique::Technique;
 use crate::trace;
 use crate::virtio::{Device, DeviceStops, Tell};
 use crate::x86::registers::Regs;
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Which engine runs the guest.
@@ -131,6 +136,28 @@ pub struct Config {
     pub gdb: Option<Debugger>,
     /// Where every exit is to be written to.
     pub trace: Option<trace::record::Destination>,
+    /// Where the domain is to be saved to on [`Command::Save`](crate::monitor::Command::Save).
+    pub snapshot_to: Option<SnapshotTo>,
+    /// Goes on with a domain that was saved: memory, virtual CPUs and technique are the snapshot's, whatever is said
+    /// here.
+    pub restore: Option<Snapshot>,
+}
+
+/// Where a domain is saved to.
+pub struct SnapshotTo {
+    /// The file, which is replaced each time.
+    pub path: PathBuf,
+    /// Called when that was done, or was not, with how long the guest stood still for it.
+    pub tell: Box<dyn FnMut(Result<Saved, String>) + Send>,
+}
+
+/// A domain that was saved.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved {
+    /// What was written.
+    pub summary: Summary,
+    /// How long the guest stood still.
+    pub took: Duration,
 }
 
 /// Where a domain was when it ended.

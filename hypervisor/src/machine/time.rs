@@ -6,6 +6,7 @@
 //! when one is due.
 
 use paravane_abi::shared_info::VcpuTimeInfo;
+use serde::{Deserialize, Serialize};
 
 /// Nanoseconds in a second.
 pub const NS_PER_S: u64 = 1_000_000_000;
@@ -20,6 +21,8 @@ pub fn rdtsc() -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     tsc_start: u64,
+    /// System time at `tsc_start`.
+    base: u64,
     mul: u32,
     shift: i8,
     tsc_offset: u64,
@@ -29,8 +32,13 @@ impl Clock {
     /// A clock that starts at 0 now. `tsc_khz` is the counter's rate; `tsc_offset` is the guest's counter minus the
     /// host's (wrapping). A rate of 0, with which time would stand still, is taken as 1 GHz.
     pub fn new(tsc_khz: u64, tsc_offset: u64) -> Self {
+        Self::going_on(tsc_khz, tsc_offset, 0)
+    }
+
+    /// The same, for a clock that goes on from `ns` now.
+    pub fn going_on(tsc_khz: u64, tsc_offset: u64, ns: u64) -> Self {
         let (mul, shift) = scale(if tsc_khz == 0 { 1_000_000 } else { tsc_khz });
-        Self { tsc_start: rdtsc(), mul, shift, tsc_offset }
+        Self { tsc_start: rdtsc(), base: ns, mul, shift, tsc_offset }
     }
 
     /// Nanoseconds since the start.
@@ -40,7 +48,14 @@ impl Clock {
 
     /// System time at a reading of the host's counter.
     pub fn at(&self, tsc: u64) -> u64 {
-        to_ns(tsc.saturating_sub(self.tsc_start), self.mul, self.shift)
+        self.base.saturating_add(to_ns(tsc.saturating_sub(self.tsc_start), self.mul, self.shift))
+    }
+
+    /// The guest's counter when system time was 0, or would have been (wrapping).
+    pub fn guest_tsc_at_zero(&self) -> u64 {
+        let ticks = (u128::from(self.base) << 32) / u128::from(self.mul);
+        let ticks = if self.shift >= 0 { ticks >> self.shift } else { ticks << -self.shift };
+        self.tsc_start.wrapping_add(self.tsc_offset).wrapping_sub(ticks as u64)
     }
 
     /// What to add (wrapping) to the host's time-stamp counter to get the guest's.
@@ -53,7 +68,7 @@ impl Clock {
         VcpuTimeInfo {
             version: (version | 1).wrapping_add(1),
             tsc_timestamp: self.tsc_start.wrapping_add(self.tsc_offset),
-            system_time: 0,
+            system_time: self.base,
             tsc_to_system_mul: self.mul,
             tsc_shift: self.shift,
             ..Default::default()
@@ -83,7 +98,7 @@ fn to_ns(delta: u64, mul: u32, shift: i8) -> u64 {
 }
 
 /// A vCPU's timers, as deadlines in system time.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timers {
     singleshot: Option<u64>,
     periodic: Option<Periodic>,
@@ -91,7 +106,7 @@ pub struct Timers {
     poll: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Periodic {
     period: u64,
     next: u64,
@@ -123,6 +138,11 @@ impl Timers {
         self.poll = deadline;
     }
 
+    /// Whether a guest could have set them.
+    pub fn are_possible(&self) -> bool {
+        self.periodic.is_none_or(|periodic| periodic.period >= MIN_PERIOD)
+    }
+
     /// The earliest deadline.
     pub fn next(&self) -> Option<u64> {
         let periodic = self.periodic.map(|p| p.next);
@@ -152,7 +172,7 @@ impl Timers {
 }
 
 /// A domain's two watchdogs (SCHEDOP_watchdog), as deadlines in system time.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watchdogs([Option<u64>; 2]);
 
 impl Watchdogs {

@@ -25,6 +25,9 @@ pub enum Command {
     Resume,
     /// Show the ledger and where the virtual CPUs are, see [`Orders::on_peek`].
     Peek,
+    /// Be saved, see [`Control::on_save`]: all virtual CPUs stand still for it. Once asked, asking again before it is
+    /// done changes nothing.
+    Save,
 }
 
 const STOP: u32 = 1;
@@ -33,8 +36,10 @@ const PAUSE: u32 = 2;
 const OVER: u32 = 4;
 /// The postponed work may be done now.
 const UNDER_WAY: u32 = 8;
+/// The domain is to be saved.
+const SAVE: u32 = 16;
 /// The first of the bits that count how often the ledger was to be shown.
-const PEEK: u32 = 16;
+const PEEK: u32 = 32;
 const PEEKS: u32 = !(PEEK - 1);
 
 #[derive(Default)]
@@ -49,6 +54,20 @@ struct Shared {
     together: Mutex<Option<Together>>,
     /// Called when all virtual CPUs stand still, with true, and when the first goes on, with false.
     on_pause: Mutex<Option<OnPause>>,
+    saving: Mutex<Saving>,
+}
+
+/// Saves a domain whose virtual CPUs all stand still and have handed their state over.
+pub type Save = Box<dyn FnMut() + Send>;
+
+/// A domain on its way into a file.
+#[derive(Default)]
+struct Saving {
+    save: Option<Save>,
+    /// How many virtual CPUs have handed their state over.
+    handed: usize,
+    /// How often the domain was saved.
+    times: u64,
 }
 
 /// Tells whether a domain stands still.
@@ -86,6 +105,7 @@ impl Control {
             Command::Pause => commands.fetch_or(PAUSE, Ordering::SeqCst),
             Command::Resume => commands.fetch_and(!PAUSE, Ordering::SeqCst),
             Command::Peek => commands.fetch_add(PEEK, Ordering::SeqCst),
+            Command::Save => commands.fetch_or(SAVE, Ordering::SeqCst),
         };
         self.kick_all();
     }
@@ -156,6 +176,15 @@ impl Control {
     pub fn show_together(&self, show: Show) {
         let together = Together { show, peeks: 0, sum: Ledger::new(), handed: 0, witnesses: Vec::new() };
         *self.0.together.lock().unwrap_or_else(PoisonError::into_inner) = Some(together);
+    }
+
+    /// What [`Command::Save`] calls: on the thread of the virtual CPU that comes last, while the others wait.
+    pub fn on_save(&self, save: Save) {
+        self.saving().save = Some(save);
+    }
+
+    fn saving(&self) -> std::sync::MutexGuard<'_, Saving> {
+        self.0.saving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One virtual CPU has run to its end, for whatever reason: the others end as well.
@@ -249,6 +278,35 @@ impl Orders {
     /// Whether the virtual CPU is to stand still.
     pub(super) fn says_pause(&self) -> bool {
         self.control.has(PAUSE)
+    }
+
+    /// Whether the domain is to be saved.
+    pub(super) fn says_save(&self) -> bool {
+        self.control.has(SAVE)
+    }
+
+    /// The virtual CPU has handed its state over. The last one saves the domain and lets all go on; the others wait,
+    /// by `wait`, which a kick ends, until that is done or the domain is to end.
+    pub(super) fn save_together(&self, wait: impl Fn()) {
+        let mut saving = self.control.saving();
+        saving.handed += 1;
+        let times = saving.times;
+        if saving.handed < self.control.kickers().len() {
+            drop(saving);
+            while self.control.saving().times == times && !self.says_stop() {
+                wait();
+            }
+            return;
+        }
+        if let Some(save) = &mut saving.save {
+            save();
+        }
+        saving.handed = 0;
+        // First of the two: one that goes on must not find the command that it has obeyed.
+        self.control.take(SAVE);
+        saving.times += 1;
+        drop(saving);
+        self.control.kick_all();
     }
 
     /// Tells those who wait for it whether the virtual CPU stands still.
@@ -381,6 +439,37 @@ mod tests {
         control.end_all();
         assert!(orders.iter().all(Orders::says_stop) && !control.is_stopping());
         assert_eq!(counts(), [7, 6]);
+    }
+
+    #[test]
+    fn the_last_virtual_cpu_saves_and_all_go_on() {
+        let (control, kicks) = (Control::default(), [(); 2].map(|()| Arc::new(CountKicks::default())));
+        control.attach(kicks.iter().map(|kicks| kicks.clone() as Arc<dyn Kick>));
+        let saved = Arc::new(AtomicU32::new(0));
+        let count = saved.clone();
+        control.on_save(Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        }));
+        let orders = || Orders::new(control.clone(), Clock::new(1_000_000, 0));
+        for times in 1..=2 {
+            control.send(Command::Save);
+            let obey = |orders: Orders| {
+                assert!(orders.has_any() && orders.says_save());
+                orders.save_together(std::thread::yield_now);
+                assert!(!orders.has_any(), "it was obeyed");
+            };
+            std::thread::scope(|scope| {
+                let [one, other] = [(); 2].map(|()| scope.spawn(|| obey(orders())));
+                one.join().unwrap();
+                other.join().unwrap();
+            });
+            assert_eq!(saved.load(Ordering::Relaxed), times);
+        }
+        // One that waits for another which does not come any more.
+        control.send(Command::Save);
+        control.end_all();
+        orders().save_together(std::thread::yield_now);
+        assert_eq!(saved.load(Ordering::Relaxed), 2);
     }
 
     #[test]

@@ -42,6 +42,11 @@ pub trait Runner {
     fn regs(&self) -> &Regs;
     /// The memory of its domain.
     fn memory(&self) -> &MachineMemory;
+    /// Called once, before anything else, on its own thread: what the engine must know before the first entry.
+    fn begin(&mut self, _cpu: &mut dyn Cpu) {}
+    /// Hands the virtual CPU's state over to be saved with the domain. It is out of the guest, and no exit is to be
+    /// handled.
+    fn save(&mut self, _cpu: &mut dyn Cpu) {}
     /// Runs the guest until it stops.
     fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit;
     /// The address of the guest's code that the guest was left at by `exit`, which has not been handled yet: RIP, or

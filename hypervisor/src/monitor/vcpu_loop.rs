@@ -31,11 +31,16 @@ pub fn run<O: Observer>(
     orders.began = clock.now();
     let mut armed = None;
     let mut open: Option<Open> = None;
+    runner.begin(cpu);
     loop {
         if orders.has_any() {
             let before = clock.now();
             if orders.says_pause() {
                 stand_still(cpu, runner, waker, orders);
+                armed = None;
+            }
+            if orders.says_save() {
+                save(cpu, runner, waker, orders);
                 armed = None;
             }
             if orders.says_stop() {
@@ -109,12 +114,23 @@ fn obey(runner: &mut dyn Runner, orders: &mut Orders) {
 fn stand_still(cpu: &mut dyn Cpu, runner: &mut dyn Runner, waker: &Waker, orders: &mut Orders) {
     orders.stands(true);
     while orders.says_pause() && !orders.says_stop() {
+        if orders.says_save() {
+            save(cpu, runner, waker, orders);
+        }
         obey(runner, orders);
         let now = orders.clock().now();
         waker.wait(orders.due().map(|time| Duration::from_nanos(time.saturating_sub(now))));
     }
     orders.stands(false);
     // What the kicks of the meantime were about is looked for now.
+    cpu.take_kick();
+    runner.woken();
+}
+
+/// Has the domain saved, as far as it is this virtual CPU's to do.
+fn save(cpu: &mut dyn Cpu, runner: &mut dyn Runner, waker: &Waker, orders: &Orders) {
+    runner.save(cpu);
+    orders.save_together(|| waker.wait(None));
     cpu.take_kick();
     runner.woken();
 }

@@ -19,7 +19,7 @@ use super::event::{Binding, EventChannels, HostService};
 use super::free_frames::FreeFrames;
 use super::grants::Grants;
 use super::peers::Peers;
-use super::store::{About, Server};
+use super::store::{About, Server, StoreState};
 use super::vcpu::{PvVcpu, VcpuId};
 use super::wall_clock::WallClock;
 use crate::machine::console::{ConsoleInput, ConsoleSink};
@@ -115,6 +115,8 @@ pub struct PvParts {
 pub struct Facts {
     /// Linear address of the machine-to-physical table.
     pub m2p_va: u64,
+    /// Where a guest that was restored was told that it is, if that is another address.
+    pub m2p_told: Option<u64>,
     /// The frames that hold it.
     pub m2p: Range<u64>,
     /// The frames that its grant table can have.
@@ -125,6 +127,8 @@ pub struct Facts {
     pub call_length: u64,
     /// Whether the kernel may mark a measured region (see `ledger`).
     pub marks: bool,
+    /// The hypercall page that was made for the image.
+    pub hypercall_page: Option<Mfn>,
 }
 
 /// The console: a ring shared with the guest, and the host's side.
@@ -151,6 +155,16 @@ impl PvStore {
     /// A store that nobody has asked yet.
     pub const fn new(ring: Maddr, about: About) -> Self {
         Self { ring, about, server: None }
+    }
+
+    /// What the server has to remember, if the guest ever asked.
+    pub fn state(&self) -> Option<StoreState> {
+        self.server.as_deref().map(Server::state)
+    }
+
+    /// A server that remembers; `None` if no store could have come to hold that.
+    pub fn restore(&mut self, state: &StoreState) -> Option<()> {
+        self.server().restore(state)
     }
 
     /// The server.

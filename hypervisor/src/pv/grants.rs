@@ -11,11 +11,13 @@
 use std::ops::Range;
 
 use paravane_abi::grant::*;
+use serde::{Deserialize, Serialize};
 use zerocopy::transmute;
 
 use super::domain::DOMID;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
-use crate::mmu::direct::DirectPaging;
+use crate::mmu::direct::{DirectPaging, Granted};
+use crate::pv::state::BadDomain;
 
 /// Entries in a frame of the table.
 pub const ENTRIES_PER_FRAME: u64 = PAGE_SIZE / size_of::<GrantEntryV1>() as u64;
@@ -39,7 +41,7 @@ impl From<BadMachineAddress> for Unusable {
 }
 
 /// How a grant is used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Use {
     /// By the processor.
     pub host: bool,
@@ -76,7 +78,7 @@ impl Active {
 }
 
 /// A grant that is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
     /// Its entry.
     pub entry: GrantRef,
@@ -100,7 +102,65 @@ pub struct Grants {
     free: Vec<GrantHandle>,
 }
 
+/// What is saved of them: the table itself is memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantsState {
+    frames: u64,
+    /// By handle, each with its frame.
+    mappings: Vec<Option<(Mapping, u64)>>,
+}
+
+impl GrantsState {
+    /// Shares the frames of the table, which can have `frames`, with the guest.
+    ///
+    /// # Errors
+    /// When there are more.
+    pub fn share(&self, frames: &Range<u64>, mmu: &mut DirectPaging) -> Result<(), BadDomain> {
+        let end = frames.start.checked_add(self.frames).filter(|end| *end <= frames.end);
+        (frames.start..end.ok_or(BadDomain::Frame("of the grant table"))?)
+            .for_each(|mfn| mmu.share(Mfn(mfn)));
+        Ok(())
+    }
+}
+
 impl Grants {
+    /// What is to be saved.
+    pub fn state(&self) -> GrantsState {
+        let with_frame = |m: Mapping| (m, self.used_frame(m.entry).unwrap_or_default().0);
+        let mappings = self.mappings.iter().map(|mapping| mapping.map(with_frame)).collect();
+        GrantsState { frames: self.count, mappings }
+    }
+
+    /// Has these mappings, in a table that has had none. Returns those that are held for devices, which no page table
+    /// stands for. `None` if no guest could have come to have them.
+    pub fn restore(&mut self, state: &GrantsState, mmu: &DirectPaging) -> Option<Vec<Granted>> {
+        if state.frames > self.limit() || state.mappings.len() > MAX_MAPPINGS {
+            return None;
+        }
+        self.count = state.frames;
+        let mut held = Vec::new();
+        for (handle, mapping) in (0..).zip(&state.mappings) {
+            self.mappings.push(mapping.map(|(mapping, _)| mapping));
+            let Some((Mapping { entry, how, .. }, frame)) = *mapping else {
+                self.free.push(handle);
+                continue;
+            };
+            self.entry_at(entry).ok()?;
+            let active = self.active(entry).ok()?;
+            let same_frame = !active.used() || active.frame == Mfn(frame);
+            let full = active.counters(how).any(|n| *n >= MAX_USES);
+            if !how.host && !how.device || !same_frame || full || !mmu.is_domains(Mfn(frame)) {
+                return None;
+            }
+            active.frame = Mfn(frame);
+            active.counters(how).for_each(|n| *n += 1);
+            if how.device {
+                held.push(Granted { frame: Mfn(frame), writable: !how.readonly });
+            }
+        }
+        Some(held)
+    }
+
     /// A table that can have `frames`, and has none yet.
     pub fn new(frames: Range<u64>) -> Self {
         Self { frames, count: 0, active: Vec::new(), mappings: Vec::new(), free: Vec::new() }

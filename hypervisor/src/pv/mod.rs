@@ -26,6 +26,7 @@ pub mod iret;
 pub mod peers;
 pub mod runstate;
 pub mod selectors;
+pub mod state;
 pub mod store;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,8 @@
 //! A vCPU belongs to its thread ([`PvVcpu`]). What another one asks of it is left here, under the domain's lock, and
 //! its thread takes it before it next runs or waits; who leaves something kicks it.
 
+use serde::{Deserialize, Serialize};
+
 use super::runstate::Runstate;
 use super::vcpu::{PvVcpu, VcpuId};
 use crate::mmu::direct::VcpuTables;
@@ -28,7 +30,7 @@ pub struct Peer {
 }
 
 /// What is left for a vCPU.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Left {
     /// A non-maskable interrupt.
     pub nmi: bool,

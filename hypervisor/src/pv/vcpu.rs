@@ -4,6 +4,7 @@
 
 use paravane_abi::debugreg::{DEBUGREG_CONTROL_DEFAULT, DEBUGREG_STATUS_DEFAULT};
 use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
+use serde::{Deserialize, Serialize};
 
 use super::exception::Exception;
 use super::runstate::Runstate;
@@ -43,7 +44,7 @@ impl VcpuId {
 }
 
 /// A registered entry point.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Callback {
     /// Linear address; 0: none.
     pub address: u64,
@@ -52,7 +53,7 @@ pub struct Callback {
 }
 
 /// Whether the vCPU wants to run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RunState {
     /// It does.
     #[default]
@@ -124,7 +125,7 @@ pub struct DebugRegisters {
 }
 
 /// Which I/O ports a vCPU may use, beyond the none that its domain owns.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoPrivilege {
     /// The virtual IOPL, 0 to 3 (PHYSDEVOP_set_iopl).
     pub level: u8,
@@ -135,7 +136,7 @@ pub struct IoPrivilege {
 }
 
 /// Non-maskable interrupts.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nmi {
     /// One waits for delivery.
     pub pending: bool,

@@ -50,6 +50,17 @@ impl WallClock {
         }))
     }
 
+    /// The host's clock, of which the guest was told something else before: `version` was the last.
+    pub fn going_on(version: u32) -> Self {
+        // The next one is even and larger, whatever a stranger's file says.
+        Self { version: version & !1, told_ns: u64::MAX, ..Self::of_the_host() }
+    }
+
+    /// The version of what the guest was last told.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
     /// The same for any clock.
     pub fn new(host: Source) -> Self {
         Self { host, told_ns: 0, version: 0, look_at: 0 }

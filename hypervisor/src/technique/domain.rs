@@ -15,6 +15,7 @@ use crate::machine::layout::HypervisorLayout;
 use crate::machine::memory::{BadMachineAddress, MachineMemory};
 use crate::machine::time::Clock;
 use crate::monitor::Runner;
+use crate::pv::state::{BadDomain, CannotSave, State};
 use crate::virtio::{Device, Slot};
 use crate::x86::registers::Regs;
 
@@ -26,8 +27,23 @@ pub struct Runners<'a> {
     pub others: Vec<&'a mut (dyn Runner + Send)>,
 }
 
+/// What saves a domain whose virtual CPUs have all handed their state over ([`Runner::save`]).
+pub trait Saver: Send {
+    /// The state, of this moment.
+    ///
+    /// # Errors
+    /// When there is something that cannot be saved.
+    fn state(&self) -> Result<State, CannotSave>;
+    /// The memory that goes with it.
+    fn memory(&self) -> &MachineMemory;
+}
+
 /// A domain of any technique: what is not a single virtual CPU's.
 pub trait Domain {
+    /// What saves it, if its technique can be saved.
+    fn saver(&self) -> Option<Box<dyn Saver>> {
+        None
+    }
     /// Its virtual CPUs.
     fn runners(&mut self) -> Runners<'_>;
     /// The registers of the virtual CPU that ended it, or of the first one if none did.
@@ -78,6 +94,26 @@ pub struct Parts<'a> {
     pub marks: bool,
 }
 
+/// What a saved domain is made from.
+pub struct SavedParts<'a> {
+    /// Its memory, with what was saved in it.
+    pub memory: MachineMemory,
+    /// Where in it is what.
+    pub layout: HypervisorLayout,
+    /// Its state.
+    pub state: State,
+    /// Takes what the guest prints.
+    pub sink: Box<dyn ConsoleSink>,
+    /// Bytes typed for the guest.
+    pub input: ConsoleInput,
+    /// What runs it.
+    pub machine: &'a dyn Machine,
+    /// How each virtual CPU is woken, in order.
+    pub kicks: Vec<Arc<dyn Kick>>,
+    /// Whether the kernel may mark a measured region by writing to port 0x80.
+    pub marks: bool,
+}
+
 /// A domain could not be made from its parts.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
@@ -99,6 +135,9 @@ pub enum MakeError {
     /// A bare machine could not be made.
     #[error("cannot make a bare machine: {0}")]
     Bare(#[from] crate::bare::StartError),
+    /// The saved state is not one that a guest could have come to have.
+    #[error("the snapshot cannot be restored: {0}")]
+    Saved(#[from] BadDomain),
     /// The layout does not fit: a bug of this program.
     #[error("{0}; this is a bug in Paravane, please report it")]
     Layout(#[from] BadMachineAddress),

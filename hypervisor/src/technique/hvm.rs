@@ -49,6 +49,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
     undebuggable: Some("the kernel's exceptions, a debugger's among them, do not leave the guest"),
     make: |parts| make(parts, Irqchip::Monitor),
+    restore: None,
 };
 
 /// The row of the variant.

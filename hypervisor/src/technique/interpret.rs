@@ -34,6 +34,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
     undebuggable: Some("its processor is software, which has no part for a debugger"),
     make: |parts| make(parts, true),
+    restore: None,
 };
 
 /// The row of the variant without a cache.

@@ -20,7 +20,7 @@ pub mod pv;
 pub mod translate;
 pub mod trap;
 
-pub use domain::{Domain, MakeError, Parts, Runners};
+pub use domain::{Domain, MakeError, Parts, Runners, SavedParts, Saver};
 
 use crate::engine::Irqchip;
 use crate::image::GuestKind;
@@ -53,6 +53,8 @@ pub struct Technique {
     pub undebuggable: Option<&'static str>,
     /// Makes the domain.
     pub make: fn(Parts<'_>) -> Result<Box<dyn Domain>, MakeError>,
+    /// Makes a saved domain anew, if the technique can be saved.
+    pub restore: Option<fn(SavedParts<'_>) -> Result<Box<dyn Domain>, MakeError>>,
 }
 
 /// What a technique needs of an engine.

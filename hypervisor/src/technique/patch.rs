@@ -34,6 +34,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
     undebuggable: Some("it replaces the kernel's instructions by jumps to code of its own"),
     make,
+    restore: None,
 };
 
 fn make(parts: Parts<'_>) -> Result<Box<dyn Domain>, MakeError> {

@@ -8,8 +8,9 @@ use paravane_abi::hypercall::IRET;
 use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP};
 use paravane_abi::virq::VIRQ_TIMER;
 
-use super::{Domain, EngineNeed, Runners, Technique, on_any_host};
+use super::{Domain, EngineNeed, Runners, Saver, Technique, on_any_host};
 use crate::autopsy::{Testimony, Witness};
+use crate::engine::state::VectorState;
 use crate::engine::{Coherence, Cpu, Exit};
 use crate::host::run_delay::RunDelay;
 use crate::image::GuestKind;
@@ -37,6 +38,7 @@ use crate::x86::registers::Regs;
 
 mod inspect;
 mod make;
+mod saved;
 mod testimony;
 
 /// The row of the table.
@@ -53,6 +55,7 @@ pub(super) const TECHNIQUE: Technique = Technique {
     device_parameters: |_| None,
     undebuggable: None,
     make: make::make,
+    restore: Some(saved::restore),
 };
 
 /// A paravirtual guest: its domain, and its vCPUs.
@@ -64,6 +67,10 @@ pub struct PvGuest {
 }
 
 impl Domain for PvGuest {
+    fn saver(&self) -> Option<Box<dyn Saver>> {
+        Some(Box::new(Arc::clone(&self.shared)))
+    }
+
     fn runners(&mut self) -> Runners<'_> {
         let others = self.others.iter_mut().map(|runner| runner as &mut (dyn Runner + Send)).collect();
         Runners { boot: &mut self.boot, others }
@@ -125,6 +132,8 @@ pub(super) struct Shared {
     waiting: AtomicU32,
     /// The vCPU that ended the domain, by number.
     ended_by: AtomicUsize,
+    /// The states that vCPUs have handed over.
+    saved: saved::Handed,
 }
 
 /// What it takes at most to wake a thread on another CPU, and some.
@@ -141,6 +150,7 @@ impl Shared {
             clock: domain.clock,
             waiting: AtomicU32::new(0),
             ended_by: AtomicUsize::new(usize::MAX),
+            saved: saved::Handed::new(vcpus),
             domain: Mutex::new(domain),
         }
     }
@@ -241,6 +251,8 @@ pub struct PvRunner {
     now: u64,
     /// What the host's scheduler takes from it.
     stolen: Stolen,
+    /// The vector registers that it begins with, if it was restored.
+    vectors: Option<VectorState>,
 }
 
 /// The time that the host's scheduler takes from a vCPU, as far as its guest was told.
@@ -276,7 +288,7 @@ impl Stolen {
 
 impl PvRunner {
     pub(super) fn new(shared: Arc<Shared>, vcpu: PvVcpu) -> Self {
-        Self { shared, vcpu, must_be_known: None, now: 0, stolen: Stolen::default() }
+        Self { shared, vcpu, must_be_known: None, now: 0, stolen: Stolen::default(), vectors: None }
     }
 }
 
@@ -299,6 +311,14 @@ impl Runner for PvRunner {
         let _domain = self.shared.lock();
         let guest = GuestMemory::new(&self.shared.memory, self.vcpu.space.root());
         guest.read(GuestPtr::new(regs.rsp)).unwrap_or(regs.rip)
+    }
+
+    fn begin(&mut self, cpu: &mut dyn Cpu) {
+        self.load_vectors(cpu);
+    }
+
+    fn save(&mut self, cpu: &mut dyn Cpu) {
+        self.hand_over_state(cpu);
     }
 
     fn enter(&mut self, cpu: &mut dyn Cpu) -> Exit {

@@ -27,6 +27,7 @@ pub(super) const TRANSLATE: Technique = Technique {
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
     undebuggable: Some("what runs is code that was made from the kernel's, at other addresses"),
     make: |parts| make(parts, false),
+    restore: None,
 };
 #[allow(missing_docs)]
 pub(super) const ADAPTIVE: Technique = Technique {

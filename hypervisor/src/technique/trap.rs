@@ -23,4 +23,5 @@ pub(super) const TECHNIQUE: Technique = Technique {
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
     undebuggable: None,
     make: |parts| BareDomain::make(parts, Unchanged),
+    restore: None,
 };

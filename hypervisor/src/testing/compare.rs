@@ -53,6 +53,7 @@ pub fn technique(
         device_parameters,
         undebuggable: None,
         make,
+        restore: None,
     }))
 }
 

@@ -140,6 +140,8 @@ impl TestDomain {
         };
         let store = PvStore::new(Mfn(base + STORE).maddr(), about);
         let facts = Facts {
+            m2p_told: None,
+            hypercall_page: None,
             m2p_va: 0xffff_8080_0000_0000,
             m2p: layout.m2p.clone(),
             grants: layout.grants.clone(),

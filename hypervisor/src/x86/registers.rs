@@ -1,11 +1,12 @@
 //! The registers that a vCPU has in memory while it does not run.
 
 use paravane_abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS};
+use serde::{Deserialize, Serialize};
 
 /// The registers that a kernel at CPL 3 and the host share: what an exit saves and an entry restores.
 ///
 /// Vector state stays in the engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Regs {
     pub rax: u64,
@@ -54,7 +55,7 @@ pub struct SystemRegisters {
 /// An engine that loads them (`EngineInfo::native_selectors`) takes each as a flat segment of CPL 3, 64-bit code in CS,
 /// and hands back what the guest's own loads made of them. Any other engine leaves them alone: they are then what
 /// the layers above believe, and the guest that reads a segment register sees the host's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Selectors {
     pub cs: u16,

@@ -44,7 +44,7 @@ const ROOMS: &[Room] = &[
     with_unsafe(
         "cli",
         "the program: arguments, terminal, signals, output",
-        "compare launch gdb technique trace monitor autopsy audit image virtio backend engine ledger machine host x86 text",
+        "compare launch gdb technique trace snapshot monitor autopsy audit image virtio backend engine ledger machine host x86 text",
     ),
     room(
         "compare",
@@ -54,7 +54,7 @@ const ROOMS: &[Room] = &[
     room(
         "launch",
         "from a configuration to a running guest",
-        "gdb technique trace monitor pv autopsy build image virtio engine ledger machine host x86 text",
+        "gdb technique trace snapshot monitor pv autopsy build image virtio engine ledger machine host x86 text",
     ),
     room(
         "technique",

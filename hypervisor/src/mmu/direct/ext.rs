@@ -108,7 +108,7 @@ impl DirectPaging {
         }
     }
 
-    fn pin(
+    pub(super) fn pin(
         &mut self,
         memory: &MachineMemory,
         log: &mut TableLog,

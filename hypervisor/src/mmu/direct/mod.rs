@@ -28,6 +28,7 @@ mod ext;
 pub mod frame;
 mod granted;
 mod ownership;
+mod saved;
 mod segdesc;
 mod state;
 mod table;

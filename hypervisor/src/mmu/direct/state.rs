@@ -45,6 +45,8 @@ pub struct DirectPaging {
     pub(super) reserved_l4: [u64; RESERVED_ENTRIES],
     pub(super) m2p: Range<u64>,
     pub(super) guest_base: u64,
+    /// Somebody else may change memory for as long as it is not written to: see [`DirectPaging::distrust_memory`].
+    pub(super) distrusts: bool,
 }
 
 impl DirectPaging {
@@ -65,7 +67,7 @@ impl DirectPaging {
         }
         frames.set_owner(layout.shared_info, Owner::Shared);
         let (work, m2p) = (Work::new(BUDGET), layout.m2p.clone());
-        Ok(Self { frames, work, reserved_l4, m2p, guest_base })
+        Ok(Self { frames, work, reserved_l4, m2p, guest_base, distrusts: false })
     }
 
     /// From now on several vCPUs use the tables: a frame changes its type, or leaves the guest, only when every one of
@@ -92,7 +94,14 @@ impl DirectPaging {
     }
 
     pub(super) fn pass<'a>(&'a mut self, memory: &'a MachineMemory, log: &'a mut TableLog) -> Pass<'a> {
-        Pass { frames: &mut self.frames, work: &mut self.work, reserved_l4: &self.reserved_l4, memory, log }
+        Pass {
+            frames: &mut self.frames,
+            work: &mut self.work,
+            reserved_l4: &self.reserved_l4,
+            distrusts: self.distrusts,
+            memory,
+            log,
+        }
     }
 }
 
@@ -101,6 +110,7 @@ pub(super) struct Pass<'a> {
     pub(super) frames: &'a mut FrameTable,
     pub(super) work: &'a mut Work,
     pub(super) reserved_l4: &'a [u64; RESERVED_ENTRIES],
+    pub(super) distrusts: bool,
     pub(super) memory: &'a MachineMemory,
     pub(super) log: &'a mut TableLog,
 }

@@ -133,7 +133,7 @@ impl Pass<'_> {
     /// No CPU walks it yet, so the stores need not be logged.
     fn promote(&mut self, mfn: Mfn, level: Level) -> Result<(), Stop> {
         let mut table: [u64; addr::PT_ENTRIES] = self.memory.read_obj(mfn.maddr())?;
-        let mut changed = level == Level::L4;
+        let mut changed = level == Level::L4 || self.distrusts;
         for index in 0..table.len() {
             let asked = table[index];
             if !is_guest_slot(level, index) || !pte::is_present(asked) {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use paravane_abi::errno::Errno;
 use paravane_abi::event::{EVTCHN_2L_NR_CHANNELS, EvtchnPort};
+use serde::{Deserialize, Serialize};
 
 use super::vcpu::VcpuId;
 use doorbell::Targets;
@@ -21,7 +22,7 @@ use doorbell::Targets;
 pub const NR_VIRQS: u32 = 24;
 
 /// What a port is bound to. Domains here are alone, so every other end is the domain itself or the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Binding {
     /// Not allocated.
     #[default]
@@ -45,7 +46,7 @@ pub enum Binding {
 }
 
 /// Services of the host at the far end of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostService {
     /// The console ring's other end.
     Console,
@@ -76,6 +77,9 @@ pub enum Sent {
     Dropped,
 }
 
+/// A port's binding and the vCPU that it notifies, to be saved.
+pub type PortState = (Binding, u32);
+
 /// The ports of one domain. Port 0 is never valid.
 #[derive(Debug)]
 pub struct EventChannels {
@@ -89,6 +93,33 @@ impl EventChannels {
     /// No port but the reserved port 0. `targets` will say which vCPU each notifies.
     pub fn new(targets: Arc<Targets>) -> Self {
         Self { ports: vec![Binding::Free], targets }
+    }
+
+    /// All ports, in order.
+    pub fn state(&self) -> Vec<PortState> {
+        self.all().map(|(port, binding)| (binding, self.vcpu(port).number())).collect()
+    }
+
+    /// Has these ports and no others, in a domain of `vcpus`. `None` if no guest could have come to have them; ports of
+    /// virtio devices are among those.
+    pub fn restore(&mut self, state: &[PortState], vcpus: usize) -> Option<()> {
+        if state.len() > EVTCHN_2L_NR_CHANNELS as usize
+            || !state.first().is_some_and(|(b, _)| *b == Binding::Free)
+        {
+            return None;
+        }
+        self.ports = state.iter().map(|(binding, _)| *binding).collect();
+        for (port, (binding, vcpu)) in (0..).zip(state) {
+            let vcpu = VcpuId::new(*vcpu).filter(|vcpu| vcpu.index() < vcpus)?;
+            let possible = match *binding {
+                Binding::Loop { peer } => self.binding(peer) == Binding::Loop { peer: port },
+                Binding::Host(service) => matches!(service, HostService::Console | HostService::Store),
+                Binding::Virq(virq) => Self::check_virq(virq, 0).is_ok(),
+                Binding::Free | Binding::Unbound { .. } | Binding::Ipi => true,
+            };
+            possible.then(|| self.targets.set(port, vcpu))?;
+        }
+        Some(())
     }
 
     fn port_mut(&mut self, port: EvtchnPort) -> Option<&mut Binding> {
@@ -321,6 +352,31 @@ mod tests {
         e.close(unbound, OWN).unwrap();
         assert_eq!(e.vcpu(unbound), VcpuId::BOOT, "whoever gets it next begins anew");
         assert_eq!(e.allocate(Binding::Ipi), Ok(unbound));
+    }
+
+    #[test]
+    fn saved_ports_are_those_that_a_guest_can_have() {
+        let mut e = channels(2);
+        let unbound = e.allocate(Binding::Unbound { remote: OWN }).unwrap();
+        let other = e.bind_loop(unbound, OWN).unwrap();
+        let timer = e.bind_virq(0, vcpu(1)).unwrap();
+        let state = e.state();
+        let mut again = channels(2);
+        again.restore(&state, 2).unwrap();
+        assert_eq!((again.state(), again.send(unbound)), (state.clone(), Ok(Sent::Raise(other))));
+        assert_eq!(again.virq_port(0, vcpu(1)), Some(timer));
+        assert_eq!(channels(1).restore(&state, 1), None, "it notifies a vCPU that there is not");
+        let queue = Binding::Host(HostService::Queue { device: 0, queue: 0 });
+        for bad in [Binding::Loop { peer: 1 }, Binding::Loop { peer: 99 }, Binding::Virq(NR_VIRQS), queue] {
+            assert_eq!(
+                channels(1).restore(&[(Binding::Free, 0), (Binding::Ipi, 0), (bad, 0)], 1),
+                None,
+                "{bad:?}"
+            );
+        }
+        assert_eq!(channels(1).restore(&[], 1), None);
+        assert_eq!(channels(1).restore(&[(Binding::Ipi, 0)], 1), None, "port 0");
+        assert_eq!(channels(1).restore(&vec![(Binding::Free, 0); 4097], 1), None);
     }
 
     #[test]

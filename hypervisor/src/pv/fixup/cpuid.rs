@@ -110,7 +110,7 @@ fn hypervisor(cx: &PvContext<'_>, number: u32, index: u32) -> CpuidResult {
         (XEN_CPUID_LEAF_TSC, 0) => CpuidResult { ecx: khz(cx), ..none },
         (XEN_CPUID_LEAF_TSC, 1) => {
             let time = cx.domain.clock.published(0);
-            let [low, high] = halves(time.tsc_timestamp.wrapping_neg());
+            let [low, high] = halves(cx.domain.clock.guest_tsc_at_zero().wrapping_neg());
             let shift = i32::from(time.tsc_shift).cast_unsigned() & 0xff;
             CpuidResult { eax: low, ebx: high, ecx: time.tsc_to_system_mul, edx: shift }
         }

@@ -34,7 +34,7 @@ const MAX_REPEATS: u64 = 512;
 /// Handles a page fault in the table; `None` if the guest gets the fault unchanged.
 pub(super) fn access(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOutcome> {
     let strict = cx.domain.assisted(VMASST_TYPE_M2P_STRICT) && !cx.vcpu.kernel_mode;
-    if strict || !range(cx).contains(&fault.address) {
+    if strict || !ranges(cx).any(|range| range.contains(&fault.address)) {
         return None;
     }
     let denied = fault.error_code & (PFEC_WRITE | PFEC_FETCH);
@@ -49,19 +49,18 @@ pub(super) fn access(cx: &mut PvContext<'_>, fault: Fault) -> Option<ExceptionOu
     Some(Cause::TableLoad.into())
 }
 
-/// The linear addresses of the table.
-fn range(cx: &PvContext<'_>) -> Range<u64> {
-    let frames = cx.domain.facts.m2p.end.saturating_sub(cx.domain.facts.m2p.start);
-    MACH2PHYS_VIRT_START..MACH2PHYS_VIRT_START + frames * PAGE_SIZE
+/// The linear addresses of the table: Xen's, and those that a restored guest was told by another engine.
+fn ranges(cx: &PvContext<'_>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let facts = &cx.domain.facts;
+    let bytes = facts.m2p.end.saturating_sub(facts.m2p.start) * PAGE_SIZE;
+    let starts = [Some(MACH2PHYS_VIRT_START), facts.m2p_told].into_iter().flatten();
+    starts.map(move |start| start..start.saturating_add(bytes))
 }
 
 /// Up to 8 bytes of the table, zero-extended. `None` if they do not all lie in it.
 fn read(cx: &PvContext<'_>, va: u64, size: usize) -> Option<u64> {
-    let table = range(cx);
     let last = va.checked_add(size as u64)?.checked_sub(1)?;
-    if !table.contains(&va) || !table.contains(&last) {
-        return None;
-    }
+    let table = ranges(cx).find(|table| table.contains(&va) && table.contains(&last))?;
     let at = Maddr(Mfn(cx.domain.facts.m2p.start).maddr().0 + (va - table.start));
     let mut bytes = [0; 8];
     cx.domain.memory.read(at, bytes.get_mut(..size)?).ok()?;

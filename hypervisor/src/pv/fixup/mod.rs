@@ -37,6 +37,7 @@ use paravane_abi::trap::{TRAP_GP_FAULT, TRAP_INVALID_OP, TRAP_PAGE_FAULT};
 
 pub use outcome::ExceptionOutcome;
 use outcome::{finish, finish_with};
+pub use privileged::state_a_guest_may_set;
 
 use super::context::PvContext;
 use crate::ledger::Cause;

@@ -17,7 +17,7 @@ use crate::pv::context::PvContext;
 use crate::pv::debug_registers;
 use crate::pv::vcpu::CR4_FIXED;
 use crate::x86::control::{cr0, cr4};
-use crate::x86::guest_cpuid::{available, is_consistent};
+use crate::x86::guest_cpuid::{XCR0_FIRST, available, is_consistent};
 
 /// CR0 without TS, as guests on Xen find it: PG, AM, WP, NE, ET, MP, PE.
 const CR0: u64 = cr0::PG | cr0::AM | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::PE;
@@ -160,6 +160,26 @@ fn changeable() -> u64 {
         | cr4::DE
         | optional(host_cpuid::has_fsgsbase(), cr4::FSGSBASE)
         | optional(available(host_cpuid::xcr0()) != 0, cr4::OSXSAVE)
+}
+
+/// What a guest can have in its control registers on this host.
+#[derive(Clone, Copy, Debug)]
+pub struct Settable {
+    /// The bits of CR4 beside those that are always set.
+    pub cr4: u64,
+    xcr0: u64,
+}
+
+impl Settable {
+    /// Whether XCR0 can be this.
+    pub fn is_xcr0(self, value: u64) -> bool {
+        value == XCR0_FIRST || is_consistent(value) && value & !self.xcr0 == 0
+    }
+}
+
+/// What a guest can have in its control registers on this host.
+pub fn state_a_guest_may_set() -> Settable {
+    Settable { cr4: changeable(), xcr0: available(host_cpuid::xcr0()) }
 }
 
 /// MOV to CR3 is MMUEXT_NEW_BASEPTR.

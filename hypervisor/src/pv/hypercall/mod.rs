@@ -29,6 +29,7 @@ mod vcpu_context;
 mod version;
 mod virtio;
 
+pub use processor::ASSISTS;
 pub use version::{FEATURES, VERSION};
 
 use paravane_abi::errno::Errno;

@@ -110,7 +110,7 @@ pub fn get_debugreg(call: &mut Call<'_>) -> HypercallResult {
 }
 
 /// Assistances that a guest may switch. Those for 32-bit segments and directories are without effect.
-const ASSISTS: u64 = 1 << VMASST_TYPE_4GB_SEGMENTS
+pub const ASSISTS: u64 = 1 << VMASST_TYPE_4GB_SEGMENTS
     | 1 << VMASST_TYPE_4GB_SEGMENTS_NOTIFY
     | 1 << VMASST_TYPE_WRITABLE_PAGETABLES
     | 1 << VMASST_TYPE_PAE_EXTENDED_CR3

@@ -27,6 +27,7 @@ mod path;
 mod perms;
 mod request;
 mod ring;
+mod state;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -42,6 +43,7 @@ pub use keys::About;
 use node::Change;
 use request::{Answered, Store};
 use ring::{Ring, RingError};
+pub use state::StoreState;
 use wire::{Assembler, Request};
 
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};

@@ -118,6 +118,33 @@ impl Tree {
         }
     }
 
+    /// All nodes, those above before those below.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Path, &Node)> {
+        self.nodes.iter().map(|(path, node)| (path, &**node))
+    }
+
+    /// Has these nodes and no others. `None`, and half done, if they are not a tree within the limits of one.
+    pub(super) fn replant(&mut self, mut nodes: Vec<(Path, Node)>) -> Option<()> {
+        nodes.sort_by(|(a, _), (b, _)| a.cmp(b));
+        *self = Self::new(self.guest);
+        for (path, node) in nodes {
+            if self.nodes.contains_key(&path) || self.bytes > MAX_BYTES || node.bytes() > MAX_NODE_BYTES {
+                return None;
+            }
+            match path.split() {
+                Some((parent, name)) => {
+                    self.nodes.contains_key(&parent).then(|| self.adopt(&parent, name))?;
+                }
+                None if !self.nodes.is_empty() => return None,
+                None => {}
+            }
+            self.put(path, node);
+        }
+        let within =
+            self.owned <= MAX_OWNED && self.nodes.values().all(|node| node.bytes() <= MAX_NODE_BYTES);
+        (within && self.nodes.contains_key(&Path::root())).then_some(())
+    }
+
     fn remove(&mut self, path: &Path) {
         if let Some(node) = self.nodes.remove(path) {
             self.bytes -= taken(path, &node);
@@ -238,6 +265,11 @@ impl<'a> View<'a> {
 }
 
 impl Transaction {
+    /// One that cannot be committed: its client makes it again.
+    pub fn lost() -> Self {
+        Self { seen: BTreeMap::from([(Path::root(), u64::MAX)]), ..Self::default() }
+    }
+
     fn keep(&mut self, path: Path, node: Option<Node>) {
         self.kept += node.as_ref().map_or(0, |node| taken(&path, node));
         if let Some(Some(replaced)) = self.changed.get(&path) {

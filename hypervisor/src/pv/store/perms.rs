@@ -77,6 +77,11 @@ impl Perms {
         Ok(Self { owner: *owner, others: *others, listed: listed.to_vec() })
     }
 
+    /// The same permissions, if there are no more entries than they may have.
+    pub fn checked(self) -> Option<Self> {
+        Some(self).filter(|perms| perms.listed.len() < MAX_ENTRIES)
+    }
+
     /// The same, for the wire: each entry ends with a zero byte.
     pub fn to_wire(&self) -> Vec<u8> {
         let first = [(self.owner, self.others)];

@@ -51,6 +51,34 @@ impl Store {
         Self { about, tree, transactions: BTreeMap::new(), next_transaction: 1, watches: Watches::default() }
     }
 
+    /// The nodes.
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+    pub(super) fn tree_mut(&mut self) -> &mut Tree {
+        &mut self.tree
+    }
+    /// The numbers of the transactions that are open.
+    pub(super) fn transactions(&self) -> impl Iterator<Item = u32> {
+        self.transactions.keys().copied()
+    }
+    pub(super) fn next_transaction(&self) -> u32 {
+        self.next_transaction
+    }
+    /// Has transactions of these numbers, none of which can be committed. `None` if there are too many.
+    pub(super) fn restore_transactions(&mut self, numbers: &[u32], next: u32) -> Option<()> {
+        if numbers.len() > MAX_TRANSACTIONS || numbers.contains(&0) {
+            return None;
+        }
+        self.transactions = numbers.iter().map(|number| (*number, Transaction::lost())).collect();
+        self.next_transaction = next;
+        Some(())
+    }
+    /// Has a watch that there was before; its first event has been sent.
+    pub(super) fn watch_again(&mut self, name: &[u8], token: &[u8]) -> Option<()> {
+        self.watches.add(name, token, &self.about.home()).ok()
+    }
+
     /// How many nodes there are.
     #[cfg(test)]
     pub(super) fn nodes(&self) -> usize {

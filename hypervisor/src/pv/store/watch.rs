@@ -34,6 +34,11 @@ struct Watch {
 pub struct Watches(Vec<Watch>);
 
 impl Watches {
+    /// All of them, in order: name and token.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.iter().map(|watch| (&*watch.name, &*watch.token))
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -38,6 +38,21 @@ impl Assembler {
         XsdSockmsg::read_from_prefix(&self.bytes).ok().map(|(head, _)| head)
     }
 
+    /// What has come of the message.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Goes on with what had come of a message; `None` if no message begins so, or it is complete.
+    pub fn restore(&mut self, bytes: &[u8]) -> Option<()> {
+        if bytes.len() > HEAD + XENSTORE_PAYLOAD_MAX {
+            return None;
+        }
+        self.bytes = bytes.to_vec();
+        let announced = self.head().map_or(0, |head| head.len as usize);
+        (announced <= XENSTORE_PAYLOAD_MAX && self.wants() > 0).then_some(())
+    }
+
     /// How many bytes to bring next: the rest of the head, then the rest of the payload. 0 when it is complete.
     pub fn wants(&self) -> usize {
         let whole = self.head().map_or(HEAD, |head| HEAD.saturating_add(head.len as usize));

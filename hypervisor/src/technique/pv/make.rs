@@ -71,6 +71,8 @@ pub(super) fn make(parts: Parts<'_>) -> Result<Box<dyn Domain>, MakeError> {
         kicks: [parts.kick].into_iter().chain(parts.kicks).collect(),
         facts: Facts {
             m2p_va: info.m2p_va,
+            m2p_told: None,
+            hypercall_page: parts.built.hypercall_page,
             call_length: info.call_length,
             marks: parts.marks,
             m2p: parts.layout.m2p,

@@ -17,9 +17,9 @@ use crate::machine::memory::{Backing, MachineMemory, Maddr};
 const GUEST: u16 = 1;
 
 /// A server, its ring's page, and what the client has read and not yet looked at.
-struct Bench {
+pub(super) struct Bench {
     memory: MachineMemory,
-    server: Server,
+    pub(super) server: Server,
     inbox: Vec<u8>,
 }
 
@@ -36,7 +36,7 @@ fn about() -> About {
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let memory = MachineMemory::new(1, 0, Backing::Anonymous).unwrap();
         Self { memory, server: Server::new(Maddr(0), about()), inbox: Vec::new() }
     }
@@ -116,19 +116,19 @@ impl Bench {
     }
 
     /// The reply to a request: its payload, or the error's name.
-    fn ask_in(&mut self, tx_id: u32, kind: u32, payload: &str) -> Result<String, String> {
+    pub(super) fn ask_in(&mut self, tx_id: u32, kind: u32, payload: &str) -> Result<String, String> {
         let messages = self.exchange(kind, tx_id, payload.as_bytes());
         let reply = messages.into_iter().find(|m| m.kind != XS_WATCH_EVENT).expect("a reply");
         let text = String::from_utf8(reply.payload).unwrap();
         if reply.kind == kind { Ok(text) } else { Err(text.trim_end_matches('\0').to_owned()) }
     }
 
-    fn ask(&mut self, kind: u32, payload: &str) -> Result<String, String> {
+    pub(super) fn ask(&mut self, kind: u32, payload: &str) -> Result<String, String> {
         self.ask_in(0, kind, payload)
     }
 
     /// The payloads of the events that a request brings about.
-    fn events(&mut self, kind: u32, tx_id: u32, payload: &str) -> Vec<String> {
+    pub(super) fn events(&mut self, kind: u32, tx_id: u32, payload: &str) -> Vec<String> {
         let messages = self.exchange(kind, tx_id, payload.as_bytes());
         let events = messages.into_iter().filter(|m| m.kind == XS_WATCH_EVENT);
         events.map(|m| String::from_utf8(m.payload).unwrap()).collect()
