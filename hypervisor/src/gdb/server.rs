@@ -148,7 +148,7 @@ impl Server {
                 continue;
             }
             let stream = self.listener.accept()?;
-            match self.converse(stream)? {
+            match converse(&self.session, &self.image, stream)? {
                 Parting::Ended => return Ok(()),
                 Parting::Kill => {
                     (self.on_kill)();
@@ -156,7 +156,7 @@ impl Server {
                 }
                 Parting::Gone => {
                     let guest = Guest::new(Arc::clone(&self.session), Arc::clone(&self.image));
-                    self.stand_still();
+                    self.session.stand_still();
                     if guest.clean().is_ok() {
                         self.session.detach();
                         notice("gdb has gone; the guest goes on");
@@ -165,65 +165,55 @@ impl Server {
             }
         }
     }
+}
 
-    /// Has the domain stand, and waits until it does or has ended.
-    fn stand_still(&self) {
-        self.session.attach();
-        while self.session.standing().is_none() && self.session.end().is_none() {
-            let _ = wait(&[self.session.bell.as_raw_fd()]);
-            let _ = self.session.bell.read();
-        }
-    }
-
-    fn converse(&self, stream: Stream) -> io::Result<Parting> {
-        self.stand_still();
-        let mut input = Input::new(stream.try_clone()?, &self.session);
-        let mut guest = Guest::new(Arc::clone(&self.session), Arc::clone(&self.image));
-        let stub = GdbStub::builder(Output::new(stream)).packet_buffer_size(PACKET).build();
-        let Ok(stub) = stub else { return Ok(Parting::Gone) };
-        let Ok(mut machine) = stub.run_state_machine(&mut guest) else { return Ok(Parting::Gone) };
-        loop {
-            let next = match machine {
-                GdbStubStateMachine::Idle(idle) => match input.next(false)? {
-                    Event::Byte(byte) => idle.incoming_data(&mut guest, byte),
-                    Event::Closed => return Ok(Parting::Gone),
-                    Event::Stands(_) => Ok(idle.into()),
-                    Event::Ended(_) => return Ok(Parting::Ended),
-                },
-                GdbStubStateMachine::Running(running) => match input.next(true)? {
-                    Event::Byte(byte) => running.incoming_data(&mut guest, byte),
-                    Event::Closed => return Ok(Parting::Gone),
-                    Event::Stands(stop) => running.report_stop(&mut guest, reason(&stop)),
-                    Event::Ended(end) => running.report_stop(&mut guest, ended(&end)),
-                },
-                GdbStubStateMachine::CtrlCInterrupt(interrupt) => {
-                    self.session.stop(0, Why::Interrupted);
-                    interrupt.interrupt_handled(&mut guest, None::<MultiThreadStopReason<u64>>)
-                }
-                GdbStubStateMachine::Disconnected(mut end) => {
-                    return Ok(match end.get_reason() {
-                        DisconnectReason::Kill => {
-                            // What vKill is answered with; gdbstub leaves that out. Who sent `k` is gone already.
-                            let _ = end
-                                .borrow_conn()
-                                .write_all(b"$OK#9a")
-                                .and_then(|()| end.borrow_conn().flush());
-                            Parting::Kill
-                        }
-                        DisconnectReason::Disconnect => Parting::Gone,
-                        DisconnectReason::TargetExited(_) | DisconnectReason::TargetTerminated(_) => {
-                            Parting::Ended
-                        }
-                    });
-                }
-            };
-            match next {
-                Ok(next) => machine = next,
-                Err(_) if self.session.end().is_some() => return Ok(Parting::Ended),
-                Err(error) => {
-                    notice(format_args!("gdb's connection failed: {error:?}"));
-                    return Ok(Parting::Gone);
-                }
+/// Answers one gdb until it has gone or the guest has ended. The guest stands when this begins.
+fn converse(session: &Arc<Session>, image: &Arc<[u8]>, stream: Stream) -> io::Result<Parting> {
+    session.stand_still();
+    let mut input = Input::new(stream.try_clone()?, session);
+    let mut guest = Guest::new(Arc::clone(session), Arc::clone(image));
+    let stub = GdbStub::builder(Output::new(stream)).packet_buffer_size(PACKET).build();
+    let Ok(stub) = stub else { return Ok(Parting::Gone) };
+    let Ok(mut machine) = stub.run_state_machine(&mut guest) else { return Ok(Parting::Gone) };
+    loop {
+        let next = match machine {
+            GdbStubStateMachine::Idle(idle) => match input.next(false)? {
+                Event::Byte(byte) => idle.incoming_data(&mut guest, byte),
+                Event::Closed => return Ok(Parting::Gone),
+                Event::Stands(_) => Ok(idle.into()),
+                Event::Ended(_) => return Ok(Parting::Ended),
+            },
+            GdbStubStateMachine::Running(running) => match input.next(true)? {
+                Event::Byte(byte) => running.incoming_data(&mut guest, byte),
+                Event::Closed => return Ok(Parting::Gone),
+                Event::Stands(stop) => running.report_stop(&mut guest, reason(&stop)),
+                Event::Ended(end) => running.report_stop(&mut guest, ended(&end)),
+            },
+            GdbStubStateMachine::CtrlCInterrupt(interrupt) => {
+                session.stop(0, Why::Interrupted);
+                interrupt.interrupt_handled(&mut guest, None::<MultiThreadStopReason<u64>>)
+            }
+            GdbStubStateMachine::Disconnected(mut end) => {
+                return Ok(match end.get_reason() {
+                    DisconnectReason::Kill => {
+                        // What vKill is answered with; gdbstub leaves that out. Who sent `k` is gone already.
+                        let _ =
+                            end.borrow_conn().write_all(b"$OK#9a").and_then(|()| end.borrow_conn().flush());
+                        Parting::Kill
+                    }
+                    DisconnectReason::Disconnect => Parting::Gone,
+                    DisconnectReason::TargetExited(_) | DisconnectReason::TargetTerminated(_) => {
+                        Parting::Ended
+                    }
+                });
+            }
+        };
+        match next {
+            Ok(next) => machine = next,
+            Err(_) if session.end().is_some() => return Ok(Parting::Ended),
+            Err(error) => {
+                notice(format_args!("gdb's connection failed: {error:?}"));
+                return Ok(Parting::Gone);
             }
         }
     }
@@ -298,3 +288,6 @@ impl<'a> Input<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

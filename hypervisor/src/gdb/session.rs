@@ -8,6 +8,7 @@
 //! run's time limit, its end) ends this one: no lock is held meanwhile, and nothing here can hang.
 
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
@@ -15,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::breakpoints::Breakpoints;
 use super::debugged::Standing;
+use crate::host::poll;
 use crate::machine::end::DomainEnd;
 use crate::machine::kick::Kick;
 
@@ -199,6 +201,16 @@ impl Session {
         self.attached.store(true, Ordering::Release);
         if lock(&self.state).stop.is_none() {
             self.stop(0, Why::Attached);
+        }
+    }
+
+    /// Has the domain stand, and waits until it does or has ended.
+    pub(super) fn stand_still(&self) {
+        self.attach();
+        while self.standing().is_none() && self.end().is_none() {
+            // Neither can fail: it is a descriptor of our own.
+            let _ = poll::wait(&[self.bell.as_raw_fd()]);
+            let _ = self.bell.read();
         }
     }
 
