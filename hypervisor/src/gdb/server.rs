@@ -212,7 +212,7 @@ fn converse(session: &Arc<Session>, image: &Arc<[u8]>, stream: Stream) -> io::Re
             Ok(next) => machine = next,
             Err(_) if session.end().is_some() => return Ok(Parting::Ended),
             Err(error) => {
-                notice(format_args!("gdb's connection failed: {error:?}"));
+                notice(format_args!("gdb's connection is given up: {error}"));
                 return Ok(Parting::Gone);
             }
         }

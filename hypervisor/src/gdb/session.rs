@@ -105,8 +105,9 @@ pub struct Session {
     pub(super) bell: EventFd,
 }
 
-/// Nobody answers: the domain's life is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Nobody answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guest has ended")]
 pub(super) struct Over;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -395,8 +395,6 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     /// Whatever bytes come, the host goes on, and so does the guest.
     #[test]
     fn any_bytes_are_survived(requests in prop::collection::vec(request(), 1..12)) {
