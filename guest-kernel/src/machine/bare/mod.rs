@@ -108,6 +108,7 @@ impl Machine for Bare {
     }
 
     fn forget_programs(mmu: &mut BareMmu, kernel: Frame) {
+        programs::forget();
         if mmu::expected_root() != kernel {
             mmu.switch(kernel);
         }

@@ -11,7 +11,7 @@ use paravane_guest::user::{Left, Registers, UserContext};
 use super::descriptors::{CODE, PROGRAM_CODE, PROGRAM_DATA, SYSRET_BASE};
 use super::mmu::{self, BareMmu};
 use super::pic::FIRST_IRQ;
-use super::traps::{self, Frame as TrapFrame, PAGE_FAULT};
+use super::traps::{self, Frame as TrapFrame, GENERAL_PROTECTION, PAGE_FAULT};
 use crate::memory::frames::Frame;
 use crate::memory::paging::Mmu;
 use crate::single::Single;
@@ -24,8 +24,8 @@ const LSTAR: u32 = 0xc000_0082;
 const SYSCALL_MASK: u32 = 0xc000_0084;
 const FS_BASE: u32 = 0xc000_0100;
 const GS_BASE: u32 = 0xc000_0101;
-/// RFLAGS.TF, IF, DF and AC.
-const CLEARED: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 18;
+/// RFLAGS.TF, IF, DF, NT (with which IRETQ raises #GP) and AC.
+const CLEARED: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 14 | 1 << 18;
 
 /// The vector of a frame that stands for a system call.
 const SYSCALL: u64 = 0x100;
@@ -36,8 +36,9 @@ static RETURN_SP: AtomicU64 = AtomicU64::new(0);
 static VECTORS: AtomicU64 = AtomicU64::new(0);
 /// The program's stack pointer, while a system call has no stack yet.
 static USER_SP: AtomicU64 = AtomicU64::new(0);
-/// The bases of FS and GS that are loaded.
-static BASES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// The program that ran last, by where its state is, and the bases of FS and GS that were loaded for it. Another one has
+/// both loaded anew: a program can change them without the kernel, by loading a selector.
+static LOADED: Single<Option<(usize, [u64; 2])>> = Single::new(None);
 static KERNEL_MXCSR: u32 = 0x1f80;
 /// The stack that a system call's frame is made on.
 static CALL_STACK: Single<[u128; 16]> = Single::new([0; 16]);
@@ -55,17 +56,14 @@ pub fn allow() {
 
 /// Runs a program. Interrupts are off before and after.
 pub fn run(root: Frame, context: &mut UserContext) -> Left {
+    if !is_canonical(context.registers.rip) {
+        // IRETQ would raise this exception in the kernel, before it has left it.
+        return Left::Fault { vector: GENERAL_PROTECTION, error: 0, address: 0 };
+    }
     if mmu::expected_root() != root {
         BareMmu::new(root).switch(root);
     }
-    for (loaded, (register, base)) in
-        BASES.iter().zip([(FS_BASE, context.fs_base), (GS_BASE, context.gs_base)])
-    {
-        if loaded.swap(base, Ordering::Relaxed) != base {
-            // SAFETY: the kernel uses neither; a base that is not canonical was refused.
-            unsafe { write_msr(register, base) };
-        }
-    }
+    load_bases(context);
     VECTORS.store(context.vectors.as_mut_ptr() as u64, Ordering::Relaxed);
     let frame = frame_of(&context.registers);
     // SAFETY: interrupts are off, and the frame is one of user mode.
@@ -83,6 +81,30 @@ pub fn run(root: Frame, context: &mut UserContext) -> Left {
             Left::Interrupted
         }
     }
+}
+
+const fn is_canonical(address: u64) -> bool {
+    (address as i64) << 16 >> 16 == address as i64
+}
+
+fn load_bases(context: &UserContext) {
+    let bases = [context.fs_base, context.gs_base];
+    let wanted = Some(((&raw const *context).addr(), bases));
+    // SAFETY: the reference ends with this function; interrupt handlers have none.
+    let loaded = unsafe { LOADED.get() };
+    if *loaded != wanted {
+        *loaded = wanted;
+        for (register, base) in [FS_BASE, GS_BASE].into_iter().zip(bases) {
+            // SAFETY: the kernel uses neither; a base that is not canonical was refused.
+            unsafe { write_msr(register, base) };
+        }
+    }
+}
+
+/// The next program has its bases loaded, whichever it is.
+pub fn forget() {
+    // SAFETY: as in `load_bases`.
+    unsafe { *LOADED.get() = None };
 }
 
 fn frame_of(r: &Registers) -> TrapFrame {

@@ -11,6 +11,7 @@ use super::{timer, tsc, uart, virtio};
 /// Vectors with a gate: 32 exceptions, 16 interrupt requests.
 pub const VECTORS: usize = 48;
 
+pub const GENERAL_PROTECTION: u8 = 13;
 pub const PAGE_FAULT: u64 = 14;
 const TIMER: u64 = FIRST_IRQ as u64 + pic::TIMER_IRQ as u64;
 const SERIAL: u64 = FIRST_IRQ as u64 + pic::SERIAL_IRQ as u64;
