@@ -51,6 +51,19 @@ pub unsafe fn init(frames: &mut FrameAllocator<'_>) -> bool {
     true
 }
 
+/// Whether that many bytes can be allocated, in one piece.
+pub fn has_run(bytes: usize) -> bool {
+    let Ok(layout) = Layout::from_size_align(bytes, align_of::<usize>()) else { return false };
+    // SAFETY: the block is given back at once, and nothing is in it.
+    unsafe {
+        let block = HEAP.alloc(layout);
+        if !block.is_null() {
+            HEAP.dealloc(block, layout);
+        }
+        !block.is_null()
+    }
+}
+
 /// Bytes in use, and the size of the heap in bytes.
 pub fn usage() -> (usize, usize) {
     // SAFETY: the reference ends before anything else can run that allocates.

@@ -2,16 +2,20 @@
 #![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 
 use super::abi::Errno;
 use super::pipe::{Flow, Pipe};
 
 /// Files that a process may have open.
 const MAX_NUMBERS: usize = 64;
-/// Files that may be open in all.
-const MAX_OPEN: usize = 4096;
+/// Files that may be open in all, for each process that there may be, and at least and at most.
+const OPEN_EACH: usize = 4;
+const MAX_OPEN: RangeInclusive<usize> = 128..=4096;
 /// Pipes that there may be.
 const MAX_PIPES: usize = 128;
+/// Of both, how many only the first process may have.
+const KEPT_FOR_FIRST: usize = 16;
 
 /// What an open file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,51 +39,65 @@ pub enum File {
 }
 
 /// The files that a process knows by number.
-#[derive(Clone, Debug, Default)]
-pub struct Numbers(Vec<Option<usize>>);
+#[derive(Clone, Debug)]
+pub struct Numbers {
+    open: [Option<u16>; MAX_NUMBERS],
+    /// Whether these are the first process's.
+    first: bool,
+}
 
-/// All open files.
-#[derive(Debug, Default)]
+impl Default for Numbers {
+    fn default() -> Self {
+        Self { open: [None; MAX_NUMBERS], first: false }
+    }
+}
+
+/// All open files. The lists have room for all that there may be from the start.
+#[derive(Debug)]
 pub struct Files {
     open: Vec<Option<(File, u32)>>,
     pipes: Vec<Option<Pipe>>,
 }
 
 impl Numbers {
+    /// None, of the first process.
+    pub fn of_first() -> Self {
+        Self { first: true, ..Self::default() }
+    }
+
+    /// The places that are to be left to others.
+    const fn kept(&self) -> usize {
+        if self.first { 0 } else { KEPT_FOR_FIRST }
+    }
+
     /// The open file of a number.
     ///
     /// # Errors
     /// When there is none.
     pub fn get(&self, number: u64) -> Result<usize, Errno> {
-        let slot = usize::try_from(number).ok().and_then(|number| self.0.get(number).copied());
-        slot.flatten().ok_or(Errno::BadF)
+        let slot = usize::try_from(number).ok().and_then(|number| self.open.get(number).copied());
+        slot.flatten().map(usize::from).ok_or(Errno::BadF)
     }
 
     /// Gives an open file the lowest free number.
     fn add(&mut self, open: usize) -> Result<u64, Errno> {
-        let number = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
-        self.set(number, open)
+        self.set(self.open.iter().position(Option::is_none).ok_or(Errno::MFile)?, open)
     }
 
     fn set(&mut self, number: usize, open: usize) -> Result<u64, Errno> {
-        if number >= MAX_NUMBERS {
-            return Err(Errno::MFile);
-        }
-        if self.0.len() <= number {
-            self.0.try_reserve(number + 1 - self.0.len()).map_err(|_| Errno::NoMem)?;
-            self.0.resize(number + 1, None);
-        }
-        self.0[number] = Some(open);
+        let open = u16::try_from(open).map_err(|_| Errno::NFile)?;
+        *self.open.get_mut(number).ok_or(Errno::MFile)? = Some(open);
         Ok(number as u64)
     }
 }
 
-fn place<T>(all: &mut Vec<Option<T>>, max: usize, value: T) -> Result<usize, Errno> {
+/// Puts a value where none is, and leaves so many places free.
+fn place<T>(all: &mut Vec<Option<T>>, kept: usize, value: T) -> Result<usize, Errno> {
+    if all.iter().flatten().count() + kept >= all.capacity() {
+        return Err(Errno::NFile);
+    }
     let free = all.iter().position(Option::is_none).unwrap_or(all.len());
     if free == all.len() {
-        if free >= max || all.try_reserve(1).is_err() {
-            return Err(Errno::NFile);
-        }
         all.push(None);
     }
     all[free] = Some(value);
@@ -87,12 +105,18 @@ fn place<T>(all: &mut Vec<Option<T>>, max: usize, value: T) -> Result<usize, Err
 }
 
 impl Files {
+    /// None, of so many processes.
+    pub fn new(processes: usize) -> Self {
+        let open = (processes * OPEN_EACH).clamp(*MAX_OPEN.start(), *MAX_OPEN.end());
+        Self { open: Vec::with_capacity(open), pipes: Vec::with_capacity(MAX_PIPES) }
+    }
+
     /// Opens a file for a process.
     ///
     /// # Errors
     /// When too many are open.
     pub fn open(&mut self, numbers: &mut Numbers, file: File) -> Result<u64, Errno> {
-        let open = place(&mut self.open, MAX_OPEN, (file, 1))?;
+        let open = place(&mut self.open, numbers.kept(), (file, 1))?;
         numbers.add(open).inspect_err(|_| self.open[open] = None)
     }
 
@@ -101,7 +125,7 @@ impl Files {
     /// # Errors
     /// When there are too many.
     pub fn pipe(&mut self, numbers: &mut Numbers) -> Result<[u64; 2], Errno> {
-        let pipe = place(&mut self.pipes, MAX_PIPES, Pipe::new())?;
+        let pipe = place(&mut self.pipes, numbers.kept(), Pipe::new()?)?;
         self.open_two(numbers, File::PipeRead(pipe), File::PipeWrite(pipe))
             .inspect_err(|_| self.pipes[pipe] = None)
     }
@@ -111,8 +135,9 @@ impl Files {
     /// # Errors
     /// When there are too many.
     pub fn pair(&mut self, numbers: &mut Numbers) -> Result<[u64; 2], Errno> {
-        let one = place(&mut self.pipes, MAX_PIPES, Pipe::new())?;
-        let other = place(&mut self.pipes, MAX_PIPES, Pipe::new()).inspect_err(|_| self.pipes[one] = None)?;
+        let one = place(&mut self.pipes, numbers.kept(), Pipe::new()?)?;
+        let other = Pipe::new().and_then(|pipe| place(&mut self.pipes, numbers.kept(), pipe));
+        let other = other.inspect_err(|_| self.pipes[one] = None)?;
         self.open_two(numbers, File::Pair(one, other), File::Pair(other, one)).inspect_err(|_| {
             (self.pipes[one], self.pipes[other]) = (None, None);
         })
@@ -123,28 +148,25 @@ impl Files {
         match self.open(numbers, other) {
             Ok(second) => Ok([first, second]),
             Err(errno) => {
-                if let Some(open) = numbers.0[first as usize].take() {
-                    self.open[open] = None;
+                if let Some(open) = numbers.open[first as usize].take() {
+                    self.open[usize::from(open)] = None;
                 }
                 Err(errno)
             }
         }
     }
 
-    /// The file behind a number.
+    /// An open file.
     ///
     /// # Errors
-    /// When there is none.
-    pub fn get(&self, numbers: &Numbers, number: u64) -> Result<File, Errno> {
-        let open = numbers.get(number)?;
-        self.open[open].map(|(file, _)| file).ok_or(Errno::BadF)
+    /// When it is not open.
+    pub fn get(&self, open: usize) -> Result<File, Errno> {
+        self.open.get(open).copied().flatten().map(|(file, _)| file).ok_or(Errno::BadF)
     }
 
     /// Notes how far a file was read.
-    pub fn seek(&mut self, numbers: &Numbers, number: u64, to: usize) {
-        if let Ok(open) = numbers.get(number)
-            && let Some((File::Archive(_, at) | File::Processes(at), _)) = &mut self.open[open]
-        {
+    pub fn seek(&mut self, open: usize, to: usize) {
+        if let Some(Some((File::Archive(_, at) | File::Processes(at), _))) = self.open.get_mut(open) {
             *at = to;
         }
     }
@@ -155,7 +177,7 @@ impl Files {
     /// When nothing is open there.
     pub fn close(&mut self, numbers: &mut Numbers, number: u64) -> Result<bool, Errno> {
         let open = numbers.get(number)?;
-        numbers.0[number as usize] = None;
+        numbers.open[number as usize] = None;
         Ok(self.drop_one(open))
     }
 
@@ -211,19 +233,31 @@ impl Files {
 
     /// A child has its parent's files.
     pub fn inherit(&mut self, parent: &Numbers) -> Numbers {
-        parent.0.iter().flatten().for_each(|open| self.count(*open));
-        parent.clone()
+        parent.open.iter().flatten().for_each(|open| self.count(usize::from(*open)));
+        Numbers { first: false, ..parent.clone() }
     }
 
     /// Closes everything of a process. True if ends of pipes were among it.
     pub fn close_all(&mut self, numbers: &mut Numbers) -> bool {
-        let all = core::mem::take(&mut numbers.0);
-        all.into_iter().flatten().fold(false, |any, open| self.drop_one(open) | any)
+        let open = core::mem::replace(&mut numbers.open, [None; MAX_NUMBERS]);
+        open.into_iter().flatten().fold(false, |any, open| self.drop_one(open.into()) | any)
     }
 
-    /// Reads from a pipe.
-    pub fn read_pipe(&mut self, pipe: usize, into: &mut [u8]) -> Flow {
-        self.pipes[pipe].as_mut().map_or(Flow::Moved(0), |pipe| pipe.read(into))
+    /// Shows the first bytes of a pipe.
+    pub fn look_into_pipe(&self, pipe: usize, into: &mut [u8]) -> Flow {
+        self.pipes[pipe].as_ref().map_or(Flow::Moved(0), |pipe| pipe.look(into))
+    }
+
+    /// Takes bytes of a pipe that were seen.
+    pub fn take_from_pipe(&mut self, pipe: usize, count: usize) {
+        if let Some(pipe) = self.pipes[pipe].as_mut() {
+            pipe.take(count);
+        }
+    }
+
+    /// Whether a pipe needs memory for so many more bytes.
+    pub fn pipe_grows(&self, pipe: usize, count: usize) -> bool {
+        self.pipes[pipe].as_ref().is_some_and(|pipe| pipe.grows(count))
     }
 
     /// Writes to a pipe.

@@ -3,13 +3,17 @@
 
 use alloc::collections::VecDeque;
 
+use super::abi::Errno;
+
 /// Bytes that wait in a pipe at most.
 pub const CAPACITY: usize = 16 << 10;
+/// Bytes that have room in it from the start.
+pub const ALWAYS: usize = 64;
 /// Writes of up to this many bytes are not divided (POSIX's `PIPE_BUF`).
 pub const ATOMIC: usize = 4096;
 
 /// A pipe.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pipe {
     bytes: VecDeque<u8>,
     /// Open ends to read from.
@@ -33,12 +37,17 @@ pub enum Flow {
 
 impl Pipe {
     /// A pipe with an end of each kind.
-    pub const fn new() -> Self {
-        Self { bytes: VecDeque::new(), readers: 1, writers: 1 }
+    ///
+    /// # Errors
+    /// When there is no memory for the few bytes that always have room.
+    pub fn new() -> Result<Self, Errno> {
+        let mut bytes = VecDeque::new();
+        bytes.try_reserve_exact(ALWAYS).map_err(|_| Errno::NoMem)?;
+        Ok(Self { bytes, readers: 1, writers: 1 })
     }
 
-    /// Reads what is there.
-    pub fn read(&mut self, into: &mut [u8]) -> Flow {
+    /// Shows what is there first, which stays there.
+    pub fn look(&self, into: &mut [u8]) -> Flow {
         let count = self.bytes.len().min(into.len());
         match count {
             0 if self.writers > 0 && !into.is_empty() => Flow::Wait,
@@ -47,10 +56,19 @@ impl Pipe {
                 let cut = first.len().min(count);
                 into[..cut].copy_from_slice(&first[..cut]);
                 into[cut..count].copy_from_slice(&second[..count - cut]);
-                self.bytes.drain(..count);
                 Flow::Moved(count)
             }
         }
+    }
+
+    /// Takes that many of the bytes that were seen.
+    pub fn take(&mut self, count: usize) {
+        self.bytes.drain(..count.min(self.bytes.len()));
+    }
+
+    /// Whether so many more bytes need memory.
+    pub fn grows(&self, count: usize) -> bool {
+        self.bytes.capacity() - self.bytes.len() < count.min(CAPACITY - self.bytes.len())
     }
 
     /// Writes what there is room for: all of a short write, or nothing.
@@ -62,8 +80,12 @@ impl Pipe {
             _ if room == 0 => return Flow::Wait,
             len => len.min(room),
         };
-        if self.bytes.try_reserve(count).is_err() {
-            return Flow::NoMemory;
+        let (len, needed) = (self.bytes.len(), self.bytes.len() + count);
+        if needed > self.bytes.capacity() {
+            let capacity = needed.next_power_of_two().min(CAPACITY);
+            if self.bytes.try_reserve_exact(capacity - len).is_err() {
+                return Flow::NoMemory;
+            }
         }
         self.bytes.extend(&from[..count]);
         Flow::Moved(count)

@@ -102,12 +102,20 @@ impl Signals {
         self.actions.retain(|(of, _)| *of != number);
         self.actions.try_reserve(1).map_err(|_| Errno::NoMem)?;
         self.actions.push((number, action));
+        self.drop_ignored();
         Ok(())
     }
 
     /// After `execve` there are no handlers.
     pub fn reset(&mut self) {
         self.actions.retain(|(_, action)| action.handler == SIG_IGN);
+        self.drop_ignored();
+    }
+
+    /// A signal that waits, blocked, is no longer pending once it is ignored (POSIX's 2.4.3).
+    fn drop_ignored(&mut self) {
+        let ignored = (1..SIGNALS).filter(|number| self.is_ignored(*number)).map(bit);
+        self.pending &= !ignored.fold(0, |all, one| all | one);
     }
 
     /// A child has its parent's actions, and no pending signals.

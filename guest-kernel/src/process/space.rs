@@ -270,14 +270,13 @@ impl Space {
     /// Frees everything. No processor uses it.
     pub fn destroy<M: Mmu>(self, memory: &mut Memory<M>) {
         let Memory { mmu, frames, shares, .. } = memory;
-        let mut pages = alloc::vec::Vec::new();
+        // Nothing takes a frame before the tables, too, are gone.
         self.tables.each_page(mmu, &mut |frame| {
             if shares.give_up(frame) {
-                pages.push(frame);
+                free(frames, frame);
             }
         });
         self.tables.destroy(mmu, frames);
-        pages.into_iter().for_each(|frame| free(frames, frame));
     }
 
     /// Copies from the process's memory: whatever the address is, nothing is read but what the process could read.

@@ -93,7 +93,8 @@ fn stack(arguments: &[Vec<u8>], auxiliary: &[[u64; 2]]) -> Result<(u64, Vec<u8>)
     }
     all.extend([0, 0]);
     all.extend(auxiliary.iter().flatten());
-    let mut contents: Vec<u8> = all.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut contents = Vec::with_capacity(words * 8 + text);
+    all.iter().for_each(|word| contents.extend(word.to_le_bytes()));
     arguments.iter().for_each(|argument| {
         contents.extend(argument);
         contents.push(0);

@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use paravane_guest::user::UserContext;
 
@@ -25,8 +26,11 @@ const MAX_PROCESSES: usize = 2048;
 const KEPT_FOR_FIRST: usize = 16;
 /// Turns that those who have waited get at most before one of the others.
 const FAVOURS: u32 = 16;
-/// What a process takes of the heap at most, roughly.
+/// What most processes take of the heap at most. Of those that take more there may be less.
 const HEAP_EACH: usize = 6 << 10;
+
+/// Bytes of typed lines that wait to be read.
+pub const TYPED_MAX: usize = 4096;
 
 /// What a process waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +90,8 @@ pub struct Table {
     woken: VecDeque<Pid>,
     /// How many of them had a turn since one of the others had.
     favours: u32,
-    sleepers: BTreeSet<(u64, Pid)>,
+    /// Those that wait for a time, the next one last.
+    sleepers: Vec<(u64, Pid)>,
     pub files: Files,
     pub archive: Archive,
     /// What was typed up to an end of line and not read yet.
@@ -97,19 +102,23 @@ pub struct Table {
 }
 
 impl Table {
-    /// No processes, with the files of `archive`, and `heap` bytes for what each takes.
+    /// No processes, with the files of `archive`, and `heap` bytes for what each takes. The lists get all the memory that
+    /// they can need: what happens to a process must not fail for want of it.
     pub fn new(archive: Archive, heap: usize) -> Self {
+        let max = (heap / HEAP_EACH).min(MAX_PROCESSES);
+        let mut processes = Vec::with_capacity(max + 1);
+        processes.push(None);
         Self {
-            processes: Vec::from([None]),
+            processes,
             count: 0,
-            max: (heap / HEAP_EACH).min(MAX_PROCESSES),
-            ready: VecDeque::new(),
-            woken: VecDeque::new(),
+            max,
+            ready: VecDeque::with_capacity(max),
+            woken: VecDeque::with_capacity(max),
             favours: 0,
-            sleepers: BTreeSet::new(),
-            files: Files::default(),
+            sleepers: Vec::with_capacity(max),
+            files: Files::new(max),
             archive,
-            typed: VecDeque::new(),
+            typed: VecDeque::with_capacity(TYPED_MAX),
             typed_end: false,
             editor: LineEditor::default(),
         }
@@ -123,6 +132,11 @@ impl Table {
     /// All processes.
     pub fn all(&self) -> impl Iterator<Item = (Pid, &Process)> {
         self.processes.iter().enumerate().filter_map(|(pid, process)| Some((pid, process.as_deref()?)))
+    }
+
+    /// All numbers that processes may have now.
+    pub fn pids(&self) -> Range<Pid> {
+        FIRST..self.processes.len()
     }
 
     /// Whether `parent` may make another process.
@@ -184,7 +198,8 @@ impl Table {
     /// Makes a process wait.
     pub fn wait(&mut self, pid: Pid, wait: Wait) {
         if let Wait::Until(deadline) = wait {
-            self.sleepers.insert((deadline, pid));
+            let place = self.sleepers.partition_point(|other| *other > (deadline, pid));
+            self.sleepers.insert(place, (deadline, pid));
         }
         if let Some(process) = self.get(pid) {
             process.state = State::Waiting(wait);
@@ -198,7 +213,9 @@ impl Table {
             process.state = State::Ready;
             let favoured = pid == FIRST || process.parent == FIRST;
             if let Wait::Until(deadline) = wait {
-                self.sleepers.remove(&(deadline, pid));
+                if let Ok(place) = self.sleepers.binary_search_by(|other| (deadline, pid).cmp(other)) {
+                    self.sleepers.remove(place);
+                }
             }
             if favoured {
                 self.woken.push_front(pid);
@@ -232,17 +249,17 @@ impl Table {
 
     /// Makes those ready whose time has come.
     pub fn wake_sleepers(&mut self, now: u64) {
-        while let Some((deadline, pid)) = self.sleepers.first().copied()
+        while let Some((deadline, pid)) = self.sleepers.last().copied()
             && deadline <= now
         {
-            self.sleepers.pop_first();
+            self.sleepers.pop();
             self.wake(pid);
         }
     }
 
     /// When the next sleeper's time comes.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.sleepers.first().map(|(deadline, _)| *deadline)
+        self.sleepers.last().map(|(deadline, _)| *deadline)
     }
 
     /// Sends a signal to a process, and wakes it for it.

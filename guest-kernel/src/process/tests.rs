@@ -9,7 +9,7 @@ use super::abi::{Errno, signal};
 use super::archive::Archive;
 use super::areas::{Area, Areas, Backing, END, Rights, START, ZEROES};
 use super::files::{File, Files, Numbers};
-use super::pipe::{ATOMIC, CAPACITY, Flow, Pipe};
+use super::pipe::{ALWAYS, ATOMIC, CAPACITY, Flow, Pipe};
 use super::signals::{self, Action, Delivery, Signals};
 use super::space::{Fault, Space, Use};
 use crate::memory::Memory;
@@ -207,7 +207,7 @@ proptest! {
     /// What goes into a pipe comes out, in order, whatever the sizes.
     #[test]
     fn a_pipe_keeps_the_order(steps in prop::collection::vec((any::<bool>(), 1_usize..9000), 1..80)) {
-        let mut pipe = Pipe::new();
+        let mut pipe = Pipe::new().unwrap();
         let (mut sent, mut got) = (0_usize, 0_usize);
         for (write, len) in steps {
             if write {
@@ -221,10 +221,12 @@ proptest! {
                 }
             } else {
                 let mut bytes = vec![0; len];
-                match pipe.read(&mut bytes) {
+                match pipe.look(&mut bytes) {
                     Flow::Moved(count) => {
                         prop_assert!(bytes[..count].iter().enumerate().all(|(i, byte)| *byte == (got + i) as u8));
-                        got += count;
+                        let taken = count.div_ceil(2);
+                        pipe.take(taken);
+                        got += taken;
                     }
                     other => prop_assert_eq!((other, sent - got), (Flow::Wait, 0)),
                 }
@@ -259,16 +261,18 @@ fn files_of_an_archive_are_found_by_their_paths() {
 
 #[test]
 fn the_last_end_that_closes_ends_a_pipe() {
-    let (mut files, mut parent) = (Files::default(), Numbers::default());
+    let (mut files, mut parent) = (Files::new(1), Numbers::default());
     files.open(&mut parent, File::Console).unwrap();
     assert_eq!(files.pipe(&mut parent), Ok([1, 2]));
     let mut child = files.inherit(&parent);
     assert_eq!(files.write_pipe(0, b"x"), Flow::Moved(1));
     assert_eq!(files.close(&mut parent, 2), Ok(false), "the child has it, too");
-    assert_eq!(files.read_pipe(0, &mut [0; 4]), Flow::Moved(1));
-    assert_eq!(files.read_pipe(0, &mut [0; 4]), Flow::Wait);
+    assert_eq!(files.look_into_pipe(0, &mut [0; 4]), Flow::Moved(1));
+    assert_eq!(files.look_into_pipe(0, &mut [0; 4]), Flow::Moved(1), "it is still there");
+    files.take_from_pipe(0, 1);
+    assert_eq!(files.look_into_pipe(0, &mut [0; 4]), Flow::Wait);
     assert!(files.close_all(&mut child));
-    assert_eq!(files.read_pipe(0, &mut [0; 4]), Flow::Moved(0));
+    assert_eq!(files.look_into_pipe(0, &mut [0; 4]), Flow::Moved(0));
     assert_eq!(files.close(&mut parent, 1), Ok(true));
     assert_eq!(files.close(&mut parent, 1), Err(Errno::BadF));
     assert_eq!(files.pair(&mut parent), Ok([1, 2]), "numbers and pipes are used again");
@@ -316,4 +320,58 @@ fn signals_wait_are_ignored_or_end_the_process() {
         signals.raise(number);
         assert_eq!(signals.set_action(number, action), Err(Errno::Inval));
     }
+}
+
+#[test]
+fn a_pipe_says_when_it_needs_memory() {
+    let mut pipe = Pipe::new().unwrap();
+    assert!(pipe.grows(ALWAYS + 1) && !pipe.grows(ALWAYS));
+    assert_eq!(pipe.write(&[0; 100]), Flow::Moved(100));
+    assert!(!pipe.grows(28) && pipe.grows(29), "it has grown to a power of two");
+    assert_eq!(pipe.write(&[0; CAPACITY]), Flow::Moved(CAPACITY - 100));
+    pipe.take(CAPACITY);
+    assert!(!pipe.grows(2 * CAPACITY), "it never holds more than that");
+}
+
+#[test]
+fn a_signal_that_is_ignored_is_pending_no_longer() {
+    let handler = Action { handler: 0x5000, ..Action::default() };
+    let ignored = Action { handler: 1, ..Action::default() };
+    let waiting = |number: u8| {
+        let mut signals = Signals::default();
+        signals.set_action(number, handler).unwrap();
+        signals.block(u64::MAX);
+        signals.raise(number);
+        signals
+    };
+    let unblocked = |mut signals: Signals| {
+        signals.block(0);
+        signals.take()
+    };
+    assert_eq!(unblocked(waiting(signal::INT)), Some(Delivery::Handle(signal::INT, handler)));
+    let mut signals = waiting(signal::INT);
+    signals.set_action(signal::INT, ignored).unwrap();
+    assert_eq!(unblocked(signals), None);
+    let mut signals = waiting(signal::CHLD);
+    signals.set_action(signal::CHLD, Action::default()).unwrap();
+    assert_eq!(unblocked(signals), None, "ignored by default");
+    let mut signals = waiting(signal::CHLD);
+    signals.reset();
+    assert_eq!(unblocked(signals), None, "after execve");
+    let mut signals = waiting(signal::INT);
+    signals.reset();
+    assert_eq!(unblocked(signals), Some(Delivery::End(signal::INT)), "one that is not ignored stays");
+}
+
+#[test]
+fn some_pipes_and_files_are_kept_for_the_first_process() {
+    let (mut files, mut first) = (Files::new(1), Numbers::of_first());
+    let taken = (0..128).take_while(|_| files.pipe(&mut Numbers::default()).is_ok()).count();
+    assert!(taken >= 32, "{taken}");
+    assert_eq!(files.pipe(&mut Numbers::default()), Err(Errno::NFile));
+    assert_eq!(files.open(&mut Numbers::default(), File::Null), Err(Errno::NFile));
+    assert_eq!(files.pipe(&mut first), Ok([0, 1]));
+    let mut child = files.inherit(&first);
+    assert_eq!(files.pipe(&mut child), Err(Errno::NFile), "a child is not the first one");
+    assert_eq!(files.duplicate(&mut child, 0, 5), Ok((5, false)), "what is open has a place");
 }

@@ -16,7 +16,7 @@ use super::calls::{self, Outcome};
 use super::files::{File, Numbers};
 use super::signals::{self, Delivery, Signals};
 use super::space::{Fault, Space, Use};
-use super::table::{FIRST, Pid, Process, State, Table, Wait};
+use super::table::{FIRST, Pid, Process, State, TYPED_MAX, Table, Wait};
 use crate::interrupts::TYPED;
 use crate::kernel::{Kernel, Memory};
 use crate::line_editor::Typed;
@@ -27,8 +27,6 @@ use crate::{console, println};
 
 /// How long a process runs while others wait, in nanoseconds.
 const SLICE: u64 = 10_000_000;
-/// Bytes of typed lines that wait to be read.
-const TYPED_MAX: usize = 4096;
 const PAGE_FAULT: u8 = 14;
 /// Bits of a page fault's error code (SDM vol. 3, 4.7).
 const WRITE: u64 = 2;
@@ -72,7 +70,7 @@ struct Turns {
 
 impl Turns {
     fn start(&mut self, memory: &mut Memory, arguments: &[&str]) -> Result<(), Errno> {
-        let mut numbers = Numbers::default();
+        let mut numbers = Numbers::of_first();
         for _ in 0..3 {
             self.table.files.open(&mut numbers, File::Console)?;
         }
@@ -102,9 +100,7 @@ impl Turns {
                 None => self.idle(),
             }
             if let Some(State::Ended(status)) = self.table.get(FIRST).map(|first| first.state) {
-                let others: Vec<Pid> =
-                    self.table.all().map(|(pid, _)| pid).filter(|pid| *pid != FIRST).collect();
-                others.into_iter().for_each(|pid| self.table.end(memory, pid, killed(signal::KILL)));
+                self.table.pids().skip(1).for_each(|pid| self.table.end(memory, pid, killed(signal::KILL)));
                 return status;
             }
         }
@@ -138,13 +134,11 @@ impl Turns {
             Typed::Ignored => return,
             Typed::Cancelled => {
                 println!("^C");
-                let others: Vec<Pid> =
-                    self.table.all().map(|(pid, _)| pid).filter(|pid| *pid != FIRST).collect();
-                return others.into_iter().for_each(|pid| self.table.signal(pid, signal::INT));
+                return self.table.pids().skip(1).for_each(|pid| self.table.signal(pid, signal::INT));
             }
             Typed::End => *typed_end = true,
             // Nobody reads: what is too much is lost.
-            Typed::Line(_) if typed.len() > TYPED_MAX => return,
+            Typed::Line(line) if typed.len() + line.len() >= TYPED_MAX => return,
             Typed::Line(line) => {
                 console::write(b"\n");
                 typed.extend(line.as_bytes());
@@ -234,7 +228,8 @@ impl Turns {
             Outcome::Ended => false,
             Outcome::Wait(wait) if process.signals.is_ready() => {
                 let (moved, restarts) = (core::mem::take(&mut process.moved), process.signals.restarts());
-                let begins_again = restarts && wait != Wait::Signal;
+                // As under Linux: no sleep goes on after a handler, which may have slept itself.
+                let begins_again = restarts && !matches!(wait, Wait::Signal | Wait::Until(_));
                 match moved {
                     0 if begins_again => process.context.registers.rip -= 2, // the length of SYSCALL
                     0 => {

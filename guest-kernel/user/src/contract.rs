@@ -38,7 +38,7 @@ const CALLS: [u64; 21] = [0, 1, 2, 3, 8, 10, 11, 13, 14, 22, 33, 35, 53, 59, 61,
 /// Runs all checks.
 pub fn main(_: Arguments) -> u64 {
     let mut checks = Checks { run: 0, failed: 0 };
-    for part in [identity, memory, files, pipes, children, signals, faults, wild] {
+    for part in [identity, memory, files, pipes, children, signals, ignored, registers, faults, wild] {
         part(&mut checks);
     }
     let Checks { run, failed } = checks;
@@ -228,20 +228,103 @@ fn signals(checks: &mut Checks) {
         child(|| drop(sys::kill(sys::pid(), sys::SIGKILL))),
         sys::SIGKILL as u32,
     );
-    let interrupted = child(|| {
+    checks.equal("a signal ends a sleep", interrupted_sleep(note, 0), 0);
+    checks.equal("whatever the flags", interrupted_sleep(note, sys::SA_RESTART), 0);
+    checks.equal("a handler sleeps itself", interrupted_sleep(sleep_and_note, sys::SA_RESTART), 0);
+    checks.equal("ignored", sys::ignore(sys::SIGINT, true), Ok(0));
+    checks.equal("it has no effect", sys::kill(own, sys::SIGINT), Ok(0));
+}
+
+extern "C" fn sleep_and_note(signal: u64, info: *const u8, context: *mut u8) {
+    if sys::sleep(1_000_000) == Ok(0) {
+        note(signal, info, context);
+    }
+}
+
+/// The status of a child whose sleep is interrupted by a signal with that handler: 0 if it was told so.
+fn interrupted_sleep(handler: sys::Handler, flags: u64) -> u32 {
+    SEEN.store(0, Ordering::Relaxed);
+    child(|| {
+        let _ = sys::handle(sys::SIGUSR1, handler, flags);
         let parent = sys::pid();
         if sys::fork() == Ok(0) {
-            let _ = sys::sleep(5_000_000);
-            let _ = sys::kill(parent, sys::SIGUSR1);
+            // As often as it takes: the first one may come before the sleep begins.
+            while sys::parent() == parent {
+                let _ = (sys::sleep(5_000_000), sys::kill(parent, sys::SIGUSR1));
+            }
             sys::exit(0);
         }
         let slept = sys::sleep(20_000_000_000);
         let noted = SEEN.load(Ordering::Relaxed);
         sys::exit(u64::from(slept != Err(sys::EINTR) || noted == 0));
+    })
+}
+
+/// A signal that waits and is ignored by then has no effect.
+fn ignored(checks: &mut Checks) {
+    let after = |signal: u64, ignored: bool| {
+        child(|| {
+            let set = 1_u64 << (signal - 1);
+            let block = |how: u64| sys::call(14, [how, (&raw const set) as u64, 0, 8]);
+            let _ = (sys::handle(signal, note, 0), block(0));
+            let _ = sys::kill(sys::pid(), signal);
+            let _ = (sys::ignore(signal, ignored), block(1));
+        })
+    };
+    checks.equal("a signal that is ignored when it is unblocked", after(sys::SIGUSR1, true), 0);
+    checks.equal("one that is ignored by default", after(sys::SIGCHLD, false), 0);
+    checks.equal("one that is not", after(sys::SIGUSR1, false), sys::SIGUSR1 as u32);
+}
+
+/// Returns from the handler to where no code can be.
+extern "C" fn astray(_: u64, _: *const u8, context: *mut u8) {
+    // SAFETY: as in `skip`.
+    unsafe { context.add(40 + 16 * 8).cast::<u64>().write_unaligned(1 << 47) };
+}
+
+/// Registers that a program may have, and that the kernel must not be harmed by.
+fn registers(checks: &mut Checks) {
+    let nested = child(|| {
+        // SAFETY: NT has no effect on what a program does.
+        unsafe { core::arch::asm!("pushfq", "or qword ptr [rsp], 1 << 14", "popfq") };
+        sys::exit(u64::from(sys::pid() == 0));
     });
-    checks.equal("a signal ends a sleep", interrupted, 0);
-    checks.equal("ignored", sys::ignore(sys::SIGINT, true), Ok(0));
-    checks.equal("it has no effect", sys::kill(own, sys::SIGINT), Ok(0));
+    checks.equal("a call with RFLAGS.NT", nested, 0);
+    let handler = child(|| {
+        let _ = sys::handle_at(sys::SIGUSR1, 1 << 63, 0);
+        let _ = sys::kill(sys::pid(), sys::SIGUSR1);
+    });
+    checks.equal("a handler at no address", handler, sys::SIGSEGV as u32);
+    let returned = child(|| {
+        let _ = sys::handle(sys::SIGUSR1, astray, 0);
+        let _ = sys::kill(sys::pid(), sys::SIGUSR1);
+    });
+    checks.equal("a handler that returns to no address", returned, sys::SIGSEGV as u32);
+    checks.equal("each process has its own bases", child(bases_of_two), 0);
+}
+
+/// Parent and child have the same base; the parent loads another one with a selector, and then the child runs.
+fn bases_of_two() {
+    const SET_FS: u64 = 0x1002;
+    let word = core::hint::black_box(77_u64);
+    let Ok([from, to]) = sys::pipe() else { sys::exit(2) };
+    let _ = sys::call(158, [SET_FS, (&raw const word) as u64]);
+    match sys::fork() {
+        Ok(0) => {
+            let _ = sys::read(from, &mut [0]);
+            let got: u64;
+            // SAFETY: the base is the address of `word`; if it is not, only the child ends.
+            unsafe { core::arch::asm!("mov {}, fs:[0]", out(reg) got, options(nostack, readonly)) };
+            sys::exit(u64::from(got != word));
+        }
+        Ok(pid) => {
+            // SAFETY: nothing here uses FS.
+            unsafe { core::arch::asm!("mov {0:e}, ss", "mov fs, {0:e}", out(reg) _, options(nostack)) };
+            let _ = sys::write(to, b"x");
+            sys::exit(sys::wait(pid, 0).map_or(3, |(_, status)| status.into()));
+        }
+        Err(_) => sys::exit(4),
+    }
 }
 
 /// Leaves the place of a fault for the function at the end of `faults`.
@@ -299,6 +382,12 @@ fn wild(checks: &mut Checks) {
         checks.equal("execve of one", sys::call(59, [address, 0, 0]), Err(sys::EFAULT));
         checks.equal("pipe to one", sys::call(22, [address]), Err(sys::EFAULT));
     }
+    let mut kept = [0; 8];
+    checks.equal(
+        "what could not be read is there",
+        (sys::read(from, &mut kept), kept),
+        (Ok(6), *b"xxxxxx\0\0"),
+    );
     // Anything: a child that makes such calls may fail at all of them, and nothing else happens.
     let survived = child(|| {
         for number in CALLS {

@@ -20,6 +20,7 @@ const ALL: &[(&str, Program)] = &[
     ("loop", |_| endless()),
     ("hog", hog),
     ("forkbomb", |_| fork_bomb()),
+    ("hoard", hoard),
     ("stress", stress),
     ("crowd", crowd),
     ("big", big),
@@ -172,6 +173,38 @@ fn fork_bomb() -> ! {
             let _ = sys::sleep(20_000_000);
         }
     }
+}
+
+/// Makes the kernel remember as much as it will, by `hoard areas` in memory of every process, by `hoard pipes` in pipes
+/// that are full. Says why there is no more; its children keep it.
+fn hoard(arguments: Arguments) -> u64 {
+    let pipes = arguments.get(1) == "pipes";
+    let (mut areas, mut filled, mut made) = (0, 0, 0);
+    while !pipes && sys::map(4096, sys::READ).is_ok() {
+        areas += 1;
+    }
+    let errno = loop {
+        let mut ends = [[u64::MAX; 2]; 16];
+        if pipes {
+            let full = |slot: &mut [u64; 2]| {
+                *slot = sys::pipe()?;
+                sys::write(slot[1], &[1; 16 << 10])
+            };
+            if let Err(errno) = ends.iter_mut().try_for_each(|slot| full(slot).map(|_| filled += 1)) {
+                break errno;
+            }
+        }
+        match sys::fork() {
+            Ok(0) => loop {
+                let _ = sys::sleep(1_000_000_000);
+            },
+            Ok(_) => ends.iter().flatten().for_each(|file| drop(sys::close(*file))),
+            Err(errno) => break errno,
+        }
+        made += 1;
+    };
+    println!("hoard: {made} processes, {areas} areas, {filled} pipes, then error {errno}");
+    0
 }
 
 /// Forks, pipes and pages, many times; the sum says whether all of it was right.

@@ -83,7 +83,13 @@ fn pipeline(command: &str, wait: bool) -> u64 {
     let mut last = 0;
     let count = command.split('|').count().min(STAGES);
     for (stage, words) in command.split('|').take(STAGES).enumerate() {
-        let pipe = if stage + 1 < count { sys::pipe().ok() } else { None };
+        let pipe = match (stage + 1 < count).then(sys::pipe).transpose() {
+            Ok(pipe) => pipe,
+            Err(errno) => {
+                eprintln!("sh: no pipe: error {errno}");
+                break;
+            }
+        };
         match sys::fork() {
             Ok(0) => child(words, input, pipe),
             Ok(pid) => last = pid,
@@ -95,6 +101,7 @@ fn pipeline(command: &str, wait: bool) -> u64 {
             from
         });
     }
+    input.into_iter().for_each(|file| drop(sys::close(file)));
     if !wait {
         println!("[{last}]");
         return 0;

@@ -16,6 +16,8 @@ pub const SIGINT: u64 = 2;
 pub const SIGKILL: u64 = 9;
 pub const SIGUSR1: u64 = 10;
 pub const SIGSEGV: u64 = 11;
+pub const SIGCHLD: u64 = 17;
+pub const SA_RESTART: u64 = 0x1000_0000;
 pub const READ: u64 = 1;
 pub const WRITE: u64 = 2;
 
@@ -198,14 +200,14 @@ pub type Handler = extern "C" fn(u64, *const u8, *mut u8);
 
 /// Sets the handler of a signal; `flags` are `SA_*` besides those that every handler here has.
 pub fn handle(signal: u64, handler: Handler, flags: u64) -> Answer {
+    handle_at(signal, handler as *const () as u64, flags)
+}
+
+/// Sets the address of a signal's handler, where there may be none.
+pub fn handle_at(signal: u64, handler: u64, flags: u64) -> Answer {
     const SIGINFO_AND_RESTORER: u64 = 0x0400_0004;
     let restorer = return_from_signal as *const () as u64;
-    let action = Action {
-        handler: handler as *const () as u64,
-        flags: flags | SIGINFO_AND_RESTORER,
-        restorer,
-        mask: 0,
-    };
+    let action = Action { handler, flags: flags | SIGINFO_AND_RESTORER, restorer, mask: 0 };
     call(13, [signal, (&raw const action) as u64, 0, 8])
 }
 

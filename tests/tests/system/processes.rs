@@ -91,6 +91,20 @@ fn bad_neighbours_leave_the_shell_responsive() {
     }
 }
 
+/// Those that make the kernel itself remember much: areas that each fork copies, and full pipes. There is room for
+/// others as soon as they say that there is none for them.
+#[test]
+fn what_the_kernel_remembers_for_programs_is_limited() {
+    let input = b"hoard areas\necho one | cat\nkill -9 -1\nwait\nhoard pipes\necho two | cat\nhoard areas\n\
+                  echo three | cat\nkill -9 -1\nwait\necho four | cat\nexit 0\n";
+    for outcome in run("sh", 32, input) {
+        outcome.must_end(&DomainEnd::PowerOff);
+        for line in [" areas, 0 pipes, then error 12", " 0 areas, ", "one\n", "two\n", "three\n", "four\n"] {
+            outcome.must_print(line);
+        }
+    }
+}
+
 #[test]
 fn a_thousand_processes_live_at_once() {
     for outcome in run("crowd,1000", 256, b"") {

@@ -1,7 +1,6 @@
 //! Files.
 
-use alloc::string::String;
-use core::fmt::Write;
+use core::fmt::{self, Write};
 
 use super::super::abi::{Answer, Errno, O_ACCMODE, signal};
 use super::super::files::File;
@@ -19,11 +18,15 @@ const PATH_MAX: usize = 256;
 const FROM: [u64; 3] = [0, 1, 2];
 
 impl Call<'_> {
-    fn file(&mut self) -> Result<File, Errno> {
+    /// The place of the file that the first argument names among all that are open.
+    fn place(&mut self) -> Result<usize, Errno> {
         let [number, ..] = self.arguments;
-        let process = self.table.get(self.pid).ok_or(Errno::Srch)?;
-        let numbers = process.numbers.clone();
-        self.table.files.get(&numbers, number)
+        self.process(|process| process.numbers.get(number))
+    }
+
+    fn file(&mut self) -> Result<File, Errno> {
+        let open = self.place()?;
+        self.table.files.get(open)
     }
 
     pub(super) fn read(&mut self) -> Outcome {
@@ -35,8 +38,9 @@ impl Call<'_> {
             Ok(File::Zero) => self.read_zeroes(into, len).into(),
             Ok(File::Archive(bytes, at)) => self.read_bytes(bytes, at, into, len).into(),
             Ok(File::Processes(at)) => {
-                let text = self.processes();
-                self.read_bytes(text.as_bytes(), at, into, len).into()
+                let mut part = [0; PART];
+                let count = self.processes(at, &mut part[..len.min(PART as u64) as usize]);
+                self.read_part(&part[..count], at, into).into()
             }
             Ok(File::Console) => self.read_console(into, len),
             Ok(File::PipeRead(pipe) | File::Pair(pipe, _)) => self.read_pipe(pipe, into, len),
@@ -53,11 +57,14 @@ impl Call<'_> {
 
     fn read_bytes(&mut self, bytes: &[u8], at: usize, into: u64, len: u64) -> Answer {
         let rest = bytes.get(at..).unwrap_or_default();
-        let part = &rest[..rest.len().min(len as usize)];
+        self.read_part(&rest[..rest.len().min(len as usize)], at, into)
+    }
+
+    /// Reads what is at `at` of a file that has a position.
+    fn read_part(&mut self, part: &[u8], at: usize, into: u64) -> Answer {
         self.copy_to(into, part)?;
-        let number = self.arguments[0];
-        let numbers = self.process(|process| Ok(process.numbers.clone()))?;
-        self.table.files.seek(&numbers, number, at + part.len());
+        let open = self.place()?;
+        self.table.files.seek(open, at + part.len());
         Ok(part.len() as u64)
     }
 
@@ -70,8 +77,12 @@ impl Call<'_> {
             return if ended { Ok(0).into() } else { Outcome::Wait(Wait::Console) };
         }
         let mut part = [0; PART];
-        part.iter_mut().zip(typed.drain(..count)).for_each(|(to, byte)| *to = byte);
-        self.copy_to(into, &part[..count]).map(|()| count as u64).into()
+        part.iter_mut().zip(typed.range(..count)).for_each(|(to, byte)| *to = *byte);
+        if let Err(errno) = self.copy_to(into, &part[..count]) {
+            return errno.into();
+        }
+        self.table.typed.drain(..count);
+        Ok(count as u64).into()
     }
 
     fn read_pipe(&mut self, pipe: usize, into: u64, len: u64) -> Outcome {
@@ -79,14 +90,17 @@ impl Call<'_> {
         let mut done = 0;
         while done < len || len == 0 {
             let count = (len - done).min(PART as u64) as usize;
-            match self.table.files.read_pipe(pipe, &mut part[..count]) {
+            match self.table.files.look_into_pipe(pipe, &mut part[..count]) {
                 Flow::Moved(0) => break,
-                Flow::Moved(moved) => {
-                    if let Err(errno) = self.copy_to(into.saturating_add(done), &part[..moved]) {
-                        return errno.into();
+                // What cannot be told stays in the pipe.
+                Flow::Moved(moved) => match self.copy_to(into.saturating_add(done), &part[..moved]) {
+                    Ok(()) => {
+                        self.table.files.take_from_pipe(pipe, moved);
+                        done += moved as u64;
                     }
-                    done += moved as u64;
-                }
+                    Err(errno) if done == 0 => return errno.into(),
+                    Err(_) => break,
+                },
                 _ if done > 0 => break,
                 _ => return Outcome::Wait(Wait::Pipe(pipe)),
             }
@@ -131,7 +145,10 @@ impl Call<'_> {
             if let Err(errno) = self.copy_from(from.saturating_add(done), &mut part[..count]) {
                 return errno.into();
             }
-            match self.table.files.write_pipe(pipe, &part[..count]) {
+            let refused = self.table.files.pipe_grows(pipe, count) && !self.may_grow();
+            let flow =
+                if refused { Flow::NoMemory } else { self.table.files.write_pipe(pipe, &part[..count]) };
+            match flow {
                 Flow::Moved(moved) => done += moved as u64,
                 Flow::Wait => {
                     self.table.wake_all(Wait::Pipe(pipe));
@@ -141,6 +158,7 @@ impl Call<'_> {
                     });
                     return Outcome::Wait(Wait::Pipe(pipe));
                 }
+                Flow::NoMemory if done > 0 => break,
                 Flow::NoMemory => return Errno::NoMem.into(),
                 Flow::Broken => {
                     self.table.signal(self.pid, signal::PIPE);
@@ -193,7 +211,7 @@ impl Call<'_> {
     }
 
     pub(super) fn seek(&mut self) -> Answer {
-        let [number, offset, from, ..] = self.arguments;
+        let [_, offset, from, ..] = self.arguments;
         let File::Archive(bytes, at) = self.file()? else { return Err(Errno::SPipe) };
         let start = match FROM.iter().position(|known| *known == from) {
             Some(0) => 0,
@@ -205,8 +223,8 @@ impl Call<'_> {
         if to > i64::MAX as u64 {
             return Err(Errno::Inval);
         }
-        let numbers = self.process(|process| Ok(process.numbers.clone()))?;
-        self.table.files.seek(&numbers, number, to as usize);
+        let open = self.place()?;
+        self.table.files.seek(open, to as usize);
         Ok(to)
     }
 
@@ -243,9 +261,9 @@ impl Call<'_> {
         Ok(to)
     }
 
-    /// The list of processes, one a line.
-    fn processes(&self) -> String {
-        let mut text = String::new();
+    /// The list of processes, one a line: the part of it that begins at `at`. How long that is.
+    fn processes(&self, at: usize, into: &mut [u8]) -> usize {
+        let mut text = Part { skip: at, into, len: 0 };
         for (pid, process) in self.table.all() {
             let Process { parent, name, state, ran, .. } = process;
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -255,9 +273,29 @@ impl Call<'_> {
                 State::Waiting(_) => "waits",
                 State::Ended(_) => "ended",
             };
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "{pid:>5} {parent:>5} {state} {:>6} ms {name}", ran / 1_000_000);
+            if writeln!(text, "{pid:>5} {parent:>5} {state} {:>6} ms {name}", ran / 1_000_000).is_err() {
+                break;
+            }
         }
-        text
+        text.len
+    }
+}
+
+/// A part of a text, without memory for the rest of it. What comes after it is an error.
+struct Part<'p> {
+    skip: usize,
+    into: &'p mut [u8],
+    len: usize,
+}
+
+impl Write for Part<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let skipped = self.skip.min(text.len());
+        self.skip -= skipped;
+        let rest = &text.as_bytes()[skipped..];
+        let count = rest.len().min(self.into.len() - self.len);
+        self.into[self.len..self.len + count].copy_from_slice(&rest[..count]);
+        self.len += count;
+        if count == rest.len() { Ok(()) } else { Err(fmt::Error) }
     }
 }

@@ -50,7 +50,9 @@ impl Call<'_> {
     }
 
     pub(super) fn set_break(&mut self) -> Answer {
-        let [end, ..] = self.arguments;
+        let [wanted, ..] = self.arguments;
+        // The answer is where the heap ends, then, too.
+        let end = if self.may_grow() { wanted } else { 0 };
         let Some(Process { space: Some(space), .. }) = self.table.get(self.pid) else {
             return Err(Errno::NoMem);
         };

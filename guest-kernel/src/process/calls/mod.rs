@@ -8,8 +8,9 @@ mod signals;
 mod time;
 
 use super::abi::{Answer, Errno, number};
-use super::table::{Pid, Process, Table, Wait};
+use super::table::{FIRST, Pid, Process, Table, Wait};
 use crate::kernel::Memory;
+use crate::memory::heap;
 
 pub use processes::execute;
 
@@ -40,6 +41,13 @@ impl From<Errno> for Outcome {
     }
 }
 
+/// What a system call takes of the heap at most, in one piece: for the arguments of `execve`, for a fork of a process
+/// with as many areas and handlers as it may have. An allocation that fails ends the kernel, so nothing begins without.
+const EXECVE_HEAP: usize = 24 << 10;
+const CALL_HEAP: usize = 32 << 10;
+/// What programs leave to the first process, so that it can start others that end them.
+const HEAP_FOR_FIRST: usize = 96 << 10;
+
 /// A system call in progress.
 struct Call<'t> {
     table: &'t mut Table,
@@ -59,6 +67,9 @@ pub fn make(table: &mut Table, memory: &mut Memory, pid: Pid) -> Outcome {
 impl Call<'_> {
     fn make(mut self, which: u64) -> Outcome {
         let pid = self.pid;
+        if !self.has_heap(which) {
+            return Errno::NoMem.into();
+        }
         match which {
             number::READ => self.read(),
             number::WRITE => self.write(),
@@ -89,6 +100,24 @@ impl Call<'_> {
             number::ARCH_PRCTL => self.set_base().into(),
             _ => Errno::NoSys.into(),
         }
+    }
+
+    /// Whether the kernel has the memory that a system call may take.
+    fn has_heap(&self, which: u64) -> bool {
+        match which {
+            number::OPEN | number::PIPE | number::PIPE2 | number::SOCKETPAIR | number::EXECVE => {
+                heap::has_run(EXECVE_HEAP)
+            }
+            number::MMAP | number::MPROTECT | number::MUNMAP | number::RT_SIGACTION | number::FORK => {
+                self.may_grow()
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether the process may make the kernel remember more for it.
+    fn may_grow(&self) -> bool {
+        heap::has_run(CALL_HEAP + if self.pid == FIRST { 0 } else { HEAP_FOR_FIRST })
     }
 
     fn process<T>(&mut self, f: impl FnOnce(&mut Process) -> Result<T, Errno>) -> Result<T, Errno> {

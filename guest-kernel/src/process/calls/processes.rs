@@ -97,11 +97,15 @@ impl Call<'_> {
     }
 
     fn arguments_from(&mut self, list: u64) -> Result<Vec<Vec<u8>>, Errno> {
-        let mut all = Vec::new();
+        let (mut all, mut left) = (Vec::new(), ARGUMENT_BYTES);
         for at in (0..=ARGUMENTS as u64).map(|index| list.checked_add(index * 8)) {
             match self.word_from(at.ok_or(Errno::Fault)?)? {
                 0 => return Ok(all),
-                text => all.push(self.text_from(text, ARGUMENT_BYTES)?),
+                text => {
+                    let argument = self.text_from(text, left.checked_sub(1).ok_or(Errno::TooBig)?)?;
+                    left -= argument.len() + 1;
+                    all.push(argument);
+                }
             }
         }
         Err(Errno::TooBig)
@@ -146,25 +150,18 @@ impl Call<'_> {
             return Err(Errno::Inval);
         }
         let own = self.pid;
-        let all: Vec<Pid> = match which {
-            ANY => self.table.all().map(|(pid, _)| pid).filter(|pid| *pid != FIRST && *pid != own).collect(),
-            _ => {
-                usize::try_from(which).ok().filter(|pid| self.table.get(*pid).is_some()).into_iter().collect()
-            }
-        };
-        if all.is_empty() {
-            return Err(Errno::Srch);
-        }
-        // As under Linux, the first process gets no signal that it has no handler for.
-        let spared = |table: &mut Table, pid| {
-            pid == FIRST && table.get(pid).is_some_and(|p| p.signals.action(number as u8).handler == 0)
-        };
-        for pid in all {
-            if number != 0 && !spared(self.table, pid) {
+        let mut found = false;
+        for pid in self.table.pids() {
+            let meant = if which == ANY { pid != FIRST && pid != own } else { pid as u64 == which };
+            let Some(process) = self.table.get(pid).filter(|_| meant) else { continue };
+            found = true;
+            // As under Linux, the first process gets no signal that it has no handler for.
+            let spared = pid == FIRST && process.signals.action(number as u8).handler == 0;
+            if number != 0 && !spared {
                 self.table.signal(pid, number as u8);
             }
         }
-        Ok(0)
+        if found { Ok(0) } else { Err(Errno::Srch) }
     }
 }
 

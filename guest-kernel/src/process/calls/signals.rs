@@ -53,17 +53,17 @@ impl Call<'_> {
         Ok(0)
     }
 
-    /// Ends a handler. What is read may be anything: it is a program's own registers, of which none can harm.
+    /// Ends a handler. What is read may be anything: it is a program's own registers, of which none can harm. Flags that
+    /// are not a program's are not loaded, and a RIP that no code can be at is an exception of the program.
     pub(super) fn return_from_signal(&mut self) -> Outcome {
         let restored = self.process(|process| Ok(process.context.registers.rsp)).and_then(|at| {
             let mut bytes = [0; RETURNED];
             self.copy_from(at, &mut bytes)?;
-            let (mask, vectors_at) = self.process(|process| {
+            let vectors_at = self.process(|process| {
                 let (mask, vectors_at) = signals::end(&mut process.context, &bytes);
                 process.signals.block(mask);
-                Ok((mask, vectors_at))
+                Ok(vectors_at)
             })?;
-            let _ = mask;
             let mut vectors = [0; 512];
             self.copy_from(vectors_at, &mut vectors)?;
             self.process(|process| {
