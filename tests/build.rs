@@ -13,6 +13,7 @@ fn main() -> Result<(), ImageError> {
             "conformance",
             "endings",
             "smp",
+            "snapshot",
             "user-mode",
             "user-soup",
             "virtio-soup",

@@ -3,7 +3,8 @@
 use paravane_guest_build::link;
 
 fn main() -> std::io::Result<()> {
-    for bin in ["hello", "conformance", "endings", "smp", "user-mode", "user-soup", "virtio-soup"] {
+    for bin in ["hello", "conformance", "endings", "smp", "snapshot", "user-mode", "user-soup", "virtio-soup"]
+    {
         link::kernel_bin(bin, link::LOW)?;
     }
     link::kernel_bin("hello-high", link::HIGH)

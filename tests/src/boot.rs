@@ -96,6 +96,38 @@ impl Guest<'_> {
         engines.iter().map(boot).collect()
     }
 
+    /// What it is started with, on this engine: with a console that nobody reads or types at.
+    pub fn config(&self, engine: EngineChoice) -> Config {
+        Config {
+            image: self.image.clone(),
+            image_name: self.name.to_owned(),
+            mem_bytes: self.mem_bytes,
+            vcpus: self.vcpus,
+            cmdline: self.cmdline.to_owned(),
+            initrd: self.initrd.map(<[u8]>::to_vec),
+            devices: (self.devices)(),
+            technique: self.technique,
+            engine,
+            transport: transport_for(self.technique, engine),
+            sink: Box::new(CaptureSink::default()),
+            input: ConsoleInput::default(),
+            on_ready: None,
+            once_running: None,
+            control: Control::default(),
+            deadline: Some(self.deadline),
+            on_peek: None,
+            count_memory: false,
+            // As `paravane compare` starts its workloads. Without this, port 0x80 has no special meaning.
+            marks: self.cmdline.contains("bench="),
+            on_stop: None,
+            on_pause: None,
+            gdb: None,
+            trace: None,
+            snapshot_to: None,
+            restore: None,
+        }
+    }
+
     /// Boots it once.
     ///
     /// # Errors
@@ -140,34 +172,8 @@ impl Guest<'_> {
         let input = ConsoleInput::default();
         input.push(self.input);
         let transport = transport_for(self.technique, engine);
-        let report = run(Config {
-            image: self.image.clone(),
-            image_name: self.name.to_owned(),
-            mem_bytes: self.mem_bytes,
-            vcpus: self.vcpus,
-            cmdline: self.cmdline.to_owned(),
-            initrd: self.initrd.map(<[u8]>::to_vec),
-            devices: (self.devices)(),
-            technique: self.technique,
-            engine,
-            transport,
-            sink: Box::new(sink.clone()),
-            input,
-            on_ready: None,
-            once_running: None,
-            control,
-            deadline: Some(self.deadline),
-            on_peek,
-            count_memory: false,
-            // As `paravane compare` starts its workloads. Without this, port 0x80 has no special meaning.
-            marks: self.cmdline.contains("bench="),
-            on_stop: None,
-            on_pause: None,
-            gdb: None,
-            trace: None,
-            snapshot_to: None,
-            restore: None,
-        })?;
+        let report =
+            run(Config { sink: Box::new(sink.clone()), input, control, on_peek, ..self.config(engine) })?;
         let ran = report.engine.name;
         let way = report.engine.transport;
         let as_asked = [EngineChoice::Auto.name(), ran].contains(&engine.name())

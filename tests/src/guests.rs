@@ -15,6 +15,9 @@ pub static ENDINGS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/endings.el
 /// Starts its other vCPUs, of which there are to be `vcpus=N`, and checks what they do to each other.
 pub static SMP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/smp.elf"));
 
+/// Has a timer on each of its `vcpus=N`, and answers what is typed: to be saved and restored.
+pub static SNAPSHOT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/snapshot.elf"));
+
 /// Checks the SDK's user mode, and lets programs attack their kernel.
 pub static USER_MODE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/user-mode.elf"));
 

@@ -16,6 +16,8 @@ mod probe;
 #[cfg(guest)]
 pub mod smp;
 #[cfg(guest)]
+pub mod snapshot;
+#[cfg(guest)]
 mod suite;
 #[cfg(guest)]
 pub mod user_mode;

@@ -17,6 +17,7 @@ mod porting;
 mod processes;
 mod reference;
 mod smp;
+mod snapshot;
 mod soup;
 mod techniques;
 mod translate;
