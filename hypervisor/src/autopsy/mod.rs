@@ -101,6 +101,18 @@ pub struct Place {
     pub line: Option<String>,
 }
 
+/// What an allocator without memory ends in, whatever allocator it is.
+const EXHAUSTED_HEAP: &str = "its heap is exhausted: give the allocator more memory, and the guest, if it has no more (--mem); or allocate \
+                              with try_reserve, which returns an error";
+
+impl Place {
+    /// Whether it is where the crate `alloc` of Rust goes when there is no memory.
+    fn is_an_exhausted_heap(&self) -> bool {
+        let functions = ["alloc::alloc::handle_alloc_error", "alloc::raw_vec::handle_error"];
+        self.function.as_ref().is_some_and(|name| functions.iter().any(|function| name.starts_with(function)))
+    }
+}
+
 /// Turns what a technique says into what people want to know. `elf` is the guest's image.
 pub fn of(elf: &[u8], testimonies: Vec<Testimony>, read: &mut Read<'_>) -> Autopsy {
     let witness = |testimony: Testimony| {
@@ -127,12 +139,15 @@ pub fn told(elf: &[u8], witnesses: Vec<Witness>) -> Autopsy {
         let Testimony { vcpu, doing, mut notes, exception, .. } = testimony;
         let page = |rip| symbols.symbolize(rip).is_some_and(|name| name.starts_with("hypercall_page"));
         let Stack { places, skipped } = walked.stack(page);
-        let backtrace =
+        let backtrace: Vec<Place> =
             places.into_iter().enumerate().map(|(depth, address)| place(address, depth > 0)).collect();
         if let (Some((_, rip)), Some(code)) = (&exception, &code) {
             notes.extend(remedy(*rip, code));
         }
         let exception = exception.map(|(what, rip)| (what, place(rip, false)));
+        if backtrace.iter().any(Place::is_an_exhausted_heap) {
+            notes.push(EXHAUSTED_HEAP.to_owned());
+        }
         Account { vcpu, doing, backtrace, skipped, exception, notes }
     });
     Autopsy { vcpus: vcpus.collect() }

@@ -2,6 +2,7 @@
 //!
 //! Owned by the thread that runs the vCPU. What other threads must reach of a vCPU is in its domain, by [`VcpuId`].
 
+use paravane_abi::Errno;
 use paravane_abi::debugreg::{DEBUGREG_CONTROL_DEFAULT, DEBUGREG_STATUS_DEFAULT};
 use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use super::runstate::Runstate;
 use crate::ledger::Ledger;
 use crate::machine::memory::Mfn;
 use crate::machine::time::Timers;
-use crate::mmu::direct::VcpuTables;
+use crate::mmu::direct::{Obstacle, VcpuTables};
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Allowed, VcpuSpace};
 use crate::x86::control::cr4;
@@ -198,6 +199,19 @@ pub struct PvVcpu {
     pub calls_again: bool,
     /// The last exception of its kernel, for people.
     pub last_exception: Option<Exception>,
+    /// The last change of page tables that it asked for in vain, for people.
+    pub last_refusal: Option<Refusal>,
+}
+
+/// A change of page tables that was refused.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// What the kernel was told.
+    pub errno: Errno,
+    /// What stood in the way.
+    pub obstacle: Obstacle,
+    /// How many exits the vCPU had made by then.
+    pub exits: u64,
 }
 
 /// What every guest finds set in CR4: PAE, MCE, OSFXSR, OSXMMEXCPT.
@@ -244,6 +258,7 @@ impl PvVcpu {
             yields: false,
             calls_again: false,
             last_exception: None,
+            last_refusal: None,
         }
     }
 

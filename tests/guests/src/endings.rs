@@ -31,7 +31,7 @@ pub fn main(boot: Boot) -> ! {
         "bad-stack" => bad_stack(),
         "undefined" => undefined(),
         _ => {
-            mistakes::make(name);
+            mistakes::make(name, &boot);
             panic!("there is no ending called {name}")
         }
     }

@@ -1,8 +1,9 @@
 //! The mistakes of a kernel's author, and that the end of the guest names the mistake, the function and the remedy.
 
+use paravane::launch::EngineChoice;
 use paravane::machine::end::DomainEnd;
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
-use paravane_tests::guests::ENDINGS;
+use paravane_tests::guests::{ENDINGS, HELLO_HIGH};
 use paravane_tests::machine::engines;
 use paravane_tests::verdict::broken_product;
 
@@ -64,6 +65,98 @@ fn an_instruction_that_does_not_work() {
     mistake(
         "lgdt",
         &["last exception: #GP", "load_a_descriptor_table", "`lgdt", "instead: trap::install for the IDT"],
+    );
+}
+
+#[test]
+fn instructions_of_a_kernel_that_owns_the_machine() {
+    for (name, function, instruction, instead) in [
+        ("cli", "disable_interrupts", "`cli`", "event::disable"),
+        ("hlt", "halt", "`hlt`", "event::block"),
+        ("out", "write_to_a_port", "`out dx,al`", "console"),
+    ] {
+        mistake(name, &["last exception: #GP", function, instruction, "instead: ", instead, "mistakes.rs:"]);
+    }
+}
+
+#[test]
+fn a_table_that_is_mapped_writable() {
+    mistake(
+        "table-mapped-writable",
+        &[
+            "refused with EBUSY: machine frame 0x",
+            "is a page table (level 4) (linked, or used by a vCPU, once) (pinned), and cannot be written to, or mapped \
+             writable, until it is unpinned and nothing links it",
+            "SDK: paging",
+            "mapped read-only at 0x40",
+            "map_a_table_writable",
+            "mistakes.rs:",
+        ],
+    );
+    mistake(
+        "store-to-a-table",
+        &[
+            "the page does not allow it",
+            "the store went to a page table: machine frame 0x",
+            "store_to_a_table",
+        ],
+    );
+}
+
+#[test]
+fn a_table_that_is_freed_in_use() {
+    mistake(
+        "table-freed-in-use",
+        &[
+            "refused with EBUSY: machine frame 0x",
+            "is a page table (level 4) (linked, or used by a vCPU, once), and cannot be",
+            "free_a_table_in_use",
+        ],
+    );
+}
+
+#[test]
+fn data_that_becomes_a_table() {
+    mistake(
+        "data-as-table",
+        &[
+            "refused with EINVAL: machine frame 0x",
+            "is memory (mapped writable once), and cannot be a page table (level 3) until nothing maps it writable",
+            "is mapped writable at 0x40",
+            "take_data_for_a_table",
+        ],
+    );
+    mistake(
+        "no-table",
+        &["refused with EINVAL: no page table (level 1) covers 0x123456789000", "link one first"],
+    );
+}
+
+#[test]
+fn a_heap_that_is_exhausted() {
+    mistake(
+        "heap-exhausted",
+        &["memory allocation of 4096 bytes failed", "exhaust_the_heap", "its heap is exhausted", "--mem"],
+    );
+}
+
+/// Before the guest starts: the error is the whole message.
+#[test]
+fn an_image_that_does_not_fit() {
+    let refused = |guest: &Guest<'_>, engine| match guest.boot_on(engine) {
+        Ok(outcome) => broken_product(format_args!("the guest should have been refused\n{outcome}")),
+        Err(error) => error.to_string(),
+    };
+    let small = Guest { name: "endings", mem_bytes: 1 << 20, ..Guest::new(ENDINGS) };
+    let high = Guest { name: "hello-high", ..Guest::new(HELLO_HIGH) };
+    for &engine in engines() {
+        let why = refused(&small, engine);
+        assert!(why.starts_with("endings: ") && why.contains("raise --mem to "), "{why}");
+    }
+    let why = refused(&high, EngineChoice::Process);
+    assert!(
+        why.starts_with("hello-high: ") && why.contains("VIRT_BASE 0x40000000 works everywhere"),
+        "{why}"
     );
 }
 

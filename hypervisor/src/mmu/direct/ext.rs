@@ -10,6 +10,7 @@ use paravane_abi::mmu::{
 };
 
 use super::frame::{FrameType, Level};
+use super::obstacle::Obstacle;
 use super::state::{DirectPaging, Pass, Stop};
 use super::update::is_guest_address;
 use super::vcpu_tables::{Gdt, Ldt, VcpuTables};
@@ -119,7 +120,7 @@ impl DirectPaging {
             pass.get_table(mfn, level)?;
             if pass.frames.get(mfn).is_some_and(|f| f.pinned()) {
                 pass.put_table(mfn);
-                return Err(Errno::EINVAL.into());
+                return Err(pass.because(Obstacle::Pin { mfn, pinned: true }, Errno::EINVAL.into()));
             }
             pass.frames.set_pinned(mfn, true);
             Ok(())
@@ -145,7 +146,7 @@ impl Pass<'_> {
     fn unpin(&mut self, mfn: Mfn) -> Result<(), Stop> {
         self.operation(None, |pass| {
             if !pass.frames.guest(mfn).is_some_and(|f| f.pinned()) {
-                return Err(Errno::EINVAL.into());
+                return Err(pass.because(Obstacle::Pin { mfn, pinned: false }, Errno::EINVAL.into()));
             }
             pass.frames.set_pinned(mfn, false);
             pass.put_table(mfn);

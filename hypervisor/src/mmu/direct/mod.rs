@@ -27,6 +27,7 @@ mod entry;
 mod ext;
 pub mod frame;
 mod granted;
+mod obstacle;
 mod ownership;
 mod saved;
 mod segdesc;
@@ -40,5 +41,6 @@ mod work;
 
 pub use entry::GUEST_KERNEL;
 pub use granted::{Granted, Place};
+pub use obstacle::{Obstacle, Reference};
 pub use state::{BUDGET, DirectPaging, RESERVED_ENTRIES, Stop};
 pub use vcpu_tables::{GDT_FRAMES, VcpuTables};

@@ -123,7 +123,8 @@ impl Pass<'_> {
     /// is about to store what it likes. With one vCPU all that is flushed before that CPU runs again. With several the
     /// frame stays what it is until all have dropped it, so that a table that is validated can have no writer left.
     pub(super) fn hold(&mut self, mfn: Mfn, kind: FrameType, refusal: Errno) -> Result<bool, Stop> {
-        let Hold::First(was) = self.frames.hold(mfn, kind).ok_or(refusal)? else { return Ok(false) };
+        let held = self.frames.hold(mfn, kind).ok_or_else(|| self.in_use(mfn, kind, refusal));
+        let Hold::First(was) = held? else { return Ok(false) };
         if was != kind && was != FrameType::None {
             if let Err(stop) = self.wait_for(self.frames.lost(mfn)) {
                 self.frames.undo_hold(mfn, was);

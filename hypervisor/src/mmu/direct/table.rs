@@ -11,6 +11,7 @@ use paravane_abi::{Errno, addr, pte};
 
 use super::entry;
 use super::frame::{FrameType, Level, Owner};
+use super::obstacle::Obstacle;
 use super::state::{Pass, Stop};
 use super::work::{Others, Top};
 use crate::machine::memory::{Mfn, PAGE_SHIFT};
@@ -37,7 +38,10 @@ impl Pass<'_> {
             match self.work.refused() {
                 Others::Nothing => {}
                 Others::Unfinished => result = Err(Stop::Restart),
-                Others::GivenUp => result = self.drain().and_then(|()| self.attempt(top, &mut op)),
+                Others::GivenUp => {
+                    self.work.obstacle = None;
+                    result = self.drain().and_then(|()| self.attempt(top, &mut op));
+                }
             }
         }
         // What remains is finished by the operations after this one.
@@ -86,7 +90,7 @@ impl Pass<'_> {
     /// Takes a reference to what a present entry of a table of `level` refers to. Returns the entry to store.
     fn link(&mut self, entry: u64, level: Level) -> Result<u64, Stop> {
         if entry::has_forbidden_bits(entry, level) {
-            return Err(Errno::EINVAL.into());
+            return Err(self.because(Obstacle::Bits { entry }, Errno::EINVAL.into()));
         }
         match level.below() {
             None => self.map_page(entry)?,
@@ -116,8 +120,10 @@ impl Pass<'_> {
         let taken = match self.frames.get(mfn).map(|f| f.owner()) {
             // Where there is no memory there could be devices, which this guest has no right to. The highest
             // frame is what "no such frame" looks like in an entry: a mistake, not an attempt.
-            None if mfn.0 == pte::ADDR_MASK >> PAGE_SHIFT => return Err(Errno::EINVAL.into()),
-            None => return Err(Errno::EPERM.into()),
+            None if mfn.0 == pte::ADDR_MASK >> PAGE_SHIFT => {
+                return Err(self.in_use(mfn, FrameType::None, Errno::EINVAL.into()));
+            }
+            None => return Err(self.in_use(mfn, FrameType::None, Errno::EPERM.into())),
             Some(Owner::Guest) if writable => {
                 return self.hold(mfn, FrameType::Writable, Errno::EBUSY).map(drop);
             }
@@ -125,7 +131,7 @@ impl Pass<'_> {
             Some(Owner::ReadOnly) if !writable => self.frames.take(mfn),
             Some(Owner::ReadOnly | Owner::Hypervisor) => None,
         };
-        taken.ok_or(Stop::Refused(Errno::EBUSY))
+        taken.ok_or_else(|| self.in_use(mfn, FrameType::None, Stop::Refused(Errno::EBUSY)))
     }
 
     /// Validates a frame's contents as a table of `level`, and takes references to what its entries refer to.

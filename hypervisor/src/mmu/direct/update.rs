@@ -8,6 +8,7 @@ use paravane_abi::{Errno, addr, pte};
 
 use super::entry;
 use super::frame::{FrameType, Level};
+use super::obstacle::Obstacle;
 use super::state::{DirectPaging, Pass, Stop};
 use super::table::is_guest_slot;
 use crate::machine::memory::{MachineMemory, Maddr, Mfn};
@@ -53,7 +54,10 @@ impl DirectPaging {
         flags: u64,
     ) -> Result<(), Stop> {
         let found = walk::find_entry(memory, &MachineTables, space.root().maddr().0, va, 1);
-        let at = found.map_err(|_| Errno::EINVAL)?.entry;
+        let Ok(found) = found else {
+            return Err(self.pass(memory, log).because(Obstacle::NoEntry { va }, Errno::EINVAL.into()));
+        };
+        let at = found.entry;
         self.pass(memory, log).operation(None, |pass| pass.update_l1(at, val))?;
         match flags & UVMF_FLUSHTYPE_MASK {
             UVMF_TLB_FLUSH => space.flush(Flush::All),
@@ -124,7 +128,7 @@ impl Pass<'_> {
     pub(super) fn update_l1(&mut self, at: Maddr, val: u64) -> Result<(), Stop> {
         match self.frames.guest(at.mfn()).and_then(|f| f.held_as()) {
             Some(FrameType::Table(Level::L1)) => self.update_entry(at, Level::L1, val, false),
-            _ => Err(Errno::EINVAL.into()),
+            _ => Err(self.because(Obstacle::NoTable { mfn: at.mfn() }, Errno::EINVAL.into())),
         }
     }
 
@@ -154,7 +158,7 @@ impl Pass<'_> {
             self.unlink(old, level);
             Ok(())
         } else if entry::has_forbidden_bits(val, level) {
-            Err(Errno::EINVAL.into())
+            Err(self.because(Obstacle::Bits { entry: val }, Errno::EINVAL.into()))
         } else if entry::same_reference(old, val) {
             self.store(at, level, old, entry::adjust(val, level), keep_ad)
         } else {

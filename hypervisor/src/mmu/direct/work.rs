@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use paravane_abi::addr;
 
 use super::frame::Level;
+use super::obstacle::Obstacle;
 use crate::machine::memory::Mfn;
 
 const ENTRIES: u32 = addr::PT_ENTRIES as u32;
@@ -59,6 +60,8 @@ pub(super) struct Work {
     pub(super) looked_at: u64,
     /// What `budget` is at the beginning of an operation.
     pub(super) limit: u32,
+    /// What stood in the way of the last operation that was refused.
+    pub(super) obstacle: Option<Obstacle>,
 }
 
 impl Work {
@@ -75,6 +78,7 @@ impl Work {
             budget: 0,
             looked_at: 0,
             limit,
+            obstacle: None,
         }
     }
     /// From now on operations of several vCPUs come between the parts of one.

@@ -12,6 +12,7 @@ use crate::ledger::BatchKind;
 use crate::mmu::direct::Stop;
 use crate::pv::domain::DOMID;
 use crate::pv::guest_pointer::GuestSlice;
+use crate::pv::vcpu::Refusal;
 
 /// Requests copied from the guest at a time.
 const CHUNK: usize = 64;
@@ -43,6 +44,14 @@ enum Walked {
     Some(u64),
 }
 
+/// Keeps what stood in the way, for the guest's end: the kernel is told a number, and its author the reason.
+fn refused(call: &mut Call<'_>, errno: Errno) -> Errno {
+    let exits = call.vcpu.ledger.exits();
+    let obstacle = call.domain.mmu.take_obstacle();
+    call.vcpu.last_refusal = obstacle.map(|obstacle| Refusal { errno, obstacle, exits });
+    errno
+}
+
 /// Calls `one` for each request of `list`; counts what was done in `completed`.
 fn walk<T: FromBytes + IntoBytes + Copy>(
     call: &mut Call<'_>,
@@ -62,7 +71,7 @@ fn walk<T: FromBytes + IntoBytes + Copy>(
             call.spend(1);
             match one(call, request) {
                 Ok(()) => *completed += 1,
-                Err(Stop::Refused(errno)) => return Err(errno),
+                Err(Stop::Refused(errno)) => return Err(refused(call, errno)),
                 Err(Stop::Restart) => return Ok(Walked::Some(*completed)),
             }
         }
@@ -136,7 +145,7 @@ pub fn update_va_mapping(call: &mut Call<'_>) -> HypercallResult {
         flags,
     ) {
         Ok(()) => done(0),
-        Err(Stop::Refused(errno)) => Err(errno),
+        Err(Stop::Refused(errno)) => Err(refused(call, errno)),
         Err(Stop::Restart) => Ok(Outcome::Again(args)),
     }
 }

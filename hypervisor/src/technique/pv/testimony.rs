@@ -2,15 +2,25 @@
 
 use crate::autopsy::Testimony;
 use crate::machine::end::DomainEnd;
+use crate::mmu::direct::Obstacle;
+use crate::mmu::direct::frame::FrameType;
+use crate::pv::access::GuestMemory;
 use crate::pv::domain::PvDomain;
 use crate::pv::event::{Binding, HostService};
-use crate::pv::vcpu::{PvVcpu, RunState};
+use crate::pv::exception::Exception;
+use crate::pv::vcpu::{PvVcpu, Refusal, RunState};
+use crate::x86::exception::Fault;
 
 use paravane_abi::event::{EVTCHN_2L_NR_CHANNELS, EvtchnPort};
+use paravane_abi::trap::{PFEC_PRESENT, PFEC_WRITE, TRAP_PAGE_FAULT};
 use paravane_abi::virq::{VIRQ_CONSOLE, VIRQ_DEBUG, VIRQ_TIMER};
 
 /// The most ports that are named.
 const MOST_PORTS: usize = 8;
+/// The most uses of a frame that are named.
+const MOST_REFERENCES: usize = 4;
+/// How many exits a kernel makes at most from a refusal to its panic: it prints some lines.
+const RECENT: u64 = 64;
 
 pub(super) fn of(domain: &PvDomain, vcpu: &PvVcpu) -> Testimony {
     let hangs = matches!(domain.end, None | Some(DomainEnd::Interrupted | DomainEnd::Watchdog));
@@ -20,8 +30,44 @@ pub(super) fn of(domain: &PvDomain, vcpu: &PvVcpu) -> Testimony {
         regs: vcpu.regs,
         doing: doing(vcpu),
         exception: exception.map(|exception| (exception.to_string(), exception.rip)),
-        notes: if hangs { events(domain, vcpu) } else { Vec::new() },
+        notes: if hangs { events(domain, vcpu) } else { tables(domain, vcpu) },
     }
+}
+
+/// What page tables had to do with it.
+fn tables(domain: &PvDomain, vcpu: &PvVcpu) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut explain = |what: String, obstacle: Obstacle| {
+        notes.push(format!("{what}: {obstacle}"));
+        let Some(mfn) = obstacle.frame() else { return };
+        let root = vcpu.space.root();
+        let references = domain.mmu.references(&domain.memory, root, mfn, MOST_REFERENCES);
+        notes.extend(
+            references.iter().map(|reference| format!("  machine frame {:#x} is {reference}", mfn.0)),
+        );
+    };
+    if let Some(table) = vcpu.last_exception.and_then(|exception| table_written(domain, vcpu, &exception)) {
+        explain("the store went to a page table".to_owned(), table);
+    }
+    // What was refused long before had nothing to do with it.
+    let recent = |refusal: &Refusal| vcpu.ledger.exits().saturating_sub(refusal.exits) <= RECENT;
+    if let Some(Refusal { errno, obstacle, .. }) = vcpu.last_refusal.filter(recent) {
+        explain(format!("its last change of page tables was refused with {errno}"), obstacle);
+    }
+    notes
+}
+
+/// The page table that a kernel has tried to write to.
+fn table_written(domain: &PvDomain, vcpu: &PvVcpu, exception: &Exception) -> Option<Obstacle> {
+    const STORE: u32 = PFEC_PRESENT | PFEC_WRITE;
+    let Fault { vector, error_code, address } = exception.fault;
+    if vector != TRAP_PAGE_FAULT || error_code & STORE != STORE {
+        return None;
+    }
+    let at = GuestMemory::new(&domain.memory, vcpu.space.root()).translate(address, false).ok()?;
+    let found = domain.mmu.frame(at.mfn())?;
+    let is_table = matches!(found.held_as(), Some(FrameType::Table(_)));
+    is_table.then_some(Obstacle::Use { mfn: at.mfn(), wanted: FrameType::Writable, found: Some(found) })
 }
 
 pub(super) fn doing(vcpu: &PvVcpu) -> &'static str {

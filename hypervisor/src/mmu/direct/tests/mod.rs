@@ -14,6 +14,7 @@ use crate::mmu::log::TableLog;
 use crate::mmu::space::{Flush, VcpuSpace};
 
 mod audit;
+mod obstacles;
 mod operations;
 mod properties;
 mod restart;
