@@ -304,6 +304,11 @@ impl Cause {
         }
     }
 
+    /// Whether it is a privileged or sensitive instruction's own.
+    pub const fn is_instruction(self) -> bool {
+        matches!(self, Self::PrivilegedInstruction(_) | Self::PortIn(_) | Self::PortOut(_))
+    }
+
     /// Every cause, in the order of [`Cause::index`].
     pub fn all() -> impl Iterator<Item = Self> {
         (0u8..)

@@ -18,6 +18,7 @@ mod hardware;
 mod histogram;
 mod name;
 mod region;
+mod sites;
 mod table;
 mod tally;
 mod work;
@@ -27,11 +28,13 @@ pub use batch::{BatchKind, BatchSizes};
 pub use cause::{Cause, MmioDevice, PortDevice, PrivOp, VirtioRegister};
 pub use hardware::{HardwareExit, HardwareExits};
 pub use region::{ExitRow, Region};
+pub use sites::Arrival;
 pub use table::{StatLine, exit_table, stat_table};
 pub use tally::Tally;
 pub use work::{Work, WorkRow};
 
 use batch::Batches;
+use sites::{Sites, Span};
 use tally::Tallies;
 use work::Amounts;
 
@@ -61,6 +64,7 @@ impl Account {
 pub struct Ledger {
     outside: Account,
     inside: Account,
+    sites: Sites,
     /// When the open region began, on the monitor's monotonic clock.
     open_since: Option<u64>,
     region_ns: u64,
@@ -71,6 +75,11 @@ impl Ledger {
     /// An empty ledger, with all the memory that it will ever need.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty ledger of a kernel whose privileged instructions trap: it counts at which [sites](Self::site).
+    pub fn with_sites() -> Self {
+        Self { sites: Sites::new(), ..Self::default() }
     }
 
     /// Counts one exit and the `ns` nanoseconds between the guest's leaving and its being entered again.
@@ -93,6 +102,20 @@ impl Ledger {
         self.current().work.add(kind, n);
     }
 
+    /// Notes that the kernel's instruction at `at` brought the guest to the host, for an exit of this cause; one that is
+    /// no instruction's own is not counted.
+    pub fn site(&mut self, at: u64, cause: Cause, arrival: Arrival) {
+        if cause.is_instruction() {
+            let is_mark = matches!(cause, Cause::PortOut(PortDevice::Mark));
+            self.sites.note(at, arrival, self.in_region() && !is_mark);
+        }
+    }
+
+    /// The addresses of the kernel's privileged instructions that trapped more than once, in order.
+    pub fn trapped_again(&self) -> Vec<u64> {
+        self.sites.trapped(Span::Whole)
+    }
+
     /// Notes a mark at `now_ns` on a monotonic clock: 1 opens a region, 2 closes it, others mean nothing.
     ///
     /// For the fairest wall time pass the moment of re-entry for a begin and that of the exit for an end.
@@ -113,6 +136,7 @@ impl Ledger {
     pub fn merge(&mut self, other: &Self) {
         self.outside.merge(&other.outside);
         self.inside.merge(&other.inside);
+        self.sites.merge(&other.sites);
         self.region_ns = self.region_ns.saturating_add(other.region_ns);
         self.stretches += other.stretches;
         self.open_since = self.open_since.or(other.open_since);
@@ -128,14 +152,20 @@ impl Ledger {
         if self.stretches == 0 || self.in_region() {
             return None;
         }
-        Some(Region::new(self.region_ns, &self.inside.tallies, &self.inside.batches, &self.inside.work))
+        Some(Self::told(self.region_ns, &self.inside, self.sites.rows(Span::Inside)))
     }
 
     /// The whole life of the domain, marks and regions included, which lasted `ns`.
     pub fn whole(&self, ns: u64) -> Region {
         let mut all = self.outside.clone();
         all.merge(&self.inside);
-        Region::new(ns, &all.tallies, &all.batches, &all.work)
+        Self::told(ns, &all, self.sites.rows(Span::Whole))
+    }
+
+    fn told(ns: u64, account: &Account, sites: Vec<WorkRow>) -> Region {
+        let mut region = Region::new(ns, &account.tallies, &account.batches, &account.work);
+        region.work.extend(sites);
+        region
     }
 
     /// How many exits were recorded in all.

@@ -13,7 +13,7 @@ use crate::bare::platform::Platform;
 use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::bare::{BareBoot, BareMachine, BareOutcome};
 use crate::engine::{Cpu, Exit};
-use crate::ledger::Ledger;
+use crate::ledger::{Arrival, Ledger};
 use crate::machine::end::DomainEnd;
 use crate::machine::memory::MachineMemory;
 use crate::machine::time::Clock;
@@ -60,7 +60,7 @@ impl<M: Method + 'static> BareDomain<M> {
         // Nothing has run yet: no translation can be stale.
         space.caught_up(&log);
         let clock = Clock::new(info.tsc_khz, info.tsc_offset);
-        let ledger = Ledger::new();
+        let ledger = Ledger::with_sites();
         Ok(Box::new(Self { method, memory, machine, regs, log, space, clock, ledger, left: None, end: None }))
     }
 }
@@ -141,9 +141,10 @@ impl<M: Method> Runner for BareDomain<M> {
         });
         let now = self.clock.now();
         let Self { machine, regs, memory, log, space, .. } = self;
+        let rip = regs.rip;
+        let arrival = if matches!(left, Left::Callout) { Arrival::Call } else { Arrival::Trap };
         let handled = match left {
             Left::Exit(exit) => {
-                let rip = regs.rip;
                 let handled = machine.handle_exit(regs, exit, memory, log, space, now);
                 let (method, mut guest) = split(self);
                 method.handled(rip, exit, handled.cause, &mut guest);
@@ -152,6 +153,7 @@ impl<M: Method> Runner for BareDomain<M> {
             Left::Callout => machine.execute_here(regs, memory, log, space, now),
             Left::Own(cause) => return cause.into(),
         };
+        self.ledger.site(rip, handled.cause, arrival);
         let mut mark = None;
         match handled.outcome {
             BareOutcome::Resume | BareOutcome::Halted { .. } => {}
