@@ -26,6 +26,13 @@ pub(crate) struct Flow {
     pub sensitive: Vec<u64>,
 }
 
+impl Flow {
+    /// What is jumped to: also the first instruction, by whoever calls the function through a pointer.
+    pub fn entered(&self) -> impl Iterator<Item = u64> {
+        self.begins.first().into_iter().chain(&self.targets).copied()
+    }
+}
+
 /// Finds out what is reached from the beginning of `code`, which is a whole function at `base`; `None` if something is
 /// reached that is no code, or is code in two ways.
 pub(crate) fn explore(code: &[u8], base: u64) -> Option<Flow> {

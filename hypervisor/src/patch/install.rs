@@ -7,9 +7,9 @@
 use std::ops::Range;
 
 use super::arena::{Arena, Growing};
-use super::kernel::{Kernel, flow_of, is_free};
+use super::kernel::{Kernel, is_free};
 use super::record::{Frame, Hidden, Installed, Site};
-use super::site::{NEAR, Patch, Plan, Tactic, View, plan_among};
+use super::site::{NEAR, Patch, Plan, Tactic, View, gaps_around, plan_among};
 use super::stub::Stub;
 use crate::codegen::emitter::{Emitter, Environment};
 use crate::codegen::recipe::{Point, Recipe, Then, restore};
@@ -160,13 +160,20 @@ impl Patcher {
     /// its place spares that instruction.
     pub fn jumped_into(&mut self, k: &mut Kernel<'_>, rip: u64) {
         k.ledger.work(Work::PatchEntries, 1);
-        if let Err(place) = self.targets.binary_search(&rip)
-            && self.learned < TARGETS
-        {
-            self.learned += 1;
-            self.targets.insert(place, rip);
+        if self.learn(rip) {
             self.undo(k, |site| site.jumps.iter().any(|j| j.entry(rip).is_some()));
         }
+    }
+
+    /// Notes that the instruction at `rip` was jumped to; whether that is new.
+    fn learn(&mut self, rip: u64) -> bool {
+        let Err(place) = self.targets.binary_search(&rip) else { return false };
+        let has_room = self.learned < TARGETS;
+        if has_room {
+            self.learned += 1;
+            self.targets.insert(place, rip);
+        }
+        has_room
     }
 
     /// The instruction at RIP traps, and is one of those that stubs are for: patches it, if that can be done.
@@ -185,8 +192,12 @@ impl Patcher {
         }
         // Overwritten by the guest without our knowledge, such as by a device.
         self.undo(k, |s| s.jumps.iter().any(|j| j.patch.at == site));
-        let flow = self.function_of(site).and_then(|function| flow_of(k, function));
-        self.patch(k, site, maddr, flow.as_ref().map_or(&[], |flow| &flow.begins));
+        if self.covers(site) {
+            // What is jumped to behind a jump is not in the stub.
+            self.learn(site);
+        }
+        let known = self.known_around(k, site);
+        self.patch(k, site, maddr, &known);
     }
 
     fn patch(&mut self, k: &mut Kernel<'_>, site: u64, maddr: Maddr, known: &[u64]) {
@@ -254,14 +265,20 @@ impl Patcher {
             self.open(k, site)?;
         }
         let is_free = |va: u64| is_free(k, site, va);
+        let gaps = if self.prepared { gaps_around(&self.functions, site) } else { Vec::new() };
         let Self { arena: Some(arena), sites, targets, .. } = self else { return None };
         let is_target = |at: u64| targets.binary_search(&at).is_ok();
         let is_taken = |range: &Range<u64>| sites.iter().any(|s| s.touches(range));
-        let view = View { base: page, code, is_target: &is_target, is_taken: &is_taken, known, spares: true };
+        let (is_target, is_taken) = (&is_target, &is_taken);
+        let view = View { base: page, code, is_target, is_taken, known, gaps: &gaps, spares: true };
         let Plan { tactic, patches } = plan_among(&view, site, &mut Growing { arena, is_free: &is_free })?;
         self.undo(k, |s| patches.iter().any(|p| s.jumps.iter().any(|j| j.patch.overlaps(p))));
         let mut stubs = Vec::new();
         for patch in &patches {
+            if patch.moved.is_empty() {
+                stubs.push(Vec::new());
+                continue;
+            }
             let from = usize::try_from(patch.moved.start - page).ok()?;
             let to = usize::try_from(patch.moved.end - page).ok()?;
             stubs.push(self.emit(k, site, code.get(from..to)?, patch)?);

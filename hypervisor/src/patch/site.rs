@@ -5,7 +5,8 @@
 //!
 //! 1. [`Tactic::Followers`]: a jump over the site and what follows it; all of that moves to the stub.
 //! 2. [`Tactic::Before`]: the same from one to five instructions before the site.
-//! 3. [`Tactic::Short`]: a 2-byte jump to a second jump nearby, for which other code moves out of the way.
+//! 3. [`Tactic::Short`]: a 2-byte jump to a second jump nearby: in the INT3s behind a function, where control never
+//!    comes, or where other code moves out of the way.
 //! 4. [`Tactic::Punned`]: a jump whose displacement is, in part, the code that follows the site and stays.
 //!
 //! **Jumps into the range.** Where an instruction began, there is afterwards the same instruction, the jump that
@@ -27,10 +28,16 @@ use crate::x86::sensitive::Class;
 
 /// Bytes of `jmp rel32`.
 pub(crate) const NEAR: u64 = 5;
+/// What fills the space between functions.
+const INT3: u8 = 0xcc;
 /// Bytes of `jmp rel8`.
 const SHORT: u64 = 2;
 /// HLT, CLI, and two bytes that are no instruction in 64-bit mode: each traps at CPL 3, whatever follows it.
 pub(crate) const TRAPPING: [u8; 4] = [0xf4, 0xfa, 0x06, 0x07];
+/// How far a short jump leads, forwards.
+const REACH: u64 = 128;
+/// How far behind the beginning of a run that gives way the jump may lie for which it does.
+const LONGEST: u64 = 16;
 /// How many instructions before a site a jump may begin.
 const BEFORE: usize = 5;
 /// How many instructions before a site are looked at for one to give way to a short jump.
@@ -127,8 +134,10 @@ pub(crate) struct View<'a> {
     pub is_target: &'a dyn Fn(u64) -> bool,
     /// Whether some of these bytes belong to another patch, and so are not what they seem.
     pub is_taken: &'a dyn Fn(&Range<u64>) -> bool,
-    /// Where instructions are known to begin, in order.
+    /// Where instructions are known to begin, in order: in the code around, whatever function it is of.
     pub known: &'a [u64],
+    /// What lies between functions: from the end of one to the next one's first instruction.
+    pub gaps: &'a [Range<u64>],
     /// What belongs to another patch does not move; without this, that patch goes.
     pub spares: bool,
 }
@@ -140,7 +149,8 @@ pub(crate) struct Patch {
     pub at: u64,
     /// The new bytes.
     pub bytes: Vec<u8>,
-    /// The instructions that move to the stub: whole ones, the jump's first.
+    /// The instructions that move to the stub: whole ones, the jump's first. None where the jump is only a short one's
+    /// second half.
     pub moved: Range<u64>,
     /// Where the stub begins.
     pub stub: u64,
@@ -218,6 +228,18 @@ pub(crate) fn ends_flow(insn: &Instruction) -> bool {
     )
 }
 
+/// What lies between those of `functions`, which are in order, that a short jump at `site` may reach.
+pub(crate) fn gaps_around(functions: &[Range<u64>], site: u64) -> Vec<Range<u64>> {
+    let from = functions.partition_point(|function| function.end < site.saturating_sub(REACH));
+    let pairs = functions.get(from..).unwrap_or_default().windows(2);
+    let gaps = pairs.filter_map(|two| match two {
+        [one, next] => Some(one.end..next.start),
+        _ => None,
+    });
+    let near = gaps.take_while(|gap| gap.start <= site.saturating_add(SHORT + REACH));
+    near.filter(|gap| gap.start < gap.end).collect()
+}
+
 /// Whether an instruction is what fills the space between functions.
 fn is_filler(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
@@ -230,6 +252,8 @@ struct Run {
     range: Range<u64>,
     /// Where each but the first begins.
     inner: Vec<u64>,
+    /// Control goes on behind it.
+    goes_on: bool,
 }
 
 impl View<'_> {
@@ -264,7 +288,7 @@ impl View<'_> {
         if self.spares && (self.is_taken)(&(from..at)) {
             return None;
         }
-        Some(Run { range: from..at, inner })
+        Some(Run { range: from..at, inner, goes_on: !ended })
     }
 
     /// The instructions right before `site`, the last first, as far as they are known.
@@ -312,33 +336,85 @@ impl View<'_> {
         let before = self.before(site.ip());
         before.iter().take(BEFORE).find_map(|&from| {
             let run = self.run(from, site.next_ip().max(from + NEAR))?;
-            run.inner.contains(&site.ip()).then_some(())?;
+            self.reaches(&run, site).then_some(())?;
             Some(vec![self.jump_over(&run, room)?])
         })
     }
 
-    fn by_short_jump(&self, site: u64, room: &mut dyn Room) -> Option<Vec<Patch>> {
-        let run = self.run(site, site.checked_add(SHORT)?)?;
+    /// A jump that begins at the site, or else before it.
+    fn by_short_jump(&self, site: &Instruction, room: &mut dyn Room) -> Option<Vec<Patch>> {
+        let before = self.before(site.ip());
+        std::iter::once(site.ip()).chain(before.into_iter().take(BEFORE)).find_map(|at| {
+            let run = self.run(at, site.next_ip().max(at.checked_add(SHORT)?))?;
+            self.reaches(&run, site).then_some(())?;
+            self.short_over(&run, room)
+        })
+    }
+
+    /// Whether all who come to a site come by the beginning of a run: who jumps to the middle does not come to the stub.
+    fn reaches(&self, run: &Run, site: &Instruction) -> bool {
+        let mut until = run.inner.iter().take_while(|inner| **inner <= site.ip());
+        let is_in = run.range.start == site.ip() || run.inner.contains(&site.ip());
+        is_in && !until.any(|inner| (self.is_target)(*inner))
+    }
+
+    fn short_over(&self, run: &Run, room: &mut dyn Room) -> Option<Vec<Patch>> {
+        let site = run.range.start;
         if run.inner.first().is_some_and(|inner| *inner == site + 1 && (self.is_target)(*inner)) {
             return None;
         }
         let want = if run.inner.contains(&(site + 1)) { Want::Trap } else { Want::Any };
         let end = site + SHORT;
+        if let Some(patches) = self.gaps.iter().find_map(|gap| self.through_gap(run, want, gap, room)) {
+            return Some(patches);
+        }
         let mut boundaries = self.before(site);
-        boundaries.extend(self.after(run.range.end, end + 128));
+        if run.goes_on {
+            boundaries.extend(self.after(run.range.end, end + REACH));
+        }
+        boundaries.extend(self.around(site, end));
         boundaries.iter().find_map(|&from| {
-            (from + NEAR..from + 16).find_map(|relay| {
-                let distance = i8::try_from(relay.wrapping_sub(end).cast_signed()).ok()?;
-                let byte = distance.to_le_bytes()[0];
-                want.allows(byte).then_some(())?;
+            (from + NEAR..from + LONGEST).find_map(|relay| {
+                let byte = distance(end, relay).filter(|byte| want.allows(*byte))?;
                 let evicted = self.run(from, relay + NEAR)?;
                 let apart = evicted.range.end <= site || run.range.end <= evicted.range.start;
                 if !apart || evicted.inner.contains(&relay) {
                     return None;
                 }
-                self.relayed(&run, byte, &evicted, relay, room)
+                self.relayed(run, byte, &evicted, relay, room)
             })
         })
+    }
+
+    /// A short jump over `run` to one in the INT3s that fill a gap from its beginning: nothing has to give way.
+    fn through_gap(
+        &self,
+        run: &Run,
+        want: Want,
+        gap: &Range<u64>,
+        room: &mut dyn Room,
+    ) -> Option<Vec<Patch>> {
+        let (at, end) = (run.range.start, run.range.start.checked_add(SHORT)?);
+        let filled = gap.clone().take_while(|at| self.byte(*at) == Some(INT3)).count() as u64;
+        gap.clone().take(filled.saturating_sub(NEAR - 1) as usize).find_map(|relay| {
+            let byte = distance(end, relay).filter(|byte| want.allows(*byte))?;
+            let jump = relay..relay + NEAR;
+            if (self.is_taken)(&jump) || jump.clone().any(self.is_target) {
+                return None;
+            }
+            let stub = room.take(jump.end, &Pattern([Want::Any; 4]))?;
+            let short = Patch { at, bytes: vec![0xeb, byte], moved: run.range.clone(), stub };
+            let near = near(relay, stub)?.to_vec();
+            Some(vec![short, Patch { at: relay, bytes: near, moved: relay..relay, stub }])
+        })
+    }
+
+    /// The known instructions from which a run may reach to where a short jump goes that ends at `end`: other functions'
+    /// as well.
+    fn around(&self, site: u64, end: u64) -> &[u64] {
+        let from = self.known.partition_point(|at| *at < site.saturating_sub(REACH + LONGEST));
+        let to = self.known.partition_point(|at| *at < end.saturating_add(REACH));
+        self.known.get(from..to).unwrap_or_default()
     }
 
     /// The instructions that are certain to follow from `at` on, as far as `end`.
@@ -398,6 +474,12 @@ impl View<'_> {
     }
 }
 
+/// The displacement of a short jump that ends at `end`, to `target`.
+fn distance(end: u64, target: u64) -> Option<u8> {
+    let distance = i8::try_from(target.wrapping_sub(end).cast_signed()).ok()?;
+    Some(distance.cast_unsigned())
+}
+
 /// `jmp rel32` at `at`.
 fn near(at: u64, target: u64) -> Option<[u8; 5]> {
     let distance = i32::try_from(target.wrapping_sub(at.wrapping_add(NEAR)).cast_signed()).ok()?;
@@ -414,7 +496,7 @@ pub(crate) fn plan(view: &View<'_>, site: u64, room: &mut dyn Room) -> Option<Pl
     let ways: [Way<'_>; 4] = [
         &|room| view.with_followers(site, room),
         &|room| view.jump_before(&insn, room),
-        &|room| view.by_short_jump(site, room),
+        &|room| view.by_short_jump(&insn, room),
         &|room| view.punned(&insn, room),
     ];
     let mut tried = Tactic::ALL.into_iter().zip(ways);
@@ -425,10 +507,12 @@ pub(crate) fn plan(view: &View<'_>, site: u64, room: &mut dyn Room) -> Option<Pl
 pub(crate) fn plan_among(view: &View<'_>, site: u64, room: &mut dyn Room) -> Option<Plan> {
     let insn = view.insn(site)?;
     let sparing = View { spares: true, ..*view };
-    // Only the tactics that need one place for a stub: where the others do not fit, they have taken places in vain.
     let found = sparing.with_followers(site, room).map(|patches| Plan { tactic: Tactic::Followers, patches });
     let found = found
         .or_else(|| sparing.jump_before(&insn, room).map(|patches| Plan { tactic: Tactic::Before, patches }));
+    let found = found.or_else(|| {
+        sparing.by_short_jump(&insn, room).map(|patches| Plan { tactic: Tactic::Short, patches })
+    });
     found.or_else(|| plan(&View { spares: false, ..*view }, site, room))
 }
 

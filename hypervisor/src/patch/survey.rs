@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::arena::{Arena, Growing};
 use super::flow::{Flow, explore};
-use super::site::{Patch, Plan, Tactic, View, plan_among};
+use super::site::{Patch, Plan, Tactic, View, gaps_around, plan_among};
 use crate::machine::memory::{Mfn, PAGE_SIZE};
 
 /// Frames that a survey may use: more than any technique's row gives.
@@ -46,15 +46,15 @@ pub struct Survey {
 /// Surveys `sites`, addresses of instructions, in an image whose executable bytes are `code` and whose memory is
 /// `mapped`. `functions` are in order and apart.
 pub fn survey(code: &[Code<'_>], mapped: &[Range<u64>], functions: &[Range<u64>], sites: &[u64]) -> Survey {
-    let flows: Vec<(Range<u64>, Flow)> = functions
-        .iter()
-        .filter_map(|function| {
-            let bytes = code.iter().find_map(|code| code.part(function))?;
-            Some((function.clone(), explore(bytes, function.start)?))
-        })
-        .collect();
-    let mut targets: Vec<u64> = flows.iter().flat_map(|(_, flow)| flow.targets.iter().copied()).collect();
+    let explored = |function: &Range<u64>| {
+        let bytes = code.iter().find_map(|code| code.part(function))?;
+        explore(bytes, function.start)
+    };
+    let flows: Vec<Flow> = functions.iter().filter_map(explored).collect();
+    let mut targets: Vec<u64> = flows.iter().flat_map(Flow::entered).collect();
     targets.sort_unstable();
+    let mut known: Vec<u64> = flows.iter().flat_map(|flow| flow.begins.iter().copied()).collect();
+    known.sort_unstable();
     let Some(&first) = sites.first() else { return Survey::default() };
     let is_free = |va: u64| {
         const LOWEST: u64 = 0x1_0000;
@@ -73,7 +73,8 @@ pub fn survey(code: &[Code<'_>], mapped: &[Range<u64>], functions: &[Range<u64>]
             let found = one(
                 site,
                 code,
-                &flows,
+                &known,
+                &gaps_around(functions, site),
                 &targets,
                 &plans,
                 &mut Growing { arena: &mut arena, is_free: &is_free },
@@ -97,7 +98,8 @@ pub fn survey(code: &[Code<'_>], mapped: &[Range<u64>], functions: &[Range<u64>]
 fn one(
     site: u64,
     code: &[Code<'_>],
-    flows: &[(Range<u64>, Flow)],
+    known: &[u64],
+    gaps: &[Range<u64>],
     targets: &[u64],
     plans: &[Plan],
     room: &mut Growing<'_>,
@@ -106,12 +108,10 @@ fn one(
     let page = site & !(PAGE_SIZE - 1);
     let base = page.max(whole.start);
     let bytes = whole.part(&(base..page.saturating_add(PAGE_SIZE).min(whole.end())))?;
-    let function = flows.partition_point(|(range, _)| range.start <= site).checked_sub(1);
-    let known = function.and_then(|i| flows.get(i)).map_or(&[][..], |(_, flow)| &flow.begins);
     let is_target = |at: u64| targets.binary_search(&at).is_ok();
     let is_taken = |range: &Range<u64>| plans.iter().any(|p| p.patches.iter().any(|one| one.touches(range)));
     plan_among(
-        &View { base, code: bytes, is_target: &is_target, is_taken: &is_taken, known, spares: true },
+        &View { base, code: bytes, is_target: &is_target, is_taken: &is_taken, known, gaps, spares: true },
         site,
         room,
     )

@@ -1,12 +1,17 @@
 //! What kernels do to patches: jumps into them, pages where stubs lie, nonsense where stubs keep their state.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iced_x86::{Decoder, DecoderOptions};
+use paravane::compare::{Needs, WORKLOADS};
+use paravane::image::GuestKind;
+use paravane::image::builtin::BARE;
 use paravane::launch::EngineChoice;
 use paravane::ledger::Cause;
 use paravane::machine::end::DomainEnd;
 use paravane::technique::{EngineNeed, Technique};
+use paravane::virtio::Device;
 use paravane_tests::boot::{Guest, Outcome, PATIENCE};
 use paravane_tests::machine::engines;
 use paravane_tests::soup::bare::{jump_into_row, mapping_soup, nonsense_soup, stepping};
@@ -161,5 +166,48 @@ fn what_was_patched_does_not_trap() {
         let (done, left) = (patched(&outcome, "sites patched"), patched(&outcome, "sites left"));
         // Some layouts leave no room: an OUT before a RET, a CLI between an HLT and a jump's target (decision 23).
         outcome.must(left * 50 <= done, format_args!("should have patched nearly all: {done}, not {left}"));
+    }
+}
+
+/// What makes the devices of a workload.
+fn devices(needs: Needs) -> fn() -> Vec<Box<dyn Device>> {
+    match needs {
+        Needs::Nothing => Vec::new,
+        Needs::Console => || Needs::Console.provide().expect("a console"),
+        Needs::Disk => || Needs::Disk.provide().expect("a disk"),
+        Needs::Network => || Needs::Network.provide().expect("a network"),
+    }
+}
+
+/// The addresses of the reference kernel's privileged instructions that trap more than once in some workload, from its
+/// boot to its end.
+fn trapping_again(engine: EngineChoice, technique: &str) -> BTreeSet<u64> {
+    let technique = Technique::named(technique).expect("a row of the table");
+    let mut sites = BTreeSet::new();
+    for workload in WORKLOADS.iter().filter(|workload| workload.only != Some(GuestKind::Pv)) {
+        let name = format!("{} by {} on {}", workload.name, technique.name, engine.name());
+        let cmdline = format!("bench={}", workload.name);
+        let guest = Guest { name: &name, technique: Some(technique), cmdline: &cmdline, ..Guest::new(BARE) };
+        let guest = Guest { mem_bytes: 64 << 20, devices: devices(workload.needs), ..guest };
+        let outcome = guest.boot_on(engine).unwrap_or_else(|why| panic!("{name} does not start: {why}"));
+        outcome.must_have_done(workload.name);
+        sites.extend(outcome.report.ledger.trapped_again());
+    }
+    sites
+}
+
+#[test]
+fn the_sites_that_trap_more_than_once_are_patched() {
+    for &engine in engines() {
+        let all = trapping_again(engine, "trap");
+        let left = trapping_again(engine, "patch");
+        note(format_args!(
+            "sites that trap more than once on {}: {}, with patches {}",
+            engine.name(),
+            all.len(),
+            left.len()
+        ));
+        assert!(all.len() >= 32, "the workloads exercise a part of the kernel: {all:x?}");
+        assert!(left.len() * 100 <= all.len(), "of {} sites these trap as before: {left:x?}", all.len());
     }
 }

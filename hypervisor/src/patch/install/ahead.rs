@@ -8,6 +8,8 @@ use super::Patcher;
 
 /// How much of a handler that no symbol delimits is looked at.
 const HANDLER: u64 = 1024;
+/// How far from a site the functions are looked at that may give way to a jump.
+const AROUND: u64 = 160;
 /// How many pieces of handlers are looked at.
 const PIECES: usize = 512;
 /// How many tables of handlers are looked at, in the whole life of a domain.
@@ -57,7 +59,9 @@ impl Patcher {
     }
 
     fn patch_all(&mut self, k: &mut Kernel<'_>, flows: &[Flow]) {
-        let mut targets: Vec<u64> = flows.iter().flat_map(|flow| flow.targets.iter().copied()).collect();
+        let mut known: Vec<u64> = flows.iter().flat_map(|flow| flow.begins.iter().copied()).collect();
+        known.sort_unstable();
+        let mut targets: Vec<u64> = flows.iter().flat_map(Flow::entered).collect();
         targets.sort_unstable();
         targets.dedup();
         targets.retain(|target| self.targets.binary_search(target).is_err());
@@ -70,10 +74,19 @@ impl Patcher {
             for &site in &flow.sensitive {
                 let Some(maddr) = k.code_at(site) else { continue };
                 if !self.covers(site) && self.may_try(maddr) {
-                    self.patch(k, site, maddr, &flow.begins);
+                    self.patch(k, site, maddr, &known);
                 }
             }
         }
+    }
+
+    /// Where instructions are known to begin in the functions within reach of a short jump.
+    pub(super) fn known_around(&self, k: &Kernel<'_>, site: u64) -> Vec<u64> {
+        let from = self.functions.partition_point(|f| f.end <= site.saturating_sub(AROUND));
+        let to = self.functions.partition_point(|f| f.start < site.saturating_add(AROUND));
+        // Where symbols do not say what is code, nothing is known.
+        let near = self.functions.get(from..to).filter(|_| self.prepared).unwrap_or_default();
+        near.iter().filter_map(|function| flow_of(k, function)).flat_map(|flow| flow.begins).collect()
     }
 
     /// The function that symbols say `at` is in.

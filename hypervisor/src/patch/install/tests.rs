@@ -202,3 +202,38 @@ fn neighbours_make_room_for_each_other() {
     let left: Vec<u64> = [2, 8, 9, 10, 11].into_iter().filter(|site| !w.is_patched(*site)).collect();
     assert!(left.is_empty(), "{left:?} of {:x?}", w.code(19));
 }
+
+/// A jump in the space behind a function is taken back like any other.
+#[test]
+fn the_space_behind_a_function_is_used_and_given_back() {
+    // sti; hlt; jmp -4; int3s; then a function: ret
+    let mut code = vec![0xfb, 0xf4, 0xeb, 0xfc];
+    code.resize(0x10, 0xcc);
+    code.push(0xc3);
+    let mut w = World::new(&code, &[0..4, 16..17]);
+    w.trap();
+    let patched = w.code(17);
+    let relay = 2 + usize::from(patched[1]);
+    assert!(w.is_patched(0) && w.is_patched(1) && patched[0] == 0xeb, "{patched:x?}");
+    assert!((4..=11).contains(&relay) && patched[relay] == 0xe9, "{patched:x?}");
+    w.store(relay as u64 + 1, &[0x77]);
+    code[relay + 1] = 0x77;
+    assert!(!w.is_patched(0));
+    assert_eq!(w.code(17), code);
+}
+
+/// No jump is known to lead to a site that was moved from before it. One that comes from a register finds it in its
+/// place: it traps once, and not each time.
+#[test]
+fn a_site_that_is_jumped_to_behind_a_jump_gets_one_of_its_own() {
+    // mov eax, 1; sti; ret; then a function: mov [rip], rsp; lea rsp, [rip]; ret
+    let mut code = vec![0xb8, 1, 0, 0, 0, 0xfb, 0xc3];
+    code.extend([0x48, 0x89, 0x25, 0, 0, 0, 0, 0x48, 0x8d, 0x25, 0, 0, 0, 0, 0xc3]);
+    let mut w = World::new(&code, &[0..7, 7..22]);
+    w.regs.rip += 5;
+    w.trap();
+    assert!(w.is_patched(5) && w.code(7)[..5] != code[..5] && w.code(7)[5..] == code[5..7]);
+    w.trap();
+    assert!(w.is_patched(5));
+    assert_eq!((&w.code(7)[..5], w.code(7)[5]), (&code[..5], 0xeb), "{:x?}", w.code(22));
+}

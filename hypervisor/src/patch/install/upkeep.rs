@@ -2,7 +2,7 @@
 //! code in a way that patches cannot serve.
 
 use super::super::kernel::Kernel;
-use super::super::record::{Frame, Site};
+use super::super::record::{Frame, Installed, Site};
 use super::{IDLE_STORES, Patcher};
 use crate::machine::memory::PAGE_SIZE;
 use crate::x86::walk::Access;
@@ -41,7 +41,9 @@ impl Patcher {
     /// The address of a jump that leads to `target` where its frame is mapped: at another address than the patch was
     /// made for.
     pub fn strayed(&self, k: &Kernel<'_>, target: u64) -> Option<u64> {
-        self.sites.iter().flat_map(|s| &s.jumps).find_map(|j| {
+        // Frames are mapped at multiples of a page: nearly all stubs are out of the question without a walk.
+        let may_lead = |j: &&Installed| (target ^ j.patch.stub) % PAGE_SIZE == 0;
+        self.sites.iter().flat_map(|s| &s.jumps).filter(may_lead).find_map(|j| {
             let at = target.wrapping_sub(j.patch.stub).wrapping_add(j.patch.at);
             (at != j.patch.at && k.code_at(at) == Some(j.maddr)).then_some(at)
         })

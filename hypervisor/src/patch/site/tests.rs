@@ -36,8 +36,15 @@ impl Room for Nowhere {
 fn plan_of(code: &[u8], site: u64, targets: &[u64]) -> Option<Plan> {
     let is_target = |at: u64| targets.contains(&(at - BASE));
     let known: Vec<u64> = boundaries(code).into_iter().map(|(_, insn)| insn.ip()).collect();
-    let view =
-        View { base: BASE, code, is_target: &is_target, is_taken: &|_| false, known: &known, spares: false };
+    let view = View {
+        base: BASE,
+        code,
+        is_target: &is_target,
+        is_taken: &|_| false,
+        known: &known,
+        gaps: &[],
+        spares: false,
+    };
     plan(&view, BASE + site, &mut Anywhere(0))
 }
 
@@ -130,9 +137,87 @@ fn the_tactics_in_order() {
         is_target: &|_| false,
         is_taken: &|_| false,
         known: &[],
+        gaps: &[],
         spares: false,
     };
     assert!(plan_nowhere(&view, BASE).is_none(), "no room, no patch");
+}
+
+/// What follows an HLT is jumped to: a jump from before it would leave it where it is, to trap each time.
+#[test]
+fn a_site_that_is_jumped_to_gets_a_jump_of_its_own() {
+    // jne $+20; sti; hlt; cli; jmp $-15; rdtsc; mov r9, rax; mov r10, [rip]; mov al, 2; ret
+    let mut code = vec![0x0f, 0x85, 14, 0, 0, 0, 0xfb, 0xf4, CLI, 0xeb, 0xf0];
+    code.extend([0x0f, 0x31, 0x49, 0x89, 0xc1, 0x4c, 0x8b, 0x15, 0, 0, 0, 0, 0xb0, 2, RET]);
+    let plan = plan_of(&code, 8, &[0, 8]).unwrap();
+    assert_eq!((plan.tactic, plan.patches[0].at), (Tactic::Short, BASE + 8));
+    check(&code, 8, &[0, 8], &plan);
+    let plan = plan_of(&code, 7, &[0, 8]).unwrap();
+    assert_eq!((plan.tactic, plan.patches[0].at), (Tactic::Before, BASE));
+}
+
+/// There is no room for a short jump at the site, nor for a long one from before it: targets lie on both sides.
+#[test]
+fn a_short_jump_may_begin_before_the_site() {
+    // jae $+2; mov byte [rax], 0; sti; mov byte [rip], 0; add rsp, 0x168; pop rbx; pop r14; ret
+    let mut code = vec![0x73, 0, 0xc6, 0, 0, 0xfb, 0xc6, 5, 0, 0, 0, 0, 0];
+    code.extend([0x48, 0x81, 0xc4, 0x68, 1, 0, 0, 0x5b, 0x41, 0x5e, RET]);
+    let targets = [2, 6];
+    let plan = plan_of(&code, 5, &targets).unwrap();
+    assert_eq!((plan.tactic, &plan.patches[0].moved), (Tactic::Short, &(BASE + 2..BASE + 6)));
+    check(&code, 5, &targets, &plan);
+}
+
+/// out 0x80, al; ret: too short for a jump, and there is nothing before it. What gives way is another function's.
+#[test]
+fn a_short_function_s_neighbour_may_give_way() {
+    let mut code = vec![0xe6, 0x80, RET];
+    // mov [rip], rsp; lea rsp, [rip]; ret
+    code.extend([0x48, 0x89, 0x25, 0, 0, 0, 0, 0x48, 0x8d, 0x25, 0, 0, 0, 0, RET]);
+    let plan = plan_of(&code, 0, &[0, 3]).unwrap();
+    assert_eq!((plan.tactic, plan.patches.len()), (Tactic::Short, 2));
+    check(&code, 0, &[0, 3], &plan);
+    // Without symbols nobody knows where it begins.
+    let is_target = |at: u64| at == BASE;
+    let view = View {
+        base: BASE,
+        code: &code,
+        is_target: &is_target,
+        is_taken: &|_| false,
+        known: &[],
+        gaps: &[],
+        spares: false,
+    };
+    assert_ne!(super::plan(&view, BASE, &mut Anywhere(0)).map(|plan| plan.tactic), Some(Tactic::Short));
+}
+
+/// iretq, of which nothing around is known, in a function with INT3s behind it.
+#[test]
+fn the_space_behind_a_function_holds_a_jump() {
+    let mut code = vec![0x48, 0xcf, 0x48, 0xff, 0xc0, RET];
+    code.extend([0xcc; 10]);
+    code.push(0x55);
+    let functions = [BASE - 8..BASE + 6, BASE + 16..BASE + 17, BASE + 0x800..BASE + 0x801];
+    let gaps = gaps_around(&functions, BASE);
+    assert_eq!(gaps, [BASE + 6..BASE + 16, BASE + 17..BASE + 0x800]);
+    let plan_with = |is_target: &dyn Fn(u64) -> bool, is_taken: &dyn Fn(&Range<u64>) -> bool| {
+        let view =
+            View { base: BASE, code: &code, is_target, is_taken, known: &[], gaps: &gaps, spares: true };
+        plan(&view, BASE, &mut Anywhere(0)).filter(|plan| plan.tactic == Tactic::Short)
+    };
+    let plan = plan_with(&|_| false, &|_| false).unwrap();
+    let [short, near] = plan.patches.as_slice() else { panic!("{plan:x?}") };
+    assert_eq!((short.bytes.as_slice(), &short.moved), (&[0xeb, 4][..], &(BASE..BASE + 2)));
+    assert_eq!((near.at, near.bytes.len(), near.moved.is_empty()), (BASE + 6, 5, true));
+    let jump = decoder(&near.bytes, near.at).decode();
+    assert_eq!((jump.near_branch_target(), short.stub), (near.stub, near.stub));
+    // The next site's jump lies behind it; one that there is no room for, nowhere.
+    let next = plan_with(&|_| false, &|range| near.touches(range)).unwrap();
+    assert_eq!(next.patches[1].at, BASE + 11);
+    let taken = |range: &Range<u64>| near.touches(range) || next.patches[1].touches(range);
+    assert_eq!(plan_with(&|_| false, &taken), None);
+    // Some jump leads there after all.
+    assert_eq!(plan_with(&|at| at == BASE + 10, &|_| false).unwrap().patches[1].at, BASE + 11);
 }
 
 fn plan_nowhere(view: &View<'_>, site: u64) -> Option<Plan> {
@@ -234,7 +319,7 @@ proptest! {
         let targets: Vec<u64> = all.iter().zip(targets).filter(|(_, t)| *t).map(|((at, _), _)| *at as u64).collect();
         let is_target = |at: u64| targets.contains(&(at - BASE));
         let known: Vec<u64> = all.iter().map(|(_, insn)| insn.ip()).collect();
-        let view = View { base: BASE, code: &code, is_target: &is_target, is_taken: &|_| false, known: &known, spares: false };
+        let view = View { base: BASE, code: &code, is_target: &is_target, is_taken: &|_| false, known: &known, gaps: &[], spares: false };
         for (site, insn) in all {
             if let Some(found) = plan(&view, insn.ip(), &mut Anywhere(seed)) {
                 check(&code, site as u64, &targets, &found);
