@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::arena::{Arena, Growing};
 use super::kernel::{Kernel, is_free};
-use super::record::{Frame, Hidden, Installed, Site};
+use super::record::{Frame, Hidden, Installed, Offsets, Site};
 use super::site::{NEAR, Patch, Plan, Tactic, View, gaps_around, plan_among};
 use super::stub::Stub;
 use crate::codegen::emitter::{Emitter, Environment};
@@ -54,6 +54,9 @@ pub(crate) struct Patcher {
     handlers: (TableRegister, u32),
     /// What jumps hide: the guest's instructions that began there, in order.
     hidden: Vec<Hidden>,
+    /// Where in their pages these are, and where the stubs are that jumps lead to.
+    hidden_at: Offsets,
+    stubs_at: Offsets,
     /// The arena may have pages that the shadow does not know.
     grown: bool,
     /// How many of `points` are in order.
@@ -88,6 +91,8 @@ impl Patcher {
             prepared: false,
             handlers: (TableRegister::default(), 0),
             hidden: Vec::new(),
+            hidden_at: Offsets::none(),
+            stubs_at: Offsets::none(),
             grown: false,
             sorted: 0,
             foreign: 0,
@@ -138,6 +143,9 @@ impl Patcher {
 
     /// Where the stub goes on with the instruction at `rip`, if a jump hides it in the address space in use.
     pub fn entry(&self, k: &Kernel<'_>, rip: u64) -> Option<u64> {
+        if !self.hidden_at.may_have(rip) {
+            return None;
+        }
         let place = self.hidden.binary_search_by_key(&rip, |hidden| hidden.rip).ok()?;
         let Hidden { maddr, stub, .. } = *self.hidden.get(place)?;
         (k.code_at(rip)? == maddr).then_some(stub)
@@ -145,10 +153,13 @@ impl Patcher {
 
     fn hide(&mut self) {
         self.hidden.clear();
+        (self.hidden_at, self.stubs_at) = (Offsets::none(), Offsets::none());
         for jump in self.sites.iter().flat_map(|site| &site.jumps) {
+            self.stubs_at.insert(jump.patch.stub);
             for &(rip, _) in &jump.entries {
                 if let Some(stub) = jump.entry(rip) {
                     let maddr = Maddr(jump.maddr.0.wrapping_add(rip.wrapping_sub(jump.patch.at)));
+                    self.hidden_at.insert(rip);
                     self.hidden.push(Hidden { rip, maddr, stub });
                 }
             }

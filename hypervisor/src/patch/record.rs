@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::kernel::Kernel;
 use super::site::Patch;
-use crate::machine::memory::{MachineMemory, Maddr};
+use crate::machine::memory::{MachineMemory, Maddr, PAGE_SIZE};
 
 /// One jump, and its stub.
 #[derive(Debug)]
@@ -96,4 +96,40 @@ pub(super) struct Frame {
     pub stores: u32,
     /// It is not patched any more.
     pub closed: bool,
+}
+
+/// Places within pages: what is not in it need not be looked for in lists that are long, and not in any cache.
+#[derive(Clone, Debug)]
+pub(super) struct Offsets([u64; WORDS]);
+
+const WORDS: usize = PAGE_SIZE as usize / 64;
+
+impl Offsets {
+    pub fn none() -> Self {
+        Self([0; WORDS])
+    }
+    pub fn insert(&mut self, at: u64) {
+        if let Some(word) = self.0.get_mut((at % PAGE_SIZE / 64) as usize) {
+            *word |= 1 << (at % 64);
+        }
+    }
+    /// Whether some member lies in its page where `at` lies in its own.
+    pub fn may_have(&self, at: u64) -> bool {
+        self.0.get((at % PAGE_SIZE / 64) as usize).is_some_and(|word| word >> (at % 64) & 1 != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_are_those_of_their_pages() {
+        let mut offsets = Offsets::none();
+        let members = [0, 0x103f, 0x4000_0fff, u64::MAX - 0x1000 + 0x41];
+        assert!(!members.iter().any(|at| offsets.may_have(*at)));
+        members.iter().for_each(|at| offsets.insert(*at));
+        assert!(members.iter().all(|at| offsets.may_have(*at) && offsets.may_have(at ^ 0x7000)));
+        assert!((0..PAGE_SIZE).filter(|at| offsets.may_have(*at)).count() == 4);
+    }
 }

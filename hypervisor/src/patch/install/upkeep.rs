@@ -41,7 +41,10 @@ impl Patcher {
     /// The address of a jump that leads to `target` where its frame is mapped: at another address than the patch was
     /// made for.
     pub fn strayed(&self, k: &Kernel<'_>, target: u64) -> Option<u64> {
-        // Frames are mapped at multiples of a page: nearly all stubs are out of the question without a walk.
+        // Frames are mapped at multiples of a page. Nearly all faults are none of this.
+        if !self.stubs_at.may_have(target) {
+            return None;
+        }
         let may_lead = |j: &&Installed| (target ^ j.patch.stub) % PAGE_SIZE == 0;
         self.sites.iter().flat_map(|s| &s.jumps).filter(may_lead).find_map(|j| {
             let at = target.wrapping_sub(j.patch.stub).wrapping_add(j.patch.at);
