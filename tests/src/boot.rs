@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use paravane::compare;
+use paravane::gdb::Debugger;
 use paravane::launch::{Config, EngineChoice, OnPeek, Report, RunError, TransportChoice, run};
 use paravane::ledger::Region;
 use paravane::machine::console::{CaptureSink, ConsoleInput};
@@ -136,7 +137,7 @@ impl Guest<'_> {
     /// # Panics
     /// If it ran on another engine or transport than the one that was asked for.
     pub fn boot_on(&self, engine: EngineChoice) -> Result<Outcome, RunError> {
-        self.run_on(engine, Control::default(), None)
+        self.run_on(engine, Control::default(), None, None)
     }
 
     /// Boots it once, and looks at what its vCPUs are doing until one of the looks satisfies `enough`, and the guest is
@@ -158,8 +159,16 @@ impl Guest<'_> {
             last
         });
         let on_peek: OnPeek = Box::new(move |_, _, autopsy| drop(seen.send(autopsy.to_string())));
-        self.run_on(engine, control, Some(on_peek))?;
+        self.run_on(engine, control, Some(on_peek), None)?;
         Ok(watcher.join().unwrap_or_else(|_| broken_product("the watcher panicked")))
+    }
+
+    /// Boots it once for the debugger, which it waits for.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn debug_on(&self, engine: EngineChoice, debugger: Debugger) -> Result<Outcome, RunError> {
+        self.run_on(engine, Control::default(), None, Some(debugger))
     }
 
     fn run_on(
@@ -167,13 +176,15 @@ impl Guest<'_> {
         engine: EngineChoice,
         control: Control,
         on_peek: Option<OnPeek>,
+        gdb: Option<Debugger>,
     ) -> Result<Outcome, RunError> {
         let sink = CaptureSink::default();
         let input = ConsoleInput::default();
         input.push(self.input);
         let transport = transport_for(self.technique, engine);
+        let sink_for_guest = Box::new(sink.clone());
         let report =
-            run(Config { sink: Box::new(sink.clone()), input, control, on_peek, ..self.config(engine) })?;
+            run(Config { sink: sink_for_guest, input, control, on_peek, gdb, ..self.config(engine) })?;
         let ran = report.engine.name;
         let way = report.engine.transport;
         let as_asked = [EngineChoice::Auto.name(), ran].contains(&engine.name())

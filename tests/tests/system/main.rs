@@ -10,6 +10,7 @@ mod digest;
 mod endings;
 mod fidelity;
 mod files;
+mod gdb;
 mod mistakes;
 mod parity;
 mod patching;

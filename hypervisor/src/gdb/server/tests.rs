@@ -332,6 +332,31 @@ fn a_connection_that_breaks_leaves_no_int3() {
     assert_eq!(running.memory(CODE + 1), NOP);
 }
 
+/// Ctrl-C ends what runs, and what has ended can be looked at.
+#[test]
+fn ctrl_c_is_a_stop() {
+    let running = Running::new(&LOOP);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (session, image) = (Arc::clone(&running.session), Arc::clone(&running.guest.image));
+    let server = thread::spawn(move || drop(converse(&session, &image, Stream::Unix(theirs))));
+    let ask = |bytes: &[u8], awaited: &str| {
+        (&ours).write_all(bytes).unwrap();
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains(awaited) {
+            let mut part = [0; 512];
+            let count = (&ours).read(&mut part).unwrap();
+            assert_ne!(count, 0, "{}", String::from_utf8_lossy(&said));
+            said.extend_from_slice(&part[..count]);
+        }
+    };
+    ask(&packet(b"qSupported:multiprocess+;swbreak+"), "PacketSize");
+    ask(&[packet(b"vCont;c").as_slice(), &[3]].concat(), "T02thread");
+    assert_eq!(running.regs().rip, CODE);
+    ask(&packet(b"m1000,2"), "ebfe");
+    drop(ours);
+    server.join().unwrap();
+}
+
 const COMMANDS: &[&[u8]] = &[
     b"",
     b"?",
