@@ -182,9 +182,14 @@ impl Guest<'_> {
         let input = ConsoleInput::default();
         input.push(self.input);
         let transport = transport_for(self.technique, engine);
-        let sink_for_guest = Box::new(sink.clone());
-        let report =
-            run(Config { sink: sink_for_guest, input, control, on_peek, gdb, ..self.config(engine) })?;
+        let report = run(Config {
+            sink: Box::new(sink.clone()),
+            input,
+            control,
+            on_peek,
+            gdb,
+            ..self.config(engine)
+        })?;
         let ran = report.engine.name;
         let way = report.engine.transport;
         let as_asked = [EngineChoice::Auto.name(), ran].contains(&engine.name())

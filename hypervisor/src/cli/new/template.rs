@@ -28,8 +28,9 @@ macro_rules! file {
 }
 
 /// What every project has.
-const COMMON: [(&str, &str); 2] = [
+const COMMON: [(&str, &str); 3] = [
     (".vscode/settings.json", file!("common/vscode-settings.json")),
+    (".vscode/launch.json", file!("common/vscode-launch.json")),
     (".gitignore", file!("common/gitignore")),
 ];
 
