@@ -29,8 +29,5 @@ fn main() -> Result<(), ImageError> {
         prefix: "port-",
         ..guests
     };
-    port.build()?;
-    let programs =
-        Guest { directory: "../guest-kernel/user", package: "paravane-user", bins: &["programs"], ..guests };
-    programs.build()
+    port.build()
 }

@@ -12,21 +12,30 @@ const PREBUILT: &str = "prebuilt";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build");
-    let both: [(_, _, &[&str]); 2] = [
-        ("machine=\"pv\"", "pv-", &["guest-kernel"]),
-        ("machine=\"bare\"", "bare-", &["guest-kernel", "fidelity"]),
+    let kernel = Guest {
+        directory: "../guest-kernel",
+        package: "paravane-guest-kernel",
+        bins: &["guest-kernel"],
+        cfgs: &["machine=\"pv\""],
+        prefix: "pv-",
+    };
+    let bare = ["machine=\"bare\""];
+    let all = [
+        Guest { bins: &["guest-kernel", "fidelity"], cfgs: &bare, prefix: "bare-", ..kernel },
+        Guest {
+            directory: "../guest-kernel/user",
+            package: "paravane-user",
+            bins: &["programs"],
+            cfgs: &[],
+            prefix: "",
+        },
+        kernel,
     ];
-    for (machine, prefix, bins) in both {
-        let guest = Guest {
-            directory: "../guest-kernel",
-            package: "paravane-guest-kernel",
-            bins,
-            cfgs: &[machine],
-            prefix,
-        };
+    for guest in all {
         if Path::new(guest.directory).exists() {
             guest.build()?;
         } else {
+            let Guest { bins, prefix, .. } = guest;
             bins.iter().try_for_each(|bin| take_prebuilt(&format!("{prefix}{bin}.elf")))?;
         }
     }

@@ -74,7 +74,7 @@ fn browser() -> Option<&'static str> {
 
 /// The result of a real comparison, of which a page was made as well; nothing if no guest runs here.
 fn measured(scratch: &Scratch) -> Option<Value> {
-    let workloads = "map-512,console-4k,alu,clisti";
+    let workloads = "map-512,console-4k,alu,clisti,lat_syscall-null";
     let measuring = ["compare", "--workload", workloads, "--technique", "pv,trap,interpret", "--repeat", "3"];
     let output = scratch.paravane(&[&measuring[..], &["--json", "--html", "measured.html"]].concat());
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -119,7 +119,7 @@ impl Guest<'_> {
             on_peek: None,
             count_memory: false,
             // As `paravane compare` starts its workloads. Without this, port 0x80 has no special meaning.
-            marks: self.cmdline.contains("bench="),
+            marks: ["bench=", "run="].iter().any(|purpose| self.cmdline.contains(purpose)),
             on_stop: None,
             on_pause: None,
             gdb: None,

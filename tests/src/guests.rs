@@ -27,9 +27,6 @@ pub static VIRTIO_SOUP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/virtio
 /// Runs `programs=N` random user programs from `seed=N`, and checks that they cannot harm it.
 pub static USER_SOUP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/user-soup.elf"));
 
-/// Programs for the reference kernel, and for Linux.
-pub static PROGRAMS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/programs.elf"));
-
 /// The kernel of the porting guide, as it is for a bare PC and after each step of its port.
 pub static PORT: [&[u8]; 5] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/port-bare.elf")),

@@ -17,12 +17,13 @@ const SDK: [&str; 6] = ["-p", "paravane-abi", "-p", "paravane-guest-build", "-p"
 const PROGRAM: [&str; 8] =
     ["-p", "paravane-abi", "-p", "paravane-guest-build", "-p", "paravane-nano", "-p", "paravane"];
 /// What the program's package has to have beside its source.
-const NEEDED: [&str; 9] = [
+const NEEDED: [&str; 10] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
     "prebuilt/bare-fidelity.elf",
     "prebuilt/bare-guest-kernel.elf",
+    "prebuilt/programs.elf",
     "prebuilt/pv-guest-kernel.elf",
     "templates/common/build.rs",
     "templates/minimal/manifest.toml",

@@ -30,6 +30,8 @@ pub enum File {
     Zero,
     /// A list of processes, and how far it was read.
     Processes(usize),
+    /// Writes are marks for an observer outside of the machine, a byte each.
+    Mark,
     /// The end of a pipe to read from.
     PipeRead(usize),
     /// The end of a pipe to write to.

@@ -36,6 +36,9 @@ const ALL: &[(&str, Program)] = &[
     ("lat_pagefault", bench::page_fault),
     ("bw_mem", bench::memory),
     ("bw_pipe", bench::pipe_bandwidth),
+    ("storm", bench::storm),
+    ("storm-compile", bench::compile),
+    ("storm-assemble", bench::assemble),
 ];
 
 /// Runs the program that the first argument names, or, called by the file's own name, the second.

@@ -37,6 +37,7 @@ Examples:
   paravane compare                                   every workload, every technique that works here
   paravane compare --workload map-512 --repeat 5     the median of five, in detail
   paravane compare --technique trap,translate        these two
+  paravane compare --suite                           all of lmbench's programs, and natively on this host
   paravane compare --engine all                      the same on every engine, side by side
   paravane compare --busy-poll 0                     with vCPUs and devices that sleep at once
   paravane compare --repeat 10 --json > a.json       everything, every run included
@@ -63,8 +64,9 @@ Exit status: 0 if every result was right, 1 if not or if no guest could be start
 results: 0 if nothing is worse beyond noise, 8 if something is, 1 if a file cannot be read.";
 
 /// What has no meaning for results that exist.
-const MEASURING: [&str; 14] = [
+const MEASURING: [&str; 15] = [
     "workload",
+    "suite",
     "technique",
     "baseline",
     "repeat",
@@ -112,9 +114,12 @@ pub(super) struct CompareArgs {
     /// the page of one
     #[arg(value_name = "RESULT", num_args = 1..=2, conflicts_with_all = MEASURING)]
     files: Vec<PathBuf>,
-    /// Only these workloads [default: all]
+    /// Only these workloads [default: all but those of the suite that --list says so of]
     #[arg(long, short, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = workload_names())]
     workload: Vec<String>,
+    /// Only the user programs, all of them: lmbench's, and a storm of processes; beside them, the same on this host
+    #[arg(long, conflicts_with = "workload")]
+    suite: bool,
     /// Only these techniques [default: all that can be used here]
     #[arg(long, short, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = technique_names())]
     technique: Vec<String>,
@@ -147,7 +152,7 @@ pub(super) struct CompareArgs {
     list: bool,
     /// Show no speed, but answers: whether each technique executes the sensitive instructions that do not trap as a
     /// machine does
-    #[arg(long, conflicts_with_all = ["workload", "baseline", "repeat", "warm_up", "seed", "list"])]
+    #[arg(long, conflicts_with_all = ["workload", "suite", "baseline", "repeat", "warm_up", "seed", "list"])]
     fidelity: bool,
     /// Memory of each guest, as for `run`
     #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = size::memory)]
@@ -234,7 +239,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
         return fidelity::run(Asked { techniques, named, machines, json: args.json }, &view);
     }
     let settings = Settings {
-        workloads: selected(&args.workload),
+        workloads: selected(&args.workload, args.suite),
         techniques: techniques(&args.technique, args.baseline.as_deref()),
         baseline: args.baseline.as_deref().and_then(Technique::named).map_or(BASELINE, |t| t.name),
         named,
@@ -298,9 +303,13 @@ fn engines(args: &[Engines]) -> Vec<EngineChoice> {
     engines
 }
 
-/// The workloads with these names, in the order of the list; all if there are no names.
-fn selected(names: &[String]) -> Vec<Workload> {
-    let wanted = |w: &Workload| names.is_empty() || names.iter().any(|name| name == w.name);
+/// The workloads with these names, or the whole suite, or what is measured when nothing is said; in the list's order.
+fn selected(names: &[String], suite: bool) -> Vec<Workload> {
+    let wanted = |w: &Workload| match names {
+        [] if suite => w.program.is_some(),
+        [] => !w.on_request,
+        names => names.iter().any(|name| name == w.name),
+    };
     WORKLOADS.iter().filter(|w| wanted(w)).copied().collect()
 }
 
@@ -314,7 +323,8 @@ fn techniques(names: &[String], baseline: Option<&str>) -> Vec<&'static Techniqu
 fn list() -> String {
     let mut out = "Workloads\n".to_owned();
     for w in WORKLOADS {
-        out += &format!("  {:<18} {}\n", w.name, w.about);
+        let when = if w.on_request { " (with --suite, or by its name)" } else { "" };
+        out += &format!("  {:<18} {}{when}\n", w.name, w.about);
     }
     out += "Techniques\n";
     for t in reading(&TECHNIQUES.each_ref().map(|t| t.name)).into_iter().filter_map(Technique::named) {
@@ -330,9 +340,14 @@ mod tests {
 
     #[test]
     fn workloads_are_selected_by_name() {
-        assert_eq!(selected(&[]).len(), WORKLOADS.len());
-        let names = ["timer-1000".to_owned(), "null-call".to_owned()];
-        assert_eq!(selected(&names).iter().map(|w| w.name).collect::<Vec<_>>(), ["null-call", "timer-1000"]);
+        let select = |names: &[&str], suite| {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            selected(&names, suite).iter().map(|w| w.name).collect::<Vec<_>>()
+        };
+        assert_eq!(select(&["timer-1000", "null-call", "lat_pipe"], false), ["null-call", "timer-1000", "lat_pipe"]);
+        let (usual, suite) = (select(&[], false), select(&[], true));
+        assert!(usual.contains(&"map-512") && usual.contains(&"storm") && !usual.contains(&"lat_pipe"));
+        assert!(suite.contains(&"storm") && suite.contains(&"lat_pipe") && !suite.contains(&"map-512"));
     }
 
     #[test]

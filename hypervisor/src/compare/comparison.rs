@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::host::HostFacts;
-use super::result::{Cycles, EngineFacts, Runs, TechniqueResult, WorkloadResult};
+use super::native::Natively;
+use super::result::{EngineFacts, Runs, TechniqueResult, WorkloadResult};
 use super::sample::{Failure, Machine};
 use super::{NOTES, Workload, order};
 use crate::technique::{EngineNeed, Technique};
@@ -121,7 +122,7 @@ impl Comparison {
         &mut self,
         workload: &Workload,
         runs: Runs,
-        native: Option<Cycles>,
+        natively: &Natively,
         settings: &Settings,
     ) {
         let any_needs_one = runs.iter().any(|(technique, _)| needs_an_engine(technique));
@@ -133,7 +134,7 @@ impl Comparison {
                 self.engine = Some(EngineFacts::of(&sample.engine));
             }
         }
-        self.workloads.push(WorkloadResult::of(workload, runs, native, settings));
+        self.workloads.push(WorkloadResult::of(workload, runs, natively, settings));
     }
 
     /// The techniques that were measured, in the order in which they are read.

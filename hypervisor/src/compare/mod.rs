@@ -20,6 +20,7 @@ mod grid;
 mod host;
 mod html;
 mod native;
+mod native_program;
 mod needs;
 mod order;
 mod outcome;
@@ -43,6 +44,7 @@ pub use fidelity::{
 };
 pub use host::HostFacts;
 pub use html::{check_shape, html};
+pub use native_program::NativeRun;
 pub use needs::{Needs, Unavailable};
 pub use order::reading;
 pub use outcome::{Outcome, OutcomeError};

@@ -20,11 +20,24 @@ const NOISY: &str = "~";
 
 /// Writes the tables, and what has to be known of their gaps.
 pub(super) fn write_overview(out: &mut String, comparison: &Comparison, view: &View) -> fmt::Result {
-    let jobs: Vec<_> = comparison.workloads.iter().filter(|w| w.kind != Kind::Nano).collect();
-    let nano: Vec<_> = comparison.workloads.iter().filter(|w| w.kind != Kind::Job).collect();
+    let of = |kinds: [Kind; 2]| -> Vec<&WorkloadResult> {
+        comparison.workloads.iter().filter(|w| kinds.contains(&w.kind)).collect()
+    };
+    let jobs = of([Kind::Job, Kind::Compute]);
+    let programs = of([Kind::Program; 2]);
+    let nano = of([Kind::Compute, Kind::Nano]);
     if !jobs.is_empty() {
         writeln!(out, "{}\n", caption(comparison))?;
         writeln!(out, "{}", job_table(comparison, &jobs).text(view.width))?;
+    }
+    if !programs.is_empty() {
+        let native = match programs.iter().any(|w| w.native_program.is_some()) {
+            true => " native: the same program run by this host's kernel, without any guest.",
+            false => "",
+        };
+        let what = format!("User programs. {}{native}", caption(comparison));
+        writeln!(out, "{}", wrapped("", &what, view.width))?;
+        writeln!(out, "{}", program_table(comparison, &programs).text(view.width))?;
     }
     if !nano.is_empty() {
         let noisy = nano.iter().any(|w| w.techniques.iter().any(|(_, r)| r.cycles.is_some_and(is_noisy)));
@@ -51,6 +64,26 @@ fn caption(comparison: &Comparison) -> String {
 
 fn job_table(comparison: &Comparison, jobs: &[&WorkloadResult]) -> Grid {
     let mut grid = Grid::new(jobs.iter().map(|w| w.name));
+    add_techniques(&mut grid, comparison, jobs);
+    grid
+}
+
+/// The same, with what the programs take on this host.
+fn program_table(comparison: &Comparison, programs: &[&WorkloadResult]) -> Grid {
+    let mut grid = Grid::new(programs.iter().map(|w| w.name));
+    let cell = |w: &&WorkloadResult| {
+        let base = comparison.baseline.and_then(|baseline| w.result(baseline)).filter(|base| base.ns != 0);
+        w.native_program.map_or_else(
+            || vec![NOTHING.to_owned()],
+            |run| vec![base.map_or_else(|| nanos(run.ns), |base| ratio(run.each_ns() / base.each_ns()))],
+        )
+    };
+    grid.column("native", programs.iter().map(cell).collect());
+    add_techniques(&mut grid, comparison, programs);
+    grid
+}
+
+fn add_techniques(grid: &mut Grid, comparison: &Comparison, jobs: &[&WorkloadResult]) {
     for technique in comparison.columns() {
         let cell = |w: &&WorkloadResult| match w.result(technique) {
             Some(result) => vec![time(comparison, w, technique, result), count(result.traps as f64)],
@@ -58,7 +91,6 @@ fn job_table(comparison: &Comparison, jobs: &[&WorkloadResult]) -> Grid {
         };
         grid.column(technique, jobs.iter().map(cell).collect());
     }
-    grid
 }
 
 /// The baseline's time as it is, others as its multiple.
@@ -120,6 +152,10 @@ fn write_gaps(out: &mut String, comparison: &Comparison, view: &View) -> fmt::Re
         let line = format!("{}: not by {}: {why}", workloads.join(", "), techniques.join(", "));
         out.write_str(&wrapped("", &line, view.width))?;
     }
+    for (why, workloads) in natively_lacking(comparison) {
+        let line = format!("{}: not natively: {why}", workloads.join(", "));
+        out.write_str(&wrapped("", &line, view.width))?;
+    }
     for workload in &comparison.workloads {
         for problem in &workload.problems {
             writeln!(out, "NOT OK  {}: {problem}", workload.name)?;
@@ -171,6 +207,17 @@ fn lacking(comparison: &Comparison) -> BTreeMap<(&str, Vec<&'static str>), Vec<&
         }
         for (why, techniques) in reasons {
             found.entry((why, order::reading(&techniques))).or_default().push(workload.name);
+        }
+    }
+    found
+}
+
+/// Which programs this host did not run, by reason.
+fn natively_lacking(comparison: &Comparison) -> BTreeMap<&str, Vec<&'static str>> {
+    let mut found: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
+    for workload in &comparison.workloads {
+        if let Some(why) = &workload.native_missing {
+            found.entry(why).or_default().push(workload.name);
         }
     }
     found

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 
 use super::comparison::Settings;
+use super::native::Natively;
+use super::native_program::NativeRun;
 use super::sample::{Failure, Sample};
 use super::statistics::Spread;
 use super::{Kind, Workload};
@@ -53,6 +55,12 @@ pub struct WorkloadResult {
     /// What this host's processor needs without any technique, in this process; absent where there is no such code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub native: Option<Cycles>,
+    /// What this host's kernel does with the same program, without any guest; absent where it is no program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub native_program: Option<NativeRun>,
+    /// Why this host does not run the program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub native_missing: Option<String>,
     /// By technique, what could not be done and why.
     #[serde(skip)]
     pub(super) not_done: Vec<(&'static str, NotDone)>,
@@ -169,7 +177,7 @@ impl EngineFacts {
 }
 
 impl WorkloadResult {
-    pub(super) fn of(workload: &Workload, runs: Runs, native: Option<Cycles>, settings: &Settings) -> Self {
+    pub(super) fn of(workload: &Workload, runs: Runs, natively: &Natively, settings: &Settings) -> Self {
         let Workload { name, about, kind, .. } = *workload;
         let mut result = Self {
             name,
@@ -182,13 +190,14 @@ impl WorkloadResult {
             traps_saved: None,
             time_saved: None,
             savings: BTreeMap::new(),
-            native: None,
+            native: natively.cycles(),
+            native_program: natively.program(),
+            native_missing: natively.missing(),
             not_done: Vec::new(),
         };
         for (technique, samples) in runs {
             result.add(technique, samples);
         }
-        result.native = native;
         result.savings = result.savings_over(settings.baseline);
         let first = settings.techniques.iter().map(|t| t.name).find(|name| *name != settings.baseline);
         let first = first.and_then(|name| result.savings.get(name).copied());
@@ -296,7 +305,7 @@ impl TechniqueResult {
     /// Why two techniques cannot be compared, in words for each of them.
     fn not_comparable(&self, other: &Self, kind: Kind) -> Option<(String, String)> {
         // A guest that repeats an operation does so as often as it has time for.
-        if kind == Kind::Job && self.ops != other.ops {
+        if matches!(kind, Kind::Job | Kind::Program) && self.ops != other.ops {
             return Some((format!("did {} operations,", self.ops), other.ops.to_string()));
         }
         let shared = [self, other].iter().all(|result| result.need == EngineNeed::Deprivileged);

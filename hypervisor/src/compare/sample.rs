@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::outcome::{self, Outcome, OutcomeError, printable};
 use super::{Unavailable, Workload};
 use crate::engine::EngineInfo;
+use crate::image::builtin::PROGRAMS;
 use crate::launch::{Config, EngineChoice, Report, TransportChoice};
 use crate::ledger::Region;
 use crate::machine::console::{CaptureSink, ConsoleInput, ConsoleSink};
@@ -98,8 +99,13 @@ pub fn measure<E: std::fmt::Display>(
     }
     let devices = workload.needs.provide()?;
     let console = CaptureSink::default();
-    let config = config(technique, machine, &format!("bench={}", workload.name), Box::new(console.clone()));
-    let config = Config { devices, ..config };
+    let cmdline = match workload.program {
+        Some(words) => format!("run={words}"),
+        None => format!("bench={}", workload.name),
+    };
+    let initrd = workload.program.map(|_| PROGRAMS.to_vec());
+    let config = config(technique, machine, &cmdline, Box::new(console.clone()));
+    let config = Config { devices, initrd, ..config };
     let report = boot(config).map_err(|e| Failure::Start(e.to_string()))?;
     let text = console.text();
     // First of all, as the rest may follow from it.

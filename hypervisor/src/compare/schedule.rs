@@ -4,8 +4,8 @@
 //! over the whole time, and no measurement always follows the same other one. The order follows from the seed alone.
 
 use super::comparison::{Comparison, Settings, TakingPart, needs_an_engine};
-use super::native::{middle, native};
-use super::result::{Cycles, Runs};
+use super::native::Natively;
+use super::result::Runs;
 use super::sample::{Machine, measure};
 use super::statistics::shuffle::Random;
 use super::workloads::Workload;
@@ -48,7 +48,7 @@ enum What {
 struct Measured {
     /// For each machine.
     runs: Vec<Runs>,
-    natively: Vec<Cycles>,
+    natively: Natively,
 }
 
 /// Measures everything that `settings` asks for, booting guests by means of `boot`; one result for each machine.
@@ -65,7 +65,7 @@ pub fn compare<E: std::fmt::Display>(
         settings.machines.iter().map(|m| Comparison::begin(m, settings, &taking_part)).collect();
     let none = || able.iter().map(|technique| (*technique, Vec::new())).collect();
     let nothing =
-        || Measured { runs: settings.machines.iter().map(|_| none()).collect(), natively: Vec::new() };
+        || Measured { runs: settings.machines.iter().map(|_| none()).collect(), natively: Natively::default() };
     let mut measured: Vec<Measured> = settings.workloads.iter().map(|_| nothing()).collect();
 
     let mut cells = cells(settings, able);
@@ -91,9 +91,8 @@ pub fn compare<E: std::fmt::Display>(
         }
     }
     for (workload, measured) in settings.workloads.iter().zip(measured) {
-        let native = middle(measured.natively);
         for (comparison, runs) in comparisons.iter_mut().zip(measured.runs) {
-            comparison.add(workload, runs, native, settings);
+            comparison.add(workload, runs, &measured.natively, settings);
         }
     }
     comparisons
@@ -127,7 +126,8 @@ impl Measured {
     ) {
         let (column, on) = match what {
             What::Natively => {
-                self.natively.extend(counts.then(|| native(workload.name)).flatten());
+                // What is not counted warms the host here, too.
+                self.natively.measure(workload, machines.first(), counts);
                 return;
             }
             What::On { technique, machine } => (technique, Some(machine)),

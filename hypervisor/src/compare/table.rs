@@ -108,6 +108,10 @@ fn write_workload(out: &mut String, workload: &WorkloadResult, comparison: &Comp
         return writeln!(out);
     }
     writeln!(out, "{}", summary(workload, comparison))?;
+    if let Some(run) = workload.native_program {
+        let (all, each) = (nanos(run.ns), nanos_f64(run.each_ns()));
+        writeln!(out, "natively, on this host's kernel: {} operations in {all}, {each} each", run.ops)?;
+    }
     let columns = comparison.columns();
     let results = || columns.iter().filter_map(|name| Some((name, workload.result(name)?)));
     for (name, result) in results() {

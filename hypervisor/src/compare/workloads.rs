@@ -1,7 +1,7 @@
 //! What the reference guest can do and verify. A new workload is a row here and a file in the guest.
 //!
-//! Three kinds, which the report keeps apart: whole jobs of a kernel, jobs that need the machine not at all, and
-//! single operations, repeated and counted in cycles.
+//! Four kinds, which the report keeps apart: whole jobs of a kernel, jobs that need the machine not at all, single
+//! operations, repeated and counted in cycles, and programs that the kernel runs, which the host can run as well.
 
 use serde::Serialize;
 
@@ -21,6 +21,10 @@ pub struct Workload {
     pub kind: Kind,
     /// The only kernels that have such an operation, if not all have.
     pub only: Option<GuestKind>,
+    /// The program and its arguments, separated by commas, if it is one.
+    pub program: Option<&'static str>,
+    /// Whether it is measured only when asked for, by its name or with the whole suite.
+    pub on_request: bool,
 }
 
 /// What is learned from a workload.
@@ -33,12 +37,15 @@ pub enum Kind {
     Compute,
     /// What one operation costs, in cycles by the guest's own time-stamp counter.
     Nano,
+    /// What a user program asks of its kernel, and the kernel of the machine.
+    Program,
 }
 
 impl Workload {
     /// A job that needs no device.
     pub const fn new(name: &'static str, about: &'static str) -> Self {
-        Self { name, about, needs: Needs::Nothing, kind: Kind::Job, only: None }
+        let (needs, kind) = (Needs::Nothing, Kind::Job);
+        Self { name, about, needs, kind, only: None, program: None, on_request: false }
     }
 
     /// Code that asks nothing of the machine.
@@ -49,6 +56,16 @@ impl Workload {
     /// One operation, repeated.
     pub const fn nano(name: &'static str, about: &'static str) -> Self {
         Self { kind: Kind::Nano, ..Self::new(name, about) }
+    }
+
+    /// A program, which prints its line about `name`.
+    pub const fn program(name: &'static str, words: &'static str, about: &'static str) -> Self {
+        Self { kind: Kind::Program, program: Some(words), ..Self::new(name, about) }
+    }
+
+    /// The same, measured only when asked for.
+    pub const fn on_request(self) -> Self {
+        Self { on_request: true, ..self }
     }
 
     /// The same with a device.
@@ -106,6 +123,35 @@ pub static WORKLOADS: &[Workload] = &[
     Workload::nano("update-1", "one page-table entry by one mmu_update").only(GuestKind::Pv),
     Workload::nano("update-512", "page-table entries, 512 by one mmu_update").only(GuestKind::Pv),
     Workload::nano("upcall", "an event to oneself, to its handler").only(GuestKind::Pv),
+    // lmbench's, by its names and definitions (`guest-kernel/user/src/bench`), and a storm of processes.
+    Workload::program("lat_syscall-null", "lat_syscall,null,1000", "getppid, 1000 times"),
+    Workload::program("lat_syscall-read", "lat_syscall,read,1000", "a byte from /dev/zero, 1000 times").on_request(),
+    Workload::program("lat_syscall-write", "lat_syscall,write,1000", "a byte to /dev/null, 1000 times").on_request(),
+    Workload::program("lat_syscall-open", "lat_syscall,open,1000", "open and close a file, 1000 times").on_request(),
+    Workload::program("lat_sig-install", "lat_sig,install,1000", "set a signal's handler, 1000 times").on_request(),
+    Workload::program("lat_sig-catch", "lat_sig,catch,1000", "a signal to itself and its handler, 1000 times").on_request(),
+    Workload::program("lat_proc-fork", "lat_proc,fork,50", "fork, exit and wait, 50 times"),
+    Workload::program("lat_proc-exec", "lat_proc,exec,20", "fork, exec, exit and wait, 20 times").on_request(),
+    Workload::program("lat_proc-sh", "lat_proc,sh,10", "the same by way of a shell, 10 times").on_request(),
+    Workload::program(
+        "lat_proc-fork-1000",
+        "lat_proc,fork-1000,5",
+        "fork and exit of a process that has written to 1000 pages, 5 times",
+    )
+    .on_request(),
+    Workload::program("lat_ctx-2", "lat_ctx,2,1000", "1000 switches of 2 processes, by way of pipes"),
+    Workload::program("lat_ctx-4", "lat_ctx,4,1000", "1000 switches of 4 processes, by way of pipes").on_request(),
+    Workload::program("lat_ctx-8", "lat_ctx,8,1000", "1000 switches of 8 processes, by way of pipes").on_request(),
+    Workload::program("lat_ctx-16", "lat_ctx,16,1008", "1008 switches of 16 processes, by way of pipes").on_request(),
+    Workload::program("lat_pipe", "lat_pipe,500", "a byte there and back by pipes, 500 times").on_request(),
+    Workload::program("lat_unix", "lat_unix,500", "a byte there and back by a pair of sockets, 500 times").on_request(),
+    Workload::program("lat_mmap", "lat_mmap,20", "map 1 MiB, touch 64 of its pages, unmap it, 20 times").on_request(),
+    Workload::program("lat_pagefault", "lat_pagefault,1024", "the first touch of 1024 pages"),
+    Workload::program("bw_mem-rd", "bw_mem,rd,100", "read 1 MiB, 100 times").on_request(),
+    Workload::program("bw_mem-wr", "bw_mem,wr,100", "write 1 MiB, 100 times").on_request(),
+    Workload::program("bw_mem-cp", "bw_mem,cp,100", "copy 1 MiB, 100 times").on_request(),
+    Workload::program("bw_pipe", "bw_pipe,50", "64 KiB through a pipe, 50 times").on_request(),
+    Workload::program("storm", "storm,8", "8 jobs of a build, of 3 short processes each, 2 jobs at a time"),
 ];
 
 impl Workload {
@@ -124,6 +170,15 @@ mod tests {
         for workload in WORKLOADS {
             let found = Workload::named(workload.name).unwrap();
             assert!(std::ptr::eq(found, workload), "{}", workload.name);
+        }
+    }
+
+    #[test]
+    fn a_program_is_named_by_its_words_without_the_number() {
+        for workload in WORKLOADS {
+            let Some(words) = workload.program else { continue };
+            let (words, number) = words.rsplit_once(',').unwrap();
+            assert_eq!((words.replace(',', "-"), number.parse::<u64>().is_ok()), (workload.name.to_owned(), true));
         }
     }
 }

@@ -11,3 +11,6 @@ pub static BARE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bare-guest-ke
 
 /// A kernel for a bare PC that executes the sensitive instructions that need not trap, and prints what came of each.
 pub static FIDELITY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bare-fidelity.elf"));
+
+/// The programs that the kernel runs, in one static file, which Linux runs as well.
+pub static PROGRAMS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/programs.elf"));

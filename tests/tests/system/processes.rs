@@ -4,12 +4,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::{fs, io};
 
+use paravane::compare::WORKLOADS;
+use paravane::image::builtin::{BARE, PROGRAMS};
 use paravane::machine::end::DomainEnd;
 use paravane_tests::boot::{Guest, Outcome};
-use paravane_tests::guests::PROGRAMS;
 use paravane_tests::verdict::note;
 
 use crate::reference::BUILDS;
+use crate::techniques::boot_by_each;
+use crate::workloads::own_traps;
 
 /// Runs a program, whose name and arguments are separated by commas, on both machines.
 fn run(words: &str, mib: u64, input: &[u8]) -> Vec<Outcome> {
@@ -130,18 +133,6 @@ fn exits(more: &str, less: &str) -> Vec<(String, u64)> {
     pairs.map(|(more, less)| (more.name.clone(), count(&more).saturating_sub(count(&less)))).collect()
 }
 
-/// Fork and exit of a process with a thousand pages that it can write to: one batch of updates, and a trap for each.
-#[test]
-fn a_fork_takes_a_fiftieth_of_the_traps() {
-    let all = exits("big,1000,1", "big,1000,0");
-    let of = |machine: &str| {
-        all.iter().filter(|(name, _)| name == machine).map(|(_, exits)| *exits).collect::<Vec<_>>()
-    };
-    let (Some(pv), Some(bare)) = (of("pv").into_iter().max(), of("bare").into_iter().min()) else { return };
-    note(format_args!("processes: fork and exit of 1000 pages: {pv} exits, where each trap counts {bare}"));
-    assert!(pv * 50 <= bare, "{all:?}");
-}
-
 /// While nothing can run, the processor is given back: a long sleep takes no more exits than a short one, but those of
 /// a timer that counts no further than 55 ms.
 #[test]
@@ -152,32 +143,55 @@ fn an_idle_kernel_gives_the_processor_back() {
     }
 }
 
-/// Each benchmark works, briefly. What they measure is for a quiet machine.
+/// Exits of a benchmark between its marks, for each operation: the machine and the engine, how many.
+fn measured(name: &str, words: &str) -> Vec<(String, &'static str, f64)> {
+    let each = |outcome: Outcome| {
+        let (said, region) = outcome.must_have_done(name);
+        let machine = outcome.name.split(' ').next().unwrap_or_default().to_owned();
+        (machine, outcome.engine, own_traps(&region) as f64 / said.ops as f64)
+    };
+    run(words, 64, b"").into_iter().map(each).collect()
+}
+
+/// Each of them works on every engine, and is measured; briefly, for how long it takes is for a quiet machine.
 #[test]
-fn benchmarks_work() {
-    for words in [
-        "lat_syscall,null,10",
-        "lat_syscall,read,10",
-        "lat_syscall,write,10",
-        "lat_syscall,open,10",
-        "lat_sig,10",
-        "lat_proc,fork,2",
-        "lat_proc,exec,2",
-        "lat_proc,sh,2",
-        "lat_ctx,2,8",
-        "lat_ctx,16,32",
-        "lat_pipe,10",
-        "lat_unix,10",
-        "lat_mmap,2",
-        "lat_pagefault,256",
-        "bw_mem,rd,2",
-        "bw_mem,wr,2",
-        "bw_mem,cp,2",
-        "bw_pipe,4",
-    ] {
-        let name = words.split(',').next().unwrap_or_default();
-        for outcome in run(words, 64, b"") {
-            outcome.must_end(&DomainEnd::PowerOff).must_print(&format!("bench: name={name} kind="));
-        }
+fn every_program_of_the_suite_is_measured() {
+    for workload in WORKLOADS {
+        let Some((words, _)) = workload.program.and_then(|words| words.rsplit_once(',')) else { continue };
+        let few = if words.starts_with("lat_ctx") { 32 } else { 2 };
+        let all = measured(workload.name, &format!("{words},{few}"));
+        let told: Vec<String> =
+            all.iter().map(|(machine, engine, each)| format!("{machine} on {engine} {each:.1}")).collect();
+        note(format_args!("suite: {}: exits for each operation: {}", workload.name, told.join(", ")));
     }
+}
+
+/// Two of them by every technique that there is: those that a bare kernel is interpreted, patched or translated by know
+/// nothing of programs. Each child's work is verified by its parent.
+#[test]
+fn programs_do_the_same_work_by_every_technique() {
+    for (name, cmdline) in [("lat_proc-fork", "run=lat_proc,fork,2"), ("storm", "run=storm,2")] {
+        let guest = Guest { name: "bare", cmdline, mem_bytes: 64 << 20, ..Guest::new(BARE) };
+        let outcomes = boot_by_each(&Guest { initrd: Some(PROGRAMS), ..guest });
+        let ops = outcomes.iter().map(|(_, outcome)| outcome.must_have_done(name).0.ops).collect::<Vec<_>>();
+        assert!(ops.len() > 1 && ops.iter().all(|done| Some(done) == ops.first()), "{name}: {ops:?}");
+    }
+}
+
+/// What a fork takes, on an engine, of what it takes where each trap counts: of the process alone, or with a thousand
+/// pages that it can write to.
+#[test]
+fn a_fork_takes_a_fiftieth_of_the_traps() {
+    let all = measured("lat_proc-fork-1000", "lat_proc,fork-1000,2");
+    let of = |wanted: &str| {
+        let machine = all.iter().filter(|(machine, ..)| machine == wanted);
+        machine.map(|(.., each)| *each).collect::<Vec<_>>()
+    };
+    let (Some(pv), Some(bare)) =
+        (of("pv").into_iter().reduce(f64::max), of("bare").into_iter().reduce(f64::min))
+    else {
+        return;
+    };
+    note(format_args!("processes: fork and exit of 1000 pages: {pv} exits, where each trap counts {bare}"));
+    assert!(pv * 50.0 <= bare, "{all:?}");
 }

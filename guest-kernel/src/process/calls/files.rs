@@ -7,7 +7,7 @@ use super::super::files::File;
 use super::super::pipe::Flow;
 use super::super::table::{Process, State, Wait};
 use super::{Call, Outcome};
-use crate::console;
+use crate::{console, exception};
 
 /// Bytes that are copied at a time.
 const PART: usize = 4096;
@@ -34,7 +34,7 @@ impl Call<'_> {
         let len = len.min(MOST);
         match self.file() {
             Err(errno) => errno.into(),
-            Ok(File::Null) => Ok(0).into(),
+            Ok(File::Null | File::Mark) => Ok(0).into(),
             Ok(File::Zero) => self.read_zeroes(into, len).into(),
             Ok(File::Archive(bytes, at)) => self.read_bytes(bytes, at, into, len).into(),
             Ok(File::Processes(at)) => {
@@ -118,9 +118,19 @@ impl Call<'_> {
             Err(errno) => errno.into(),
             Ok(File::Null | File::Zero) => Ok(len).into(),
             Ok(File::Console) => self.write_console(from, len).into(),
+            Ok(File::Mark) => self.write_mark(from, len).into(),
             Ok(File::PipeWrite(pipe) | File::Pair(_, pipe)) => self.write_pipe(pipe, from, len),
             Ok(File::Archive(..) | File::Processes(_) | File::PipeRead(_)) => Errno::BadF.into(),
         }
+    }
+
+    /// One byte at a time: nothing but marks is between two marks.
+    fn write_mark(&mut self, from: u64, len: u64) -> Answer {
+        let mut code = [0; 1];
+        let code = &mut code[..len.min(1) as usize];
+        self.copy_from(from, code)?;
+        code.iter().for_each(|code| exception::tell(*code));
+        Ok(code.len() as u64)
     }
 
     fn write_console(&mut self, from: u64, len: u64) -> Answer {
@@ -177,10 +187,11 @@ impl Call<'_> {
             b"/dev/null" => File::Null,
             b"/dev/zero" => File::Zero,
             b"/dev/tty" | b"/dev/console" => File::Console,
+            b"/dev/mark" => File::Mark,
             b"/proc/processes" => File::Processes(0),
             _ => File::Archive(self.table.archive.find(&path).ok_or(Errno::NoEnt)?, 0),
         };
-        let writable = matches!(file, File::Null | File::Zero | File::Console);
+        let writable = matches!(file, File::Null | File::Zero | File::Console | File::Mark);
         if flags & O_ACCMODE != 0 && !writable {
             return Err(Errno::RoFs);
         }

@@ -168,7 +168,9 @@ impl Changes {
             let Some(other) = b.workloads.iter().find(|w| w.name == workload.name) else { continue };
             for (technique, first) in &workload.techniques {
                 let Some(second) = other.techniques.get(technique) else { continue };
-                let same_work = workload.kind != "job" || first.ops == second.ops;
+                // Operations of the other kinds are repeated as often as there is time for.
+                let fixed = ["job", "program"].contains(&workload.kind.as_str());
+                let same_work = !fixed || first.ops == second.ops;
                 let names = [&a.asked, &workload.name, technique];
                 for measure in [Measure::Cycles, Measure::Time, Measure::Exits] {
                     self.rows.extend(Change::of(names, measure, [first, second], same_work));

@@ -400,6 +400,34 @@ fn single_operations_have_a_table_of_their_own() {
     assert_eq!(*cycles, serde_json::json!({"median": 14600.4, "min": 9000.0}));
 }
 
+/// The guests are played, but the program is run by this host, if it allows that.
+#[test]
+fn programs_have_a_table_of_their_own_and_run_natively() {
+    let mut settings = settings(1);
+    settings.workloads = vec![*Workload::named("lat_sig-catch").unwrap()];
+    let boot = |config: Config| -> Result<Report, String> {
+        assert_eq!(config.cmdline, "run=lat_sig,catch,1000");
+        assert!(config.initrd.as_ref().is_some_and(|file| file.starts_with(b"\x7fELF")));
+        let line = "bench: name=lat_sig-catch ops=1000 ok=true unit=signal ns=7 each=0.007\n";
+        Ok(play(config, line, Cause::Kick, 4, 80_000_000_000))
+    };
+    let result = compare_one(&settings, boot, |_| {});
+    assert!(result.ok() && result.workloads[0].kind == Kind::Program);
+    let shown = text(&result, &View { details: false, width: 120 });
+    let row = shown.lines().find(|line| line.starts_with("lat_sig-catch ")).unwrap();
+    let row: Vec<&str> = row.split_whitespace().collect();
+    let workload = &result.workloads[0];
+    match (&workload.native_program, &workload.native_missing) {
+        (Some(run), None) => {
+            assert_eq!((run.ops, row.len()), (1000, 6), "{row:?}");
+            assert!(row[1].parse::<f64>().is_ok_and(|times| times < 1.0) || row[1] == "~0", "{row:?}");
+            assert!(text(&result, &VIEW).contains("natively, on this host's kernel: 1000 operations in "));
+        }
+        (None, Some(why)) => assert!(row[1] == "-" && shown.contains(&why[..40]), "{shown}"),
+        both => panic!("{both:?}"),
+    }
+}
+
 #[test]
 fn what_does_not_fit_a_terminal_stands_below() {
     let result = compare_one(&four_more(), each_its_own, |_| {});

@@ -67,6 +67,10 @@ function timeChart() {
   const how = state.relative
     ? `Each mark is one technique's time, as a multiple of ${state.baseline}'s (the dashed line): left of it is faster.`
     : "Each mark is one technique's time for the whole workload: further left is faster.";
+  const native = jobs().some((workload) => workload.native_program);
+  const natively = (workload) => workload.native_program
+    && (state.relative ? ratio(workload, workload.native_program.ns, workload.native_program.ops)
+      : workload.native_program.ns);
   dots("time", jobs(), {
     value,
     spread: (workload, result) => (result.spread
@@ -77,7 +81,9 @@ function timeChart() {
       + "what it is made of.",
     controls: [measureSwitch()],
     baselineMark: state.relative,
-    columns: (list, shown) => [["workload", ...shown], list.map((workload) => [workload.name, ...shown.map((name) => {
+    extra: native ? (workload) => (natively(workload) ? [{ name: "native", value: natively(workload) }] : []) : null,
+    columns: (list, shown) => [["workload", ...(native ? ["native"] : []), ...shown], list.map((workload) => [workload.name,
+      ...(native ? [workload.native_program ? time(workload.native_program.ns) : "–"] : []), ...shown.map((name) => {
       const result = workload.techniques[name];
       if (!result) { return "–"; }
       const against = ratio(workload, result.ns, result.ops);

@@ -60,7 +60,8 @@ function introduce() {
     ["Order", engines.length && engines[0].seed !== undefined
       ? `by chance, --seed ${engines[0].seed}; ${engines[0].warm_up} uncounted runs of each before` : "unknown"],
     ...(engines.length ? engines[0].unavailable || [] : []).map((lack) => ["Not here", `${lack.technique}: ${lack.why}`]),
-    ...[...new Set(allWorkloads.flatMap((w) => w.skipped || []))].map((why) => ["Not done", why]),
+    ...[...new Set(allWorkloads.flatMap((w) => [...(w.skipped || []),
+      ...(w.native_missing ? [`natively: ${w.native_missing}`] : [])]))].map((why) => ["Not done", why]),
   ];
   put("host", ...facts.flatMap(([name, value]) => [el("dt", null, name), el("dd", null, value)]));
   // What stands between back quotes is a name.
