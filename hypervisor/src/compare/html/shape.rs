@@ -73,7 +73,13 @@ members! {
         problems: Option<Vec<String>>,
         skipped: Option<Vec<String>>,
         native: Option<Cycles>,
+        native_program: Option<NativeRun>,
+        native_missing: Option<String>,
         techniques: BTreeMap<String, Technique>,
+    }
+    NativeRun {
+        ops: f64,
+        ns: f64,
     }
     Cycles {
         median: f64,
