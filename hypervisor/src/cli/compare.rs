@@ -344,7 +344,10 @@ mod tests {
             let names: Vec<String> = names.iter().map(ToString::to_string).collect();
             selected(&names, suite).iter().map(|w| w.name).collect::<Vec<_>>()
         };
-        assert_eq!(select(&["timer-1000", "null-call", "lat_pipe"], false), ["null-call", "timer-1000", "lat_pipe"]);
+        assert_eq!(
+            select(&["timer-1000", "null-call", "lat_pipe"], false),
+            ["null-call", "timer-1000", "lat_pipe"]
+        );
         let (usual, suite) = (select(&[], false), select(&[], true));
         assert!(usual.contains(&"map-512") && usual.contains(&"storm") && !usual.contains(&"lat_pipe"));
         assert!(suite.contains(&"storm") && suite.contains(&"lat_pipe") && !suite.contains(&"map-512"));

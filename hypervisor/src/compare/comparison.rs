@@ -118,13 +118,7 @@ impl Comparison {
         }
     }
 
-    pub(super) fn add(
-        &mut self,
-        workload: &Workload,
-        runs: Runs,
-        natively: &Natively,
-        settings: &Settings,
-    ) {
+    pub(super) fn add(&mut self, workload: &Workload, runs: Runs, natively: &Natively, settings: &Settings) {
         let any_needs_one = runs.iter().any(|(technique, _)| needs_an_engine(technique));
         let of_engine = runs.iter().filter(|(technique, _)| needs_an_engine(technique) || !any_needs_one);
         for sample in of_engine.flat_map(|(_, samples)| samples) {

@@ -64,8 +64,10 @@ pub fn compare<E: std::fmt::Display>(
     let mut comparisons: Vec<Comparison> =
         settings.machines.iter().map(|m| Comparison::begin(m, settings, &taking_part)).collect();
     let none = || able.iter().map(|technique| (*technique, Vec::new())).collect();
-    let nothing =
-        || Measured { runs: settings.machines.iter().map(|_| none()).collect(), natively: Natively::default() };
+    let nothing = || Measured {
+        runs: settings.machines.iter().map(|_| none()).collect(),
+        natively: Natively::default(),
+    };
     let mut measured: Vec<Measured> = settings.workloads.iter().map(|_| nothing()).collect();
 
     let mut cells = cells(settings, able);

@@ -125,13 +125,23 @@ pub static WORKLOADS: &[Workload] = &[
     Workload::nano("upcall", "an event to oneself, to its handler").only(GuestKind::Pv),
     // lmbench's, by its names and definitions (`guest-kernel/user/src/bench`), and a storm of processes.
     Workload::program("lat_syscall-null", "lat_syscall,null,1000", "getppid, 1000 times"),
-    Workload::program("lat_syscall-read", "lat_syscall,read,1000", "a byte from /dev/zero, 1000 times").on_request(),
-    Workload::program("lat_syscall-write", "lat_syscall,write,1000", "a byte to /dev/null, 1000 times").on_request(),
-    Workload::program("lat_syscall-open", "lat_syscall,open,1000", "open and close a file, 1000 times").on_request(),
-    Workload::program("lat_sig-install", "lat_sig,install,1000", "set a signal's handler, 1000 times").on_request(),
-    Workload::program("lat_sig-catch", "lat_sig,catch,1000", "a signal to itself and its handler, 1000 times").on_request(),
+    Workload::program("lat_syscall-read", "lat_syscall,read,1000", "a byte from /dev/zero, 1000 times")
+        .on_request(),
+    Workload::program("lat_syscall-write", "lat_syscall,write,1000", "a byte to /dev/null, 1000 times")
+        .on_request(),
+    Workload::program("lat_syscall-open", "lat_syscall,open,1000", "open and close a file, 1000 times")
+        .on_request(),
+    Workload::program("lat_sig-install", "lat_sig,install,1000", "set a signal's handler, 1000 times")
+        .on_request(),
+    Workload::program(
+        "lat_sig-catch",
+        "lat_sig,catch,1000",
+        "a signal to itself and its handler, 1000 times",
+    )
+    .on_request(),
     Workload::program("lat_proc-fork", "lat_proc,fork,50", "fork, exit and wait, 50 times"),
-    Workload::program("lat_proc-exec", "lat_proc,exec,20", "fork, exec, exit and wait, 20 times").on_request(),
+    Workload::program("lat_proc-exec", "lat_proc,exec,20", "fork, exec, exit and wait, 20 times")
+        .on_request(),
     Workload::program("lat_proc-sh", "lat_proc,sh,10", "the same by way of a shell, 10 times").on_request(),
     Workload::program(
         "lat_proc-fork-1000",
@@ -140,12 +150,17 @@ pub static WORKLOADS: &[Workload] = &[
     )
     .on_request(),
     Workload::program("lat_ctx-2", "lat_ctx,2,1000", "1000 switches of 2 processes, by way of pipes"),
-    Workload::program("lat_ctx-4", "lat_ctx,4,1000", "1000 switches of 4 processes, by way of pipes").on_request(),
-    Workload::program("lat_ctx-8", "lat_ctx,8,1000", "1000 switches of 8 processes, by way of pipes").on_request(),
-    Workload::program("lat_ctx-16", "lat_ctx,16,1008", "1008 switches of 16 processes, by way of pipes").on_request(),
+    Workload::program("lat_ctx-4", "lat_ctx,4,1000", "1000 switches of 4 processes, by way of pipes")
+        .on_request(),
+    Workload::program("lat_ctx-8", "lat_ctx,8,1000", "1000 switches of 8 processes, by way of pipes")
+        .on_request(),
+    Workload::program("lat_ctx-16", "lat_ctx,16,1008", "1008 switches of 16 processes, by way of pipes")
+        .on_request(),
     Workload::program("lat_pipe", "lat_pipe,500", "a byte there and back by pipes, 500 times").on_request(),
-    Workload::program("lat_unix", "lat_unix,500", "a byte there and back by a pair of sockets, 500 times").on_request(),
-    Workload::program("lat_mmap", "lat_mmap,20", "map 1 MiB, touch 64 of its pages, unmap it, 20 times").on_request(),
+    Workload::program("lat_unix", "lat_unix,500", "a byte there and back by a pair of sockets, 500 times")
+        .on_request(),
+    Workload::program("lat_mmap", "lat_mmap,20", "map 1 MiB, touch 64 of its pages, unmap it, 20 times")
+        .on_request(),
     Workload::program("lat_pagefault", "lat_pagefault,1024", "the first touch of 1024 pages"),
     Workload::program("bw_mem-rd", "bw_mem,rd,100", "read 1 MiB, 100 times").on_request(),
     Workload::program("bw_mem-wr", "bw_mem,wr,100", "write 1 MiB, 100 times").on_request(),
@@ -178,7 +193,10 @@ mod tests {
         for workload in WORKLOADS {
             let Some(words) = workload.program else { continue };
             let (words, number) = words.rsplit_once(',').unwrap();
-            assert_eq!((words.replace(',', "-"), number.parse::<u64>().is_ok()), (workload.name.to_owned(), true));
+            assert_eq!(
+                (words.replace(',', "-"), number.parse::<u64>().is_ok()),
+                (workload.name.to_owned(), true)
+            );
         }
     }
 }

@@ -43,7 +43,8 @@ pub fn signal(arguments: Arguments) -> u64 {
         "install" => benchmark.measure(each(install)),
         "catch" if install() => benchmark.measure(|count| {
             SIGNALS.store(0, Ordering::Relaxed);
-            (0..count).all(|_| sys::kill(own, sys::SIGUSR1).is_ok()) && SIGNALS.load(Ordering::Relaxed) == count
+            (0..count).all(|_| sys::kill(own, sys::SIGUSR1).is_ok())
+                && SIGNALS.load(Ordering::Relaxed) == count
         }),
         _ => usage("lat_sig install|catch [N]"),
     }

@@ -106,14 +106,16 @@ fn with_echo(
 /// `lat_pipe`: a byte through a pipe, and back through another.
 pub fn pipe(arguments: Arguments) -> u64 {
     let (Ok([from, child_to]), Ok([child_from, to])) = (sys::pipe(), sys::pipe()) else { return 1 };
-    let benchmark = Benchmark { name: "lat_pipe", kind: "", unit: "round-trip", count: arguments.number(1, 0) };
+    let benchmark =
+        Benchmark { name: "lat_pipe", kind: "", unit: "round-trip", count: arguments.number(1, 0) };
     with_echo([from, to], [child_from, child_to], |once| benchmark.measure(each(once)))
 }
 
 /// `lat_unix`: a byte through a pair of sockets, and back.
 pub fn unix(arguments: Arguments) -> u64 {
     let Ok([one, other]) = sys::socket_pair() else { return 1 };
-    let benchmark = Benchmark { name: "lat_unix", kind: "", unit: "round-trip", count: arguments.number(1, 0) };
+    let benchmark =
+        Benchmark { name: "lat_unix", kind: "", unit: "round-trip", count: arguments.number(1, 0) };
     with_echo([one, one], [other, other], |once| benchmark.measure(each(once)))
 }
 
