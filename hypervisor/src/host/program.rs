@@ -49,8 +49,8 @@ pub fn run(elf: &[u8], arguments: &[&str], limit: Duration) -> Result<String, Pr
     let output = child.stdout.take().map_or_else(|| Ok(Vec::new()), |pipe| read(pipe, deadline));
     // Without its own end of the output the program may live on: all of its group ends here, whatever came of it.
     let output = match output {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(ProgramError::Late(limit)),
         Err(error) => Err(ProgramError::Output(error)),
-        Ok(_) if Instant::now() >= deadline => Err(ProgramError::Late(limit)),
         Ok(output) => Ok(String::from_utf8_lossy(&output).into_owned()),
     };
     end(&mut child);
@@ -113,13 +113,14 @@ fn read(mut pipe: impl Read + AsRawFd, deadline: Instant) -> io::Result<Vec<u8>>
     let mut output = Vec::new();
     let mut part = [0; 4096];
     while output.len() < MAX_OUTPUT {
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
-        let left = i32::try_from(left).unwrap_or(i32::MAX);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // Rounded up: what is less than a millisecond would be no wait at all.
+        let left = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
         let mut polled = [libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
         if poll(&mut polled, left)? == 0 {
-            if left == 0 {
-                break;
-            }
             continue;
         }
         match pipe.read(&mut part)? {

@@ -419,7 +419,7 @@ fn programs_have_a_table_of_their_own_and_run_natively() {
     let workload = &result.workloads[0];
     match (&workload.native_program, &workload.native_missing) {
         (Some(run), None) => {
-            assert_eq!((run.ops, row.len()), (1000, 6), "{row:?}");
+            assert_eq!(run.ops, 1000);
             assert!(row[1].parse::<f64>().is_ok_and(|times| times < 1.0) || row[1] == "~0", "{row:?}");
             assert!(text(&result, &VIEW).contains("natively, on this host's kernel: 1000 operations in "));
         }
