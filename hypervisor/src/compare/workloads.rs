@@ -162,9 +162,9 @@ pub static WORKLOADS: &[Workload] = &[
     Workload::program("lat_mmap", "lat_mmap,20", "map 1 MiB, touch 64 of its pages, unmap it, 20 times")
         .on_request(),
     Workload::program("lat_pagefault", "lat_pagefault,1024", "the first touch of 1024 pages"),
-    Workload::program("bw_mem-rd", "bw_mem,rd,100", "read 1 MiB, 100 times").on_request(),
-    Workload::program("bw_mem-wr", "bw_mem,wr,100", "write 1 MiB, 100 times").on_request(),
-    Workload::program("bw_mem-cp", "bw_mem,cp,100", "copy 1 MiB, 100 times").on_request(),
+    Workload::program("bw_mem-rd", "bw_mem,rd,20", "read 1 MiB, 20 times").on_request(),
+    Workload::program("bw_mem-wr", "bw_mem,wr,20", "write 1 MiB, 20 times").on_request(),
+    Workload::program("bw_mem-cp", "bw_mem,cp,20", "copy 1 MiB, 20 times").on_request(),
     Workload::program("bw_pipe", "bw_pipe,50", "64 KiB through a pipe, 50 times").on_request(),
     Workload::program("storm", "storm,8", "8 jobs of a build, of 3 short processes each, 2 jobs at a time"),
 ];
