@@ -61,6 +61,25 @@ fn signal(child: &Child, number: libc::c_int) {
 }
 
 #[test]
+fn the_host_says_what_it_does_if_asked() {
+    let info =
+        ["paravane: info: launch::start: ", "paravane: info: launch::going: the guest has run: PowerOff ms="];
+    let debug = ["paravane: debug: launch::start: read the image us="];
+    for (options, said, unsaid) in [
+        (&[][..], &[][..], &["info: ", "debug: "][..]),
+        (&["-v"], &info, &debug),
+        (&["--log", "warn"], &[], &info),
+        (&["-vv"], &[info.as_slice(), &debug].concat(), &[]),
+    ] {
+        let Some(mut child) = guest(options) else { return };
+        type_to(&mut child, "halt\n");
+        let told = text(&child.wait_with_output().unwrap().stderr);
+        assert!(said.iter().all(|part| told.contains(part)), "{options:?}:\n{told}");
+        assert!(!unsaid.iter().any(|part| told.contains(part)), "{options:?}:\n{told}");
+    }
+}
+
+#[test]
 fn messages_show_no_control_or_bidirectional_characters_of_paths() {
     let name = "/nonexistent/\x1b]0;owned\x07\u{202e}gpj.img";
     let arguments = [

@@ -10,6 +10,7 @@ mod audit;
 mod compare;
 mod config_file;
 pub(crate) mod device;
+mod diagnosis;
 mod doctor;
 mod ending;
 mod engine_options;
@@ -256,6 +257,8 @@ mod tests {
             "paravane run --console stdio --cmdline console=virtio",
             "paravane run --console unix=/run/c,server --console pty",
             "paravane run --busy-poll 0",
+            "paravane run -vv --mem 64M",
+            "paravane run --log debug",
             "paravane compare --busy-poll 50",
             "paravane compare --list",
             "paravane compare --repeat 10 --warm-up 0 --seed 7",
@@ -327,6 +330,8 @@ mod tests {
         for line in [
             "paravane run --bare kernel.elf",
             "paravane run --bare --technique pv",
+            "paravane run -v --log debug",
+            "paravane run --log much",
             "paravane run --technique magic",
             "paravane compare --baseline magic",
             "paravane run --mem 1.5G",

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::device::{DeviceArgs, Opened};
+use super::diagnosis::{self, Verbosity};
 use super::ending::{self, Asker};
 use super::engine_options::{EngineArg, TransportArg, technique_names};
 use super::events::{Announced, Event, Events, EventsTo};
@@ -132,6 +133,12 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = HOST)]
     #[arg(conflicts_with_all = ["image", "bare", "mem", "vcpus", "cmdline", "initrd", "technique"])]
     restore: Option<PathBuf>,
+    /// Say what the host does and why: more with -vv, everything with -vvv
+    #[arg(short, action = clap::ArgAction::Count, help_heading = HOST)]
+    verbose: u8,
+    /// The same, by name
+    #[arg(long, value_enum, value_name = "LEVEL", conflicts_with = "verbose", help_heading = HOST)]
+    log: Option<Verbosity>,
     /// Read options from a TOML file: `mem = "256M"` is --mem 256M, and `image` the kernel. The command line wins
     #[arg(long, value_name = "FILE", help_heading = HOST)]
     config: Option<PathBuf>,
@@ -151,6 +158,9 @@ impl RunArgs {
 
 /// Runs a guest to its end; the exit status of the process.
 pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
+    if let Some(verbosity) = args.log.or(Verbosity::of_flags(args.verbose)) {
+        diagnosis::begin(verbosity);
+    }
     let control = Control::default();
     let timeout = args.timeout.map(|timeout| origin.what_is_left_of(timeout));
     signals::install();

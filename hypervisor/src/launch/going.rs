@@ -175,6 +175,7 @@ impl Going {
         };
         let run_ns = nanos(running.elapsed());
         let end = domain.end();
+        tracing::info!(ms = run_ns / 1_000_000, "the guest has run: {end:?}");
         if let Some(debugging) = debugging {
             debugging.finish(&end);
         }

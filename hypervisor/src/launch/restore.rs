@@ -104,6 +104,7 @@ pub(super) fn run(config: Config, snapshot: Snapshot, mut steps: Steps) -> Resul
 
     let mut info = machine.info().clone();
     info.detail = format!("{} ({why})", info.detail);
+    tracing::info!(transport = info.transport, "restored on engine {}: {why}", info.name);
     let guest = Guest {
         image_name: facts.image_name.clone(),
         frames: facts.frames,

@@ -167,7 +167,10 @@ impl Plan {
                     let instead = (engine.instead)(&error);
                     return Err(SelectError::Named { error, instead });
                 }
-                Err(error) => failed.push((engine, error)),
+                Err(error) => {
+                    tracing::info!("{} is passed over: {error}", engine.called);
+                    failed.push((engine, error));
+                }
             }
         }
         let failed = failed.into_iter().map(|(engine, error)| (engine, error.to_string()));

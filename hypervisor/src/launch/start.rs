@@ -157,7 +157,9 @@ impl Steps {
     }
     pub(super) fn done(&mut self, name: &'static str) {
         let now = Instant::now();
-        self.list.push((name, nanos(now - self.last)));
+        let ns = nanos(now - self.last);
+        tracing::debug!(us = ns / 1000, "{name}");
+        self.list.push((name, ns));
         self.last = now;
     }
 }
@@ -224,6 +226,7 @@ pub fn run(mut config: Config) -> Result<Report, RunError> {
 
     let mut info = machine.info().clone();
     info.detail = format!("{} ({why})", info.detail);
+    tracing::info!(transport = info.transport, "{} on engine {}: {why}", technique.name, info.name);
     let building = DomainConfig { limits: limits_of(&info), ..building };
     let built = build::build(&building, &image, &memory, &layout, |n| machine.hypercall_stub(n))
         .map_err(|error| RunError::Build { image: name, error })?;

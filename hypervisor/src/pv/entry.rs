@@ -81,7 +81,12 @@ impl PvContext<'_> {
     pub fn deliver_fault(&mut self, fault: Fault) {
         if self.vcpu.kernel_mode {
             let (rip, rsp) = (self.vcpu.regs.rip, self.vcpu.regs.rsp);
-            self.vcpu.last_exception = Some(Exception { fault, rip, rsp });
+            let exception = Exception { fault, rip, rsp };
+            tracing::debug!(
+                vcpu = self.vcpu.id.number(),
+                "its kernel has an exception at {rip:#x}: {exception}"
+            );
+            self.vcpu.last_exception = Some(exception);
         }
         let handler = self.handler(fault.vector);
         if handler.address == 0 {

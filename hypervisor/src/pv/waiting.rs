@@ -69,11 +69,13 @@ impl PvContext<'_> {
                 if let Some(context) = peer.context.take() {
                     self.vcpu.begin_as(*context);
                 }
+                tracing::info!("vCPU {} is up", self.vcpu.id.number());
                 self.run_again();
             }
             (true, _) | (false, RunState::Offline) => {}
             (false, _) => {
                 self.vcpu.timers.set_poll(None);
+                tracing::info!("vCPU {} is down", self.vcpu.id.number());
                 self.wait_as(RunState::Offline);
             }
         }

@@ -48,6 +48,9 @@ enum Walked {
 fn refused(call: &mut Call<'_>, errno: Errno) -> Errno {
     let exits = call.vcpu.ledger.exits();
     let obstacle = call.domain.mmu.take_obstacle();
+    if let Some(obstacle) = &obstacle {
+        tracing::debug!("a change of page tables is refused with {errno}: {obstacle}");
+    }
     call.vcpu.last_refusal = obstacle.map(|obstacle| Refusal { errno, obstacle, exits });
     errno
 }

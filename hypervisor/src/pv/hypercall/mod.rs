@@ -138,7 +138,10 @@ pub fn perform(mut cx: PvContext<'_>, entered_by: u64) {
     let regs = &mut cx.vcpu.regs;
     match outcome {
         Ok(Outcome::Done(value)) => regs.rax = value,
-        Err(errno) => regs.rax = errno.to_rax(),
+        Err(errno) => {
+            regs.rax = errno.to_rax();
+            tell_of_refusal(number, errno);
+        }
         Ok(Outcome::Jumped) => {}
         Ok(Outcome::Again(args)) => {
             cx.vcpu.calls_again = true;
@@ -147,6 +150,11 @@ pub fn perform(mut cx: PvContext<'_>, entered_by: u64) {
             regs.rip = regs.rip.wrapping_sub(entered_by);
         }
     }
+}
+
+/// For people who want to know what their kernel is refused.
+fn tell_of_refusal(number: u64, errno: Errno) {
+    tracing::debug!("hypercall {} is refused with {errno}", nr::name(number).unwrap_or("without a name"));
 }
 
 /// Tells the guest of what its devices have to say; for the monitor, when something kicked the vCPU.
