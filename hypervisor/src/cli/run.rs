@@ -361,6 +361,9 @@ fn check_paths(args: &RunArgs) -> anyhow::Result<()> {
     args.trace.iter().for_each(|path| paths.write("--trace", path));
     args.config.iter().for_each(|path| paths.read("--config", path));
     args.restore.iter().for_each(|path| paths.read("--restore", path));
+    // A guest may be saved to the file that it goes on from: that is replaced, and not written.
+    let to = args.snapshot_to.iter().filter(|path| args.restore.as_ref() != Some(path));
+    to.for_each(|path| paths.write("--snapshot-to", path));
     if let Some(EventsTo::File(path)) = &args.events {
         paths.write("--events", path);
     }

@@ -36,8 +36,8 @@ pub const CHUNK_BYTES: usize = CHUNK_FRAMES as usize * PAGE_SIZE as usize;
 pub const LARGEST_STATE: usize = 64 << 20;
 /// No kernel's file is larger.
 pub const LARGEST_IMAGE: u64 = 1 << 30;
-/// No snapshot has more frames: 64 TiB, what x86-64 machines address.
-pub const MOST_FRAMES: u64 = 1 << 34;
+/// No snapshot has more frames: 4 TiB. For each of them this program has some bytes of its own.
+pub const MOST_FRAMES: u64 = 1 << 30;
 
 /// The words of a chunk's map.
 pub(super) const WORDS: usize = (CHUNK_FRAMES / 64) as usize;

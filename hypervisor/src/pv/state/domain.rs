@@ -259,9 +259,12 @@ impl DomainState {
     fn page_tables(&self, parts: &RestoreParts<'_>, log: &mut TableLog) -> Result<DirectPaging, BadDomain> {
         let mut mmu = DirectPaging::new(&parts.layout, parts.reserved_l4)?;
         mmu.distrust_memory();
+        // In order, so that no frame is looked at twice.
+        let mut next = 0;
         for &(first, count) in &self.given_back {
-            let end = first.checked_add(count).filter(|end| *end <= parts.layout.total);
-            for mfn in first..end.ok_or(BadDomain::Frame("given back"))? {
+            let end = first.checked_add(count).filter(|end| first >= next && *end <= parts.layout.total);
+            next = end.ok_or(BadDomain::Frame("given back"))?;
+            for mfn in first..next {
                 if !parts.memory.is_guest_frame(Mfn(mfn)) {
                     return Err(BadDomain::Frame("given back"));
                 }

@@ -137,6 +137,10 @@ fn grants_that_are_mapped_are_in_use_again() {
     assert_eq!(type_refs(&domain), type_refs(&t.domain));
 }
 
+fn layout_total() -> u64 {
+    HypervisorLayout::new(FRAMES, 0).total
+}
+
 /// What a guest could never have made is refused, whatever a file says.
 #[test]
 fn a_state_that_breaks_isolation_is_refused() {
@@ -187,6 +191,8 @@ fn a_state_that_breaks_isolation_is_refused() {
     }
     assert!(set("/domain/given_back", serde_json::json!([[l1, 1]])).is_err(), "a table");
     assert!(set("/domain/given_back", serde_json::json!([[0, u64::MAX]])).is_err());
+    let unmapped = layout_total() - 1;
+    assert!(set("/domain/given_back", serde_json::json!([[unmapped, 0], [l1, 0]])).is_err(), "out of order");
     // State that a processor or a guest cannot have.
     let nonsense = |outcome| assert!(matches!(outcome, Err(BadDomain::Nonsense(_))), "{outcome:?}");
     nonsense(set("/vcpus/0/regs/gs_base", (1u64 << 63).into()));

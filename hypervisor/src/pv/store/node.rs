@@ -134,15 +134,14 @@ impl Tree {
             match path.split() {
                 Some((parent, name)) => {
                     self.nodes.contains_key(&parent).then(|| self.adopt(&parent, name))?;
+                    self.nodes.get(&parent).filter(|node| node.bytes() <= MAX_NODE_BYTES)?;
                 }
                 None if !self.nodes.is_empty() => return None,
                 None => {}
             }
             self.put(path, node);
         }
-        let within =
-            self.owned <= MAX_OWNED && self.nodes.values().all(|node| node.bytes() <= MAX_NODE_BYTES);
-        (within && self.nodes.contains_key(&Path::root())).then_some(())
+        (self.owned <= MAX_OWNED && self.nodes.contains_key(&Path::root())).then_some(())
     }
 
     fn remove(&mut self, path: &Path) {
