@@ -224,6 +224,26 @@ fn a_bare_kernel_on_kvm() {
     bare("kvm");
 }
 
+/// What the engine has no debug registers for is refused with a word about what to do; gdb then steps instead.
+#[test]
+fn a_watchpoint_without_debug_registers() {
+    let script = "
+        watch *(long*)$rsp
+        stepi
+        delete
+        set can-use-hw-watchpoints 0
+        tbreak guest_kernel::workload::timer::ticks
+        continue
+        watch $rbx
+        continue
+        kill
+    ";
+    let Some(ended) = run("process", TICKS, script) else { return };
+    ended.told(&["Hardware watchpoint 1", "Watchpoint 3: $rbx", "New value", "killed"]);
+    assert!(ended.gdb.contains("Could not insert hardware watchpoint"), "{}", ended.gdb);
+    assert!(ended.said.contains("set can-use-hw-watchpoints 0"), "{}", ended.said);
+}
+
 /// The guest's end is one to gdb, and gdb's kill is the guest's end.
 #[test]
 fn both_ends() {

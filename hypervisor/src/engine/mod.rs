@@ -249,6 +249,10 @@ pub trait Cpu: Send {
     /// # Errors
     /// When this engine has none, or not these; the old ones are then still set.
     fn debug(&mut self, breakpoints: &Breakpoints) -> Result<(), NoBreakpoints>;
+    /// Which breakpoints were met since this was last asked: the low four bits of DR6. 0 on an engine without any.
+    fn take_debug_status(&mut self) -> u64 {
+        0
+    }
     /// What it offers besides if the guest's kernel runs at CPL 0.
     fn ring0(&mut self) -> Option<&mut dyn Ring0> {
         None

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::hardware::Watched;
 use super::memory;
 use super::session::{Order, Session, Why};
 use super::step::{self, Step};
@@ -91,6 +92,8 @@ pub struct Debugged<'a, R: AnyRunner + ?Sized> {
     was_ours: bool,
     /// The runner has not been told of a kick.
     missed: bool,
+    /// What was met in a debug register, by the exit that is to be handled.
+    met: Option<Watched>,
     /// The step whose exit is to be handled.
     step: Option<Step>,
     /// It is done, once the guest is to run again.
@@ -112,6 +115,7 @@ impl<'a, R: AnyRunner + ?Sized> Debugged<'a, R> {
             is_ready: false,
             was_ours: false,
             missed: false,
+            met: None,
             step: None,
             is_done: false,
             tries: 0,
@@ -227,11 +231,18 @@ impl<R: AnyRunner + ?Sized> Runner for Debugged<'_, R> {
             self.serve(cpu);
             return Exit::Kick;
         }
-        if order == Order::Run {
-            return self.inner.enter(cpu);
+        let exit = if order == Order::Run {
+            self.inner.enter(cpu)
+        } else {
+            let (step, exit) = step::enter(self.inner.as_runner(), cpu);
+            self.step = Some(step);
+            exit
+        };
+        if matches!(exit, Exit::Fault(fault) if fault.vector == vector::DEBUG)
+            && let Some(hardware) = self.session.hardware()
+        {
+            self.met = hardware.met(cpu.take_debug_status());
         }
-        let (step, exit) = step::enter(self.inner.as_runner(), cpu);
-        self.step = Some(step);
         exit
     }
 
@@ -243,6 +254,10 @@ impl<R: AnyRunner + ?Sized> Runner for Debugged<'_, R> {
         if self.meets_breakpoint(exit) {
             self.session.stop(self.id, Why::Breakpoint);
             return Cause::GuestFault { vector: vector::BREAKPOINT }.into();
+        }
+        if let Some(watched) = self.met.take() {
+            self.session.stop(self.id, Why::Watched(watched));
+            return Cause::GuestFault { vector: vector::DEBUG }.into();
         }
         match step {
             Some(step) => self.handle_step(step, exit),

@@ -12,9 +12,11 @@ use gdbstub::common::Signal;
 use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
+use gdbstub::target::ext::breakpoints::WatchKind;
 
 use super::address::Address;
 use super::connection::{Listener, Output, Stream};
+use super::hardware::{Kind, Watched};
 use super::session::{Session, Stop, Why};
 use super::target::{Guest, tid};
 use crate::backend::unix::listen_hint;
@@ -227,6 +229,11 @@ fn reason(stop: &Stop) -> MultiThreadStopReason<u64> {
         Why::Attached | Why::Stepped => signal(Signal::SIGTRAP),
         Why::Interrupted => signal(Signal::SIGINT),
         Why::Breakpoint => MultiThreadStopReason::SwBreak(tid),
+        Why::Watched(Watched { kind: Kind::Execute, .. }) => MultiThreadStopReason::HwBreak(tid),
+        Why::Watched(Watched { kind, address, .. }) => {
+            let kind = if kind == Kind::Write { WatchKind::Write } else { WatchKind::ReadWrite };
+            MultiThreadStopReason::Watch { tid, kind, addr: address }
+        }
         Why::Ends(_) => signal(Signal::SIGABRT),
     }
 }

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::breakpoints::Breakpoints;
 use super::debugged::Standing;
+use super::hardware::{Hardware, Watched};
 use crate::host::poll;
 use crate::machine::end::DomainEnd;
 use crate::machine::kick::Kick;
@@ -58,6 +59,8 @@ pub(super) enum Why {
     Interrupted,
     /// It met an INT3 of ours.
     Breakpoint,
+    /// It met one in a debug register.
+    Watched(Watched),
     /// It has done its step.
     Stepped,
     /// It would end, for this reason.
@@ -94,6 +97,7 @@ struct State {
     stop: Option<Stop>,
     end: Option<DomainEnd>,
     breakpoints: Breakpoints,
+    hardware: Hardware,
 }
 
 /// What the threads share.
@@ -101,6 +105,8 @@ pub struct Session {
     seats: Box<[Seat]>,
     state: Mutex<State>,
     attached: AtomicBool,
+    /// Whether there is anything in debug registers.
+    watches: AtomicBool,
     /// Rings in the debugger's thread: the domain stands, or has ended.
     pub(super) bell: EventFd,
 }
@@ -127,6 +133,7 @@ impl Session {
             seats: kicks.into_iter().map(seat).collect(),
             state: Mutex::new(state),
             attached: AtomicBool::new(true),
+            watches: AtomicBool::new(false),
             bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         }))
     }
@@ -275,6 +282,17 @@ impl Session {
         }
         seat.kick.kick();
         answered.recv().map_err(|_| Over)
+    }
+
+    /// What is in debug registers; `None` for nothing.
+    pub(super) fn hardware(&self) -> Option<Hardware> {
+        self.watches.load(Ordering::Acquire).then(|| lock(&self.state).hardware)
+    }
+
+    /// Notes what was put there.
+    pub(super) fn set_hardware(&self, hardware: Hardware) {
+        lock(&self.state).hardware = hardware;
+        self.watches.store(!hardware.is_empty(), Ordering::Release);
     }
 
     /// The INT3s in the guest's memory.

@@ -14,7 +14,10 @@ use gdbstub::target::ext::base::multithread::{
     MultiThreadResumeOps, MultiThreadSchedulerLocking, MultiThreadSchedulerLockingOps, MultiThreadSingleStep,
     MultiThreadSingleStepOps,
 };
-use gdbstub::target::ext::breakpoints::{Breakpoints, BreakpointsOps, SwBreakpoint, SwBreakpointOps};
+use gdbstub::target::ext::breakpoints::{
+    Breakpoints, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps, SwBreakpoint,
+    SwBreakpointOps, WatchKind,
+};
 use gdbstub::target::ext::exec_file::ExecFileOps;
 use gdbstub::target::ext::host_io::HostIoOps;
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
@@ -22,10 +25,12 @@ use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOp
 use gdbstub::target::{Target, TargetError, TargetResult};
 
 use super::debugged::Standing;
+use super::hardware::{Hardware, Kind, Watched};
 use super::memory::{self, WriteError};
 use super::monitor;
 use super::registers::{All, Amd64};
 use super::session::{Order, Over, Session};
+use crate::host::notice::notice;
 use crate::monitor::inspect::Question;
 
 /// A guest, as gdb has it.
@@ -38,6 +43,8 @@ pub(super) struct Guest {
     others_stay: bool,
 }
 
+/// What a user can do without debug registers.
+const INSTEAD: &str = "in gdb that is `set can-use-hw-watchpoints 0` before watch, and break for hbreak";
 /// The most bytes of memory that are read at once.
 const AT_ONCE: usize = 1 << 16;
 /// The error that gdb shows of memory that cannot be had, and of what cannot be done to it.
@@ -112,8 +119,29 @@ impl Guest {
         Err(first.map_or(TargetError::NonFatal, refused))
     }
 
+    /// Changes what is in the debug registers of all virtual CPUs; whether that could be done.
+    fn change_hardware(&self, change: impl FnOnce(Hardware) -> Option<Hardware>) -> Result<bool, Over> {
+        let old = self.session.hardware().unwrap_or_default();
+        let Some(new) = change(old) else { return Ok(false) };
+        for vcpu in 0..self.session.vcpus() {
+            if let Err(why) = self.ask(vcpu, move |standing| standing.cpu.debug(&new.registers()))? {
+                for vcpu in 0..vcpu {
+                    // They were there before.
+                    let _ = self.ask(vcpu, move |standing| standing.cpu.debug(&old.registers()))?;
+                }
+                notice(format_args!("gdb's watch or hbreak cannot be had: {why}; {INSTEAD}"));
+                return Ok(false);
+            }
+        }
+        self.session.set_hardware(new);
+        Ok(true)
+    }
+
     /// Takes out all breakpoints.
     pub fn clean(&self) -> Result<(), Over> {
+        if self.session.hardware().is_some() {
+            self.change_hardware(|_| Some(Hardware::default()))?;
+        }
         let session = Arc::clone(&self.session);
         self.ask(0, move |standing| {
             session.with_breakpoints(|breakpoints| {
@@ -291,6 +319,45 @@ impl MultiThreadSchedulerLocking for Guest {
 impl Breakpoints for Guest {
     fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
         Some(self)
+    }
+
+    fn support_hw_breakpoint(&mut self) -> Option<HwBreakpointOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_hw_watchpoint(&mut self) -> Option<HwWatchpointOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl HwBreakpoint for Guest {
+    fn add_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        Ok(self.change_hardware(|all| all.with(Watched { address, len: 1, kind: Kind::Execute }))?)
+    }
+
+    fn remove_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        Ok(self.change_hardware(|all| all.without(Watched { address, len: 1, kind: Kind::Execute }))?)
+    }
+}
+
+/// What the processor watches for; it cannot watch for reads alone.
+fn kind_of(kind: WatchKind) -> Option<Kind> {
+    match kind {
+        WatchKind::Write => Some(Kind::Write),
+        WatchKind::ReadWrite => Some(Kind::Access),
+        WatchKind::Read => None,
+    }
+}
+
+impl HwWatchpoint for Guest {
+    fn add_hw_watchpoint(&mut self, address: u64, len: u64, kind: WatchKind) -> TargetResult<bool, Self> {
+        let Some(kind) = kind_of(kind) else { return Ok(false) };
+        Ok(self.change_hardware(|all| all.with(Watched { address, len, kind }))?)
+    }
+
+    fn remove_hw_watchpoint(&mut self, address: u64, len: u64, kind: WatchKind) -> TargetResult<bool, Self> {
+        let Some(kind) = kind_of(kind) else { return Ok(false) };
+        Ok(self.change_hardware(|all| all.without(Watched { address, len, kind }))?)
     }
 }
 

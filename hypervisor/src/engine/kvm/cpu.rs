@@ -455,6 +455,10 @@ impl Cpu for KvmCpu {
         state::set_breakpoints(&self.vcpu, breakpoints)
     }
 
+    fn take_debug_status(&mut self) -> u64 {
+        state::take_debug_status(&self.vcpu)
+    }
+
     fn kernel_statistics(&self) -> Vec<(String, u64)> {
         stats::read(&self.vcpu)
     }

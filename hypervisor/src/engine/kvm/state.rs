@@ -46,6 +46,14 @@ pub(super) fn set_breakpoints(vcpu: &VcpuFd, breakpoints: &Breakpoints) -> Resul
     vcpu.set_debug_regs(&registers).map_err(|_| NoBreakpoints::Refused)
 }
 
+/// The breakpoints that were met, which are then forgotten.
+pub(super) fn take_debug_status(vcpu: &VcpuFd) -> u64 {
+    let Ok(registers) = vcpu.get_debug_regs() else { return 0 };
+    // What could be read can be written.
+    let _ = vcpu.set_debug_regs(&kvm_debugregs { dr6: DR6_RESET, ..registers });
+    registers.dr6 & 0b1111
+}
+
 /// DR6 and DR7 without events and without breakpoints (SDM vol. 3, 18.2.3 and 18.2.4).
 const DR6_RESET: u64 = 0xffff_0ff0;
 const DR7_ALWAYS: u64 = 1 << 10;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use gdbstub::target::ext::base::multithread::{MultiThreadBase, MultiThreadResume, MultiThreadSingleStep};
-use gdbstub::target::ext::breakpoints::SwBreakpoint;
+use gdbstub::target::ext::breakpoints::{HwWatchpoint, SwBreakpoint};
 use proptest::prelude::*;
 
 use super::*;
@@ -34,6 +34,8 @@ const PUSHF: u8 = 0x9c;
 const POPF: u8 = 0x9d;
 /// Traps, and is emulated.
 const HLT: u8 = 0xf4;
+/// A #DB, as a breakpoint in a debug register makes one.
+const INT1: u8 = 0xf1;
 /// To itself.
 const LOOP: [u8; 2] = [0xeb, 0xfe];
 /// Where the code is, and the stack's top.
@@ -77,6 +79,10 @@ impl Toy {
                 self.regs.rip += 1;
             }
             HLT => return Some(vector::PROTECTION),
+            INT1 => {
+                self.regs.rip += 1;
+                return Some(vector::DEBUG);
+            }
             0xeb => {}
             _ => return Some(vector::UNDEFINED),
         }
@@ -163,8 +169,11 @@ impl Cpu for NoCpu {
     fn load(&mut self, _: &VectorState) -> Result<(), BadState> {
         Ok(())
     }
-    fn debug(&mut self, _: &Breakpoints) -> Result<(), NoBreakpoints> {
-        Ok(())
+    fn debug(&mut self, breakpoints: &Breakpoints) -> Result<(), NoBreakpoints> {
+        if breakpoints.addresses.contains(&STACK) { Err(NoBreakpoints::Absent("the toy")) } else { Ok(()) }
+    }
+    fn take_debug_status(&mut self) -> u64 {
+        1
     }
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::new(Self)
@@ -294,6 +303,27 @@ fn a_guest_that_steps_itself_has_its_traps() {
     assert!(toy.seen.lock().unwrap().is_empty(), "POPF itself is not trapped");
     toy.go(true);
     assert_eq!((toy.regs().rip, toy.seen.lock().unwrap().as_slice()), (CODE + 2, &[vector::DEBUG][..]));
+}
+
+/// A #DB is the debugger's if it has put something into debug registers, and the guest's otherwise.
+#[test]
+fn a_debug_register_is_met() {
+    let mut toy = Running::new(&[INT1, NOP, INT1, LOOP[0], LOOP[1]]);
+    assert!(
+        toy.guest.add_hw_watchpoint(STACK, 8, WatchKind::Write).is_ok_and(|done| !done),
+        "it has none there"
+    );
+    assert!(toy.session.hardware().is_none());
+    toy.guest.add_sw_breakpoint(CODE + 1, 1).unwrap_or_default();
+    assert_eq!(toy.go(false).why, Why::Breakpoint);
+    assert_eq!(*toy.seen.lock().unwrap(), [vector::DEBUG], "its own");
+    assert!(toy.guest.add_hw_watchpoint(CODE, 8, WatchKind::Write).is_ok_and(|done| done));
+    assert!(toy.guest.add_hw_watchpoint(CODE, 8, WatchKind::Read).is_ok_and(|done| !done));
+    assert!(toy.guest.remove_sw_breakpoint(CODE + 1, 1).is_ok_and(|done| done));
+    assert_eq!(toy.go(false).why, Why::Watched(Watched { address: CODE, len: 8, kind: Kind::Write }));
+    assert_eq!((toy.regs().rip, toy.seen.lock().unwrap().len()), (CODE + 3, 1));
+    toy.guest.clean().unwrap();
+    assert!(toy.session.hardware().is_none());
 }
 
 /// Writes what gdb would, and reads what comes, until the other side has closed.
