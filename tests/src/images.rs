@@ -51,6 +51,30 @@ pub fn kernel_at(kind: Kind, virt_base: u64, load: u64, code: &[u8]) -> Vec<u8> 
     file
 }
 
+/// The same file with a symbol for each function: its address and its size.
+pub fn with_functions(mut file: Vec<u8>, functions: &[(u64, u64)]) -> Vec<u8> {
+    // STB_GLOBAL and STT_FUNC, in some section (gABI, "Symbol Table").
+    let symbol =
+        |(address, size): &(u64, u64)| [&[0, 0, 0, 0, 0x12, 0, 1, 0][..], &le(*address), &le(*size)].concat();
+    let symbols = [vec![0; 24], functions.iter().flat_map(symbol).collect()].concat();
+    let symbols_at = file.len() as u64;
+    file.extend(&symbols);
+    // Kind, offset, size, the section of its names, the size of an entry.
+    let section = |kind: u32, at: u64, size: u64, link: u32, entry: u64| {
+        let head = [[0, kind].map(u32::to_le_bytes).concat(), [0, 0, at, size].map(le).concat()].concat();
+        [head, [link, 1].map(u32::to_le_bytes).concat(), [8, entry].map(le).concat()].concat()
+    };
+    let names_at = file.len() as u64;
+    file.push(0);
+    let sections_at = file.len() as u64;
+    file.extend(section(0, 0, 0, 0, 0));
+    file.extend(section(2, symbols_at, symbols.len() as u64, 2, 24));
+    file.extend(section(3, names_at, 1, 0, 0));
+    file[40..48].copy_from_slice(&le(sections_at));
+    file[58..64].copy_from_slice(&[64, 0, 3, 0, 2, 0]);
+    file
+}
+
 fn pv_notes(virt_base: u64, hypercall_page: u64) -> Vec<u8> {
     let text = |kind, value: &str| note("Xen", kind, format!("{value}\0").as_bytes());
     let number = |kind, value| note("Xen", kind, &le(value));

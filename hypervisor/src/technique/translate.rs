@@ -5,12 +5,11 @@ use super::method::{Guest, Left, Method};
 use super::{Domain, EngineNeed, MakeError, Parts, Technique, on_any_host};
 use crate::bare::platform::virtio_mmio::VirtioMmio;
 use crate::engine::Exit;
-use crate::image::GuestKind;
+use crate::image::{GuestKind, symbols};
 use crate::ledger::{Cause, Work};
 use crate::machine::layout::OwnCode;
-use crate::machine::memory::Mfn;
 use crate::mmu::shadow;
-use crate::translate::{Found, Surroundings, Translator};
+use crate::translate::{self, Found, Surroundings, Translator};
 use crate::x86::exception::{Fault, vector};
 
 /// The rows of the table.
@@ -22,7 +21,7 @@ pub(super) const TRANSLATE: Technique = Technique {
     max_vcpus: 1,
     available: on_any_host,
     shadow_frames: shadow::frames_for,
-    own_code: OwnCode { state: 1, code: CODE_FRAMES },
+    own_code: OwnCode { state: translate::STATE_FRAMES[0], code: CODE_FRAMES },
     own_frames: |layout| (layout.m2p.end - layout.m2p.start).div_ceil(512),
     device_parameters: |count| (count != 0).then(|| VirtioMmio::parameters(count)),
     undebuggable: Some("what runs is code that was made from the kernel's, at other addresses"),
@@ -33,20 +32,24 @@ pub(super) const TRANSLATE: Technique = Technique {
 pub(super) const ADAPTIVE: Technique = Technique {
     name: "translate-adaptive",
     about: "the same, with stores to page tables logged instead of trapped",
+    own_code: OwnCode { state: translate::STATE_FRAMES[1], code: CODE_FRAMES },
     make: |parts| make(parts, true),
     ..TRANSLATE
 };
 
 /// The adaptive one with 64 KiB of translations, which any kernel fills again and again: for tests.
-pub const SMALL: Technique = Technique { own_code: OwnCode { state: 1, code: 16 + 16 }, ..ADAPTIVE };
+pub const SMALL: Technique =
+    Technique { own_code: OwnCode { code: translate::OWN_FRAMES + 16, ..ADAPTIVE.own_code }, ..ADAPTIVE };
 
-/// Frames for the table of targets and for 2 MiB of translations: all of the reference kernel takes a quarter of them.
-const CODE_FRAMES: u64 = 16 + 512;
+/// Frames for the table of targets and for 2 MiB of translations: all of the reference kernel takes half of them.
+const CODE_FRAMES: u64 = translate::OWN_FRAMES + 512;
 
 fn make(parts: Parts<'_>, adaptive: bool) -> Result<Box<dyn Domain>, MakeError> {
     let layout = &parts.layout;
     let stub = parts.machine.hypercall_stub(0);
-    let translator = Translator::new(Mfn(layout.state.start), layout.code.clone(), Some(stub), adaptive);
+    let functions = symbols::functions(parts.image.elf());
+    let translator =
+        Translator::new(layout.state.clone(), layout.code.clone(), Some(stub), adaptive, functions);
     BareDomain::make(parts, Translation(translator))
 }
 

@@ -18,31 +18,41 @@ use super::block::Block;
 use crate::codegen::emitter::{RAX, RCX, RDX, Unsuitable};
 use crate::codegen::recipe::{Recipe, Saved};
 use crate::codegen::state_page::StatePage;
-use crate::machine::memory::{MachineMemory, PAGE_SIZE};
+use crate::machine::memory::{MachineMemory, Maddr, PAGE_SIZE};
 
 /// How many aliases there are.
 pub(super) const ALIASES: u64 = 64;
 /// Offsets on the state page: the negatives of the linear pages that have aliases, the aliases' addresses, how many
-/// entries are left in the log, and the log.
+/// entries are left in the log. The log has pages of its own.
 const KEYS: u64 = 0x300;
 const ADDRESSES: u64 = KEYS + ALIASES * 8;
 const LEFT: u64 = 0x2f8;
-const LOG: u64 = 0x800;
+/// Frames of the log.
+pub(crate) const LOG_FRAMES: u64 = 2;
 /// Entries of the log, whose number 0 is not used.
-const LOG_SIZE: u64 = 256;
+const LOG_SIZE: u64 = LOG_FRAMES * PAGE_SIZE / 8;
 /// The key of no page.
 const FREE: u64 = 1;
 /// Masks that adapted stores use: the bits within an entry, those that select an alias, those of a page.
 pub(super) const MASKS: [u64; 3] = [7, (ALIASES - 1) << 12, !0xfff];
 /// How often a store traps before it is taken for one that writes page tables.
-const PROVEN: u8 = 3;
+const PROVEN: u8 = 2;
 /// How many stores are counted, and how many can be adapted.
 const COUNTED: usize = 256;
+
+/// What is known of a store.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    traps: u8,
+    /// Since it is adapted: the number that the next block had then.
+    since: u32,
+}
 
 /// Which stores are adapted, and where the aliases lead.
 #[derive(Debug)]
 pub(super) struct Adaptation {
-    counts: HashMap<u64, u8>,
+    stores: HashMap<u64, Known>,
+    log: Maddr,
     /// For each alias: the linear page and the frame.
     aliases: [Option<(u64, u64)>; ALIASES as usize],
     /// Whether the state page has what is here.
@@ -50,23 +60,45 @@ pub(super) struct Adaptation {
 }
 
 impl Adaptation {
-    pub fn new() -> Self {
-        Self { counts: HashMap::with_capacity(COUNTED), aliases: [None; ALIASES as usize], published: false }
+    /// With a log in frames at `log`.
+    pub fn new(log: Maddr) -> Self {
+        let stores = HashMap::with_capacity(COUNTED);
+        Self { stores, log, aliases: [None; ALIASES as usize], published: false }
     }
 
     /// Whether the store at `rip` is to be logged.
     pub fn is_adapted(&self, rip: u64) -> bool {
-        self.counts.get(&rip).is_some_and(|count| *count >= PROVEN)
+        self.stores.get(&rip).is_some_and(|known| known.traps >= PROVEN)
     }
 
-    /// Counts a trap of the store at `rip`; returns whether it is proven guilty by this one.
-    pub fn trapped(&mut self, rip: u64) -> bool {
-        if self.counts.len() >= COUNTED && !self.counts.contains_key(&rip) {
+    /// Counts a trap of the store at `rip`; returns whether it is proven guilty by this one. The next block will have
+    /// the number `next`.
+    pub fn trapped(&mut self, rip: u64, next: u32) -> bool {
+        if self.stores.len() >= COUNTED && !self.stores.contains_key(&rip) {
             return false;
         }
-        let count = self.counts.entry(rip).or_insert(0);
-        *count = count.saturating_add(1);
-        *count == PROVEN
+        let known = self.stores.entry(rip).or_insert(Known { traps: 0, since: 0 });
+        known.traps = known.traps.saturating_add(1);
+        let proven = known.traps == PROVEN;
+        if proven {
+            known.since = next;
+        }
+        proven
+    }
+
+    /// Whether the block with this number is older than the adaptation of the store at `rip`.
+    pub fn is_outdated(&self, rip: u64, block: u32) -> bool {
+        self.stores.get(&rip).is_some_and(|known| block < known.since)
+    }
+
+    /// All blocks are made anew, and their numbers begin anew.
+    pub fn blocks_gone(&mut self) {
+        self.stores.values_mut().for_each(|known| known.since = 0);
+    }
+
+    /// Whether the alias of a linear address is free.
+    pub fn is_free(&self, va: u64) -> bool {
+        self.aliases.get(Self::slot(va) as usize).is_some_and(Option::is_none)
     }
 
     /// Which alias belongs to a linear address.
@@ -120,7 +152,8 @@ impl Adaptation {
         let left = page.word(memory, LEFT).min(LOG_SIZE - 1);
         for n in left + 1..LOG_SIZE {
             // A claim: of any alias that there is.
-            let offset = page.word(memory, LOG + n * 8).wrapping_sub(base);
+            let word = memory.load_u64(Maddr(self.log.0 + n * 8)).unwrap_or(0);
+            let offset = word.wrapping_sub(base);
             let alias = self.aliases.get(usize::try_from(offset / PAGE_SIZE).unwrap_or(usize::MAX));
             if let Some((_, pfn)) = alias.copied().flatten() {
                 each(pfn, offset % PAGE_SIZE / 8);
@@ -156,7 +189,7 @@ impl Block<'_> {
         let at_state = |word: u64| -> Result<[u8; 4], Unsuitable> { super::lookup::absolute(word) };
         let page = self.emitter.env.state;
         let (keys, addresses, log) =
-            (at_state(page + KEYS)?, at_state(page + ADDRESSES)?, at_state(page + LOG)?);
+            (at_state(page + KEYS)?, at_state(page + ADDRESSES)?, at_state(page + PAGE_SIZE)?);
         let e = &mut self.emitter;
         for register in [RAX, RCX, RDX] {
             e.spill(before, register)?;

@@ -5,6 +5,7 @@
 
 use iced_x86::{ConstantOffsets, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
+use super::jump_table::JumpTable;
 use super::lookup::{self, Shared};
 use super::transfer::Transfer;
 use crate::codegen::copy::is_plain;
@@ -41,7 +42,7 @@ pub(super) struct Product {
     pub points: Vec<Point>,
     /// Offsets of displacements, and to where in the guest they lead.
     pub links: Vec<(Forward, u64)>,
-    /// Addresses to which calls return.
+    /// Addresses to which calls return, and interrupts that end HLT.
     pub returns: Vec<u64>,
     /// Targets of calls.
     pub called: Vec<u64>,
@@ -51,6 +52,8 @@ pub(super) struct Product {
     pub body: u32,
     /// Whether its one instruction goes on in the next page.
     pub crosses: bool,
+    /// The table of the cases to one of which it jumps, if it ends like that.
+    pub cases: Option<u64>,
 }
 
 impl Product {
@@ -63,6 +66,7 @@ impl Product {
         self.entry = None;
         self.body = 0;
         self.crosses = false;
+        self.cases = None;
     }
 
     /// Only the entry of a block that begins at `body` in the cache.
@@ -118,7 +122,7 @@ pub(super) fn translate(
     mut guess: impl FnMut(&Instruction) -> Option<u64>,
 ) -> Option<()> {
     product.clear();
-    let Product { bytes, points, links, returns, called, crosses, entry, body } = product;
+    let Product { bytes, points, links, returns, called, crosses, entry, body, cases } = product;
     let emitter = Emitter::new(bytes, points, base, origin, env);
     let returns_to = source.returns_to;
     let mut block = Block { emitter, shared, links, returns, called, returns_to, body: 0 };
@@ -134,6 +138,7 @@ pub(super) fn translate(
     let mut decoder = Decoder::with_ip(64, source.code, source.va, DecoderOptions::NONE);
     let mut insn = Instruction::default();
     let mut count = 0;
+    let mut seen = JumpTable::default();
     loop {
         let at = decoder.position();
         let ip = decoder.ip();
@@ -165,6 +170,9 @@ pub(super) fn translate(
         }
         let code = source.code.get(at..end)?;
         let plain = is_plain(&insn);
+        if plain {
+            seen.note(&insn);
+        }
         let logs = plain && is_logged(ip);
         // Of use for operands that are to be displaced only, which most instructions have not.
         let offsets = if insn.is_ip_rel_memory_operand() || logs {
@@ -190,7 +198,10 @@ pub(super) fn translate(
                 break;
             }
             Ok(Goes::On) => {}
-            Ok(Goes::Elsewhere) => break,
+            Ok(Goes::Elsewhere) => {
+                *cases = seen.of_jump(&insn);
+                break;
+            }
             Err(_) => {
                 block.emitter.cut(len);
                 block.links.truncate(links_len);
@@ -220,7 +231,11 @@ impl Block<'_> {
             return self.iret(insn).map(|()| Goes::Elsewhere);
         }
         // STI and HLT are one: with an exit between them an interrupt that HLT is to wait for could be lost.
-        if insn.mnemonic() == Mnemonic::Sti && rest.first() == Some(&HLT) {
+        let waits = insn.mnemonic() == Mnemonic::Sti && rest.first() == Some(&HLT);
+        if waits || insn.mnemonic() == Mnemonic::Hlt {
+            self.returns.push(insn.next_ip().wrapping_add(waits.into()));
+        }
+        if waits {
             self.emitter.callout(insn);
         } else {
             self.emitter.sensitive(insn, Dead { flags: flags_die(insn.next_ip(), rest) });

@@ -37,6 +37,10 @@ const NONE: u32 = u32::MAX;
 /// A mean block's bytes, well below what was measured: to bound the number of blocks.
 const LEAST_MEAN: u32 = 32;
 
+/// Bytes of the cache whose blocks are searched by halving: without an index over them each step would touch memory
+/// that is in no cache of the processor's.
+const PIECE: u32 = 256;
+
 /// The cache.
 #[derive(Debug)]
 pub(super) struct Cache {
@@ -48,6 +52,8 @@ pub(super) struct Cache {
     points: Vec<Point>,
     reserved_points: usize,
     blocks: Vec<Block>,
+    /// For each piece of [`PIECE`] bytes: the first block that begins there or after.
+    index: Vec<u32>,
     by_va: ByAddress<u32>,
     /// By the address that they wait for.
     waiting: ByAddress<u32>,
@@ -66,6 +72,7 @@ impl Cache {
             points: Vec::with_capacity(blocks * 8),
             reserved_points: 0,
             blocks: Vec::with_capacity(blocks),
+            index: Vec::with_capacity((size / PIECE) as usize + 1),
             by_va: ByAddress::with_capacity_and_hasher(blocks, Default::default()),
             waiting: ByAddress::with_capacity_and_hasher(blocks, Default::default()),
             links: Vec::with_capacity(blocks * 2),
@@ -87,6 +94,7 @@ impl Cache {
         self.used = self.reserved;
         self.points.truncate(self.reserved_points);
         self.blocks.clear();
+        self.index.clear();
         self.by_va.clear();
         self.waiting.clear();
         self.links.clear();
@@ -121,10 +129,10 @@ impl Cache {
         self.used = end;
         let first_point = u32::try_from(self.points.len()).unwrap_or(NONE);
         self.points.extend_from_slice(&product.points);
-        let number = u32::try_from(self.blocks.len()).unwrap_or(NONE);
+        let number = self.next_number();
         let entry = product.entry.map(|entry| start + entry);
         let block = Block { start, entry, body: start + product.body, end, first_point, alive: true };
-        self.blocks.push(block);
+        self.push(block);
         // Who led to one that is gone is led to this one.
         if let Some(old) = self.by_va.insert(va, number).and_then(|old| self.block(old)) {
             self.redirect(memory, old.body, block.body);
@@ -160,9 +168,27 @@ impl Cache {
         self.points.extend_from_slice(&product.points);
         let entry = product.entry.map(|entry| start + entry);
         // A block of its own, so that what lies where stays in order.
-        self.blocks.push(Block { start, entry: None, body: start, end, first_point, alive: false });
+        self.push(Block { start, entry: None, body: start, end, first_point, alive: false });
         self.blocks.get_mut(number as usize)?.entry = entry;
         entry
+    }
+
+    fn push(&mut self, block: Block) {
+        let number = self.next_number();
+        let pieces = (block.start / PIECE + 1) as usize;
+        if self.index.len() < pieces {
+            self.index.resize(pieces, number);
+        }
+        self.blocks.push(block);
+    }
+
+    /// How many blocks begin at an offset or before.
+    fn begun(&self, offset: u32) -> usize {
+        let piece = (offset / PIECE) as usize;
+        let place = |piece| self.index.get(piece).map_or(self.blocks.len(), |number| *number as usize);
+        let (from, to) = (place(piece), place(piece + 1));
+        let within = self.blocks.get(from..to).unwrap_or_default();
+        from + within.partition_point(|block| block.start <= offset)
     }
 
     fn set_displacement(&self, memory: &MachineMemory, place: u32, to: u32) {
@@ -182,6 +208,11 @@ impl Cache {
         self.write(memory, body, &[TRAP]);
     }
 
+    /// The number of the next block.
+    pub fn next_number(&self) -> u32 {
+        u32::try_from(self.blocks.len()).unwrap_or(NONE)
+    }
+
     /// A block by its number.
     pub fn block(&self, number: u32) -> Option<Block> {
         self.blocks.get(number as usize).copied()
@@ -192,9 +223,14 @@ impl Cache {
         self.by_va.get(&va).and_then(|number| self.block(*number)).filter(|block| block.alive)
     }
 
+    /// Whether a block leads to the guest's address, of which there is no block yet.
+    pub fn is_awaited(&self, va: u64) -> bool {
+        self.waiting.contains_key(&va)
+    }
+
     /// The points, by offset, among which that at `offset` is if there is one: those of its block.
     pub fn points_around(&self, offset: u32) -> &[Point] {
-        let after = self.blocks.partition_point(|block| block.start <= offset);
+        let after = self.begun(offset);
         let first = after.checked_sub(1).and_then(|number| self.blocks.get(number));
         let first = first.map_or(0, |block| block.first_point as usize);
         let end = self.blocks.get(after).map_or(self.points.len(), |block| block.first_point as usize);
@@ -203,9 +239,14 @@ impl Cache {
 
     /// The block that an offset lies in.
     pub fn at(&self, offset: u32) -> Option<(u32, Block)> {
-        let after = self.blocks.partition_point(|block| block.start <= offset);
+        let after = self.begun(offset);
         let number = u32::try_from(after.checked_sub(1)?).ok()?;
         self.block(number).filter(|block| offset < block.end).map(|block| (number, block))
+    }
+
+    /// Whether an offset lies in what all lookups and calls share.
+    pub fn is_shared(&self, offset: u32) -> bool {
+        offset < self.reserved
     }
 
     /// Where in a block the guest's instruction at `rip` can be gone on with, the guest's state being that before it.
@@ -219,5 +260,35 @@ impl Cache {
     /// Whether an offset is where a block begins that is gone.
     pub fn is_grave(&self, offset: u32) -> bool {
         self.at(offset).is_some_and(|(_, block)| !block.alive && block.body == offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::memory::Backing;
+
+    #[test]
+    fn blocks_of_any_size_are_found_by_their_bytes() {
+        let memory = MachineMemory::new(16, 1, Backing::Anonymous).unwrap();
+        let mut cache = Cache::new(Maddr(0), 16 * 4096);
+        cache.begin(&memory, &[0; 40], &[]);
+        assert_eq!((cache.at(0).is_none(), cache.at(48).is_none()), (true, true), "nothing is there yet");
+        let mut ends = Vec::new();
+        for (n, len) in (0u64..).zip([5, 700, 200, 8, 8, 240, 256, 1024, 5, 5, 300]) {
+            let product = Product { bytes: vec![0; len], ..Product::default() };
+            assert!(cache.has_room(&product));
+            let number = cache.add(&memory, 0x1000 + n, &product);
+            ends.push((number, cache.block(number).unwrap()));
+        }
+        for (number, block) in ends {
+            for offset in [block.start, block.start + 1, block.end - 1] {
+                let found = cache.at(offset).map(|(number, block)| (number, block.body));
+                assert_eq!(found, Some((number, block.body)), "at {offset}");
+            }
+        }
+        assert!(cache.at(cache.next()).is_none() && cache.at(u32::MAX).is_none());
+        cache.clear();
+        assert!(cache.at(48).is_none());
     }
 }

@@ -1,17 +1,15 @@
-//! Where in the guest's kernel view our pages are: state page, table of targets, cache, one after the other.
+//! Where in the guest's kernel view our pages are: state page and log, table of targets, cache, one after the other.
 
 use std::ops::Range;
 
+use super::targets;
 use crate::machine::memory::{MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::mmu::shadow::OverlayPage;
-
-/// Frames of the table of targets: two words for each entry of [`super::targets::Targets`].
-pub(super) const TABLE_FRAMES: u64 = 16;
 
 /// The frames that are ours, and the linear address of the first.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    state: Mfn,
+    state: Range<u64>,
     code: Range<u64>,
     base: u64,
     /// Pages after all others for aliases of the guest's own frames.
@@ -26,7 +24,7 @@ const STEP: u64 = 16 << 20;
 
 impl Place {
     /// In these frames, at no address yet.
-    pub fn new(state: Mfn, code: Range<u64>, aliases: u64) -> Self {
+    pub fn new(state: Range<u64>, code: Range<u64>, aliases: u64) -> Self {
         Self { state, code, base: 0, aliases }
     }
 
@@ -50,7 +48,12 @@ impl Place {
     }
 
     fn size(&self) -> u64 {
-        (1 + self.code.end.saturating_sub(self.code.start) + self.aliases) * PAGE_SIZE
+        (self.states() + self.code.end.saturating_sub(self.code.start) + self.aliases) * PAGE_SIZE
+    }
+
+    /// How many pages the kernel can write, from the first on.
+    pub fn states(&self) -> u64 {
+        self.state.end.saturating_sub(self.state.start)
     }
 
     /// The address of the first alias.
@@ -60,26 +63,27 @@ impl Place {
 
     /// All the pages but aliases.
     pub fn pages(&self) -> Vec<OverlayPage> {
-        let state = OverlayPage { va: self.base, mfn: self.state, writable: true, executable: false };
-        let code = self.code.clone().zip(1..).map(|(mfn, n)| OverlayPage {
+        let state = self.state.clone().map(|mfn| (mfn, true));
+        let code = self.code.clone().map(|mfn| (mfn, false));
+        let page = |((mfn, writable), n)| OverlayPage {
             va: self.base + n * PAGE_SIZE,
             mfn: Mfn(mfn),
-            writable: false,
-            executable: true,
-        });
-        std::iter::once(state).chain(code).collect()
+            writable,
+            executable: !writable,
+        };
+        state.chain(code).zip(0..).map(page).collect()
     }
 
     /// The table of targets.
     pub fn table(&self) -> (u64, Maddr) {
-        (self.base + PAGE_SIZE, Mfn(self.code.start).maddr())
+        (self.base + self.states() * PAGE_SIZE, Mfn(self.code.start).maddr())
     }
 
     /// The cache, and its size in bytes.
     pub fn cache(&self) -> (u64, Maddr, u32) {
-        let first = self.code.start + TABLE_FRAMES;
+        let first = self.code.start + targets::FRAMES;
         let size = self.code.end.saturating_sub(first) * PAGE_SIZE;
-        let va = self.base + (1 + TABLE_FRAMES) * PAGE_SIZE;
+        let va = self.base + (self.states() + targets::FRAMES) * PAGE_SIZE;
         (va, Mfn(first).maddr(), u32::try_from(size).unwrap_or(!0xfff))
     }
 

@@ -1,5 +1,7 @@
 //! Translates what is about to run, and turns the guest's state into the cache's and back.
 
+mod ahead;
+mod guilty;
 mod make;
 
 use std::collections::VecDeque;
@@ -8,19 +10,19 @@ use std::ops::Range;
 use super::adapt::{ALIASES, Adaptation};
 use super::block::Product;
 use super::cache::Cache;
-use super::code::{frame_of, is_mapped, is_sensitive, word};
+use super::code::{frame_of, is_mapped, is_sensitive, marked_frame, word};
 use super::lookup::{Shared, emit_shared};
 use super::pages::{Pages, Reader};
-use super::place::{Place, TABLE_FRAMES};
-use super::targets::Targets;
+use super::place::Place;
+use super::targets::{self, Targets};
 use crate::codegen::emitter::{Emitter, Environment};
 use crate::codegen::recipe::{Recipe, Then, restore};
-use crate::codegen::state_page::StatePage;
-use crate::exec::virtual_cpu::VirtualCpu;
+use crate::codegen::state_page::{self, StatePage};
+use crate::exec::virtual_cpu::{TableRegister, VirtualCpu};
 use crate::host::host_cpuid;
 use crate::machine::memory::{MachineMemory, Mfn, PAGE_SIZE};
 use crate::mmu::log::TableLog;
-use crate::mmu::shadow::{OverlayPage, Shadow};
+use crate::mmu::shadow::Shadow;
 use crate::mmu::space::{Flush, VcpuSpace};
 use crate::x86::control::efer;
 use crate::x86::registers::Regs;
@@ -117,18 +119,30 @@ pub(crate) struct Translator {
     foreign_writes: u64,
     /// Of stores to page tables, if they are to be logged.
     adaptation: Option<Adaptation>,
+    /// What is to be translated before it runs.
+    functions: Vec<Range<u64>>,
+    /// The table whose handlers have been.
+    idt: TableRegister,
 }
 
 impl Translator {
-    /// A translator with the frame `state` and the frames `code`. `stub` is the machine's way to make a hypercall;
-    /// `adaptive` says whether stores to page tables that trap often are to be logged.
-    pub fn new(state: Mfn, code: Range<u64>, stub: Option<[u8; 32]>, adaptive: bool) -> Self {
+    /// A translator with the frames `state`, to which the kernel may write, and `code`. `stub` is the machine's way to make a hypercall;
+    /// `adaptive` says whether stores to page tables that trap often are to be logged; `functions` are the kernel's, as
+    /// far as they are known, in order and apart from each other.
+    pub fn new(
+        state: Range<u64>,
+        code: Range<u64>,
+        stub: Option<[u8; 32]>,
+        adaptive: bool,
+        functions: Vec<Range<u64>>,
+    ) -> Self {
+        let (page, log) = (Mfn(state.start).maddr(), Mfn(state.start + 1).maddr());
         let place = Place::new(state, code, if adaptive { ALIASES } else { 0 });
         let (_, at, size) = place.cache();
         let env = Environment::here(0, None);
         let blocks = size as usize / 32;
         Self {
-            state: StatePage::new(state.maddr()),
+            state: StatePage::new(page),
             env,
             shared: Shared::default(),
             stub,
@@ -149,7 +163,9 @@ impl Translator {
             called_out: None,
             done: Done::default(),
             foreign_writes: 0,
-            adaptation: adaptive.then(Adaptation::new),
+            adaptation: adaptive.then(|| Adaptation::new(log)),
+            functions,
+            idt: TableRegister::default(),
         }
     }
 
@@ -181,6 +197,7 @@ impl Translator {
             }
             return;
         }
+        self.translate_handlers(s);
         let Some(offset) = self.entry(s) else { return };
         self.state.publish(s.memory, s.cpu, s.pending);
         if let Some(adaptation) = &mut self.adaptation {
@@ -227,7 +244,10 @@ impl Translator {
         }
         let va = self.place.cache().0;
         let offset = u32::try_from(regs.rip.wrapping_sub(va)).unwrap_or(u32::MAX);
-        if let Some((block, _)) = self.cache.at(offset) {
+        // Behind the code that calls the host, on whose stack the return address is, another block may go on.
+        let caller = || self.state.word(memory, state_page::STACK_TOP - 8).wrapping_sub(va);
+        let from = if self.cache.is_shared(offset) { u32::try_from(caller()).ok() } else { Some(offset) };
+        if let Some((block, _)) = from.and_then(|from| self.cache.at(from)) {
             self.last = Some(block);
         }
         let points = |at| self.cache.points_around(at);
@@ -264,31 +284,6 @@ impl Translator {
         if let Some(entry) = self.entry_of(s.memory, rip) {
             self.targets.insert(s.memory, rip, entry);
         }
-    }
-
-    /// The store at `rip` trapped, because it is one to a page table, at the address `va`.
-    pub fn store_trapped(&mut self, s: &mut Surroundings<'_>, rip: u64, va: u64) {
-        let Some(adaptation) = self.adaptation.as_mut().filter(|_| self.placed) else { return };
-        if adaptation.trapped(rip) {
-            self.done.adapted += 1;
-            if let Some(block) = self.last.take() {
-                self.cache.kill(s.memory, block);
-            }
-        }
-        if !adaptation.is_adapted(rip) {
-            return;
-        }
-        let access = Access { write: true, user: false, fetch: false };
-        let found = s.shadow.lookup(s.memory, va, access).ok().and_then(|found| found.maddr());
-        let Some(mfn) = found.map(|at| at.mfn()) else { return };
-        let Some(pfn) = s.memory.mfn_to_pfn(mfn).filter(|pfn| s.shadow.is_table(*pfn)) else { return };
-        adaptation.set(va, pfn);
-        let at = self.place.first_alias() + Adaptation::slot(va) * PAGE_SIZE;
-        let page = OverlayPage { va: at, mfn, writable: true, executable: false };
-        if !s.shadow.overlay().contains(&page) {
-            s.shadow.replace_overlay_page(s.memory, s.log, page);
-        }
-        s.shadow.fill_overlay(s.memory, s.log, s.space, at, access);
     }
 
     /// The address at which lookups enter the block of `va`, which gets an entry if it has none.
@@ -346,8 +341,13 @@ impl Translator {
                 Some(None) => true,
                 None => false,
             };
-            let shadow = &*s.shadow;
-            adaptation.release(|va, pfn| flushed(va) || !shadow.is_table(pfn) || shadow.is_code(pfn));
+            let (shadow, cr3) = (&*s.shadow, s.cpu.cr3);
+            let stays = |va, pfn| {
+                shadow.is_table(pfn)
+                    && !shadow.is_code(pfn)
+                    && (!flushed(va) || marked_frame(memory, cr3, va) == Some(pfn))
+            };
+            adaptation.release(|va, pfn| !stays(va, pfn));
         }
         if let Some(only) = only {
             let shadow = &*s.shadow;
@@ -382,10 +382,13 @@ impl Translator {
         s.shadow.set_overlay(s.memory, s.log, &pages);
         self.placed = self.start_anew(s).is_some();
         self.shown = 0;
-        self.show(s, base, true);
-        for n in 0..TABLE_FRAMES {
+        for n in 0..self.place.states() {
+            self.show(s, base + n * PAGE_SIZE, true);
+        }
+        for n in 0..targets::FRAMES {
             self.show(s, self.place.table().0 + n * PAGE_SIZE, false);
         }
+        self.translate_ahead(s);
         self.placed
     }
 
@@ -417,6 +420,9 @@ impl Translator {
         self.pages.clear();
         self.cache.clear();
         self.targets.clear(s.memory, self.shared.miss);
+        if let Some(adaptation) = &mut self.adaptation {
+            adaptation.blocks_gone();
+        }
         self.last = None;
     }
 }

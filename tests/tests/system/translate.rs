@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use paravane::image::builtin::BARE;
+use paravane::ledger::Cause;
 use paravane::machine::end::DomainEnd;
 use paravane::technique::translate::SMALL;
 use paravane::technique::{TECHNIQUES, Technique};
 use paravane_tests::boot::Guest;
-use paravane_tests::images::{ENTRY, Kind, VIRT_BASE, kernel};
+use paravane_tests::images::{ENTRY, Kind, VIRT_BASE, kernel, with_functions};
+
+use crate::workloads::own_traps;
 
 static SMALL_CACHE: Technique = SMALL;
 
@@ -124,5 +127,61 @@ fn the_kernels_own_pages_win_over_ours() {
             outcome.must_end(&DomainEnd::PowerOff);
             outcome.must(outcome.text.trim_end() == "mine", "should have found its own page");
         }
+    }
+}
+
+/// Functions that symbols name are translated before they run; what they are when they run counts.
+#[test]
+fn functions_that_are_known_are_not_missed() {
+    // Each on a page of its own, and not at the same place; the kernel rewrites what the first one says.
+    let at = |n: u64| 0x1010 * (n + 1);
+    let mut code = Vec::new();
+    // mov byte [function + 1], '0'
+    code.extend([&[0xc6, 0x04, 0x25][..], &((ENTRY + at(0) + 1) as u32).to_le_bytes(), b"0"].concat());
+    for n in 0..10 {
+        // mov eax, function; call rax
+        code.extend([&[0xb8][..], &((ENTRY + at(n)) as u32).to_le_bytes(), &[0xff, 0xd0]].concat());
+    }
+    code.extend(says(b""));
+    let main = code.len() as u64;
+    let mut functions = vec![(ENTRY, main)];
+    for (n, digit) in (0..10).zip(b"x123456789") {
+        code.resize(at(n) as usize, 0xcc);
+        // mov al, digit; mov edx, 0x3f8; out dx, al; ret
+        let function = [0xb0, *digit, 0xba, 0xf8, 3, 0, 0, 0xee, 0xc3];
+        functions.push((ENTRY + at(n), function.len() as u64));
+        code.extend(function);
+    }
+    let unknown = kernel(Kind::Bare, &code);
+    let known = with_functions(unknown.clone(), &functions);
+    for technique in TECHNIQUES.iter().filter(|technique| technique.name.starts_with("translate")) {
+        for (image, most) in [(&unknown, u64::MAX), (&known, 2)] {
+            for outcome in (Guest { technique: Some(technique), ..Guest::new(image.clone()) }).boot() {
+                outcome.must_end(&DomainEnd::PowerOff);
+                outcome.must(outcome.text.trim_end() == "0123456789", "should have called each function");
+                let exits = outcome.report.ledger.whole(0).exits;
+                let missed = exits
+                    .iter()
+                    .filter(|row| matches!(row.cause, Cause::TranslateMiss | Cause::LookupMiss))
+                    .map(|row| row.count)
+                    .sum::<u64>();
+                let expected = missed <= most && (most != u64::MAX || missed >= 9);
+                outcome.must(expected, format_args!("should have missed {most} at most, and did {missed}"));
+            }
+        }
+    }
+}
+
+/// Stores to page tables that are logged leave the guest when somebody has to look at them, and hardly else.
+#[test]
+fn aliases_of_page_tables_outlive_a_flush() {
+    let adaptive = Technique::named("translate-adaptive").expect("a technique of that name");
+    let guest =
+        Guest { name: "reference guest", cmdline: "bench=map-512", mem_bytes: 64 << 20, ..Guest::new(BARE) };
+    for outcome in (Guest { technique: Some(adaptive), ..guest }).boot() {
+        let (_, region) = outcome.must_have_done("map-512");
+        let exits = own_traps(&region);
+        // Two for each of three stores until it is known, two flushes, and the first look at what was noted.
+        outcome.must(exits < 20, format_args!("should have left some ten times, and did {exits} times"));
     }
 }

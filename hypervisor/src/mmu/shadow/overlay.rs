@@ -163,22 +163,20 @@ impl Shadow {
         if !std::mem::take(&mut self.overlay.suspect) {
             return self.overlay.unusable;
         }
-        let mut empty = 0..0;
-        let collides = self.overlay.pages.iter().any(|page| {
-            if empty.contains(&page.va) {
-                return false;
-            }
+        let pages = &self.overlay.pages;
+        let (mut at, mut collides) = (0, false);
+        while let Some(page) = pages.get(at).filter(|_| !collides) {
             match walk(mem, &PseudoPhysicalTables, self.space << PAGE_SHIFT, page.va) {
                 Err(WalkFault::NotPresent { level } | WalkFault::NoTable { level }) => {
                     // Nothing that this entry spans is mapped.
                     let span = 1u64 << (PAGE_SHIFT + 9 * (u32::from(level).clamp(1, 4) - 1));
-                    let first = page.va & !(span - 1);
-                    empty = first..first.saturating_add(span);
-                    false
+                    let end = (page.va & !(span - 1)).saturating_add(span);
+                    let rest = pages.get(at..).unwrap_or_default();
+                    at += rest.partition_point(|page| page.va < end).max(1);
                 }
-                _ => true,
+                _ => collides = true,
             }
-        });
+        }
         self.overlay.suspect = collides;
         collides || self.overlay.unusable
     }

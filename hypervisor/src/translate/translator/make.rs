@@ -17,23 +17,39 @@ impl Translator {
         self.queue.push_back(first);
         let mut made = 0;
         while let Some(wanted) = self.queue.pop_front() {
-            let Wanted { va, is_target, .. } = wanted;
-            if self.cache.find(va).is_none() {
-                if made == AT_ONCE {
-                    continue;
-                }
-                if !self.translate_one(s, wanted, made == 0) {
-                    if made == 0 {
-                        return;
-                    }
-                    continue;
-                }
-                made += 1;
+            let is_new = self.cache.find(wanted.va).is_none();
+            if is_new && made == AT_ONCE {
+                continue;
             }
-            if is_target && let Some(entry) = self.entry_of(s.memory, va) {
-                self.targets.offer(s.memory, va, entry);
+            if self.translate_wanted(s, wanted, made == 0) {
+                made += usize::from(is_new);
+            } else if made == 0 {
+                return;
             }
         }
+        self.show_used(s);
+    }
+
+    /// Translates one block, unless there is one, and has lookups find it if they are likely to look for it; whether
+    /// it is there now.
+    pub(super) fn translate_wanted(
+        &mut self,
+        s: &mut Surroundings<'_>,
+        wanted: Wanted,
+        needed: bool,
+    ) -> bool {
+        let Wanted { va, is_target, .. } = wanted;
+        if self.cache.find(va).is_none() && !self.translate_one(s, wanted, needed) {
+            return false;
+        }
+        if is_target && let Some(entry) = self.entry_of(s.memory, va) {
+            self.targets.offer(s.memory, va, entry);
+        }
+        true
+    }
+
+    /// Maps the pages of the cache that are in use, and some more.
+    pub(super) fn show_used(&mut self, s: &mut Surroundings<'_>) {
         let (va, _, size) = self.place.cache();
         while self.shown < u64::from(self.cache.next()) {
             let end = (self.shown + SHOWN_AT_ONCE * PAGE_SIZE).min(size.into());
