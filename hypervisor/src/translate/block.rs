@@ -255,7 +255,7 @@ impl Block<'_> {
                 return Ok(Goes::On);
             }
             Transfer::Counted => self.counted(insn, code)?,
-            Transfer::Jump => self.link(insn.near_branch_target()),
+            Transfer::Jump => self.jump(insn),
             Transfer::Call => self.call(insn),
             Transfer::IndirectJump => self.indirect_jump(insn)?,
             Transfer::IndirectCall => self.indirect_call(insn, guess(insn))?,

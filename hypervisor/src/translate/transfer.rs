@@ -51,6 +51,12 @@ impl Block<'_> {
         self.links.push((at, target));
     }
 
+    /// JMP. An exit of the instruction before it comes back to it.
+    pub(super) fn jump(&mut self, insn: &Instruction) {
+        let at = self.emitter.near(Recipe::at(insn.ip()), &[0xe9]);
+        self.links.push((at, insn.near_branch_target()));
+    }
+
     /// Jcc.
     pub(super) fn branch(&mut self, insn: &Instruction) {
         let condition = insn.condition_code() as u8;

@@ -20,7 +20,7 @@ const VECTORS: u64 = 256;
 const MAX_CASES: u64 = 256;
 
 impl Translator {
-    /// Translates functions, until half of the cache is full: the rest is for what cannot be known now.
+    /// Translates functions, until most of the cache is full: the rest is for what cannot be known now.
     pub(super) fn translate_ahead(&mut self, s: &mut Surroundings<'_>) {
         let functions = std::mem::take(&mut self.functions);
         self.page = None;
@@ -50,21 +50,21 @@ impl Translator {
             let Some((low, high)) = low.zip(word(s.shadow, s.memory, at.wrapping_add(8))) else { continue };
             let gate = Gate::from_words(low, high);
             let is_handler = gate.present && matches!(gate.kind, Gate::INTERRUPT | Gate::TRAP);
-            if is_handler && !self.is_half_full() && self.cache.find(gate.handler).is_none() {
+            if is_handler && !self.is_mostly_full() && self.cache.find(gate.handler).is_none() {
                 self.translate_from(s, Wanted { va: gate.handler, is_target: false, returns_to: None });
             }
         }
     }
 
-    fn is_half_full(&self) -> bool {
-        self.cache.next() > self.place.cache().2 / 2
+    fn is_mostly_full(&self) -> bool {
+        self.cache.next() > self.place.cache().2 / 4 * 3
     }
 
     fn translate_function(&mut self, s: &mut Surroundings<'_>, function: &Range<u64>) {
         self.queue.clear();
         self.queue.push_back(Wanted { va: function.start, is_target: true, returns_to: None });
         while let Some(wanted) = self.queue.pop_front() {
-            if self.is_half_full() {
+            if self.is_mostly_full() {
                 return;
             }
             if function.contains(&wanted.va) && self.translate_wanted(s, wanted, false) {
