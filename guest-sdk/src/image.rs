@@ -95,6 +95,21 @@ macro_rules! __image {
             "hypercall_page:",
             ".skip 4096, 0xcc",
             ".popsection",
+            // For debuggers. An entry is the hypervisor's: its return address is the last thing on the stack, but for one
+            // that begins by pushing RCX (0x51), and R11 after it: CFA = RSP + 8 + 16 * (byte at RIP & -32 == 0x51).
+            ".pushsection .debug_frame, \"\", @progbits",
+            "90: .long 92f - 91f",
+            "91: .long 0xffffffff",
+            ".byte 1, 0, 1, 0x78, 16",
+            ".balign 8, 0",
+            "92: .long 94f - 93f",
+            "93: .long 90b",
+            ".quad hypercall_page, 4096",
+            ".byte 0x0f, 15, 0x77, 8, 0x80, 0, 0x09, 0xe0, 0x1a, 0x94, 1, 0x08, 0x51, 0x29, 0x40, 0x1e, 0x22",
+            ".byte 0x90, 1",
+            ".balign 8, 0",
+            "94:",
+            ".popsection",
             // The link script puts the stack above it, in the size that `build.rs` chose.
             ".pushsection .bss.paravane_stack_guard, \"aw\", @nobits",
             ".p2align 12",

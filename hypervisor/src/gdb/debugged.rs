@@ -11,6 +11,7 @@ use super::hardware::Watched;
 use super::memory;
 use super::session::{Order, Session, Why};
 use super::step::{self, Step};
+use crate::autopsy::Witness;
 use crate::engine::{Cpu, Exit};
 use crate::ledger::{Cause, Ledger};
 use crate::machine::memory::MachineMemory;
@@ -218,6 +219,18 @@ impl<R: AnyRunner + ?Sized> Runner for Debugged<'_, R> {
 
     fn memory(&self) -> &MachineMemory {
         self.inner.memory()
+    }
+
+    fn begin(&mut self, cpu: &mut dyn Cpu) {
+        self.inner.begin(cpu);
+    }
+
+    fn save(&mut self, cpu: &mut dyn Cpu) {
+        self.inner.save(cpu);
+    }
+
+    fn witness(&mut self) -> Option<Witness> {
+        self.inner.witness()
     }
 
     fn place(&mut self, exit: Exit) -> u64 {

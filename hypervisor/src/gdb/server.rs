@@ -149,7 +149,11 @@ impl Server {
                 let _ = self.session.bell.read();
                 continue;
             }
-            let stream = self.listener.accept()?;
+            let stream = match self.listener.accept() {
+                // Whoever wanted to connect has thought better of it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                stream => stream?,
+            };
             match converse(&self.session, &self.image, stream)? {
                 Parting::Ended => return Ok(()),
                 Parting::Kill => {

@@ -64,7 +64,7 @@ const ROOMS: &[Room] = &[
     room(
         "gdb",
         "a debugger: breakpoints, steps, gdb's protocol",
-        "monitor backend::unix engine ledger machine host x86 text",
+        "monitor autopsy backend::unix engine ledger machine host x86 text",
     ),
     room("trace", "every exit, written to a file and read again", "monitor image ledger host text"),
     room("snapshot", "a domain in a file, written and read again", "machine host text"),

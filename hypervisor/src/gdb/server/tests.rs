@@ -42,6 +42,8 @@ const LOOP: [u8; 2] = [0xeb, 0xfe];
 const CODE: u64 = 0x1000;
 const STACK: u64 = 0x3000;
 const FRAMES: u64 = 4;
+/// What a guest that has begun has in RAX.
+const BEGUN: u64 = 0xbe;
 /// A frame that nobody may write.
 const TABLE: u64 = 3;
 
@@ -96,6 +98,9 @@ impl Runner for Toy {
     }
     fn memory(&self) -> &MachineMemory {
         &self.memory
+    }
+    fn begin(&mut self, _: &mut dyn Cpu) {
+        self.regs.rax = BEGUN;
     }
     fn enter(&mut self, _: &mut dyn Cpu) -> Exit {
         for _ in 0..64 {
@@ -255,6 +260,7 @@ impl Drop for Running {
 #[test]
 fn a_breakpoint_is_met_and_nobody_sees_it() {
     let mut toy = Running::new(&[NOP, NOP, HLT, LOOP[0], LOOP[1]]);
+    assert_eq!(toy.regs().rax, BEGUN, "what the loop tells a runner reaches it");
     assert!(toy.guest.add_sw_breakpoint(CODE + 1, 1).is_ok_and(|done| done));
     assert_eq!((toy.memory(CODE + 1), toy.read(CODE + 1)), (INT3, Some(NOP)));
     assert_eq!(toy.go(false), Stop { vcpu: 0, why: Why::Breakpoint });
