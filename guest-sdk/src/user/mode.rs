@@ -25,6 +25,9 @@ use crate::{event, trap};
 
 /// CPUID leaf 1, ECX: XSAVE and XGETBV can be used.
 const OSXSAVE: u32 = 1 << 27;
+/// CPUID leaf 7, EBX: RDGSBASE and its kin; and the bit of CR4 that allows them.
+const FSGSBASE: u32 = 1;
+const CR4_FSGSBASE: u64 = 1 << 16;
 /// Components of the state that a [`UserContext`] has room for: x87, SSE, AVX and AVX-512 (SDM vol. 1, 13.1).
 const COMPONENTS: u64 = 0xe7;
 
@@ -72,6 +75,7 @@ impl UserMode {
             register_callback(CALLBACKTYPE_SYSCALL, CALLBACKF_MASK_EVENTS, syscall_entry())?;
         }
         PROGRAMS.store(1, Ordering::Relaxed);
+        allow_base_instructions();
         Ok(Self { area, loaded: None })
     }
 
@@ -193,6 +197,49 @@ fn make(calls: &mut [MulticallEntry]) -> Result<(), QueueError> {
         let result = unsafe { (&raw const made.result).read_volatile() };
         Errno::from_rax(result).map(drop).map_err(|errno| failed(made.op, errno))
     })
+}
+
+/// Allows RDGSBASE and its kin, as far as the processor has them: a hypervisor that finds them allowed can let programs
+/// call this kernel without its help.
+fn allow_base_instructions() {
+    let features: u32;
+    // SAFETY: as in `vector_components`.
+    unsafe {
+        core::arch::asm!(
+            "mov rsi, rbx",
+            "22: cpuid",
+            "xchg rsi, rbx",
+            ".pushsection .paravane.audit, \"\", @progbits",
+            ".quad 22b",
+            ".asciz \"the question is what the processor does natively, and that it answers natively\"",
+            ".popsection",
+            inlateout("eax") 7 => _,
+            inlateout("ecx") 0 => _,
+            lateout("edx") _,
+            out("rsi") features,
+            options(nostack),
+        );
+    }
+    if features & FSGSBASE == 0 {
+        return;
+    }
+    // SAFETY: the hypervisor takes the value for the kernel, or ignores it; nothing else changes.
+    unsafe {
+        core::arch::asm!(
+            "22: mov {value}, cr4",
+            "or {value}, {bit}",
+            "23: mov cr4, {value}",
+            ".pushsection .paravane.audit, \"\", @progbits",
+            ".quad 22b",
+            ".asciz \"read once, when user mode is installed\"",
+            ".quad 23b",
+            ".asciz \"written once, when user mode is installed\"",
+            ".popsection",
+            value = out(reg) _,
+            bit = const CR4_FSGSBASE,
+            options(nostack),
+        );
+    }
 }
 
 /// Which vector state the processor has, and has allowed; 0 if FXSAVE saves all of it.

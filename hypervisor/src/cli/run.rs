@@ -102,6 +102,9 @@ pub(super) struct RunArgs {
     /// How hypercalls enter the host on KVM
     #[arg(long, value_enum, default_value_t, help_heading = HOST)]
     transport: TransportArg,
+    /// Have every system call of a guest's program exit on KVM, to see what fast paths are worth
+    #[arg(long, hide = true)]
+    no_fast_paths: bool,
     /// Microseconds for which a vCPU or a device without work polls before it sleeps; 0 turns polling off
     /// [default: 200, and 0 where there is one CPU]
     #[arg(long, value_name = "US", value_parser = size::microseconds, help_heading = HOST)]
@@ -166,6 +169,7 @@ pub(super) fn run(args: &RunArgs, origin: &Origin) -> anyhow::Result<u8> {
     signals::install();
     ending::begin(control.clone(), timeout)?;
     terminal::restore_on_panic();
+    launch::allow_fast_paths(!args.no_fast_paths);
     args.busy_poll.into_iter().for_each(busy_poll::set_longest_us);
     let snapshot = args.restore.as_deref().map(Snapshot::open).transpose()?;
     let (image, image_name) = load_image(args)?;

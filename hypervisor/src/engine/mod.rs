@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use crate::machine::kick::Kick;
 use crate::machine::memory::MachineMemory;
+use crate::mmu::crossing::Crossed;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::VcpuSpace;
 use crate::x86::exception::Fault;
@@ -211,6 +212,11 @@ pub trait Cpu: Send {
     ) -> Result<(), &'static str>;
     /// Runs the guest until it stops. No lock is needed: `space` is this virtual CPU's own.
     fn enter(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit;
+    /// Where the last entry left it, if it may have [crossed](VcpuSpace::crossing) between user mode and kernel: the
+    /// registers are that mode's, and the caller is to make `space` say so.
+    fn crossed(&mut self) -> Option<Crossed> {
+        None
+    }
     /// Both, for whom nobody changes the page tables in between.
     fn catch_up_and_enter(
         &mut self,

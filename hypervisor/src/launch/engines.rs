@@ -2,10 +2,12 @@
 //!
 //! What may not be done here: deciding between them, see [`select`](super::select).
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::{EngineChoice, TransportChoice};
 use crate::build::mapping::AddressLimits;
 use crate::engine::kvm::ring0::Ring0Machine;
-use crate::engine::kvm::{HostKind, KvmError, KvmMachine, Transport};
+use crate::engine::kvm::{HostKind, KvmError, KvmMachine, Transport, Ways};
 use crate::engine::process::{ADDRESSES_END, Lowest, ProcessEngineError, ProcessMachine};
 use crate::engine::thread::ThreadMachine;
 use crate::engine::{EngineInfo, Irqchip, Machine};
@@ -29,6 +31,15 @@ pub struct Setup<'a> {
     pub need: EngineNeed,
     /// How many virtual CPUs it is to have.
     pub vcpus: u32,
+}
+
+/// Set by who measures what fast paths are worth.
+static WITHOUT_FAST_PATHS: AtomicBool = AtomicBool::new(false);
+
+/// Whether the engines of this process that are set up from now on have fast paths between user programs and their
+/// kernel, where they can: initially they do. For measuring.
+pub fn allow_fast_paths(allow: bool) {
+    WITHOUT_FAST_PATHS.store(!allow, Ordering::Relaxed);
 }
 
 /// An engine could not be set up.
@@ -101,7 +112,8 @@ const KVM: Engine = Engine {
             TransportChoice::Pio => Some(Transport::Pio),
             TransportChoice::Vmcall => Some(Transport::Vmcall),
         };
-        Ok(Box::new(KvmMachine::new(setup.memory, setup.layout, transport, setup.vcpus)?))
+        let ways = Ways { transport, fast: !WITHOUT_FAST_PATHS.load(Ordering::Relaxed) };
+        Ok(Box::new(KvmMachine::with_ways(setup.memory, setup.layout, ways, setup.vcpus)?))
     },
 };
 

@@ -19,6 +19,7 @@ mod stage;
 pub mod start;
 mod vcpus;
 
+pub use engines::allow_fast_paths;
 pub use footprint::HostMemory;
 pub use start::{RunError, run};
 

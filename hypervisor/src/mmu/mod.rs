@@ -4,6 +4,7 @@
 //! * [`shadow`]: tables that the guest does not see, derived from those of a bare guest.
 //! * [`guest`]: a bare guest's own tables, walked as its processor would.
 //! * [`log`], [`space`]: the domain's log of table writes for all virtual CPUs, and the address space of one.
+//! * [`crossing`]: how a virtual CPU goes from one address space to another by itself.
 //!
 //! All of it runs on a vCPU's thread; nothing is signal-safe.
 //!
@@ -13,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod crossing;
 pub mod direct;
 pub mod guest;
 pub mod log;

@@ -5,6 +5,7 @@
 
 use paravane_abi::segment::GDT_FRAMES;
 
+use super::crossing::Crossing;
 use super::log::{Cursor, Position, PteWrite, Since, TableLog, Unread};
 use crate::machine::memory::Mfn;
 use crate::x86::control::cr4;
@@ -48,6 +49,7 @@ pub struct VcpuSpace {
     gdt: GdtFrames,
     gdt_is_new: bool,
     user: bool,
+    crossing: Option<Crossing>,
     read: Cursor,
 }
 
@@ -82,6 +84,7 @@ impl VcpuSpace {
             gdt: [None; GDT_FRAMES],
             gdt_is_new: false,
             user: false,
+            crossing: None,
             read: log.end(),
         }
     }
@@ -188,5 +191,18 @@ impl VcpuSpace {
     /// Whether a user program runs.
     pub fn user_mode(&self) -> bool {
         self.user
+    }
+
+    /// Sets between which modes the virtual CPU may change without an exit; `None`: it may not.
+    ///
+    /// An engine that cannot do this ignores it. One that can says by
+    /// [`Cpu::crossed`](crate::engine::Cpu::crossed) which mode was left.
+    pub fn set_crossing(&mut self, crossing: Option<Crossing>) {
+        self.crossing = crossing;
+    }
+
+    /// Between which modes it may change.
+    pub fn crossing(&self) -> Option<&Crossing> {
+        self.crossing.as_ref()
     }
 }

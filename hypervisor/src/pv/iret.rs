@@ -38,6 +38,9 @@ impl PvContext<'_> {
         self.vcpu.nmi.masked = false;
         if let Err(error_code) = self.check_context() {
             self.deliver_fault(Fault { vector: TRAP_GP_FAULT, error_code, address: 0 });
+        } else if to_user {
+            let Selectors { cs, ss, .. } = self.vcpu.regs.selectors;
+            self.vcpu.user_selectors = (cs, ss);
         }
     }
 

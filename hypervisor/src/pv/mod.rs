@@ -11,6 +11,7 @@
 
 pub mod access;
 pub mod context;
+pub mod crossing;
 pub mod debug_registers;
 pub mod devices;
 pub mod domain;

@@ -4,6 +4,7 @@
 
 use paravane_abi::Errno;
 use paravane_abi::debugreg::{DEBUGREG_CONTROL_DEFAULT, DEBUGREG_STATUS_DEFAULT};
+use paravane_abi::segment::{FLAT_USER_CS, FLAT_USER_SS};
 use paravane_abi::trap::{TRAP_VECTORS, TrapInfo};
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +178,8 @@ pub struct PvVcpu {
     pub sysenter: Callback,
     /// The GS base that is not in use: the user's while the kernel runs and the reverse.
     pub other_gs_base: u64,
+    /// CS and SS with which the kernel last returned to user mode.
+    pub user_selectors: (u16, u16),
     /// Control registers.
     pub control: Control,
     /// Debug registers.
@@ -236,6 +239,7 @@ impl PvVcpu {
             syscall32: Callback::default(),
             sysenter: Callback::default(),
             other_gs_base: 0,
+            user_selectors: (FLAT_USER_CS, FLAT_USER_SS),
             control: Control {
                 task_switched: false,
                 cr2: 0,

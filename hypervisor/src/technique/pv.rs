@@ -327,14 +327,20 @@ impl Runner for PvRunner {
             return shared.enter_beside_others(seen, vcpu, (must_be_known.take(), *now), cpu);
         }
         let mut domain = shared.lock();
-        PvContext { domain: &mut domain, vcpu }.follow_wall_clock(*now);
+        let mut cx = PvContext { domain: &mut domain, vcpu };
+        cx.follow_wall_clock(*now);
+        cx.allow_crossing();
         shared.note_end(&domain, vcpu.id);
         let caught_up = cpu.catch_up(&mut vcpu.space, &domain.log, &shared.memory);
         drop(domain);
-        match caught_up {
-            Ok(()) => cpu.enter(&mut vcpu.regs, &vcpu.space, &shared.memory),
-            Err(why) => Exit::Dead(why),
+        if let Err(why) = caught_up {
+            return Exit::Dead(why);
         }
+        let exit = cpu.enter(&mut vcpu.regs, &vcpu.space, &shared.memory);
+        if let Some(crossed) = cpu.crossed() {
+            vcpu.crossed(crossed);
+        }
+        exit
     }
 
     fn handle(&mut self, exit: Exit) -> Handled {

@@ -91,7 +91,11 @@ const ROOMS: &[Room] = &[
     room("virtio", "device fronts: queues and protocols", "backend machine host"),
     with_unsafe("backend", "behind devices: disks, networks, consoles", "machine host text"),
     room("mmu", "who may write page tables", "machine host x86"),
-    with_unsafe("engine", "enters a guest and maps its pages", "mmu::log mmu::space machine host x86"),
+    with_unsafe(
+        "engine",
+        "enters a guest and maps its pages",
+        "mmu::log mmu::space mmu::crossing machine host x86",
+    ),
     room("ledger", "which exits there were, and their cost", "x86 text"),
     with_unsafe("machine", "memory, layout, time, both ends of the console", "host"),
     with_unsafe("host", "Linux behind safe functions", "text"),

@@ -19,7 +19,7 @@ use crate::x86::registers::{Regs, Selectors};
 use crate::x86::{exception, msr, rflags};
 
 /// Flags that a guest may have as it likes: the arithmetic flags, TF, DF, AC and ID (SDM vol. 1, 3.4.3).
-const GUEST_FLAGS: u64 = rflags::LOADED_AT_CPL3 & !(rflags::NT | rflags::RF);
+pub(super) const GUEST_FLAGS: u64 = rflags::LOADED_AT_CPL3 & !(rflags::NT | rflags::RF);
 
 /// PE, MP, ET, NE, WP, PG (SDM vol. 3, 2.5).
 pub const CR0: u64 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG;

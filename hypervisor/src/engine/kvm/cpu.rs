@@ -10,25 +10,29 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
 
 use super::coherence::{Plan, Planner};
 use super::context::{
-    Features, cr0, cr4, enter_gate, from_kvm, gate_selectors, is_in_ring, read_frame, set_segments, to_kvm,
-    write_words,
+    Features, cr0, cr4, enter_gate, gate_selectors, is_in_ring, set_segments, to_kvm, write_words,
 };
+use super::fast::FastPaths;
 use super::gate::Answer;
 use super::host::HostKind;
 use super::kick::KvmKick;
 use super::tables::GateTables;
 use super::transport::Transport;
-use super::{gate, host, port, setup, state, stats, tables};
+use super::{gate, host, setup, state, stats, tables};
 use crate::engine::state::{BadState, Breakpoints, NoBreakpoints, VectorState};
 use crate::engine::{Coherence, Cpu, Exit, canonical};
 use crate::machine::kick::Kick;
 use crate::machine::memory::{MachineMemory, Mfn};
+use crate::mmu::crossing::Crossed;
 use crate::mmu::log::TableLog;
 use crate::mmu::space::{Allowed, Pending, VcpuSpace};
 use crate::x86::control::cr4;
 use crate::x86::exception::Fault;
 use crate::x86::registers::{Regs, Selectors};
 use crate::x86::rflags;
+
+/// The end of a guest whose engine cannot reach what the engine has put into memory.
+pub(super) const LOST: &str = "the fast paths are not in memory";
 
 /// A virtual CPU, bound to the thread that it is run on.
 pub struct KvmCpu {
@@ -37,7 +41,7 @@ pub struct KvmCpu {
     pub(super) vcpu: VcpuFd,
     vm: Arc<VmFd>,
     pub(super) gate: GateTables,
-    features: Features,
+    pub(super) features: Features,
     /// What CR4 and XCR0 allow.
     allowed: Allowed,
     /// XCR0 as KVM has it.
@@ -47,15 +51,18 @@ pub struct KvmCpu {
     port_closed: bool,
     planner: Planner,
     /// The gate has a work list that it has not applied yet.
-    to_apply: bool,
+    pub(super) to_apply: bool,
     /// What other virtual CPUs there are, and what they have of a change that this one applies.
     others: Others,
     /// RIP of a VMCALL that waits for its answer: KVM completes it at the next entry, whatever RIP is then.
-    call: Option<u64>,
+    pub(super) call: Option<u64>,
     /// A signal came while an exception was being delivered to the gate: the next entry reports the kick.
     pub(super) kick_owed: bool,
     /// Where a slot can be added and deleted to make KVM drop what it has cached.
     spare_slot: kvm_userspace_memory_region,
+    pub(super) fast: Option<FastPaths>,
+    /// Where the last entry left a virtual CPU with fast paths.
+    pub(super) crossed: Option<Crossed>,
 }
 
 impl KvmCpu {
@@ -85,7 +92,16 @@ impl KvmCpu {
             call: None,
             kick_owed: false,
             spare_slot,
+            fast: None,
+            crossed: None,
         }
+    }
+
+    /// User programs reach their kernel, and it them, without an exit. For a virtual CPU alone in its machine.
+    pub(super) fn take_fast_paths(&mut self, fast: FastPaths) {
+        // The mode changes without anybody who could close the port.
+        self.may_close_port = false;
+        self.fast = Some(fast);
     }
 
     /// Whether an `OUT` at CPL 3 to the port of the `pio` transport, which this engine has, leaves the guest: executes
@@ -138,6 +154,10 @@ impl KvmCpu {
             self.allow(space.allowed())?;
         }
         let cr4 = cr4(self.allowed.cr4, self.features);
+        if let Some(fast) = &mut self.fast {
+            let crossing = space.crossing().filter(|_| cr4 & cr4::FSGSBASE != 0);
+            fast.arm(crossing, (space.root(), space.user_mode()), memory).map_err(|_| LOST)?;
+        }
         let (fs, gs) = (canonical(regs.fs_base), canonical(regs.gs_base));
         let segments = gate_selectors(self.features.gdt, &regs.selectors, space.gdt(), memory);
         let shared = self.vcpu.sync_regs_mut();
@@ -200,11 +220,24 @@ impl KvmCpu {
         table.map(Some).map_err(|_| "the gate's page tables are not in memory")
     }
 
+    /// Maps what the fast paths need, and nothing of it for a program; which tables changed then.
+    fn show_state(
+        &mut self,
+        space: &VcpuSpace,
+        memory: &MachineMemory,
+    ) -> Result<[Option<Mfn>; 2], &'static str> {
+        let Some(fast) = &mut self.fast else { return Ok([None; 2]) };
+        let crossing = space.crossing();
+        let running = space.user_mode().then(|| space.root());
+        let program = crossing.map(|crossing| crossing.user_root).or(running);
+        fast.show(crossing, program, memory).map_err(|_| LOST)
+    }
+
     /// Sees to it that no stale translation will be used: plans what the gate applies at the next entry.
     fn plan(
         &mut self,
         pending: &Pending<'_>,
-        new_gdt: Option<Mfn>,
+        changed: [Option<Mfn>; 3],
         memory: &MachineMemory,
     ) -> Result<(), &'static str> {
         if !self.to_apply {
@@ -213,7 +246,7 @@ impl KvmCpu {
         let plan = if pending.stale {
             Plan::Zap
         } else {
-            let reused = pending.reused.iter().copied().chain(new_gdt);
+            let reused = pending.reused.iter().copied().chain(changed.into_iter().flatten());
             self.planner.plan(pending.writes.iter(), reused, tables::PHYSMAP_VA)
         };
         let list = match plan {
@@ -250,7 +283,9 @@ impl KvmCpu {
                 Stop::Gate if self.vcpu.sync_regs().regs.rip == end => break,
                 Stop::Interrupted => self.kick_owed = true,
                 Stop::Dead(why) => return Err(why),
-                Stop::Gate | Stop::Call | Stop::Input => return Err("an exception in the gate"),
+                Stop::Gate | Stop::Call | Stop::Input | Stop::Halfway => {
+                    return Err("an exception in the gate");
+                }
             }
         }
         self.to_apply = false;
@@ -258,7 +293,7 @@ impl KvmCpu {
     }
 
     /// Runs until the guest stops; the registers are then in the shared page.
-    fn run(&mut self) -> Stop {
+    pub(super) fn run(&mut self) -> Stop {
         loop {
             let stop = match self.vcpu.run() {
                 Ok(VcpuExit::IoOut(port, _)) if port == u16::from(gate::EXIT_PORT) => Stop::Gate,
@@ -283,6 +318,9 @@ impl KvmCpu {
             }
             self.vcpu.set_kvm_immediate_exit(0);
             self.kick.answered();
+            if self.may_be_halfway() {
+                return Stop::Halfway;
+            }
             if !self.exit_is_coming() {
                 return Stop::Interrupted;
             }
@@ -292,7 +330,7 @@ impl KvmCpu {
 
     /// Whether the guest was interrupted on its way out: an exception or a SYSCALL has happened and has not
     /// reached us. It must: what it has done to the registers cannot be taken back.
-    fn exit_is_coming(&mut self) -> bool {
+    pub(super) fn exit_is_coming(&mut self) -> bool {
         let shared = self.vcpu.sync_regs();
         let rip = shared.regs.rip;
         // An exception that KVM is about to deliver would be delivered to whatever runs next.
@@ -305,49 +343,6 @@ impl KvmCpu {
 
     pub(super) fn clear_dirty(&mut self) {
         self.vcpu.get_kvm_run().kvm_dirty_regs = 0;
-    }
-
-    /// What an `OUT` to the exit port meant, which follows from its address.
-    fn decode(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit {
-        let shared = self.vcpu.sync_regs();
-        let rip = shared.regs.rip;
-        from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
-        if rip == tables::SYSCALL_VA + gate::OUT_LEN {
-            regs.rip = regs.rcx;
-            regs.rflags = regs.r11;
-            regs.selectors.flatten();
-            return Exit::Syscall;
-        }
-        if shared.sregs.cs.dpl == 3 {
-            if !space.user_mode() && port::is_by_the_page(regs) {
-                return Exit::Hypercall;
-            }
-            return self.other_output(regs, space.root(), space.user_mode(), memory);
-        }
-        let stub = rip.wrapping_sub(self.gate.va(tables::TEXT_VA) + gate::OUT_LEN);
-        match u8::try_from(stub / gate::VECTOR_STRIDE) {
-            Ok(vector @ 0..32) if stub.is_multiple_of(gate::VECTOR_STRIDE) => read_frame(
-                (vector, shared.regs.rsp),
-                (shared.sregs.cr2, self.features.gdt),
-                regs,
-                memory,
-                &self.gate,
-            ),
-            _ => Exit::Dead("an exit from an unknown place in ring 0"),
-        }
-    }
-
-    /// The gate's VMCALL: a SYSCALL, whose rax, rbx and rcx are where the gate put them.
-    fn decode_call(&mut self, regs: &mut Regs, memory: &MachineMemory) -> Exit {
-        let shared = self.vcpu.sync_regs();
-        self.call = Some(shared.regs.rip);
-        from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
-        regs.selectors.flatten();
-        let Ok([rax, rbx, rcx]) = memory.read_obj::<[u64; 3]>(self.gate.scratch()) else {
-            return Exit::Dead("the gate's scratch words are not in memory");
-        };
-        *regs = Regs { rax, rbx, rcx, rip: rcx, rflags: regs.r11, ..*regs };
-        Exit::Syscall
     }
 }
 
@@ -363,11 +358,13 @@ enum Others {
 }
 
 /// How a KVM_RUN ended.
-enum Stop {
+pub(super) enum Stop {
     Gate,
     Call,
     Input,
     Interrupted,
+    /// Interrupted, perhaps half-way through a fast path.
+    Halfway,
     Dead(&'static str),
 }
 
@@ -383,12 +380,14 @@ impl Cpu for KvmCpu {
         memory: &MachineMemory,
     ) -> Result<(), &'static str> {
         let new_gdt = self.map_gdt(space, memory)?;
-        self.plan(&space.pending(log), new_gdt, memory)?;
+        let [state, program] = self.show_state(space, memory)?;
+        self.plan(&space.pending(log), [new_gdt, state, program], memory)?;
         space.caught_up(log);
         if self.to_apply && self.others == Others::Follow { self.run_errand(space) } else { Ok(()) }
     }
 
     fn enter(&mut self, regs: &mut Regs, space: &VcpuSpace, memory: &MachineMemory) -> Exit {
+        self.crossed = None;
         if std::mem::take(&mut self.kick_owed) {
             return Exit::Kick;
         }
@@ -400,33 +399,16 @@ impl Cpu for KvmCpu {
         if let Err(why) = self.load(regs, space, memory) {
             return Exit::Dead(why);
         }
-        match self.run() {
-            Stop::Gate => {
-                self.to_apply = false;
-                self.decode(regs, space, memory)
-            }
-            Stop::Input => {
-                self.to_apply = false;
-                let shared = self.vcpu.sync_regs();
-                from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
-                self.swallow_input(memory).map_or_else(Exit::Dead, |()| port::REFUSED)
-            }
-            Stop::Call => {
-                self.to_apply = false;
-                self.decode_call(regs, memory)
-            }
-            Stop::Interrupted => {
-                let shared = self.vcpu.sync_regs();
-                // On the gate's way back the guest has not moved: its registers and the work list stand, and the
-                // next entry stores the same values again.
-                if shared.sregs.cs.dpl == 3 {
-                    self.to_apply = false;
-                    from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
-                }
-                Exit::Kick
-            }
-            Stop::Dead(why) => Exit::Dead(why),
-        }
+        let exit = match self.run_to_a_stop(regs, space, memory) {
+            Ok(stop) => self.exit_of(stop, regs, space, memory),
+            Err(exit) => exit,
+        };
+        self.note_selectors(exit, regs, space);
+        exit
+    }
+
+    fn crossed(&mut self) -> Option<Crossed> {
+        self.crossed.take()
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

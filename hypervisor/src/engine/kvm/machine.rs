@@ -7,6 +7,7 @@ use kvm_ioctls::VmFd;
 
 use super::cpu::KvmCpu;
 use super::error::KvmError;
+use super::fast::FastPaths;
 use super::gdt::Gdt;
 use super::host::{self, HostKind};
 use super::kick::KvmKick;
@@ -29,6 +30,17 @@ pub struct KvmMachine {
     transport: Transport,
     gate: GateTables,
     spare_slot: kvm_userspace_memory_region,
+    /// Whether there are fast paths.
+    fast: bool,
+}
+
+/// Ways into the host, and around it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ways {
+    /// The one that is asked for; `None`: the best that works (see `transport`).
+    pub transport: Option<Transport>,
+    /// Whether there may be fast paths: there are where they can be had.
+    pub fast: bool,
 }
 
 impl KvmMachine {
@@ -40,7 +52,19 @@ impl KvmMachine {
         transport: Option<Transport>,
         vcpus: u32,
     ) -> Result<Self, KvmError> {
-        let mut machine = Self::with_boot_cpu(memory, layout, transport)?;
+        Self::with_ways(memory, layout, Ways { transport, fast: true }, vcpus)
+    }
+
+    /// The same, with or without fast paths.
+    pub fn with_ways(
+        memory: &MachineMemory,
+        layout: &HypervisorLayout,
+        ways: Ways,
+        vcpus: u32,
+    ) -> Result<Self, KvmError> {
+        // The ways are one page, which finds the state of one vCPU.
+        let fast = ways.fast && vcpus == 1;
+        let mut machine = Self::with_boot_cpu(memory, layout, Ways { fast, ..ways })?;
         machine.add_others((memory, layout), vcpus)?;
         Ok(machine)
     }
@@ -48,18 +72,18 @@ impl KvmMachine {
     fn with_boot_cpu(
         memory: &MachineMemory,
         layout: &HypervisorLayout,
-        transport: Option<Transport>,
+        Ways { transport, fast }: Ways,
     ) -> Result<Self, KvmError> {
         if let Some(transport) = transport {
-            return Self::with_transport(memory, layout, transport);
+            return Self::with_transport(memory, layout, (transport, fast));
         }
-        let mut machine = Self::with_transport(memory, layout, Transport::Pio)?;
+        let mut machine = Self::with_transport(memory, layout, (Transport::Pio, fast))?;
         if host::usable_kind() == HostKind::Software || machine.port_is_open(memory) {
             return Ok(machine);
         }
         // Before the next is made, because of what its thread shares with it.
         drop(machine);
-        Self::with_transport(memory, layout, Transport::Vmcall).map_err(|error| match error {
+        Self::with_transport(memory, layout, (Transport::Vmcall, fast)).map_err(|error| match error {
             KvmError::Vmcall(_) => KvmError::NoWay,
             other => other,
         })
@@ -68,7 +92,7 @@ impl KvmMachine {
     fn with_transport(
         memory: &MachineMemory,
         layout: &HypervisorLayout,
-        transport: Transport,
+        (transport, fast): (Transport, bool),
     ) -> Result<Self, KvmError> {
         if !tables::can_map(layout) {
             return Err(KvmError::TooLarge { largest_gib: tables::largest_guest_gib(layout) });
@@ -78,7 +102,11 @@ impl KvmMachine {
         let gdt = Gdt::on(host::usable_kind());
         let gate = GateTables::install(memory, layout, transport, gdt)?;
         let tss_type = context::tss_type();
-        let (mut vcpu, features) = setup::processor(&vm, 0, &gate, (tss_type, gdt))?;
+        let raises = host::usable_kind() == HostKind::Hardware;
+        let fast = fast && transport == Transport::Pio;
+        let fast = fast.then(|| FastPaths::install(memory, &gate, (gdt, raises))).transpose()?;
+        let syscall_va = fast.as_ref().map(FastPaths::syscall_target);
+        let (mut vcpu, features) = setup::processor(&vm, 0, (&gate, syscall_va), (tss_type, gdt))?;
         let (tsc_khz, tsc_offset) = setup::clock(&vcpu)?;
         let kick = KvmKick::new(vcpu.get_kvm_run()).map_err(KvmError::Timer)?;
         let spare_slot = kvm_userspace_memory_region {
@@ -103,8 +131,21 @@ impl KvmMachine {
             hardware: None,
             coherence: host::coherence(),
         };
-        let boot = KvmCpu::new(vcpu, kick, (vm.clone(), spare_slot), gate.clone(), features, transport);
-        Ok(Self { vm, info, transport, gate, spare_slot, boot: Some(boot), others: Vec::new() })
+        let has_fast = fast.is_some();
+        let mut boot = KvmCpu::new(vcpu, kick, (vm.clone(), spare_slot), gate.clone(), features, transport);
+        if let Some(fast) = fast {
+            boot.take_fast_paths(fast);
+        }
+        Ok(Self {
+            vm,
+            info,
+            transport,
+            gate,
+            spare_slot,
+            fast: has_fast,
+            boot: Some(boot),
+            others: Vec::new(),
+        })
     }
 
     /// Adds the virtual CPUs past the first. Each belongs to a thread once that settles with it.
@@ -116,7 +157,7 @@ impl KvmMachine {
         let (gdt, tss_type) = (Gdt::on(host::usable_kind()), context::tss_type());
         for id in 1..vcpus {
             let gate = self.gate.another((memory, layout), id, self.transport, gdt)?;
-            let (vcpu, features) = setup::processor(&self.vm, id, &gate, (tss_type, gdt))?;
+            let (vcpu, features) = setup::processor(&self.vm, id, (&gate, None), (tss_type, gdt))?;
             let (_, tsc_offset) = setup::clock(&vcpu)?;
             if tsc_offset != self.info.tsc_offset {
                 return Err(KvmError::Clocks);
@@ -151,6 +192,9 @@ impl Machine for KvmMachine {
     }
 
     fn hypercall_stub(&self, number: u32) -> [u8; 32] {
+        if self.fast && u64::from(number) == paravane_abi::hypercall::IRET {
+            return transport::fast_iret_stub(FastPaths::iret_target());
+        }
         transport::hypercall_stub(self.transport, number)
     }
 

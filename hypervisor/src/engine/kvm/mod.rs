@@ -9,6 +9,8 @@
 //! 3. An `OUT` in one of the gate's vector stubs: an exception arrived, its frame is on the gate's stack.
 //! 4. A signal: a kick.
 //!
+//! Where a guest has user programs, their system calls and the returns from them need no way out: see `fast`.
+//!
 //! The way back is to set the guest's registers and segments in the shared page. Through the gate goes only the
 //! answer to a VMCALL, which KVM completes where it was issued, and an entry before which page-table entries must
 //! be stored again (see `coherence`).
@@ -20,7 +22,9 @@ mod coherence;
 mod context;
 mod cpu;
 mod cpuid;
+mod decode;
 mod error;
+mod fast;
 mod gate;
 mod gdt;
 mod host;
@@ -39,5 +43,5 @@ mod tsc;
 
 pub use self::error::KvmError;
 pub use self::host::{HostKind, host_kind};
-pub use self::machine::KvmMachine;
+pub use self::machine::{KvmMachine, Ways};
 pub use self::transport::Transport;

@@ -30,19 +30,20 @@ pub fn machine(memory: &MachineMemory) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-/// The vCPU number `id`, in long mode, whose SYSCALL goes to its `gate`; and what its processor has. All of that is
+/// The vCPU number `id`, in long mode, whose SYSCALL goes to `syscall_va` or else to its `gate`; and what its processor has. All of that is
 /// allowed.
 pub fn processor(
     vm: &VmFd,
     id: u32,
-    gate: &GateTables,
+    (gate, syscall_va): (&GateTables, Option<u64>),
     (tss_type, gdt): (u8, Gdt),
 ) -> Result<(VcpuFd, Features), KvmError> {
     let mut vcpu = vm.create_vcpu(id.into()).map_err(refused("KVM_CREATE_VCPU"))?;
     let (entries, xcr0) = cpuid::table();
     let table = CpuId::from_entries(&entries).map_err(no_table("CPUID table"))?;
     vcpu.set_cpuid2(&table).map_err(refused("KVM_SET_CPUID2"))?;
-    set_msrs(&vcpu, gate.syscall().start, gdt)?;
+    let plain = gate.syscall().start;
+    set_msrs(&vcpu, (syscall_va.unwrap_or(plain), plain), gdt)?;
     let xcr0 = if xcr0 != 0 && set_xcr0(&vcpu, xcr0) { xcr0 } else { 0 };
     for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
         vcpu.set_sync_valid_reg(reg);
@@ -77,7 +78,7 @@ pub fn open() -> Result<Kvm, KvmError> {
 /// The flags that SYSCALL clears on its way into the gate.
 const CLEARED_BY_SYSCALL: u64 = rflags::IF | rflags::TF | rflags::DF | rflags::AC | rflags::NT;
 
-fn set_msrs(vcpu: &VcpuFd, syscall_va: u64, gdt: Gdt) -> Result<(), KvmError> {
+fn set_msrs(vcpu: &VcpuFd, (syscall_va, compatibility_va): (u64, u64), gdt: Gdt) -> Result<(), KvmError> {
     // SYSCALL takes CS from STAR[47:32] and SS 8 above it (SDM vol. 2, SYSCALL).
     let star = u64::from(gdt.user32_cs()) << 48 | u64::from(gdt.kernel_cs()) << 32;
     // CSTAR as well: a guest may jump to compatibility mode, where AMD's SYSCALL goes to CSTAR at CPL 0, and the
@@ -85,7 +86,7 @@ fn set_msrs(vcpu: &VcpuFd, syscall_va: u64, gdt: Gdt) -> Result<(), KvmError> {
     let entries = [
         (msr::STAR, star),
         (msr::LSTAR, syscall_va),
-        (msr::CSTAR, syscall_va),
+        (msr::CSTAR, compatibility_va),
         (msr::SYSCALL_MASK, CLEARED_BY_SYSCALL),
     ]
     .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });

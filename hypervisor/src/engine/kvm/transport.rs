@@ -93,6 +93,14 @@ pub fn hypercall_stub(transport: Transport, number: u32) -> [u8; 32] {
     }
 }
 
+/// The entry of `iret` where a return may need no exit: it goes on at `target`. Rcx is in the frame by then.
+pub fn fast_iret_stub(target: u64) -> [u8; 32] {
+    const MOV_RCX: &[u8] = &[0x48, 0xb9];
+    const JMP_RCX: &[u8] = &[0xff, 0xe1];
+    let (number, target) = (IRET.to_le_bytes(), target.to_le_bytes());
+    assemble(&[PUSH_RCX, PUSH_R11, PUSH_RAX, &[0xb8], &number, MOV_RCX, &target, JMP_RCX])
+}
+
 /// The parts one after the other, then INT3.
 fn assemble(parts: &[&[u8]]) -> [u8; 32] {
     const INT3: u8 = 0xcc;

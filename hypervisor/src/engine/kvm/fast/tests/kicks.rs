@@ -1,0 +1,114 @@
+//! Kicks from another thread, while a program calls its kernel as fast as it can.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::super::{STATE_VA, WAYS_VA};
+use super::{FLAGS, KERNEL_GS, Modes, PROGRAM_VA, USER_GS};
+use crate::engine::Exit;
+use crate::machine::memory::{Maddr, PAGE_SIZE};
+use crate::testing::engine::{CODE_VA, STACK_TOP, code};
+use paravane_abi::segment::{FLAT_USER_CS, FLAT_USER_SS};
+
+/// The program counts in r12 and the kernel in r13; both in memory would not show a register that was lost.
+fn counters() -> Option<Modes> {
+    let program = code!(
+        "4:",
+        "inc r12",
+        "mov r14, r12",
+        "syscall",
+        "cmp r12, r13",
+        "jne 5f",
+        "cmp rax, r14",
+        "je 4b",
+        "5:",
+        "ud2"
+    );
+    let kernel = code!("inc r13", "mov rax, r13", "pop rcx", "pop r11", "push 0", "jmp rbx");
+    Modes::new(&program, &kernel)
+}
+
+impl Modes {
+    /// What the host does for a call.
+    fn call(&mut self) {
+        let regs = &mut self.w.regs;
+        let frame =
+            [regs.rip, FLAGS, regs.rip, FLAT_USER_CS.into(), regs.rflags, regs.rsp, FLAT_USER_SS.into()];
+        (regs.rip, regs.rsp, regs.gs_base) = (CODE_VA, STACK_TOP - 16 - 56, KERNEL_GS);
+        let at = self.stack_at(16 + 56);
+        self.w.memory.write_obj(at, &frame).unwrap();
+        self.set_upcall(false, true);
+        self.enters(false);
+    }
+
+    /// What it does for a return.
+    fn returns(&mut self) {
+        let at = self.stack_at(STACK_TOP - self.w.regs.rsp);
+        let [rax, r11, rcx, _, rip, _, rflags, rsp, _] = self.w.memory.read_obj::<[u64; 9]>(at).unwrap();
+        let regs = &mut self.w.regs;
+        (regs.rax, regs.r11, regs.rcx, regs.rip, regs.rflags, regs.rsp) = (rax, r11, rcx, rip, rflags, rsp);
+        regs.gs_base = USER_GS;
+        self.set_upcall(false, false);
+        self.enters(true);
+    }
+
+    fn stack_at(&mut self, below_top: u64) -> Maddr {
+        Maddr(self.frame_of(STACK_TOP - PAGE_SIZE).maddr().0 + PAGE_SIZE - below_top)
+    }
+
+    fn enters(&mut self, user: bool) {
+        self.w.space.set_root(if user { self.user_root } else { self.kernel_root });
+        self.w.space.set_user_mode(user);
+        self.crossing(|crossing| crossing.other_gs_base = if user { KERNEL_GS } else { USER_GS });
+    }
+}
+
+#[test]
+fn kicks_meet_a_program_or_its_kernel_and_nothing_in_between() {
+    let Some(mut m) = counters() else { return };
+    let kicker = m.w.cpu.kicker();
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let thread = std::thread::spawn(move || {
+        let mut distance = 0;
+        while !flag.load(Ordering::Relaxed) {
+            kicker.kick();
+            distance = (distance + 37) % 256;
+            for _ in 0..distance {
+                std::thread::yield_now();
+            }
+        }
+    });
+    let deadlines = m.w.cpu.kicker();
+    let (mut kicks, mut crossings, mut stops) = (0u64, 0, 0u64);
+    while kicks < 2000 || crossings < 2000 {
+        stops += 1;
+        deadlines.arm(1 + stops * 997 % 60_000);
+        let exit = m.w.enter();
+        if let Some(crossed) = m.w.cpu.crossed() {
+            crossings += crossed.crossings;
+            m.enters(crossed.user);
+            let wanted = if crossed.user { (USER_GS, KERNEL_GS) } else { (KERNEL_GS, USER_GS) };
+            assert_eq!((m.w.regs.gs_base, crossed.other_gs_base), wanted, "{exit:?} at {:#x}", m.w.regs.rip);
+        }
+        let regs = m.w.regs;
+        match exit {
+            Exit::Kick => {
+                kicks += 1;
+                assert!(!(WAYS_VA..STATE_VA).contains(&regs.rip), "{:#x}", regs.rip);
+                let place = if m.w.space.user_mode() { PROGRAM_VA } else { CODE_VA };
+                let by_page = super::HYPERCALL_VA;
+                assert!(
+                    (place..place + 64).contains(&regs.rip) || (by_page..by_page + 4096).contains(&regs.rip)
+                );
+            }
+            Exit::Syscall => m.call(),
+            Exit::Hypercall => m.returns(),
+            other => panic!("{other:?} at {:#x}: {regs:x?}", regs.rip),
+        }
+        assert!(regs.r12.wrapping_sub(regs.r13) <= 1, "{regs:x?}");
+    }
+    deadlines.arm(0);
+    stop.store(true, Ordering::Relaxed);
+    thread.join().unwrap();
+}
