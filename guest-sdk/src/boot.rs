@@ -16,7 +16,7 @@ use crate::console;
 use crate::event::Port;
 use crate::hypercall::call;
 use crate::memory::{Memory, Mfn, Pfn, Tables};
-use crate::paging::Mmu;
+use crate::paging::{ImageParts, Mmu, PagingError};
 use crate::queue;
 use crate::shared::SHARED;
 
@@ -29,8 +29,12 @@ pub struct FirstState {
     pub stack_top: u64,
     /// The virtual address of pseudo-physical address 0 that the image is linked for.
     pub virt_base: u64,
-    /// The image's first byte.
+    /// The image's first byte: of its code.
     pub image_start: u64,
+    /// Where its code ends, and its constants begin.
+    pub text_end: u64,
+    /// Where its constants end, and its data begins.
+    pub rodata_end: u64,
     /// The page below the kernel's stack.
     pub stack_guard: u64,
 }
@@ -41,6 +45,7 @@ pub struct Boot {
     info: &'static StartInfo,
     memory: Memory,
     free: [Range<u64>; 2],
+    image: ImageParts,
 }
 
 impl Boot {
@@ -68,7 +73,11 @@ impl Boot {
         let memory = unsafe { Memory::new(tables) };
         // SAFETY: the console page lies in the initial mapping (public/xen.h, start-of-day layout).
         unsafe { attach_console(info, &memory) };
-        Self { info, memory, free: free_frames(info, &state, &memory) }
+        let image = ImageParts {
+            code: state.image_start..state.text_end,
+            constants: state.text_end..state.rodata_end,
+        };
+        Self { info, memory, free: free_frames(info, &state, &memory), image }
     }
 
     /// The start-info page itself.
@@ -109,6 +118,24 @@ impl Boot {
         let Some(queue) = queue::take() else { panic!("the boot vCPU's queue is in use already") };
         // SAFETY: the builder's tables are in use, and map memory from `virt_base` on.
         unsafe { Mmu::new(queue, self.memory, self.root()) }
+    }
+
+    /// Takes write access to the image's code and constants away, and execution of everything else in the direct map:
+    /// nothing is writable and executable afterwards. A domain builder maps all of it both ways.
+    ///
+    /// It looks at each page of the direct map, and changes what is to be changed in few transitions.
+    ///
+    /// ```no_run
+    /// # fn kernel(boot: paravane_guest::Boot) -> Result<(), paravane_guest::paging::PagingError> {
+    /// let (mut mmu, free) = boot.take_memory()?;
+    /// boot.protect_image(&mut mmu)?;
+    /// # let _ = free; Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// What the hypervisor answers.
+    pub fn protect_image(&self, mmu: &mut Mmu<'static>) -> Result<(), PagingError> {
+        mmu.protect(&self.image)
     }
 
     /// The module (initial RAM disk) that came with the kernel.

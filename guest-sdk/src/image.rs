@@ -32,6 +32,8 @@ macro_rules! __entry {
             unsafe extern "C" {
                 static __virt_base: u8;
                 static __image_start: u8;
+                static __text_end: u8;
+                static __rodata_end: u8;
                 static __paravane_stack_guard: u8;
             }
             let main: fn($crate::Boot) -> ! = $main;
@@ -40,6 +42,8 @@ macro_rules! __entry {
                 stack_top,
                 virt_base: (&raw const __virt_base).addr() as u64,
                 image_start: (&raw const __image_start).addr() as u64,
+                text_end: (&raw const __text_end).addr() as u64,
+                rodata_end: (&raw const __rodata_end).addr() as u64,
                 stack_guard: (&raw const __paravane_stack_guard).addr() as u64,
             };
             // SAFETY: called once, by `_start`, with the registers that the domain builder set.

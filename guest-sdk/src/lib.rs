@@ -72,6 +72,7 @@
 //! 1. `entry!` leaves the domain builder's one-page stack, maps the shared page, finds the console.
 //! 2. [`trap::install`], so that a fault becomes a message; [`event::install`], so that ports can be handled.
 //! 3. [`Boot::take_memory`], and an allocator over what is free; or [`Boot::mmu`], and the parts of it by themselves.
+//!    [`Boot::protect_image`], so that nothing is writable and executable.
 //! 4. Ports bound and handled, then [`event::enable`].
 //! 5. [`event::block`] wherever the kernel is idle.
 //!

@@ -144,7 +144,13 @@ fn mistakes_name_their_remedy(project: &Project) -> Outcome {
     fs::write(&main, "#![no_std]\n#![no_main]\nparavane_guest::panic_handler!();\n")
         .map_err(|error| cannot("write", &main, &error))?;
     let (text, status) = output(&mut project.cargo(&["build", "--locked", "--bins"]))?;
-    expect(&text, status != Some(0), &["this program has no entry point", "paravane_guest::entry!(main)"])
+    expect(&text, status != Some(0), &["this program has no entry point", "paravane_guest::entry!(main)"])?;
+    let without_handler = "#![no_std]\n#![no_main]\nparavane_guest::entry!(main);\n\
+                           fn main(_: paravane_guest::Boot) -> ! {\n    paravane_guest::power::power_off()\n}\n";
+    fs::write(&main, without_handler).map_err(|error| cannot("write", &main, &error))?;
+    let (text, status) = output(&mut project.cargo(&["build", "--locked", "--bins"]))?;
+    // The compiler's own words; the SDK's macro has the attribute's name.
+    expect(&text, status != Some(0), &["`#[panic_handler]` function required, but not found"])
 }
 
 fn expect(text: &str, failed: bool, wanted: &[&str]) -> Outcome {

@@ -17,6 +17,7 @@ mod flags;
 mod frames;
 mod free;
 mod mmu;
+mod protect;
 mod space;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -26,4 +27,5 @@ pub use flags::PageFlags;
 pub use frames::{BootFrames, FrameSource};
 pub use free::FreeMemory;
 pub use mmu::Mmu;
+pub(crate) use protect::ImageParts;
 pub use space::AddressSpace;

@@ -26,7 +26,8 @@ pub struct Kernel {
 pub fn start(boot: &Boot) -> Kernel {
     trap::install().expect("the hypervisor takes handlers of exceptions");
     event::install().expect("the hypervisor takes handlers of events");
-    let (mmu, free) = boot.take_memory().expect("memory can be mapped");
+    let (mut mmu, free) = boot.take_memory().expect("memory can be mapped");
+    boot.protect_image(&mut mmu).expect("code can be protected");
     let user = UserMode::install().expect("the hypervisor takes an entry for system calls");
     // Xen starts a periodic timer with a vCPU. The event of ours needs no work: that it ends a program's turn is all.
     time::stop_periodic_timer(0).expect("a timer can be stopped");

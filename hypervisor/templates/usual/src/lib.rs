@@ -25,7 +25,8 @@ pub struct Kernel {
 pub fn start(boot: &Boot) -> Kernel {
     trap::install().expect("the hypervisor takes handlers of exceptions");
     event::install().expect("the hypervisor takes handlers of events");
-    let (mmu, mut free) = boot.take_memory().expect("memory can be mapped");
+    let (mut mmu, mut free) = boot.take_memory().expect("memory can be mapped");
+    boot.protect_image(&mut mmu).expect("code can be protected");
     heap::give(free.take_bytes(heap::FRAMES).expect("there is memory for a heap"));
     timer::install().expect("there is a timer");
     event::enable();

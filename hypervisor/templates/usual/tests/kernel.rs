@@ -21,6 +21,14 @@ paravane_guest::tests! {
     }
 
     #[should_panic]
+    fn code_cannot_be_written(boot: Boot) {
+        my_kernel::start(&boot);
+        let code = my_kernel::start as *const () as *mut u8;
+        // SAFETY: it is not: the page is read-only.
+        unsafe { code.write_volatile(0xcc) };
+    }
+
+    #[should_panic]
     fn a_null_pointer_is_a_fault(boot: Boot) {
         my_kernel::start(&boot);
         // SAFETY: it is not: nothing is mapped there, and the handler of page faults panics.
