@@ -6,7 +6,7 @@ use std::time::Duration;
 use iced_x86::{Decoder, DecoderOptions};
 use paravane::compare::{Needs, WORKLOADS};
 use paravane::image::GuestKind;
-use paravane::image::builtin::BARE;
+use paravane::image::builtin::{BARE, PROGRAMS};
 use paravane::launch::EngineChoice;
 use paravane::ledger::Cause;
 use paravane::machine::end::DomainEnd;
@@ -184,13 +184,18 @@ fn devices(needs: Needs) -> fn() -> Vec<Box<dyn Device>> {
 fn trapping_again(engine: EngineChoice, technique: &str) -> BTreeSet<u64> {
     let technique = Technique::named(technique).expect("a row of the table");
     let mut sites = BTreeSet::new();
-    for workload in WORKLOADS.iter().filter(|workload| workload.only != Some(GuestKind::Pv)) {
+    let bare = WORKLOADS.iter().filter(|workload| workload.only != Some(GuestKind::Pv));
+    for workload in bare.filter(|workload| !workload.on_request) {
         let name = format!("{} by {} on {}", workload.name, technique.name, engine.name());
-        let cmdline = format!("bench={}", workload.name);
+        let cmdline = match workload.program {
+            Some(words) => format!("run={words}"),
+            None => format!("bench={}", workload.name),
+        };
+        let initrd = workload.program.map(|_| PROGRAMS);
         let guest = Guest { name: &name, technique: Some(technique), cmdline: &cmdline, ..Guest::new(BARE) };
-        let guest = Guest { mem_bytes: 64 << 20, devices: devices(workload.needs), ..guest };
+        let guest = Guest { mem_bytes: 64 << 20, devices: devices(workload.needs), initrd, ..guest };
         let outcome = guest.boot_on(engine).unwrap_or_else(|why| panic!("{name} does not start: {why}"));
-        outcome.must_have_done(workload.name);
+        outcome.must_end(&DomainEnd::PowerOff);
         sites.extend(outcome.report.ledger.trapped_again());
     }
     sites
