@@ -50,20 +50,20 @@ struct Running {
 }
 
 /// What a guest is started from.
-enum From<'a> {
+enum Source<'a> {
     Image { vcpus: u32 },
     File(&'a Scratch),
 }
 
 impl Running {
     /// Starts it; what it is saved to is `to`.
-    fn start(from: &From<'_>, engine: EngineChoice, to: &Scratch) -> Self {
+    fn start(from: &Source<'_>, engine: EngineChoice, to: &Scratch) -> Self {
         let (sender, output) = channel();
         let (tell, saved) = channel();
         let (input, control) = (ConsoleInput::default(), Control::default());
         let (vcpus, restore) = match from {
-            From::Image { vcpus } => (*vcpus, None),
-            From::File(file) => (1, Some(Snapshot::open(&file.0).unwrap())),
+            Source::Image { vcpus } => (*vcpus, None),
+            Source::File(file) => (1, Some(Snapshot::open(&file.0).unwrap())),
         };
         let cmdline = format!("vcpus={vcpus}");
         let guest = Guest { name: "snapshot", cmdline: &cmdline, vcpus, ..Guest::new(SNAPSHOT) };
@@ -141,7 +141,7 @@ fn from_each_engine_to_each(vcpus: u32, name: &str) {
     for &engine in &able {
         let [file, again] =
             ["first", "again"].map(|which| Scratch::new(&format!("{name}-{which}-{}", engine.name())));
-        let mut first = Running::start(&From::Image { vcpus }, engine, &file);
+        let mut first = Running::start(&Source::Image { vcpus }, engine, &file);
         first.hear(&format!("ready: true, {vcpus} vCPUs"));
         first.type_in("at");
         first.hear("ticked, byte 2, wrong 0");
@@ -152,7 +152,7 @@ fn from_each_engine_to_each(vcpus: u32, name: &str) {
         first.quit();
         for &to in &able {
             // Two of them at a time, which do not touch each other.
-            let mut two = ["x", "y"].map(|typed| (typed, Running::start(&From::File(&file), to, &again)));
+            let mut two = ["x", "y"].map(|typed| (typed, Running::start(&Source::File(&file), to, &again)));
             for (typed, guest) in &mut two {
                 guest.type_in(typed);
                 guest.hear(&format!("{typed} is byte 3"));
@@ -167,7 +167,7 @@ fn from_each_engine_to_each(vcpus: u32, name: &str) {
             one.quit();
             let said = other.quit();
             assert!(!said.contains("ready"), "it goes on, and does not begin: {said}");
-            let mut third = Running::start(&From::File(&again), engine, &again);
+            let mut third = Running::start(&Source::File(&again), engine, &again);
             third.type_in("zt");
             third.hear("z is byte 5");
             third.hear("ticked, byte 6, wrong 0");
@@ -191,7 +191,7 @@ fn a_guest_of_several_vcpus_goes_on() {
 fn a_paused_guest_is_saved() {
     for &engine in engines() {
         let file = Scratch::new(&format!("paused-{}", engine.name()));
-        let mut guest = Running::start(&From::Image { vcpus: 1 }, engine, &file);
+        let mut guest = Running::start(&Source::Image { vcpus: 1 }, engine, &file);
         guest.hear("ready");
         guest.control.send(Command::Pause);
         guest.save();
@@ -199,7 +199,7 @@ fn a_paused_guest_is_saved() {
         guest.type_in("a");
         guest.hear("a is byte 1");
         guest.quit();
-        let mut restored = Running::start(&From::File(&file), engine, &file);
+        let mut restored = Running::start(&Source::File(&file), engine, &file);
         restored.type_in("b");
         restored.hear("b is byte 1");
         restored.quit();
