@@ -212,10 +212,10 @@ impl Table {
         if let State::Waiting(wait) = process.state {
             process.state = State::Ready;
             let favoured = pid == FIRST || process.parent == FIRST;
-            if let Wait::Until(deadline) = wait {
-                if let Ok(place) = self.sleepers.binary_search_by(|other| (deadline, pid).cmp(other)) {
-                    self.sleepers.remove(place);
-                }
+            if let Wait::Until(deadline) = wait
+                && let Ok(place) = self.sleepers.binary_search_by(|other| (deadline, pid).cmp(other))
+            {
+                self.sleepers.remove(place);
             }
             if favoured {
                 self.woken.push_front(pid);
