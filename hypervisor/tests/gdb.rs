@@ -44,18 +44,19 @@ fn start(engine: &str, args: &[&str]) -> Option<Waiting> {
     command.args(["run", "--engine", engine, "--gdb", "127.0.0.1:0", "--timeout", "100s"]).args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut program = command.spawn().unwrap();
-    let mut said = BufReader::new(program.stderr.take().unwrap());
+    let said = BufReader::new(program.stderr.take().unwrap());
+    let mut waiting = Waiting { program, said, address: String::new() };
     let mut lines = String::new();
     loop {
         let mut line = String::new();
-        if said.read_line(&mut line).unwrap() == 0 {
-            assert_eq!(program.wait().unwrap().code(), Some(1), "{lines}");
+        if waiting.said.read_line(&mut line).unwrap() == 0 {
+            assert_eq!(waiting.program.wait().unwrap().code(), Some(1), "{lines}");
             skip(engine, lines);
             return None;
         }
         if let Some((_, address)) = line.split_once("target remote ") {
-            let address = address.trim_end().trim_end_matches('"').to_owned();
-            return Some(Waiting { program, said, address });
+            address.trim_end().trim_end_matches('"').clone_into(&mut waiting.address);
+            return Some(waiting);
         }
         lines += &line;
     }

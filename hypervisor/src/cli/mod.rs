@@ -74,7 +74,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Boot a guest, its console on this terminal
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Write a complete project of a kernel: `cargo run` boots it, `cargo test` boots its tests
     New(new::NewArgs),
     /// What cargo runs instead of a kernel's programs: boot a kernel, or each test of a test image
@@ -170,7 +170,7 @@ fn after_run(words: &[OsString]) -> usize {
 /// The command that these words are, the program's name the first of them.
 fn parsed(words: &[OsString]) -> Result<Command, clap::Error> {
     match words.get(1..).and_then(run_alone) {
-        Some(args) => Ok(Command::Run(args)),
+        Some(args) => Ok(Command::Run(Box::new(args))),
         None => Cli::try_parse_from(words).map(|cli| cli.command),
     }
 }

@@ -140,11 +140,12 @@ impl<'a, R: AnyRunner + ?Sized> Debugged<'a, R> {
         }
         let next = self.inner.prepare();
         self.is_ready = matches!(next, Next::Run(_));
-        if next == Next::End && self.session.is_attached() && !std::mem::replace(&mut self.told_end, true) {
-            if let Some(why) = self.inner.inspect().and_then(|inspect| inspect.bad_end()) {
-                self.session.stop(self.id, Why::Ends(why));
-                return self.prepare();
-            }
+        let is_news =
+            next == Next::End && self.session.is_attached() && !std::mem::replace(&mut self.told_end, true);
+        let why = self.inner.inspect().filter(|_| is_news).and_then(|inspect| inspect.bad_end());
+        if let Some(why) = why {
+            self.session.stop(self.id, Why::Ends(why));
+            return self.prepare();
         }
         next
     }

@@ -428,7 +428,7 @@ mod tests {
         look(second, 1);
         look(first, 0);
         let both = (2, vec![0, 1]);
-        assert_eq!(*shown.lock().unwrap(), [both.clone()], "once, and everything");
+        assert_eq!(*shown.lock().unwrap(), std::slice::from_ref(&both), "once, and everything");
         // One is asked again before the other has answered: each is in the sum once all the same.
         control.send(Command::Peek);
         look(first, 0);

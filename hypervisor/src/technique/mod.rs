@@ -54,8 +54,11 @@ pub struct Technique {
     /// Makes the domain.
     pub make: fn(Parts<'_>) -> Result<Box<dyn Domain>, MakeError>,
     /// Makes a saved domain anew, if the technique can be saved.
-    pub restore: Option<fn(SavedParts<'_>) -> Result<Box<dyn Domain>, MakeError>>,
+    pub restore: Option<Restore>,
 }
+
+/// Makes a saved domain anew.
+pub type Restore = fn(SavedParts<'_>) -> Result<Box<dyn Domain>, MakeError>;
 
 /// What a technique needs of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

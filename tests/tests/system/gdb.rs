@@ -64,7 +64,7 @@ fn each_vcpu_is_a_thread() {
         for what in
             ["Thread 2 hit Breakpoint 1", "Thread 3 hit Breakpoint 1", "Thread 1.1", "exited normally"]
         {
-            outcome.must(said.contains(what), &format!("gdb should have said {what:?}, and said {said}"));
+            outcome.must(said.contains(what), format_args!("gdb should have said {what:?}, and said {said}"));
         }
     }
 }

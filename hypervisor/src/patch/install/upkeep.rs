@@ -45,7 +45,7 @@ impl Patcher {
         if !self.stubs_at.may_have(target) {
             return None;
         }
-        let may_lead = |j: &&Installed| (target ^ j.patch.stub) % PAGE_SIZE == 0;
+        let may_lead = |j: &&Installed| (target ^ j.patch.stub).is_multiple_of(PAGE_SIZE);
         self.sites.iter().flat_map(|s| &s.jumps).filter(may_lead).find_map(|j| {
             let at = target.wrapping_sub(j.patch.stub).wrapping_add(j.patch.at);
             (at != j.patch.at && k.code_at(at) == Some(j.maddr)).then_some(at)

@@ -72,6 +72,7 @@ fn a_domain_goes_on_where_it_was() {
     free_frames.insert(gone);
     t.vcpu.regs.rax = 0x1234;
     t.vcpu.regs.rip = va(5);
+    t.vcpu.user_selectors = (0x33, 0x2b);
     t.vcpu.timers.set_singleshot(Some(u64::MAX - 5));
     t.vcpu.timers.set_periodic(Some(5_000_000), 7);
     t.vcpu.state = RunState::Polling;
@@ -92,7 +93,7 @@ fn a_domain_goes_on_where_it_was() {
         domain.clock.now() >= saved.domain.now && domain.clock.now() - saved.domain.now < before + (1 << 40)
     );
     assert_eq!((vcpu.regs, vcpu.timers, vcpu.state), (t.vcpu.regs, t.vcpu.timers, RunState::Polling));
-    assert_eq!(vcpu.polled.ports(), [timer]);
+    assert_eq!((vcpu.polled.ports(), vcpu.user_selectors), (&[timer][..], (0x33, 0x2b)));
     assert!(!domain.bells.poll_has_ended(vcpu.id));
     assert_eq!((vcpu.traps, vcpu.event), (t.vcpu.traps, t.vcpu.event));
     assert_eq!(vcpu.space.root(), Mfn(t.mfn(L4)));

@@ -22,6 +22,9 @@ use crate::pv::vcpu::{CR4_FIXED, Callback, IoPrivilege, Nmi, PvVcpu, RunState, V
 use crate::x86::registers::{Regs, Selectors};
 use crate::x86::rflags::{ALWAYS_AT_CPL3, LOADED_AT_CPL3};
 
+/// The privilege level that a guest's selectors ask for.
+const RPL: u16 = 3;
+
 /// A vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuState {
@@ -40,6 +43,7 @@ pub struct VcpuState {
     syscall32: Callback,
     sysenter: Callback,
     other_gs_base: u64,
+    user_selectors: (u16, u16),
     task_switched: bool,
     cr2: u64,
     cr4: u64,
@@ -127,6 +131,7 @@ impl VcpuState {
             syscall32: vcpu.syscall32,
             sysenter: vcpu.sysenter,
             other_gs_base: vcpu.other_gs_base,
+            user_selectors: vcpu.user_selectors,
             task_switched: vcpu.control.task_switched,
             cr2: vcpu.control.cr2,
             cr4: vcpu.control.cr4,
@@ -188,6 +193,8 @@ impl VcpuState {
         (vcpu.event, vcpu.failsafe, vcpu.syscall) = (self.event, self.failsafe, self.syscall);
         (vcpu.syscall32, vcpu.sysenter) = (self.syscall32, self.sysenter);
         vcpu.other_gs_base = self.other_gs_base;
+        // Whether they can be loaded is looked at before they are: see `crossing`.
+        vcpu.user_selectors = (self.user_selectors.0 | RPL, self.user_selectors.1 | RPL);
         vcpu.control.cr2 = self.cr2;
         vcpu.control.tsc_aux = self.tsc_aux;
         vcpu.control.cr4 = self.cr4;
@@ -233,7 +240,6 @@ impl VcpuState {
 
     /// The registers, with the flags and privilege levels that code at CPL 3 has.
     fn regs(&self) -> Regs {
-        const RPL: u16 = 3;
         let Selectors { cs, ss, ds, es, fs, gs } = self.regs.selectors;
         Regs {
             rflags: self.regs.rflags & LOADED_AT_CPL3 | ALWAYS_AT_CPL3,
