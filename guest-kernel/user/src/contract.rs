@@ -393,7 +393,9 @@ fn wild(checks: &mut Checks) {
         for number in CALLS {
             for (i, one) in WILD.iter().enumerate() {
                 let other = WILD[(i * 5 + number as usize) % WILD.len()];
-                if number != 1 && number != 62 {
+                // Where Linux has page tables of five levels, it unmaps as much as that: all of the program.
+                let is_everything = number == 11 && other == 1 << 47;
+                if number != 1 && number != 62 && !is_everything {
                     let _ = sys::call(number, [*one, other, 8, *one, 8, other]);
                 }
             }
