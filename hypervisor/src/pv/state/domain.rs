@@ -130,7 +130,7 @@ impl DomainState {
         let moved = |id| bells.vcpu_info_has_moved(id).then(|| bells.of(id).vcpu_info.0);
         let peer = |id| {
             let peer = domain.peers.get(id)?;
-            let context = peer.context.as_deref().map(|context| Box::new(VcpuState::of(context, false)));
+            let context = peer.context.as_deref().map(|context| Box::new(VcpuState::of(context)));
             Some(PeerState {
                 initialised: peer.initialised,
                 up: peer.up,

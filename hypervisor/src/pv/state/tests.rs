@@ -18,7 +18,9 @@ use crate::testing::pv::{CONSOLE, FRAMES, FREE, L1, L4, RO, RW, TestDomain, va};
 /// The state of a domain and its vCPU.
 fn state(t: &mut TestDomain) -> State {
     let domain = DomainState::of(&mut t.domain).unwrap();
-    State { domain, vcpus: vec![VcpuState::of(&t.vcpu, t.bells.poll_has_ended(t.vcpu.id))] }
+    let mut vcpu = VcpuState::of(&t.vcpu);
+    vcpu.poll_has_ended = t.bells.poll_has_ended(t.vcpu.id);
+    State { domain, vcpus: vec![vcpu] }
 }
 
 /// The state by way of bytes, as a file has it.

@@ -58,7 +58,7 @@ pub struct VcpuState {
     run: RunState,
     polled: Vec<u32>,
     /// A port that it polls has become pending.
-    poll_has_ended: bool,
+    pub poll_has_ended: bool,
     runstate: RunstateState,
 }
 
@@ -107,8 +107,9 @@ fn is_guests(va: u64) -> bool {
 }
 
 impl VcpuState {
-    /// The state of a vCPU that is out of the guest; its vector registers are added by who has them.
-    pub fn of(vcpu: &PvVcpu, poll_has_ended: bool) -> Self {
+    /// The state of a vCPU that is out of the guest. Its vector registers are added by who has them; whether its poll has
+    /// ended, once all vCPUs are out of the guest, because the others end it.
+    pub fn of(vcpu: &PvVcpu) -> Self {
         let with_handler = (0..=u8::MAX).zip(&vcpu.traps).filter(|(_, trap)| trap.address != 0);
         let bytes = |trap: &TrapInfo| trap.as_bytes().first_chunk().copied().unwrap_or_default();
         let tables = Some(&vcpu.tables).filter(|tables| tables.kernel_root() != Mfn(0));
@@ -145,7 +146,7 @@ impl VcpuState {
             nmi: vcpu.nmi,
             run: vcpu.state,
             polled: vcpu.polled.ports().to_vec(),
-            poll_has_ended,
+            poll_has_ended: false,
             runstate: RunstateState::of(&vcpu.runstate),
         }
     }

@@ -10,6 +10,7 @@ use crate::pv::context::PvContext;
 use crate::pv::state::{
     CannotSave, DomainState, Origin, RestoreParts, State, VcpuState, restore as restore_domain,
 };
+use crate::pv::vcpu::VcpuId;
 use crate::technique::{Domain, MakeError, SavedParts, Saver};
 
 /// The states that vCPUs have handed over.
@@ -29,13 +30,18 @@ impl Handed {
     /// All of them, once.
     fn take(&self) -> Result<Vec<VcpuState>, CannotSave> {
         let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        states.iter_mut().map(|state| state.take().unwrap_or(Err(CannotSave::Ended))).collect()
+        // Also those behind one that is missing: the next time they are old.
+        let taken: Vec<_> = states.iter_mut().map(Option::take).collect();
+        taken.into_iter().map(|state| state.unwrap_or(Err(CannotSave::Ended))).collect()
     }
 }
 
 impl Saver for Arc<Shared> {
     fn state(&self) -> Result<State, CannotSave> {
-        let vcpus = self.saved.take()?;
+        let mut vcpus = self.saved.take()?;
+        for (number, vcpu) in (0..).zip(&mut vcpus) {
+            vcpu.poll_has_ended = VcpuId::new(number).is_none_or(|id| self.bells.poll_has_ended(id));
+        }
         Ok(State { domain: DomainState::of(&mut self.lock())?, vcpus })
     }
 
@@ -46,7 +52,7 @@ impl Saver for Arc<Shared> {
 
 impl PvRunner {
     pub(super) fn hand_over_state(&self, cpu: &mut dyn Cpu) {
-        let mut state = VcpuState::of(&self.vcpu, self.shared.bells.poll_has_ended(self.vcpu.id));
+        let mut state = VcpuState::of(&self.vcpu);
         let vectors = cpu.save().map_err(|_| CannotSave::Vectors);
         let state = vectors.map(|vectors| {
             state.vectors = vectors.area().to_vec();
@@ -96,4 +102,40 @@ pub(super) fn restore(parts: SavedParts<'_>) -> Result<Box<dyn Domain>, MakeErro
     let boot = runners.next().ok_or(MakeError::NoRing)?;
     let others = runners.collect();
     Ok(Box::new(PvGuest { shared, boot, others, clock }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Coherence;
+    use crate::machine::kick::Kick;
+    use crate::pv::vcpu::{PvVcpu, RunState};
+    use crate::testing::engine::CountKicks;
+    use crate::testing::pv::{FRAMES, TestDomain};
+
+    /// A poll ends between its vCPU's hand-over and the last one's: whoever ended it may have cleared the port already.
+    #[test]
+    fn a_poll_that_ends_while_others_still_run_is_saved_as_ended() {
+        const PORT: u32 = 9;
+        let kicks = (0..2).map(|_| Arc::new(CountKicks::default()) as Arc<dyn Kick>).collect();
+        let t = TestDomain::with_kicks(FRAMES, kicks);
+        let mut second = PvVcpu::absent(VcpuId::new(1).unwrap(), &t.domain.log);
+        second.state = RunState::Polling;
+        second.polled.push(PORT);
+        let bells = Arc::clone(&t.bells);
+        let first = t.vcpu;
+        let shared = Arc::new(Shared::new(t.domain, Coherence::OwnEntry));
+        let saved = |ends: bool| {
+            bells.poll(second.id, &[PORT]);
+            shared.saved.put(1, Ok(VcpuState::of(&second)));
+            if ends {
+                bells.raise(PORT, Some(first.id)).unwrap();
+                bells.forget(PORT).unwrap();
+            }
+            shared.saved.put(0, Ok(VcpuState::of(&first)));
+            shared.state().unwrap().vcpus.iter().map(|vcpu| vcpu.poll_has_ended).collect::<Vec<_>>()
+        };
+        assert_eq!(saved(false), [true, false], "the first polls nothing");
+        assert_eq!(saved(true), [true, true]);
+    }
 }
