@@ -34,8 +34,11 @@ impl PvContext<'_> {
         let index = selector >> 3;
         if selector & LOCAL != 0 {
             let (base, entries) = self.vcpu.tables.ldt();
+            if u32::from(index) >= entries {
+                return None;
+            }
             let va = base.checked_add(u64::from(index) * 8)?;
-            let at = self.kernel_memory().translate(va, false).ok().filter(|_| u32::from(index) < entries)?;
+            let at = self.kernel_memory().translate(va, false).ok()?;
             // Not validated as the GDT is: the guest's privilege level is put in here.
             return self.domain.memory.load_u64(at).ok().map(|d| if d & PRESENT != 0 { d | DPL } else { d });
         }

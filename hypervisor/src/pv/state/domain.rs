@@ -389,14 +389,17 @@ fn move_info(domain: &mut PvDomain, id: VcpuId, at: Maddr) -> Result<(), BadDoma
 
 /// Tells the guest how its clock goes on: with another rate, perhaps, and from another reading of its counter.
 fn tell_time(cx: &mut PvContext<'_>) -> Result<(), BadDomain> {
-    cx.mend_selectors();
     let info = cx.upcall().vcpu_info;
     if info != NOWHERE {
         let at = Maddr(info.0 + offset_of!(VcpuInfo, time) as u64);
         let before: VcpuTimeInfo = cx.domain.memory.read_obj(at)?;
         cx.domain.memory.write_obj(at, &cx.domain.clock.published(before.version))?;
     }
-    // A guest that unmapped its copy gets none, as ever.
-    let _ = cx.publish_time_copy();
+    // Without page tables there are no linear addresses, and frame 0 is none of the guest's.
+    if cx.vcpu.tables.kernel_root() != Mfn(0) {
+        cx.mend_selectors();
+        // A guest that unmapped its copy gets none, as ever.
+        let _ = cx.publish_time_copy();
+    }
     Ok(())
 }

@@ -225,6 +225,26 @@ fn a_state_that_breaks_isolation_is_refused() {
     assert_eq!(vcpus[0].regs.selectors.cs, paravane_abi::segment::FLAT_KERNEL_CS);
 }
 
+/// A vCPU that never was up has no page tables: what it would be told of the time by linear address is told nowhere.
+#[test]
+fn nothing_is_looked_up_for_a_vcpu_without_page_tables() {
+    let kicks = (0..2).map(|_| Arc::new(CountKicks::default()) as Arc<dyn Kick>).collect();
+    let mut t = TestDomain::with_kicks(FRAMES, kicks);
+    let mut saved = state(&mut t);
+    let mut absent = PvVcpu::absent(crate::pv::vcpu::VcpuId::new(1).unwrap(), &t.domain.log);
+    absent.runstate.time_area = va(FREE);
+    absent.regs.selectors.ds = 7;
+    saved.vcpus.push(VcpuState::of(&absent));
+    let memory = copy_of(&t.memory);
+    // As if the first frame, which is the hypervisor's, were the guest's L4 table.
+    let at = addr::table_index(va(0), 4) as u64 * 8;
+    let entry = memory.load_u64(Maddr(Mfn(t.mfn(L4)).maddr().0 + at)).unwrap();
+    memory.store_u64(Maddr(at), entry).unwrap();
+    let (domain, vcpus) = restored(memory, &through_bytes(&saved)).unwrap();
+    let free: [u64; 4] = domain.memory.read_obj(Mfn(t.mfn(FREE)).maddr()).unwrap();
+    assert_eq!((free, vcpus[1].runstate.time_area), ([0; 4], va(FREE)));
+}
+
 #[test]
 fn a_guest_with_devices_or_past_its_end_is_not_saved() {
     let mut t = TestDomain::new();
