@@ -90,6 +90,8 @@ impl Temporary {
 
     fn become_the_file(mut self, path: &Path) -> io::Result<()> {
         if let Some(temporary) = &self.path {
+            // A host that crashes after the rename may otherwise keep the name without what is in the file.
+            self.file.sync_all()?;
             std::fs::rename(temporary, path)?;
         }
         self.path = None;
