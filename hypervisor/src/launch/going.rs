@@ -174,6 +174,7 @@ impl Going {
             Some(recorder) => seats.run(domain.runners(), &told, &mut orders, recorder),
         };
         let run_ns = nanos(running.elapsed());
+        control.has_ended();
         let end = domain.end();
         tracing::info!(ms = run_ns / 1_000_000, "the guest has run: {end:?}");
         if let Some(debugging) = debugging {

@@ -68,6 +68,8 @@ struct Saving {
     handed: usize,
     /// How often the domain was saved.
     times: u64,
+    /// The last of them is at it.
+    is_being_saved: bool,
 }
 
 /// Tells whether a domain stands still.
@@ -183,6 +185,22 @@ impl Control {
         self.saving().save = Some(save);
     }
 
+    /// After the domain's end: calls it once more if the domain was still to be saved, so that it says why it was not.
+    pub fn has_ended(&self) {
+        if self.take(SAVE) {
+            self.save();
+        }
+    }
+
+    /// Without the lock, so that those who wait can look whether they are to end: writing a file takes its time.
+    fn save(&self) {
+        let save = self.saving().save.take();
+        if let Some(mut save) = save {
+            save();
+            self.saving().save.get_or_insert(save);
+        }
+    }
+
     fn saving(&self) -> std::sync::MutexGuard<'_, Saving> {
         self.0.saving.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -289,19 +307,24 @@ impl Orders {
     /// by `wait`, which a kick ends, until that is done or the domain is to end.
     pub(super) fn save_together(&self, wait: impl Fn()) {
         let mut saving = self.control.saving();
+        if saving.is_being_saved {
+            // One that waits no longer, because the domain is to end, comes by again.
+            return;
+        }
         saving.handed += 1;
         let times = saving.times;
         if saving.handed < self.control.kickers().len() {
             drop(saving);
-            while self.control.saving().times == times && !self.says_stop() {
+            while !self.says_stop() && self.control.saving().times == times {
                 wait();
             }
             return;
         }
-        if let Some(save) = &mut saving.save {
-            save();
-        }
-        saving.handed = 0;
+        saving.is_being_saved = true;
+        drop(saving);
+        self.control.save();
+        let mut saving = self.control.saving();
+        (saving.handed, saving.is_being_saved) = (0, false);
         // First of the two: one that goes on must not find the command that it has obeyed.
         self.control.take(SAVE);
         saving.times += 1;
@@ -470,6 +493,42 @@ mod tests {
         control.end_all();
         orders().save_together(std::thread::yield_now);
         assert_eq!(saved.load(Ordering::Relaxed), 2);
+        // Whoever asked is told, once.
+        for _ in 0..2 {
+            control.has_ended();
+            assert_eq!(saved.load(Ordering::Relaxed), 3);
+        }
+    }
+
+    #[test]
+    fn one_that_is_to_end_does_not_wait_for_the_file() {
+        use std::sync::mpsc;
+        use std::time::Duration;
+        let (control, kicks) = (Control::default(), [(); 2].map(|()| Arc::new(CountKicks::default())));
+        control.attach(kicks.iter().map(|kicks| kicks.clone() as Arc<dyn Kick>));
+        let (to_file, out) = mpsc::channel();
+        let (end, count) = (control.clone(), Arc::new(AtomicU32::new(0)));
+        let files = count.clone();
+        control.on_save(Box::new(move || {
+            end.end_all();
+            assert_eq!(out.recv_timeout(Duration::from_secs(20)), Ok(()), "it waits for the file");
+            files.fetch_add(1, Ordering::Relaxed);
+        }));
+        control.send(Command::Save);
+        let obey = || {
+            let orders = Orders::new(control.clone(), Clock::new(1_000_000, 0));
+            orders.save_together(std::thread::yield_now);
+            if count.load(Ordering::Relaxed) == 0 {
+                // This is the one that does not write; on its way out it may come by again.
+                orders.save_together(std::thread::yield_now);
+                to_file.send(()).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(obey);
+            obey();
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 1);
     }
 
     #[test]
