@@ -288,6 +288,48 @@ fn gdb_may_come_again() {
     assert_eq!(ended.status, Some(0), "{}", ended.said);
 }
 
+/// Saves the reference guest at its prompt; false if there is no engine for it here.
+fn save(to: &str) -> bool {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
+    command.args(["run", "--engine", "process", "--timeout", "100s", "--snapshot-to", to]);
+    let mut program =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut seen, mut byte) = (Vec::new(), [0]);
+    while !seen.ends_with(b"> ") && program.stdout.as_mut().unwrap().read(&mut byte).unwrap() != 0 {
+        seen.push(byte[0]);
+    }
+    let mut said = String::new();
+    if seen.ends_with(b"> ") {
+        let pid = libc::pid_t::try_from(program.id()).unwrap();
+        // SAFETY: kill takes no pointers; the child `pid` has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGUSR2) }, 0);
+        BufReader::new(program.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+        assert!(said.contains("saved to"), "{said}");
+        program.kill().unwrap();
+    } else {
+        program.stderr.as_mut().unwrap().read_to_string(&mut said).unwrap();
+        skip("process", said);
+    }
+    program.wait().unwrap();
+    seen.ends_with(b"> ")
+}
+
+/// A guest that goes on from a file waits for gdb where it was, and its kernel's symbols are the file's.
+#[test]
+fn a_restored_guest_is_debugged_where_it_was() {
+    let file = std::env::temp_dir().join(format!("paravane-gdb-{}.snap", std::process::id()));
+    let file = file.to_str().unwrap();
+    if !has_gdb() || !save(file) {
+        return;
+    }
+    for engine in ["process", "kvm"] {
+        if let Some(ended) = run(engine, &["--restore", file], "info threads\nbacktrace\nkill") {
+            ended.told(&["* 1    Thread 1.1 (vcpu0 ", " in paravane_guest::", "killed"]);
+        }
+    }
+    std::fs::remove_file(file).unwrap();
+}
+
 /// What cannot be debugged says why, and what can.
 #[test]
 fn a_technique_without_a_debugger_says_so() {

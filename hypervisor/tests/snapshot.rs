@@ -139,5 +139,8 @@ fn what_can_never_be_saved_is_refused_at_once() {
         let (status, said) = refused(&[&["--snapshot-to", file.name()][..], args].concat());
         assert!(status == Some(1) && said.contains(what), "{said}");
     }
+    // gdb's breakpoints are instructions in the guest's memory.
+    let (status, said) = refused(&["--snapshot-to", file.name(), "--gdb"]);
+    assert!(status == Some(2) && said.contains("cannot be used with"), "{said}");
     assert!(!file.0.exists());
 }

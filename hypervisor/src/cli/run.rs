@@ -130,7 +130,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE|FD", help_heading = HOST)]
     events: Option<EventsTo>,
     /// Save the guest to this file on Ctrl-A w or SIGUSR2, each time anew; it goes on afterwards
-    #[arg(long, value_name = "FILE", help_heading = HOST)]
+    #[arg(long, value_name = "FILE", conflicts_with = "gdb", help_heading = HOST)]
     snapshot_to: Option<PathBuf>,
     /// Go on with a guest that --snapshot-to saved, on whichever engine
     #[arg(long, value_name = "FILE", help_heading = HOST)]
