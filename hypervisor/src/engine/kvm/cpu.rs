@@ -331,14 +331,17 @@ impl KvmCpu {
     /// Whether the guest was interrupted on its way out: an exception or a SYSCALL has happened and has not
     /// reached us. It must: what it has done to the registers cannot be taken back.
     pub(super) fn exit_is_coming(&mut self) -> bool {
+        let halfway = self.may_be_halfway();
         let shared = self.vcpu.sync_regs();
         let rip = shared.regs.rip;
         // An exception that KVM is about to deliver would be delivered to whatever runs next.
         let exception = shared.events.exception;
         let queued = exception.injected != 0 || exception.pending != 0;
-        let in_vector_stub = shared.sregs.cs.dpl == 0
-            && rip.wrapping_sub(self.gate.va(tables::TEXT_VA)) < 32 * gate::VECTOR_STRIDE;
-        queued || in_vector_stub || self.gate.syscall().contains(&rip)
+        let in_gate = shared.sregs.cs.dpl == 0;
+        let in_vector_stub =
+            in_gate && rip.wrapping_sub(self.gate.va(tables::TEXT_VA)) < 32 * gate::VECTOR_STRIDE;
+        // What of the fast paths' gate is not taken back is on its way to the stub of #BP.
+        queued || in_vector_stub || halfway && in_gate || self.gate.syscall().contains(&rip)
     }
 
     pub(super) fn clear_dirty(&mut self) {

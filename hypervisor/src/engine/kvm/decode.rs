@@ -41,6 +41,8 @@ impl KvmCpu {
                 if shared.sregs.cs.dpl == 3 {
                     self.to_apply = false;
                     from_kvm(&shared.regs, &shared.sregs, self.features.gdt, regs);
+                } else if !self.gate.goes_back(shared.regs.rip) {
+                    return Exit::Dead("interrupted at an unknown place in ring 0");
                 }
                 Exit::Kick
             }

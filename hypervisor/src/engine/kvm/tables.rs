@@ -282,6 +282,14 @@ impl GateTables {
     pub fn apply(&self, shared: bool) -> u64 {
         self.va(TEXT_VA) + if shared { gate::apply_shared_offset() } else { gate::apply_offset() }
     }
+    /// Whether the gate is on its way back to the guest at this address, and the guest has not moved since it was left:
+    /// in what follows an answered VMCALL, or applies a work list. Elsewhere in ring 0 an exit is coming.
+    pub fn goes_back(&self, rip: u64) -> bool {
+        let text = self.va(TEXT_VA);
+        let answered = self.syscall.end.max(text + 32 * gate::VECTOR_STRIDE)..self.errand();
+        let applies = text + gate::apply_shared_offset()..=text + gate::iretq_offset();
+        answered.contains(&rip) || applies.contains(&rip)
+    }
     /// Linear address of what applies a work list and leaves for the host.
     pub fn errand(&self) -> u64 {
         self.va(TEXT_VA) + gate::errand_offset()
