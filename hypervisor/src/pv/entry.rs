@@ -179,7 +179,8 @@ impl PvContext<'_> {
         self.switch_mode(true);
         if self.guest().write_bytes(sp, frame.as_bytes()).is_err() {
             return self.kill(format_args!(
-                "cannot push a frame for the guest's handler: its stack {sp:#x} is not writable;"
+                "cannot push a frame for the guest's handler: its stack {sp:#x} is not writable (the stack has \
+                 overflowed, or the stack pointer is wrong);"
             ));
         }
         if callback.mask_events

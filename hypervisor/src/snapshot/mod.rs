@@ -1,6 +1,6 @@
 //! Snapshots: a domain's memory and state in a file.
 //!
-//! * [`format`] says what is in the file, and is the only module here that knows serde's and bincode's encodings.
+//! * [`mod@format`] says what is in the file, and is the only module here that knows serde's and bincode's encodings.
 //! * [`writer`] writes it under a temporary name and renames it, so that a file with the name that was asked for is
 //!   whole.
 //! * [`reader`] reads it and believes nothing: a file may come from a stranger. Everything that it says of places and

@@ -199,8 +199,8 @@ fn system_call(regs: &mut Regs, arch: u32, call: u64, cs: u64) -> Trap {
         return Trap::Syscall;
     }
     if cs == USER_CS {
-        // INT 0x80: a vector without a gate that CPL 3 may use.
-        regs.rip = regs.rip.wrapping_sub(2);
+        // INT 0x80: a vector without a gate that CPL 3 may use. A sibling may have changed the address meanwhile.
+        regs.rip = canonical(regs.rip.wrapping_sub(2));
         return general_protection(INT_80_ERROR);
     }
     // SYSENTER, or a 32-bit code segment: neither exists for a guest. Linux has lost rip and rsp by now.
