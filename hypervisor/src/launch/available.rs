@@ -73,6 +73,11 @@ fn available(root: &Path) -> Option<(u64, String)> {
     groups(root).into_iter().chain(host).min_by_key(|(bytes, _)| *bytes)
 }
 
+/// The memory that the host has in all, in bytes, if it tells.
+pub fn total() -> Option<u64> {
+    field(&read(Path::new("/"), "proc/meminfo")?, "MemTotal:").map(|kib| kib.saturating_mul(1024))
+}
+
 /// What each control group above this process has left.
 fn groups(root: &Path) -> Vec<(u64, String)> {
     let (Some(mine), Some(mounts)) = (read(root, "proc/self/cgroup"), read(root, "proc/self/mountinfo"))

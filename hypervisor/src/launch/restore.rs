@@ -6,16 +6,17 @@ use super::going::{Going, Guest, Kernel, Ready};
 use super::save::{Everything, Facts, Processor};
 use super::start::{RunError, Steps};
 use super::vcpus::Seats;
-use super::{Config, Report, select};
+use super::{Config, Report, available, select};
 use crate::build::BuildError;
 use crate::build::mapping::AddressLimits;
 use crate::host::zeroed::check_own_room;
 use crate::launch::engines::Setup;
 use crate::machine::layout::HypervisorLayout;
-use crate::machine::memory::MachineMemory;
+use crate::machine::memory::{MachineMemory, PAGE_SIZE};
 use crate::pv::state::State;
 use crate::snapshot::Snapshot;
 use crate::technique::{SavedParts, Technique};
+use crate::text::units;
 
 /// A snapshot that cannot be restored here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +32,17 @@ pub enum NotHere {
     /// It does not say what memory it has.
     #[error("the snapshot is damaged: its memory or its vCPUs are not as many as it says")]
     Size,
+    /// A file of some KiB can say so: its memory is a hole.
+    #[error(
+        "the snapshot's guest has {} of memory, and this host has {}; restore it on a host that has more",
+        units::bytes(*guest), units::bytes(*host)
+    )]
+    Larger {
+        /// Bytes of the guest's memory, and of the hypervisor's for it.
+        guest: u64,
+        /// Bytes of the host's.
+        host: u64,
+    },
     /// The guest may use instructions that would be undefined here.
     #[error(
         "the snapshot was taken on a processor with features that this one lacks (CPUID leaf {leaf:#x}, sub-leaf {index}, \
@@ -76,6 +88,7 @@ impl Processor {
 
 /// Goes on with a domain that was saved, to its end.
 pub(super) fn run(config: Config, snapshot: Snapshot, mut steps: Steps) -> Result<Report, RunError> {
+    has_room(snapshot.frames(), available::total())?;
     let contents = snapshot.contents::<Everything<State>>()?;
     let (facts, technique) = check(&config, &snapshot, &contents.state.facts)?;
     let layout = layout(technique, facts.frames, facts.vcpus);
@@ -136,6 +149,16 @@ pub(super) fn run(config: Config, snapshot: Snapshot, mut steps: Steps) -> Resul
     going.run(ready, &guest, kernel)
 }
 
+/// Whether `host` bytes of memory, if that is known, are enough for so many frames. For each of them something is
+/// written before the guest runs.
+fn has_room(frames: u64, host: Option<u64>) -> Result<(), NotHere> {
+    let guest = frames.saturating_mul(PAGE_SIZE);
+    match host {
+        Some(host) if guest > host => Err(NotHere::Larger { guest, host }),
+        _ => Ok(()),
+    }
+}
+
 fn layout(technique: &Technique, frames: u64, vcpus: u32) -> HypervisorLayout {
     HypervisorLayout::with_vcpus(frames, (technique.shadow_frames)(frames), technique.own_code, vcpus)
 }
@@ -167,6 +190,15 @@ mod tests {
 
     fn processor(components: u64, bits: u32) -> Processor {
         Processor { components, features: vec![(7, 0, 1, bits)] }
+    }
+
+    #[test]
+    fn a_guest_is_no_larger_than_the_host() {
+        assert_eq!(has_room(1 << 18, Some(1 << 30)), Ok(()));
+        assert_eq!(has_room(1 << 30, None), Ok(()));
+        let guest = (1 << 30) + PAGE_SIZE;
+        assert_eq!(has_room((1 << 18) + 1, Some(1 << 30)), Err(NotHere::Larger { guest, host: 1 << 30 }));
+        assert!(has_room(crate::snapshot::format::MOST_FRAMES, available::total()).is_err());
     }
 
     #[test]
