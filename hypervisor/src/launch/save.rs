@@ -10,7 +10,7 @@ use super::{Config, Saved, SnapshotTo};
 use crate::engine::EngineInfo;
 use crate::host::host_cpuid;
 use crate::monitor::Control;
-use crate::pv::state::State;
+use crate::pv::state::{State, at_most};
 use crate::snapshot::{Parts, write};
 use crate::technique::{Domain, TECHNIQUES, Technique};
 use crate::x86::guest_cpuid::{available, filter};
@@ -77,6 +77,7 @@ pub(super) struct Processor {
     /// State components that it may have used (XCR0).
     pub components: u64,
     /// Leaf, sub-leaf, register (0 for EAX to 3 for EDX), and its feature bits.
+    #[serde(deserialize_with = "at_most::<64, _, _>")]
     pub features: Vec<(u32, u32, u8, u32)>,
 }
 

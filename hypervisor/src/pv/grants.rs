@@ -17,7 +17,7 @@ use zerocopy::transmute;
 use super::domain::DOMID;
 use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr, Mfn, PAGE_SIZE};
 use crate::mmu::direct::{DirectPaging, Granted};
-use crate::pv::state::BadDomain;
+use crate::pv::state::{BadDomain, at_most};
 
 /// Entries in a frame of the table.
 pub const ENTRIES_PER_FRAME: u64 = PAGE_SIZE / size_of::<GrantEntryV1>() as u64;
@@ -107,6 +107,7 @@ pub struct Grants {
 pub struct GrantsState {
     frames: u64,
     /// By handle, each with its frame.
+    #[serde(deserialize_with = "at_most::<MAX_MAPPINGS, _, _>")]
     mappings: Vec<Option<(Mapping, u64)>>,
 }
 

@@ -3,13 +3,14 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use paravane_abi::event::EVTCHN_2L_NR_CHANNELS;
 use paravane_abi::shared_info::{VcpuInfo, VcpuTimeInfo};
 use paravane_abi::{addr, pte};
 use serde::{Deserialize, Serialize};
 
 use super::stubs;
 use super::vcpu::RunstateState;
-use super::{BadDomain, CannotSave, State, VcpuState, until_done};
+use super::{BadDomain, CannotSave, State, VcpuState, at_most, until_done};
 use crate::machine::console::{ConsoleInput, ConsoleSink};
 use crate::machine::kick::Kick;
 use crate::machine::layout::HypervisorLayout;
@@ -49,8 +50,10 @@ pub struct DomainState {
     console: u64,
     store_ring: u64,
     store: Option<StoreState>,
+    #[serde(deserialize_with = "at_most::<{ EVTCHN_2L_NR_CHANNELS as usize }, _, _>")]
     ports: Vec<PortState>,
     grants: GrantsState,
+    #[serde(deserialize_with = "at_most::<{ MAX_VCPUS as usize }, _, _>")]
     peers: Vec<PeerState>,
     watchdogs: Watchdogs,
     pirq_eoi_map: Option<u64>,

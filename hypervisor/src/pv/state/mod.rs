@@ -5,11 +5,13 @@
 //! counted anew, by validating the page tables that the guest had pinned and those that its vCPUs use.
 //!
 //! * [`domain`] and [`vcpu`] are the two directions, for what vCPUs share and for each of them.
+//! * [`bounded`] bounds what is decoded.
 //! * [`stubs`] makes a hypercall page that one engine wrote work on another.
 //!
 //! The state of the xenstore, of grants and of event channels is made by them. What may not be done here: knowing a
 //! file, or an engine.
 
+mod bounded;
 pub mod domain;
 pub mod stubs;
 #[cfg(test)]
@@ -22,7 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::host::zeroed::NoMemory;
 use crate::machine::memory::BadMachineAddress;
 use crate::mmu::direct::Stop;
+use crate::pv::vcpu::MAX_VCPUS;
 
+pub use bounded::at_most;
 pub use domain::{DomainState, Origin, RestoreParts, restore};
 pub use vcpu::VcpuState;
 
@@ -32,6 +36,7 @@ pub struct State {
     /// What they share.
     pub domain: DomainState,
     /// They, in order.
+    #[serde(deserialize_with = "at_most::<{ MAX_VCPUS as usize }, _, _>")]
     pub vcpus: Vec<VcpuState>,
 }
 

@@ -245,6 +245,31 @@ fn nothing_is_looked_up_for_a_vcpu_without_page_tables() {
     assert_eq!((free, vcpus[1].runstate.time_area), ([0; 4], va(FREE)));
 }
 
+/// What is longer than it can be is refused before it takes its room in memory.
+#[test]
+fn lists_are_decoded_no_longer_than_they_can_be() {
+    let mut t = TestDomain::new();
+    let good = serde_json::to_value(state(&mut t)).unwrap();
+    let decoded = |path: &str, element: serde_json::Value, count| {
+        let mut changed = good.clone();
+        *changed.pointer_mut(path).unwrap() = vec![element; count].into();
+        serde_json::from_value::<State>(changed).is_ok()
+    };
+    let (vcpu, peer) = (good["vcpus"][0].clone(), good["domain"]["peers"][0].clone());
+    for (path, element, most) in [
+        ("/domain/grants/mappings", serde_json::Value::Null, crate::pv::grants::MAX_MAPPINGS),
+        ("/domain/ports", serde_json::json!(["Free", 0]), 4096),
+        ("/domain/peers", peer, 64),
+        ("/vcpus", vcpu, 64),
+        ("/vcpus/0/traps", serde_json::json!([0, vec![0; 16]]), 256),
+        ("/vcpus/0/polled", 0.into(), 128),
+        ("/vcpus/0/tables/gdt", 0.into(), 14),
+    ] {
+        assert!(decoded(path, element.clone(), most), "{path}");
+        assert!(!decoded(path, element, most + 1), "{path}");
+    }
+}
+
 #[test]
 fn a_guest_with_devices_or_past_its_end_is_not_saved() {
     let mut t = TestDomain::new();

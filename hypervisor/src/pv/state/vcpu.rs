@@ -8,17 +8,17 @@ use paravane_abi::vcpu::VcpuRunstateInfo;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{BadDomain, until_done};
+use super::{BadDomain, at_most, until_done};
 use crate::machine::memory::Mfn;
 use crate::machine::time::Timers;
-use crate::mmu::direct::VcpuTables;
+use crate::mmu::direct::{GDT_FRAMES, VcpuTables};
 use crate::mmu::space::VcpuSpace;
 use crate::pv::context::PvContext;
 use crate::pv::debug_registers;
 use crate::pv::domain::PvDomain;
 use crate::pv::fixup::state_a_guest_may_set;
 use crate::pv::runstate::Runstate;
-use crate::pv::vcpu::{CR4_FIXED, Callback, IoPrivilege, Nmi, PvVcpu, RunState, VcpuId};
+use crate::pv::vcpu::{CR4_FIXED, Callback, IoPrivilege, MAX_POLL_PORTS, Nmi, PvVcpu, RunState, VcpuId};
 use crate::x86::registers::{Regs, Selectors};
 use crate::x86::rflags::{ALWAYS_AT_CPL3, LOADED_AT_CPL3};
 
@@ -36,6 +36,7 @@ pub struct VcpuState {
     kernel_mode: bool,
     kernel_sp: u64,
     /// Of those vectors that have a handler: `TrapInfo`.
+    #[serde(deserialize_with = "at_most::<256, _, _>")]
     traps: Vec<(u8, [u8; 16])>,
     event: Callback,
     failsafe: Callback,
@@ -56,6 +57,7 @@ pub struct VcpuState {
     io: IoPrivilege,
     nmi: Nmi,
     run: RunState,
+    #[serde(deserialize_with = "at_most::<MAX_POLL_PORTS, _, _>")]
     polled: Vec<u32>,
     /// A port that it polls has become pending.
     pub poll_has_ended: bool,
@@ -67,6 +69,7 @@ pub struct VcpuState {
 struct Tables {
     kernel: u64,
     user: Option<u64>,
+    #[serde(deserialize_with = "at_most::<GDT_FRAMES, _, _>")]
     gdt: Vec<u64>,
     ldt: (u64, u32),
 }

@@ -4,7 +4,7 @@ use paravane_abi::domid::DomId;
 use paravane_abi::errno::Errno;
 
 /// Entries that the permissions of a node may have: xenstored's default limit.
-const MAX_ENTRIES: usize = 5;
+pub(super) const MAX_ENTRIES: usize = 5;
 
 /// What a domain may do with a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use super::wire;
 use super::wire::Request;
 
 /// Transactions that a domain may have at a time: xenstored's default limit.
-const MAX_TRANSACTIONS: usize = 10;
+pub(super) const MAX_TRANSACTIONS: usize = 10;
 /// What most requests are answered.
 const OK: &[u8] = b"OK\0";
 

@@ -7,25 +7,34 @@ use serde::{Deserialize, Serialize};
 
 use super::node::{Change, Node};
 use super::path::Path;
-use super::perms::{Access, Perms};
+use super::perms::{Access, MAX_ENTRIES, Perms};
+use super::request::MAX_TRANSACTIONS;
+use super::watch::MAX_WATCHES;
 use super::{BACKLOG, Server};
+use crate::pv::state::at_most;
 
 /// The longest reply, and some.
 const LONGEST_MESSAGE: usize = 8 << 10;
+/// Nodes, the host's among them: more than the guest's limit and what the host makes for it.
+const MOST_NODES: usize = 4 << 10;
 /// Changes that wait to be told: more than the tree has nodes.
 const MOST_CHANGES: usize = 4 << 10;
 
 /// The state of the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreState {
+    #[serde(deserialize_with = "at_most::<MOST_NODES, _, _>")]
     nodes: Vec<NodeState>,
     /// Name and token.
+    #[serde(deserialize_with = "at_most::<MAX_WATCHES, _, _>")]
     watches: Vec<(Vec<u8>, Vec<u8>)>,
+    #[serde(deserialize_with = "at_most::<MAX_TRANSACTIONS, _, _>")]
     transactions: Vec<u32>,
     next_transaction: u32,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     /// Paths, and whether exactly those.
+    #[serde(deserialize_with = "at_most::<MOST_CHANGES, _, _>")]
     changes: Vec<(String, bool)>,
     told: u64,
     broken: bool,
@@ -37,6 +46,7 @@ struct NodeState {
     value: Vec<u8>,
     owner: u16,
     others: (bool, bool),
+    #[serde(deserialize_with = "at_most::<MAX_ENTRIES, _, _>")]
     listed: Vec<(u16, (bool, bool))>,
 }
 

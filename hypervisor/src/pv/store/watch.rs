@@ -10,7 +10,7 @@ use super::node::Change;
 use super::path::Path;
 
 /// Watches that a domain may have: xenstored's default limit.
-const MAX_WATCHES: usize = 128;
+pub(super) const MAX_WATCHES: usize = 128;
 
 /// What is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
