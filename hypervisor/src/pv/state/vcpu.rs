@@ -110,8 +110,8 @@ fn is_guests(va: u64) -> bool {
 }
 
 impl VcpuState {
-    /// The state of a vCPU that is out of the guest. Its vector registers are added by who has them; whether its poll has
-    /// ended, once all vCPUs are out of the guest, because the others end it.
+    /// The state of a vCPU that is out of the guest. Its vector registers are added by who has them; whether its poll
+    /// has ended, once all vCPUs are out of the guest, because the others end it.
     pub fn of(vcpu: &PvVcpu) -> Self {
         let with_handler = (0..=u8::MAX).zip(&vcpu.traps).filter(|(_, trap)| trap.address != 0);
         let bytes = |trap: &TrapInfo| trap.as_bytes().first_chunk().copied().unwrap_or_default();
