@@ -140,6 +140,11 @@ pub trait Machine {
     fn info(&self) -> &EngineInfo;
     /// The 32 bytes of the hypercall page's entry `number`; the rest of the entry is INT3.
     fn hypercall_stub(&self, number: u32) -> [u8; 32];
+    /// The same for the page of a guest that began on another machine: in the form that all machines' stubs can be
+    /// replaced by.
+    fn restored_stub(&self, number: u32) -> [u8; 32] {
+        self.hypercall_stub(number)
+    }
     /// The hypervisor's own entries for slots 256..=271 of every L4 table in use, in order.
     ///
     /// A machine that needs none (its gate lives elsewhere) returns zeroes.

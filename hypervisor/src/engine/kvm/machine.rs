@@ -198,6 +198,11 @@ impl Machine for KvmMachine {
         transport::hypercall_stub(self.transport, number)
     }
 
+    /// Without the fast `iret`: a return takes an exit, which a guest cannot tell, and calls take none.
+    fn restored_stub(&self, number: u32) -> [u8; 32] {
+        transport::hypercall_stub(self.transport, number)
+    }
+
     fn reserved_l4_entries(&self) -> [u64; 16] {
         self.gate.reserved_l4_entries()
     }

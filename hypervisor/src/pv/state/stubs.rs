@@ -6,6 +6,9 @@
 //! every engine, if not as fast, so that it stays; and it is what a stub gets that has been adapted before and would
 //! need another jump. So a guest can change engines as often as it likes.
 //!
+//! The `iret` of KVM's fast paths leaves by a jump to an address, in two instructions. It is replaced by what leads on
+//! from both, and no engine's page is adapted to it: a return by any other form is as right, if not as fast.
+//!
 //! Stubs are 32 bytes: what they push, `mov eax, number`, the instruction that enters the host, what they pop, `ret`,
 //! and INT3. Both engines' forms are in `engine::kvm::transport` and `engine::process::stub`; this file knows the
 //! instructions and not the engines.
@@ -24,6 +27,8 @@ enum Entry {
     Syscall,
     /// `call [rip + disp32]`, to the address in the stub's last eight bytes.
     Call([u8; 8]),
+    /// `mov rcx, imm64` and `jmp rcx`: only of `iret`, which does not come back, and only to be replaced.
+    Leap([u8; 8]),
 }
 
 const INT3: u8 = 0xcc;
@@ -31,6 +36,8 @@ const NOP: u8 = 0x90;
 const JUMP: u8 = 0xeb;
 /// Where the address of [`Entry::Call`] lies.
 const LITERAL: usize = 24;
+/// Bytes of the first instruction of [`Entry::Leap`], and of the second one.
+const LEAP: [usize; 2] = [10, 2];
 const PUSH_RCX_R11: [u8; 3] = [0x51, 0x41, 0x53];
 const POP_R11_RCX: [u8; 3] = [0x41, 0x5b, 0x59];
 
@@ -39,6 +46,7 @@ impl Entry {
         match self {
             Self::Port(_) | Self::Syscall => 2,
             Self::Call(_) => 6,
+            Self::Leap(_) => LEAP[0] + LEAP[1],
         }
     }
 
@@ -52,6 +60,7 @@ impl Entry {
                 put(stub, at, &[0xff, 0x15, distance, 0, 0, 0])?;
                 put(stub, LITERAL, &address)
             }
+            Self::Leap(_) => None,
         }
     }
 
@@ -64,6 +73,9 @@ impl Entry {
                 let to = at + 6 + usize::from(distance);
                 let address = stub.get(to..)?.first_chunk::<8>().filter(|_| to == LITERAL)?;
                 Some(Self::Call(*address))
+            }
+            [0x48, 0xb9, a, b, c, d, e, f, g, h, 0xff, 0xe1, ..] => {
+                Some(Self::Leap([a, b, c, d, e, f, g, h]))
             }
             _ => None,
         }
@@ -105,7 +117,7 @@ impl Stub {
                 (at, keeps) = (at + 3, true);
             }
         }
-        let entry = Entry::read(stub, at)?;
+        let entry = Entry::read(stub, at).filter(|entry| is_iret || !matches!(entry, Entry::Leap(_)))?;
         let room = if matches!(entry, Entry::Call(_)) { LITERAL } else { STUB };
         let code = stub.get(..room)?.iter().rposition(|byte| *byte != INT3)? + 1;
         Some(Self { entry, at, keeps, jumped, end: code.max(at + entry.length()) })
@@ -136,10 +148,31 @@ pub fn adapt(old: &[u8; STUB], new: &[u8; STUB], number: u32) -> Result<[u8; STU
     }
     let needs_jump = wanted.entry.length() > found.entry.length();
     let entry = if found.jumped && needs_jump { Entry::Syscall } else { wanted.entry };
-    replace(old, found, entry).ok_or(NoRoom)
+    // Not every entry can be made: where a leap was, there is no room for a jump to a call.
+    let or_syscall = || replace(old, found, Entry::Syscall).filter(|_| entry != Entry::Syscall);
+    replace(old, found, entry).or_else(or_syscall).ok_or(NoRoom)
+}
+
+/// The same for a leap at this place: who is between its two instructions goes on as well.
+fn replace_leap(old: &[u8; STUB], at: usize, entry: Entry) -> Option<[u8; STUB]> {
+    let mut stub = *old;
+    let second = at + LEAP[0];
+    put(&mut stub, at, &[NOP; LEAP[0] + LEAP[1]])?;
+    if matches!(entry, Entry::Call(_)) {
+        entry.write(&mut stub, at)?;
+        let back = -i8::try_from(LEAP[0] + 2).ok()?;
+        put(&mut stub, second, &[JUMP, back.cast_unsigned()])?;
+    } else {
+        put(&mut stub, at, &[JUMP, u8::try_from(LEAP[0] - 2).ok()?])?;
+        entry.write(&mut stub, second)?;
+    }
+    Some(stub)
 }
 
 fn replace(old: &[u8; STUB], found: Stub, entry: Entry) -> Option<[u8; STUB]> {
+    if matches!(found.entry, Entry::Leap(_)) {
+        return replace_leap(old, found.at, entry);
+    }
     let mut stub = *old;
     if matches!(found.entry, Entry::Call(_)) {
         put(&mut stub, LITERAL, &[INT3; STUB - LITERAL])?;
@@ -186,18 +219,20 @@ mod tests {
         stub
     }
 
-    /// The three forms of a call's stub: by port, by SYSCALL, by a call.
-    fn forms(number: u8) -> [[u8; STUB]; 3] {
+    /// The forms of a call's stub: by port, by SYSCALL, by a call; of `iret` also by a leap.
+    fn forms(number: u8) -> Vec<[u8; STUB]> {
         let load: &[u8] = &[0xb8, number, 0, 0, 0];
         if u64::from(number) == IRET {
             let push: &[u8] = &[0x51, 0x41, 0x53, 0x50];
-            [
+            let leap = [0x48, 0xb9, 0x5a, 0xf0, 0xff, 0xff, 0x7f, 0x82, 0xff, 0xff, 0xff, 0xe1];
+            vec![
                 stub(&[push, load, &[0xe6, 0x7e]], false),
                 stub(&[push, load, &[0x0f, 0x05]], false),
                 stub(&[push, load, &[0xff, 0x15, 9, 0, 0, 0, 0xc3]], true),
+                stub(&[push, load, &leap], false),
             ]
         } else {
-            [
+            vec![
                 stub(&[load, &[0xe6, 0x7e, 0xc3]], false),
                 stub(&[&PUSH_RCX_R11, load, &[0x0f, 0x05], &POP_R11_RCX, &[0xc3]], false),
                 stub(&[load, &[0xff, 0x15, 13, 0, 0, 0, 0xc3]], true),
@@ -263,17 +298,30 @@ mod tests {
     #[test]
     fn whoever_is_in_a_stub_goes_on_in_every_form() {
         const SYSCALL: usize = 1;
-        for (first, hops) in (0..3).flat_map(|first| (0..729).map(move |hops| (first, hops))) {
+        for (first, hops) in (0..4).flat_map(|first| (0..729).map(move |hops| (first, hops))) {
             for number in [1, IRET as u8] {
                 let is_iret = u64::from(number) == IRET;
                 let forms = forms(number);
-                let mut stub = forms[first];
+                let Some(mut stub) = forms.get(first).copied() else { continue };
                 let mut left: Vec<(usize, Vec<&'static str>)> = Vec::new();
+                let pushed = || vec!["rcx", "r11", "rax"];
+                if first == 3 {
+                    left.extend([(9, pushed()), (19, pushed())]);
+                }
                 for to in (0..6).map(|hop| hops / 3usize.pow(hop) % 3) {
                     stub = adapt(&stub, &forms[to], number.into()).unwrap();
                     let (entered, stack) = run(&stub, 0, vec![]);
                     assert!(entered == Some(to) || entered == Some(SYSCALL), "{first}, {hops}: {to}");
                     if is_iret {
+                        for (at, stack) in &left {
+                            let (entered, stack) = run(&stub, *at, stack.clone());
+                            assert!(
+                                entered == Some(to) || entered == Some(SYSCALL),
+                                "{hops}: {to} from {at}"
+                            );
+                            assert_eq!(stack, pushed());
+                        }
+                        left.push((Stub::read(&stub, number.into()).unwrap().at, pushed()));
                         continue;
                     }
                     assert_eq!(stack, [""; 0]);
@@ -292,6 +340,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_leap_is_replaced_and_not_made() {
+        let forms = forms(IRET as u8);
+        for (to, entered) in [(0, 0), (1, 1), (2, 2)] {
+            let adapted = adapt(&forms[3], &forms[to], IRET as u32).unwrap();
+            assert_eq!(run(&adapted, 0, vec![]).0, Some(entered), "{adapted:02x?}");
+        }
+        assert_eq!(adapt(&forms[0], &forms[3], IRET as u32), Ok(forms[1]), "SYSCALL is right everywhere");
     }
 
     #[test]

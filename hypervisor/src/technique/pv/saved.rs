@@ -77,7 +77,7 @@ pub(super) fn restore(parts: SavedParts<'_>) -> Result<Box<dyn Domain>, MakeErro
             memory: parts.memory,
             layout: parts.layout,
             reserved_l4: parts.machine.reserved_l4_entries(),
-            stub: &|number| parts.machine.hypercall_stub(number),
+            stub: &|number| parts.machine.restored_stub(number),
             engine: Origin {
                 m2p_va: info.m2p_va,
                 call_length: info.call_length,
