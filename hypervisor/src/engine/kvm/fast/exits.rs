@@ -127,7 +127,8 @@ impl KvmCpu {
         let user = match undone {
             Undone::Syscall { by_kernel } => !by_kernel,
             Undone::Iret => false,
-            Undone::Forward | Undone::Coming => return Ok(Exit::Kick),
+            Undone::Forward => return Ok(Exit::Kick),
+            Undone::Coming => return Err(Exit::Dead("the fast paths' gate left where nothing does")),
         };
         self.note_mode(user, memory)?;
         let masks =

@@ -13,7 +13,7 @@ use crate::engine::kvm::gate::EXIT_PORT;
 use crate::engine::kvm::host::{HostKind, host_kind};
 use crate::engine::kvm::tables::TEXT_VA;
 use crate::machine::memory::Maddr;
-use crate::testing::engine::{STACK_TOP, gp};
+use crate::testing::engine::{STACK_TOP, code, fault, gp};
 use crate::x86::registers::Regs;
 
 /// Where each instruction of a piece of text begins. HLT is behind a way out, and never reached.
@@ -109,4 +109,27 @@ fn stopped_at_each_instruction_of_the_gate() {
     let met = Met::at_each(&mut m, TEXT_VA + GATE_OFFSET, text::gate_text());
     // What both directions have in common is met on the first one's way.
     assert!(met.calls >= 8 && met.returns >= 3 && met.leaps == 0, "{met:?}");
+}
+
+/// Nothing of the gate's way to the stub of #BP leaves for the host, or is taken for a kick.
+#[test]
+fn stopped_at_each_instruction_for_a_breakpoint_of_the_programs_own() {
+    let Some(mut m) = Modes::new(&code!("int3", "cli"), &code!("cli")) else { return };
+    let (va, text) = (TEXT_VA + GATE_OFFSET, text::gate_text());
+    let entry = m.w.entry_in(m.kernel_root, va, 1);
+    let page = m.w.memory.load_u64(entry).unwrap() & pte::ADDR_MASK;
+    let start = page + va % 4096;
+    let mut met = 0;
+    for at in instructions(text) {
+        m.start();
+        m.w.memory.write(Maddr(start + at), &[0xe6, EXIT_PORT]).unwrap();
+        match m.w.run() {
+            Exit::Dead(_) => met += 1,
+            exit => {
+                assert_eq!((exit, m.w.regs.rip, m.w.regs.rax), (fault(3), PROGRAM_VA + 1, 0xa0a0), "{at:#x}")
+            }
+        }
+        m.w.memory.write(Maddr(start), text).unwrap();
+    }
+    assert_eq!(met, 9);
 }
