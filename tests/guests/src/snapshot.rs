@@ -1,9 +1,9 @@
 //! A guest with state of every kind, to be saved and restored: `vcpus=N` on the command line says how many it has.
 //!
 //! Each vCPU has a timer that goes on. What is typed is counted; `t` waits until each vCPU's timer has fired a few more
-//! times, and `q` ends the guest. Each answer says whether time went on and what was kept in memory and registers.
+//! times, `u` has a program make system calls, and `q` ends the guest. Each answer says whether time went on and what was kept in memory and registers.
 
-use core::arch::asm;
+use core::arch::{asm, naked_asm};
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -11,7 +11,10 @@ use paravane_abi::virq::VIRQ_TIMER;
 use paravane_guest::event::{self, Port};
 use paravane_guest::hypercall::sched::yield_now;
 use paravane_guest::hypercall::vcpu::set_timer;
+use paravane_guest::memory::Pfn;
+use paravane_guest::paging::{BootFrames, Mmu, PageFlags};
 use paravane_guest::smp::{self, MAX_VCPUS};
+use paravane_guest::user::{Left, UserContext, UserMode, UserSpace};
 use paravane_guest::{Boot, console, power, println, time, trap};
 
 const STACK: usize = 16 << 10;
@@ -39,6 +42,7 @@ pub fn main(boot: Boot) -> ! {
     begin_to_tick();
     event::enable();
     println!("ready: {ready}, {} vCPUs, year {}", started + 1, time::wall_clock().0 / 31_556_952 + 1970);
+    let mut program = (vcpus == 1).then(|| Program::new(&boot)).flatten();
     let mut count = 0u64;
     loop {
         let mut typed = [0; 1];
@@ -59,10 +63,58 @@ pub fn main(boot: Boot) -> ! {
                 }
                 println!("ticked, byte {count}, wrong {}", WRONG.load(SeqCst));
             }
+            [b'u'] => {
+                let calls = program.as_mut().map_or(0, Program::calls);
+                println!("{calls} calls, byte {count}");
+            }
             [b'q'] => power::power_off(),
             [byte] => println!("{} is byte {count}", byte as char),
         }
     }
+}
+
+/// A program that calls its kernel without end, and what runs it.
+struct Program {
+    user: UserMode,
+    mmu: Mmu<'static>,
+    space: UserSpace,
+    context: UserContext,
+}
+
+impl Program {
+    fn new(boot: &Boot) -> Option<Self> {
+        const CODE: u64 = 0x4010_0000;
+        let mut mmu = boot.mmu();
+        let [_, free] = boot.free_frames();
+        let mapped = mmu.direct_map_end(Pfn(free.start)).0;
+        // SAFETY: the frames are free, mapped, and used only by this source.
+        let mut frames = unsafe { BootFrames::new(free.start..mapped) };
+        let user = UserMode::install().ok()?;
+        let space = UserSpace::new(&mut mmu, &mut frames).ok()?;
+        let code = space.map_new(&mut mmu, &mut frames, CODE, PageFlags::empty()).ok()?;
+        // SAFETY: to a frame that was just taken, the few bytes of the program.
+        unsafe { (calling as *const () as *const u8).copy_to(mmu.memory().va(code) as *mut u8, 16) };
+        mmu.flush().ok()?;
+        Some(Self { user, mmu, space, context: UserContext::new(CODE, CODE) })
+    }
+
+    /// Has it call some times; how often it has in its life, as it counts itself.
+    fn calls(&mut self) -> u64 {
+        let mut left = 100;
+        while left > 0 {
+            match self.user.run(&mut self.mmu, &self.space, &mut self.context) {
+                Ok(Left::Syscall) => left -= 1,
+                Ok(Left::Interrupted) => {}
+                _ => return 0,
+            }
+        }
+        self.context.registers.rbx
+    }
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn calling() {
+    naked_asm!("2: inc rbx", "syscall", "jmp 2b")
 }
 
 fn start(boot: &Boot, vcpu: u32) -> bool {

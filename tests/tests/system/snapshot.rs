@@ -186,6 +186,31 @@ fn a_guest_of_several_vcpus_goes_on() {
     from_each_engine_to_each(3, "several");
 }
 
+/// Returns to programs go by the page's `iret`, which an engine may have a form of its own of.
+#[test]
+fn a_guest_with_a_program_goes_on_from_each_engine_on_each() {
+    for &engine in engines() {
+        for &to in engines() {
+            let file = |n: u32| Scratch::new(&format!("program-{n}-{}-{}", engine.name(), to.name()));
+            let files = [0, 1, 2].map(file);
+            let mut guest = Running::start(&Source::Image { vcpus: 1 }, engine, &files[0]);
+            guest.hear("ready");
+            guest.type_in("u");
+            guest.hear("100 calls, byte 1");
+            guest.save();
+            guest.quit();
+            // There, and back again.
+            for (n, on) in [(1, to), (2, engine)] {
+                let mut guest = Running::start(&Source::File(&files[n - 1]), on, &files[n]);
+                guest.type_in("u");
+                guest.hear(&format!("{}00 calls, byte {}", n + 1, n + 1));
+                guest.save();
+                guest.quit();
+            }
+        }
+    }
+}
+
 /// A guest that stands still is saved as it stands.
 #[test]
 fn a_paused_guest_is_saved() {
