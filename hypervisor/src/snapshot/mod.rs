@@ -5,7 +5,7 @@
 //!   whole.
 //! * [`reader`] reads it and believes nothing: a file may come from a stranger. Everything that it says of places and
 //!   lengths is checked against the file's own length, and no length in it makes this program allocate more than
-//!   what bytes of the file stand for: [`format`] says how much that is.
+//!   what bytes of the file stand for: [`mod@format`] says how much that is.
 //!
 //! Any thread may use this. What may not be done here: knowing what a state means. Whoever restores a domain validates
 //! it, as it would what a guest says: a checksum is against mistakes, not against malice.
