@@ -99,8 +99,8 @@ macro_rules! __image {
             "hypercall_page:",
             ".skip 4096, 0xcc",
             ".popsection",
-            // For debuggers. An entry is the hypervisor's: its return address is the last thing on the stack, but for one
-            // that begins by pushing RCX (0x51), and R11 after it: CFA = RSP + 8 + 16 * (byte at RIP & -32 == 0x51).
+            // For debuggers. An entry is the hypervisor's: its return address is the last thing on the stack, but for
+            // one that begins by pushing RCX (0x51), and R11 after it: CFA = RSP + 8 + 16 * (byte at RIP & -32 == 0x51).
             ".pushsection .debug_frame, \"\", @progbits",
             "90: .long 92f - 91f",
             "91: .long 0xffffffff",

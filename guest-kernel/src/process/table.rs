@@ -102,8 +102,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// No processes, with the files of `archive`, and `heap` bytes for what each takes. The lists get all the memory that
-    /// they can need: what happens to a process must not fail for want of it.
+    /// No processes, with the files of `archive`, and `heap` bytes for what each takes. The lists get all the memory
+    /// that they can need: what happens to a process must not fail for want of it.
     pub fn new(archive: Archive, heap: usize) -> Self {
         let max = (heap / HEAP_EACH).min(MAX_PROCESSES);
         let mut processes = Vec::with_capacity(max + 1);

@@ -102,8 +102,8 @@ pub struct Place {
 }
 
 /// What an allocator without memory ends in, whatever allocator it is.
-const EXHAUSTED_HEAP: &str = "its heap is exhausted: give the allocator more memory, and the guest, if it has no more (--mem); or allocate \
-                              with try_reserve, which returns an error";
+const EXHAUSTED_HEAP: &str = "its heap is exhausted: give the allocator more memory, and the guest, if it has no more (--mem); or \
+                              allocate with try_reserve, which returns an error";
 
 impl Place {
     /// Whether it is where the crate `alloc` of Rust goes when there is no memory.

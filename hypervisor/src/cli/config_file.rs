@@ -1,9 +1,9 @@
 //! The file of `run --config`: the same options as on the command line, in TOML.
 //!
-//! A file becomes arguments that stand before those of the command line, so that clap checks both alike: of a value that
-//! is given twice the command line's wins, options that may be repeated add up, and what excludes each other does so
-//! across both. The names are those of the command line, taken from it: there is no second list of options that could
-//! differ.
+//! A file becomes arguments that stand before those of the command line, so that clap checks both alike: of a value
+//! that is given twice the command line's wins, options that may be repeated add up, and what excludes each other does
+//! so across both. The names are those of the command line, taken from it: there is no second list of options that
+//! could differ.
 //!
 //! What may not be done here: knowing what an option means.
 

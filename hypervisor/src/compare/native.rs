@@ -1,7 +1,8 @@
 //! What the processor needs without any technique: the same loops as in the guest, run by this process.
 //!
-//! Only those that need no privilege, and programs, which this host's kernel serves instead of the guest's. A native figure for the others would need this host's ring 0, and a signal
-//! handler is no stand-in: it would measure Linux's delivery of signals.
+//! Only those that need no privilege, and programs, which this host's kernel serves instead of the guest's. A native
+//! figure for the others would need this host's ring 0, and a signal handler is no stand-in: it would measure Linux's
+//! delivery of signals.
 
 use paravane_nano::{ALU_WORDS, COMPUTE, Compute, Data, empty, rounds};
 

@@ -1,7 +1,7 @@
 //! The INT3s that were put into the guest's memory.
 //!
-//! One is known by the machine address of its byte: whoever gets there meets it, by whatever linear address, and code of
-//! another address space at the same linear address does not. A place may be asked for several times, by several
+//! One is known by the machine address of its byte: whoever gets there meets it, by whatever linear address, and code
+//! of another address space at the same linear address does not. A place may be asked for several times, by several
 //! addresses, and is put back with the last.
 
 use crate::machine::memory::Maddr;
@@ -82,8 +82,8 @@ impl Breakpoints {
         }
     }
 
-    /// What is to be written in place of `bytes` from `at` on: an INT3 stays, and what is written there is what the guest
-    /// has there.
+    /// What is to be written in place of `bytes` from `at` on: an INT3 stays, and what is written there is what the
+    /// guest has there.
     pub fn keep(&mut self, at: Maddr, bytes: &mut [u8]) {
         let given = bytes.to_vec();
         for one in &mut self.planted {

@@ -1,9 +1,9 @@
 //! A virtual CPU's runner with a debugger in between.
 //!
-//! It does what the [session](super::session)'s order says, and is otherwise not there. Standing, it tells the loop that
-//! the guest waits: errands wake it, are done in [`Runner::enter`], where the engine's part of the virtual CPU is at
-//! hand, and count as a kick. Stepping, it holds back what would be delivered to the guest: a user who steps through a
-//! function is not to end up in an interrupt handler. What was held back is delivered when the guest runs on.
+//! It does what the [session](super::session)'s order says, and is otherwise not there. Standing, it tells the loop
+//! that the guest waits: errands wake it, are done in [`Runner::enter`], where the engine's part of the virtual CPU is
+//! at hand, and count as a kick. Stepping, it holds back what would be delivered to the guest: a user who steps through
+//! a function is not to end up in an interrupt handler. What was held back is delivered when the guest runs on.
 
 use std::sync::Arc;
 

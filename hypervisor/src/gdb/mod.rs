@@ -6,8 +6,8 @@
 //! * [`session`] is all that this thread and those of the virtual CPUs share.
 //! * [`debugged`] stands between a virtual CPU's loop and its runner: it makes the virtual CPU stand still, step, and
 //!   notice a breakpoint. A run without a debugger has none.
-//! * [`breakpoints`] keeps which bytes of the guest's memory are INT3s of ours, [`hardware`] what is in debug registers, [`memory`] shows memory without them,
-//!   [`registers`] has the registers as gdb numbers them.
+//! * [`breakpoints`] keeps which bytes of the guest's memory are INT3s of ours, [`hardware`] what is in debug
+//!   registers, [`memory`] shows memory without them, [`registers`] has the registers as gdb numbers them.
 //!
 //! Who connects is trusted with the guest, and with nothing else: no packet makes the host panic, write outside the
 //! guest's memory, or change a page table behind the checks.

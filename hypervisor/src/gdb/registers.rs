@@ -166,7 +166,8 @@ impl Vectors {
         all
     }
 
-    /// The tags of the physical registers, two bits each, from one that says whether they are in use (SDM vol. 1, 10.5.1.1).
+    /// The tags of the physical registers, two bits each, from one that says whether they are in use (SDM vol. 1,
+    /// 10.5.1.1).
     fn full_tags(&self, in_use: u8, status: u32) -> u32 {
         let top = status >> 11 & 7;
         (0..8u32).fold(0, |tags, physical| {

@@ -1,7 +1,8 @@
 //! What gdb's requests mean here.
 //!
-//! gdb's threads are the virtual CPUs, counted from 1. Whatever is asked of one is done on its own thread, by an errand.
-//! What gdb asks for and cannot have is an error to gdb, never the end of the connection; that ends when the domain does.
+//! gdb's threads are the virtual CPUs, counted from 1. Whatever is asked of one is done on its own thread, by an
+//! errand. What gdb asks for and cannot have is an error to gdb, never the end of the connection; that ends when the
+//! domain does.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;

@@ -78,8 +78,8 @@ pub enum TransportChoice {
     Vmcall,
 }
 
-/// Shows the account of a running guest's exits, for how many nanoseconds it has been running, and what its virtual CPUs
-/// are doing. The guest waits, and does not pay for it.
+/// Shows the account of a running guest's exits, for how many nanoseconds it has been running, and what its virtual
+/// CPUs are doing. The guest waits, and does not pay for it.
 pub type OnPeek = Box<dyn FnMut(&Ledger, u64, &Autopsy) + Send>;
 /// Something that is done once.
 pub type Once = Box<dyn FnOnce() + Send>;

@@ -45,8 +45,8 @@ pub enum NotHere {
     },
     /// The guest may use instructions that would be undefined here.
     #[error(
-        "the snapshot was taken on a processor with features that this one lacks (CPUID leaf {leaf:#x}, sub-leaf {index}, \
-         {register}, bits {missing:#x}), and its guest may use them; restore it on a processor that has them"
+        "the snapshot was taken on a processor with features that this one lacks (CPUID leaf {leaf:#x}, sub-leaf \
+         {index}, {register}, bits {missing:#x}), and its guest may use them; restore it on a processor that has them"
     )]
     Features {
         /// Where they are announced.
@@ -60,8 +60,8 @@ pub enum NotHere {
     },
     /// The guest may use registers that are not there.
     #[error(
-        "the snapshot was taken on a processor with vector registers that this one lacks (XCR0 {0:#x}), and its guest may \
-         use them; restore it on a processor that has them"
+        "the snapshot was taken on a processor with vector registers that this one lacks (XCR0 {0:#x}), and its guest \
+         may use them; restore it on a processor that has them"
     )]
     Components(u64),
 }

@@ -102,8 +102,8 @@ impl Ledger {
         self.current().work.add(kind, n);
     }
 
-    /// Notes that the kernel's instruction at `at` brought the guest to the host, for an exit of this cause; one that is
-    /// no instruction's own is not counted.
+    /// Notes that the kernel's instruction at `at` brought the guest to the host, for an exit of this cause; one that
+    /// is no instruction's own is not counted.
     pub fn site(&mut self, at: u64, cause: Cause, arrival: Arrival) {
         if cause.is_instruction() {
             let is_mark = matches!(cause, Cause::PortOut(PortDevice::Mark));

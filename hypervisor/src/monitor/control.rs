@@ -174,7 +174,8 @@ impl Control {
         }
     }
 
-    /// What [`Command::Peek`] calls where there are several virtual CPUs, with the sum of their ledgers and all of them.
+    /// What [`Command::Peek`] calls where there are several virtual CPUs, with the sum of their ledgers and all of
+    /// them.
     pub fn show_together(&self, show: Show) {
         let together = Together { show, peeks: 0, sum: Ledger::new(), handed: 0, witnesses: Vec::new() };
         *self.0.together.lock().unwrap_or_else(PoisonError::into_inner) = Some(together);

@@ -351,7 +351,8 @@ impl View<'_> {
         })
     }
 
-    /// Whether all who come to a site come by the beginning of a run: who jumps to the middle does not come to the stub.
+    /// Whether all who come to a site come by the beginning of a run: who jumps to the middle does not come to the
+    /// stub.
     fn reaches(&self, run: &Run, site: &Instruction) -> bool {
         let mut until = run.inner.iter().take_while(|inner| **inner <= site.ip());
         let is_in = run.range.start == site.ip() || run.inner.contains(&site.ip());
@@ -409,8 +410,8 @@ impl View<'_> {
         })
     }
 
-    /// The known instructions from which a run may reach to where a short jump goes that ends at `end`: other functions'
-    /// as well.
+    /// The known instructions from which a run may reach to where a short jump goes that ends at `end`: other
+    /// functions' as well.
     fn around(&self, site: u64, end: u64) -> &[u64] {
         let from = self.known.partition_point(|at| *at < site.saturating_sub(REACH + LONGEST));
         let to = self.known.partition_point(|at| *at < end.saturating_add(REACH));

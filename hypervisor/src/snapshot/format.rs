@@ -11,9 +11,9 @@
 //! CRC-32: memory one for each [`CHUNK_FRAMES`] frames, over those that are not zero.
 //!
 //! serde and bincode are known to this module and to no other of the room. What bincode is given to decode was checked
-//! before for length and CRC, and is no longer than [`LARGEST_STATE`] whatever lengths it claims to have. Decoded it may
-//! be larger: a list of what each frame may have (chunks, pins) takes up to sixteen times its bytes, with the room that
-//! it grows into. Other lists are bounded by who declares them (`pv::state::at_most`).
+//! before for length and CRC, and is no longer than [`LARGEST_STATE`] whatever lengths it claims to have. Decoded it
+//! may be larger: a list of what each frame may have (chunks, pins) takes up to sixteen times its bytes, with the room
+//! that it grows into. Other lists are bounded by who declares them (`pv::state::at_most`).
 
 use bincode::config::{Configuration, Limit, standard};
 use flate2::Crc;

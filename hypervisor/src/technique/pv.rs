@@ -207,8 +207,8 @@ impl Shared {
 }
 
 impl Shared {
-    /// The way into the guest where other vCPUs change the page tables as well. `must_be_known` is up to where all others
-    /// must be current before.
+    /// The way into the guest where other vCPUs change the page tables as well. `must_be_known` is up to where all
+    /// others must be current before.
     fn enter_beside_others(
         &self,
         seen: &Seen,

@@ -126,9 +126,9 @@ pub(crate) struct Translator {
 }
 
 impl Translator {
-    /// A translator with the frames `state`, to which the kernel may write, and `code`. `stub` is the machine's way to make a hypercall;
-    /// `adaptive` says whether stores to page tables that trap often are to be logged; `functions` are the kernel's, as
-    /// far as they are known, in order and apart from each other.
+    /// A translator with the frames `state`, to which the kernel may write, and `code`. `stub` is the machine's way to
+    /// make a hypercall; `adaptive` says whether stores to page tables that trap often are to be logged; `functions`
+    /// are the kernel's, as far as they are known, in order and apart from each other.
     pub fn new(
         state: Range<u64>,
         code: Range<u64>,

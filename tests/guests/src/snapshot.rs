@@ -1,7 +1,8 @@
 //! A guest with state of every kind, to be saved and restored: `vcpus=N` on the command line says how many it has.
 //!
 //! Each vCPU has a timer that goes on. What is typed is counted; `t` waits until each vCPU's timer has fired a few more
-//! times, `u` has a program make system calls, and `q` ends the guest. Each answer says whether time went on and what was kept in memory and registers.
+//! times, `u` has a program make system calls, and `q` ends the guest. Each answer says whether time went on and what
+//! was kept in memory and registers.
 
 use core::arch::{asm, naked_asm};
 use core::mem::MaybeUninit;

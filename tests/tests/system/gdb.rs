@@ -23,7 +23,8 @@ fn session(address: String, script: &'static [&'static str]) -> thread::JoinHand
     })
 }
 
-/// A vCPU that starts meets the breakpoint, whichever it is; the others stand meanwhile, while it is stepped, and go on.
+/// A vCPU that starts meets the breakpoint, whichever it is; the others stand meanwhile, while it is stepped, and go
+/// on.
 #[test]
 fn each_vcpu_is_a_thread() {
     if !Command::new("gdb").arg("--version").output().is_ok_and(|output| output.status.success()) {

@@ -44,7 +44,8 @@ const ROOMS: &[Room] = &[
     with_unsafe(
         "cli",
         "the program: arguments, terminal, signals, output",
-        "compare launch gdb technique trace snapshot monitor autopsy audit image virtio backend engine ledger machine host x86 text",
+        "compare launch gdb technique trace snapshot monitor autopsy audit image virtio backend engine ledger machine \
+         host x86 text",
     ),
     room(
         "compare",

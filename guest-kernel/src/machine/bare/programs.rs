@@ -36,8 +36,8 @@ static RETURN_SP: AtomicU64 = AtomicU64::new(0);
 static VECTORS: AtomicU64 = AtomicU64::new(0);
 /// The program's stack pointer, while a system call has no stack yet.
 static USER_SP: AtomicU64 = AtomicU64::new(0);
-/// The program that ran last, by where its state is, and the bases of FS and GS that were loaded for it. Another one has
-/// both loaded anew: a program can change them without the kernel, by loading a selector.
+/// The program that ran last, by where its state is, and the bases of FS and GS that were loaded for it. Another one
+/// has both loaded anew: a program can change them without the kernel, by loading a selector.
 static LOADED: Single<Option<(usize, [u64; 2])>> = Single::new(None);
 static KERNEL_MXCSR: u32 = 0x1f80;
 /// The stack that a system call's frame is made on.

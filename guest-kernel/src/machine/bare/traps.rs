@@ -91,8 +91,8 @@ global_asm!(
     "pop rax",
     "add rsp, 16",
     "iretq",
-    // For debuggers, where the handler returns to: RBP is the frame's address, and what was interrupted is in the frame;
-    // its stack pointer is the CFA (DWARF 4, 6.4; "S": the one above is not at a call).
+    // For debuggers, where the handler returns to: RBP is the frame's address, and what was interrupted is in the
+    // frame; its stack pointer is the CFA (DWARF 4, 6.4; "S": the one above is not at a call).
     ".pushsection .debug_frame, \"\", @progbits",
     "90: .long 92f - 91f",
     "91: .long 0xffffffff",

@@ -53,8 +53,8 @@ impl Call<'_> {
         Ok(0)
     }
 
-    /// Ends a handler. What is read may be anything: it is a program's own registers, of which none can harm. Flags that
-    /// are not a program's are not loaded, and a RIP that no code can be at is an exception of the program.
+    /// Ends a handler. What is read may be anything: it is a program's own registers, of which none can harm. Flags
+    /// that are not a program's are not loaded, and a RIP that no code can be at is an exception of the program.
     pub(super) fn return_from_signal(&mut self) -> Outcome {
         let restored = self.process(|process| Ok(process.context.registers.rsp)).and_then(|at| {
             let mut bytes = [0; RETURNED];

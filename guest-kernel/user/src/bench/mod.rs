@@ -1,4 +1,5 @@
-//! lmbench's latencies and bandwidths, by its names and definitions (McVoy and Staelin, 1996), and a storm of processes.
+//! lmbench's latencies and bandwidths, by its names and definitions (McVoy and Staelin, 1996), and a storm of
+//! processes.
 //!
 //! Each does something a number of times, which its last argument says, so that runs can be counted and compared. If
 //! nothing is said, it does it until that takes long enough. One line has the result:

@@ -1,9 +1,9 @@
 //! A result as one page that needs nothing else: no network, no other file.
 //!
 //! The page is a template, its style, its script and the result as JSON. The script draws what it finds there; here the
-//! result is no more than embedded, and of a recorded one [`check_shape`] says whether the script can draw it. A guest's
-//! own words are in it, so that what is written between `<script>` tags may not end them, and the script never makes
-//! markup of a string. A policy in the page forbids loading anything.
+//! result is no more than embedded, and of a recorded one [`check_shape`] says whether the script can draw it. A
+//! guest's own words are in it, so that what is written between `<script>` tags may not end them, and the script never
+//! makes markup of a string. A policy in the page forbids loading anything.
 
 mod shape;
 

@@ -30,8 +30,8 @@ pub fn machine(memory: &MachineMemory) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-/// The vCPU number `id`, in long mode, whose SYSCALL goes to `syscall_va` or else to its `gate`; and what its processor has. All of that is
-/// allowed.
+/// The vCPU number `id`, in long mode, whose SYSCALL goes to `syscall_va` or else to its `gate`; and what its processor
+/// has. All of that is allowed.
 pub fn processor(
     vm: &VmFd,
     id: u32,

@@ -85,8 +85,9 @@ impl Shared {
     pub fn new(spaces: Spaces, terms: Terms, fpu_size: u64, accepted: fpu::Accepted) -> Self {
         Self { spaces: Mutex::new(spaces), upheavals: AtomicU64::new(0), terms, fpu_size, accepted }
     }
-    /// Takes the lock. It is held for a few system calls at a time, none of which waits for the guest; and, where a root
-    /// gets its first process or a spoilt one is replaced, until Linux has made that process and ended the old one.
+    /// Takes the lock. It is held for a few system calls at a time, none of which waits for the guest; and, where a
+    /// root gets its first process or a spoilt one is replaced, until Linux has made that process and ended the old
+    /// one.
     pub fn lock(&self) -> MutexGuard<'_, Spaces> {
         // Whoever panicked with it has ended its guest; the others end their processes.
         self.spaces.lock().unwrap_or_else(PoisonError::into_inner)

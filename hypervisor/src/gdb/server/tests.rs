@@ -452,7 +452,8 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
     let body = prop_oneof![prop::collection::vec(any::<u8>(), 0..60), digits];
     let framed = (prop::sample::select(COMMANDS), body)
         .prop_map(|(command, body)| packet(&[command, body.as_slice()].concat()));
-    prop_oneof![4 => framed, 1 => prop::collection::vec(any::<u8>(), 0..80), 1 => Just(b"+".to_vec()), 1 => Just(vec![3])]
+    let noise = prop::collection::vec(any::<u8>(), 0..80);
+    prop_oneof![4 => framed, 1 => noise, 1 => Just(b"+".to_vec()), 1 => Just(vec![3])]
 }
 
 proptest! {

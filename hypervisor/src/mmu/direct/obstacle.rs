@@ -82,8 +82,8 @@ impl fmt::Display for Obstacle {
                         write!(f, "and cannot be a page table (level {}) meanwhile", level.number())
                     }
                     (_, FrameType::Table(_)) => f.write_str(
-                        "and cannot be written to, or mapped writable, until it is unpinned and nothing links it: map it \
-                         read-only, and change it by mmu_update (SDK: paging)",
+                        "and cannot be written to, or mapped writable, until it is unpinned and nothing links it: map \
+                         it read-only, and change it by mmu_update (SDK: paging)",
                     ),
                     _ => f.write_str("and cannot be used otherwise meanwhile"),
                 }

@@ -319,7 +319,15 @@ proptest! {
         let targets: Vec<u64> = all.iter().zip(targets).filter(|(_, t)| *t).map(|((at, _), _)| *at as u64).collect();
         let is_target = |at: u64| targets.contains(&(at - BASE));
         let known: Vec<u64> = all.iter().map(|(_, insn)| insn.ip()).collect();
-        let view = View { base: BASE, code: &code, is_target: &is_target, is_taken: &|_| false, known: &known, gaps: &[], spares: false };
+        let view = View {
+            base: BASE,
+            code: &code,
+            is_target: &is_target,
+            is_taken: &|_| false,
+            known: &known,
+            gaps: &[],
+            spares: false,
+        };
         for (site, insn) in all {
             if let Some(found) = plan(&view, insn.ip(), &mut Anywhere(seed)) {
                 check(&code, site as u64, &targets, &found);

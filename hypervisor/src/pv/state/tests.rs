@@ -211,7 +211,8 @@ fn a_state_that_breaks_isolation_is_refused() {
     nonsense(set("/domain/now", u64::MAX.into()));
     nonsense(set("/domain/ports/1", serde_json::json!([{"Loop": {"peer": 2}}, 0])));
     nonsense(set("/domain/ports/1", serde_json::json!(["Ipi", 1])));
-    let grant = serde_json::json!([[{"entry": 9, "how": {"host": true, "device": false, "readonly": false}, "by_entry": false}, 5]]);
+    let how = serde_json::json!({"host": true, "device": false, "readonly": false});
+    let grant = serde_json::json!([[{"entry": 9, "how": how, "by_entry": false}, 5]]);
     nonsense(set("/domain/grants/mappings", grant));
     assert!(set("/domain/grants/frames", u64::MAX.into()).is_err());
     // Flags and privilege levels are those of CPL 3, whatever was saved.

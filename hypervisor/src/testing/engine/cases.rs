@@ -2,6 +2,7 @@
 
 use paravane_abi::pte;
 
+use super::kicked::Kicked;
 pub(crate) use super::selectors::{guests_descriptors, selectors};
 use super::{CODE_VA, DATA, DATA_VA, HYPERCALL_VA, STACK_TOP, TABLE, TEXT, World, code, fault, gp, pf};
 use crate::engine::Exit;
@@ -318,25 +319,9 @@ pub(crate) fn kick_before_entry(w: &mut World) {
 }
 
 /// Kicks, from another thread and by deadline, stop a guest that never would, wherever they find it, and harm nothing.
-///
-/// The thread's share of a busy machine is anyone's guess; the deadlines are what makes the stops as many as are asked
-/// for.
 pub(crate) fn kicks_while_running(w: &mut World) {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    let (kicker, deadlines) = (w.cpu.kicker(), w.cpu.kicker());
-    let stop = std::sync::Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    let thread = std::thread::spawn(move || {
-        // At varying distances: some meet the way in or out, and between others the guest gets somewhere.
-        let mut distance = 0;
-        while !flag.load(Ordering::Relaxed) {
-            kicker.kick();
-            distance = (distance + 37) % 256;
-            for _ in 0..distance {
-                std::thread::yield_now();
-            }
-        }
-    });
+    let deadlines = w.cpu.kicker();
+    let kicked = Kicked::by(w.cpu.kicker());
     // Counts in rcx and in xmm0; both must agree at every stop. The hypercall makes kicks meet the stub.
     w.load(&code!(
         "pxor xmm0, xmm0",
@@ -374,8 +359,7 @@ pub(crate) fn kicks_while_running(w: &mut World) {
         }
     }
     deadlines.arm(0);
-    stop.store(true, Ordering::Relaxed);
-    thread.join().unwrap();
+    drop(kicked);
 }
 
 /// A deadline stops a running guest.

@@ -5,6 +5,7 @@
 
 pub(crate) mod advisories;
 pub(crate) mod cases;
+pub(crate) mod kicked;
 pub(crate) mod measure;
 pub(crate) mod own_code;
 pub(crate) mod ports;

@@ -10,8 +10,8 @@ use super::{Surroundings, Translator, Wanted};
 use crate::translate::code::{case, word};
 use crate::x86::descriptor::Gate;
 
-/// Functions of one instruction or two that nothing but pointers leads to are left until they are called: their returns, which are much of
-/// what they do, are fast only where the host has seen who calls (decision 24).
+/// Functions of one instruction or two that nothing but pointers leads to are left until they are called: their
+/// returns, which are much of what they do, are fast only where the host has seen who calls (decision 24).
 const SHORT: u64 = 8;
 
 /// Gates of an IDT.

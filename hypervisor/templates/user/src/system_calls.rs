@@ -20,8 +20,8 @@ impl Kernel {
         None
     }
 
-    /// Prints bytes of a program, as many as one call may print. They are copied from the program's own space: a pointer
-    /// to the kernel's memory is as bad there as one to nothing.
+    /// Prints bytes of a program, as many as one call may print. They are copied from the program's own space: a
+    /// pointer to the kernel's memory is as bad there as one to nothing.
     fn write(&self, space: &UserSpace, address: u64, len: u64) -> Result<u64, BadAddress> {
         let mut bytes = [0; 256];
         let len = len.min(bytes.len() as u64);

@@ -10,6 +10,7 @@ const CMDLINE: usize = 24;
 /// The longest command line, its end included.
 const LONGEST: usize = 1024;
 
+// SAFETY: a symbol of the link script; only its address is used.
 unsafe extern "C" {
     safe static __virt_base: u8;
 }

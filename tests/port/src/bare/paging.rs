@@ -18,6 +18,7 @@ static SPARE_USED: AtomicU64 = AtomicU64::new(0);
 /// The first frame that nobody uses.
 static FREE: AtomicU64 = AtomicU64::new(0);
 
+// SAFETY: a symbol of the link script; only its address is used.
 unsafe extern "C" {
     /// The linear address of physical address 0.
     safe static __virt_base: u8;

@@ -9,7 +9,7 @@ use super::{FastPaths, Left, Undone};
 use crate::engine::kvm::context::from_kvm;
 use crate::engine::kvm::cpu::{KvmCpu, LOST, Stop};
 use crate::engine::{Exit, canonical};
-use crate::machine::memory::{MachineMemory, Maddr};
+use crate::machine::memory::{BadMachineAddress, MachineMemory, Maddr};
 use crate::mmu::crossing::Crossed;
 use crate::mmu::space::VcpuSpace;
 use crate::x86::registers::Regs;
@@ -30,8 +30,8 @@ impl KvmCpu {
         self.fast.as_ref().is_some_and(|fast| fast.is_halfway(rip, in_gate))
     }
 
-    /// Runs until the guest stops, elsewhere than half-way through a fast path; or what the exit is if it was there, and
-    /// has been taken back or completed.
+    /// Runs until the guest stops, elsewhere than half-way through a fast path; or what the exit is if it was there,
+    /// and has been taken back or completed.
     pub(in crate::engine::kvm) fn run_to_a_stop(
         &mut self,
         regs: &mut Regs,
@@ -91,12 +91,7 @@ impl KvmCpu {
         let in_gate = self.vcpu.sync_regs().sregs.cs.dpl == 0;
         let before = regs.rip;
         let undone = self.fast.as_ref()?.undo_out(Left { in_gate, user_view }, regs, &self.gate, memory);
-        match undone {
-            Ok(undone) => {
-                undone.map(|undone| self.undone(undone, before, space, memory).unwrap_or_else(|dead| dead))
-            }
-            Err(_) => Some(Exit::Dead(LOST)),
-        }
+        self.exit_if_undone(undone, before, space, memory)
     }
 
     /// What a fault in the fast paths meant; `None`: a fault.
@@ -108,10 +103,20 @@ impl KvmCpu {
     ) -> Option<Exit> {
         let user_view = self.is_in_user(space);
         let before = regs.rip;
-        match self.fast.as_ref()?.undo_fault(Left { in_gate: false, user_view }, regs, memory) {
-            Ok(undone) => {
-                undone.map(|undone| self.undone(undone, before, space, memory).unwrap_or_else(|dead| dead))
-            }
+        let undone = self.fast.as_ref()?.undo_fault(Left { in_gate: false, user_view }, regs, memory);
+        self.exit_if_undone(undone, before, space, memory)
+    }
+
+    /// Makes an exit of what was found at `rip`, if anything of the fast paths was.
+    fn exit_if_undone(
+        &mut self,
+        found: Result<Option<Undone>, BadMachineAddress>,
+        rip: u64,
+        space: &VcpuSpace,
+        memory: &MachineMemory,
+    ) -> Option<Exit> {
+        match found {
+            Ok(undone) => Some(self.undone(undone?, rip, space, memory).unwrap_or_else(|dead| dead)),
             Err(_) => Some(Exit::Dead(LOST)),
         }
     }

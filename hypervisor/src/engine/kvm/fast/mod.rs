@@ -19,13 +19,13 @@
 //! * *Kernel mode.* The kernel's root is loaded for an INT3 in the ways alone, and execution goes on right behind it.
 //!   Whoever jumps there has executed SYSCALL. #BP from any other RIP (all 64 bits are compared) leaves for the host.
 //! * *The shared page* ([`State`]) is mapped in kernels' roots only, in an L4 slot of ours; a root loses it before a
-//!   program runs on it. So a program can neither read nor write where its kernel's stack and entry are. The kernel can:
-//!   what is in the page is a claim, and by a false one it can only break itself. The host believes none of it:
+//!   program runs on it. So a program can neither read nor write where its kernel's stack and entry are. The kernel
+//!   can: what is in the page is a claim, and by a false one it can only break itself. The host believes none of it:
 //!   the mode that was left is what CR3 says; bases are made canonical; no address in it is used.
 //! * *Registers of the caller.* SYSCALL's mask clears TF, DF, AC and NT. One who jumps into the ways has what flags he
 //!   likes: the kernel gets rcx and r11 as it would anyway (`IF` set, `IOPL` clear in its frame); POPFQ then loads all
-//!   flags that the guest can have, without TF, NT and AC. With TF set the first instruction of the kernel's side raises
-//!   #DB, and the call is taken back and left to the host. DF is of no effect: there are no string instructions.
+//!   flags that the guest can have, without TF, NT and AC. With TF set the first instruction of the kernel's side
+//!   raises #DB, and the call is taken back and left to the host. DF is of no effect: there are no string instructions.
 //! * *The privilege level.* A software KVM leaves it at 3 for a SYSCALL, but interprets some, and then it is 0, on the
 //!   caller's stack. The ways look at CS before INT3, by way of a page that every program can write to: what they store
 //!   there is read by the next instruction, and there is one virtual CPU. At CPL 0 the next is the `OUT` to the host.
@@ -39,8 +39,8 @@
 //!   there is refused by the host (see `port`).
 //!
 //! What stays with the host: a return with TF, with upcalls pending or masked, in an NMI, to the kernel, to other
-//! selectors, or with rcx other than RIP (after anything but a SYSCALL); a SYSCALL while upcalls are masked; guests with
-//! several virtual CPUs, because the ways are one page and find one virtual CPU's state; the transport `vmcall`. A
+//! selectors, or with rcx other than RIP (after anything but a SYSCALL); a SYSCALL while upcalls are masked; guests
+//! with several virtual CPUs, because the ways are one page and find one virtual CPU's state; the transport `vmcall`. A
 //! kernel that wants fast paths sets CR4.FSGSBASE.
 //!
 //! What may not be done here: a decision that keeps the guest in its bounds, at CPL 0 or in the ways.

@@ -1,12 +1,10 @@
 //! Kicks from another thread, while a program calls its kernel as fast as it can.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use super::super::{STATE_VA, WAYS_VA};
 use super::{FLAGS, KERNEL_GS, Modes, PROGRAM_VA, USER_GS, world};
 use crate::engine::Exit;
 use crate::machine::memory::{Maddr, Mfn, PAGE_SIZE};
+use crate::testing::engine::kicked::Kicked;
 use crate::testing::engine::{CODE_VA, STACK_TOP, World, code, fault};
 use paravane_abi::pte;
 use paravane_abi::segment::{FLAT_USER_CS, FLAT_USER_SS};
@@ -67,19 +65,7 @@ impl Modes {
 #[test]
 fn kicks_meet_a_program_or_its_kernel_and_nothing_in_between() {
     let Some(mut m) = counters() else { return };
-    let kicker = m.w.cpu.kicker();
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    let thread = std::thread::spawn(move || {
-        let mut distance = 0;
-        while !flag.load(Ordering::Relaxed) {
-            kicker.kick();
-            distance = (distance + 37) % 256;
-            for _ in 0..distance {
-                std::thread::yield_now();
-            }
-        }
-    });
+    let kicked = Kicked::by(m.w.cpu.kicker());
     let deadlines = m.w.cpu.kicker();
     let (mut kicks, mut crossings, mut stops) = (0u64, 0, 0u64);
     while kicks < 2000 || crossings < 2000 {
@@ -110,8 +96,7 @@ fn kicks_meet_a_program_or_its_kernel_and_nothing_in_between() {
         assert!(regs.r12.wrapping_sub(regs.r13) <= 1, "{regs:x?}");
     }
     deadlines.arm(0);
-    stop.store(true, Ordering::Relaxed);
-    thread.join().unwrap();
+    drop(kicked);
 }
 
 /// Counts in r12 and in memory, with a #BP each time, which the fast paths' gate passes on.
